@@ -1,0 +1,1 @@
+"""Raw slides and scans in, bags of instances and features out."""

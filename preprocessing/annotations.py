@@ -1,0 +1,260 @@
+"""Lesion annotations: polygons of pathologists and the exact share of each tile they cover.
+
+Readers: ASAP XML (CAMELYON16: groups `_0`, `_1`, `Tumor` are tumour, `_2`, `Exclusion` are cut out of it), GeoJSON as
+QuPath writes it, and the JSON of the NCRF project (`positive` / `negative` lists). Lesion = union(tumour) -
+union(cut-outs), level-0 px. Hand-drawn outlines cross themselves: they are repaired, counted and logged.
+Coverage is geometry, not a raster: area(lesion in tile) / area(tile), float.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from shapely.geometry.base import BaseGeometry
+
+TUMOUR_GROUPS = frozenset({"_0", "_1", "tumor", "tumour", "lesion", "positive"})
+EXCLUSION_GROUPS = frozenset({"_2", "exclusion", "negative"})
+_AREA_TYPES = frozenset({"polygon", "spline", "rectangle"})
+_POINT_TYPES = frozenset({"dot", "pointset", "measurement"})
+# Pieces with more vertices than this are cut in two before tiles are intersected with them.
+_PIECE_VERTICES = 256
+
+log = logging.getLogger(__name__)
+Ring = npt.NDArray[np.float64]
+
+
+@dataclass
+class Lesion:
+    """A slide's lesion.
+
+    Attributes:
+        geometry: shapely polygon or multipolygon, level-0 px; empty if nothing is tumour.
+        counts: `tumour`, `exclusion` (outlines used), `repaired` (self-crossing), `dropped` (without area),
+            `ignored` (dots and measurements).
+    """
+
+    geometry: BaseGeometry
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def read_lesion(path: Path | str, *, origin: tuple[int, int] = (0, 0)) -> Lesion:
+    """Read an annotation file by its suffix: `.xml` (ASAP), `.geojson` or `.json` (QuPath, NCRF).
+
+    Args:
+        path: the file.
+        origin: level-0 position of the scanned region on the canvas. QuPath counts from it (MIRAX), so GeoJSON is
+            moved by it; ASAP and NCRF count from the canvas.
+
+    Raises:
+        ValueError: unreadable file, entities in the XML, an unknown group, or coordinates that are no numbers; the
+            message names the file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such annotation file")
+    if path.suffix.lower() == ".xml":
+        return _build(_asap_outlines(path), path)
+    if path.suffix.lower() in {".json", ".geojson"}:
+        return _build(_json_outlines(path, origin), path)
+    raise ValueError(f"{path}: annotation with suffix {path.suffix!r}, expected .xml (ASAP), .geojson or .json")
+
+
+@dataclass
+class _Outlines:
+    """Outlines as read: (is tumour, rings); the first ring is the outline, further ones its holes."""
+
+    polygons: list[tuple[bool, list[Ring]]] = field(default_factory=list)
+    ignored: int = 0
+
+
+def _is_tumour(group: str, path: Path, what: str) -> bool:
+    name = group.strip().lower()
+    if name in TUMOUR_GROUPS or name in EXCLUSION_GROUPS:
+        return name in TUMOUR_GROUPS
+    raise ValueError(
+        f"{path}: {what} has group {group!r}, expected one of {', '.join(sorted(TUMOUR_GROUPS))} (tumour) or "
+        f"{', '.join(sorted(EXCLUSION_GROUPS))} (cut out of it); rename or delete it"
+    )
+
+
+def _asap_outlines(path: Path) -> _Outlines:
+    from xml.etree.ElementTree import ParseError
+
+    from defusedxml.common import DefusedXmlException
+    from defusedxml.ElementTree import parse
+
+    try:
+        root = parse(path, forbid_dtd=True).getroot()
+    except DefusedXmlException as error:
+        raise ValueError(f"{path}: XML with a DTD, entities or external references refused ({error})") from error
+    except ParseError as error:
+        raise ValueError(f"{path}: not well-formed XML ({error})") from error
+    if root.tag != "ASAP_Annotations":
+        raise ValueError(f"{path}: root element {root.tag!r}, expected 'ASAP_Annotations'")
+    out = _Outlines()
+    for annotation in root.iter("Annotation"):
+        what = f"annotation {annotation.get('Name', '?')!r}"
+        kind = annotation.get("Type", "Polygon").lower()
+        if kind in _POINT_TYPES:
+            out.ignored += 1
+            continue
+        if kind not in _AREA_TYPES:
+            raise ValueError(f"{path}: {what} has type {annotation.get('Type')!r}, expected Polygon or Spline")
+        tumour = _is_tumour(annotation.get("PartOfGroup", ""), path, what)
+        out.polygons.append((tumour, [_asap_ring(annotation, path, what)]))
+    return out
+
+
+def _asap_ring(annotation: Any, path: Path, what: str) -> Ring:
+    try:
+        points = [[float(c.get(key)) for key in ("Order", "X", "Y")] for c in annotation.iter("Coordinate")]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {what} has a Coordinate without numeric Order, X and Y ({error})") from error
+    points.sort(key=lambda point: point[0])
+    return np.array([point[1:] for point in points], np.float64).reshape(-1, 2)
+
+
+def _json_outlines(path: Path, origin: tuple[int, int]) -> _Outlines:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not JSON ({error})") from error
+    try:
+        if isinstance(content, dict) and {"positive", "negative"} & set(content):
+            return _ncrf_outlines(content)
+        return _geojson_outlines(content, np.array(origin, np.float64), path)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: neither GeoJSON features nor positive/negative polygon lists ({error!r})") from error
+
+
+def _ncrf_outlines(content: dict[str, Any]) -> _Outlines:
+    polygons = [
+        (group == "positive", [_ring(entry["vertices"])])
+        for group in ("positive", "negative")
+        for entry in content.get(group, [])
+    ]
+    return _Outlines(polygons)
+
+
+def _geojson_outlines(content: Any, offset: npt.NDArray[np.float64], path: Path) -> _Outlines:
+    features = content if isinstance(content, list) else content.get("features", [content])
+    out = _Outlines()
+    for number, feature in enumerate(features):
+        geometry, properties = feature["geometry"], feature.get("properties") or {}
+        if geometry["type"] not in {"Polygon", "MultiPolygon"}:
+            out.ignored += 1
+            continue
+        group = (properties.get("classification") or {}).get("name", "")
+        tumour = _is_tumour(group, path, f"feature {number}")
+        parts = geometry["coordinates"] if geometry["type"] == "MultiPolygon" else [geometry["coordinates"]]
+        out.polygons += [(tumour, [_ring(ring) + offset for ring in part]) for part in parts]
+    return out
+
+
+def _ring(vertices: Any) -> Ring:
+    ring = np.array(vertices, np.float64)
+    if ring.size and (ring.ndim != 2 or ring.shape[1] < 2):
+        raise TypeError(f"vertices of shape {ring.shape}")
+    return ring.reshape(-1, ring.shape[-1] if ring.size else 2)[:, :2]
+
+
+def _build(outlines: _Outlines, path: Path) -> Lesion:
+    import shapely
+
+    counts = {"tumour": 0, "exclusion": 0, "repaired": 0, "dropped": 0, "ignored": outlines.ignored}
+    areas: dict[bool, list[BaseGeometry]] = {True: [], False: []}
+    for tumour, rings in outlines.polygons:
+        if not all(np.isfinite(ring).all() for ring in rings):
+            raise ValueError(f"{path}: an outline has coordinates that are not finite numbers")
+        rings = [ring for ring in rings if len(ring) >= 3]
+        shape = shapely.Polygon(rings[0], rings[1:]) if rings else shapely.Polygon()
+        if not shape.is_valid:
+            counts["repaired"] += 1
+            shape = _polygonal(shapely.make_valid(shape))
+        if shape.is_empty or shape.area == 0:
+            counts["dropped"] += 1
+            continue
+        counts["tumour" if tumour else "exclusion"] += 1
+        areas[tumour].append(shape)
+    if counts["repaired"] or counts["dropped"]:
+        log.info("%s: %d outlines repaired, %d without area dropped", path, counts["repaired"], counts["dropped"])
+    lesion = shapely.union_all(areas[True])
+    return Lesion(_polygonal(shapely.difference(lesion, shapely.union_all(areas[False]))), counts)
+
+
+def _polygonal(geometry: BaseGeometry) -> BaseGeometry:
+    """The parts of a geometry that have an area, as one (multi)polygon; repairs may leave lines and points."""
+    import shapely
+
+    parts = shapely.get_parts(geometry)
+    while any(part.geom_type in {"MultiPolygon", "GeometryCollection"} for part in parts):
+        parts = shapely.get_parts(parts)
+    return shapely.union_all([part for part in parts if part.geom_type == "Polygon"])
+
+
+def coverage(lesion: BaseGeometry, coords: npt.NDArray[np.integer], footprint: int) -> npt.NDArray[np.float32]:
+    """Share of each tile inside the lesion.
+
+    Args:
+        lesion: valid (multi)polygon, level-0 px.
+        coords: (N, 2) top-left corners (x, y), level-0 px.
+        footprint: side of a tile, level-0 px.
+
+    Returns:
+        (N,) float32 in [0, 1].
+    """
+    import shapely
+
+    share = np.zeros(len(coords), np.float64)
+    if len(coords) == 0 or lesion.is_empty:
+        return share.astype(np.float32)
+    x, y = coords[:, 0].astype(np.float64), coords[:, 1].astype(np.float64)
+    boxes = shapely.box(x, y, x + footprint, y + footprint)
+    # big outlines are cut into small disjoint pieces first, so that no tile meets a polygon of 10,000 vertices
+    pieces = np.array(_pieces(lesion, 2.0 * footprint), dtype=object)
+    shapely.prepare(pieces)
+    tile, piece = shapely.STRtree(pieces).query(boxes, predicate="intersects")
+    within = shapely.covers(pieces[piece], boxes[tile])
+    part = np.full(len(tile), float(footprint) ** 2)
+    part[~within] = shapely.area(shapely.intersection(pieces[piece[~within]], boxes[tile[~within]]))
+    np.add.at(share, tile, part)
+    return np.clip(share / float(footprint) ** 2, 0.0, 1.0).astype(np.float32)
+
+
+def _pieces(lesion: BaseGeometry, smallest: float) -> list[BaseGeometry]:
+    """Cut a geometry into polygons of few vertices by halving boxes; pieces are not cut below `smallest` px."""
+    import shapely
+
+    done: list[BaseGeometry] = []
+    waiting = list(shapely.get_parts(lesion))
+    while waiting:
+        part = waiting.pop()
+        x0, y0, x1, y1 = part.bounds
+        if shapely.get_num_coordinates(part) <= _PIECE_VERTICES or max(x1 - x0, y1 - y0) <= smallest:
+            done.append(part)
+            continue
+        if x1 - x0 >= y1 - y0:
+            middle = (x0 + x1) / 2
+            halves = [(x0, y0, middle, y1), (middle, y0, x1, y1)]
+        else:
+            middle = (y0 + y1) / 2
+            halves = [(x0, y0, x1, middle), (x0, middle, x1, y1)]
+        cut = shapely.intersection(part, shapely.box(*np.array(halves).T))
+        waiting += [p for p in shapely.get_parts(cut) if p.geom_type == "Polygon"]
+        # a cut may yield a collection whose polygons sit one level deeper
+        waiting += [p for c in shapely.get_parts(cut) if "Collection" in c.geom_type for p in _polygons(c)]
+    return done
+
+
+def _polygons(geometry: BaseGeometry) -> list[BaseGeometry]:
+    import shapely
+
+    return list(shapely.get_parts(_polygonal(geometry)))

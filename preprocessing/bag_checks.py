@@ -1,0 +1,125 @@
+"""What a list of bags has to fulfil before a job is planned on it: all problems at once, each naming its bag.
+
+Paths are relative to the dataset's root folder and may not leave it; a patient's bags stay in one split.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from preprocessing.bags import BagRow
+
+MODALITIES = ("wsi", "ct")
+SPLITS = ("train", "val", "test", "")
+SLICES = "slices:"
+MAX_LINES = 20
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f|]")
+
+
+def resolve(root: Path | str, relative: str) -> Path:
+    """Turns a path of `bags.csv` into a real one.
+
+    The root itself may be a link; links or `..` inside it that lead out of it are refused.
+
+    Args:
+        root: the dataset's root folder.
+        relative: path relative to it (an absolute path is accepted if it lies inside).
+
+    Raises:
+        ValueError: the path leaves the root.
+    """
+    base = Path(root).resolve()
+    target = (base / relative).resolve()
+    # an absolute path may be spelled through the root's own link, hence resolved before it is compared
+    if not target.is_relative_to(base):
+        raise ValueError(
+            f"{relative!r}: leaves the dataset's root {root}; only files inside it are read. "
+            "Move the file in, or link the whole root folder instead of single files"
+        )
+    return target
+
+
+def validate_bags(rows: Sequence["BagRow"], root: Path | str, *, source: str) -> None:
+    """Checks a whole list and reports every problem at once.
+
+    Args:
+        rows: the list.
+        root: the dataset's root folder.
+        source: what the message names as the origin of the rows (a file).
+
+    Raises:
+        ValueError: naming each problem, 20 lines at most.
+    """
+    problems = [f"{row.bag_id!r}: {text}" for row in rows for text in _row_problems(row, root)]
+    spelled: dict[str, list[str]] = {}
+    for row in rows:
+        spelled.setdefault(row.bag_id.casefold(), []).append(row.bag_id)
+    for names in spelled.values():
+        if len(names) > 1:
+            problems.append(f"{names[0]!r}: bag_id occurs {len(names)} times ({', '.join(sorted(set(names)))})")
+    problems += _leaks(rows)
+    raise_all(problems, source)
+
+
+def raise_all(problems: Sequence[str], source: str) -> None:
+    """Raises one `ValueError` that lists the problems of one source; does nothing if there are none."""
+    if not problems:
+        return
+    lines = list(problems[:MAX_LINES])
+    if len(problems) > MAX_LINES:
+        lines.append(f"... and {len(problems) - MAX_LINES} more")
+    plural = "" if len(problems) == 1 else "s"
+    raise ValueError(f"{source}: {len(problems)} problem{plural}:\n  " + "\n  ".join(lines))
+
+
+def _row_problems(row: "BagRow", root: Path | str) -> list[str]:
+    found: list[str] = []
+    if not _ID.fullmatch(row.bag_id):
+        found.append("bag_id: expected letters, digits, '.', '_' or '-', starting with a letter or digit")
+    if row.modality not in MODALITIES:
+        found.append(f"modality: found {row.modality!r}, expected one of {', '.join(MODALITIES)}")
+    if row.split not in SPLITS:
+        found.append(f"split: found {row.split!r}, expected train, val, test or nothing")
+    if row.label not in (0, 1, None):
+        found.append(f"label: found {row.label!r}, expected 0, 1 or nothing")
+    if row.label is None and row.split in ("train", "val", "test"):
+        found.append(f"label: empty, but split is {row.split}; give 0 or 1, or leave the split empty to score only")
+    if row.mpp is not None and not 0 < row.mpp < 100:
+        found.append(f"mpp: found {row.mpp}, expected um per px at level 0, e.g. 0.25")
+    if not row.images:
+        found.append("image: empty, expected a file inside the root")
+    if row.modality == "wsi" and len(row.images) > 1:
+        found.append(f"image: found {len(row.images)} files, expected one file for a slide")
+    if row.annotation.startswith(SLICES):
+        states = row.annotation[len(SLICES) :]
+        if row.modality != "ct" or len(states) != len(row.images) or set(states) - set("01x"):
+            found.append(f"annotation: expected '{SLICES}' and one of 0, 1, x for each of {len(row.images)} CT slices")
+    files = [*row.images, *([row.annotation] if row.annotation and not row.annotation.startswith(SLICES) else [])]
+    return found + [text for name in files for text in _path_problems(root, name)]
+
+
+def _path_problems(root: Path | str, name: str) -> list[str]:
+    if _CONTROL.search(name):
+        return [f"path {name!r}: '|' and control characters are not allowed; rename the file"]
+    try:
+        path = resolve(root, name)
+    except ValueError as error:
+        return [str(error)]
+    return [] if path.is_file() else [f"missing file {name!r} (below {root})"]
+
+
+def _leaks(rows: Sequence["BagRow"]) -> list[str]:
+    splits: dict[str, dict[str, str]] = {}
+    for row in rows:
+        if row.group and row.split:
+            splits.setdefault(row.group, {}).setdefault(row.split, row.bag_id)
+    # bags are named, not the group: in a manifest of one's own the group may be a patient's identifier
+    return [
+        f"{', '.join(f'{bag!r} ({split})' for split, bag in sorted(by.items()))}: the same group (patient) in "
+        "different splits; keep a patient on one side"
+        for by in splits.values()
+        if len(by) > 1
+    ]

@@ -1,0 +1,210 @@
+"""The list of bags (`bags.csv`): one row per slide or scan, written by a dataset module, read by every later stage.
+
+Columns: bag_id, modality, images, label, split, group, annotation, annotation_complete, provider, mpp, note (see
+`BagRow`). The file is sorted by bag_id and byte-deterministic. All paths in it are relative to the dataset's root and
+may not leave it. `python -m preprocessing.bags` writes it, with a report of what was found beside it.
+"""
+
+import argparse
+import csv
+import io
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from preprocessing.bag_checks import SPLITS, resolve, validate_bags
+from preprocessing.cli import guard, write_json, write_text
+
+__all__ = ["BagRow", "main", "read_bags", "resolve", "shard_rows", "summarise", "validate_bags", "write_bags"]
+
+log = logging.getLogger("preprocessing.bags")
+
+COLUMNS = (
+    "bag_id",
+    "modality",
+    "images",
+    "label",
+    "split",
+    "group",
+    "annotation",
+    "annotation_complete",
+    "provider",
+    "mpp",
+    "note",
+)
+
+
+@dataclass(frozen=True)
+class BagRow:
+    """One bag before any pixel is read.
+
+    Attributes:
+        bag_id: letters, digits, `.`, `_`, `-`, starting with a letter or digit; unique whatever the case.
+        modality: "wsi" or "ct".
+        images: paths relative to the dataset's root. WSI: one file; CT: the files of one series.
+        label: 0, 1, or None (a bag to be scored only).
+        split: "train", "val", "test", or "" (to be scored only).
+        group: patient or study, a running index (never a real identifier); "" = a group of its own.
+        annotation: "" or a path relative to the root, or for CT "slices:" and one character (0, 1, x = unknown) per
+            entry of `images`.
+        annotation_complete: whether what lies outside the annotation is known to be negative. True also for a negative
+            bag without an annotation.
+        provider: PANDA's radboud or karolinska, otherwise "".
+        mpp: replaces the file's own metadata, um per px at level 0.
+        note: a remark for people, e.g. "partly annotated".
+    """
+
+    bag_id: str
+    modality: str
+    images: tuple[str, ...]
+    label: int | None = None
+    split: str = ""
+    group: str = ""
+    annotation: str = ""
+    annotation_complete: bool = True
+    provider: str = ""
+    mpp: float | None = None
+    note: str = ""
+
+
+def write_bags(path: Path | str, rows: Iterable[BagRow]) -> None:
+    """Writes `bags.csv` atomically, sorted by bag_id; equal rows give equal bytes."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in sorted(rows, key=lambda r: r.bag_id):
+        cells: Mapping[str, str] = {
+            **{name: getattr(row, name) for name in COLUMNS},
+            "images": "|".join(row.images),
+            "label": "" if row.label is None else str(row.label),
+            "annotation_complete": "true" if row.annotation_complete else "false",
+            "mpp": "" if row.mpp is None else repr(row.mpp),
+        }
+        writer.writerow([cells[name] for name in COLUMNS])
+    write_text(path, text.getvalue())
+
+
+def read_bags(path: Path | str) -> list[BagRow]:
+    """Reads what `write_bags` wrote.
+
+    Raises:
+        ValueError: no such file, other columns, or a cell that cannot be parsed; file and line are named.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; expected the bags.csv that `python -m preprocessing.bags` writes")
+    with path.open(encoding="utf-8", newline="") as stream:
+        reader = csv.DictReader(stream)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise ValueError(f"{path}: found the columns {reader.fieldnames}, expected {list(COLUMNS)}")
+        return [_parse(cells, f"{path}, line {number}") for number, cells in enumerate(reader, start=2)]
+
+
+def _parse(cells: Mapping[str, str], where: str) -> BagRow:
+    if None in cells or None in cells.values():
+        raise ValueError(f"{where}: the number of cells differs from the number of columns; write the file again")
+    label, complete, mpp = cells["label"], cells["annotation_complete"], cells["mpp"]
+    if label not in ("", "0", "1") or complete not in ("true", "false"):
+        raise ValueError(f"{where}: label {label!r}, annotation_complete {complete!r}; expected 0/1/empty, true/false")
+    try:
+        number = float(mpp) if mpp else None
+    except ValueError:
+        raise ValueError(f"{where}: mpp: found {mpp!r}, expected a number (um per px) or nothing") from None
+    return BagRow(
+        bag_id=cells["bag_id"],
+        modality=cells["modality"],
+        images=tuple(cells["images"].split("|")) if cells["images"] else (),
+        label=int(label) if label else None,
+        split=cells["split"],
+        group=cells["group"],
+        annotation=cells["annotation"],
+        annotation_complete=complete == "true",
+        provider=cells["provider"],
+        mpp=number,
+        note=cells["note"],
+    )
+
+
+def shard_rows(rows: Sequence[BagRow], shard: int, bags_per_shard: int) -> list[BagRow]:
+    """The rows of one shard, in file order; a shard beyond the last bag is empty.
+
+    Raises:
+        ValueError: a negative shard or a shard size below 1.
+    """
+    if shard < 0 or bags_per_shard < 1:
+        raise ValueError(f"shard {shard} with {bags_per_shard} bags per shard: expected shard >= 0 and size >= 1")
+    return list(rows[shard * bags_per_shard : (shard + 1) * bags_per_shard])
+
+
+def summarise(rows: Sequence[BagRow]) -> dict[str, Any]:
+    """Counts of a list: bags in all, per split and label, and labelled slices of CT bags."""
+    label = {None: "unlabelled", 0: "negative", 1: "positive"}
+    return {
+        "bags": len(rows),
+        "by_split": {
+            split or "score_only": dict(Counter(label[r.label] for r in rows if r.split == split))
+            for split in SPLITS
+            if any(r.split == split for r in rows)
+        },
+        "images": sum(len(r.images) for r in rows),
+        "annotated": sum(bool(r.annotation) for r in rows),
+        "annotation_incomplete": sum(not r.annotation_complete for r in rows),
+    }
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m preprocessing.bags", description="List the bags of a dataset.")
+    parser.add_argument("--dataset", required=True, help="name of the dataset in the config")
+    parser.add_argument("--kind", required=True, help="camelyon16, panda, rsna or own")
+    parser.add_argument("--root", required=True, type=Path, help="folder with the raw data")
+    parser.add_argument("--options", default="{}", help="the kind's options, one JSON object")
+    parser.add_argument("--max-bags", type=int, help="bags the workflow planned for; more is an error")
+    parser.add_argument("--out", required=True, type=Path, help="bags.csv; NAME.report.json is written beside it")
+    return parser.parse_args(argv)
+
+
+def _main(argv: Sequence[str] | None = None) -> int:
+    args = _arguments(argv)
+    from preprocessing.datasets import get_dataset
+
+    dataset = get_dataset(args.kind)
+    try:
+        options = json.loads(args.options)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--options: not JSON ({error}); found {args.options[:80]!r}") from error
+    if not isinstance(options, dict):
+        raise ValueError(f"--options: expected a JSON object, found {type(options).__name__}")
+    table = dataset.list_bags(args.root, options)
+    validate_bags(table.rows, args.root, source=f"dataset {args.dataset!r} ({args.kind}) in {args.root}")
+    if args.max_bags is not None and len(table.rows) > args.max_bags:
+        raise ValueError(
+            f"dataset {args.dataset!r}: found {len(table.rows)} bags, but the workflow planned for {args.max_bags}; "
+            "the folder or the manifest grew after the start, run the workflow again"
+        )
+    report = {"dataset": args.dataset, "kind": args.kind, "found": summarise(table.rows), **table.report}
+    write_bags(args.out, table.rows)
+    write_json(args.out.with_suffix(".report.json"), report)
+    _log_report(report)
+    return 0
+
+
+def _log_report(report: Mapping[str, Any]) -> None:
+    log.info("%s: %d bags %s", report["dataset"], report["found"]["bags"], json.dumps(report["found"]["by_split"]))
+    for what in ("missing", "excluded"):
+        items = report.get(what, [])
+        for item in items[:10]:
+            log.warning("%s: %s (%s)", what, item["name"], item["reason"])
+        if len(items) > 10:
+            log.warning("%s: and %d more, see the report", what, len(items) - 10)
+    for note in report.get("notes", []):
+        log.info("note: %s", note)
+
+
+main = guard(_main)
+
+if __name__ == "__main__":
+    raise SystemExit(main(None))

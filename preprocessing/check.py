@@ -1,0 +1,84 @@
+"""Checks stored bags byte by byte: finds what a failing disk or a cut copy has damaged, and makes room to rebuild.
+
+`python -m preprocessing.check results/panda/features/resnet18` reads every bag of the stage, compares sizes, schema and
+checksums, and lists each broken one. With `--remove` a broken bag and the shard manifests that list it are deleted, so
+that the next run of the workflow redoes exactly these bags. Exit code 1 if something is broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from preprocessing.cli import guard
+
+log = logging.getLogger(__name__)
+
+
+def check_store(stage: Path | str) -> dict[str, str]:
+    """Checks all bags of a stage's folder (`{stage}/store`).
+
+    Returns:
+        What is wrong, by bag id; empty if all is well.
+
+    Raises:
+        ValueError: there is no store in this folder.
+    """
+    from preprocessing.store import read_attrs, validate_bag
+
+    store = Path(stage) / "store"
+    if not store.is_dir():
+        raise ValueError(
+            f"{stage}: no folder 'store' in it; expected the folder of a stage, e.g. results/NAME/instances"
+        )
+    broken: dict[str, str] = {}
+    for path in sorted(store.iterdir()):
+        if path.name.startswith("."):
+            continue
+        try:
+            schema = str(read_attrs(store, path.name)["store"].get("schema"))
+            validate_bag(store, path.name, schema=schema)
+        except (ValueError, OSError) as error:
+            broken[path.name] = " ".join(str(error).split())
+    return broken
+
+
+def remove_bags(stage: Path | str, bags: Sequence[str]) -> list[Path]:
+    """Deletes bags and the manifests that list them as stored; returns the manifests deleted."""
+    removed: list[Path] = []
+    for manifest in sorted((Path(stage) / "shards").glob("*.json")):
+        listed = {entry["bag_id"] for entry in json.loads(manifest.read_text(encoding="utf-8"))["bags"]}
+        if listed & set(bags):
+            manifest.unlink()
+            removed.append(manifest)
+    for bag in bags:
+        shutil.rmtree(Path(stage) / "store" / bag)
+    return removed
+
+
+def _main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m preprocessing.check", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("stage", nargs="+", type=Path, help="folder of a stage: .../instances or .../features/ENCODER")
+    parser.add_argument("--remove", action="store_true", help="delete broken bags and the manifests that list them")
+    args = parser.parse_args(argv)
+    found = False
+    for stage in args.stage:
+        broken = check_store(stage)
+        found = found or bool(broken)
+        for bag, reason in broken.items():
+            log.error("%s: %s", bag, reason)
+        if args.remove and broken:
+            for manifest in remove_bags(stage, sorted(broken)):
+                log.warning("deleted %s; the next run of the workflow makes it again", manifest)
+        log.info("%s: %d broken bags", stage, len(broken))
+    return int(found)
+
+
+main = guard(_main)
+
+if __name__ == "__main__":
+    raise SystemExit(main())

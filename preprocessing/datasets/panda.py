@@ -1,0 +1,216 @@
+"""PANDA: 10,616 prostate biopsies with ISUP grades and masks, split as by Silva-Rodriguez et al. 2021.
+
+Bag label = ISUP grade > 0. The split is the authors' table (`partition_PANDA.xlsx`, or the same columns as CSV):
+train and val of the table are the training part here (divided again by seed later), test is the test part. Counts and
+faulty images: the competition's data page and discussion.
+"""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from preprocessing.bags import BagRow
+from preprocessing.datasets.base import (
+    BagTable,
+    Dataset,
+    Report,
+    check_options,
+    list_files,
+    missing_raw,
+    option_file,
+    read_table,
+)
+
+KIND = "panda"
+TITLE = "PANDA"
+SOURCE = (
+    "Kaggle competition prostate-cancer-grade-assessment, about 347 GB, CC BY-SA-NC 4.0, by hand after accepting its "
+    "rules; partition_PANDA.xlsx from the repository self-learning-wsi-prostate of Silva-Rodriguez et al."
+)
+LAYOUT = """
+train.csv (image_id, data_provider, isup_grade)
+train_images/{image_id}.tiff
+train_label_masks/{image_id}_mask.tiff
+partition_PANDA.xlsx (or .csv) with the columns slide_name and Partition; or name it by the option `partition`
+"""
+EXPECTED = {"bags": 10_615, "table_train": 8_469, "table_val": 353, "table_test": 1_794, "paper_bags": 10_503}
+BLANK = "3790f55cad63053e956fb73027179707"
+BROKEN_MASKS = frozenset(
+    {"4a2ca53f240932e46eaf8959cb3f490a", "aaa5732cd49bffddf0d2b7d36fbb0a83", "e4215cfc8c41ec04a55431cc413688a9"}
+)
+DOUBTED = frozenset(
+    {
+        "0da0915a236f2fc98b299d6fdefe7b8b",
+        "2910b44434274b848553a4ec3db11df8",
+        "f75c7cec3ddc9fbff27aca59b01c5bf5",
+        "9d917845ea26f2d2a33790c2a755ef8e",
+        "da077ff5258dfb7cd6d604d995de7619",
+    }
+)
+_PROVIDERS = ("radboud", "karolinska")
+
+
+def _missing(root: Path, what: str) -> ValueError:
+    return missing_raw(root, what, title=TITLE, source=SOURCE, layout=LAYOUT)
+
+
+def _images(root: Path) -> dict[str, str]:
+    found = {Path(n).stem: f"train_images/{n}" for n in list_files(root / "train_images", (".tiff", ".tif"))}
+    if not found:
+        raise _missing(root, "no slide in train_images")
+    if not (root / "train.csv").is_file():
+        raise _missing(root, "no train.csv")
+    return found
+
+
+def count(root: Path, options: dict[str, Any]) -> int:
+    """Number of slides on disk (file names only).
+
+    Raises:
+        MissingRaw: no slide, no train.csv or no table of the split.
+    """
+    check_options(KIND, options, ("partition",))
+    images = _images(root)
+    _table(root, options)
+    return len(set(images) - {BLANK})
+
+
+def _table_rows(path: Path) -> Iterator[tuple[Any, ...]]:
+    if path.suffix.lower() != ".xlsx":
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            yield from (tuple(row) for row in csv.reader(stream))
+        return
+    import zipfile
+
+    import openpyxl
+
+    try:
+        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+    except (zipfile.BadZipFile, KeyError, openpyxl.utils.exceptions.InvalidFileException) as error:
+        raise ValueError(f"{path}: not a readable xlsx file ({error}); download it again, or save it as CSV") from None
+    try:
+        yield from book.worksheets[0].iter_rows(values_only=True)
+    finally:
+        book.close()
+
+
+def read_partition(path: Path) -> dict[str, str]:
+    """Reads the authors' split.
+
+    Args:
+        path: xlsx or CSV with the columns slide_name and Partition (train, val, test); further columns are ignored.
+
+    Returns:
+        Slide name -> "train", "val" or "test", as in the table.
+
+    Raises:
+        ValueError: columns absent, another word as Partition, or a slide in two parts.
+    """
+    rows = _table_rows(path)
+    header = [str(cell) for cell in next(rows, ())]
+    if "slide_name" not in header or "Partition" not in header:
+        raise ValueError(f"{path}: found the columns {header[:8]}, expected slide_name and Partition among them")
+    name_at, part_at = header.index("slide_name"), header.index("Partition")
+    parts: dict[str, str] = {}
+    for number, row in enumerate(rows, start=2):
+        if len(row) <= max(name_at, part_at) or row[name_at] in (None, ""):
+            continue
+        name, part = str(row[name_at]).strip(), str(row[part_at]).strip().lower()
+        if part not in ("train", "val", "test"):
+            raise ValueError(f"{path}, row {number}: Partition: found {part!r}, expected train, val or test")
+        if parts.setdefault(name, part) != part:
+            raise ValueError(f"{path}, row {number}: {name} stands in {parts[name]} and in {part}")
+    return parts
+
+
+def _table(root: Path, options: dict[str, Any]) -> Path:
+    path = option_file(KIND, options, "partition", root)
+    if path is None:
+        candidates = (root / "partition_PANDA.xlsx", root / "partition_PANDA.csv")
+        path = next((p for p in candidates if p.is_file()), None)
+    if path is None:
+        raise _missing(root, "no table with the train/test split")
+    return path
+
+
+def _labels(path: Path) -> dict[str, tuple[int, str]]:
+    """image_id -> (ISUP grade, provider), every faulty line reported at once."""
+    from preprocessing.bag_checks import raise_all
+
+    found: dict[str, tuple[int, str]] = {}
+    problems = []
+    for number, row in enumerate(read_table(path, ("image_id", "data_provider", "isup_grade")), start=2):
+        grade, provider = row["isup_grade"], row["data_provider"].lower()
+        if grade not in tuple("012345"):
+            problems.append(f"line {number}: isup_grade: found {grade!r}, expected 0 to 5")
+        elif provider not in _PROVIDERS:
+            problems.append(f"line {number}: data_provider: found {provider!r}, expected {' or '.join(_PROVIDERS)}")
+        elif row["image_id"] in found:
+            problems.append(f"line {number}: image_id {row['image_id']!r} occurs twice")
+        else:
+            found[row["image_id"]] = (int(grade), provider)
+    raise_all(problems, str(path))
+    return found
+
+
+def _row(name: str, image: str, grade: int, provider: str, part: str, mask: str) -> BagRow:
+    notes = []
+    if name in BROKEN_MASKS:
+        mask = ""
+        notes.append("mask broken or empty, not used")
+    elif not mask:
+        notes.append("no mask")
+    if name in DOUBTED:
+        notes.append("left out by several competitors")
+    return BagRow(
+        bag_id=name,
+        modality="wsi",
+        images=(image,),
+        label=int(grade > 0),
+        split="test" if part == "test" else "train",
+        annotation=mask,
+        annotation_complete=bool(mask),
+        provider=provider,
+        note="; ".join(notes),
+    )
+
+
+def list_bags(root: Path, options: dict[str, Any]) -> BagTable:
+    """Lists the slides of train.csv that are on disk and in the table of the split.
+
+    Args:
+        root: the unpacked competition data.
+        options: `partition` (path of the split's table).
+
+    Raises:
+        MissingRaw: no slides, no train.csv or no table of the split.
+        ValueError: an unknown option, or a damaged table.
+    """
+    check_options(KIND, options, ("partition",))
+    images = _images(root)
+    labels = _labels(root / "train.csv")
+    parts = read_partition(_table(root, options))
+    masks = {n.rsplit("_mask.", 1)[0]: n for n in list_files(root / "train_label_masks", ("_mask.tiff", "_mask.tif"))}
+    report = Report(EXPECTED)
+    rows = []
+    for name, (grade, provider) in sorted(labels.items()):
+        if name == BLANK:
+            report.excluded[name] = "blank image"
+        elif name not in images:
+            report.missing[f"{name}.tiff"] = "in train.csv, not on disk"
+        elif name not in parts:
+            report.excluded[name] = "not in the table of the split"
+        else:
+            mask = f"train_label_masks/{masks[name]}" if name in masks else ""
+            rows.append(_row(name, images[name], grade, provider, parts[name], mask))
+    for name in sorted(set(images) - set(labels)):
+        report.excluded[name] = "on disk, not in train.csv"
+    for name in sorted(set(parts) - set(labels)):
+        report.missing[name] = "in the table of the split, not in train.csv"
+    unmasked = sum(not row.annotation for row in rows)
+    report.notes.append(f"{unmasked} slides without a usable mask: kept, their instances stay unlabelled")
+    return BagTable(rows, report.as_dict())
+
+
+DATASET = Dataset(KIND, "wsi", TITLE, SOURCE, LAYOUT, count, list_bags, EXPECTED)

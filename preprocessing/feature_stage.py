@@ -1,0 +1,276 @@
+"""The work of one feature job: which bags need which encoders, their tiles, their stored features.
+
+Per bag and encoder one stored bag with the array `features` (N, P) float16 or float32. A bag's key is made of the stage
+version, the pixels its instances show, coordinates, encoder, weights, resize policy, dtype and precision.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from preprocessing.bags import BagRow, resolve
+from preprocessing.encoders import MODES, encoder_id, weights_hash
+from preprocessing.instances import json_hash, software
+from preprocessing.shards import Outcome
+from preprocessing.transforms import check_policy
+
+if TYPE_CHECKING:
+    from preprocessing.extraction import BagPlan, Extraction, Features
+
+log = logging.getLogger(__name__)
+
+STAGE = "features"
+STAGE_VERSION = 1
+PRECISIONS = ("float32", "bf16")
+DTYPES = ("float16", "float32")
+# What the instances say about a tile that is worth repeating beside its features.
+_REPEATED = ("modality", "preset", "tile_px", "l0_footprint_px", "mpp", "mpp_source", "tile_mpp", "windows", "slice_px")
+_PACKAGES = ("numpy", "torch", "torchvision", "timm", "openslide-python", "pydicom", "tifffile", "imagecodecs")
+
+
+@dataclass(frozen=True)
+class FeatureSettings:
+    """What decides the numbers, the same for every encoder of a job."""
+
+    weights: Path
+    mode: str
+    seed: int
+    policy: str
+    dtype: str
+    precision: str
+
+    def check(self) -> None:
+        """Refuses unknown values.
+
+        Raises:
+            ValueError: naming the setting and what is expected.
+        """
+        check_policy(self.policy)
+        known = {"mode": MODES, "dtype": DTYPES, "precision": PRECISIONS}
+        for name, allowed in known.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}: found {getattr(self, name)!r}, expected one of {', '.join(allowed)}")
+
+
+@dataclass
+class _Bag:
+    """One bag of the shard: its row, its instances' attributes, keys per encoder, and what is left to do."""
+
+    row: BagRow
+    attrs: dict[str, Any]
+    keys: dict[str, str]
+    missing: frozenset[str]
+    bad_tiles: list[int] = field(default_factory=list)
+
+
+class FeatureStage:
+    """Work of one shard for one encoder (the first) and, in the same pass, others."""
+
+    def __init__(
+        self,
+        dataset: str,
+        root: Path,
+        out: Path,
+        instances: Path,
+        manifest: Mapping[str, Mapping[str, Any]],
+        encoders: Sequence[str],
+        settings: FeatureSettings,
+    ) -> None:
+        settings.check()
+        self.dataset, self.root, self.out, self.instances = dataset, root, out, instances / "store"
+        self.manifest, self.settings = manifest, settings
+        self.main, self.encoders = encoders[0], tuple(dict.fromkeys(encoders))
+        self.hashes = {n: weights_hash(n, settings.weights, settings.mode, settings.seed) for n in self.encoders}
+        self.software: dict[str, str] = {}
+        self._bags: dict[str, _Bag] = {}
+        self._errors: dict[str, ValueError | OSError] = {}
+        self._extraction: Extraction | None = None
+
+    def store(self, encoder: str) -> Path:
+        """The tree of one encoder's features."""
+        return self.out / encoder / "store"
+
+    def prepare(self, rows: Sequence[BagRow]) -> list[BagPlan]:
+        """Finds out what is left to do; errors of single bags are kept for `work`.
+
+        Raises:
+            ValueError: the instances' manifest is of another shard.
+        """
+        absent = [row.bag_id for row in rows if row.bag_id not in self.manifest]
+        if absent:
+            raise ValueError(
+                f"the instances' manifest lacks {len(absent)} of {len(rows)} bags, e.g. {absent[:3]}; "
+                "it belongs to another shard or to an older bags.csv: run the instances stage again"
+            )
+        for row in rows:
+            if self.manifest[row.bag_id]["state"] != "ok":
+                continue
+            try:
+                self._bags[row.bag_id] = self._bag(row)
+            except (ValueError, OSError) as error:
+                self._errors[row.bag_id] = error
+        todo = [bag for bag in self._bags.values() if self.main in bag.missing]
+        return [self._plan(bag) for bag in todo] if todo else []
+
+    @contextlib.contextmanager
+    def extracting(self, plans: Sequence[BagPlan], *, device: str, batch_size: int, workers: int) -> Iterator[None]:
+        """Loads the encoders that are needed and opens the decode pass; does nothing if there is nothing to do."""
+        if not plans:
+            yield
+            return
+        from preprocessing.encoder_model import load_encoder
+        from preprocessing.extraction import Extraction
+
+        where = choose_device(device)
+        s = self.settings
+        self.software = {**software(_PACKAGES), "device": where}
+        needed = [name for name in self.encoders if any(name in plan.encoders for plan in plans)]
+        loaded = {
+            name: load_encoder(
+                name, s.weights, mode=s.mode, seed=s.seed, policy=s.policy, device=where, precision=s.precision
+            )
+            for name in needed
+        }
+        tiles = sum(plan.n for plan in plans)
+        log.info("%d bags, %d tiles, encoders %s on %s", len(plans), tiles, ", ".join(needed), where)
+        with _threads(workers, where), Extraction(plans, loaded, batch_size, workers) as self._extraction:
+            yield
+        self._extraction = None
+
+    def work(self, row: BagRow) -> Outcome:
+        """Features of one bag: stored already, extracted now, or the reason why not."""
+        entry = self.manifest[row.bag_id]
+        if entry["state"] == "empty":
+            return Outcome("empty", reason=str(entry["reason"]), redone=False)
+        if entry["state"] == "failed":
+            return Outcome("failed", reason=f"no instances: {entry['reason']}", redone=False, counted=False)
+        if row.bag_id in self._errors:
+            raise self._errors[row.bag_id]
+        from preprocessing.store import read_attrs
+
+        bag = self._bags[row.bag_id]
+        fresh = self.main in bag.missing
+        if fresh:
+            assert self._extraction is not None
+            self._write(bag, self._extraction.result(row.bag_id))
+        info = read_attrs(self.store(self.main), row.bag_id)["store"]
+        return Outcome("ok", int(info["n"]), str(info["content"]), redone=fresh)
+
+    def _bag(self, row: BagRow) -> _Bag:
+        from preprocessing.store import is_finished, read_attrs
+
+        attrs = read_attrs(self.instances, row.bag_id)
+        expected = self.manifest[row.bag_id]["hash"]
+        if attrs["store"]["content"] != expected:
+            raise ValueError(
+                f"{row.bag_id}: the stored instances ({attrs['store']['content'][:12]}) are not those of the manifest "
+                f"({expected[:12]}); run the instances stage again"
+            )
+        keys = {name: self._key(name, attrs) for name in self.encoders}
+        missing = {name for name, key in keys.items() if not is_finished(self.store(name), row.bag_id, key)}
+        return _Bag(row, attrs, keys, frozenset(missing))
+
+    def _key(self, encoder: str, attrs: Mapping[str, Any]) -> str:
+        s = self.settings
+        return json_hash(
+            {
+                **{"stage": STAGE, "version": STAGE_VERSION, "dataset": self.dataset},
+                **{"pixels": attrs["pixels_key"], "coords": attrs["coords_hash"]},
+                **{"encoder": encoder_id(encoder, s.mode, s.seed), "weights": self.hashes[encoder]},
+                **{"policy": s.policy, "dtype": s.dtype, "precision": s.precision},
+            }
+        )
+
+    def _plan(self, bag: _Bag) -> BagPlan:
+        from preprocessing.extraction import BagPlan
+
+        return BagPlan(
+            bag.row.bag_id, int(bag.attrs["store"]["n"]), _tiles_of(bag, self.root, self.instances), bag.missing
+        )
+
+    def _write(self, bag: _Bag, features: Mapping[str, Features]) -> None:
+        """Stores a bag for every encoder of the pass; trouble of another encoder is left to its own job."""
+        bad, allowed = sorted(bag.bad_tiles), int(bag.attrs.get("max_bad_tiles", 0))
+        if len(bad) > allowed:
+            raise ValueError(f"{bag.row.bag_id}: {len(bad)} unreadable tiles, {allowed} allowed by max_bad_tiles")
+        for name in sorted(features, key=lambda name: name != self.main):
+            try:
+                self._write_one(bag, name, features[name], bad)
+            except ValueError as error:
+                if name == self.main:
+                    raise
+                log.warning("bag %s, encoder %s: %s; its own job will say so", bag.row.bag_id, name, error)
+
+    def _write_one(self, bag: _Bag, name: str, features: Features, bad: list[int]) -> None:
+        from preprocessing.store import as_stored, write_bag
+
+        s = self.settings
+        attrs = {
+            **{key: bag.attrs[key] for key in _REPEATED if key in bag.attrs},
+            **{"dataset": self.dataset, "stage_version": STAGE_VERSION},
+            **{"instances_stage_version": bag.attrs.get("stage_version"), "coords_hash": bag.attrs["coords_hash"]},
+            **{"encoder": encoder_id(name, s.mode, s.seed), "weights_sha256": self.hashes[name]},
+            **{"random_weights": s.mode == "random", "resize_policy": s.policy, "precision": s.precision},
+            **{"unreadable_tiles": bad, "software": self.software},
+        }
+        arrays = {"features": as_stored(features, s.dtype)}
+        write_bag(self.store(name), bag.row.bag_id, arrays, attrs, schema="features", key=bag.keys[name])
+
+
+def _tiles_of(bag: _Bag, root: Path, instances: Path) -> Any:
+    """How to iterate over the tiles start..stop of a bag, by modality."""
+    from preprocessing.store import read_arrays
+
+    row, attrs = bag.row, bag.attrs
+    if row.modality == "ct":
+
+        def slices(start: int, stop: int) -> Iterator[Any]:
+            from preprocessing.ct import read_slices
+
+            return read_slices(root, {**attrs, "files": attrs["files"][start:stop]})
+
+        return slices
+
+    def tiles(start: int, stop: int) -> Iterator[Any]:
+        from preprocessing.wsi import iter_tiles
+
+        coords = read_arrays(instances, row.bag_id, ["coords"])["coords"][start:stop]
+        path = resolve(root, row.images[0])
+        bad = bag.bad_tiles
+        return iter_tiles(path, attrs, coords, mpp_override=row.mpp, on_bad_tile=lambda i, _: bad.append(start + i))
+
+    return tiles
+
+
+@contextlib.contextmanager
+def _threads(workers: int, device: str) -> Iterator[None]:
+    """On the CPU the encoders take as many threads as the job was given, not all of the machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    if device == "cpu":
+        torch.set_num_threads(max(1, workers))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def choose_device(device: str) -> str:
+    """Resolves "auto" (the GPU if there is one); any other name is taken as torch knows it.
+
+    Raises:
+        ValueError: a GPU was asked for and there is none.
+    """
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r}, but torch finds no GPU here; use auto or cpu")
+    return device

@@ -1,0 +1,249 @@
+"""Bags to instances: one shard of slides or scans becomes positions, neighbours and coverage in the bag store.
+
+`python -m preprocessing.instances` writes per bag `{out}/store/{bag_id}` (see `preprocessing.store`), a picture
+`{out}/thumbnails/{bag_id}.jpg` and its outlines `{bag_id}.json`, and the shard's manifest. A bag is redone only if its
+key changes: stage version, settings, the images (name, size, a probe of their bytes; not their times, so touching or
+copying a slide redoes nothing), annotation content, label, resolution override.
+
+The bag's attribute `pixels_key` is the part of this that decides which pixels the instances show. Features depend on it
+alone: a new annotation or label redoes instances in seconds and leaves features as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import logging
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from preprocessing.bags import BagRow, read_bags, resolve, shard_rows
+from preprocessing.cli import guard, write_json
+from preprocessing.shards import Outcome, Shard, run_shard, shard_lock
+
+if TYPE_CHECKING:
+    from preprocessing.instances_types import Instances
+    from preprocessing.options import CtOptions, WsiOptions
+
+log = logging.getLogger(__name__)
+
+STAGE = "instances"
+STAGE_VERSION = 1
+
+PROBE_BYTES = 1 << 16
+WHOLE_FILE_BYTES = 1 << 24
+# Attributes that do not change which pixels an instance shows (prefixes): all others enter `pixels_key`.
+NOT_PIXELS = ("annotation", "coverage", "lesion", "label", "empty_reason", "thumbnail")
+_PACKAGES = ("numpy", "openslide-python", "opencv-python-headless", "pydicom", "shapely", "tifffile")
+
+
+def image_identity(root: Path | str, names: Sequence[str]) -> list[list[Any]]:
+    """What identifies the images of a bag without reading them whole: [name, bytes, SHA-256 of head and tail] each.
+
+    An edit in the middle of a file that keeps its length goes unnoticed; bump the stage version after one.
+
+    Raises:
+        ValueError: a file is missing or outside the root.
+    """
+    return [[name, *_probe(_existing(root, name))] for name in names]
+
+
+def annotation_identity(root: Path | str, annotation: str) -> str:
+    """SHA-256 of an annotation file (of its probe beyond 16 MiB), or the annotation itself if it is written inline."""
+    if not annotation or annotation.startswith("slices:"):
+        return annotation
+    path = _existing(root, annotation)
+    if path.stat().st_size > WHOLE_FILE_BYTES:
+        return str(_probe(path)[1])
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _existing(root: Path | str, name: str) -> Path:
+    path = resolve(root, name)
+    if not path.is_file():
+        raise ValueError(f"{name}: no such file below {root}; restore it, or make the list of bags again")
+    return path
+
+
+def _probe(path: Path) -> tuple[int, str]:
+    with open(path, "rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        digest = hashlib.sha256(stream.read(PROBE_BYTES))
+        if size > PROBE_BYTES:
+            stream.seek(max(PROBE_BYTES, size - PROBE_BYTES))
+            digest.update(stream.read())
+    return size, digest.hexdigest()
+
+
+def json_hash(value: Any) -> str:
+    """SHA-256 of a JSON value, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def options_for(modality: str, values: Mapping[str, dict[str, Any]]) -> WsiOptions | CtOptions:
+    """Settings of one modality, presets resolved."""
+    from preprocessing.options import ct_options, wsi_options
+
+    if modality == "ct":
+        return ct_options(values["ct"])
+    if modality == "wsi":
+        return wsi_options(values["wsi"])
+    raise ValueError(f"modality {modality!r}, expected 'wsi' or 'ct'")
+
+
+def compute(row: BagRow, options: WsiOptions | CtOptions, root: Path) -> Instances:
+    """Instances of one bag, by modality."""
+    from preprocessing.options import CtOptions
+
+    if isinstance(options, CtOptions):
+        from preprocessing.ct import ct_instances
+
+        return ct_instances(None, options, row, root)
+    from preprocessing.wsi import wsi_instances
+
+    found: Instances = wsi_instances(resolve(root, row.images[0]), options, row, root)
+    return found
+
+
+class InstanceStage:
+    """Work of one shard of this stage: `work(row)` stores one bag and says what became of it."""
+
+    def __init__(self, dataset: str, root: Path, out: Path, options: Mapping[str, dict[str, Any]]) -> None:
+        self.dataset, self.root, self.out = dataset, root, out
+        self.store, self.thumbnails = out / "store", out / "thumbnails"
+        self.options = {modality: options_for(modality, options) for modality in ("wsi", "ct")}
+        self.software = software(_PACKAGES)
+
+    def work(self, row: BagRow) -> Outcome:
+        """Computes and stores one bag unless it is finished."""
+        from preprocessing.store import coords_hash, is_finished, read_attrs, write_bag
+
+        if row.modality not in self.options:
+            raise ValueError(f"{row.bag_id}: modality {row.modality!r}, expected one of {sorted(self.options)}")
+        options = self.options[row.modality]
+        images = image_identity(self.root, row.images)
+        key = self._key(row, options, images)
+        outlines = self.thumbnails / f"{row.bag_id}.json"
+        if is_finished(self.store, row.bag_id, key) and outlines.is_file():
+            return _outcome(read_attrs(self.store, row.bag_id), redone=False)
+        found = compute(row, options, self.root)
+        arrays = {name: getattr(found, name) for name in ("coords", "grid", "neighbors", "coverage")}
+        attrs = {
+            **found.attrs,
+            **{"dataset": self.dataset, "modality": row.modality, "label": row.label},
+            **{"mpp_override": row.mpp, "stage_version": STAGE_VERSION, "software": self.software},
+        }
+        attrs["pixels_key"] = self._pixels_key(row, found, images, coords_hash(found.coords, found.grid))
+        self._write_picture(row.bag_id, found, outlines)
+        write_bag(self.store, row.bag_id, arrays, attrs, schema="instances", key=key)
+        return _outcome(read_attrs(self.store, row.bag_id))
+
+    def _key(self, row: BagRow, options: WsiOptions | CtOptions, images: list[list[Any]]) -> str:
+        facts = asdict(row)
+        # the split is read from bags.csv when bags are loaded: another split must not redo a slide
+        kept = {name: facts[name] for name in ("label", "mpp", "provider", "annotation_complete")}
+        return json_hash(
+            {
+                **{"stage": STAGE, "version": STAGE_VERSION, "dataset": self.dataset},
+                **{"options": options.model_dump(mode="json"), "images": images, "row": kept},
+                "annotation": annotation_identity(self.root, row.annotation),
+            }
+        )
+
+    def _pixels_key(self, row: BagRow, found: Instances, images: list[list[Any]], coords: str) -> str:
+        shown = {name: value for name, value in found.attrs.items() if not name.startswith(NOT_PIXELS)}
+        return json_hash({"images": images, "mpp": row.mpp, "coords": coords, "attrs": shown})
+
+    def _write_picture(self, bag_id: str, found: Instances, outlines: Path) -> None:
+        picture = self.thumbnails / f"{bag_id}.jpg"
+        if found.thumbnail is None:
+            picture.unlink(missing_ok=True)
+        else:
+            write_jpeg(picture, found.thumbnail)
+        write_json(outlines, found.outlines)
+
+
+def _outcome(attrs: Mapping[str, Any], *, redone: bool = True) -> Outcome:
+    info = attrs["store"]
+    if info["n"] == 0:
+        reason = str(attrs.get("empty_reason") or "no instances found")
+        return Outcome("empty", 0, info["content"], reason, redone)
+    return Outcome("ok", info["n"], info["content"], redone=redone)
+
+
+def write_jpeg(path: Path, picture: Any) -> None:
+    """Writes (h,w,3) uint8 as JPEG, whole or not at all."""
+    from PIL import Image
+
+    data = io.BytesIO()
+    Image.fromarray(picture).save(data, "JPEG", quality=85)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(data.getvalue())
+    os.replace(temporary, path)
+
+
+def software(packages: Sequence[str]) -> dict[str, str]:
+    """Versions of Python and of the packages that are installed."""
+    from importlib.metadata import PackageNotFoundError
+
+    found = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def add_shard_arguments(parser: argparse.ArgumentParser, stage_version: int) -> None:
+    """Arguments that every stage over shards of bags has."""
+    parser.add_argument("--dataset", required=True, help="name of the dataset in the config")
+    parser.add_argument("--bags", required=True, type=Path, help="bags.csv")
+    parser.add_argument("--root", required=True, type=Path, help="folder with the raw data")
+    parser.add_argument("--shard", required=True, type=int, help="number of the shard, from 0")
+    parser.add_argument("--bags-per-shard", required=True, type=int, help="bags per shard")
+    parser.add_argument("--options", default="{}", help='JSON: {"wsi": {...}, "ct": {...}}')
+    parser.add_argument("--out", required=True, type=Path, help="folder of the stage")
+    parser.add_argument("--manifest", required=True, type=Path, help="JSON to write: bags, states, hashes")
+    parser.add_argument("--status", type=Path, help="JSONL to append to: outcomes with times (default beside --out)")
+    parser.add_argument("--allowed-failures", type=int, default=0, help="failed bags up to which the job succeeds")
+    parser.add_argument("--stage-version", type=int, help=f"version the caller expects (this is {stage_version})")
+
+
+def check_stage_version(expected: int | None, actual: int) -> None:
+    """Says so if the caller expects another version; the program's own always counts."""
+    if expected is not None and expected != actual:
+        log.warning("--stage-version %d, but this program is version %d, which counts", expected, actual)
+
+
+def _main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m preprocessing.instances", description=(__doc__ or "").split("\n")[0]
+    )
+    add_shard_arguments(parser, STAGE_VERSION)
+    args = parser.parse_args(argv)
+    from preprocessing.options import instance_options
+    from preprocessing.store import clean_temporary
+
+    check_stage_version(args.stage_version, STAGE_VERSION)
+    rows = shard_rows(read_bags(args.bags), args.shard, args.bags_per_shard)
+    stage = InstanceStage(args.dataset, args.root, args.out, instance_options(args.options))
+    shard = Shard(args.dataset, STAGE, STAGE_VERSION, args.shard)
+    status = args.status or args.out.parent / "status" / STAGE / f"{shard.name}.jsonl"
+    with shard_lock(args.out / ".locks" / f"{shard.name}.lock"):
+        clean_temporary(stage.store)
+        return run_shard(rows, stage.work, args.manifest, args.allowed_failures, status, shard=shard)
+
+
+main = guard(_main)
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,133 @@
+"""Decoding ahead of the device: blocks of tiles from many bags, by a pool of threads, in an order that never changes.
+
+Bags are cut into segments of consecutive tiles. A few segments ("lanes") are open at a time, each a running iterator
+of one slide; every lane has one block being decoded or waiting, so the queue is bounded, and threads outlive slides.
+Blocks are handed out lane after lane in turn. Which tiles share a batch therefore depends on the list of bags alone,
+not on timing, and a rerun gives the same bytes. A segment that fails is handed out as an error in its turn; the others
+go on.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Tile = npt.NDArray[Any]
+OpenTiles = Callable[[int, int], Iterator[Tile]]
+
+BLOCK_TILES = 8
+SEGMENT_TILES = 256
+# A fixed number, not a multiple of the threads: the order of the tiles must not depend on the machine.
+LANES = 32
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive tiles of one bag: `open(start, stop)` iterates over exactly those."""
+
+    bag_id: str
+    start: int
+    stop: int
+    open: OpenTiles
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some tiles of a bag from `start` on, (b, H, W, 3), or the error that ended its segment."""
+
+    bag_id: str
+    start: int
+    tiles: Tile | None
+    error: BaseException | None = None
+
+
+def segments(bag_id: str, n: int, open_tiles: OpenTiles) -> list[Segment]:
+    """Cuts a bag of n tiles: long enough to keep the reader's locality, short enough to fill the lanes."""
+    length = max(SEGMENT_TILES, -(-n // LANES))
+    return [Segment(bag_id, start, min(start + length, n), open_tiles) for start in range(0, n, length)]
+
+
+class _Lane:
+    """One open segment: its iterator and the block that is being decoded."""
+
+    def __init__(self, segment: Segment) -> None:
+        self.segment = segment
+        self.position = segment.start
+        self._tiles: Iterator[Tile] | None = None
+
+    def decode(self) -> Tile:
+        """The next block; runs in a thread of the pool, never twice at a time for one lane."""
+        if self._tiles is None:
+            self._tiles = self.segment.open(self.segment.start, self.segment.stop)
+        wanted = min(BLOCK_TILES, self.segment.stop - self.position)
+        tiles = [tile for _, tile in zip(range(wanted), self._tiles, strict=False)]
+        if len(tiles) != wanted:
+            raise ValueError(
+                f"bag {self.segment.bag_id}: the images gave {self.position - self.segment.start + len(tiles)} tiles, "
+                f"the bag has {self.segment.stop - self.segment.start}; run the instances stage again"
+            )
+        return np.stack(tiles)
+
+    def close(self) -> None:
+        """Ends the iterator, so that it closes its slide."""
+        close = getattr(self._tiles, "close", None)
+        if close is not None:
+            close()
+
+
+class Prefetcher:
+    """Iterates over the blocks of all segments; a context manager that ends its threads."""
+
+    def __init__(self, todo: Sequence[Segment], workers: int) -> None:
+        self._waiting = deque(todo)
+        self._pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="decode")
+        self._lanes: deque[tuple[_Lane, Future[Tile]]] = deque()
+        self._dropped: set[str] = set()
+
+    def __enter__(self) -> Prefetcher:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        for lane, _ in self._lanes:
+            lane.close()
+
+    def drop(self, bag_id: str) -> None:
+        """Decodes nothing more of a bag (it has failed); blocks in flight are thrown away."""
+        self._dropped.add(bag_id)
+
+    def __iter__(self) -> Iterator[Block]:
+        self._fill()
+        while self._lanes:
+            lane, future = self._lanes.popleft()
+            error, bag = future.exception(), lane.segment.bag_id
+            if error is not None and not isinstance(error, Exception):
+                raise error
+            if isinstance(error, MemoryError):
+                raise error
+            tiles = None if error is not None else future.result()
+            start = lane.position
+            lane.position += 0 if tiles is None else len(tiles)
+            if tiles is None or lane.position == lane.segment.stop or bag in self._dropped:
+                lane.close()
+            else:
+                self._lanes.append((lane, self._pool.submit(lane.decode)))
+            self._fill()
+            if bag not in self._dropped:
+                yield Block(bag, start, tiles, error)
+
+    def _fill(self) -> None:
+        while self._waiting and len(self._lanes) < LANES:
+            segment = self._waiting.popleft()
+            if segment.bag_id not in self._dropped:
+                lane = _Lane(segment)
+                self._lanes.append((lane, self._pool.submit(lane.decode)))

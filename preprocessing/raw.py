@@ -1,0 +1,200 @@
+"""Brings raw data into a folder: `python -m preprocessing.raw DATASET --out DIR`.
+
+The registry `datasets/raw.csv` says where each dataset comes from. Open data (CAMELYON16) is downloaded file by file
+and verified against the provider's list of MD5 sums; a file gets its name only after its sum is right, an interrupted
+run goes on where it stopped. For data behind a registration (Kaggle) it says what to download by hand and checks what
+is there. Runs on a machine with a network, never inside a compute job.
+"""
+
+import argparse
+import csv
+import logging
+import re
+import sys
+import urllib.parse
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from preprocessing.cli import guard
+from preprocessing.download import TRANSIENT, Record, fetch, join, open_url
+
+log = logging.getLogger("preprocessing.raw")
+
+REGISTRY = Path(__file__).parent / "datasets" / "raw.csv"
+INCLUDE = ("images/", "annotations/", "evaluation/")
+_SUM = re.compile(r"([0-9a-fA-F]{32})\s+\*?(\S.*)")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One line of the registry."""
+
+    dataset: str
+    version: str
+    source: str
+    url: str
+    licence: str
+    checksums: str
+    access: str
+    contents: str
+
+
+def registry() -> dict[str, Source]:
+    """Reads `datasets/raw.csv`: dataset -> source."""
+    with REGISTRY.open(encoding="utf-8", newline="") as stream:
+        return {row["dataset"]: Source(**row) for row in csv.DictReader(stream)}
+
+
+def parse_checksums(text: str, *, source: str) -> dict[str, str]:
+    """Reads a list as `md5sum` writes it.
+
+    Args:
+        text: lines "sum  path"; a leading "./" or "CAMELYON16/" of a path is dropped.
+        source: what messages call the list.
+
+    Returns:
+        Relative path -> MD5 in lower case.
+
+    Raises:
+        ValueError: another line, or a path that leaves the folder.
+    """
+    sums: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        match = _SUM.fullmatch(line.strip())
+        if match is None:
+            raise ValueError(f"{source}, line {number}: found {line[:60]!r}, expected an MD5 sum and a path")
+        path = match[2].removeprefix("./").removeprefix("CAMELYON16/")
+        if path.startswith("/") or ".." in path.split("/") or "\\" in path:
+            raise ValueError(f"{source}, line {number}: the path {path!r} leads out of the folder")
+        sums[path] = match[1].lower()
+    return sums
+
+
+def check_url(url: str) -> str:
+    """Accepts https, file, and http on this machine; returns the URL with a trailing slash.
+
+    Raises:
+        ValueError: another scheme, or http elsewhere (nothing would protect the list of sums).
+    """
+    parts = urllib.parse.urlsplit(url)
+    loopback = parts.hostname in ("127.0.0.1", "localhost", "::1")
+    if parts.scheme not in ("https", "file") and not (parts.scheme == "http" and loopback):
+        raise ValueError(f"--url: found {url!r}, expected https:// or file://")
+    return url if url.endswith("/") else url + "/"
+
+
+def download(source: Source, folder: Path, base: str, include: Sequence[str], workers: int) -> int:
+    """Downloads and verifies every selected file of an open dataset.
+
+    Args:
+        source: the registry's line.
+        folder: target.
+        base: URL of the folder with the list of sums.
+        include: prefixes of the paths to take; files at the top level always come along.
+        workers: simultaneous downloads.
+
+    Returns:
+        0, or 1 if a file could not be brought.
+
+    Raises:
+        ValueError: the list of sums cannot be read or holds nothing to take.
+    """
+    url = join(base, source.checksums)
+    try:
+        with open_url(url) as response:
+            text = response.read().decode("utf-8")
+    except (*TRANSIENT, UnicodeDecodeError) as error:
+        raise ValueError(f"{url}: the list of checksums cannot be read ({error}); check the network or --url") from None
+    sums = parse_checksums(text, source=url)
+    chosen = {n: s for n, s in sorted(sums.items()) if "/" not in n or n.startswith(tuple(include))}
+    if not any("/" in name for name in chosen):
+        raise ValueError(f"{url}: no file below {', '.join(include)} among {len(sums)}; check --include")
+    folder.mkdir(parents=True, exist_ok=True)
+    record = Record(folder)
+    log.info("%s: %d files from %s, licence %s", source.dataset, len(chosen), base, source.licence)
+    failed: dict[str, str] = {}
+    with ThreadPoolExecutor(workers) as pool, _progress(len(chosen)) as advance:
+        results = pool.map(lambda item: fetch(base, item[0], item[1], folder, record), chosen.items())
+        for name, reason in zip(chosen, results, strict=True):
+            advance(name, reason)
+            if reason:
+                failed[name] = reason
+    for name, reason in failed.items():
+        log.error("%s: %s", name, reason)
+    log.info("%d of %d files are there and verified", len(chosen) - len(failed), len(chosen))
+    return 1 if failed else 0
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Any]:
+    """A bar on a terminal, a line per file in a log."""
+    if not sys.stderr.isatty():
+        done = iter(range(1, total + 1))
+        yield lambda name, reason: log.info("%d/%d %s %s", next(done), total, name, "FAILED" if reason else "ok")
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit="file") as bar:
+        yield lambda name, reason: bar.update()
+
+
+def by_hand(source: Source, folder: Path) -> int:
+    """Prints what to download by hand and what is already there.
+
+    Returns:
+        0 if a complete copy is there, otherwise 1.
+    """
+    from preprocessing.datasets import MissingRaw, get_dataset
+    from preprocessing.datasets.base import list_files
+
+    dataset = get_dataset(source.dataset)
+    print(f"{dataset.title}: {source.source}\n  version: {source.version}\n  licence: {source.licence}")
+    print(f"  1. accept the rules at {source.url}\n  2. download the whole archive and unpack it into {folder}")
+    print("  3. what belongs there:")
+    print("\n".join(f"       {line}" for line in dataset.layout.strip().splitlines()))
+    print(f"     {dataset.source}")
+    print(f"  now, in {folder}:")
+    complete = True
+    for item in source.contents.split():
+        name, number = item.split("=")
+        found = len(list_files(folder / name, ("",)))
+        print(f"     {name}: {found} files, about {number} in a complete copy")
+        complete &= found >= 0.99 * int(number)
+    try:
+        dataset.count(folder, {})
+    except MissingRaw as error:
+        print(f"     {str(error).splitlines()[0]}")
+        return 1
+    return 0 if complete else 1
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m preprocessing.raw", description="Bring raw data into a folder.")
+    parser.add_argument("dataset", choices=sorted(registry()), help="which dataset")
+    parser.add_argument("--out", required=True, type=Path, help="folder it goes into (the dataset's root)")
+    parser.add_argument("--url", help="another copy of the same folder (https:// or file://)")
+    parser.add_argument("--include", nargs="+", default=list(INCLUDE), help="path prefixes to download")
+    parser.add_argument("--workers", type=int, default=4, help="simultaneous downloads (default 4)")
+    return parser.parse_args(argv)
+
+
+def _main(argv: Sequence[str] | None = None) -> int:
+    args = _arguments(argv)
+    source = registry()[args.dataset]
+    if args.workers < 1:
+        raise ValueError(f"--workers: found {args.workers}, expected at least 1")
+    if source.access != "download":
+        return by_hand(source, args.out)
+    return download(source, args.out, check_url(args.url or source.url), args.include, args.workers)
+
+
+main = guard(_main)
+
+if __name__ == "__main__":
+    raise SystemExit(main(None))

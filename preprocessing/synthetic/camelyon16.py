@@ -1,0 +1,179 @@
+"""A miniature CAMELYON16 in the layout of the public bucket.
+
+`images/{normal,tumor,test}_NNN.tif` (tiled JPEG pyramids, factors 1 2 4 8, mpp of the two centres in turn),
+`annotations/*.xml` (ASAP: groups `_0`, `_1`, `_2` in training, `Tumor`, `Exclusion` in test; cut-outs and a
+self-intersecting outline occur) and `evaluation/reference.csv` (no header: name, Normal or Tumor, type, size).
+Training slides of the real set's partly annotated numbers with several lesions leave the last one out of their XML;
+the numbers that the real set does not have (normal_086, test_049) are not used.
+Source of names and formats: the CAMELYON16 readme.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import numpy.typing as npt
+
+from preprocessing.synthetic.cohort import Item, Plan, stream
+from preprocessing.synthetic.lymph_node import NodeSpec, Outlines, draw_node
+from preprocessing.synthetic.sizes import Camelyon16Size
+from preprocessing.synthetic.tiff import write_pyramid
+
+MPP = (0.243, 0.2263)
+ABSENT = ("normal_086", "test_049")
+PARTLY_ANNOTATED = frozenset(
+    [f"tumor_{n:03d}" for n in (10, 15, 18, 20, 25, 29, 33, 34, 44, 46, 51, 54, 55, 56, 67, 79, 85, 92, 95, 110)]
+    + ["test_114"]
+)
+LESION_SHARES = (0.05, 0.40)
+
+
+@dataclass(frozen=True)
+class SlideSpec:
+    """One slide: its name, seed, what it shows, and how its annotation is written."""
+
+    name: str
+    seed: int
+    node: NodeSpec
+    levels: int
+    tile: int
+    twisted: bool
+
+
+def numbered(kind: str, count: int) -> list[str]:
+    """First `count` names of a kind, without the numbers the real set lacks."""
+    names = (f"{kind}_{n:03d}" for n in range(1, count + 1 + len(ABSENT)))
+    return [name for name in names if name not in ABSENT][:count]
+
+
+def slide_labels(size: Camelyon16Size, seed: int) -> dict[str, bool]:
+    """Name -> whether it has a lesion, for every slide with tissue; both classes in both parts."""
+    test = max(2, round(size.slides * size.test_share))
+    train = size.slides - test
+    tumors = {"train": max(2, round(train * size.tumor_share)), "test": max(1, round(test * size.tumor_share))}
+    labels = dict.fromkeys(numbered("normal", train - tumors["train"]), False)
+    labels |= dict.fromkeys(numbered("tumor", tumors["train"]), True)
+    positive = set(stream(seed, "camelyon16", "test").permutation(test)[: tumors["test"]].tolist())
+    return labels | {name: k in positive for k, name in enumerate(numbered("test", test))}
+
+
+def slide_spec(size: Camelyon16Size, seed: int, name: str, tumor: bool, special: str) -> SlideSpec:
+    """Decide everything about one slide but its pixels."""
+    rng = stream(seed, "camelyon16", "spec", name)
+    unit = 2 ** max(size.levels - 1, 3)
+    w, h = (int(round(size.side * f / unit)) * unit for f in (rng.uniform(0.88, 1.16), rng.uniform(0.86, 1.10)))
+    low, high = LESION_SHARES
+    share = float(np.exp(rng.uniform(np.log(low), np.log(high)))) if tumor else 0.0
+    # A lesion fills a few 128-px tiles even on the smallest slides; tissue is a little under half of a slide.
+    share = max(share, 6 * 128**2 / (0.45 * w * h)) if tumor else 0.0
+    lesions = int(rng.choice([1, 2, 3], p=[0.55, 0.30, 0.15])) if share > 0.1 else 1
+    if name in PARTLY_ANNOTATED:
+        lesions = max(lesions, 2)
+    # Both artefacts of the outlines are certain on the first two positive slides of each part, rare elsewhere.
+    number = int(name.split("_")[1])
+    cut_out = tumor and (name == "tumor_001" or special == "cut_out" or (share > 0.2 and rng.random() < 0.4))
+    if cut_out:
+        share, lesions = max(share, 0.22), 1
+    twisted = tumor and (name == "tumor_002" or rng.random() < 0.08)
+    shown = special if special != "cut_out" else ""
+    node = NodeSpec((w, h), number % 2, share, lesions, cut_out, shown)
+    return SlideSpec(name, seed, node, size.levels, size.tile, twisted)
+
+
+def specials(labels: dict[str, bool]) -> dict[str, str]:
+    """Name -> special look. Pen and pale stain fall on either class, so that neither tells the label."""
+    test_positive = [n for n, tumor in labels.items() if n.startswith("test") and tumor]
+    chosen = {"normal_001": "pen", "normal_002": "two_pieces", "tumor_002": "pale", test_positive[0]: "cut_out"}
+    extra = {"normal_005": "pale", "tumor_005": "pen", "tumor_006": "two_pieces"}
+    return {name: look for name, look in (chosen | extra).items() if name in labels}
+
+
+def twist(polygon: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Swap two neighbouring vertices so that the outline crosses itself: a small bow tie, as drawn by hand."""
+
+    def side(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64], c: npt.NDArray[np.float64]) -> float:
+        return float((b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0]))
+
+    for k in rng.permutation(np.arange(1, len(polygon) - 2)).tolist():
+        a, b, c, d = polygon[k - 1 : k + 3]
+        # After the swap the edges a-c and b-d follow each other; they have to cross.
+        if side(a, c, b) * side(a, c, d) < 0 and side(b, d, a) * side(b, d, c) < 0:
+            out = polygon.copy()
+            out[[k, k + 1]] = out[[k + 1, k]]
+            return out
+    return polygon
+
+
+def asap_xml(outlines: Outlines, *, test: bool) -> bytes:
+    """ASAP annotation file: one `Annotation` per polygon, coordinates as level-0 floats."""
+    root = ElementTree.Element("ASAP_Annotations")
+    holder = ElementTree.SubElement(root, "Annotations")
+    groups = [("Tumor" if test else f"_{min(k, 1)}", p) for k, p in enumerate(outlines.tumor)]
+    groups += [("Exclusion" if test else "_2", p) for p in outlines.cut]
+    for k, (group, polygon) in enumerate(groups):
+        one = ElementTree.SubElement(
+            holder, "Annotation", Name=f"Annotation {k}", Type="Polygon", PartOfGroup=group, Color="#F4FA58"
+        )
+        places = ElementTree.SubElement(one, "Coordinates")
+        for order, (x, y) in enumerate(polygon):
+            ElementTree.SubElement(places, "Coordinate", Order=str(order), X=f"{x:.4f}", Y=f"{y:.4f}")
+    tail = ElementTree.SubElement(root, "AnnotationGroups")
+    for group in sorted({g for g, _ in groups}):
+        entry = ElementTree.SubElement(tail, "Group", Name=group, PartOfGroup="None", Color="#00ff00")
+        ElementTree.SubElement(entry, "Attributes")
+    ElementTree.indent(root, "\t")
+    return f'<?xml version="1.0"?>\n{ElementTree.tostring(root, encoding="unicode")}\n'.encode()
+
+
+def make_slide(folder: Path, spec: SlideSpec) -> None:
+    """Write the annotation, if any, and then the slide."""
+    rng = stream(spec.seed, "camelyon16", "draw", spec.name)
+    rgb, outlines = draw_node(rng, spec.node)
+    if outlines.tumor:
+        if spec.twisted:
+            outlines.tumor[0] = twist(outlines.tumor[0], rng)
+        if spec.name in PARTLY_ANNOTATED and len(outlines.tumor) > 1:
+            outlines.tumor.pop()
+        target = folder / "annotations" / f"{spec.name}.xml"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.tmp")
+        temporary.write_bytes(asap_xml(outlines, test=spec.name.startswith("test")))
+        temporary.replace(target)
+    factors = [2**k for k in range(spec.levels)]
+    image = folder / "images" / f"{spec.name}.tif"
+    write_pyramid(image, rgb, factors, MPP[spec.node.centre], spec.tile, lossless=False)
+
+
+def reference_csv(specs: list[SlideSpec]) -> str:
+    """Label table of the test part, with CR LF line ends and no header."""
+    lines = []
+    for spec in specs:
+        share = spec.node.lesion_share
+        extent = "Macro" if share > 0.15 else "Micro"
+        lines.append(f"{spec.name},Tumor,IDC,{extent}\r\n" if share > 0 else f"{spec.name},Normal,None,None\r\n")
+    return "".join(lines)
+
+
+def plan(size: Camelyon16Size, seed: int) -> Plan:
+    """All slides of the cohort and the label table.
+
+    Args:
+        size: parameters.
+        seed: of everything.
+    """
+    labels = slide_labels(size, seed)
+    look = specials(labels)
+    specs = [slide_spec(size, seed, n, t, look.get(n, "")) for n, t in labels.items()]
+    if size.empty_slide:
+        name = numbered("normal", sum(n.startswith("normal") for n in labels) + 1)[-1]
+        specs.append(slide_spec(size, seed, name, False, "empty"))
+    items: list[Item] = []
+    for spec in specs:
+        files: tuple[Any, ...] = (f"images/{spec.name}.tif",)
+        if spec.node.lesion_share > 0:
+            files += (f"annotations/{spec.name}.xml",)
+        items.append(Item(spec.name, files, make_slide, spec))
+    tests = [spec for spec in specs if spec.name.startswith("test")]
+    return Plan(items, {"evaluation/reference.csv": reference_csv(tests)})

@@ -1,0 +1,144 @@
+"""A miniature PANDA in the layout of the challenge's download.
+
+`train_images/{id}.tiff` (JPEG, factors 1 4 16, resolution per cm), `train_label_masks/{id}_mask.tiff` (lossless, same
+levels, label in the red channel, coded by provider), `train.csv` (image_id, data_provider, isup_grade, gleason_score;
+benign is "negative" at Radboud and "0+0" at Karolinska) and `partition_PANDA.csv` with the columns of the split that
+Silva-Rodriguez et al. 2021 publish as xlsx. One slide has no mask and one carries a pen mark.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from preprocessing.synthetic.biopsy import BiopsySpec, draw_biopsy
+from preprocessing.synthetic.cohort import Item, Plan, hex_id, stream
+from preprocessing.synthetic.sizes import PandaSize
+from preprocessing.synthetic.tiff import write_pyramid
+
+FACTORS = (1, 4, 16)
+MPP = {"radboud": (0.48,), "karolinska": (0.452, 0.503)}
+BENIGN_SHARE = 0.42
+CANCER_SHARES = (0.12, 0.60)
+GLEASON: dict[int, tuple[tuple[int, int], ...]] = {
+    1: ((3, 3),),
+    2: ((3, 4),),
+    3: ((4, 3),),
+    4: ((4, 4), (3, 5), (5, 3)),
+    5: ((4, 5), (5, 4), (5, 5)),
+}
+PARTITION_COLUMNS = (
+    ["", "slide_name", "Partition", "NC", "G3", "G4", "G5"]
+    + [f"isup_{k}" for k in range(6)]
+    + [f"gs_{k}" for k in (0, 6, 7, 8, 9, 10)]
+)
+
+
+@dataclass(frozen=True)
+class SlideSpec:
+    """One slide: identifier, seed, grade (0..5), split part and what it shows."""
+
+    name: str
+    seed: int
+    isup: int
+    part: str
+    biopsy: BiopsySpec
+    mpp: float
+    tile: int
+    mask: bool
+
+
+def parts(size: PandaSize, isup: npt.NDArray[np.int64], rng: np.random.Generator) -> list[str]:
+    """Part of every slide, stratified by cancer yes or no."""
+    out = ["train"] * len(isup)
+    for positive in (False, True):
+        members = rng.permutation(np.flatnonzero((isup > 0) == positive)).tolist()
+        test = max(1, round(size.test_share * len(members)))
+        val = round(size.val_share * len(members))
+        for k in members[:test]:
+            out[k] = "test"
+        for k in members[test : test + val]:
+            out[k] = "val"
+    return out
+
+
+def gleason_score(spec: SlideSpec) -> str:
+    """Score as the table writes it; the two centres write benign differently."""
+    if spec.biopsy.gleason is None:
+        return "negative" if spec.biopsy.provider == "radboud" else "0+0"
+    return "{}+{}".format(*spec.biopsy.gleason)
+
+
+def slide_specs(size: PandaSize, seed: int) -> list[SlideSpec]:
+    """Decide everything about every slide but its pixels, sorted by identifier."""
+    rng = stream(seed, "panda", "plan")
+    benign = max(3, round(size.slides * BENIGN_SHARE))
+    isup = np.concatenate([np.zeros(benign, np.int64), 1 + np.arange(size.slides - benign) % 5])
+    part = parts(size, isup, rng)
+    benign_train = [k for k in range(benign) if part[k] == "train"]
+    specs = []
+    for k, grade in enumerate(isup.tolist()):
+        own = stream(seed, "panda", "spec", k)
+        turn = k if grade == 0 else (k - benign) // 5 + (k - benign) % 5
+        provider = ("radboud", "karolinska")[turn % 2]
+        gleason = GLEASON[grade][int(own.integers(len(GLEASON[grade])))] if grade else None
+        strips = int(own.integers(size.strips[0], size.strips[1] + 1))
+        low, high = CANCER_SHARES
+        share = float(np.exp(own.uniform(np.log(low), np.log(high)))) if grade else 0.0
+        # Both patterns need room for some glands, and windows more than half covered have to exist.
+        least = (460 if gleason and gleason[0] != gleason[1] else 340) / (strips * size.length)
+        share = min(0.85, max(share, least)) if grade else 0.0
+        pen = k == benign_train[-1] or (grade == 2 and k == int(np.flatnonzero(isup == 2)[0]))
+        biopsy = BiopsySpec(provider, gleason, share, strips, size.length, size.width, pen)
+        mpp = MPP[provider][k % len(MPP[provider])]
+        mask = k != benign_train[0]
+        specs.append(SlideSpec(hex_id(32, seed, "panda", k), seed, grade, part[k], biopsy, mpp, size.tile, mask))
+    return sorted(specs, key=lambda spec: spec.name)
+
+
+def make_slide(folder: Path, spec: SlideSpec) -> None:
+    """Write the mask, if there is one, and the slide."""
+    rgb, label = draw_biopsy(stream(spec.seed, "panda", "draw", spec.name), spec.biopsy)
+    if spec.mask:
+        channels = np.zeros((*label.shape, 3), np.uint8)
+        channels[..., 0] = label
+        target = folder / "train_label_masks" / f"{spec.name}_mask.tiff"
+        write_pyramid(target, channels, FACTORS, spec.mpp, spec.tile, lossless=True)
+    write_pyramid(folder / "train_images" / f"{spec.name}.tiff", rgb, FACTORS, spec.mpp, spec.tile, lossless=False)
+
+
+def train_csv(specs: list[SlideSpec]) -> str:
+    """Label table of all slides."""
+    rows = [f"{s.name},{s.biopsy.provider},{s.isup},{gleason_score(s)}\n" for s in specs]
+    return "image_id,data_provider,isup_grade,gleason_score\n" + "".join(rows)
+
+
+def partition_csv(specs: list[SlideSpec]) -> str:
+    """Split table: part, patterns present, one-hot grade and one-hot Gleason sum."""
+    lines = [",".join(PARTITION_COLUMNS)]
+    for k, spec in enumerate(specs):
+        present = set(spec.biopsy.gleason or ())
+        total = sum(spec.biopsy.gleason or (0,))
+        flags = [not present, *(g in present for g in (3, 4, 5))]
+        flags += [spec.isup == grade for grade in range(6)]
+        flags += [total == score for score in (0, 6, 7, 8, 9, 10)]
+        lines.append(",".join([str(k), spec.name, spec.part, *(str(int(f)) for f in flags)]))
+    return "\n".join(lines) + "\n"
+
+
+def plan(size: PandaSize, seed: int) -> Plan:
+    """All slides of the cohort and the two tables.
+
+    Args:
+        size: parameters.
+        seed: of everything.
+    """
+    specs = slide_specs(size, seed)
+    items = []
+    for spec in specs:
+        files: tuple[str, ...] = (f"train_images/{spec.name}.tiff",)
+        if spec.mask:
+            files += (f"train_label_masks/{spec.name}_mask.tiff",)
+        items.append(Item(spec.name, files, make_slide, spec))
+    return Plan(items, {"train.csv": train_csv(specs), "partition_PANDA.csv": partition_csv(specs)})

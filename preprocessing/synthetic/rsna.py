@@ -1,0 +1,246 @@
+"""A miniature RSNA intracranial haemorrhage set in the layout of the challenge's download.
+
+`stage_2_train/ID_<9 hex>.dcm` (names at random, so that alphabetical is not anatomical; no InstanceNumber; position and
+orientation always), `stage_2_train.csv` (ID,Label with six rows per slice and some exact duplicates) and
+`test_scans.csv` (instance_label, instance_name, bag_name, bag_label, order, as the published test lists). Studies are
+stored in the ways that occur in the real set: see `ENCODINGS`. Identifiers are drawn from the seed and mean nobody.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from preprocessing.synthetic.cohort import Item, Plan, hex_id, stream
+from preprocessing.synthetic.head_ct import EXTENT, SUBTYPES, Bleed, draw_head
+from preprocessing.synthetic.sizes import RsnaSize
+
+Stored = npt.NDArray[np.int16] | npt.NDArray[np.uint16]
+PADDING = -2000
+# signed: intercept -1024; zero: intercept 0; mixed: either, slice by slice; half: slope 0.5; unsigned: padding read as
+# 63536; twelve: 12 bits unsigned with an intercept of 0, HU wrapped at 4096 (the fault that readers have to repair).
+ENCODINGS = ("signed", "zero", "mixed", "half", "unsigned", "twelve")
+DUPLICATED_SLICES = 2
+TWO_STUDIES_SHARE = 0.08
+
+
+@dataclass(frozen=True)
+class ScanSpec:
+    """One study: identifiers, geometry, encoding and haemorrhages; `files[k]` is the k-th slice from base to vertex."""
+
+    seed: int
+    index: int
+    patient: str
+    study: str
+    series: str
+    files: tuple[str, ...]
+    matrix: int
+    spacing: tuple[float, ...]
+    tilt: float
+    encoding: str
+    padded: bool
+    test: bool
+    bleeds: tuple[Bleed, ...]
+
+    def labels(self) -> npt.NDArray[np.bool_]:
+        """(slices, 5) by subtype."""
+        out = np.zeros((len(self.files), len(SUBTYPES)), bool)
+        for bleed in self.bleeds:
+            out[bleed.first : bleed.last + 1, SUBTYPES.index(bleed.subtype)] = True
+        return out
+
+
+def plan_bleeds(rng: np.random.Generator, n: int) -> tuple[Bleed, ...]:
+    """One haemorrhage over 3 to 8 neighbouring slices, now and then with a second subtype within its range."""
+
+    def room(subtype: str) -> tuple[int, int]:
+        low, high = EXTENT[subtype]
+        return int(np.ceil(low * (n - 1))), int(np.floor(high * (n - 1)))
+
+    subtype = SUBTYPES[int(rng.integers(len(SUBTYPES)))]
+    low, high = room(subtype)
+    length = min(int(rng.integers(3, 9)), high - low + 1)
+    first = int(rng.integers(low, high - length + 2))
+    bleeds = [Bleed(subtype, first, first + length - 1)]
+    other = SUBTYPES[int(rng.integers(len(SUBTYPES)))]
+    if other != subtype and rng.random() < 0.3:
+        start, stop = max(first, room(other)[0]), min(first + length - 1, room(other)[1])
+        if stop - start >= 1:
+            bleeds.append(Bleed(other, start, stop))
+    return tuple(bleeds)
+
+
+def encodings(rng: np.random.Generator, scans: int) -> list[str]:
+    """Encoding of every study: one twelve, unsigned and half, a quarter mixed, some zero, the rest signed."""
+    rare = ["twelve", "unsigned", "half"] + ["mixed"] * max(1, scans // 4) + ["zero"] * max(1, scans // 8)
+    out = rare + ["signed"] * (scans - len(rare))
+    return [out[k] for k in rng.permutation(scans)]
+
+
+def test_scans(rng: np.random.Generator, size: RsnaSize, patient: list[int], positive: list[bool]) -> set[int]:
+    """Studies of the test part, stratified by label; patients with two studies stay in training."""
+    chosen: set[int] = set()
+    for label in (False, True):
+        members = [k for k in range(size.scans) if positive[k] == label]
+        single = [k for k in members if patient.count(patient[k]) == 1]
+        order = rng.permutation(len(single))[: max(1, round(size.test_share * len(members)))]
+        chosen |= {single[k] for k in order.tolist()}
+    return chosen
+
+
+def scan_specs(size: RsnaSize, seed: int) -> list[ScanSpec]:
+    """Decide everything about every study but its pixels."""
+    rng = stream(seed, "rsna", "plan")
+    pairs = max(1, round(size.scans * TWO_STUDIES_SHARE))
+    patient = list(range(size.scans - pairs)) + list(range(pairs))
+    count = max(2, round(size.scans * size.positive_share))
+    positive = [bool(k < count) for k in rng.permutation(size.scans)]
+    test = test_scans(rng, size, patient, positive)
+    stored = encodings(rng, size.scans)
+    specs = []
+    for k in range(size.scans):
+        own = stream(seed, "rsna", "spec", k)
+        n = int(own.integers(size.slices[0], size.slices[1] + 1))
+        thick = float(own.choice([4.8, 5.0, 5.5])) * 26 / n
+        # One study in eight changes from thin to thick slices above the skull base, as head protocols do.
+        spacing = tuple(thick * (0.5 if k % 8 == 3 and i < n // 3 else 1.0) for i in range(n))
+        specs.append(
+            ScanSpec(
+                seed=seed,
+                index=k,
+                patient=f"ID_{hex_id(8, seed, 'patient', patient[k])}",
+                study=f"ID_{hex_id(10, seed, 'study', k)}",
+                series=f"ID_{hex_id(10, seed, 'series', k)}",
+                files=tuple(f"ID_{hex_id(9, seed, 'slice', k, i)}" for i in range(n)),
+                matrix=size.matrix,
+                spacing=spacing,
+                tilt=float(own.choice([0.0, 0.0, 1.0])) * float(np.round(own.uniform(8, 22), 1)),
+                encoding=stored[k],
+                padded=bool(own.random() < 0.75) and stored[k] != "twelve",
+                test=k in test,
+                bleeds=plan_bleeds(own, n) if positive[k] else (),
+            )
+        )
+    return specs
+
+
+def encode(hu: npt.NDArray[np.float32], encoding: str, intercept: int, outside: npt.NDArray[np.bool_]) -> Stored:
+    """Stored values (m, m) int16 or uint16 of one slice; `outside` is the padding beyond the field of view."""
+    slope = 0.5 if encoding == "half" else 1.0
+    stored = np.rint((hu - intercept) / slope).astype(np.int32)
+    if encoding == "twelve":
+        return np.asarray(np.rint(hu).astype(np.int32) % 4096, np.uint16)
+    stored[outside] = PADDING
+    if encoding == "unsigned":
+        return np.asarray(stored % 65536, np.uint16)
+    return np.asarray(stored, np.int16)
+
+
+def write_slice(folder: Path, spec: ScanSpec, k: int, stored: Stored, intercept: int, position: list[float]) -> None:
+    """Write one DICOM file whole or not at all, with the elements that the real files have and no others."""
+    from pydicom import config
+    from pydicom.dataelem import DataElement
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.filewriter import dcmwrite
+    from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
+
+    name, tilt = spec.files[k], np.deg2rad(spec.tilt)
+    unsigned = stored.dtype == np.uint16
+    bits = 12 if spec.encoding == "twelve" else 16
+    pixel = round(240 / spec.matrix, 6)
+    wide = spec.index % 6 == 5
+    data = Dataset()
+    for tag, vr, value in (
+        (0x00080018, "UI", name),
+        (0x00080060, "CS", "CT"),
+        (0x00100020, "LO", spec.patient),
+        (0x0020000D, "UI", spec.study),
+        (0x0020000E, "UI", spec.series),
+        (0x00200010, "SH", ""),
+        (0x00200032, "DS", [f"{v:.6f}" for v in position]),
+        (0x00200037, "DS", [f"{v + 0.0:.6f}" for v in (1, 0, 0, 0, np.cos(tilt), 0 - np.sin(tilt))]),
+        (0x00280002, "US", 1),
+        (0x00280004, "CS", "MONOCHROME2"),
+        (0x00280010, "US", spec.matrix),
+        (0x00280011, "US", spec.matrix),
+        (0x00280030, "DS", [f"{pixel:.6f}"] * 2),
+        (0x00280100, "US", 16),
+        (0x00280101, "US", bits),
+        (0x00280102, "US", bits - 1),
+        (0x00280103, "US", 0 if unsigned else 1),
+        (0x00281050, "DS", ["40", "40"] if wide else "30"),
+        (0x00281051, "DS", ["80", "200"] if wide else "80"),
+        (0x00281052, "DS", str(intercept)),
+        (0x00281053, "DS", "0.5" if spec.encoding == "half" else "1"),
+        (0x7FE00010, "OW", stored.astype(stored.dtype.newbyteorder("<")).tobytes()),
+    ):
+        # The real identifiers are no valid UIDs either; validation would refuse them.
+        data.add(DataElement(tag, vr, value, validation_mode=config.IGNORE))
+    meta = FileMetaDataset()
+    meta.FileMetaInformationGroupLength = 0  # computed on writing
+    meta.FileMetaInformationVersion = b"\x00\x01"
+    meta.MediaStorageSOPClassUID = CTImageStorage
+    meta.MediaStorageSOPInstanceUID = UID(f"2.25.{int(hex_id(30, spec.seed, 'uid', name), 16)}")
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.ImplementationClassUID = UID("2.25.182345094578331")
+    meta.ImplementationVersionName = "SYNTHETIC"
+    data.file_meta = meta
+    data.preamble = bytes(128)
+    temporary = folder / f".{name}.tmp"
+    dcmwrite(temporary, data, enforce_file_format=False, overwrite=True)
+    temporary.replace(folder / f"{name}.dcm")
+
+
+def make_scan(root: Path, spec: ScanSpec) -> None:
+    """Write all slices of one study."""
+    rng = stream(spec.seed, "rsna", "draw", spec.index)
+    folder = root / "stage_2_train"
+    folder.mkdir(parents=True, exist_ok=True)
+    n, m = len(spec.files), spec.matrix
+    volume = draw_head(rng, n, m, spec.bleeds)
+    axis = np.linspace(-1, 1, m)
+    outside = (np.hypot(axis[:, None], axis[None, :]) > 1.0) if spec.padded else np.zeros((m, m), bool)
+    heights = rng.uniform(-60, 120) + np.concatenate([[0.0], np.cumsum(spec.spacing[1:])])
+    x, y = -120 + rng.normal(0, 4), -120 + rng.normal(0, 4)
+    for k in range(n):
+        intercept = {"zero": 0, "twelve": 0}.get(spec.encoding, -1024)
+        if spec.encoding == "mixed" and rng.random() < 0.5:
+            intercept = 0
+        stored = encode(volume[k], spec.encoding, intercept, outside)
+        write_slice(folder, spec, k, stored, intercept, [x, y, float(heights[k])])
+
+
+def labels_csv(specs: list[ScanSpec], seed: int) -> str:
+    """Six rows per slice, slices in alphabetical order, a few slices twice."""
+    rows: dict[str, str] = {}
+    for spec in specs:
+        for name, flags in zip(spec.files, spec.labels().tolist(), strict=True):
+            pairs = [*zip(SUBTYPES, flags, strict=True), ("any", any(flags))]
+            rows[name] = "".join(f"{name}_{subtype},{int(flag)}\n" for subtype, flag in pairs)
+    names = sorted(rows)
+    again = stream(seed, "rsna", "twice").choice(len(names), DUPLICATED_SLICES, replace=False)
+    for k in sorted(again.tolist(), reverse=True):
+        names.insert(k + 1, names[k])
+    return "ID,Label\n" + "".join(rows[name] for name in names)
+
+
+def test_csv(specs: list[ScanSpec]) -> str:
+    """Slices of the test studies, base to vertex, studies in alphabetical order."""
+    lines = ["instance_label,instance_name,bag_name,bag_label,order"]
+    for spec in sorted((s for s in specs if s.test), key=lambda s: s.study):
+        for order, (name, flag) in enumerate(zip(spec.files, [bool(row.any()) for row in spec.labels()], strict=True)):
+            lines.append(f"{int(flag)},{name}.dcm,{spec.study},{int(bool(spec.bleeds))},{order}")
+    return "\n".join(lines) + "\n"
+
+
+def plan(size: RsnaSize, seed: int) -> Plan:
+    """All studies of the cohort and the two tables.
+
+    Args:
+        size: parameters.
+        seed: of everything.
+    """
+    specs = scan_specs(size, seed)
+    items = [Item(s.study, tuple(f"stage_2_train/{f}.dcm" for f in s.files), make_scan, s) for s in specs]
+    return Plan(items, {"stage_2_train.csv": labels_csv(specs, seed), "test_scans.csv": test_csv(specs)})

@@ -1,0 +1,126 @@
+"""Size presets of the synthetic cohorts: every parameter that decides what is written, fixed before any training.
+
+Counts are bags; lengths are px at level 0 for slides and px of the matrix for scans. `version` is part of the marker
+of a finished folder: raise it whenever the same parameters give other bytes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+
+GENERATOR_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Camelyon16Size:
+    """Lymph-node slides.
+
+    Attributes:
+        slides: number of slides with tissue.
+        test_share: share of them in the official test part.
+        tumor_share: share of slides with a lesion, in both parts.
+        side: mean side of a slide, px at level 0.
+        levels: pyramid levels, each half of the one before.
+        tile: side of a file tile, px.
+        empty_slide: whether one more normal training slide without tissue is added.
+    """
+
+    slides: int
+    test_share: float
+    tumor_share: float
+    side: int
+    levels: int
+    tile: int
+    empty_slide: bool
+
+
+@dataclass(frozen=True)
+class PandaSize:
+    """Prostate biopsies.
+
+    Attributes:
+        slides: number of slides, the one without a mask included.
+        test_share: share in the test part of the split file.
+        val_share: share in its validation part.
+        strips: least and most tissue strips per slide.
+        length: mean length of a strip, px at level 0.
+        width: mean width of a strip, px at level 0.
+        tile: side of a file tile, px.
+    """
+
+    slides: int
+    test_share: float
+    val_share: float
+    strips: tuple[int, int]
+    length: int
+    width: int
+    tile: int
+
+
+@dataclass(frozen=True)
+class RsnaSize:
+    """Head CT scans.
+
+    Attributes:
+        scans: number of studies.
+        test_share: share in the published-style test list.
+        positive_share: share of scans with a haemorrhage.
+        slices: least and most slices per scan.
+        matrix: rows and columns of a slice, px.
+    """
+
+    scans: int
+    test_share: float
+    positive_share: float
+    slices: tuple[int, int]
+    matrix: int
+
+
+Size = Camelyon16Size | PandaSize | RsnaSize
+
+SIZES: dict[str, dict[str, Size]] = {
+    "tiny": {
+        "camelyon16": Camelyon16Size(12, 1 / 3, 0.5, 960, 3, 256, False),
+        "panda": PandaSize(12, 1 / 3, 0.0, (1, 1), 900, 330, 256),
+        "rsna": RsnaSize(12, 1 / 3, 0.5, (10, 14), 96),
+    },
+    "demo": {
+        "camelyon16": Camelyon16Size(32, 0.3, 0.47, 1680, 4, 256, False),
+        "panda": PandaSize(32, 0.28, 0.06, (1, 2), 1750, 400, 512),
+        "rsna": RsnaSize(36, 0.28, 0.48, (16, 28), 144),
+    },
+    "benchmark": {
+        "camelyon16": Camelyon16Size(180, 0.33, 0.41, 2400, 4, 512, True),
+        "panda": PandaSize(180, 0.2, 0.04, (1, 3), 2200, 420, 512),
+        "rsna": RsnaSize(180, 0.25, 0.45, (24, 40), 192),
+    },
+}
+
+
+def resolve_size(size: str, dataset: str, overrides: Mapping[str, object] | None = None) -> Size:
+    """Preset of one dataset with single parameters replaced.
+
+    Args:
+        size: key of `SIZES`.
+        dataset: camelyon16, panda or rsna.
+        overrides: parameter name -> value; names the dataset does not have are left out.
+
+    Raises:
+        ValueError: unknown size or dataset, or a parameter that cannot give a usable cohort.
+    """
+    if size not in SIZES:
+        raise ValueError(f"--size {size}: unknown; choose one of {', '.join(SIZES)}")
+    if dataset not in SIZES[size]:
+        raise ValueError(f"--datasets {dataset}: unknown; choose from {', '.join(SIZES[size])}")
+    preset = SIZES[size][dataset]
+    own = {k: v for k, v in (overrides or {}).items() if v is not None and k in asdict(preset)}
+    preset = replace(preset, **own)  # type: ignore[arg-type]
+    bags = preset.scans if isinstance(preset, RsnaSize) else preset.slides
+    if bags < 8:
+        raise ValueError(f"{dataset}: {bags} bags asked for; at least 8 are needed for both classes in train and test")
+    if isinstance(preset, Camelyon16Size) and preset.side < 512:
+        raise ValueError(f"camelyon16: side {preset.side} px; at least 512 px are needed for one lesion and some tiles")
+    if isinstance(preset, RsnaSize) and (preset.matrix < 64 or preset.slices[0] < 10):
+        raise ValueError(
+            f"rsna: matrix {preset.matrix}, slices {preset.slices}; at least 64 px and 10 slices are needed"
+        )
+    return preset

@@ -1,0 +1,62 @@
+"""Pyramidal tiled TIFF as the public data sets distribute it, with bytes that depend on the pixels only.
+
+JPEG pyramids are YCbCr 4:2:0 (photometric 6), label pyramids deflate-compressed RGB; resolution is stored in px per cm,
+which OpenSlide turns into `openslide.mpp-x`. Level k of factor f has 1/f of the rows and columns of level 0.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+def write_pyramid(
+    path: Path, image: npt.NDArray[np.uint8], factors: Sequence[int], mpp: float, tile: int, *, lossless: bool
+) -> None:
+    """Write a pyramid whole or not at all.
+
+    Args:
+        path: target; missing folders are made.
+        image: (H, W, 3) uint8, level 0; H and W divisible by the largest factor.
+        factors: downsampling of each level, 1 first.
+        mpp: um per px at level 0, written as px per cm.
+        tile: side of a file tile, a multiple of 16.
+        lossless: deflate and nearest neighbour (labels) instead of JPEG and area means (pictures).
+
+    Raises:
+        ValueError: a side of the image is not divisible by the largest factor.
+    """
+    import cv2
+    import tifffile
+
+    h, w = image.shape[:2]
+    if h % factors[-1] or w % factors[-1]:
+        raise ValueError(f"{path.name}: {w}x{h} px is not divisible by the last level's factor {factors[-1]}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if lossless:
+        coding: dict[str, Any] = {"compression": "zlib", "predictor": True}
+    else:
+        coding = {"compression": "jpeg", "compressionargs": {"level": 80}, "subsampling": (2, 2)}
+    with tifffile.TiffWriter(temporary) as writer:
+        for factor in factors:
+            if lossless:
+                level = np.ascontiguousarray(image[factor // 2 :: factor, factor // 2 :: factor])
+            else:
+                level = np.asarray(cv2.resize(image, (w // factor, h // factor), interpolation=cv2.INTER_AREA))
+            writer.write(
+                level,
+                photometric="rgb",
+                tile=(tile, tile),
+                resolution=(1e4 / (mpp * factor),) * 2,
+                resolutionunit="CENTIMETER",
+                subfiletype=int(factor > 1),
+                metadata=None,
+                software=False,
+                maxworkers=1,
+                **coding,
+            )
+    temporary.replace(path)

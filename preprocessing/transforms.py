@@ -1,0 +1,113 @@
+"""Tiles to encoder input, on the device: resize, then normalise.
+
+One resize for every encoder, tile and device: bilinear with antialias on float tensors. On 8-bit tiles it stays within
+one grey level of Pillow's bilinear resize (which rounds between its two passes). Policies:
+
+| policy | what the encoder sees of a tile |
+|---|---|
+| `resize224` (default), `resize{n}` | the whole tile, resized to 224 x 224 (n x n) |
+| `weights` | the resize and centre crop the weights were published with, e.g. 256 then 224: the tile's rim is lost |
+| `native` | the tile as it was read (not for transformers of fixed input size) |
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_SQUARE = re.compile(r"resize([1-9][0-9]{1,3})")
+
+
+@dataclass(frozen=True)
+class Resize:
+    """A resolved policy: `side` = square resize of the whole tile; `crop` = centre crop after it; 0 = none of it."""
+
+    side: int = 0
+    shorter: bool = False
+    crop: int = 0
+
+    @property
+    def output(self) -> int:
+        """Side of the result in px, 0 if it is the tile's own."""
+        return self.crop or self.side
+
+
+def check_policy(policy: str) -> None:
+    """Refuses unknown names of resize policies.
+
+    Raises:
+        ValueError: naming what is expected.
+    """
+    if policy not in ("weights", "native") and not _SQUARE.fullmatch(policy):
+        raise ValueError(f"resize policy {policy!r}, expected resize224 (or another side), weights or native")
+
+
+def resolve_policy(policy: str, *, published: tuple[int, int], fixed_input: int = 0, encoder: str = "") -> Resize:
+    """Turns a policy's name into numbers for one encoder.
+
+    Args:
+        policy: name of the policy.
+        published: (resize of the shorter side, centre crop) the weights were published with, px.
+        fixed_input: the only side the encoder accepts, 0 = any.
+        encoder: its name, for the message.
+
+    Raises:
+        ValueError: an unknown policy, or one that the encoder cannot take.
+    """
+    check_policy(policy)
+    if policy == "weights":
+        resize = Resize(published[0], shorter=True, crop=published[1])
+    elif policy == "native":
+        resize = Resize()
+    else:
+        resize = Resize(int(policy.removeprefix("resize")))
+    if fixed_input and resize.output != fixed_input:
+        raise ValueError(
+            f"encoder {encoder} takes {fixed_input} px only: policy {policy!r}, expected resize{fixed_input}"
+        )
+    return resize
+
+
+def resized(tiles: Tensor, resize: Resize) -> Tensor:
+    """Resizes a batch.
+
+    Args:
+        tiles: (B, H, W, 3) uint8, or float32 in [0, 1].
+        resize: what to do.
+
+    Returns:
+        (B, 3, h, w) float32 in [0, 1], channels last in memory.
+    """
+    import torch
+    from torch.nn.functional import interpolate
+
+    if tiles.ndim != 4 or tiles.shape[3] != 3 or tiles.dtype not in (torch.uint8, torch.float32):
+        raise ValueError(
+            f"tiles are {tiles.dtype}{tuple(tiles.shape)}, expected uint8 or float32 of shape (B, H, W, 3)"
+        )
+    x = tiles.permute(0, 3, 1, 2)
+    if tiles.dtype == torch.uint8:
+        x = x.float().mul_(1.0 / 255.0)
+    height, width = int(x.shape[2]), int(x.shape[3])
+    if resize.side:
+        size = (resize.side, resize.side)
+        if resize.shorter:
+            scale = resize.side / min(height, width)
+            size = (max(resize.side, int(height * scale)), max(resize.side, int(width * scale)))
+        if size != (height, width):
+            # Resizing planes of contiguous rows is what the vectorised kernel is fast at.
+            x = interpolate(x.contiguous(), size=size, mode="bilinear", align_corners=False, antialias=True)
+    if resize.crop:
+        top, left = (int(x.shape[2]) - resize.crop) // 2, (int(x.shape[3]) - resize.crop) // 2
+        x = x[:, :, top : top + resize.crop, left : left + resize.crop]
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def normalised(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Subtracts the channels' mean and divides by their deviation, (B, 3, h, w) -> same."""
+    shape = (1, -1, 1, 1)
+    return (x - x.new_tensor(mean).view(shape)) / x.new_tensor(std).view(shape)

@@ -1,0 +1,236 @@
+"""From one slide to one bag of instances: tissue or windows, lattice, lesion coverage, neighbours, control picture.
+
+`wsi_instances` makes the geometry (no encoder, no features); `iter_tiles` and `read_tile` (from `tile_reader`) give the
+pixels back from the stored coordinates and attributes. Level-0 coordinates throughout, rows sorted by (y, x).
+Shapes: coords, grid (N, 2) int32; neighbors (N, K) int32; coverage (N,) float32.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from preprocessing.annotations import Lesion, coverage, read_lesion
+from preprocessing.graph import distance_neighbors, grid_neighbors
+from preprocessing.instances_types import Instances
+from preprocessing.options import WsiOptions
+from preprocessing.panda_windows import mask_coverage, mask_outlines, panda_windows, plan_windows
+from preprocessing.slide import Slide, TileReadError, open_slide
+from preprocessing.tile_reader import iter_tiles, read_tile
+from preprocessing.tiles import TilePlan, contour_tiles, global_tiles, plan_tiles
+from preprocessing.tissue import Contour, segment_tissue
+
+if TYPE_CHECKING:
+    from preprocessing.bags import BagRow
+
+__all__ = ["iter_tiles", "read_tile", "wsi_instances"]
+
+THUMBNAIL_PX = 1024
+_MASK_SUFFIXES = frozenset({".tif", ".tiff"})
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Geometry:
+    """What a recipe found: tiles, coverage and facts for the record."""
+
+    plan: TilePlan
+    coords: npt.NDArray[np.int32]
+    grid: npt.NDArray[np.int32]
+    coverage: npt.NDArray[np.float32]
+    facts: dict[str, Any]
+    empty_reason: str
+    contours: list[Contour] = field(default_factory=list)
+    lesion: Lesion | None = None
+    mask_outlines: list[npt.NDArray[np.int32]] = field(default_factory=list)
+
+
+def wsi_instances(path: Path | str, options: WsiOptions, row: BagRow, root: Path | str) -> Instances:
+    """Make the instances of one slide.
+
+    Coverage is NaN where nothing is known: a positive or unlabelled slide without annotation. A slide labelled
+    negative has no lesion, so its coverage is 0.
+
+    Args:
+        path: the slide.
+        options: recipe and sizes.
+        row: label, annotation (relative to `root`), provider and mpp override of the bag.
+        root: the dataset's folder.
+
+    Returns:
+        Instances; N = 0 for a slide without tissue.
+
+    Raises:
+        ValueError: unreadable slide, unbelievable resolution, bad annotation; the message names the file.
+    """
+    with open_slide(path, mpp_override=row.mpp) as slide:
+        found = _panda(slide, options, row, root) if options.recipe == "panda" else _clam(slide, options, row, root)
+        neighbors = _neighbors(found, options)
+        attrs = _attrs(slide, options, row, found)
+        if len(found.coords) > 1 and not (neighbors >= 0).any():
+            log.warning("%s: %d tiles and no two of them are neighbours", path, len(found.coords))
+            attrs["zero_edges"] = True
+        if len(found.coords) == 0:
+            attrs["empty_reason"] = found.empty_reason
+        try:
+            picture, downsample = slide.thumbnail(THUMBNAIL_PX)
+        except TileReadError as error:
+            # a damaged coarse level must not cost the bag: its tiles come from another level
+            log.warning("%s: no control picture (%s)", path, error)
+            picture, downsample = None, 1.0
+    outlines = _outlines(found, downsample)
+    return Instances(found.coords, found.grid, neighbors, found.coverage, attrs, picture, outlines)
+
+
+def _clam(slide: Slide, options: WsiOptions, row: BagRow, root: Path | str) -> _Geometry:
+    plan = plan_tiles(slide.level_downsamples, slide.mpp, options, str(slide.path))
+    tissue = segment_tissue(slide, options.tissue)
+    make = global_tiles if options.lattice == "global" else contour_tiles
+    tiles = make(tissue.contours, plan, slide.dimensions, options)
+    lesion = _lesion(slide, row, root)
+    if lesion is None:
+        share = _unannotated(len(tiles.coords), row)
+    else:
+        share = coverage(lesion.geometry, tiles.coords, plan.footprint)
+    facts: dict[str, Any] = {
+        "lattice": options.lattice,
+        "contour_fn": options.contour_fn,
+        "use_padding": options.use_padding,
+        "tissue": {
+            **options.tissue.model_dump(),
+            "level": tissue.level,
+            "downsample": list(tissue.downsample),
+            "marks": tissue.marks,
+            "contours": len(tissue.contours),
+            "holes": sum(len(contour.holes) for contour in tissue.contours),
+        },
+        "tiles_in_shared_cells": tiles.shared_cells,
+    }
+    if options.lattice == "contour":
+        facts["contour_of_tile"] = tiles.contour.tolist()
+    if lesion is not None:
+        facts["annotation_counts"] = lesion.counts
+    reason = "no tile inside the tissue" if tissue.contours else "no tissue found"
+    return _Geometry(plan, tiles.coords, tiles.grid, share, facts, reason, tissue.contours, lesion)
+
+
+def _panda(slide: Slide, options: WsiOptions, row: BagRow, root: Path | str) -> _Geometry:
+    plan = plan_windows(options, str(slide.path))
+    windows = panda_windows(slide, plan, options)
+    annotation = _annotation_path(row, root)
+    lesion, outlines = None, []
+    if annotation is None:
+        share = _unannotated(len(windows.coords), row)
+    elif annotation.suffix.lower() in _MASK_SUFFIXES:
+        with open_slide(annotation, require_mpp=False) as mask:
+            share = mask_coverage(mask, windows, plan, slide.dimensions, row.provider)
+            outlines = mask_outlines(mask, row.provider)
+    else:
+        lesion = _lesion(slide, row, root)
+        assert lesion is not None
+        share = coverage(lesion.geometry, windows.coords, plan.footprint)
+    facts: dict[str, Any] = {
+        "lattice": "global",
+        "otsu_threshold": windows.threshold,
+        "otsu_bgr": options.otsu_bgr,
+        "min_tissue": options.min_tissue,
+        "marks": windows.marks,
+    }
+    reason = next((mark for mark in windows.marks if mark.startswith("too large")), "no window with enough tissue")
+    return _Geometry(plan, windows.coords, windows.grid, share, facts, reason, [], lesion, outlines)
+
+
+def _annotation_path(row: BagRow, root: Path | str) -> Path | None:
+    if not row.annotation:
+        return None
+    if row.annotation.startswith("slices:"):
+        raise ValueError(f"{row.bag_id}: annotation 'slices:...' belongs to a CT scan, expected a file for a slide")
+    from preprocessing.bags import resolve
+
+    return resolve(Path(root), row.annotation)
+
+
+def _lesion(slide: Slide, row: BagRow, root: Path | str) -> Lesion | None:
+    path = _annotation_path(row, root)
+    if path is None:
+        return None
+    lesion = read_lesion(path, origin=slide.bounds[:2])
+    if not lesion.geometry.is_empty:
+        x0, y0, x1, y1 = lesion.geometry.bounds
+        width, height = slide.dimensions
+        if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
+            raise ValueError(
+                f"{path}: lesion spans x {x0:g}..{x1:g}, y {y0:g}..{y1:g}, outside the slide of {width} x {height} px; "
+                "is it the annotation of another slide, or not in level-0 pixels?"
+            )
+    return lesion
+
+
+def _unannotated(n: int, row: BagRow) -> npt.NDArray[np.float32]:
+    return np.full(n, 0.0 if row.label == 0 else math.nan, np.float32)
+
+
+def _neighbors(found: _Geometry, options: WsiOptions) -> npt.NDArray[np.int32]:
+    if options.recipe == "panda" or options.lattice == "global":
+        return grid_neighbors(found.grid)
+    # lattices of several contours do not match: neighbours by true distance, diagonal steps included
+    return distance_neighbors(found.coords, math.sqrt(2) * found.plan.step)
+
+
+def _attrs(slide: Slide, options: WsiOptions, row: BagRow, found: _Geometry) -> dict[str, Any]:
+    plan = found.plan
+    halved = options.recipe == "panda" and plan.read_px == 2 * plan.tile_px
+    shrunk = plan.read_px != plan.tile_px
+    return {
+        "modality": "wsi",
+        "recipe": options.recipe,
+        "preset": options.preset,
+        "tile_px": plan.tile_px,
+        "read_level": plan.level,
+        "read_px": plan.read_px,
+        "read_downsample": plan.downsample,
+        "l0_footprint_px": plan.footprint,
+        "l0_step_px": plan.step,
+        "resize_filter": ("linear" if halved else "area") if shrunk else "none",
+        "mpp": slide.mpp,
+        "mpp_source": slide.mpp_source,
+        "tile_mpp": slide.mpp * plan.footprint / plan.tile_px,
+        "dimensions": list(slide.dimensions),
+        "bounds": list(slide.bounds),
+        "vendor": slide.properties.get("openslide.vendor", ""),
+        "max_bad_tiles": options.max_bad_tiles,
+        "provider": row.provider,
+        "annotation_present": bool(row.annotation),
+        "annotation_complete": row.annotation_complete,
+        **found.facts,
+    }
+
+
+def _outlines(found: _Geometry, downsample: float) -> dict[str, Any]:
+    """Polygons for the control picture, simplified to one pixel of the thumbnail."""
+    import cv2
+    import shapely
+
+    def simple(polygon: npt.NDArray[np.int32]) -> list[list[int]]:
+        short = cv2.approxPolyDP(polygon.reshape(-1, 1, 2), downsample, True)
+        return [[int(x), int(y)] for x, y in short.reshape(-1, 2)]
+
+    lesion: list[Any] = [simple(outline) for outline in found.mask_outlines]
+    if found.lesion is not None:
+        parts = shapely.get_parts(shapely.simplify(found.lesion.geometry, downsample))
+        for part in parts:
+            for ring in (part.exterior, *part.interiors):
+                lesion.append([[round(x, 1), round(y, 1)] for x, y in ring.coords])
+    return {
+        "downsample": downsample,
+        "tissue": [simple(contour.outer) for contour in found.contours],
+        "holes": [simple(hole) for contour in found.contours for hole in contour.holes],
+        "lesion": lesion,
+    }
