@@ -1,0 +1,168 @@
+"""Bags and packed batches.
+
+A batch is packed, never padded: the rows of B bags stand one below the other, M = sum of the bag sizes.
+
+| field | shape, dtype | meaning |
+|---|---|---|
+| `x` | (M,P) float32 | instance features |
+| `offsets` | (B+1,) int64 | rows of bag b are `offsets[b]:offsets[b+1]` |
+| `neighbors` | (M,K) int64 | row numbers in the batch, -1 padded, symmetric, no self |
+| `grid` | (M,2) int64 | lattice cell (row, col) within its bag |
+| `coords` | (M,2) or (M,1) | level-0 px, or mm along the slice normal |
+| `y` | (B,) float32 | bag label in {0,1}, NaN = unlabelled |
+| `y_inst` | (M,) int64 | instance label in {0,1}, -1 = unknown; never seen by training |
+| `edge_weight` | (M,K) float32 or None | weight of each neighbour, None = 1 |
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Bag:
+    """One bag in memory.
+
+    Attributes:
+        bag_id: name of the slide or scan.
+        x: (N,P) float32 features.
+        neighbors: (N,K) int64, indices within the bag, -1 padded.
+        grid: (N,2) int64 lattice cells.
+        coords: (N,2) or (N,1) level-0 px or mm.
+        y: bag label 0.0 or 1.0, NaN = unlabelled.
+        y_inst: (N,) int64 in {0,1,-1}.
+        coverage: (N,) float32 lesion fraction, NaN = not annotated.
+        split: "train", "val", "test" or "".
+        group: patient or study; "" = the bag itself.
+        edge_weight: (N,K) float32 or None.
+    """
+
+    bag_id: str
+    x: Tensor
+    neighbors: Tensor
+    grid: Tensor
+    coords: Tensor
+    y: float
+    y_inst: Tensor
+    coverage: Tensor
+    split: str = ""
+    group: str = ""
+    edge_weight: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.x.shape[0]
+
+
+@dataclass(frozen=True)
+class BagBatch:
+    """B packed bags; see the table at the top of this file for the fields."""
+
+    x: Tensor
+    offsets: Tensor
+    neighbors: Tensor
+    grid: Tensor
+    coords: Tensor
+    y: Tensor
+    y_inst: Tensor
+    bag_ids: tuple[str, ...]
+    edge_weight: Tensor | None = None
+
+    @property
+    def n_bags(self) -> int:
+        """B."""
+        return len(self.bag_ids)
+
+    @property
+    def sizes(self) -> Tensor:
+        """(B,) int64, instances per bag."""
+        return self.offsets[1:] - self.offsets[:-1]
+
+    @property
+    def bag_index(self) -> Tensor:
+        """(M,) int64, the bag of each row."""
+        bags = torch.arange(self.n_bags, device=self.offsets.device)
+        return torch.repeat_interleave(bags, self.sizes, output_size=self.x.shape[0])
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "BagBatch":
+        """Moves every tensor."""
+        moved: dict[str, Any] = {
+            f.name: value.to(device, non_blocking=non_blocking)
+            for f in dataclasses.fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        return dataclasses.replace(self, **moved)
+
+    def split(self) -> list["BagBatch"]:
+        """The B single-bag batches, as views; `neighbors` count from 0 again."""
+        bounds = self.offsets.tolist()
+        return [
+            BagBatch(
+                x=self.x[start:stop],
+                offsets=self.offsets.new_tensor([0, stop - start]),
+                neighbors=torch.where(self.neighbors[start:stop] >= 0, self.neighbors[start:stop] - start, -1),
+                grid=self.grid[start:stop],
+                coords=self.coords[start:stop],
+                y=self.y[b : b + 1],
+                y_inst=self.y_inst[start:stop],
+                bag_ids=self.bag_ids[b : b + 1],
+                edge_weight=None if self.edge_weight is None else self.edge_weight[start:stop],
+            )
+            for b, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True))
+        ]
+
+
+def pack(bags: Sequence[Bag]) -> BagBatch:
+    """Packs bags into one batch, in the order given.
+
+    Args:
+        bags: at least one bag; every bag has at least one instance, and all share P.
+
+    Returns:
+        The packed batch; K is the largest K of the bags.
+
+    Raises:
+        ValueError: no bag, an empty bag, differing feature widths, or edge weights on some bags only.
+    """
+    _check(bags)
+    sizes = torch.tensor([len(bag) for bag in bags])
+    offsets = torch.zeros(len(bags) + 1, dtype=torch.int64)
+    offsets[1:] = sizes.cumsum(0)
+    width = max(bag.neighbors.shape[1] for bag in bags)
+    neighbors = torch.full((int(offsets[-1]), width), -1, dtype=torch.int64)
+    weighted = bags[0].edge_weight is not None
+    edge_weight = torch.zeros(neighbors.shape, dtype=torch.float32) if weighted else None
+    for bag, start in zip(bags, offsets[:-1].tolist(), strict=True):
+        rows, columns = slice(start, start + len(bag)), slice(0, bag.neighbors.shape[1])
+        neighbors[rows, columns] = torch.where(bag.neighbors >= 0, bag.neighbors.long() + start, -1)
+        if edge_weight is not None and bag.edge_weight is not None:
+            edge_weight[rows, columns] = bag.edge_weight
+    return BagBatch(
+        x=torch.cat([bag.x for bag in bags]),
+        offsets=offsets,
+        neighbors=neighbors,
+        grid=torch.cat([bag.grid for bag in bags]),
+        coords=torch.cat([bag.coords for bag in bags]),
+        y=torch.tensor([bag.y for bag in bags], dtype=torch.float32),
+        y_inst=torch.cat([bag.y_inst for bag in bags]),
+        bag_ids=tuple(bag.bag_id for bag in bags),
+        edge_weight=edge_weight,
+    )
+
+
+def _check(bags: Sequence[Bag]) -> None:
+    if not bags:
+        raise ValueError("pack: found no bag, expected at least one")
+    for bag in bags:
+        if len(bag) == 0:
+            raise ValueError(f"bag {bag.bag_id!r} has no instance; leave empty bags out before packing")
+        if bag.x.shape[1] != bags[0].x.shape[1]:
+            raise ValueError(
+                f"bag {bag.bag_id!r} has {bag.x.shape[1]} features per instance, {bags[0].bag_id!r} has "
+                f"{bags[0].x.shape[1]}; bags of one batch must come from the same encoder"
+            )
+        if (bag.edge_weight is None) != (bags[0].edge_weight is None):
+            raise ValueError(f"bag {bag.bag_id!r}: edge weights on some bags of the batch and not on others")

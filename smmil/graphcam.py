@@ -1,0 +1,187 @@
+r"""GraphCAM: which tokens a small transformer's logit rests on (Zheng et al., IEEE TMI 2022; Chefer et al., CVPR 2021).
+
+Relevance R starts as 1 at the logit and goes back through the layers (LRP, alpha = 1). Per block,
+C = mean over heads of relu(d logit / d Attn * R(Attn)); the rollout Prod_l (I + C_l), later blocks on the left, gives
+the row from the class token to the other tokens.
+
+Rules, with s = R / Z: Linear: x+ (W+^T s) + x- (W-^T s), Z = x+ W+ + x- W-; product of two inputs: each input times
+its gradient for s, both halved; addition: x s, then rescaled so that the parts share sum(R) in proportion to
+|sum of the part|; a value used twice: x * sum_k (R_k / x); LayerNorm, GELU, softmax, dropout: unchanged.
+
+The rules divide by sums that may almost cancel: rounding of the tokens can be amplified a million times. Give float64.
+
+Shapes: tokens (B,n,D), token 0 is the class token; every bag has its own relevance, batches change nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def safe_divide(a: Tensor, b: Tensor) -> Tensor:
+    """A / b, 0 where b is 0; b is kept away from 0 by 1e-9."""
+    away = torch.full_like(b, 1e-9).copysign_(b).add_(b)
+    return torch.div(a, away).masked_fill_(b == 0, 0.0)
+
+
+def linear_rule(x: Tensor, weight: Tensor, relevance: Tensor) -> Tensor:
+    """Relevance of the inputs of F.linear(x, weight): (...,D), (E,D), (...,E) -> (...,D)."""
+    up, down = weight.clamp(min=0), weight.clamp(max=0)
+    positive, negative = x.clamp(min=0), x.clamp(max=0)
+    s = safe_divide(relevance, F.linear(positive, up) + F.linear(negative, down))
+    return positive * (s @ up) + negative * (s @ down)
+
+
+def product_rule(a: Tensor, b: Tensor, product: Tensor, relevance: Tensor) -> tuple[Tensor, Tensor]:
+    """Relevance of a and b for product = a @ b; half of it goes to each."""
+    s = safe_divide(relevance, product)
+    return a * (s @ b.mT) / 2, b * (a.mT @ s) / 2
+
+
+def addition_rule(a: Tensor, b: Tensor, relevance: Tensor) -> tuple[Tensor, Tensor]:
+    """Relevance of a and b for a + b, sums per bag: (B,n,D) each."""
+    s = safe_divide(relevance, a + b)
+    ra, rb = a * s, b * s
+    total, sum_a, sum_b = (t.sum((1, 2), keepdim=True) for t in (relevance, ra, rb))
+    size = sum_a.abs() + sum_b.abs()
+    share_a, share_b = safe_divide(sum_a.abs(), size) * total, safe_divide(sum_b.abs(), size) * total
+    return ra * safe_divide(share_a, sum_a), rb * safe_divide(share_b, sum_b)
+
+
+def clone_rule(x: Tensor, *relevances: Tensor) -> Tensor:
+    """Relevance of x that was used several times."""
+    return x * sum(safe_divide(r, x) for r in relevances)
+
+
+@dataclass
+class Trace:
+    """What a block's forward pass leaves for its relevance."""
+
+    x: Tensor
+    normed: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    logits: Tensor
+    weights: Tensor
+    values: Tensor
+    attended: Tensor
+    middle: Tensor
+    normed_middle: Tensor
+    hidden: Tensor
+    out: Tensor
+
+
+class Block(nn.Module):
+    """Pre-LN transformer block: qkv without bias, output Linear, GELU MLP.
+
+    Args:
+        width: D.
+        n_heads: heads.
+        ratio: of the MLP.
+    """
+
+    def __init__(self, width: int, n_heads: int, ratio: int = 2) -> None:
+        super().__init__()
+        self.n_heads, self.scale = n_heads, (width // n_heads) ** -0.5
+        self.norm1, self.norm2 = (nn.LayerNorm(width, eps=1e-6) for _ in range(2))
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.proj = nn.Linear(width, width)
+        self.fc1, self.fc2 = nn.Linear(width, ratio * width), nn.Linear(ratio * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,n,D) -> (B,n,D)."""
+        q, k, v = self._heads(self.norm1(x))
+        x = x + self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        out: Tensor = x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        return out
+
+    def trace(self, x: Tensor) -> Trace:
+        """The forward pass with everything kept."""
+        normed = self.norm1(x)
+        q, k, v = self._heads(normed)
+        logits = q @ k.mT
+        weights = torch.softmax(logits * self.scale, -1)
+        values = weights @ v
+        attended = self.proj(values.transpose(1, 2).flatten(2))
+        middle = x + attended
+        normed_middle = self.norm2(middle)
+        hidden = F.gelu(self.fc1(normed_middle))
+        out = self.fc2(hidden)
+        return Trace(x, normed, q, k, v, logits, weights, values, attended, middle, normed_middle, hidden, out)
+
+    def relevance(self, t: Trace, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """From the output to the attention weights.
+
+        Args:
+            t: trace of the forward pass.
+            r: (B,m,D), relevance of the first m output tokens; the others have none.
+
+        Returns:
+            What goes around the attention (B,m,D), to its weights (B,h,m,n), to its values (B,h,n,d).
+        """
+        m = r.shape[1]
+        kept, changed = addition_rule(t.middle[:, :m], t.out[:, :m], r)
+        changed = linear_rule(t.hidden[:, :m], self.fc2.weight, changed)
+        changed = linear_rule(t.normed_middle[:, :m], self.fc1.weight, changed)
+        kept, changed = addition_rule(t.x[:, :m], t.attended[:, :m], clone_rule(t.middle[:, :m], kept, changed))
+        heads = t.values[:, :, :m]
+        flat = linear_rule(heads.transpose(1, 2).flatten(2), self.proj.weight, changed)
+        r_heads = flat.reshape(*flat.shape[:2], self.n_heads, -1).transpose(1, 2)
+        return kept, *product_rule(t.weights[:, :, :m], t.v, heads, r_heads)
+
+    def input_relevance(self, t: Trace, kept: Tensor, weights: Tensor, values: Tensor) -> Tensor:
+        """From the results of `relevance` to the block's input (B,n,D)."""
+        m, rest = kept.shape[1], t.x.shape[1] - kept.shape[1]
+        rq, rk = product_rule(t.q[:, :, :m], t.k.mT, t.logits[:, :, :m], weights)
+        qkv = torch.stack([F.pad(rq, (0, 0, 0, rest)), rk.mT, values]).permute(1, 3, 0, 2, 4).flatten(2)
+        return clone_rule(t.x, F.pad(kept, (0, 0, 0, rest)), linear_rule(t.normed, self.qkv.weight, qkv))
+
+    def _heads(self, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = self.qkv(normed).view(*normed.shape[:2], 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+        return q, k, v
+
+
+def graphcam(
+    blocks: Sequence[Block], norm: nn.Module, head: nn.Linear, tokens: Tensor, *, rule: str = "lrp", seed: float = 1.0
+) -> Tensor:
+    """The rollout row of the class token.
+
+    Args:
+        blocks: of the transformer.
+        norm: LayerNorm behind the blocks.
+        head: Linear(D, 1) on the class token.
+        tokens: (B,n,D), input of the first block.
+        rule: "lrp", or "attention" = the attention weights in place of their relevance (no backward rules).
+        seed: of both factors, gradient and relevance.
+
+    Returns:
+        (B,n-1), >= 0: how much each token speaks for a positive bag. Carries no gradient.
+    """
+    # gradients are needed here even where the caller wants none
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(tokens.device.type, enabled=False):
+        x = tokens.detach().clone().requires_grad_()
+        traces: list[Trace] = []
+        for block in blocks:
+            traces.append(block.trace(x))
+            x = traces[-1].middle + traces[-1].out
+        z = norm(x)[:, 0]
+        gradients = torch.autograd.grad(seed * head(z).sum(), [t.weights for t in traces])
+    with torch.no_grad():
+        # only the class token is relevant at first, so the last block needs one row
+        relevance = linear_rule(z, head.weight, x.new_full((len(x), 1), seed))[:, None]
+        rollout = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)[:1].expand(len(x), 1, -1)
+        for depth in reversed(range(len(traces))):
+            block, t, weights = blocks[depth], traces[depth], traces[depth].weights
+            if rule == "lrp":
+                kept, weights, values = block.relevance(t, relevance)
+                if depth > 0:
+                    relevance = block.input_relevance(t, kept, weights, values)
+            m = weights.shape[2]
+            # the row of a product needs vectors only: e_cls (I + C_L) ... (I + C_1)
+            share = (gradients[depth][:, :, :m] * weights).clamp(min=0).mean(1)
+            rollout = rollout + rollout[:, :, :m] @ share
+    return rollout[:, 0, 1:]

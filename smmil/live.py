@@ -1,0 +1,90 @@
+"""A training job and the world around it: what a person watching sees, and how a scheduler asks it to stop.
+
+On a terminal one line moves; in a log there are a few plain lines per run.
+"""
+
+import logging
+import signal
+import sys
+import time
+from types import FrameType
+from typing import Any, TextIO
+
+log = logging.getLogger(__name__)
+
+LINES_PER_RUN = 5
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Progress:
+    """Progress of the runs of one job.
+
+    Args:
+        runs: how many runs the job has to do.
+        epochs: of each run.
+        stream: where the moving line goes; it moves only if this is a terminal.
+    """
+
+    def __init__(self, runs: int, epochs: int, stream: TextIO | None = None) -> None:
+        self.runs, self.epochs = runs, epochs
+        self.stream = sys.stderr if stream is None else stream
+        self.moving = self.stream.isatty()
+        self.run, self.number = "", 0
+        self.best: tuple[float, int] | None = None
+        self.seen, self.started = 0, time.monotonic()
+
+    def start(self, run: str) -> None:
+        """The next run begins."""
+        self.run, self.number, self.best = run, self.number + 1, None
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        """One epoch is done; `row` is its log row."""
+        self.seen += 1
+        if row["kept"]:
+            self.best = (row["selection"], row["epoch"])
+        line = self.line(row)
+        if self.moving:
+            self.stream.write(f"\r{line[:200]}\x1b[K")
+            self.stream.flush()
+        elif row["epoch"] in (1, self.epochs) or row["epoch"] % max(1, self.epochs // LINES_PER_RUN) == 0:
+            log.info("%s", line)
+        if row["epoch"] == self.epochs and self.moving:
+            self.stream.write("\n")
+
+    def line(self, row: dict[str, Any]) -> str:
+        """Run, epoch, losses, validation AUROC, best epoch seen in this sitting, time left."""
+        auroc = "undefined" if row["val_bag_auroc"] is None else f"{row['val_bag_auroc']:.4f}"
+        best = f"  best {self.best[0]:+.4f} at {self.best[1]}" if self.best else ""
+        return (
+            f"{self.run} ({self.number}/{self.runs})  epoch {row['epoch']}/{self.epochs}  loss {row['loss']:.4f}"
+            f"  val loss {row['val_loss']:.4f}  val AUROC {auroc}{best}  left {self.remaining(row['epoch'])}"
+        )
+
+    def remaining(self, epoch: int) -> str:
+        """Time left for the whole job at the pace so far, h:mm:ss."""
+        epochs = (self.runs - self.number) * self.epochs + self.epochs - epoch
+        seconds = round((time.monotonic() - self.started) / max(1, self.seen) * epochs)
+        return f"{seconds // 3600}:{seconds % 3600 // 60:02d}:{seconds % 60:02d}"
+
+
+class StopRequest:
+    """Context in which SIGTERM and SIGUSR1 ask for a stop instead of ending the process; calling it asks back."""
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def __call__(self) -> bool:
+        """Whether a stop was asked for."""
+        return self.signum is not None
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        self.signum = signum

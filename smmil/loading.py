@@ -1,0 +1,284 @@
+"""From the bag store (or a plain CSV table) to bags in memory; the only door through which bags reach a model.
+
+In: `bags.csv`, the shard manifests (which bags are ok, empty or failed), the *instances* and *features* stores.
+Out: `smmil.data.Bag` per usable bag: features float32 (N,P), neighbours, grid, coordinates, bag label, instance labels.
+
+- A failed bag is left out and counted; so is an empty one (no tissue: it has no instance to score). Nothing is silent:
+  both lists stand in `runs.json` and in the log. A bag that no manifest names is an error.
+- Instance labels are a threshold on the stored coverage (methods.md section 5, rows 16 and 17):
+  `strict` = coverage > threshold; `halving` = for a positive bag without a positive instance the threshold is
+  halved until there is one (as released for CAMELYON16). NaN coverage gives -1 (unknown).
+- Edge weights are 1, or exp(-||x_i - x_j|| / P) on the raw features (`feature_distance`, as released; row 6).
+
+Importing this module is cheap; torch is imported where bags become tensors.
+"""
+
+import json
+import logging
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from preprocessing.bags import BagRow, read_bags
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from smmil.data import Bag
+
+log = logging.getLogger(__name__)
+
+LABEL_RULES = ("strict", "halving")
+EDGE_WEIGHTS = ("none", "feature_distance")
+READERS = 8
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """How stored arrays become labels and graphs.
+
+    Attributes:
+        label_rule: `strict` or `halving`.
+        label_threshold: coverage above which an instance is positive.
+        edge_weight: `none` or `feature_distance`.
+        drop_inconsistent: leave bags out whose largest known instance label differs from the bag label, or which have
+            no known instance label (as released for PANDA).
+    """
+
+    label_rule: str = "strict"
+    label_threshold: float = 0.5
+    edge_weight: str = "none"
+    drop_inconsistent: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("label_rule", self.label_rule, LABEL_RULES),
+            ("edge_weight", self.edge_weight, EDGE_WEIGHTS),
+        ):
+            if value not in known:
+                raise ValueError(f"{name}: found {value!r}, expected one of {', '.join(known)}")
+        if not 0 <= self.label_threshold < 1:
+            raise ValueError(f"label_threshold: found {self.label_threshold}, expected 0 <= threshold < 1")
+
+
+@dataclass(frozen=True)
+class BagInfo:
+    """What is known of a bag before its arrays are read; enough to make splits."""
+
+    bag_id: str
+    y: float
+    split: str
+    group: str
+
+
+@dataclass
+class Listing:
+    """The usable bags and those left out.
+
+    Attributes:
+        bags: sorted by id.
+        excluded: reason (`failed`, `empty`, `inconsistent`) -> ids.
+    """
+
+    bags: list[BagInfo]
+    excluded: dict[str, list[str]] = field(default_factory=dict)
+
+
+def list_usable(bags_csv: Path | str, manifests: Iterable[Path | str]) -> Listing:
+    """Joins `bags.csv` with the states in the shard manifests (of one stage or of both).
+
+    Raises:
+        ValueError: a bag no manifest names, a manifest that is none, or a training bag without a label.
+    """
+    rows = read_bags(bags_csv)
+    states = read_states(manifests)
+    unknown = [row.bag_id for row in rows if row.bag_id not in states]
+    if unknown:
+        raise ValueError(
+            f"{bags_csv}: {len(unknown)} of {len(rows)} bags stand in no manifest (e.g. {', '.join(unknown[:3])});"
+            " give the manifests of all shards, made from this bags.csv"
+        )
+    unlabelled = [row.bag_id for row in rows if row.split in ("train", "val") and row.label is None]
+    if unlabelled:
+        raise ValueError(
+            f"{bags_csv}: {len(unlabelled)} bags to learn from have no label (e.g. {unlabelled[0]});"
+            " give a label, or leave `split` empty so that they are only scored"
+        )
+    excluded = {
+        state: sorted(row.bag_id for row in rows if states[row.bag_id] == state) for state in ("failed", "empty")
+    }
+    for state, names in excluded.items():
+        if names:
+            log.warning("left out %d %s bags of %d, e.g. %s", len(names), state, len(rows), names[0])
+    return Listing([_info(row) for row in rows if states[row.bag_id] == "ok"], excluded)
+
+
+def _info(row: BagRow) -> BagInfo:
+    return BagInfo(row.bag_id, float("nan") if row.label is None else float(row.label), row.split, row.group)
+
+
+def read_states(manifests: Iterable[Path | str]) -> dict[str, str]:
+    """Bag id -> ok, empty or failed; where manifests of two stages differ, the worse state holds.
+
+    Raises:
+        ValueError: a file that is not a shard manifest.
+    """
+    severity = {"ok": 0, "empty": 1, "failed": 2}
+    states: dict[str, str] = {}
+    for path in manifests:
+        try:
+            bags = json.loads(Path(path).read_text(encoding="utf-8"))["bags"]
+            found = [(str(bag["bag_id"]), str(bag["state"])) for bag in bags]
+        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: not a shard manifest ({error}); expected a JSON object with `bags`") from error
+        for bag_id, state in found:
+            if state not in severity:
+                raise ValueError(f"{path}: bag {bag_id} has the state {state!r}, expected one of {', '.join(severity)}")
+            states[bag_id] = max(states.get(bag_id, "ok"), state, key=severity.__getitem__)
+    return states
+
+
+def instance_labels(
+    coverage: npt.NDArray[np.floating[Any]], label: float, options: DataOptions
+) -> tuple[npt.NDArray[np.int64], float]:
+    """Labels of a bag's instances from the covered fraction.
+
+    Args:
+        coverage: (N,), NaN = not annotated.
+        label: of the bag, 0, 1 or NaN.
+        options: rule and threshold.
+
+    Returns:
+        (N,) in {0, 1, -1} and the threshold used (smaller than asked only under `halving`). A positive bag whose
+        coverage is 0 everywhere keeps the threshold: no halving would ever find a positive.
+    """
+    threshold = options.label_threshold
+    top = float(np.nanmax(coverage, initial=0.0)) if len(coverage) else 0.0
+    if options.label_rule == "halving" and label == 1 and top > 0:
+        while top <= threshold:
+            threshold /= 2
+    labels = np.where(np.isnan(coverage), -1, coverage > threshold).astype(np.int64)
+    return labels, threshold
+
+
+def is_consistent(coverage: npt.NDArray[np.floating[Any]], label: float, options: DataOptions) -> bool:
+    """Whether the largest known instance label is the bag label; unlabelled bags always are."""
+    return bool(np.isnan(label)) or float(instance_labels(coverage, label, options)[0].max(initial=-1)) == label
+
+
+def drop_inconsistent(listing: Listing, instances: Path | str, options: DataOptions) -> Listing:
+    """Leaves out (and counts) labelled bags whose instance labels contradict the bag label; reads coverages only."""
+    from preprocessing.store import read_arrays
+
+    def keep(info: BagInfo) -> bool:
+        coverage = _read(read_arrays, _store(instances), info.bag_id, ["coverage"])["coverage"]
+        return is_consistent(coverage, info.y, options)
+
+    with ThreadPoolExecutor(READERS) as pool:
+        kept = list(pool.map(keep, listing.bags))
+    dropped = [info.bag_id for info, ok in zip(listing.bags, kept, strict=True) if not ok]
+    if dropped:
+        log.warning("left out %d bags whose instance labels contradict their label, e.g. %s", len(dropped), dropped[0])
+    bags = [info for info, ok in zip(listing.bags, kept, strict=True) if ok]
+    return Listing(bags, {**listing.excluded, "inconsistent": dropped})
+
+
+def load_bags(
+    infos: Sequence[BagInfo], instances: Path | str, features: Path | str, options: DataOptions | None = None
+) -> "tuple[list[Bag], dict[str, float]]":
+    """Reads bags into memory, several at a time, in the order given.
+
+    Args:
+        infos: which bags.
+        instances: `results/D/instances`, whose `store/` holds the geometry.
+        features: `results/D/features/E`, whose `store/` holds the features.
+        options: labels and edge weights.
+
+    Returns:
+        The bags, and the label thresholds that differ from the one asked for (bag id -> threshold).
+
+    Raises:
+        ValueError: a missing or damaged bag, features of other coordinates, non-finite features, differing widths.
+    """
+    options = options or DataOptions()
+    with ThreadPoolExecutor(READERS) as pool:
+        loaded = list(pool.map(lambda info: _load_one(info, _store(instances), _store(features), options), infos))
+    bags = [bag for bag, _ in loaded]
+    widths = {bag.x.shape[1]: bag.bag_id for bag in bags}
+    if len(widths) > 1:
+        raise ValueError(f"{features}: bags of different feature widths (width: example) {widths}, expected one width")
+    return bags, {bag.bag_id: used for bag, used in loaded if used != options.label_threshold}
+
+
+def _load_one(info: BagInfo, instances: Path, features: Path, options: DataOptions) -> "tuple[Bag, float]":
+    import torch
+
+    from preprocessing.store import check_pairing, read_arrays, read_attrs
+    from smmil.data import Bag
+
+    check_pairing(_read(read_attrs, instances, info.bag_id), _read(read_attrs, features, info.bag_id), info.bag_id)
+    arrays = _read(read_arrays, instances, info.bag_id)
+    x = torch.from_numpy(_read(read_arrays, features, info.bag_id)["features"].astype(np.float32))
+    if len(x) == 0 or len(x) != len(arrays["grid"]) or not bool(torch.isfinite(x).all()):
+        raise ValueError(
+            f"{features / info.bag_id}: found features {tuple(x.shape)} for {len(arrays['grid'])} instances, expected"
+            " one finite row for each of at least one instance; extract the features of this bag again"
+        )
+    y_inst, threshold = instance_labels(arrays["coverage"], info.y, options)
+    neighbors = torch.from_numpy(arrays["neighbors"].astype(np.int64))
+    bag = Bag(
+        bag_id=info.bag_id,
+        x=x,
+        neighbors=neighbors,
+        grid=torch.from_numpy(arrays["grid"].astype(np.int64)),
+        coords=torch.from_numpy(arrays["coords"]),
+        y=info.y,
+        y_inst=torch.from_numpy(y_inst),
+        coverage=torch.from_numpy(arrays["coverage"]),
+        split=info.split,
+        group=info.group,
+        edge_weight=feature_distance_weights(x, neighbors) if options.edge_weight == "feature_distance" else None,
+    )
+    return bag, threshold
+
+
+def feature_distance_weights(x: "Tensor", neighbors: "Tensor") -> "Tensor":
+    """exp(-||x_i - x_j||_2 / P) for every neighbour, 0 where padded: (N,P), (N,K) -> (N,K)."""
+    import torch
+
+    weights = torch.zeros(neighbors.shape, dtype=torch.float32)
+    # column by column: all (N,K,P) differences at once would be K times the features
+    for column in range(neighbors.shape[1]):
+        other = neighbors[:, column]
+        distance = (x - x[other.clamp(min=0)]).norm(dim=1)
+        weights[:, column] = torch.where(other >= 0, torch.exp(-distance / x.shape[1]), 0.0)
+    return weights
+
+
+def feature_facts(features: Path | str, bag_id: str) -> dict[str, Any]:
+    """What identifies a bag's features: encoder, weights and their mode, resize policy (those it records)."""
+    from preprocessing.store import read_attrs
+
+    attrs: Mapping[str, Any] = _read(read_attrs, _store(features), bag_id)
+    return {name: attrs[name] for name in FEATURE_FACTS if name in attrs}
+
+
+FEATURE_FACTS: Collection[str] = ("encoder", "weights_sha256", "random_weights", "resize_policy")
+
+
+def _store(folder: Path | str) -> Path:
+    return Path(folder) / "store"
+
+
+def _read(reader: Any, store: Path, bag_id: str, *arguments: Any) -> Any:
+    try:
+        return reader(store, bag_id, *arguments)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{store}: bag {bag_id} is missing although its manifest calls it ok; run the shard again"
+        ) from error

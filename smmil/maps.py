@@ -1,0 +1,150 @@
+"""Attention maps beside the ground truth (paper figure 5), drawn from saved predictions and stored geometry alone.
+
+For some test bags of a dataset, one PNG each and a `maps.json` with captions, runs and the command. Slides: thumbnail,
+lesion coverage of the tiles, and per method the raw score (colours from the bag's minimum to its maximum) and its rank
+within the bag. Scans: score over slice index per method, positive slices shaded, and the montage with one coloured bar
+per method. The rule of the colours stands under every colour bar; nothing is predicted again here, so a map cannot
+disagree with the metrics.
+
+Bags: positive test bags from the highest lesion share down to the median one, and negative ones of middle size; or
+`--bag-id`.
+
+Run alone:
+    python -m smmil.maps --dataset D --instances results/D/instances --index results/D/predictions/E/M/index.json ...
+        --metrics results/D/metrics/E/M.json ... --out results/D/maps/E
+"""
+
+import argparse
+import logging
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from preprocessing.cli import guard, write_json
+
+if TYPE_CHECKING:
+    from smmil.chosen_runs import ChosenRun
+
+log = logging.getLogger(__name__)
+
+STAGE_VERSION = 1
+
+
+def select_bags(test: dict[str, npt.NDArray[Any]], n: int) -> list[str]:
+    """Chooses bags to show, the same for every method.
+
+    Args:
+        test: arrays of the test bags (`Predictions.part`).
+        n: how many; a third of them (at least one of two) negative.
+
+    Returns:
+        Bag ids: positives evenly between the highest and the median lesion share, then negatives of middle size. Fewer
+        if there are not enough.
+    """
+    sizes, offsets = np.diff(test["offsets"]), test["offsets"]
+    share = [
+        float(np.mean(test["y_inst"][a:b] == 1)) if b > a else 0.0 for a, b in zip(offsets, offsets[1:], strict=False)
+    ]
+    ids = test["bag_id"].tolist()
+    filled = [i for i in range(len(ids)) if sizes[i] > 0]
+    positive = sorted((i for i in filled if test["y"][i] == 1), key=lambda i: (-share[i], ids[i]))
+    negative = sorted((i for i in filled if test["y"][i] == 0), key=lambda i: (sizes[i], ids[i]))
+    n_negative = min(len(negative), max(n // 3, 1 if n > 1 else 0))
+    n_positive = min(len(positive), n - n_negative)
+    n_negative = min(len(negative), n - n_positive)
+    chosen = [positive[i] for i in _spread(0, len(positive) // 2, n_positive, len(positive))]
+    chosen += [negative[i] for i in _spread(len(negative) // 2, len(negative) // 2, n_negative, len(negative))]
+    return [ids[i] for i in chosen]
+
+
+def _spread(first: int, last: int, n: int, size: int) -> list[int]:
+    """`n` different positions of `size`, evenly from first to last, then the nearest free ones."""
+    wanted = [round(p) for p in np.linspace(first, last, n)] if n else []
+    taken: list[int] = []
+    for p in wanted:
+        free = sorted((q for q in range(size) if q not in taken), key=lambda q: (abs(q - p), q))
+        taken.append(free[0])
+    return taken
+
+
+def draw_bag(instances: Path, bag_id: str, runs: "Sequence[ChosenRun]", out: Path) -> dict[str, Any]:
+    """Draws one bag with all methods.
+
+    Args:
+        instances: folder with `store/` and `thumbnails/`.
+        bag_id: which bag.
+        runs: one per method.
+        out: PNG to write.
+
+    Returns:
+        JSON-able entry: bag_id, label, file, caption, runs.
+
+    Raises:
+        ValueError: predictions and store hold different numbers of instances.
+    """
+    from preprocessing.store import read_arrays, read_attrs
+    from smmil.map_panels import draw_scan, draw_slide
+
+    attrs = read_attrs(instances / "store", bag_id)
+    arrays = read_arrays(instances / "store", bag_id, ["coords", "coverage"])
+    parts = [run.predictions.bag(bag_id) for run in runs]
+    for run, part in zip(runs, parts, strict=True):
+        if len(part["instance_score"]) != len(arrays["coords"]):
+            raise ValueError(
+                f"{run.predictions.path}: {len(part['instance_score'])} scores of bag {bag_id}, the store holds "
+                f"{len(arrays['coords'])} instances; extract features and train again"
+            )
+    label = float(parts[0]["y"][0])
+    truth = {0.0: "negative", 1.0: "positive"}.get(label, "unlabelled")
+    random = any(run.random_weights for run in runs)
+    title = f"{bag_id} ({truth} test bag, {len(arrays['coords'])} instances)"
+    title += "   † RANDOM ENCODER WEIGHTS" if random else ""
+    draw = draw_scan if attrs.get("modality") == "ct" else draw_slide
+    draw(instances, bag_id, attrs, arrays, runs, parts, title, out)
+    share = float(np.mean(parts[0]["y_inst"] == 1))
+    caption = f"{bag_id}: {truth} test bag, {100 * share:.3g} % of its {len(arrays['coords'])} instances positive."
+    caption += " Raw scores of the saved predictions; colours as stated under each bar."
+    return {
+        "bag_id": bag_id,
+        "label": None if np.isnan(label) else int(label),
+        "file": out.name,
+        "caption": caption + (" Random encoder weights." if random else ""),
+        "runs": [f"{run.method}/{run.run}" for run in runs],
+    }
+
+
+def _main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m smmil.maps", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--instances", required=True, type=Path, help="folder of the instances stage")
+    parser.add_argument("--index", nargs="+", required=True, type=Path, help="index.json of the predictions per method")
+    parser.add_argument("--metrics", nargs="+", required=True, type=Path, help="metrics JSON per method")
+    parser.add_argument("--seed", type=int, help="split whose chosen runs are shown (default: the first)")
+    parser.add_argument("--bags", type=int, default=3, help="number of test bags, chosen by lesion share")
+    parser.add_argument("--bag-id", nargs="*", default=[], help="these bags instead")
+    parser.add_argument("--out", required=True, type=Path, help="folder for the PNG files and maps.json")
+    given = sys.argv[1:] if argv is None else list(argv)
+    args = parser.parse_args(given)
+    from smmil.chosen_runs import load_chosen
+
+    runs = load_chosen(args.index, args.metrics, dataset=args.dataset, seed=args.seed)
+    bags = args.bag_id or select_bags(runs[0].predictions.part("test"), args.bags)
+    maps = []
+    for bag_id in bags:
+        maps.append(draw_bag(args.instances, bag_id, runs, args.out / f"{bag_id}.png"))
+        log.info("%s", args.out / f"{bag_id}.png")
+    entry = {"dataset": args.dataset, "encoder": runs[0].predictions.meta["encoder"], "maps": maps}
+    command = shlex.join(["python", "-m", "smmil.maps", *given])
+    write_json(args.out / "maps.json", {**entry, "command": command, "stage_version": STAGE_VERSION})
+    return 0
+
+
+main = guard(_main)
+
+if __name__ == "__main__":
+    raise SystemExit(main(None))

@@ -1,0 +1,168 @@
+r"""CAMIL (Fourkioti et al., ICLR 2024): Nystrom attention, then attention that is constrained to the neighbours.
+
+t = H + Nystrom(H); g_ij = (q_i . k_j / sqrt d) s_ij on the neighbours of i and i itself; w = softmax over the bag's
+instances of sum_j g_ij; l_i = w_i v_i; m_i = sigma(l_i) l_i + (1 - sigma(l_i)) t_i. Gated attention values f are read
+from t, z = sum_i softmax(f)_i m_i, then a linear classifier.
+Similarity of raw features: s_ij = exp(-d_ij / ||d_i||_2), d_i the distances to i's neighbours; s_ii = max_j s_ij, 1
+without neighbours. Score: f, which does not see the neighbours.
+
+Shapes: (M,P) and the graph -> bag_logit (B,), instance_score (M,). Bags of the same size share the Nystrom layer.
+"""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding_bag
+
+from smmil.data import BagBatch
+from smmil.models.base import MILModel, Output, graph_of
+from smmil.nn import AttentionPool, attend, embedding, segment_softmax
+from smmil.nystrom import NystromAttention
+
+
+@torch.no_grad()
+def feature_similarity(x: Tensor, neighbors: Tensor) -> tuple[Tensor, Tensor]:
+    """s_ij and s_ii of raw features: (M,P), (M,K) -1 padded -> (M,K) zero on padding, (M,)."""
+    present = neighbors >= 0
+    index = neighbors.clamp(min=0)
+    # one neighbour at a time: (M,K,P) at once would be the largest tensor of the method
+    columns = [torch.linalg.vector_norm(x - x[index[:, k]], dim=1) for k in range(neighbors.shape[1])]
+    distance = torch.stack(columns, 1) * present
+    norm = torch.linalg.vector_norm(distance, dim=1, keepdim=True)
+    similarity = torch.exp(-distance / torch.where(norm > 0, norm, 1)) * present
+    return similarity, torch.where(present.any(1), similarity.amax(1), 1.0)
+
+
+def neighbour_weights(
+    q: Tensor, k: Tensor, neighbors: Tensor, similarity: Tensor, own: Tensor, offsets: Tensor
+) -> Tensor:
+    """W = softmax over each bag of sum_j q_i . k_j s_ij / sqrt d.
+
+    Args:
+        q: (M,d).
+        k: (M,d).
+        neighbors: (M,K) -1 padded.
+        similarity: (M,K) s_ij, 0 on padding.
+        own: (M,) s_ii.
+        offsets: (B+1,).
+
+    Returns:
+        (M,), sums to 1 in every bag.
+    """
+    # sum_j q_i . k_j s_ij = q_i . (S k)_i
+    mixed = embedding_bag(neighbors.clamp(min=0), k, mode="sum", per_sample_weights=similarity.to(k.dtype))
+    mixed = mixed + own.to(k.dtype)[:, None] * k
+    return segment_softmax((q * mixed).sum(1) * q.shape[1] ** -0.5, offsets)
+
+
+def fuse(local: Tensor, t: Tensor, *, original: bool = False) -> Tensor:
+    """M = sigma(l) l + (1 - sigma(l)) t; as in the released code: m = 2 l s^2 + 2 t (1 - s^2), s = sigma(-l)."""
+    if original:
+        share = torch.sigmoid(-local).square()
+        return 2 * (local * share + t * (1 - share))
+    share = torch.sigmoid(local)
+    return share * local + (1 - share) * t
+
+
+class CAMIL(MILModel):
+    """Context-aware MIL.
+
+    Args:
+        in_features: P.
+        original_code: values from H, the released fusion, and attention from m.
+        graph: "similarity" of raw features, or "normalised" = A_hat without self weights.
+        prenorm: LayerNorm before the Nystrom layer.
+        gated: gated attention values.
+        key_dim: width of q and k.
+        attention_dim: L.
+        n_heads: of the Nystrom layer.
+        n_landmarks: m.
+        pinv_iterations: of the pseudo-inverse.
+        value_conv: kernel length of the value convolution, 0 = none.
+        out_proj: output projection in the Nystrom layer.
+        dropout: behind the output projection.
+        pad_to_landmarks: approximate small bags too, padded with zeros.
+        width: D.
+        embed_act: activation of the embedding.
+        pos_weight: see `MILModel`.
+
+    Raises:
+        ValueError: another graph.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"neighbors"})
+
+    def __init__(
+        self,
+        in_features: int,
+        *,
+        original_code: bool = False,
+        graph: str = "similarity",
+        prenorm: bool = False,
+        gated: bool = True,
+        key_dim: int = 256,
+        attention_dim: int = 128,
+        n_heads: int = 8,
+        n_landmarks: int = 256,
+        pinv_iterations: int = 6,
+        value_conv: int = 33,
+        out_proj: bool = True,
+        dropout: float = 0.0,
+        pad_to_landmarks: bool = False,
+        width: int = 512,
+        embed_act: str = "gelu",
+        pos_weight: float | None = None,
+    ) -> None:
+        super().__init__(pos_weight=pos_weight)
+        if graph not in ("similarity", "normalised"):
+            raise ValueError(f"graph: found {graph!r}, expected 'similarity' or 'normalised'")
+        self.original_code, self.graph = original_code, graph
+        self.embed = embedding(in_features, width, embed_act)
+        self.norm = nn.LayerNorm(width) if prenorm else nn.Identity()
+        self.transformer = NystromAttention(
+            width,
+            n_heads=n_heads,
+            n_landmarks=n_landmarks,
+            iterations=pinv_iterations,
+            value_conv=value_conv,
+            out_proj=out_proj,
+            dropout=dropout,
+            pad_to_landmarks=pad_to_landmarks,
+        )
+        self.q, self.k = (nn.Linear(width, key_dim, bias=False) for _ in range(2))
+        self.v = nn.Linear(width, width)
+        self.pool = AttentionPool(width, attention_dim, gated=gated)
+        self.classifier = nn.Linear(width, 1)
+
+    def forward(self, batch: BagBatch) -> Output:
+        """(M,P) and the graph -> bag_logit (B,), instance_score f (M,)."""
+        h = self.embed(batch.x)
+        t = h + self._global(self.norm(h), batch)
+        similarity, own = self._similarity(batch)
+        weight = neighbour_weights(self.q(t), self.k(t), batch.neighbors, similarity, own, batch.offsets)
+        local = weight[:, None] * self.v(h if self.original_code else t)
+        m = fuse(local, t, original=self.original_code)
+        f, z = self.pool(m if self.original_code else t, batch.offsets)
+        if not self.original_code:
+            z = attend(f, m, batch.offsets)
+        return Output(self.classifier(z)[:, 0], f)
+
+    def _global(self, x: Tensor, batch: BagBatch) -> Tensor:
+        """Nystrom attention inside every bag, bags of equal size together: (M,D) -> (M,D)."""
+        starts, sizes = batch.offsets.tolist(), batch.sizes.tolist()
+        groups: dict[int, list[int]] = {}
+        for bag, n in enumerate(sizes):
+            groups.setdefault(n, []).append(bag)
+        parts: list[Tensor] = [x] * len(sizes)
+        for n, bags in groups.items():
+            out, _ = self.transformer(torch.stack([x[starts[bag] : starts[bag] + n] for bag in bags]))
+            for i, bag in enumerate(bags):
+                parts[bag] = out[i]
+        return torch.cat(parts)
+
+    def _similarity(self, batch: BagBatch) -> tuple[Tensor, Tensor]:
+        if self.graph == "similarity":
+            return feature_similarity(batch.x, batch.neighbors)
+        graph = graph_of(batch)
+        return graph.weight, graph.self_weight

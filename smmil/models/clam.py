@@ -1,0 +1,189 @@
+"""CLAM (Lu et al., Nature BME 2021): gated attention pooling, and clustering of the most and least attended instances.
+
+f = w^T (tanh(V h) * sigmoid(U h)), z = softmax(f)^T H, logit = c z + c0 (SB, one attention branch). With k = min(8,
+N // 2), the k most attended instances of a bag of class y get target 1, the k least attended target 0, in the instance
+classifier of class y; loss = 0.7 bag BCE + 0.3 instance loss. N // 2 keeps the two sets apart in small bags, where the
+original crashes or labels an instance both ways. MB: one branch f_c and one classifier per class, logit = c_1 - c_0,
+instances chosen by the branch of the true class. Score: f (MB: of the positive class).
+
+SmCLAM: H <- Sm(H) before attention, pooling and instance selection; attention layers spectrally normalised.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm as normalise
+
+from smmil.data import BagBatch
+from smmil.models.base import MILModel, Output, graph_of
+from smmil.nn import attend, embedding, segment_rank
+from smmil.sm import Sm
+
+INSTANCE_LOSSES = ("ce", "svm")
+
+
+class ClamAttention(nn.Module):
+    """Attention values of CLAM, one column per branch: (M,D) -> (M,branches), with dropout on both gates."""
+
+    def __init__(self, width: int, attention_dim: int, branches: int, *, gated: bool, dropout: float) -> None:
+        super().__init__()
+        self.V = nn.Linear(width, attention_dim)
+        self.U = nn.Linear(width, attention_dim) if gated else None
+        # shifts every f alike, so the softmax ignores it; kept because the original has it
+        self.w = nn.Linear(attention_dim, branches)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """(M,D) -> f (M,branches), before the softmax."""
+        hidden = self.dropout(torch.tanh(self.V(h)))
+        if self.U is not None:
+            hidden = hidden * self.dropout(torch.sigmoid(self.U(h)))
+        f: Tensor = self.w(hidden)
+        return f
+
+    def normalise(self) -> None:
+        """Spectral normalisation of every layer."""
+        for layer in (self.V, self.U, self.w):
+            if layer is not None:
+                normalise(layer)
+
+
+class CLAM(MILModel):
+    """CLAM_SB and CLAM_MB.
+
+    Args:
+        in_features: P.
+        multi_branch: MB, one attention branch and one classifier per class.
+        k: instances per cluster, at most.
+        bag_weight: weight of the bag loss; the instance loss has the rest.
+        inst_loss: "ce", or "svm" = the smooth top-1 SVM of the CLAM publication (margin 1, temperature 1).
+        subtyping: also push the most attended instances out of the other class, halving the instance loss.
+        sm: Sm on H; `SmCLAM` is the row that has it.
+        alpha: "trainable" (0.5 at the start) or a fixed number in [0,1).
+        T: steps of Sm, or "exact".
+        spectral_norm: normalise the attention layers when `sm`.
+        width: D of the embedding.
+        attention_dim: 256 = small, 384 = big.
+        gated: gated attention.
+        dropout: after the embedding and on both gates.
+        embed_act: activation of the embedding.
+        pos_weight: see `MILModel`.
+
+    Raises:
+        ValueError: an unknown instance loss, k < 0 or a bag weight outside [0,1].
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        *,
+        multi_branch: bool = False,
+        k: int = 8,
+        bag_weight: float = 0.7,
+        inst_loss: str = "ce",
+        subtyping: bool = False,
+        sm: bool = False,
+        alpha: float | str = "trainable",
+        T: int | str = 10,
+        spectral_norm: bool = True,
+        width: int = 512,
+        attention_dim: int = 256,
+        gated: bool = True,
+        dropout: float = 0.25,
+        embed_act: str = "gelu",
+        pos_weight: float | None = None,
+    ) -> None:
+        super().__init__(pos_weight=pos_weight)
+        if inst_loss not in INSTANCE_LOSSES:
+            raise ValueError(f"inst_loss: found {inst_loss!r}, expected one of {', '.join(INSTANCE_LOSSES)}")
+        if k < 0 or not 0 <= bag_weight <= 1:
+            raise ValueError(f"found k = {k} and bag_weight = {bag_weight}, expected k >= 0 and a weight in [0, 1]")
+        self.k, self.bag_weight, self.inst_loss, self.subtyping = k, bag_weight, inst_loss, subtyping
+        branches = 2 if multi_branch else 1
+        self.embed = nn.Sequential(*embedding(in_features, width, embed_act), nn.Dropout(dropout))
+        self.sm = Sm(alpha, T) if sm else None
+        self.attention = ClamAttention(width, attention_dim, branches, gated=gated, dropout=dropout)
+        if sm and spectral_norm:
+            self.attention.normalise()
+        self.classifier = nn.Linear(width, branches)
+        # two logits (out, in) for each of the two classes
+        self.instance_classifiers = nn.Linear(width, 4)
+
+    def forward(self, batch: BagBatch) -> Output:
+        """(M,P) -> bag_logit (B,), instance_score f (M,)."""
+        h = self.embed(batch.x)
+        if self.sm is not None:
+            h = self.sm(h, graph_of(batch), batch.offsets)
+        f = self.attention(h)
+        z = torch.stack([attend(branch, h, batch.offsets) for branch in f.unbind(1)], 1)
+        logits = (z * self.classifier.weight).sum(-1) + self.classifier.bias
+        logit = logits[:, 0] if f.shape[1] == 1 else logits[:, 1] - logits[:, 0]
+        return Output(logit, f[:, -1], {"h": h, "attention": f})
+
+    def loss(self, batch: BagBatch, output: Output) -> dict[str, Tensor]:
+        """{"bce": weighted bag loss, "instance": weighted clustering loss}, means over bags."""
+        clusters = self.instance_loss(batch, output)
+        return {
+            "bce": self.bag_weight * self.bag_loss(output.bag_logit, batch.y),
+            "instance": (1 - self.bag_weight) * clusters.mean(),
+        }
+
+    def instance_loss(self, batch: BagBatch, output: Output) -> Tensor:
+        """(B,) clustering loss of each bag; 0 where N = 1. Targets come from attention, never from predictions."""
+        true = batch.y.long()
+        loss = self._in_class(batch, output, true)
+        return (loss + self._out_of_class(batch, output, 1 - true)) / 2 if self.subtyping else loss
+
+    def _in_class(self, batch: BagBatch, output: Output, label: Tensor) -> Tensor:
+        top, bottom = self.clusters(batch, output, label)
+        rows = (top | bottom).nonzero()[:, 0]
+        return self._bag_means(batch, output, label, rows, top[rows].long())
+
+    def _out_of_class(self, batch: BagBatch, output: Output, label: Tensor) -> Tensor:
+        rows = self.clusters(batch, output, label)[0].nonzero()[:, 0]
+        return self._bag_means(batch, output, label, rows, torch.zeros_like(rows))
+
+    def clusters(self, batch: BagBatch, output: Output, label: Tensor) -> tuple[Tensor, Tensor]:
+        """(M,) bool twice: the k most and the k least attended instances of every bag, by the branch of `label`."""
+        f, bags, sizes = output.extra["attention"].detach(), batch.bag_index, batch.sizes
+        branch = f[:, 0] if f.shape[1] == 1 else f.gather(1, label[bags, None])[:, 0]
+        rank = segment_rank(branch, batch.offsets)
+        k = (sizes // 2).clamp(max=self.k)
+        return rank < k[bags], rank >= (sizes - k)[bags]
+
+    def _bag_means(self, batch: BagBatch, output: Output, label: Tensor, rows: Tensor, target: Tensor) -> Tensor:
+        bags = batch.bag_index[rows]
+        logits = self.instance_classifiers(output.extra["h"][rows]).unflatten(1, (2, 2))
+        chosen = logits[torch.arange(len(rows), device=rows.device), label[bags]]
+        losses = instance_losses(chosen, target, self.inst_loss)
+        zero = losses.new_zeros(batch.n_bags)
+        count = torch.bincount(bags, minlength=batch.n_bags).clamp(min=1)
+        return zero.index_add(0, bags, losses) / count
+
+
+class SmCLAM(CLAM):
+    """CLAM with Sm on H; see `CLAM` for the options."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"neighbors"})
+
+    def __init__(self, in_features: int, **options: Any) -> None:
+        super().__init__(in_features, sm=True, **options)
+
+
+def instance_losses(logits: Tensor, target: Tensor, kind: str) -> Tensor:
+    """Loss of every instance.
+
+    Args:
+        logits: (R,2).
+        target: (R,) in {0,1}.
+        kind: "ce", or "svm": softplus(1 - (s_target - s_other)), the smooth top-1 SVM for two classes.
+
+    Returns:
+        (R,).
+    """
+    if kind == "ce":
+        return F.cross_entropy(logits, target, reduction="none")
+    difference = (logits[:, 1] - logits[:, 0]) * (2 * target - 1)
+    return F.softplus(1 - difference)

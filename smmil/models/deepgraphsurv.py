@@ -1,0 +1,91 @@
+"""DeepGraphSurv (Li et al., MICCAI 2018): spectral graph convolution beside graph-convolutional attention.
+
+Lhat = 2 L / lambda_max - I with lambda_max = 2, hence Lhat = -A_hat; Cheb(x) = Linear([Z_0 .. Z_(K-1)]) on the
+Chebyshev polynomials Z_k of Lhat, K = 5. R = ReLU(Cheb(h)), f = w ReLU(Cheb'(h)), z = softmax(f)^T R, then a linear
+classifier. Cross entropy of the bag label stands in place of the survival loss. Score: f.
+
+Variant "propagation": h = ReLU(Linear(x)), three times Y <- ReLU(A_hat Y + Y), f = w ReLU((A_hat + I) Linear(Y)),
+z = softmax(f)^T Y.
+
+Shapes: (M,P) and the graph -> bag_logit (B,), instance_score (M,).
+"""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from smmil.data import BagBatch
+from smmil.graph_nn import chebyshev_basis, largest_eigenvalue, propagate
+from smmil.models.base import MILModel, Output, graph_of
+from smmil.nn import attend, embedding
+from smmil.sm import Graph
+
+
+class DeepGraphSurv(MILModel):
+    """Chebyshev convolutions for representation and attention.
+
+    Args:
+        in_features: P.
+        variant: "chebyshev" or "propagation".
+        K: Chebyshev polynomials.
+        lambda_max: "bound" = 2, or "exact" = largest eigenvalue of each bag's Laplacian (small bags).
+        n_steps: propagation steps of the variant.
+        width: D.
+        attention_dim: L.
+        embed_act: activation of the embedding; None = "gelu", "relu" for the variant.
+        pos_weight: see `MILModel`.
+
+    Raises:
+        ValueError: an unknown variant or lambda_max, K < 1.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"neighbors"})
+
+    def __init__(
+        self,
+        in_features: int,
+        *,
+        variant: str = "chebyshev",
+        K: int = 5,
+        lambda_max: str = "bound",
+        n_steps: int = 3,
+        width: int = 512,
+        attention_dim: int = 128,
+        embed_act: str | None = None,
+        pos_weight: float | None = None,
+    ) -> None:
+        super().__init__(pos_weight=pos_weight)
+        if K < 1:
+            raise ValueError(f"K: found {K}, expected a number of Chebyshev polynomials >= 1")
+        if variant not in ("chebyshev", "propagation"):
+            raise ValueError(f"variant: found {variant!r}, expected 'chebyshev' or 'propagation'")
+        if lambda_max not in ("bound", "exact"):
+            raise ValueError(f"lambda_max: found {lambda_max!r}, expected 'bound' or 'exact'")
+        self.variant, self.K, self.lambda_max, self.n_steps = variant, K, lambda_max, n_steps
+        self.embed = embedding(in_features, width, embed_act or ("gelu" if variant == "chebyshev" else "relu"))
+        if variant == "chebyshev":
+            self.represent = nn.Linear(K * width, width, bias=False)
+            self.attention = nn.Linear(K * width, attention_dim, bias=False)
+        else:
+            self.attention = nn.Linear(width, attention_dim)
+        self.w = nn.Linear(attention_dim, 1)
+        self.classifier = nn.Linear(width, 1)
+
+    def forward(self, batch: BagBatch) -> Output:
+        """(M,P) and the graph -> bag_logit (B,), instance_score f (M,)."""
+        graph, h = graph_of(batch), self.embed(batch.x)
+        if self.variant == "chebyshev":
+            # both branches filter the same signal, so they share its polynomials
+            basis = chebyshev_basis(h, graph, self.K, self._stretch(graph, batch.offsets))
+            represented, attended = torch.relu(self.represent(basis)), torch.relu(self.attention(basis))
+        else:
+            for _ in range(self.n_steps):
+                h = torch.relu(propagate(h, graph) + h)
+            linear = self.attention(h)
+            represented, attended = h, torch.relu(propagate(linear, graph) + linear)
+        f = self.w(attended)[:, 0]
+        return Output(self.classifier(attend(f, represented, batch.offsets))[:, 0], f)
+
+    def _stretch(self, graph: Graph, offsets: Tensor) -> Tensor | float:
+        return 1.0 if self.lambda_max == "bound" else 2 / largest_eigenvalue(graph, offsets)[:, None]

@@ -1,0 +1,194 @@
+"""DTFD-MIL (Zhang et al., CVPR 2022; the paper spells it DFTD): attention pooling in two tiers over pseudo-bags.
+
+A bag is split at random into G = min(4, N) pseudo-bags. Tier 1: gated attention inside every pseudo-bag, z_g,
+pseudo-logit c z_g + c0. Each pseudo-bag is distilled to z_g (AFS), or to its instances of highest (and lowest)
+c^T (a_i h_i). Tier 2: gated attention over the distilled features, bag logit. The features are detached: tier 2 does
+not train tier 1, as in the original, whose two optimisers step apart. Loss = mean_g BCE(pseudo-logit, Y) + BCE(bag, Y).
+Score: c h_i, without attention weight or bias, so it does not depend on the split.
+
+The split: training draws from torch's generator; evaluation hashes bag id and row, so that a bag gets the same
+split in every batch, on every device.
+
+SmDFTD: Sm on every pseudo-bag with its induced sub-graph, normalised anew (edges between pseudo-bags are lost: the
+paper's explanation of its bag results); tier 1's attention layers spectrally normalised; score c Sm(H)_i, whole graph.
+"""
+
+import zlib
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from smmil.data import BagBatch
+from smmil.models.base import MILModel, Output, graph_of
+from smmil.nn import AttentionPool, bag_index, embedding, segment_rank, segment_softmax
+from smmil.sm import Graph, Sm, normalise_adjacency
+
+DISTILS = ("afs", "maxmin", "max")
+
+
+class DFTD(MILModel):
+    """DTFD-MIL.
+
+    Args:
+        in_features: P.
+        n_pseudo: G, pseudo-bags per bag.
+        distill: "afs" = pooled vectors; "maxmin" / "max" = the `k` instances of highest and lowest / highest CAM.
+        k: instances per pseudo-bag and side that "maxmin" and "max" select.
+        eval_splits: splits whose mean probability is the prediction.
+        sm: Sm on the pseudo-bags; `SmDFTD` is the row that has it.
+        alpha: "trainable" (0.5 at the start) or a fixed number in [0,1).
+        T: steps of Sm, or "exact".
+        spectral_norm: normalise tier 1's attention layers when `sm`.
+        width: D of the embedding.
+        attention_dim: of both tiers.
+        embed_act: activation of the embedding.
+        pos_weight: see `MILModel`; weighs both tiers.
+
+    Raises:
+        ValueError: an unknown distillation, or a count below 1.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        *,
+        n_pseudo: int = 4,
+        distill: str = "afs",
+        k: int = 1,
+        eval_splits: int = 1,
+        sm: bool = False,
+        alpha: float | str = "trainable",
+        T: int | str = 10,
+        spectral_norm: bool = True,
+        width: int = 512,
+        attention_dim: int = 128,
+        embed_act: str = "gelu",
+        pos_weight: float | None = None,
+    ) -> None:
+        super().__init__(pos_weight=pos_weight)
+        if distill not in DISTILS:
+            raise ValueError(f"distill: found {distill!r}, expected one of {', '.join(DISTILS)}")
+        if min(n_pseudo, k, eval_splits) < 1:
+            raise ValueError(f"found n_pseudo {n_pseudo}, k {k}, eval_splits {eval_splits}; expected at least 1 each")
+        self.n_pseudo, self.distill, self.k, self.eval_splits = n_pseudo, distill, k, eval_splits
+        self.embed = embedding(in_features, width, embed_act)
+        smooth = Sm(alpha, T) if sm else None
+        self.pool = AttentionPool(width, attention_dim, gated=True, sm=smooth, spectral=spectral_norm)
+        self.classifier = nn.Linear(width, 1)
+        self.bag_pool = AttentionPool(width, attention_dim, gated=True)
+        self.bag_classifier = nn.Linear(width, 1)
+
+    def forward(self, batch: BagBatch) -> Output:
+        """(M,P) -> bag_logit (B,), instance_score c h_i (M,)."""
+        h = self.embed(batch.x)
+        score = F.linear(h, self.classifier.weight)
+        if self.pool.sm is not None:
+            score = self.pool.sm(score, graph_of(batch), batch.offsets)
+        if self.training:
+            logit, extra = self._tiers(h, batch, torch.rand(len(h), device=h.device))
+        else:
+            logit, extra = self._tiers(h, batch, split_keys(batch, 0))
+            if self.eval_splits > 1:
+                further = [self._tiers(h, batch, split_keys(batch, i))[0] for i in range(1, self.eval_splits)]
+                logit = mean_probability(torch.stack([logit, *further]))
+        return Output(logit, score[:, 0], extra)
+
+    def loss(self, batch: BagBatch, output: Output) -> dict[str, Tensor]:
+        """{"bce": of the bags (tier 2), "pseudo": mean over bags of the mean over pseudo-bags (tier 1)}."""
+        pseudo, groups = output.extra["pseudo_logit"], output.extra["groups"]
+        target = batch.y.to(pseudo.dtype).repeat_interleave(groups)
+        weight = 1 / (batch.n_bags * groups.to(pseudo.dtype)).repeat_interleave(groups)
+        losses = F.binary_cross_entropy_with_logits(
+            pseudo, target, pos_weight=self.pos_weight.to(pseudo.dtype), reduction="none"
+        )
+        return {"bce": self.bag_loss(output.bag_logit, batch.y), "pseudo": (weight * losses).sum()}
+
+    def _tiers(self, h: Tensor, batch: BagBatch, keys: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        order, offsets, groups = split_bags(batch, keys, self.n_pseudo)
+        graph = None if self.pool.sm is None else induced_graph(batch, order, offsets)
+        h = h[order]
+        f, z = self.pool(h, offsets, graph)
+        extra = {"pseudo_logit": self.classifier(z)[:, 0], "groups": groups}
+        if self.distill == "afs":
+            tokens, counts = z, groups
+        else:
+            features = h if self.pool.sm is None or graph is None else self.pool.sm(h, graph, offsets)
+            rows = self._select(f, features, offsets)
+            owner = batch.bag_index[rows]
+            rows, counts = rows[owner.argsort(stable=True)], torch.bincount(owner, minlength=batch.n_bags)
+            tokens = features[rows]
+        return self.bag_classifier(self.bag_pool(tokens.detach(), _bounds(counts))[1])[:, 0], extra
+
+    def _select(self, f: Tensor, features: Tensor, offsets: Tensor) -> Tensor:
+        """Rows of the highest (and lowest) class activation a_i (c h_i) of each pseudo-bag; a row may be both."""
+        cam = segment_softmax(f, offsets) * F.linear(features, self.classifier.weight)[:, 0]
+        rank = segment_rank(cam.detach(), offsets)
+        rows = (rank < self.k).nonzero()[:, 0]
+        if self.distill == "max":
+            return rows
+        size = (offsets[1:] - offsets[:-1])[bag_index(offsets, len(f))]
+        return torch.cat([rows, (rank >= size - self.k).nonzero()[:, 0]])
+
+
+class SmDFTD(DFTD):
+    """DTFD-MIL with Sm on the pseudo-bags; see `DFTD` for the options."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"neighbors"})
+
+    def __init__(self, in_features: int, **options: Any) -> None:
+        super().__init__(in_features, sm=True, **options)
+
+
+def split_bags(batch: BagBatch, keys: Tensor, n_pseudo: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Cuts every bag, ordered by its keys, into G = min(n_pseudo, N) parts; the first N mod G get one more.
+
+    Args:
+        batch: B bags of M rows.
+        keys: (M,) numbers; their order inside a bag is the permutation.
+        n_pseudo: G.
+
+    Returns:
+        order (M,): row of the batch at each place, pseudo-bag by pseudo-bag; offsets (sum G + 1,) of the pseudo-bags;
+        groups (B,): G of each bag.
+    """
+    rows = torch.arange(len(keys), device=keys.device)
+    places = batch.offsets[batch.bag_index] + segment_rank(keys, batch.offsets)
+    order = torch.empty_like(rows).index_copy_(0, places, rows)
+    groups = batch.sizes.clamp(max=n_pseudo)
+    bags = bag_index(_bounds(groups), int(groups.sum()))
+    number = torch.arange(len(bags), device=keys.device) - _bounds(groups)[bags]
+    sizes = (batch.sizes // groups)[bags] + (number < (batch.sizes % groups)[bags])
+    return order, _bounds(sizes), groups
+
+
+def split_keys(batch: BagBatch, split: int) -> Tensor:
+    """(M,) int64 hashes of (split, bag id, row in the bag): a bag's own fixed permutation."""
+    seeds = [zlib.crc32(f"{split}/{bag_id}".encode()) for bag_id in batch.bag_ids]
+    bags = batch.bag_index
+    rows = torch.arange(len(bags), device=bags.device) - batch.offsets[bags]
+    keys = (torch.tensor(seeds, device=bags.device)[bags] << 31) + rows
+    # mixing steps of splitmix64; int64 products wrap around
+    for factor in (-4658895280553007687, -7723592293110705685):
+        keys = (keys ^ (keys >> 30)) * factor
+    return keys ^ (keys >> 31)
+
+
+def induced_graph(batch: BagBatch, order: Tensor, offsets: Tensor) -> Graph:
+    """A_hat of the reordered rows without the edges between pseudo-bags, normalised anew."""
+    place = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
+    neighbors = batch.neighbors[order]
+    target, pseudo = place[neighbors.clamp(min=0)], bag_index(offsets, len(order))
+    inside = (neighbors >= 0) & (pseudo[target] == pseudo[:, None])
+    weight = None if batch.edge_weight is None else batch.edge_weight[order]
+    return normalise_adjacency(torch.where(inside, target, -1), weight, dtype=batch.x.dtype)
+
+
+def mean_probability(logits: Tensor) -> Tensor:
+    """(S,B) -> (B,), the logit of the mean of the S probabilities."""
+    return F.logsigmoid(logits).logsumexp(0) - F.logsigmoid(-logits).logsumexp(0)
+
+
+def _bounds(counts: Tensor) -> Tensor:
+    return F.pad(counts.cumsum(0), (1, 0))

@@ -1,0 +1,140 @@
+"""DSMIL (Li et al., CVPR 2021): an instance stream finds the critical instance, a bag stream attends by likeness to it.
+
+s_i = w_m h_i + b_m; m = argmax s (the first on ties); q(h) = tanh(Q_2 ReLU(Q_1 h)); a = softmax_i(q_i q_m / sqrt(128));
+z = sum a_i h_i; logit = c z + c0. Loss = 0.5 BCE(bag) + 0.5 BCE(s_m). Score: s_i; the attention localises worse, as its
+users found.
+
+SmDSMIL: H <- Sm(H) before both streams, query layers spectrally normalised. Sm is linear, symmetric and acts on rows,
+so it runs on the 129 columns that the first linear layers make of H, and on a, rather than on 512 columns.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm as normalise
+
+from smmil.data import BagBatch
+from smmil.models.base import MILModel, Output, graph_of
+from smmil.nn import embedding, segment_rank, segment_softmax, segment_sum
+from smmil.sm import Sm
+
+PREDICTIONS = ("bag", "average")
+SCORES = ("instance", "attention")
+
+
+class DSMIL(MILModel):
+    """Dual-stream MIL.
+
+    Args:
+        in_features: P.
+        nonlinear_q: query of two layers; False = one linear layer.
+        passing_v: values ReLU(Linear(h)) instead of h.
+        predict: "bag" = logit of the bag stream, "average" = mean of both streams' logits.
+        score: "instance" = s_i, "attention" = q_i q_m / sqrt(q_dim), before the softmax.
+        q_dim: width of the query.
+        bag_weight: weight of the bag stream's loss.
+        instance_weight: weight of the critical instance's loss.
+        sm: Sm on H; `SmDSMIL` is the row that has it.
+        alpha: "trainable" (0.5 at the start) or a fixed number in [0,1).
+        T: steps of Sm, or "exact".
+        spectral_norm: normalise the query layers when `sm`.
+        width: D of the embedding.
+        embed_act: activation of the embedding.
+        pos_weight: see `MILModel`; weighs both losses, as both compare with the bag label.
+
+    Raises:
+        ValueError: an unknown `predict` or `score`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        *,
+        nonlinear_q: bool = True,
+        passing_v: bool = False,
+        predict: str = "bag",
+        score: str = "instance",
+        q_dim: int = 128,
+        bag_weight: float = 0.5,
+        instance_weight: float = 0.5,
+        sm: bool = False,
+        alpha: float | str = "trainable",
+        T: int | str = 10,
+        spectral_norm: bool = True,
+        width: int = 512,
+        embed_act: str = "gelu",
+        pos_weight: float | None = None,
+    ) -> None:
+        super().__init__(pos_weight=pos_weight)
+        if predict not in PREDICTIONS or score not in SCORES:
+            raise ValueError(
+                f"found predict = {predict!r} and score = {score!r}, expected one of {', '.join(PREDICTIONS)} and one"
+                f" of {', '.join(SCORES)}"
+            )
+        self.predict, self.score = predict, score
+        self.bag_weight, self.instance_weight = bag_weight, instance_weight
+        self.embed = embedding(in_features, width, embed_act)
+        self.instance = nn.Linear(width, 1)
+        self.query = nn.Linear(width, q_dim)
+        self.query_2 = nn.Linear(q_dim, q_dim) if nonlinear_q else None
+        self.value = nn.Linear(width, width) if passing_v else None
+        self.classifier = nn.Linear(width, 1)
+        self.sm = Sm(alpha, T) if sm else None
+        if sm and spectral_norm:
+            for layer in (self.query, self.query_2):
+                if layer is not None:
+                    normalise(layer)
+
+    def forward(self, batch: BagBatch) -> Output:
+        """(M,P) -> bag_logit (B,), instance_score s (M,)."""
+        h, offsets = self.embed(batch.x), batch.offsets
+        smooth = Smoother(self.sm, batch)
+        s, hidden = self._linear(h, smooth)
+        q = hidden if self.query_2 is None else torch.tanh(self.query_2(torch.relu(hidden)))
+        critical = (segment_rank(s.detach(), offsets) == 0).nonzero()[:, 0]
+        f = (q * q[critical][batch.bag_index]).sum(1) / q.shape[1] ** 0.5
+        a = segment_softmax(f, offsets)[:, None]
+        # (P H)^T a = H^T (P a)
+        z = segment_sum(smooth(a) * h if self.value is None else a * torch.relu(self.value(smooth(h))), offsets)
+        bag, top = self.classifier(z)[:, 0], s[critical]
+        logit = bag if self.predict == "bag" else (bag + top) / 2
+        score = s if self.score == "instance" else f
+        return Output(logit, score, {"bag": bag, "critical": top, "critical_row": critical})
+
+    def loss(self, batch: BagBatch, output: Output) -> dict[str, Tensor]:
+        """{"bce": weighted loss of the bag stream, "critical": weighted loss of the critical instances}."""
+        return {
+            "bce": self.bag_weight * self.bag_loss(output.extra["bag"], batch.y),
+            "critical": self.instance_weight * self.bag_loss(output.extra["critical"], batch.y),
+        }
+
+    def _linear(self, h: Tensor, smooth: "Smoother") -> tuple[Tensor, Tensor]:
+        """(M,), (M,q_dim): both streams' first linear layer of Sm(H), by Sm(H) W^T = Sm(H W^T)."""
+        columns = smooth(torch.cat([F.linear(h, self.instance.weight), F.linear(h, self.query.weight)], 1))
+        return columns[:, 0] + self.instance.bias, columns[:, 1:] + self.query.bias
+
+
+class SmDSMIL(DSMIL):
+    """DSMIL with Sm on H; see `DSMIL` for the options."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"neighbors"})
+
+    def __init__(self, in_features: int, **options: Any) -> None:
+        super().__init__(in_features, sm=True, **options)
+
+
+class Smoother:
+    """Sm on the graph of a batch, or nothing."""
+
+    def __init__(self, sm: Sm | None, batch: BagBatch) -> None:
+        self.sm, self.offsets = sm, batch.offsets
+        self.graph = None if sm is None else graph_of(batch)
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """(M,D) -> (M,D)."""
+        if self.sm is None or self.graph is None:
+            return u
+        out: Tensor = self.sm(u, self.graph, self.offsets)
+        return out

@@ -1,0 +1,129 @@
+"""GTP (Zheng et al., IEEE TMI 2022): graph convolution, min-cut pooling to C clusters, a small transformer, GraphCAM.
+
+Y = BN(l2norm((A H + H) W + b)), A the 0/1 adjacency; S = softmax(Linear(Y)); X' = S^T Y; a class token (zeros at the
+start) and three pre-LN blocks; LN; Linear. Loss = bag cross entropy + cut loss + orthogonality loss, weights 1.
+Score: S times the GraphCAM row of the class token over the clusters (see `smmil.graphcam`).
+
+Shapes: (M,P) and the graph -> bag_logit (B,), instance_score (M,). BatchNorm in training runs over all real nodes of
+the batch; a batch of one node uses the running statistics.
+"""
+
+import copy
+import dataclasses
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from smmil.data import BagBatch
+from smmil.graph_nn import mincut_pool, plain_adjacency, propagate
+from smmil.graphcam import Block, graphcam
+from smmil.models.base import MILModel, Output, graph_of
+from smmil.nn import bag_index, embedding
+from smmil.sm import Graph
+
+
+class GTP(MILModel):
+    """Graph-transformer.
+
+    Args:
+        in_features: P.
+        adjacency: "binary" or "normalised" (A_hat).
+        relevance: "lrp", or "attention" (GraphCAM with attention weights in place of relevance; cheap).
+        score_in_training: GraphCAM costs more than a training step, which does not need it: in training mode the
+            scores are 0 without this.
+        n_clusters: C.
+        hidden: D of graph layer and transformer.
+        depth: blocks.
+        n_heads: of a block.
+        mlp_ratio: of a block.
+        width: of the embedding.
+        embed_act: activation of the embedding.
+        pos_weight: see `MILModel`.
+
+    Raises:
+        ValueError: another adjacency or relevance.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"neighbors"})
+
+    def __init__(
+        self,
+        in_features: int,
+        *,
+        adjacency: str = "binary",
+        relevance: str = "lrp",
+        score_in_training: bool = False,
+        n_clusters: int = 100,
+        hidden: int = 64,
+        depth: int = 3,
+        n_heads: int = 8,
+        mlp_ratio: int = 2,
+        width: int = 512,
+        embed_act: str = "gelu",
+        pos_weight: float | None = None,
+    ) -> None:
+        super().__init__(pos_weight=pos_weight)
+        if adjacency not in ("binary", "normalised"):
+            raise ValueError(f"adjacency: found {adjacency!r}, expected 'binary' or 'normalised'")
+        if relevance not in ("lrp", "attention"):
+            raise ValueError(f"relevance: found {relevance!r}, expected 'lrp' or 'attention'")
+        self.adjacency, self.relevance, self.score_in_training = adjacency, relevance, score_in_training
+        self.embed = embedding(in_features, width, embed_act)
+        self.conv = nn.Linear(width, hidden)
+        self.bn = nn.BatchNorm1d(hidden)
+        self.assign = nn.Linear(hidden, n_clusters)
+        self.cls = nn.Parameter(torch.zeros(hidden))
+        self.blocks = nn.ModuleList(Block(hidden, n_heads, mlp_ratio) for _ in range(depth))
+        self.norm = nn.LayerNorm(hidden, eps=1e-6)
+        self.classifier = nn.Linear(hidden, 1)
+
+    def forward(self, batch: BagBatch) -> Output:
+        """(M,P) and the graph -> bag_logit (B,), instance_score (M,); extra: "cut" (B,), "orthogonality" (B,)."""
+        _, tokens, cut, orthogonality = self._clusters(batch)
+        x = tokens
+        for block in self.blocks:
+            x = block(x)
+        logit = self.classifier(self.norm(x)[:, 0])[:, 0]
+        wanted = self.score_in_training or not self.training
+        score = self._score(batch).to(logit.dtype) if wanted else logit.new_zeros(len(batch.x))
+        return Output(logit, score, {"cut": cut, "orthogonality": orthogonality})
+
+    def loss(self, batch: BagBatch, output: Output) -> dict[str, Tensor]:
+        """Bag cross entropy, cut loss and orthogonality loss, means over bags."""
+        auxiliary = {name: output.extra[name].mean() for name in ("cut", "orthogonality")}
+        return {**super().loss(batch, output), **auxiliary}
+
+    def _clusters(self, batch: BagBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Cluster weights (M,C), transformer tokens (B,1+C,D), cut loss (B,), orthogonality loss (B,)."""
+        binary = self.adjacency == "binary"
+        graph = plain_adjacency(batch.neighbors, dtype=batch.x.dtype) if binary else graph_of(batch)
+        y = self._nodes(self.embed(batch.x), graph)
+        s = torch.softmax(self.assign(y), -1)
+        pooled, cut, orthogonality = mincut_pool(s, y, graph, batch.offsets)
+        return s, torch.cat([self.cls.expand(len(pooled), 1, -1), pooled], 1), cut, orthogonality
+
+    def _score(self, batch: BagBatch) -> Tensor:
+        """GraphCAM of the clusters brought back to the nodes, (M,) float64.
+
+        The relevance rules are ill-conditioned: in float32 the scores of a bag would depend on its batch and device.
+        """
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(batch.x.device.type, enabled=False):
+            wide = copy.deepcopy(self).double()
+            s, tokens, _, _ = wide._clusters(dataclasses.replace(batch, x=batch.x.double()))
+            blocks = [block for block in wide.blocks if isinstance(block, Block)]
+            row = graphcam(blocks, wide.norm, wide.classifier, tokens, rule=self.relevance)
+            return (s * row[bag_index(batch.offsets, len(s))]).sum(1)
+
+    def _nodes(self, h: Tensor, graph: Graph) -> Tensor:
+        """(M,width) -> (M,hidden)."""
+        # (A H + H) W = A (H W) + H W: the graph acts on the narrow side
+        projected = F.linear(h, self.conv.weight)
+        y = F.normalize(propagate(projected, graph) + projected + self.conv.bias, dim=1)
+        if self.training and len(y) == 1:
+            return F.batch_norm(
+                y, self.bn.running_mean, self.bn.running_var, self.bn.weight, self.bn.bias, eps=self.bn.eps
+            )
+        out: Tensor = self.bn(y)
+        return out

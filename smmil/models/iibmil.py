@@ -1,0 +1,227 @@
+"""IIB-MIL (Ren et al., MICCAI 2023): a bag decoder beside instances that learn from prototype-based soft labels.
+
+Encoder, three stages, z = 256: Linear-Tanh-LN stack (512, 1024, 512, 512, 256), post-LN transformer layer, plus
+ReLU(Linear(H)). Instance head LN, Linear(256, 2). Decoder: five learned queries, two post-LN layers (self-attention,
+cross-attention to the instances, MLP), side by side into Linear(1280, 1).
+Prototypes p_0, p_1: in a bag of label c the tenth of the instances (at least one) with the highest class-c probability
+moves p_c, most probable first, p <- m p + (1 - m) x with m = .99 for each.
+Soft labels q: (1,0) in negative bags; (1/2,1/2) in positive ones at first, and from epoch 3 on, per visit,
+q <- m q + (1 - m) onehot(argmax_c p_c . x) with m = .94; ties leave q alone. Labels and prototypes move inside `loss`,
+in training mode only, without gradient; labels first, by the prototypes of the step before.
+Loss = bag cross entropy + soft cross entropy of the instances (mean over a bag's instances, then over bags).
+Score: instance logit 1 - logit 0.
+
+Shapes: (M,P) -> bag_logit (B,), instance_score (M,). Attention is exact: memory linear, time quadratic.
+"""
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import log_softmax
+
+from smmil.attention import check_length, packed_attention
+from smmil.data import BagBatch
+from smmil.models.base import MILModel, Output
+from smmil.nn import embedding, segment_mean
+
+
+class EncoderLayer(nn.Module):
+    """Post-LN transformer encoder layer with ReLU, on packed bags.
+
+    Args:
+        width: D.
+        n_heads: heads.
+        hidden: of the feed-forward part.
+        dropout: of attention weights, attention output and feed-forward part.
+    """
+
+    def __init__(self, width: int, n_heads: int = 2, hidden: int = 2048, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.n_heads, self.scale, self.p = n_heads, (width // n_heads) ** -0.5, dropout
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.linear1, self.linear2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, bounds: list[int]) -> Tensor:
+        """(M,D) -> (M,D)."""
+        q, k, v = self.qkv(x).chunk(3, -1)
+        p = self.p if self.training else 0.0
+        heads = packed_attention(q, k, v, bounds, self.n_heads, scale=self.scale, dropout=p)
+        x = self.norm1(x + self.dropout(self.out(heads)))
+        hidden = self.dropout(torch.relu(self.linear1(x)))
+        out: Tensor = self.norm2(x + self.dropout(self.linear2(hidden)))
+        return out
+
+
+class Stage(nn.Module):
+    """Linear-Tanh-LN stack and a transformer layer: (M,inputs) -> (M,z)."""
+
+    def __init__(self, inputs: int, z: int, dropout: float) -> None:
+        super().__init__()
+        widths = [inputs, 2 * z, 4 * z, 2 * z, 2 * z, z]
+        layers: list[nn.Module] = []
+        for a, b in zip(widths[:-1], widths[1:], strict=True):
+            layers += [nn.Linear(a, b), nn.Tanh(), nn.LayerNorm(b)]
+        self.stack = nn.Sequential(*layers)
+        self.transformer = EncoderLayer(z, dropout=dropout)
+
+    def forward(self, x: Tensor, bounds: list[int]) -> Tensor:
+        """One stage without its skip."""
+        out: Tensor = self.transformer(self.stack(x), bounds)
+        return out
+
+
+class SoftLabels(nn.Module):
+    """q_1 of every instance of the positive bags seen in training, by bag id; part of the state dict as one tensor.
+
+    The tensor is int64: number of bags, their keys, their sizes, then all q_1 as the bits of float64 numbers.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: dict[int, Tensor] = {}
+
+    @staticmethod
+    def key(bag_id: str) -> int:
+        """63 bits of the SHA-256 of a bag id."""
+        return int.from_bytes(hashlib.sha256(bag_id.encode()).digest()[:8], "big") >> 1
+
+    def get(self, bag_id: str, like: Tensor) -> Tensor:
+        """(N,) q_1, 1/2 for a bag not seen yet or whose number of instances changed; device and type of `like`."""
+        found = self.values.get(self.key(bag_id))
+        if found is None or found.shape != like.shape:
+            return torch.full_like(like, 0.5)
+        return found.to(like)
+
+    def put(self, bag_id: str, q: Tensor) -> None:
+        """Keeps q_1 of a bag."""
+        self.values[self.key(bag_id)] = q.detach().clone()
+
+    def get_extra_state(self) -> Tensor:
+        """All labels as one int64 tensor on the CPU."""
+        sizes = [len(q) for q in self.values.values()]
+        head = torch.tensor([len(sizes), *self.values, *sizes], dtype=torch.int64)
+        return torch.cat([head, *(q.cpu().double().view(torch.int64) for q in self.values.values())])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Inverse of `get_extra_state`."""
+        n = int(state[0])
+        keys, sizes = state[1 : 1 + n].tolist(), state[1 + n : 1 + 2 * n].tolist()
+        labels = torch.split(state[1 + 2 * n :].clone().view(torch.float64), sizes)
+        self.values = {key: q.clone() for key, q in zip(keys, labels, strict=True)}
+
+
+class IIBMIL(MILModel):
+    """Instance and bag supervision at once.
+
+    Args:
+        in_features: P.
+        z: width of encoded instances.
+        depth: encoder stages.
+        n_queries: of the decoder.
+        decoder_depth: decoder layers.
+        dropout: of the transformer layers.
+        prototype_momentum: m of the prototypes.
+        label_momentum: m of the soft labels; 0 gives hard labels.
+        warmup_epochs: epochs in which labels stay where they are.
+        max_tokens: largest bag.
+        width: of the embedding.
+        embed_act: activation of the embedding.
+        pos_weight: see `MILModel`.
+    """
+
+    prototypes: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        *,
+        z: int = 256,
+        depth: int = 3,
+        n_queries: int = 5,
+        decoder_depth: int = 2,
+        dropout: float = 0.1,
+        prototype_momentum: float = 0.99,
+        label_momentum: float = 0.94,
+        warmup_epochs: int = 2,
+        max_tokens: int = 65536,
+        width: int = 512,
+        embed_act: str = "gelu",
+        pos_weight: float | None = None,
+    ) -> None:
+        super().__init__(pos_weight=pos_weight)
+        self.prototype_momentum, self.label_momentum = prototype_momentum, label_momentum
+        self.warmup_epochs, self.max_tokens, self.epoch = warmup_epochs, max_tokens, 1
+        self.embed = embedding(in_features, width, embed_act)
+        self.stages = nn.ModuleList(Stage(width if i == 0 else z, z, dropout) for i in range(depth))
+        self.skips = nn.ModuleList(nn.Linear(width, z) for _ in range(depth))
+        self.instance_head = nn.Sequential(nn.LayerNorm(z), nn.Linear(z, 2))
+        self.queries = nn.Parameter(torch.randn(n_queries, z))
+        self.decoder = nn.ModuleList(
+            nn.TransformerDecoderLayer(z, 4, 2 * z, dropout, batch_first=True) for _ in range(decoder_depth)
+        )
+        self.classifier = nn.Linear(n_queries * z, 1)
+        self.register_buffer("prototypes", torch.zeros(2, z))
+        self.labels = SoftLabels()
+
+    def start_epoch(self, epoch: int) -> None:
+        """Remembers the epoch (from 1) for the warm-up of the soft labels."""
+        self.epoch = epoch
+
+    def forward(self, batch: BagBatch) -> Output:
+        """(M,P) -> bag_logit (B,), instance_score (M,); extra: "instance_logits" (M,2), "encoded" (M,z)."""
+        bounds = batch.offsets.tolist()
+        check_length(bounds, self.max_tokens, "iibmil")
+        h = self.embed(batch.x)
+        x = h
+        for stage, skip in zip(self.stages, self.skips, strict=True):
+            x = stage(x, bounds) + torch.relu(skip(h))
+        logits = self.instance_head(x)
+        pairs = zip(bounds[:-1], bounds[1:], strict=True)
+        bag_logit = torch.cat([self.classifier(self._decode(x[a:b])) for a, b in pairs])
+        return Output(bag_logit[:, 0], logits[:, 1] - logits[:, 0], {"instance_logits": logits, "encoded": x})
+
+    def loss(self, batch: BagBatch, output: Output) -> dict[str, Tensor]:
+        """Bag cross entropy and soft instance cross entropy; in training mode, labels and prototypes move once."""
+        logits, encoded = output.extra["instance_logits"], output.extra["encoded"].detach()
+        probability = torch.softmax(logits.detach(), -1)
+        bounds, targets = batch.offsets.tolist(), torch.zeros_like(probability[:, 1])
+        bags = list(zip(bounds[:-1], bounds[1:], batch.y.tolist(), batch.bag_ids, strict=True))
+        for start, stop, y, bag_id in bags:
+            if y == 1:
+                targets[start:stop] = self._soft_label(bag_id, encoded[start:stop], targets[start:stop])
+        if self.training:
+            for start, stop, y, _ in bags:
+                self._move_prototype(int(y), encoded[start:stop], probability[start:stop, int(y)])
+        soft = torch.stack([1 - targets, targets], 1)
+        entropy = -(soft * log_softmax(logits, -1)).sum(1, keepdim=True)
+        return {**super().loss(batch, output), "instance": segment_mean(entropy, batch.offsets).mean()}
+
+    def _decode(self, memory: Tensor) -> Tensor:
+        """(N,z) encoded instances of one bag -> (1, n_queries z)."""
+        queries = self.queries[None]
+        for layer in self.decoder:
+            queries = layer(queries, memory[None])
+        return queries.flatten(1)
+
+    @torch.no_grad()
+    def _soft_label(self, bag_id: str, encoded: Tensor, like: Tensor) -> Tensor:
+        """(N,) q_1 of a positive bag; moved and kept in training after the warm-up."""
+        q = self.labels.get(bag_id, like)
+        if self.training and self.epoch > self.warmup_epochs:
+            negative, positive = (encoded.to(self.prototypes.dtype) @ self.prototypes.T).unbind(1)
+            moved = self.label_momentum * q + (1 - self.label_momentum) * (positive > negative).to(q.dtype)
+            q = torch.where(positive == negative, q, moved)
+            self.labels.put(bag_id, q)
+        return q
+
+    @torch.no_grad()
+    def _move_prototype(self, label: int, encoded: Tensor, probability: Tensor) -> None:
+        """P <- m p + (1 - m) x for the tenth of a bag's instances that are most probable, most probable first."""
+        k, m = max(1, len(encoded) // 10), self.prototype_momentum
+        chosen = encoded[probability.topk(k).indices].to(self.prototypes.dtype)
+        # k steps of the recursion in one sum
+        decay = m ** torch.arange(k - 1, -1, -1, dtype=chosen.dtype, device=chosen.device)
+        self.prototypes[label] = m**k * self.prototypes[label] + (1 - m) * (decay @ chosen)

@@ -1,0 +1,138 @@
+"""PathGCN = Patch-GCN (Chen et al., MICCAI 2021): residual GEN layers, all depths concatenated, gated attention.
+
+x_0 = Dropout(ReLU(Linear(h))), x_1 = GEN(x_0), x_l = Dropout(x_(l-1) + ReLU(LN(GEN(x_(l-1))))) for l = 2, 3;
+[x_0 .. x_3] -> Linear ReLU Dropout -> gated attention (dropout on both gates) -> Linear ReLU -> Linear.
+The graph is the common 0/1 neighbourhood in place of the original's 8 nearest coordinates. Score: f.
+
+Variant "gcn": layers x_l = ReLU(LN(Linear(A x + x))), concatenated with the embedding, then Linear ReLU and plain
+attention of 128.
+
+Shapes: (M,P) and the graph -> bag_logit (B,), instance_score (M,).
+"""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from smmil.data import BagBatch
+from smmil.graph_nn import GEN, plain_adjacency, propagate
+from smmil.models.base import MILModel, Output
+from smmil.nn import AttentionPool, attend, embedding
+
+
+class PathGCN(MILModel):
+    """Graph convolution with softmax aggregation.
+
+    Args:
+        in_features: P.
+        hidden: channels of the graph layers; four depths are concatenated.
+        n_layers: graph layers.
+        dropout: of the linear layers and the attention gates.
+        graph_dropout: after each residual graph layer.
+        width: of the embedding.
+        embed_act: activation of the embedding.
+        pos_weight: see `MILModel`.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"neighbors"})
+
+    def __init__(
+        self,
+        in_features: int,
+        *,
+        hidden: int = 128,
+        n_layers: int = 3,
+        dropout: float = 0.25,
+        graph_dropout: float = 0.1,
+        width: int = 512,
+        embed_act: str = "gelu",
+        pos_weight: float | None = None,
+    ) -> None:
+        super().__init__(pos_weight=pos_weight)
+        joined = hidden * (n_layers + 1)
+        self.embed = embedding(in_features, width, embed_act)
+        self.reduce = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(dropout))
+        self.layers = nn.ModuleList(GEN(hidden) for _ in range(n_layers))
+        self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in range(n_layers - 1))
+        self.graph_dropout = nn.Dropout(graph_dropout)
+        self.join = nn.Sequential(nn.Linear(joined, joined), nn.ReLU(), nn.Dropout(dropout))
+        self.V = nn.Sequential(nn.Linear(joined, joined), nn.Tanh(), nn.Dropout(dropout))
+        self.U = nn.Sequential(nn.Linear(joined, joined), nn.Sigmoid(), nn.Dropout(dropout))
+        self.w = nn.Linear(joined, 1)
+        self.classifier = nn.Sequential(nn.Linear(joined, joined), nn.ReLU(), nn.Linear(joined, 1))
+
+    def forward(self, batch: BagBatch) -> Output:
+        """(M,P) and the graph -> bag_logit (B,), instance_score f (M,)."""
+        h = self.join(self.node_features(self.embed(batch.x), batch.neighbors))
+        f = self.w(self.V(h) * self.U(h))[:, 0]
+        return Output(self.classifier(attend(f, h, batch.offsets))[:, 0], f)
+
+    def node_features(self, h: Tensor, neighbors: Tensor) -> Tensor:
+        """(M,D) embedding -> (M, 4 hidden), all depths side by side."""
+        x = self.reduce(h)
+        depths = [x, self.layers[0](x, neighbors)]
+        for layer, norm in zip(list(self.layers)[1:], self.norms, strict=True):
+            step = torch.relu(norm(layer(depths[-1], neighbors)))
+            depths.append(self.graph_dropout(depths[-1] + step))
+        return torch.cat(depths, 1)
+
+
+class PlainGCN(MILModel):
+    """The variant "gcn": plain graph convolutions in place of GEN.
+
+    Args:
+        in_features: P.
+        n_layers: graph layers.
+        attention_dim: L.
+        width: D of the embedding and of every layer.
+        embed_act: activation of the embedding.
+        pos_weight: see `MILModel`.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"neighbors"})
+
+    def __init__(
+        self,
+        in_features: int,
+        *,
+        n_layers: int = 4,
+        attention_dim: int = 128,
+        width: int = 512,
+        embed_act: str = "gelu",
+        pos_weight: float | None = None,
+    ) -> None:
+        super().__init__(pos_weight=pos_weight)
+        self.embed = embedding(in_features, width, embed_act)
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(n_layers))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(n_layers))
+        self.join = nn.Sequential(nn.Linear((n_layers + 1) * width, width), nn.ReLU())
+        self.pool = AttentionPool(width, attention_dim)
+        self.classifier = nn.Linear(width, 1)
+
+    def forward(self, batch: BagBatch) -> Output:
+        """(M,P) and the graph -> bag_logit (B,), instance_score f (M,)."""
+        graph = plain_adjacency(batch.neighbors, dtype=batch.x.dtype)
+        depths = [self.embed(batch.x)]
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            depths.append(torch.relu(norm(layer(propagate(depths[-1], graph) + depths[-1]))))
+        f, z = self.pool(self.join(torch.cat(depths, 1)), batch.offsets)
+        return Output(self.classifier(z)[:, 0], f)
+
+
+def pathgcn(in_features: int, *, variant: str = "gen", **options: Any) -> MILModel:
+    """PathGCN by variant.
+
+    Args:
+        in_features: P.
+        variant: "gen" (`PathGCN`) or "gcn" (`PlainGCN`).
+        options: of the class.
+
+    Raises:
+        ValueError: another variant.
+    """
+    variants: dict[str, Callable[..., MILModel]] = {"gen": PathGCN, "gcn": PlainGCN}
+    if variant not in variants:
+        raise ValueError(f"variant: found {variant!r}, expected one of {', '.join(variants)}")
+    return variants[variant](in_features, **options)

@@ -1,0 +1,294 @@
+"""SETMIL (Zhao et al., MICCAI 2022): tokens on the slide's lattice, a pyramid of neighbourhoods, relative positions.
+
+e = Linear(h) is placed on the bag's bounding box of lattice cells (row and column from 0, instances of a cell summed).
+Pyramid, K = 3, 5, 7: the K x K neighbourhood of every cell (empty cells 0), LN, one-head attention with a skip from its
+values, MLP; the three results side by side. A class token in front, a fixed sinusoid of the cell's raster number, then
+six pre-LN blocks whose attention logits carry a learned bias per head and rounded distance (iRPE: 0, 1, 2-3, 4 and
+more, pairs with the class token). LN, Linear on the class token.
+Attention is restricted to occupied cells (`tokens="all"`: every cell of the box).
+Score: the last block's attention from the class token to the cell, mean over heads, read back by coordinate.
+
+Shapes: (M,P) and the grid (M,2) -> bag_logit (B,), instance_score (M,). Time is quadratic in the cells of a bag, memory
+is not; bags beyond `max_tokens` are refused.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from smmil.attention import Bias, check_length, packed_attention, split_heads
+from smmil.data import BagBatch
+from smmil.models.base import MILModel, Output
+from smmil.nn import embedding
+
+BUCKETS = 5  # rounded distance 0, 1, 2-3, >= 4, and any pair with the class token
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The lattice cells of a batch, C in all, raster order inside every bag.
+
+    Attributes:
+        keys: (C,) int64, ascending; one row down is `stride`, one column right is 1.
+        stride: of the keys.
+        place: (C,2) int64 row and column within the bag's box.
+        number: (C,) int64, row * box width + column.
+        of_instance: (M,) int64, the cell of each instance.
+        bounds: B+1 cell numbers, bag b is `bounds[b]:bounds[b+1]`.
+    """
+
+    keys: Tensor
+    stride: int
+    place: Tensor
+    number: Tensor
+    of_instance: Tensor
+    bounds: list[int]
+
+    def neighbourhood(self, K: int) -> Tensor:
+        """(C, K*K) int64 cells around each cell, row by row; C where the box or the tokens end."""
+        reach = torch.arange(K, device=self.keys.device) - K // 2
+        wanted = self.keys[:, None] + (reach[:, None] * self.stride + reach).flatten()
+        found = torch.searchsorted(self.keys, wanted).clamp(max=len(self.keys) - 1)
+        return torch.where(self.keys[found] == wanted, found, len(self.keys))
+
+
+def lattice(batch: BagBatch, *, occupied: bool = True, margin: int = 3) -> Cells:
+    """Cells of a batch: the occupied ones, or all of every bounding box; `margin` >= K // 2 of any neighbourhood."""
+    bag = batch.bag_index
+    where = bag[:, None].expand(-1, 2)
+    empty = batch.grid.new_zeros((batch.n_bags, 2))
+    low = empty.scatter_reduce(0, where, batch.grid, "amin", include_self=False)
+    shifted = batch.grid - low[bag]
+    extent = empty.scatter_reduce(0, where, shifted, "amax", include_self=False) + 1
+    height, stride = (int(side) + 2 * margin for side in extent.amax(0))
+
+    def key(bag: Tensor, row: Tensor, col: Tensor) -> Tensor:
+        return (bag * height + row + margin) * stride + col + margin
+
+    keys = key(bag, *shifted.unbind(1))
+    if not occupied:
+        boxes = [torch.cartesian_prod(*(torch.arange(int(side)) for side in box)) for box in extent.tolist()]
+        numbers = [key(torch.tensor(b), *box.view(-1, 2).unbind(1)) for b, box in enumerate(boxes)]
+        every = torch.cat(numbers).to(keys.device)
+        of_instance = torch.searchsorted(every, keys)
+    else:
+        every, of_instance = torch.unique(keys, return_inverse=True)
+    owner = every // stride // height
+    place = torch.stack([every // stride % height, every % stride], 1) - margin
+    counts = torch.bincount(owner, minlength=batch.n_bags).cumsum(0).tolist()
+    return Cells(every, stride, place, place[:, 0] * extent[owner, 1] + place[:, 1], of_instance, [0, *counts])
+
+
+def sinusoid(number: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+    """(C,) positions -> (C,width): sine in even, cosine in odd columns, wave lengths from 2 pi to 20000 pi."""
+    column = torch.arange(width, device=number.device)
+    rate = torch.pow(10000.0, -(2 * (column // 2)).double() / width)
+    angle = number.double()[:, None] * rate
+    return torch.where(column % 2 == 0, angle.sin(), angle.cos()).to(dtype)
+
+
+def distance_buckets(place: Tensor, start: int, stop: int) -> Tensor:
+    """(stop - start, n + 1) buckets of the tokens start..stop to all; token 0 is the class token, 1.. are the cells."""
+    rows = torch.arange(start, stop, device=place.device)
+    padded = torch.cat([place.new_zeros((1, 2)), place])
+    squared = (padded[start:stop, None] - padded[None]).square().sum(-1)
+    # integers: sqrt(2) rounds to 1, sqrt(12) to 3, sqrt(13) to 4
+    bucket = (squared > 0).long() + (squared > 2) + (squared > 12)
+    bucket[:, 0] = 4
+    bucket[rows == 0] = 4
+    return bucket
+
+
+def one_hot(place: Tensor, dtype: torch.dtype) -> Callable[[int, int], Tensor]:
+    """Buckets as (5, rows, n + 1) indicators, kept when asked for all rows of a small bag."""
+    kept: dict[tuple[int, int], Tensor] = {}
+
+    def encode(start: int, stop: int) -> Tensor:
+        if (start, stop) in kept:
+            return kept[start, stop]
+        bucket = distance_buckets(place, start, stop)
+        out = (bucket == torch.arange(BUCKETS, device=place.device)[:, None, None]).to(dtype)
+        if (start, stop) == (0, len(place) + 1):
+            kept[start, stop] = out
+        return out
+
+    return encode
+
+
+class PyramidLevel(nn.Module):
+    """K x K neighbourhoods through attention and MLP: (C,D) -> (C,W).
+
+    Args:
+        width: D.
+        out: W.
+        K: side of the neighbourhood.
+        dropout: of attention, projection and MLP.
+    """
+
+    def __init__(self, width: int, out: int, K: int, dropout: float) -> None:
+        super().__init__()
+        self.K, self.dropout, self.scale = K, dropout, (width * K * K) ** -0.5
+        self.norm = nn.LayerNorm(width * K * K)
+        self.qkv = nn.Linear(width * K * K, 3 * out, bias=False)
+        self.proj = nn.Sequential(nn.Linear(out, out), nn.Dropout(dropout))
+        self.mlp = mlp(out, out, dropout)
+
+    def unfold(self, e: Tensor, cells: Cells) -> Tensor:
+        """(C,D) -> (C, K K D), tap by tap; the middle tap is the cell itself."""
+        padded = torch.cat([e, e.new_zeros((1, e.shape[1]))])
+        return padded.index_select(0, cells.neighbourhood(self.K).flatten()).view(len(e), -1)
+
+    def forward(self, e: Tensor, cells: Cells) -> Tensor:
+        """Attends among the neighbourhoods of a bag."""
+        q, k, v = self.qkv(self.norm(self.unfold(e, cells))).chunk(3, -1)
+        dropout = self.dropout if self.training else 0.0
+        x = v + self.proj(packed_attention(q, k, v, cells.bounds, 1, scale=self.scale, dropout=dropout))
+        out: Tensor = x + self.mlp(x)
+        return out
+
+
+def mlp(width: int, hidden: int, dropout: float) -> nn.Sequential:
+    """LN, Linear, GELU, Linear, each Linear with dropout."""
+    first, second = nn.Linear(width, hidden), nn.Linear(hidden, width)
+    return nn.Sequential(nn.LayerNorm(width), first, nn.GELU(), nn.Dropout(dropout), second, nn.Dropout(dropout))
+
+
+class Block(nn.Module):
+    """Pre-LN transformer block with a distance bias per head.
+
+    Args:
+        width: D.
+        n_heads: heads.
+        ratio: of the MLP.
+        dropout: everywhere.
+        relative: learn the bias.
+    """
+
+    def __init__(self, width: int, n_heads: int, ratio: int, dropout: float, relative: bool) -> None:
+        super().__init__()
+        self.n_heads, self.dropout, self.scale = n_heads, dropout, (width // n_heads) ** -0.5
+        self.norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.proj = nn.Sequential(nn.Linear(width, width), nn.Dropout(dropout))
+        self.mlp = mlp(width, ratio * width, dropout)
+        self.bias = nn.Parameter(torch.zeros(n_heads, BUCKETS)) if relative else None
+
+    def forward(self, x: Tensor, bounds: list[int], encoders: list[Callable[[int, int], Tensor]]) -> Tensor:
+        """(T,D) -> (T,D) on packed tokens."""
+        q, k, v = self.qkv(self.norm(x)).chunk(3, -1)
+        biases = None if self.bias is None else [self._bias(encode) for encode in encoders]
+        dropout = self.dropout if self.training else 0.0
+        x = x + self.proj(
+            packed_attention(q, k, v, bounds, self.n_heads, scale=self.scale, biases=biases, dropout=dropout)
+        )
+        out: Tensor = x + self.mlp(x)
+        return out
+
+    def class_attention(self, x: Tensor, bounds: list[int], encoders: list[Callable[[int, int], Tensor]]) -> Tensor:
+        """(T,D) block input -> attention of every bag's class token to its cells, mean over heads, (C,)."""
+        q, k, _ = self.qkv(self.norm(x)).chunk(3, -1)
+        rows = []
+        for start, stop, encode in zip(bounds[:-1], bounds[1:], encoders, strict=True):
+            logits = self.scale * split_heads(q[start : start + 1], self.n_heads)
+            logits = logits @ split_heads(k[start:stop], self.n_heads).mT
+            if self.bias is not None:
+                logits = logits + self._bias(encode)(0, 1)
+            rows.append(torch.softmax(logits, -1).mean(0)[0, 1:])
+        return torch.cat(rows)
+
+    def _bias(self, encode: Callable[[int, int], Tensor]) -> Bias:
+        # a product with indicators: its backward is a product too, not millions of scattered additions
+        return lambda start, stop: torch.einsum("hb,bij->hij", self.bias, encode(start, stop))
+
+
+class SETMIL(MILModel):
+    """Spatial-encoding transformer MIL.
+
+    Args:
+        in_features: P.
+        token_dim: channels of e.
+        pyramid: with the pyramid; without, the blocks see Linear(e).
+        sides: K of the pyramid's levels.
+        level_dim: channels of a level.
+        depth: blocks.
+        n_heads: of a block.
+        mlp_ratio: of a block.
+        dropout: everywhere.
+        relative: distance bias.
+        tokens: "occupied" cells or "all" of the bounding box.
+        max_tokens: largest number of cells and class token of a bag.
+        width: of the embedding.
+        embed_act: activation of the embedding.
+        pos_weight: see `MILModel`.
+
+    Raises:
+        ValueError: another choice of tokens.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"grid"})
+
+    def __init__(
+        self,
+        in_features: int,
+        *,
+        token_dim: int = 128,
+        pyramid: bool = True,
+        sides: tuple[int, ...] = (3, 5, 7),
+        level_dim: int = 64,
+        depth: int = 6,
+        n_heads: int = 16,
+        mlp_ratio: int = 4,
+        dropout: float = 0.2,
+        relative: bool = True,
+        tokens: str = "occupied",
+        max_tokens: int = 32768,
+        width: int = 512,
+        embed_act: str = "gelu",
+        pos_weight: float | None = None,
+    ) -> None:
+        super().__init__(pos_weight=pos_weight)
+        if tokens not in ("occupied", "all"):
+            raise ValueError(f"tokens: found {tokens!r}, expected 'occupied' or 'all'")
+        self.tokens, self.max_tokens = tokens, max_tokens
+        dim = level_dim * len(sides)
+        self.embed = embedding(in_features, width, embed_act)
+        self.token = nn.Linear(width, token_dim)
+        levels = [PyramidLevel(token_dim, level_dim, K, dropout) for K in sides]
+        self.levels = nn.ModuleList(levels) if pyramid else None
+        self.margin = max(sides) // 2
+        self.lift = nn.Identity() if pyramid else nn.Linear(token_dim, dim)
+        self.cls = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, dim), std=0.02))
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(Block(dim, n_heads, mlp_ratio, dropout, relative) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim)
+        self.classifier = nn.Linear(dim, 1)
+
+    def forward(self, batch: BagBatch) -> Output:
+        """(M,P) and the grid -> bag_logit (B,), instance_score (M,)."""
+        cells = lattice(batch, occupied=self.tokens == "occupied", margin=self.margin)
+        bounds = [bound + bag for bag, bound in enumerate(cells.bounds)]
+        check_length(bounds, self.max_tokens, "setmil")
+        e = self.token(self.embed(batch.x))
+        x = self._levels(e.new_zeros((len(cells.keys), e.shape[1])).index_add(0, cells.of_instance, e), cells)
+        x = x + sinusoid(cells.number + 1, x.shape[1], x.dtype)
+        cls = self.cls + sinusoid(cells.number.new_zeros(1), x.shape[1], x.dtype)
+        spans = list(zip(cells.bounds[:-1], cells.bounds[1:], strict=True))
+        x = self.dropout(torch.cat([part for start, stop in spans for part in (cls, x[start:stop])]))
+        encoders = [one_hot(cells.place[start:stop], x.dtype) for start, stop in spans]
+        before = x
+        for block in self.blocks:
+            before, x = x, block(x, bounds, encoders)
+        last = self.blocks[-1]
+        assert isinstance(last, Block)
+        score = last.class_attention(before, bounds, encoders)
+        first = torch.tensor(bounds[:-1], device=x.device)
+        return Output(self.classifier(self.norm(x[first]))[:, 0], score[cells.of_instance])
+
+    def _levels(self, e: Tensor, cells: Cells) -> Tensor:
+        if self.levels is None:
+            out: Tensor = self.lift(e)
+            return out
+        return torch.cat([level(e, cells) for level in self.levels], 1)

@@ -1,0 +1,78 @@
+"""T+AP, SmT+AP, T+SmAP and SmT+SmAP = SmTAP (paper, Section 4.2, Equation 13).
+
+Embedding, two layers X <- X + [Sm](MHA(LN X)), a final LayerNorm, then attention pooling, with Sm (early) or without.
+Every Sm has its own alpha. Score: f of the pool.
+"""
+
+from typing import ClassVar
+
+from torch import nn
+
+from smmil.data import BagBatch
+from smmil.models.base import MILModel, Output, graph_of
+from smmil.nn import AttentionPool, TransformerLayer, embedding
+from smmil.sm import Sm
+
+
+class TransformerMIL(MILModel):
+    """Transformer encoder and attention pooling, each with or without Sm.
+
+    Args:
+        in_features: P.
+        sm_transformer: Sm in the transformer layers (SmT).
+        sm_pool: Sm in the pool (SmAP).
+        placement: of Sm in the pool.
+        alpha: "trainable" (0.5 at the start) or a fixed number in [0,1), for every Sm.
+        T: steps, or "exact".
+        spectral_norm: of the pool's layers right after Sm; the transformer is never normalised.
+        n_layers: transformer layers.
+        n_heads: attention heads.
+        width: D.
+        attention_dim: L.
+        embed_act: activation of the embedding.
+        pos_weight: see `MILModel`.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"neighbors"})
+
+    def __init__(
+        self,
+        in_features: int,
+        *,
+        sm_transformer: bool,
+        sm_pool: bool,
+        placement: str = "early",
+        alpha: float | str = "trainable",
+        T: int | str = 10,
+        spectral_norm: bool = True,
+        n_layers: int = 2,
+        n_heads: int = 8,
+        width: int = 512,
+        attention_dim: int = 128,
+        embed_act: str = "gelu",
+        pos_weight: float | None = None,
+    ) -> None:
+        super().__init__(pos_weight=pos_weight)
+        self.embed = embedding(in_features, width, embed_act)
+        self.layers = nn.ModuleList(
+            TransformerLayer(width, n_heads, Sm(alpha, T) if sm_transformer else None) for _ in range(n_layers)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.pool = AttentionPool(
+            width,
+            attention_dim,
+            sm=Sm(alpha, T) if sm_pool else None,
+            placement=placement,
+            spectral=spectral_norm,
+        )
+        self.classifier = nn.Linear(width, 1)
+        self.uses_graph = sm_transformer or sm_pool
+
+    def forward(self, batch: BagBatch) -> Output:
+        """(M,P) and, with Sm, the graph -> bag_logit (B,), instance_score f (M,)."""
+        graph = graph_of(batch) if self.uses_graph else None
+        x = self.embed(batch.x)
+        for layer in self.layers:
+            x = layer(x, batch.offsets, graph)
+        f, z = self.pool(self.norm(x), batch.offsets, graph)
+        return Output(self.classifier(z)[:, 0], f)

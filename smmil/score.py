@@ -1,0 +1,138 @@
+"""Scores bags that took no part in training with every chosen run of a method, one run per split.
+
+In: `runs.json` of a finished training, and the bag store of any other dataset with the same encoder.
+Out: `{run}.npz` per chosen run (arrays as in `smmil.predictions`), and `scores.csv`, one line per bag of `bags.csv`:
+
+| column | meaning |
+|---|---|
+| `state` | ok, empty or failed; only ok bags have scores |
+| `probability` | mean over runs of sigmoid(bag logit) |
+| `probability_sd` | its standard deviation over runs (ddof 1; empty with one run) |
+| `predicted` | 1 if the mean probability is above 0.5 |
+
+Run alone:
+    python -m smmil.score --runs results/camelyon16/runs/resnet18/smap_early/runs.json --bags results/own/bags.csv \
+        --instances results/own/instances --features results/own/features/resnet18 \
+        --manifests results/own/features/resnet18/shards/*.json --out results/own/scores/smap_early
+"""
+
+import argparse
+import csv
+import io
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from preprocessing.cli import guard, write_json, write_text
+
+if TYPE_CHECKING:
+    from smmil.data import Bag
+
+log = logging.getLogger(__name__)
+COLUMNS = ("bag_id", "state", "label", "instances", "probability", "probability_sd", "predicted", "runs")
+
+
+@guard
+def main(argv: Sequence[str] | None = None) -> int:
+    """Scores the usable bags of a dataset with every chosen run of a training."""
+    from smmil.sources import add_source_arguments
+
+    parser = argparse.ArgumentParser(prog="python -m smmil.score", description=main.__doc__)
+    parser.add_argument("--runs", type=Path, required=True, help="runs.json of the training")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the npz files, scores.csv and index.json")
+    parser.add_argument("--device", default="auto", help="auto | cpu | cuda")
+    add_source_arguments(parser)
+    arguments = parser.parse_args(argv)
+    from smmil.batches import BagCache
+    from smmil.devices import choose_device, numerics
+    from smmil.loading import DataOptions
+    from smmil.predictions import check_features, load_run, predict_bags, write_predictions
+    from smmil.results import read_json
+    from smmil.runs import hash_file
+    from smmil.sources import open_source
+
+    listed = read_json(arguments.runs)
+    device = choose_device(arguments.device)
+    options = {name: value for name, value in listed["data"].items() if name != "graph"}
+    source = open_source(arguments, DataOptions(**options))
+    bags, thresholds = source.load()
+    if not bags:
+        raise ValueError(f"{arguments.bags}: every bag is empty or failed, none can be scored; see the instances stage")
+    with numerics(device):
+        cache = BagCache(bags, device)
+        entries, logits = [], []
+        for run in (run for run in listed["runs"] if run["chosen"]):
+            model, config = load_run(arguments.runs.parent / run["run"], device)
+            check_features(config, source.facts, str(arguments.features))
+            arrays = predict_bags(model, cache, bags, range(len(bags)), ["score"] * len(bags))
+            meta = score_meta(config, source.random_weights, run["run"], thresholds)
+            path = arguments.out / f"{run['run']}.npz"
+            write_predictions(path, arrays, meta)
+            log.info("%d bags, %d instances scored with %s", len(bags), len(arrays["y_inst"]), run["run"])
+            random = meta["random_weights"]
+            entries.append({"run": run["run"], "file": path.name, "sha256": hash_file(path), "random_weights": random})
+            logits.append(arrays["bag_logit"])
+    write_text(arguments.out / "scores.csv", scores_csv(bags, np.stack(logits), source.listing.excluded))
+    shared = {name: listed[name] for name in ("dataset", "encoder", "method", "protocol")}
+    write_json(arguments.out / "index.json", {**shared, "runs": entries})
+    return 0
+
+
+def score_meta(
+    config: Mapping[str, Any], random_weights: bool, run: str, thresholds: Mapping[str, float]
+) -> dict[str, Any]:
+    """The `meta` of a scored npz: which run made it, and whether any encoder weights were random."""
+    meta = {name: config[name] for name in ("dataset", "encoder", "method", "seed")}
+    return meta | {
+        "run": run,
+        "lr": config["learning_rate"],
+        "protocol": config["training"]["protocol"],
+        "selection_score": config["done"]["selection_score"],
+        "random_weights": bool(config["random_weights"] or random_weights),
+        "label_thresholds": dict(thresholds),
+    }
+
+
+def scores_csv(bags: "Sequence[Bag]", logits: npt.NDArray[np.float64], excluded: Mapping[str, Sequence[str]]) -> str:
+    """The table of all bags, scored or not, sorted by id.
+
+    Args:
+        bags: the scored bags.
+        logits: (R,B), a row per run.
+        excluded: reason -> ids of bags that could not be scored.
+    """
+    rows: list[dict[str, Any]] = [
+        {"bag_id": bag_id, "state": state} for state, bag_ids in excluded.items() for bag_id in bag_ids
+    ]
+    for bag, probability in zip(bags, sigmoid(logits).T, strict=True):
+        rows.append(
+            {
+                "bag_id": bag.bag_id,
+                "state": "ok",
+                "label": "" if math.isnan(bag.y) else int(bag.y),
+                "instances": len(bag),
+                "probability": f"{probability.mean():.4f}",
+                "probability_sd": f"{probability.std(ddof=1):.4f}" if len(probability) > 1 else "",
+                "predicted": int(probability.mean() > 0.5),
+                "runs": len(probability),
+            }
+        )
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(sorted(rows, key=lambda row: str(row["bag_id"])))
+    return stream.getvalue()
+
+
+def sigmoid(logit: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """1 / (1 + exp(-logit)), without overflow."""
+    return np.exp(-np.logaddexp(0.0, -logit))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

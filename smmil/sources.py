@@ -1,0 +1,114 @@
+"""Where a job's bags come from, for every command line that loads bags: a bag store, or a CSV table.
+
+`open_source` answers what can be known without reading features (which bags, labels, groups, input hashes); only
+`Source.load` reads them. So a job whose runs are all finished reads next to nothing.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smmil.loading import (
+    BagInfo,
+    DataOptions,
+    Listing,
+    drop_inconsistent,
+    feature_facts,
+    list_usable,
+    load_bags,
+)
+from smmil.runs import hash_file, hash_files
+
+if TYPE_CHECKING:
+    from smmil.data import Bag
+
+
+@dataclass(frozen=True)
+class Source:
+    """Bags that can be loaded.
+
+    Attributes:
+        listing: usable bags and those left out.
+        inputs: content hashes of what decides the bags.
+        data: resolved options of loading (JSON-able).
+        facts: what identifies the features (encoder, weights, resize policy); empty for a table.
+        loader: reads bags; returns them and the label thresholds that differ.
+    """
+
+    listing: Listing
+    inputs: dict[str, str]
+    data: dict[str, Any]
+    facts: dict[str, Any]
+    loader: "Callable[[Sequence[BagInfo]], tuple[list[Bag], dict[str, float]]]"
+
+    @property
+    def random_weights(self) -> bool:
+        """Whether the encoder had random weights (demo, tests): marks everything that follows."""
+        return bool(self.facts.get("random_weights"))
+
+    def load(self, ids: Sequence[str] | None = None) -> "tuple[list[Bag], dict[str, float]]":
+        """The named usable bags (all by default), sorted by id, and the label thresholds that differ."""
+        wanted = None if ids is None else set(ids)
+        return self.loader([info for info in self.listing.bags if wanted is None or info.bag_id in wanted])
+
+
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds `--bags --instances --features --manifests` and `--table --table-graph`."""
+    group = parser.add_argument_group("bags, from the bag store or from a table")
+    group.add_argument("--bags", type=Path, help="bags.csv")
+    group.add_argument("--instances", type=Path, help="folder whose store/ holds the geometry")
+    group.add_argument("--features", type=Path, help="folder whose store/ holds the encoder's features")
+    group.add_argument("--manifests", type=Path, nargs="+", default=[], help="shard manifests (states of the bags)")
+    group.add_argument("--table", type=Path, help="instead of all that: a CSV table, one instance per row")
+    group.add_argument("--table-graph", choices=("none", "chain"), default="none", help="graph of a table's bags")
+
+
+def open_source(arguments: argparse.Namespace, options: DataOptions) -> Source:
+    """The source that the arguments name.
+
+    Raises:
+        ValueError: neither or both kinds of source, or no usable bag.
+    """
+    store = (arguments.bags, arguments.instances, arguments.features)
+    if arguments.table is not None:
+        if any(store) or arguments.manifests:
+            raise ValueError("--table: found together with a bag store, expected one of the two")
+        source = _table_source(arguments.table, arguments.table_graph)
+    elif all(store) and arguments.manifests:
+        source = _store_source(arguments, options)
+    else:
+        raise ValueError("expected --bags, --instances, --features and --manifests together, or --table")
+    if not source.listing.bags:
+        left_out = {reason: len(names) for reason, names in source.listing.excluded.items()}
+        raise ValueError(f"{arguments.bags or arguments.table}: no usable bag (left out: {left_out}); see the QC page")
+    return source
+
+
+def _store_source(arguments: argparse.Namespace, options: DataOptions) -> Source:
+    listing = list_usable(arguments.bags, arguments.manifests)
+    if options.drop_inconsistent:
+        listing = drop_inconsistent(listing, arguments.instances, options)
+    facts = feature_facts(arguments.features, listing.bags[0].bag_id) if listing.bags else {}
+    return Source(
+        listing=listing,
+        inputs={"bags": hash_file(arguments.bags), "manifests": hash_files(arguments.manifests)},
+        data=asdict(options),
+        facts=facts,
+        loader=lambda infos: load_bags(infos, arguments.instances, arguments.features, options),
+    )
+
+
+def _table_source(path: Path, graph: str) -> Source:
+    from smmil.bag_table import load_table
+
+    bags = {bag.bag_id: bag for bag in load_table(path, graph=graph)}
+    infos = [BagInfo(bag.bag_id, bag.y, bag.split, bag.group) for bag in bags.values()]
+    return Source(
+        listing=Listing(infos),
+        inputs={"table": hash_file(path)},
+        data={"graph": graph},
+        facts={},
+        loader=lambda chosen: ([bags[info.bag_id] for info in chosen], {}),
+    )
