@@ -1,0 +1,32 @@
+# smmil: raw slides and scans in, tables, figures and heat maps out.
+#
+#   snakemake --cores 8 --use-conda                 the paper (config.yaml)
+#   snakemake --cores 8 --configfile mine.yaml      the same with your overrides
+#
+# Targets: all metrics tables report qc scores features weights raw.
+import os
+import sys
+
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+configfile: os.path.join(workflow.basedir, "config.yaml")
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/raw.smk"
+include: "workflow/rules/preprocess.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/report.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        rules.report.input,
+        rules.metrics.input,
+        rules.tables.input,
+        rules.scores.input,

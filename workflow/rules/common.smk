@@ -1,0 +1,189 @@
+# The configuration, the names of things, and which files a target needs. Rules hold no Python of their own.
+import functools
+import json
+import shlex
+from pathlib import Path
+
+sys.path.insert(0, workflow.basedir)
+
+from preprocessing.datasets import DATASETS
+from preprocessing.datasets.base import MissingRaw
+from preprocessing.features import STAGE_VERSION as FEATURES_VERSION
+from preprocessing.instances import STAGE_VERSION as INSTANCES_VERSION
+from preprocessing.qc import STAGE_VERSION as QC_VERSION
+from smmil.config import parse_config, training_options
+from smmil.evaluate import STAGE_VERSION as METRICS_VERSION
+from smmil.figures import STAGE_VERSION as FIGURES_VERSION
+from smmil.maps import STAGE_VERSION as MAPS_VERSION
+from smmil.predictions import PREDICTIONS_STAGE_VERSION as PREDICTIONS_VERSION
+from smmil.report import STAGE_VERSION as REPORT_VERSION
+from smmil.runs import RUN_STAGE_VERSION as RUNS_VERSION
+from snakemake.exceptions import WorkflowError
+
+# under --use-conda Snakemake drops PYTHONPATH; the prefix runs inside the environment
+shell.prefix(f"export PYTHONPATH={shlex.quote(workflow.basedir)}; ")
+
+
+def read_config():
+    try:
+        return parse_config(config, "config")
+    except ValueError as error:
+        raise WorkflowError(str(error)) from None
+
+
+CONFIG = read_config()
+USED = CONFIG.used
+TRAINED = {name: dataset for name, dataset in USED.items() if dataset.train}
+SCORED = {name: dataset for name, dataset in USED.items() if dataset.score_with}
+RESULTS = CONFIG.results.rstrip("/")
+
+
+wildcard_constraints:
+    dataset="[A-Za-z0-9_]+",
+    encoder="[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)?",
+    method="[a-z0-9_]+",
+    shard=r"\d{4}",
+
+
+@functools.cache
+def shards(dataset):
+    """Names of the shards of a dataset, from a cheap count of the raw folder."""
+    chosen = CONFIG.datasets[dataset]
+    try:
+        count = DATASETS[chosen.kind].count(Path(chosen.root), chosen.source)
+    except ValueError as error:
+        raise WorkflowError(f"datasets.{dataset}: {error}") from None
+    return [f"{i:04d}" for i in range(max(1, -(-count // chosen.bags_per_shard)))]
+
+
+def capacity(dataset):
+    return len(shards(dataset)) * CONFIG.datasets[dataset].bags_per_shard
+
+
+def check_raw():
+    """Stops with one message when no raw folder is there; targets that need none (weights, raw) are not stopped."""
+    # the targets are not known to Snakemake yet while it reads this file
+    if {"weights", "raw"} & {*sys.argv}:
+        return
+    problems = []
+    for dataset in USED:
+        try:
+            shards(dataset)
+        except WorkflowError as error:
+            problems.append(str(error))
+    if problems:
+        raise WorkflowError("\n\n".join(problems))
+
+
+def source_json(wildcards):
+    return json.dumps(CONFIG.datasets[wildcards.dataset].source, sort_keys=True)
+
+
+def root_of(wildcards):
+    return CONFIG.datasets[wildcards.dataset].root
+
+
+def manifest_file(wildcards):
+    """The CSV manifest of an own dataset, so that an edit of it is seen."""
+    return CONFIG.datasets[wildcards.dataset].source.get("manifest", [])
+
+
+def instances_json(wildcards):
+    return CONFIG.datasets[wildcards.dataset].instances.model_dump_json()
+
+
+def instance_manifests(wildcards):
+    return [
+        f"{RESULTS}/{wildcards.dataset}/instances/shards/{s}.json"
+        for s in shards(wildcards.dataset)
+    ]
+
+
+def feature_manifests(dataset, encoder):
+    return [
+        f"{RESULTS}/{dataset}/features/{encoder}/shards/{s}.json"
+        for s in shards(dataset)
+    ]
+
+
+def encoder_before(wildcards):
+    """The manifest of the encoder listed before this one: its job decodes the shard once for itself and all later ones."""
+    encoders = CONFIG.datasets[wildcards.dataset].encoders
+    position = encoders.index(wildcards.encoder) if wildcards.encoder in encoders else 0
+    if position == 0:
+        return []
+    return f"{RESULTS}/{wildcards.dataset}/features/{encoders[position - 1]}/shards/{wildcards.shard}.json"
+
+
+# In the environment, not in `params`: a new encoder in the list must not redo finished shards.
+for name, dataset in USED.items():
+    os.environ[f"SMMIL_ENCODERS_{name}"] = ",".join(dataset.encoders)
+
+
+def weights_of(wildcards):
+    if CONFIG.weights.mode == "random":
+        return []
+    return f"{CONFIG.weights.folder}/{wildcards.encoder}.pth"
+
+
+def training_json(wildcards):
+    return training_options(
+        CONFIG, wildcards.dataset, wildcards.method
+    ).model_dump_json()
+
+
+def method_json(wildcards):
+    return json.dumps(CONFIG.method_options.get(wildcards.method, {}), sort_keys=True)
+
+
+def table_layout():
+    titles = {"camelyon16": "CAMELYON16", "panda": "PANDA", "rsna": "RSNA"}
+    layout = {
+        "datasets": [
+            {
+                "name": dataset,
+                "encoder": chosen.table_encoder,
+                "title": titles.get(dataset, dataset),
+            }
+            for dataset, chosen in TRAINED.items()
+        ],
+        "methods": CONFIG.methods,
+        "splits": len(CONFIG.training.splits),
+    }
+    return json.dumps(layout, sort_keys=True)
+
+
+def main_metrics():
+    return [
+        f"{RESULTS}/{dataset}/metrics/{chosen.table_encoder}/{method}.json"
+        for dataset, chosen in TRAINED.items()
+        for method in CONFIG.methods
+    ]
+
+
+def all_metrics():
+    return [
+        f"{RESULTS}/{dataset}/metrics/{encoder}/{method}.json"
+        for dataset, chosen in TRAINED.items()
+        for encoder in chosen.encoders
+        for method in CONFIG.methods
+    ]
+
+
+def of_methods(kind, wildcards, suffix):
+    """The files of every method on one dataset and encoder."""
+    return [
+        f"{RESULTS}/{wildcards.dataset}/{kind}/{wildcards.encoder}/{method}{suffix}"
+        for method in CONFIG.methods
+    ]
+
+
+def per_dataset(kind):
+    """The figures.json or maps.json of every trained dataset, with its extractor of the tables."""
+    return [
+        f"{RESULTS}/{dataset}/{kind}/{chosen.table_encoder}/{kind}.json"
+        for dataset, chosen in TRAINED.items()
+    ]
+
+
+check_raw()

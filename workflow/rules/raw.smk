@@ -1,0 +1,54 @@
+# Raw data and encoder weights: the only rules that may use the network, and only when asked for.
+
+
+rule raw:
+    # checks every raw folder, downloads what is open, and says what to fetch by hand
+    input:
+        [
+            f"{RESULTS}/{dataset}/raw.checked"
+            for dataset, chosen in USED.items()
+            if chosen.kind != "own"
+        ],
+
+
+rule fetch_raw:
+    output:
+        touch(f"{RESULTS}/{{dataset}}/raw.checked"),
+    log:
+        f"{RESULTS}/logs/fetch_raw/{{dataset}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/fetch_raw/{{dataset}}.tsv"
+    localrule: True
+    conda:
+        "../../envs/preprocess.yaml"
+    params:
+        kind=lambda w: CONFIG.datasets[w.dataset].kind,
+        root=root_of,
+    shell:
+        "python -m preprocessing.raw {params.kind} --out {params.root:q} 2>&1 | tee {log:q}"
+
+
+rule weights:
+    # encoder weights for compute nodes without internet
+    input:
+        expand(
+            "{folder}/{encoder}.pth",
+            folder=CONFIG.weights.folder,
+            encoder=sorted(
+                {encoder for dataset in USED.values() for encoder in dataset.encoders}
+            ),
+        ),
+
+
+rule fetch_weights:
+    output:
+        protected(f"{CONFIG.weights.folder}/{{encoder}}.pth"),
+    log:
+        f"{RESULTS}/logs/fetch_weights/{{encoder}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/fetch_weights/{{encoder}}.tsv"
+    localrule: True
+    conda:
+        "../../envs/preprocess.yaml"
+    shell:
+        "python -m preprocessing.weights --encoder {wildcards.encoder:q} --out {CONFIG.weights.folder:q} 2>&1 | tee {log:q}"
