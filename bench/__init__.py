@@ -1,0 +1,1 @@
+"""Measurements: speed against other implementations, and tasks whose right answer is known."""

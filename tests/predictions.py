@@ -1,0 +1,87 @@
+"""Hand-made prediction files for the tests of metrics, tables, maps and report."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# bag_id, split, y, logit, scores, labels
+Bag = tuple[str, str, float, float, Sequence[float], Sequence[int]]
+
+BAGS: list[Bag] = [
+    ("v0", "val", 0, -1.0, [0.1, 0.2], [0, 0]),
+    ("v1", "val", 1, 2.0, [0.9, 0.3, 0.6], [1, 0, 1]),
+    ("t0", "test", 0, -0.5, [0.2, 0.7], [0, 0]),
+    ("t1", "test", 1, 1.5, [0.8, 0.1, 0.95], [1, 0, 1]),
+    ("t2", "test", 1, -0.2, [0.4, 0.65], [0, 1]),
+]
+
+
+def part(bags: Sequence[Bag]) -> dict[str, Any]:
+    """Arrays as `Predictions.part` gives them."""
+    scores = [list(bag[4]) for bag in bags]
+    return {
+        "bag_id": np.array([bag[0] for bag in bags]),
+        "y": np.array([bag[2] for bag in bags], np.float32),
+        "bag_logit": np.array([bag[3] for bag in bags], np.float64),
+        "offsets": np.append(0, np.cumsum([len(s) for s in scores])).astype(np.int64),
+        "instance_score": np.array(sum(scores, []), np.float32),
+        "y_inst": np.array(sum((list(bag[5]) for bag in bags), []), np.int8),
+    }
+
+
+def write_run(folder: Path, bags: Sequence[Bag] = BAGS, **meta: Any) -> Path:
+    """Writes one predictions file; `meta` overrides the defaults."""
+    facts = {
+        "dataset": "toy",
+        "encoder": "resnet18",
+        "method": "abmil",
+        "protocol": "as_written",
+        "seed": 1,
+        "lr": 1e-4,
+        "selection_score": 0.5,
+        "random_weights": False,
+        **meta,
+    }
+    facts.setdefault("run", f"split{facts['seed']}_lr{facts['lr']:g}")
+    arrays = part(bags)
+    arrays["split"] = np.array([bag[1] for bag in bags])
+    arrays["coverage"] = np.where(arrays["y_inst"] < 0, np.nan, arrays["y_inst"]).astype(np.float32)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{facts['run']}.npz"
+    np.savez(path, meta=np.array(json.dumps(facts)), **arrays)
+    return path
+
+
+def write_index(folder: Path, runs: Sequence[Path]) -> Path:
+    """Writes the index of a predictions folder."""
+    path = folder / "index.json"
+    path.write_text(json.dumps({"runs": [{"run": run.stem, "file": run.name} for run in runs]}))
+    return path
+
+
+def metrics_object(
+    dataset: str, method: str, values: Mapping[str, Sequence[float | None]], **more: Any
+) -> dict[str, Any]:
+    """A metrics object with the given test metrics per split; metrics not given are 0.5."""
+    names = ("instance_auroc", "instance_f1", "bag_auroc", "bag_f1")
+    n = max((len(v) for v in values.values()), default=1)
+    splits = []
+    for i in range(n):
+        test: dict[str, Any] = {name: (values[name][i] if name in values else 0.5) for name in names}
+        area = test["instance_auroc"]
+        test |= {"inverted": area is not None and area < 0.5, "undefined": {}}
+        test["undefined"] = {name: "one class only" for name in names if test[name] is None}
+        splits.append({"seed": i + 1, "lr": 1e-4, "run": f"split{i + 1}_lr0.0001", "test": test, "threshold": 0.5})
+    return {
+        "dataset": dataset,
+        "encoder": "resnet18",
+        "method": method,
+        "protocol": "as_written",
+        "random_weights": False,
+        "splits": splits,
+        "bootstrap": {"intervals": dict.fromkeys(names, [0.25, 0.75])},
+        **more,
+    }

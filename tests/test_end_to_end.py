@@ -1,0 +1,161 @@
+"""The whole house on tiny cohorts in the real formats: raw files to tables and report, then what a change redoes.
+
+One Snakemake working directory is shared by the tests of this file, in the order of the file.
+"""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.workflows import ROOT, planned, snakemake, write_config
+
+pytestmark = pytest.mark.slow
+METHODS = ["abmil", "smap_early", "t_ap", "smtap"]
+
+
+def tiny(**changes):
+    """The demo's overrides with fewer epochs, and an own dataset of good, bad and empty files."""
+    import yaml
+
+    config = yaml.safe_load((ROOT / "workflow/demo.yaml").read_text().replace("demo/", ""))
+    config["training"]["epochs"] = 3
+    config["report"] = {"bootstrap": 50, "map_bags": 1}
+    config["datasets"]["mine"] = {
+        "kind": "own",
+        "root": "raw",
+        "source": {"manifest": "raw/own.csv"},
+        "encoders": ["resnet18"],
+        "instances": config["datasets"]["camelyon16"]["instances"],
+        "train": False,
+        "allowed_failures": 1,
+        "score_with": {"dataset": "camelyon16", "encoder": "resnet18", "method": "smap_early"},
+    }
+    config.update(changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory):
+    """A working directory with tiny raw cohorts and an own manifest."""
+    directory = tmp_path_factory.mktemp("house")
+    command = [sys.executable, "-m", "preprocessing.synthetic", "--out", str(directory / "raw"), "--size", "tiny"]
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+    slides = sorted((directory / "raw/camelyon16/images").glob("test_*.tif"))[:2]
+    (directory / "raw/notes.tif").write_text("this is no slide\n")
+    rows = [f"own_{i},{s.relative_to(directory / 'raw')},,," for i, s in enumerate(slides)]
+    (directory / "raw/own.csv").write_text(
+        "\n".join(["bag_id,image,label,split,mpp", *rows, "broken,notes.tif,,,"]) + "\n"
+    )
+    return directory
+
+
+def files(directory: Path, pattern: str) -> dict[str, int]:
+    """Path -> modification time of everything below that matches."""
+    return {str(p.relative_to(directory)): p.stat().st_mtime_ns for p in directory.glob(pattern) if p.is_file()}
+
+
+def test_a_killed_run_continues_to_a_finished_report(house):
+    config = write_config(house, tiny())
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "2"]
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    process = subprocess.Popen(
+        [*command, "--directory", str(house), "--configfile", config],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 300
+    while not list(house.glob("results/*/features/resnet18/store/*")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (house / "results/report/index.html").exists()
+    kept = files(house, "results/*/features/resnet18/store/*/zarr.json")
+    assert kept
+    snakemake(house, "--unlock", "--configfile", config)
+    snakemake(house, "--rerun-incomplete", "--configfile", config)
+    assert (house / "results/report/index.html").stat().st_size > 10_000
+    after = files(house, "results/*/features/resnet18/store/*/zarr.json")
+    assert kept.items() <= after.items(), "a finished bag was redone"
+
+
+def test_nothing_is_left_to_do(house):
+    assert planned(house, "--configfile", write_config(house, tiny())) == {}
+
+
+def test_tables_hold_every_method_and_dataset(house):
+    for name in ("table1", "table2"):
+        rows = list(csv.DictReader((house / f"results/tables/{name}.csv").open()))
+        assert len(rows) >= len(METHODS)
+        numbers = [float(v) for row in rows for k, v in row.items() if k.endswith("mean") and v]
+        assert len(numbers) >= len(METHODS) * 3 * 2 and all(0 <= v <= 1 for v in numbers)
+        text = (house / f"results/tables/{name}.md").read_text()
+        assert "±" in text or "+-" in text
+        assert "random" in text.lower()
+
+
+def test_a_bad_file_is_recorded_and_the_good_ones_are_scored(house):
+    rows = {row["bag_id"]: row for row in csv.DictReader(next(house.glob("results/mine/scores/**/scores.csv")).open())}
+    assert rows["broken"]["state"] == "failed" and rows["broken"]["probability"] == ""
+    assert all(0 < float(rows[f"own_{i}"]["probability"]) < 1 for i in range(2))
+    manifest = json.loads((house / "results/mine/instances/shards/0000.json").read_text())
+    reason = next(bag["reason"] for bag in manifest["bags"] if bag["bag_id"] == "broken")
+    assert "notes.tif" in reason
+
+
+def test_a_bad_file_that_is_not_allowed_ends_non_zero_after_all_bags(house):
+    changed = tiny()
+    changed["datasets"]["mine"]["allowed_failures"] = 0
+    config = write_config(house, changed, "strict.yaml")
+    run = snakemake(house, "results/mine/instances/shards/0000.json", "--configfile", config, check=False)
+    assert run.returncode != 0 and "notes.tif" in run.stdout
+    snakemake(house, "--configfile", write_config(house, tiny()))
+
+
+def test_a_change_of_one_dataset_redoes_only_what_depends_on_it(house):
+    changed = tiny()
+    changed["datasets"]["rsna"]["instances"] = {"ct": {"preset": "sa_mil"}}
+    text = snakemake(house, "--dry-run", "--configfile", write_config(house, changed, "changed.yaml")).stdout
+    redone = set(re.findall(r"dataset=(\w+)", text))
+    assert redone == {"rsna"}
+
+
+def test_a_new_encoder_leaves_the_others_alone(house):
+    changed = tiny()
+    changed["datasets"]["panda"]["encoders"] = ["resnet18", "resnet50"]
+    text = snakemake(house, "--dry-run", "--configfile", write_config(house, changed, "encoder.yaml")).stdout
+    assert set(re.findall(r"encoder=([\w.-]+)", text)) == {"resnet50"}
+    assert "rule cut_instances" not in text
+
+
+def test_no_identity_of_a_patient_reaches_any_output(house):
+    import pydicom
+
+    header = pydicom.dcmread(next((house / "raw/rsna/stage_2_train").glob("*.dcm")), stop_before_pixels=True)
+    secrets = [str(header.PatientID).encode(), str(header.StudyInstanceUID).encode()]
+    for path in (house / "results").rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert not any(secret in content for secret in secrets), path
+
+
+def test_a_restored_copy_of_the_results_needs_no_raw_pixels_again(house):
+    """Everything downstream of predictions works from stored files alone."""
+    report = house / "results/report/index.html"
+    before = report.read_bytes()
+    report.unlink()
+    hidden = house / "raw/camelyon16/hidden"
+    shutil.move(house / "raw/camelyon16/annotations", hidden)
+    snakemake(house, "report", "--configfile", write_config(house, tiny()))
+    shutil.move(hidden, house / "raw/camelyon16/annotations")
+    assert len(report.read_bytes()) == pytest.approx(len(before), rel=0.05)

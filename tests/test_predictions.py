@@ -1,0 +1,184 @@
+"""Predictions of finished runs: the contract of the files, equal bytes, the selected model, other bags."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from smmil import predictions, train
+from smmil.evaluate import evaluate_runs
+from smmil.loading import list_usable, load_bags
+from smmil.results import load_predictions, read_index
+from smmil.splits import read_splits
+from tests.train_helpers import make_dataset, source_arguments, train_arguments
+
+METHOD = ("--method-options", '{"width": 8, "attention_dim": 4}')
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A tiny dataset and two splits x two learning rates on it."""
+    folder = make_dataset(tmp_path_factory.mktemp("tiny"))
+    arguments = train_arguments(folder, folder / "runs", "smap_early", epochs=2, splits=[1, 2])
+    assert train.main([*arguments, *METHOD, "--learning-rates", "0.01,0.001"]) == 0
+    return folder
+
+
+def predict_arguments(folder, out):
+    names = ("--runs", str(folder / "runs" / "runs.json"), "--out", str(out), "--index", str(out / "index.json"))
+    return [*names, *source_arguments(folder), "--device", "cpu", "--threads", "1"]
+
+
+@pytest.fixture(scope="module")
+def predicted(trained, tmp_path_factory):
+    out = tmp_path_factory.mktemp("predictions")
+    assert predictions.main(predict_arguments(trained, out)) == 0
+    return out
+
+
+def test_every_run_is_predicted_and_validations_choice_is_marked(trained, predicted):
+    index = json.loads((predicted / "index.json").read_text())
+    assert [run["file"] for run in index["runs"]] == [
+        f"split{seed}_lr{rate}.npz" for seed in (1, 2) for rate in ("0.01", "0.001")
+    ]
+    assert index["random_weights"] is True and index["protocol"] == "as_written"
+    for seed in (1, 2):
+        runs = [run for run in index["runs"] if run["seed"] == seed]
+        (chosen,) = [run for run in runs if run["chosen"]]
+        assert chosen["selection_score"] == max(run["selection_score"] for run in runs)
+
+
+def test_files_hold_validation_and_test_bags_with_every_instance(trained, predicted):
+    splits = read_splits(trained / "runs" / "splits.csv")
+    for path in read_index(predicted / "index.json"):
+        found = load_predictions(path)
+        parts = splits[found.meta["seed"]]
+        val = sorted(name for name, part in parts.items() if part == "val")
+        test = sorted(name for name, part in parts.items() if part == "test")
+        assert found.arrays["bag_id"].tolist() == val + test
+        assert found.arrays["split"].tolist() == ["val"] * len(val) + ["test"] * len(test)
+        dtypes = {name: array.dtype.name for name, array in found.arrays.items() if array.dtype.kind != "U"}
+        assert dtypes == {
+            "y": "float32",
+            "bag_logit": "float64",
+            "offsets": "int64",
+            "instance_score": "float32",
+            "coverage": "float32",
+            "y_inst": "int8",
+        }
+    metrics = evaluate_runs(read_index(predicted / "index.json"), resamples=0)
+    assert {split["seed"] for split in metrics["splits"]} == {1, 2}
+    chosen = {run["run"] for run in json.loads((predicted / "index.json").read_text())["runs"] if run["chosen"]}
+    assert {split["run"] for split in metrics["splits"]} == chosen
+
+
+def test_the_numbers_are_those_of_the_selected_epoch(trained, predicted):
+    """The validation logits give back the selection score that training logged."""
+    for path in read_index(predicted / "index.json"):
+        found = load_predictions(path)
+        val = found.part("val")
+        y, z = val["y"].astype(np.float64), val["bag_logit"]
+        bce = np.mean(np.logaddexp(0, np.where(y == 1, -z, z)))
+        pairs = z[y == 1][:, None] - z[y == 0][None]
+        auroc = np.mean((pairs > 0) + 0.5 * (pairs == 0))
+        assert auroc - bce == pytest.approx(found.meta["selection_score"], abs=1e-6)
+
+
+def test_scores_are_the_models_own(trained, predicted):
+    run = trained / "runs" / "split1_lr0.01"
+    model, config = predictions.load_run(run, torch.device("cpu"))
+    assert not model.training and config["method"] == "smap_early"
+    manifests = [trained / stage / "shards" / "0000.json" for stage in ("instances", "features/tiny")]
+    infos = [info for info in list_usable(trained / "bags.csv", manifests).bags if info.split == "test"]
+    bags, _ = load_bags(infos, trained / "instances", trained / "features" / "tiny")
+    found = load_predictions(predicted / "split1_lr0.01.npz")
+    from smmil.data import pack
+
+    for bag in bags:
+        with torch.no_grad():
+            output = model(pack([bag]))
+        saved = found.bag(bag.bag_id)
+        np.testing.assert_allclose(saved["instance_score"], output.instance_score, rtol=1e-6)
+        np.testing.assert_allclose(saved["bag_logit"], output.bag_logit, rtol=1e-6)
+        assert saved["y_inst"].tolist() == bag.y_inst.tolist()
+
+
+def test_again_gives_the_same_bytes_and_finished_files_are_left_alone(trained, predicted, tmp_path):
+    assert predictions.main(predict_arguments(trained, tmp_path)) == 0
+    names = sorted(path.name for path in predicted.iterdir())
+    assert names == sorted(path.name for path in tmp_path.iterdir())
+    for name in names:
+        assert (tmp_path / name).read_bytes() == (predicted / name).read_bytes()
+    kept = tmp_path / "split1_lr0.01.npz"
+    before = kept.stat().st_mtime_ns
+    (tmp_path / "index.json").unlink()
+    (tmp_path / "split2_lr0.01.npz").unlink()
+    assert predictions.main(predict_arguments(trained, tmp_path)) == 0
+    assert kept.stat().st_mtime_ns == before
+    assert (tmp_path / "split2_lr0.01.npz").read_bytes() == (predicted / "split2_lr0.01.npz").read_bytes()
+
+
+def test_a_run_scores_other_bags_even_unlabelled(trained, predicted, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(trained, other, ignore=shutil.ignore_patterns("runs"))
+    text = (other / "bags.csv").read_text()
+    (other / "bags.csv").write_text(text.replace(",0,train,", ",,,").replace(",1,train,", ",,,"))
+    run, out = trained / "runs" / "split1_lr0.01", tmp_path / "scores.npz"
+    arguments = ["--run", str(run), "--score-bags", str(out), *source_arguments(other), "--device", "cpu"]
+    assert predictions.main(arguments) == 0
+    with np.load(out, allow_pickle=False) as found, np.load(predicted / "split1_lr0.01.npz") as reference:
+        assert len(found["bag_id"]) == 16 and set(found["split"]) == {"score"}
+        assert np.isnan(found["y"][:12]).all() and not np.isnan(found["y"][12:]).any()
+        logits = dict(zip(found["bag_id"], found["bag_logit"], strict=True))
+        for bag_id, logit in zip(reference["bag_id"], reference["bag_logit"], strict=True):
+            assert logits[bag_id] == logit
+        assert json.loads(str(found["meta"]))["run"] == "split1_lr0.01"
+
+
+def test_features_of_another_encoder_are_refused():
+    config = {"features": {"encoder": "resnet18", "weights_sha256": "a"}}
+    predictions.check_features(config, {"encoder": "resnet18", "weights_sha256": "a"}, "x")
+    with pytest.raises(ValueError, match="weights_sha256: 'b' here, 'a' trained"):
+        predictions.check_features(config, {"encoder": "resnet18", "weights_sha256": "b"}, "x")
+
+
+def test_unfinished_or_mixed_runs_and_other_bags_are_refused(trained, tmp_path, capsys):
+    run = tmp_path / "runs" / "split1_lr0.01"
+    shutil.copytree(trained / "runs", tmp_path / "runs")
+    (run / "done.json").write_text((run / "done.json").read_text().replace('"key": "', '"key": "0'))
+    with pytest.raises(ValueError, match="of different runs"):
+        predictions.load_run(run, torch.device("cpu"))
+    (run / "done.json").unlink()
+    with pytest.raises(ValueError, match="no such file"):
+        predictions.load_run(run, torch.device("cpu"))
+    listed = json.loads((tmp_path / "runs" / "runs.json").read_text())
+    listed["inputs"]["bags"] = "other"
+    (tmp_path / "runs" / "runs.json").write_text(json.dumps(listed))
+    arguments = ["--runs", str(tmp_path / "runs" / "runs.json"), "--out", str(tmp_path), "--index", str(tmp_path / "i")]
+    assert predictions.main([*arguments, *source_arguments(trained), "--device", "cpu"]) == 2
+    assert "trained on other bags" in capsys.readouterr().err
+    assert predictions.main(source_arguments(trained)) == 2
+
+
+def test_a_table_trains_and_predicts_too(tmp_path):
+    """The import door, end to end: features in a CSV, no store."""
+    rng = np.random.default_rng(0)
+    lines = ["bag_id,label,split,a,b,c"]
+    for i in range(16):
+        for _ in range(3):
+            values = ",".join(f"{v:.4f}" for v in rng.normal(size=3) + i % 2)
+            lines.append(f"t{i:02d},{i % 2},{'test' if i >= 12 else 'train'},{values}")
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+    source = ["--table", str(tmp_path / "t.csv"), "--table-graph", "chain"]
+    options = {"epochs": 2, "splits": [1], "learning_rates": [0.01], "device": "cpu", "threads": 1}
+    runs = tmp_path / "runs"
+    named = ["--dataset", "t", "--encoder", "none", "--method", "smap_early", *METHOD]
+    place = ["--out", str(runs), "--done", str(runs / "runs.json")]
+    assert train.main([*named, *source, "--config-json", json.dumps(options), *place]) == 0
+    out = tmp_path / "out"
+    where = ["--runs", str(runs / "runs.json"), "--out", str(out), "--index", str(out / "index.json")]
+    assert predictions.main([*where, *source, "--device", "cpu"]) == 0
+    found = load_predictions(out / "split1_lr0.01.npz")
+    assert (found.arrays["y_inst"] == -1).all() and len(found.part("test")["bag_id"]) == 4

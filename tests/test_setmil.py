@@ -1,0 +1,155 @@
+"""SETMIL: the lattice, neighbourhoods, distance buckets, translation, occupied against all cells."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from smmil.attention import attention
+from smmil.data import pack
+from smmil.models import build_model
+from smmil.models.setmil import distance_buckets, lattice, one_hot, sinusoid
+from tests.graphs import make_bag
+
+F64, P = torch.float64, 8
+SMALL = {"depth": 2}
+
+
+def build(**options):
+    torch.manual_seed(0)
+    model = build_model("setmil", P, **{**SMALL, **options}).double().eval()
+    for block in model.blocks:
+        if block.bias is not None:
+            torch.nn.init.normal_(block.bias)
+    return model
+
+
+def batch_of(*grids: list[tuple[int, int]]):
+    bags = [
+        dataclasses.replace(make_bag(len(grid), seed, features=P), grid=torch.tensor(grid))
+        for seed, grid in enumerate(grids)
+    ]
+    batch = pack(bags)
+    return dataclasses.replace(batch, x=batch.x.double())
+
+
+SPARSE = [(4, 7), (4, 9), (5, 8), (9, 7), (4, 7)]
+FULL = [(r, c) for r in range(3) for c in range(4)]
+
+
+def test_the_lattice_starts_at_zero_merges_collisions_and_numbers_cells_row_by_row():
+    cells = lattice(batch_of(SPARSE, [(100, -3)]))
+    assert cells.place.tolist() == [[0, 0], [0, 2], [1, 1], [5, 0], [0, 0]]
+    assert cells.number.tolist() == [0, 2, 4, 15, 0]
+    assert cells.of_instance.tolist() == [0, 1, 2, 3, 0, 4] and cells.bounds == [0, 4, 5]
+
+
+def test_neighbourhoods_equal_a_dense_unfold_and_never_leave_the_bag():
+    model, batch = build(), batch_of(SPARSE, FULL, [(0, 0)])
+    cells = lattice(batch)
+    e = torch.randn(len(cells.keys), 128, dtype=F64)
+    for level in model.levels:
+        found = level.unfold(e, cells).view(len(e), level.K**2, 128)
+        for start, stop in zip(cells.bounds[:-1], cells.bounds[1:], strict=True):
+            place = cells.place[start:stop]
+            height, width = (place.amax(0) + 1).tolist()
+            image = torch.zeros(128, height, width, dtype=F64)
+            image[:, place[:, 0], place[:, 1]] = e[start:stop].T
+            columns = torch.nn.functional.unfold(image[None], level.K, padding=level.K // 2)[0]
+            columns = columns.view(128, level.K**2, height, width)[:, :, place[:, 0], place[:, 1]]
+            torch.testing.assert_close(found[start:stop], columns.permute(2, 1, 0))
+        torch.testing.assert_close(found[:, level.K**2 // 2], e)
+
+
+def test_distance_buckets_are_rounded_distances():
+    place = torch.tensor([(r, c) for r in range(7) for c in range(7)])
+    bucket = distance_buckets(place, 0, 50)
+    assert (bucket[0] == 4).all() and (bucket[:, 0] == 4).all()
+    expected = {0: 0, 1: 1, 2: 2, 3: 2}
+    for i in range(49):
+        for j in range(49):
+            distance = round(math.dist(place[i].tolist(), place[j].tolist()))
+            assert bucket[i + 1, j + 1] == expected.get(distance, 3)
+    torch.testing.assert_close(one_hot(place, F64)(5, 9).argmax(0), bucket[5:9])
+
+
+def test_the_sinusoid():
+    found = sinusoid(torch.tensor([0, 3]), 4, F64)
+    expected = [math.sin(3), math.cos(3), math.sin(0.03), math.cos(0.03)]
+    torch.testing.assert_close(found, torch.tensor([[0, 1, 0, 1], expected], dtype=F64))
+
+
+def test_translation_changes_nothing_and_scores_are_read_back_by_coordinate():
+    model, batch = build(), batch_of(SPARSE, FULL)
+    output = model(batch)
+    moved = model(dataclasses.replace(batch, grid=batch.grid + torch.tensor([17, -40])))
+    assert torch.equal(output.bag_logit, moved.bag_logit)
+    assert torch.equal(output.instance_score, moved.instance_score)
+    assert output.instance_score[0] == output.instance_score[4]
+    assert 0 < output.instance_score[5:].sum() < 1
+
+
+def test_collisions_are_summed():
+    model, batch = build(), batch_of([(0, 0), (0, 1), (0, 0)])
+    e = model.token(model.embed(batch.x))
+    merged = batch_of([(0, 0), (0, 1)])
+    captured = []
+    model.token.register_forward_hook(lambda _m, _i, _o: torch.stack([e[0] + e[2], e[1]]) if captured else None)
+    first = model(batch).bag_logit
+    captured.append(True)
+    torch.testing.assert_close(model(merged).bag_logit, first)
+
+
+def test_on_a_full_grid_occupied_cells_are_all_cells():
+    occupied, every = build(), build(tokens="all")
+    full, holes = batch_of(FULL), batch_of(SPARSE)
+    torch.testing.assert_close(occupied(full).bag_logit, every(full).bag_logit)
+    torch.testing.assert_close(occupied(full).instance_score, every(full).instance_score)
+    assert not torch.allclose(occupied(holes).bag_logit, every(holes).bag_logit)
+    assert len(lattice(holes, occupied=False).keys) == 18
+
+
+def test_a_zero_bias_is_no_bias_and_a_bias_moves_attention():
+    with_bias, without, batch = build(), build(relative=False), batch_of(FULL)
+    without.load_state_dict(with_bias.state_dict(), strict=False)
+    assert not torch.allclose(with_bias(batch).bag_logit, without(batch).bag_logit)
+    for block in with_bias.blocks:
+        torch.nn.init.zeros_(block.bias)
+    torch.testing.assert_close(with_bias(batch).bag_logit, without(batch).bag_logit)
+
+
+def test_the_score_is_the_class_token_row_of_the_last_block():
+    model, batch = build(depth=1, pyramid=False), batch_of(FULL)
+    cells, block = lattice(batch), model.blocks[0]
+    e = model.lift(model.token(model.embed(batch.x)))
+    x = torch.cat([model.cls, e]) + sinusoid(torch.arange(13), 192, F64)
+    q, k, v = block.qkv(block.norm(x)).view(13, 3, 16, 12).permute(1, 2, 0, 3)
+    bias = block.bias[:, distance_buckets(cells.place, 0, 13)]
+    weights = torch.softmax(q @ k.mT / 12**0.5 + bias, -1)
+    y = x + block.proj((weights @ v).transpose(0, 1).flatten(1))
+    y = y + block.mlp(y)
+    torch.testing.assert_close(model(batch).instance_score, weights.mean(0)[0, 1:])
+    torch.testing.assert_close(model(batch).bag_logit, model.classifier(model.norm(y[0])))
+
+
+def test_sliced_attention_equals_whole_attention_with_gradients(monkeypatch):
+    q, k, v = (torch.randn(2, 11, 3, dtype=F64, requires_grad=True) for _ in range(3))
+    table = torch.randn(2, 11, 11, dtype=F64, requires_grad=True)
+    results = []
+    for keep in (2**22, 1):
+        monkeypatch.setattr("smmil.attention.KEEP", keep)
+        monkeypatch.setattr("smmil.attention.SLICE", 70)
+        out = attention(q, k, v, scale=0.6, bias=lambda a, b: table[:, a:b])
+        results.append((out, *torch.autograd.grad(out.square().sum(), (q, k, v, table))))
+    for whole, sliced in zip(*results, strict=True):
+        torch.testing.assert_close(whole, sliced)
+    expected = torch.softmax(0.6 * q @ k.mT + table, -1) @ v
+    torch.testing.assert_close(results[0][0], expected)
+
+
+def test_long_bags_and_wrong_options_are_refused():
+    with pytest.raises(ValueError, match="13 tokens, expected at most max_tokens = 12"):
+        build(max_tokens=12)(batch_of(FULL))
+    with pytest.raises(ValueError, match="tokens"):
+        build(tokens="some")

@@ -1,0 +1,132 @@
+"""The synthetic cohorts' folders: the same bytes from the same seed, finished once, resumed, rebuilt, never overrun."""
+
+import hashlib
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from preprocessing.synthetic import cohort
+from preprocessing.synthetic.__main__ import main
+from preprocessing.synthetic.sizes import SIZES
+
+SEED = 3
+SMALL = {"slides": 8, "side": 512, "length": 500, "scans": 8, "matrix": 64}
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return cohort.build(tmp_path_factory.mktemp("cohorts"), "tiny", SEED, overrides=SMALL)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def test_same_seed_same_bytes(tiny: dict[str, Path], tmp_path: Path) -> None:
+    again = cohort.build(tmp_path, "tiny", SEED, overrides=SMALL)
+    for name, folder in tiny.items():
+        assert hashes(again[name]) == hashes(folder)
+
+
+def test_workers_and_seed(tiny: dict[str, Path], tmp_path: Path) -> None:
+    cohort.build(tmp_path / "a", "tiny", SEED, ["rsna"], SMALL, workers=2)
+    assert hashes(tmp_path / "a" / "rsna") == hashes(tiny["rsna"])
+    cohort.build(tmp_path / "b", "tiny", SEED + 1, ["rsna"], SMALL)
+    assert not set(hashes(tmp_path / "b" / "rsna").values()) & set(hashes(tiny["rsna"]).values())
+
+
+def test_second_call_touches_nothing(tiny: dict[str, Path]) -> None:
+    out = tiny["rsna"].parent
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
+    start = time.perf_counter()
+    cohort.build(out, "tiny", SEED, overrides=SMALL)
+    assert time.perf_counter() - start < 0.5
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
+
+
+@pytest.mark.parametrize("dataset", ["camelyon16", "panda", "rsna"])
+def test_killed_run_resumes_to_the_same_bytes(
+    tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: str
+) -> None:
+    real, calls = cohort.make_one, []
+
+    def dies(folder: Path, item: cohort.Item) -> None:
+        calls.append(item)
+        if len(calls) == 4:
+            (folder / item.files[0]).with_name(".torn.tmp").write_bytes(b"half")
+            raise KeyboardInterrupt
+        real(folder, item)
+
+    monkeypatch.setattr(cohort, "make_one", dies)
+    with pytest.raises(KeyboardInterrupt):
+        cohort.build(tmp_path, "tiny", SEED, [dataset], SMALL)
+    folder = tmp_path / dataset
+    assert not (folder / cohort.COMPLETE).exists()
+    kept = [folder / calls[0].files[0], folder / calls[2].files[-1]]
+    before = [p.stat().st_mtime_ns for p in kept]
+    monkeypatch.setattr(cohort, "make_one", real)
+    cohort.build(tmp_path, "tiny", SEED, [dataset], SMALL)
+    assert hashes(folder) == hashes(tiny[dataset])
+    assert [p.stat().st_mtime_ns for p in kept] == before
+
+
+def test_other_parameters_rebuild(tmp_path: Path) -> None:
+    cohort.build(tmp_path, "tiny", 0, ["rsna"], {"scans": 8, "matrix": 64})
+    first = hashes(tmp_path / "rsna")
+    cohort.build(tmp_path, "tiny", 1, ["rsna"], {"scans": 8, "matrix": 64})
+    second = hashes(tmp_path / "rsna")
+    assert not set(first) & set(second) - {"stage_2_train.csv", "test_scans.csv", cohort.COMPLETE}
+    assert first["stage_2_train.csv"] != second["stage_2_train.csv"]
+
+
+def test_kill_while_clearing_never_passes_for_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cohort.build(tmp_path, "tiny", 0, ["rsna"], SMALL)
+    first = hashes(tmp_path / "rsna")
+
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cohort.shutil, "rmtree", dies)
+        with pytest.raises(KeyboardInterrupt):
+            cohort.build(tmp_path, "tiny", 1, ["rsna"], SMALL)
+    (tmp_path / "rsna" / "stage_2_train.csv").unlink(missing_ok=True)
+    cohort.build(tmp_path, "tiny", 0, ["rsna"], SMALL)
+    assert hashes(tmp_path / "rsna") == first
+
+
+def test_foreign_folder_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "rsna").mkdir()
+    (tmp_path / "rsna" / "precious.dcm").write_bytes(b"mine")
+    with pytest.raises(ValueError, match="not made by the generator"):
+        cohort.build(tmp_path, "tiny", 0, ["rsna"])
+    assert (tmp_path / "rsna" / "precious.dcm").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--datasets", "kvasir"], "kvasir"), (["--scans", "2"], "at least 8"), (["--side", "100"], "at least 512")],
+)
+def test_user_errors_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(["--out", str(tmp_path / "out"), "--size", "tiny", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_command_line_imports_nothing_heavy(repository: Path) -> None:
+    code = (
+        "import sys; from preprocessing.synthetic.__main__ import parser; parser();"
+        "heavy = {'torch', 'cv2', 'tifffile', 'pydicom', 'openslide'} & set(sys.modules);"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=repository, check=True)
+
+
+def test_presets_cover_the_same_data_sets() -> None:
+    assert {name: set(sizes) for name, sizes in SIZES.items()} == dict.fromkeys(SIZES, set(cohort.DATASETS))

@@ -1,0 +1,231 @@
+"""The synthetic slides: pyramids that OpenSlide opens, annotations and masks that the pixels bear out."""
+
+import csv
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from preprocessing.synthetic import camelyon16, cohort, panda
+from preprocessing.synthetic.sizes import resolve_size
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return cohort.build(tmp_path_factory.mktemp("slides"), "tiny", 3, ["camelyon16", "panda"])
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def picture(path: Path, level: int = 0) -> np.ndarray:
+    import openslide
+
+    with openslide.OpenSlide(path) as slide:
+        return np.asarray(slide.read_region((0, 0), level, slide.level_dimensions[level]).convert("RGB"))
+
+
+def saturation(rgb: np.ndarray) -> np.ndarray:
+    import cv2
+
+    return np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV)[..., 1])
+
+
+def polygons(xml: Path) -> list[tuple[str, np.ndarray]]:
+    out = []
+    for one in ElementTree.parse(xml).iter("Annotation"):
+        places = sorted(one.iter("Coordinate"), key=lambda c: int(c.attrib["Order"]))
+        xy = np.array([[float(c.attrib["X"]), float(c.attrib["Y"])] for c in places])
+        out.append((one.attrib["PartOfGroup"], xy))
+    return out
+
+
+def lesion_mask(xml: Path, shape: tuple[int, int]) -> np.ndarray:
+    import cv2
+
+    mask = np.zeros(shape, np.uint8)
+    for group, xy in sorted(polygons(xml), key=lambda p: p[0] in ("_2", "Exclusion")):
+        cv2.fillPoly(mask, [xy.astype(np.int32)], 0 if group in ("_2", "Exclusion") else 1)
+    return mask > 0
+
+
+@pytest.mark.parametrize(
+    ("dataset", "folder", "downsamples", "mpps"),
+    [
+        ("camelyon16", "images", (1, 2, 4), set(camelyon16.MPP)),
+        ("panda", "train_images", (1, 4, 16), {m for ms in panda.MPP.values() for m in ms}),
+        ("panda", "train_label_masks", (1, 4, 16), {m for ms in panda.MPP.values() for m in ms}),
+    ],
+)
+def test_openslide_opens_every_pyramid(
+    tiny: dict[str, Path], dataset: str, folder: str, downsamples: tuple[int, ...], mpps: set[float]
+) -> None:
+    import openslide
+
+    seen = set()
+    for path in sorted((tiny[dataset] / folder).iterdir()):
+        with openslide.OpenSlide(path) as slide:
+            assert slide.properties["openslide.vendor"] == "generic-tiff"
+            assert slide.level_downsamples == pytest.approx(downsamples)
+            x, y = (float(slide.properties[f"openslide.mpp-{axis}"]) for axis in "xy")
+            assert x == y
+            seen.add(round(x, 6))
+    assert seen == {round(m, 6) for m in mpps}
+
+
+def test_pictures_are_subsampled_jpeg_and_masks_are_lossless(tiny: dict[str, Path]) -> None:
+    import tifffile
+
+    for folder, compression in (
+        ("camelyon16/images", 7),
+        ("panda/train_images", 7),
+        ("panda/train_label_masks", 8),
+    ):
+        path = sorted((tiny["panda"].parent / folder).iterdir())[0]
+        with tifffile.TiffFile(path) as tiff:
+            pages: list[Any] = list(tiff.pages)
+            for page in pages:
+                assert page.compression == compression
+                assert page.is_tiled
+                assert not {"DateTime", "Software", "ImageDescription"} & {tag.name for tag in page.tags}
+                if compression == 7:
+                    assert page.photometric == 6 and page.subsampling == (2, 2)
+
+
+def test_camelyon16_names_labels_and_annotations_agree(tiny: dict[str, Path]) -> None:
+    root = tiny["camelyon16"]
+    images = {p.stem for p in (root / "images").iterdir()}
+    annotated = {p.stem for p in (root / "annotations").iterdir()}
+    with (root / "evaluation" / "reference.csv").open(newline="") as stream:
+        reference = {row[0]: row[1] for row in csv.reader(stream)}
+    assert set(reference) == {n for n in images if n.startswith("test")}
+    assert set(reference.values()) == {"Normal", "Tumor"}
+    tumors = {n for n in images if n.startswith("tumor")} | {n for n, label in reference.items() if label == "Tumor"}
+    assert annotated == tumors
+    assert any(n.startswith("normal") for n in images)
+
+
+def test_camelyon16_numbers_of_the_real_set() -> None:
+    size = resolve_size("benchmark", "camelyon16")
+    names = {spec.name for spec in (item.spec for item in camelyon16.plan(size, 0).items)}  # type: ignore[arg-type]
+    assert not names & set(camelyon16.ABSENT)
+    assert "normal_086" not in camelyon16.numbered("normal", 100) and len(camelyon16.numbered("normal", 100)) == 100
+    assert "test_049" not in camelyon16.numbered("test", 60)
+    assert sum(name.startswith("test") for name in names) == round(180 * 0.33)
+
+
+def test_lesions_lie_on_tissue_and_look_different(tiny: dict[str, Path]) -> None:
+    root = tiny["camelyon16"]
+    differences = []
+    for xml in sorted((root / "annotations").iterdir()):
+        rgb = picture(root / "images" / f"{xml.stem}.tif")
+        tissue = saturation(rgb) > 15
+        lesion = lesion_mask(xml, rgb.shape[:2])
+        share = (lesion & tissue).sum() / tissue.sum()
+        assert 0.02 < share < 0.55, xml.stem
+        assert tissue[lesion].mean() > 0.85, xml.stem
+        red = rgb[..., 0].astype(float)
+        differences.append(red[tissue & ~lesion].mean() - red[tissue & lesion].mean())
+    # Haematoxylin takes red away: lesions are darker as a rule, though not on every slide.
+    assert np.median(differences) > 5
+
+
+def test_annotations_have_the_shapes_that_readers_must_survive(tiny: dict[str, Path]) -> None:
+    from shapely.geometry import Polygon
+
+    groups: dict[str, set[str]] = defaultdict(set)
+    valid = []
+    for xml in sorted((tiny["camelyon16"] / "annotations").iterdir()):
+        for group, xy in polygons(xml):
+            groups["test" if xml.stem.startswith("test") else "train"].add(group)
+            valid.append(Polygon(xy).is_valid)
+            assert len(xy) >= 4
+    assert groups["train"] <= {"_0", "_1", "_2"} and {"_0", "_2"} <= groups["train"]
+    assert groups["test"] == {"Tumor", "Exclusion"}
+    assert not all(valid) and any(valid)
+
+
+def test_special_slides(tiny: dict[str, Path], tmp_path: Path) -> None:
+    import cv2
+
+    root = tiny["camelyon16"] / "images"
+    pen = picture(root / "normal_001.tif").astype(int)
+    assert ((pen[..., 1] - pen[..., 0] > 40) & (saturation(pen.astype(np.uint8)) > 80)).sum() > 2000
+    closed = cv2.morphologyEx(
+        (saturation(picture(root / "normal_002.tif", 2)) > 15).astype(np.uint8), 3, np.ones((5, 5))
+    )
+    sizes = cv2.connectedComponentsWithStats(closed)[2][1:, cv2.CC_STAT_AREA]
+    assert (sizes > 0.15 * sizes.sum()).sum() == 2
+
+    def colour(name: str) -> float:
+        s = saturation(picture(root / f"{name}.tif", 2))
+        return float(s[s > 15].mean())
+
+    assert colour("tumor_002") < 0.8 * colour("tumor_001")
+    spec = camelyon16.slide_spec(resolve_size("tiny", "camelyon16"), 0, "normal_009", False, "empty")  # type: ignore[arg-type]
+    camelyon16.make_slide(tmp_path, spec)
+    assert (saturation(picture(tmp_path / "images" / "normal_009.tif", 2)) > 15).mean() < 0.001
+
+
+def test_panda_masks_agree_with_the_grades(tiny: dict[str, Path]) -> None:
+    root, missing = tiny["panda"], []
+    table = rows(root / "train.csv")
+    assert {r["data_provider"] for r in table} == {"radboud", "karolinska"}
+    assert {"negative", "0+0"} <= {r["gleason_score"] for r in table}
+    for row in table:
+        path = root / "train_label_masks" / f"{row['image_id']}_mask.tiff"
+        if not path.exists():
+            missing.append(row["image_id"])
+            continue
+        mask = picture(path)
+        assert not mask[..., 1:].any()
+        assert set(np.unique(picture(path, 1))) <= set(np.unique(mask))
+        assert mask.shape == picture(root / "train_images" / f"{row['image_id']}.tiff").shape
+        values = set(np.unique(mask[..., 0]).tolist())
+        patterns = set() if row["isup_grade"] == "0" else {int(g) for g in row["gleason_score"].split("+")}
+        if row["data_provider"] == "karolinska":
+            assert values == ({0, 1, 2} if patterns else {0, 1})
+        else:
+            assert values - {0, 1, 2} == patterns
+    assert len(missing) == 1
+
+
+def test_panda_tissue_is_where_the_mask_says(tiny: dict[str, Path]) -> None:
+    root = tiny["panda"]
+    for path in sorted((root / "train_label_masks").iterdir()):
+        label = picture(path)[..., 0]
+        coloured = saturation(picture(root / "train_images" / path.name.replace("_mask", ""))) > 20
+        assert coloured[label > 0].mean() > 0.7
+        assert coloured[label == 0].mean() < 0.15
+
+
+def test_panda_split_file_has_the_published_columns(tiny: dict[str, Path], shared_data: Path) -> None:
+    import openpyxl
+
+    book = openpyxl.load_workbook(shared_data / "panda" / "partition_PANDA.xlsx", read_only=True)
+    header = [value or "" for value in next(iter(book.worksheets[0].iter_rows(max_row=1, values_only=True)))]
+    book.close()
+    assert header == panda.PARTITION_COLUMNS
+    assert (tiny["panda"] / "partition_PANDA.csv").read_text().split("\n")[0] == ",".join(header)
+
+
+def test_panda_split_is_stratified_and_consistent(tiny: dict[str, Path]) -> None:
+    labels = {r["image_id"]: int(r["isup_grade"]) for r in rows(tiny["panda"] / "train.csv")}
+    split = rows(tiny["panda"] / "partition_PANDA.csv")
+    assert {r["slide_name"] for r in split} == set(labels)
+    parts: dict[str, set[bool]] = defaultdict(set)
+    for row in split:
+        grade = labels[row["slide_name"]]
+        parts[row["Partition"]].add(grade > 0)
+        assert [row[f"isup_{k}"] for k in range(6)] == [str(int(k == grade)) for k in range(6)]
+        assert row["NC"] == str(int(grade == 0))
+        assert sum(int(row[f"gs_{k}"]) for k in (0, 6, 7, 8, 9, 10)) == 1
+    assert parts["train"] == parts["test"] == {True, False}
+    demo = panda.slide_specs(resolve_size("demo", "panda"), 0)  # type: ignore[arg-type]
+    assert {s.part for s in demo} == {"train", "val", "test"}
+    assert {s.isup for s in demo} == set(range(6))

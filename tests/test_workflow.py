@@ -1,0 +1,109 @@
+"""The DAG by dry run: size and cost of the paper's plan, every target, what a change redoes, what a user is told."""
+
+import resource
+
+import pytest
+
+from tests.workflows import fake_raw, planned, snakemake, touch, write_config
+
+PREPROCESSING = ("list_bags", "cut_instances", "extract_features", "draw_contact_sheet")
+
+
+@pytest.fixture(scope="module")
+def paper(tmp_path_factory):
+    """A working directory with the paper's raw folders, by name."""
+    directory = tmp_path_factory.mktemp("paper")
+    fake_raw(directory, panda=10_616, scans=1_150)
+    config = {"datasets": {"panda": {"source": {"partition": "raw/panda/partition_PANDA.csv"}}}}
+    return directory, write_config(directory, config)
+
+
+def test_the_whole_paper_is_planned_in_hundreds_of_jobs_and_seconds_of_cpu(paper):
+    directory, config = paper
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    jobs = planned(directory, "--configfile", config)
+    seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+    # shards: 399 / 25 -> 16, 10616 / 100 -> 107, 1150 / 100 -> 12
+    assert jobs["cut_instances"] == 16 + 107 + 12
+    assert jobs["extract_features"] == 16 * 4 + (107 + 12) * 3
+    assert sum(jobs.get(rule, 0) for rule in PREPROCESSING) < 1000
+    assert jobs["train_runs"] == (4 + 3 + 3) * 4
+    # a bound on work, not a race: 20 s is the limit, a quiet machine needs about 5
+    assert seconds < 20
+
+
+@pytest.mark.parametrize("target", ["all", "metrics", "tables", "report", "qc", "features", "scores"])
+def test_every_target_can_be_planned(paper, target):
+    directory, config = paper
+    planned(directory, target, "--configfile", config)
+
+
+def test_masks_can_be_looked_at_before_anything_is_extracted(paper):
+    directory, config = paper
+    jobs = planned(directory, "qc", "--configfile", config)
+    assert jobs["draw_contact_sheet"] == 3 and "extract_features" not in jobs and "train_runs" not in jobs
+
+
+def test_a_table_asks_for_its_own_extractor_only(paper):
+    directory, config = paper
+    jobs = planned(directory, "tables", "--configfile", config)
+    # CAMELYON16's main extractor stands first in its list, and so do the others'
+    assert jobs["extract_features"] == 16 + 107 + 12
+    assert jobs["measure_runs"] == 12 and jobs["make_table"] == 2
+
+
+def test_weights_and_raw_can_be_planned_without_any_raw_data(tmp_path):
+    assert planned(tmp_path, "weights")["fetch_weights"] == 4
+    assert planned(tmp_path, "raw")["fetch_raw"] == 3
+
+
+def test_without_raw_data_the_user_is_told_what_belongs_where(tmp_path):
+    run = snakemake(tmp_path, "--dry-run", check=False)
+    assert run.returncode != 0
+    for words in ("raw/camelyon16", "raw/panda", "raw/rsna", "what belongs there", "where it comes from", "make demo"):
+        assert words in run.stdout
+    assert "Traceback" not in run.stdout
+
+
+def test_an_unknown_key_is_refused_before_anything_is_planned(tmp_path):
+    config = write_config(tmp_path, {"training": {"epoch": 3}})
+    run = snakemake(tmp_path, "--dry-run", "--configfile", config, check=False)
+    assert run.returncode != 0 and "training.epoch: unknown key" in run.stdout and "Traceback" not in run.stdout
+
+
+def test_own_slides_need_no_dataset_of_the_paper(tmp_path):
+    touch(tmp_path / "slides", ["a.svs", "b.svs"])
+    (tmp_path / "slides/manifest.csv").write_text("bag_id,image,label,split\na,a.svs,,\nb,b.svs,,\n")
+    own = {"kind": "own", "root": "slides", "source": {"manifest": "slides/manifest.csv"}, "train": False}
+    config = write_config(tmp_path, {"use": ["mine"], "datasets": {"mine": {**own, "encoders": ["resnet18"]}}})
+    jobs = planned(tmp_path, "qc", "features", "--configfile", config)
+    assert jobs["cut_instances"] == 1 and jobs["extract_features"] == 1 and jobs["fetch_weights"] == 1
+
+
+def test_every_rule_has_log_benchmark_environment_and_resources():
+    run_rules = []
+    from tests.workflows import ROOT
+
+    for path in sorted((ROOT / "workflow/rules").glob("*.smk")):
+        blocks = path.read_text().split("\nrule ")[1:]
+        run_rules += [(path.name, block) for block in blocks if "shell:" in block]
+    assert len(run_rules) >= 10
+    for name, block in run_rules:
+        title = f"{name}: {block.split(':')[0]}"
+        for directive in ("log:", "benchmark:", "conda:"):
+            assert directive in block, f"{title} has no {directive}"
+        assert "resources:" in block or "localrule: True" in block, f"{title} has no resources"
+
+
+def test_the_conda_environment_of_every_rule_exists():
+    import re
+
+    from tests.workflows import ROOT
+
+    named = {
+        m
+        for p in (ROOT / "workflow/rules").glob("*.smk")
+        for m in re.findall(r'"\.\./\.\./(envs/[^"]+)"', p.read_text())
+    }
+    assert named == {"envs/preprocess.yaml", "envs/train.yaml", "envs/report.yaml"}
+    assert all((ROOT / name).is_file() for name in named)
