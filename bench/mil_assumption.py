@@ -22,6 +22,7 @@ Default methods: the whole registry.
 
 import argparse
 import json
+import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from smmil.data import Bag
 
 LEARNED, CHANCE = 0.6, 0.5
+log = logging.getLogger(__name__)
 DEFAULTS = FitOptions(epochs=30, batch_size=32, lr=1e-3)
 Rng = np.random.Generator
 # (mean, deviation) of an instance; each value is the deviation, not the variance
@@ -175,11 +177,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(arguments.threads)
     methods = chosen_methods(arguments.methods, lambda: sorted(MODELS))
     options = fit_options(arguments)
-    results = [
-        measure(method, test, n_bags=arguments.bags, seeds=arguments.seeds, options=options)
-        for method in methods
-        for test in tests
-    ]
+    results = []
+    for method in methods:
+        for test in tests:
+            results.append(measure(method, test, n_bags=arguments.bags, seeds=arguments.seeds, options=options))
+            log.info("%s, %s: %s", method, test, results[-1]["verdict"])
     print(json.dumps(results, indent=1) if arguments.json else as_table(results))
     return 0
 

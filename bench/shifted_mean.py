@@ -16,6 +16,7 @@ Default methods: ABMIL, SmAP, SmTAP, the transformer and the graph methods of th
 
 import argparse
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from smmil.data import Bag
 
 Floats = npt.NDArray[np.float64]
+log = logging.getLogger(__name__)
 DEFAULTS = FitOptions(epochs=20, batch_size=32, lr=3e-4)
 METHODS = (
     *("mean_pool", "max_pool", "abmil", "smap_early", "smap_mid", "smap_late", "t_ap", "smtap"),
@@ -144,7 +146,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     task = Task(window=arguments.window, features=arguments.features, delta=arguments.delta)
     methods = chosen_methods(arguments.methods, lambda: [name for name in METHODS if name in MODELS])
     sizes = {"n_train": arguments.train, "n_test": arguments.test, "seeds": arguments.seeds}
-    results = [measure(name, task, options=fit_options(arguments), **sizes) for name in ("bayes", *methods)]
+    results = []
+    for name in ("bayes", *methods):
+        results.append(measure(name, task, options=fit_options(arguments), **sizes))
+        log.info("%s: bag AUROC %s", name, results[-1]["bag_auroc"])
     if arguments.json:
         print(json.dumps(results, indent=1))
     else:

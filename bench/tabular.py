@@ -13,6 +13,7 @@ Default methods: ridge_mean, ridge_max, mean_pool, max_pool, abmil, abmil_gated,
 
 import argparse
 import json
+import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+log = logging.getLogger(__name__)
 DEFAULTS = FitOptions(epochs=40, batch_size=8, lr=5e-4, weight_decay=1e-3)
 POOLS: dict[str, Callable[[Floats], Floats]] = {
     "ridge_mean": lambda x: x.mean(0),
@@ -122,10 +124,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if models:
         chosen_methods(",".join(models), lambda: METHODS)
     bags, options = labelled_bags(arguments.table, arguments.graph), fit_options(arguments)
-    results = [
-        cross_validate(name, bags, folds=arguments.folds, repeats=arguments.seeds, options=options)
-        for name in (*anchors, *models)
-    ]
+    results = []
+    for name in (*anchors, *models):
+        results.append(cross_validate(name, bags, folds=arguments.folds, repeats=arguments.seeds, options=options))
+        log.info("%s: accuracy %.3f", name, results[-1]["accuracy"])
     if arguments.json:
         print(json.dumps(results, indent=1))
         return 0

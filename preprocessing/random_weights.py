@@ -90,8 +90,11 @@ def _calibrate(module: nn.Module, side: int) -> None:
         for norm in norms:
             norm.momentum = None  # the running statistics become those of the one batch
             norm.train()
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # sums over a batch differ in the last bit with the number of threads
         with torch.no_grad():
             module((textures(CALIBRATION_TILES, side, _TEXTURE_SEED) - 0.5) / 0.25)
+        torch.set_num_threads(threads)
         for norm, momentum in zip(norms, kept, strict=True):
             norm.momentum = momentum
     module.eval()

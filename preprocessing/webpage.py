@@ -50,7 +50,6 @@ td.second small{text-decoration:none}
 td.empty{color:var(--soft);text-align:center!important}
 .proposed{color:var(--accent)}
 ul.notes{color:var(--soft);font-size:.85rem;max-width:60rem;padding-left:1.2rem}
-ul.notes li:first-letter{font-weight:600}
 figure{margin:1rem 0}
 figure div.scroll{margin:0}
 figure img{display:block;max-width:100%;height:auto;background:#fff;border:1px solid var(--line);border-radius:6px}

@@ -108,7 +108,7 @@ def draw_bag(instances: Path, bag_id: str, runs: "Sequence[ChosenRun]", out: Pat
     draw(instances, bag_id, attrs, arrays, runs, parts, title, out)
     share = float(np.mean(parts[0]["y_inst"] == 1))
     caption = f"{bag_id}: {truth} test bag, {100 * share:.3g} % of its {len(arrays['coords'])} instances positive."
-    caption += " Raw scores of the saved predictions; colours as stated under each bar."
+    caption += " Raw scores of the saved predictions, overlapping tiles averaged; colours as stated under each bar."
     return {
         "bag_id": bag_id,
         "label": None if np.isnan(label) else int(label),

@@ -92,6 +92,18 @@ def test_extreme_inputs_give_no_nan(name, scale):
     assert math.isfinite(float(sum(model.loss(batch, output).values()).detach()))
 
 
+def test_a_forward_pass_in_half_precision_trains(name):
+    model, batch = build(name).train(), pack(bags(9, 12))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(batch)
+    # as the training loop does: logits and scores are raised, losses are computed outside
+    output.bag_logit, output.instance_score = output.bag_logit.float(), output.instance_score.float()
+    total = sum(model.loss(batch, output).values())
+    total.backward()
+    assert math.isfinite(float(total.detach()))
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
+
+
 def test_saved_weights_give_the_same_numbers(name, tmp_path):
     model, batch = build(name).eval(), pack(bags(6, 11))
     save_file(model.state_dict(), tmp_path / "weights.safetensors")

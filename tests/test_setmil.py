@@ -8,8 +8,9 @@ import torch
 
 from smmil.attention import attention
 from smmil.data import pack
+from smmil.lattice import lattice
 from smmil.models import build_model
-from smmil.models.setmil import distance_buckets, lattice, one_hot, sinusoid
+from smmil.models.setmil import distance_buckets, one_hot, sinusoid
 from tests.graphs import make_bag
 
 F64, P = torch.float64, 8
@@ -153,3 +154,13 @@ def test_long_bags_and_wrong_options_are_refused():
         build(max_tokens=12)(batch_of(FULL))
     with pytest.raises(ValueError, match="tokens"):
         build(tokens="some")
+
+
+def test_neighbourhoods_made_again_in_the_backward_pass_give_the_same_gradients(monkeypatch):
+    gradients = []
+    for keep in (2**25, 1):
+        monkeypatch.setattr("smmil.models.setmil.KEEP", keep)
+        model, batch = build(depth=1), batch_of(FULL)
+        model(batch).bag_logit.sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    torch.testing.assert_close(*gradients)

@@ -91,7 +91,7 @@ def test_kill_while_clearing_never_passes_for_complete(tmp_path: Path, monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(cohort.shutil, "rmtree", dies)
+        patch.setattr("preprocessing.synthetic.cohort.shutil.rmtree", dies)
         with pytest.raises(KeyboardInterrupt):
             cohort.build(tmp_path, "tiny", 1, ["rsna"], SMALL)
     (tmp_path / "rsna" / "stage_2_train.csv").unlink(missing_ok=True)

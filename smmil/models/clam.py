@@ -155,7 +155,9 @@ class CLAM(MILModel):
 
     def _bag_means(self, batch: BagBatch, output: Output, label: Tensor, rows: Tensor, target: Tensor) -> Tensor:
         bags = batch.bag_index[rows]
-        logits = self.instance_classifiers(output.extra["h"][rows]).unflatten(1, (2, 2))
+        # features may come from a forward pass in half precision; losses are computed in that of the weights
+        h = output.extra["h"][rows].to(self.instance_classifiers.weight.dtype)
+        logits = self.instance_classifiers(h).unflatten(1, (2, 2))
         chosen = logits[torch.arange(len(rows), device=rows.device), label[bags]]
         losses = instance_losses(chosen, target, self.inst_loss)
         zero = losses.new_zeros(batch.n_bags)

@@ -97,7 +97,8 @@ class DFTD(MILModel):
 
     def loss(self, batch: BagBatch, output: Output) -> dict[str, Tensor]:
         """{"bce": of the bags (tier 2), "pseudo": mean over bags of the mean over pseudo-bags (tier 1)}."""
-        pseudo, groups = output.extra["pseudo_logit"], output.extra["groups"]
+        # half precision of a forward pass ends here: the caller has raised only the bag logit
+        pseudo, groups = output.extra["pseudo_logit"].to(output.bag_logit.dtype), output.extra["groups"]
         target = batch.y.to(pseudo.dtype).repeat_interleave(groups)
         weight = 1 / (batch.n_bags * groups.to(pseudo.dtype)).repeat_interleave(groups)
         losses = F.binary_cross_entropy_with_logits(

@@ -105,9 +105,11 @@ class DSMIL(MILModel):
 
     def loss(self, batch: BagBatch, output: Output) -> dict[str, Tensor]:
         """{"bce": weighted loss of the bag stream, "critical": weighted loss of the critical instances}."""
+        # the streams may come from a forward pass in half precision, the caller has raised only the bag logit
+        bag, critical = (output.extra[key].to(output.bag_logit.dtype) for key in ("bag", "critical"))
         return {
-            "bce": self.bag_weight * self.bag_loss(output.extra["bag"], batch.y),
-            "critical": self.instance_weight * self.bag_loss(output.extra["critical"], batch.y),
+            "bce": self.bag_weight * self.bag_loss(bag, batch.y),
+            "critical": self.instance_weight * self.bag_loss(critical, batch.y),
         }
 
     def _linear(self, h: Tensor, smooth: "Smoother") -> tuple[Tensor, Tensor]:

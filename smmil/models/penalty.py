@@ -47,6 +47,7 @@ class Penalty:
 
     def terms(self, bce: Tensor, f: Tensor, batch: BagBatch) -> dict[str, Tensor]:
         """{"bce": bag loss, "penalty": weighted roughness of the attention values f (M,)}."""
+        f = f.to(batch.x.dtype)
         if self.on == "raw":
             return {"bce": bce, "penalty": self.weight * raw_penalty(f, batch).mean()}
         rough = softmax_penalty(f, batch, self.power).mean()

@@ -9,77 +9,24 @@ Attention is restricted to occupied cells (`tokens="all"`: every cell of the box
 Score: the last block's attention from the class token to the cell, mean over heads, read back by coordinate.
 
 Shapes: (M,P) and the grid (M,2) -> bag_logit (B,), instance_score (M,). Time is quadratic in the cells of a bag, memory
-is not; bags beyond `max_tokens` are refused.
+is not (16,000 cells: below 8 GiB); bags beyond `max_tokens` are refused.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from smmil.attention import Bias, check_length, packed_attention, split_heads
 from smmil.data import BagBatch
+from smmil.lattice import Cells, lattice
 from smmil.models.base import MILModel, Output
 from smmil.nn import embedding
 
+KEEP = 2**25  # neighbourhood elements of a batch that are kept for the backward pass
 BUCKETS = 5  # rounded distance 0, 1, 2-3, >= 4, and any pair with the class token
-
-
-@dataclass(frozen=True)
-class Cells:
-    """The lattice cells of a batch, C in all, raster order inside every bag.
-
-    Attributes:
-        keys: (C,) int64, ascending; one row down is `stride`, one column right is 1.
-        stride: of the keys.
-        place: (C,2) int64 row and column within the bag's box.
-        number: (C,) int64, row * box width + column.
-        of_instance: (M,) int64, the cell of each instance.
-        bounds: B+1 cell numbers, bag b is `bounds[b]:bounds[b+1]`.
-    """
-
-    keys: Tensor
-    stride: int
-    place: Tensor
-    number: Tensor
-    of_instance: Tensor
-    bounds: list[int]
-
-    def neighbourhood(self, K: int) -> Tensor:
-        """(C, K*K) int64 cells around each cell, row by row; C where the box or the tokens end."""
-        reach = torch.arange(K, device=self.keys.device) - K // 2
-        wanted = self.keys[:, None] + (reach[:, None] * self.stride + reach).flatten()
-        found = torch.searchsorted(self.keys, wanted).clamp(max=len(self.keys) - 1)
-        return torch.where(self.keys[found] == wanted, found, len(self.keys))
-
-
-def lattice(batch: BagBatch, *, occupied: bool = True, margin: int = 3) -> Cells:
-    """Cells of a batch: the occupied ones, or all of every bounding box; `margin` >= K // 2 of any neighbourhood."""
-    bag = batch.bag_index
-    where = bag[:, None].expand(-1, 2)
-    empty = batch.grid.new_zeros((batch.n_bags, 2))
-    low = empty.scatter_reduce(0, where, batch.grid, "amin", include_self=False)
-    shifted = batch.grid - low[bag]
-    extent = empty.scatter_reduce(0, where, shifted, "amax", include_self=False) + 1
-    height, stride = (int(side) + 2 * margin for side in extent.amax(0))
-
-    def key(bag: Tensor, row: Tensor, col: Tensor) -> Tensor:
-        return (bag * height + row + margin) * stride + col + margin
-
-    keys = key(bag, *shifted.unbind(1))
-    if not occupied:
-        boxes = [torch.cartesian_prod(*(torch.arange(int(side)) for side in box)) for box in extent.tolist()]
-        numbers = [key(torch.tensor(b), *box.view(-1, 2).unbind(1)) for b, box in enumerate(boxes)]
-        every = torch.cat(numbers).to(keys.device)
-        of_instance = torch.searchsorted(every, keys)
-    else:
-        every, of_instance = torch.unique(keys, return_inverse=True)
-    owner = every // stride // height
-    place = torch.stack([every // stride % height, every % stride], 1) - margin
-    counts = torch.bincount(owner, minlength=batch.n_bags).cumsum(0).tolist()
-    return Cells(every, stride, place, place[:, 0] * extent[owner, 1] + place[:, 1], of_instance, [0, *counts])
 
 
 def sinusoid(number: Tensor, width: int, dtype: torch.dtype) -> Tensor:
@@ -141,9 +88,16 @@ class PyramidLevel(nn.Module):
         padded = torch.cat([e, e.new_zeros((1, e.shape[1]))])
         return padded.index_select(0, cells.neighbourhood(self.K).flatten()).view(len(e), -1)
 
+    def _project(self, e: Tensor, cells: Cells) -> Tensor:
+        out: Tensor = self.qkv(self.norm(self.unfold(e, cells)))
+        return out
+
     def forward(self, e: Tensor, cells: Cells) -> Tensor:
         """Attends among the neighbourhoods of a bag."""
-        q, k, v = self.qkv(self.norm(self.unfold(e, cells))).chunk(3, -1)
+        # K K copies of every cell are cheap to make and large to keep: long bags make them again in the backward pass
+        large = len(e) * self.qkv.in_features > KEEP and torch.is_grad_enabled()
+        qkv = checkpoint(self._project, e, cells, use_reentrant=False) if large else self._project(e, cells)
+        q, k, v = qkv.chunk(3, -1)
         dropout = self.dropout if self.training else 0.0
         x = v + self.proj(packed_attention(q, k, v, cells.bounds, 1, scale=self.scale, dropout=dropout))
         out: Tensor = x + self.mlp(x)
@@ -244,7 +198,7 @@ class SETMIL(MILModel):
         dropout: float = 0.2,
         relative: bool = True,
         tokens: str = "occupied",
-        max_tokens: int = 32768,
+        max_tokens: int = 16384,
         width: int = 512,
         embed_act: str = "gelu",
         pos_weight: float | None = None,
