@@ -116,7 +116,7 @@ def load_encoder(
         from preprocessing.random_weights import CALIBRATION_PX, randomise
 
         model = encoder.cut(model)
-        randomise(model, seed, side=encoder.fixed_input or CALIBRATION_PX)
+        model = randomise(model, seed, side=encoder.fixed_input or CALIBRATION_PX)
     else:
         _load_state(encoder, model, encoder.file(weights))
         model = encoder.cut(model)

@@ -39,13 +39,17 @@ def textures(n: int, side: int, seed: int) -> Tensor:
     return out
 
 
-def randomise(module: nn.Module, seed: int, *, side: int = CALIBRATION_PX) -> None:
+def randomise(module: nn.Module, seed: int, *, side: int = CALIBRATION_PX) -> nn.Module:
     """Gives a network seeded random weights and calibrated normalisation statistics, in place.
 
     Args:
         module: an encoder on the CPU; input (B, 3, side, side).
         seed: of the weights; the textures are always the same.
         side: input side in px the network accepts.
+
+    Returns:
+        The network followed by a standardisation of its features over the textures: what all inputs share would
+        otherwise be several times larger than what tells them apart, and nothing would train on it.
     """
     import torch
     from torch import nn
@@ -66,7 +70,7 @@ def randomise(module: nn.Module, seed: int, *, side: int = CALIBRATION_PX) -> No
             last = _end_of_branch(part)
             if last is not None:
                 last.weight.fill_(BRANCH_SCALE)
-    _calibrate(module, side)
+    return nn.Sequential(module, _calibrate(module, side))
 
 
 def _end_of_branch(part: nn.Module) -> nn.BatchNorm2d | None:
@@ -80,21 +84,28 @@ def _end_of_branch(part: nn.Module) -> nn.BatchNorm2d | None:
     return None
 
 
-def _calibrate(module: nn.Module, side: int) -> None:
+def _calibrate(module: nn.Module, side: int) -> nn.Module:
+    """Sets the statistics of the normalisations; the layer that standardises the features comes back."""
     import torch
     from torch import nn
 
     norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+    tiles = (textures(CALIBRATION_TILES, side, _TEXTURE_SEED) - 0.5) / 0.25
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums over a batch differ in the last bit with the number of threads
     if norms:
         kept = [norm.momentum for norm in norms]
         for norm in norms:
             norm.momentum = None  # the running statistics become those of the one batch
             norm.train()
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # sums over a batch differ in the last bit with the number of threads
         with torch.no_grad():
-            module((textures(CALIBRATION_TILES, side, _TEXTURE_SEED) - 0.5) / 0.25)
-        torch.set_num_threads(threads)
+            module(tiles)
         for norm, momentum in zip(norms, kept, strict=True):
             norm.momentum = momentum
     module.eval()
+    with torch.no_grad():
+        features = module(tiles)
+        last = nn.BatchNorm1d(features.shape[1], momentum=None, affine=False).train()
+        last(features)
+    torch.set_num_threads(threads)
+    return last.eval()

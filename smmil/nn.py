@@ -5,17 +5,48 @@ Paper: Section 3 (attention pooling, Equations 1 and 2) and Appendix (transforme
 (GELU embedding, bias in W and none in w, no output projection, no feed-forward) follow the authors' code.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
+from smmil.dense import Linear, linear
 from smmil.sm import Graph, Sm
 
 
 def segment_sum(x: Tensor, offsets: Tensor) -> Tensor:
     """(M,D) -> (B,D), sums the rows of each bag."""
-    return torch.segment_reduce(x, "sum", offsets=offsets, axis=0)
+    return weighted_sum(None, x, offsets)
+
+
+def weighted_sum(weight: Tensor | None, h: Tensor, offsets: Tensor) -> Tensor:
+    """sum_i weight_i h_i over each bag: (M,) or None = 1, (M,D) -> (B,D). No product of size (M,D) is stored."""
+    if h.dtype in (torch.bfloat16, torch.float16) or (weight is not None and weight.dtype != h.dtype):
+        product = h if weight is None else weight[:, None] * h
+        return torch.segment_reduce(product, "sum", offsets=offsets, axis=0)
+    out: Tensor = _WeightedSum.apply(weight, h, offsets)
+    return out
+
+
+class _WeightedSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor | None, h: Tensor, offsets: Tensor) -> Tensor:
+        ctx.save_for_backward(weight, h if weight is not None else None, offsets)
+        ctx.rows = len(h)
+        every = torch.arange(len(h), device=h.device)
+        return F.embedding_bag(every, h, offsets[:-1], mode="sum", per_sample_weights=weight)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        weight, h, offsets = ctx.saved_tensors
+        of_row = grad.index_select(0, bag_index(offsets, ctx.rows))
+        grad_weight = (of_row * h).sum(1) if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[1]:
+            return grad_weight, None, None
+        return grad_weight, of_row if weight is None else of_row.mul_(weight[:, None]), None
 
 
 def segment_mean(x: Tensor, offsets: Tensor) -> Tensor:
@@ -62,7 +93,7 @@ def segment_softmax(f: Tensor, offsets: Tensor) -> Tensor:
 
 def attend(f: Tensor, h: Tensor, offsets: Tensor) -> Tensor:
     """Equation 2, z = softmax(f)^T H of every bag: (M,), (M,D) -> (B,D)."""
-    return segment_sum(segment_softmax(f, offsets)[:, None] * h, offsets)
+    return weighted_sum(segment_softmax(f, offsets), h, offsets)
 
 
 def embedding(in_features: int, width: int = 512, act: str = "gelu") -> nn.Sequential:
@@ -79,7 +110,7 @@ def embedding(in_features: int, width: int = 512, act: str = "gelu") -> nn.Seque
     acts: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "none": nn.Identity}
     if act not in acts:
         raise ValueError(f"embed_act: found {act!r}, expected one of {', '.join(acts)}")
-    return nn.Sequential(nn.Linear(in_features, width), acts[act]())
+    return nn.Sequential(Linear(in_features, width), acts[act]())
 
 
 class AttentionPool(nn.Module):
@@ -110,9 +141,9 @@ class AttentionPool(nn.Module):
         super().__init__()
         if placement not in ("early", "mid", "late"):
             raise ValueError(f"placement: found {placement!r}, expected 'early', 'mid' or 'late'")
-        self.W = nn.Linear(width, attention_dim)
-        self.w = nn.Linear(attention_dim, 1, bias=False)
-        self.gate = nn.Linear(width, attention_dim) if gated else None
+        self.W = Linear(width, attention_dim)
+        self.w = Linear(attention_dim, 1, bias=False)
+        self.gate = Linear(width, attention_dim) if gated else None
         self.sm, self.placement = sm, placement
         if sm is not None and spectral and placement != "late":
             spectral_norm(self.w)
@@ -153,15 +184,15 @@ class AttentionPool(nn.Module):
 
         So P H W^T = P (H W^T) needs Sm on L columns instead of D, and z = (P H)^T s = H^T (P s) on one more.
         """
-        projected = F.linear(h, self.W.weight)
-        gates = [] if self.gate is None else [F.linear(h, self.gate.weight)]
+        projected = linear(h, self.W.weight)
+        gates = [] if self.gate is None else [linear(h, self.gate.weight)]
         smoothed = sm(torch.cat([projected, *gates], 1), graph, offsets)
         hidden = torch.tanh(smoothed[:, : projected.shape[1]] + self.W.bias)
         if self.gate is not None:
             hidden = hidden * torch.sigmoid(smoothed[:, projected.shape[1] :] + self.gate.bias)
         f = self.w(hidden)[:, 0]
         weight = sm(segment_softmax(f, offsets)[:, None], graph, offsets)
-        return f, segment_sum(weight * h, offsets)
+        return f, weighted_sum(weight[:, 0], h, offsets)
 
 
 class TransformerLayer(nn.Module):
@@ -176,7 +207,7 @@ class TransformerLayer(nn.Module):
     def __init__(self, width: int = 512, n_heads: int = 8, sm: Sm | None = None) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.qkv = Linear(width, 3 * width, bias=False)
         self.n_heads, self.sm = n_heads, sm
 
     def forward(self, x: Tensor, offsets: Tensor, graph: Graph | None = None) -> Tensor:

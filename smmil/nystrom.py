@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from smmil.dense import Linear
+
 
 def iterative_pinv(a: Tensor, iterations: int = 6) -> Tensor:
     """Approximate Moore-Penrose inverse of (G,h,m,m), each of the G by its own starting point."""
@@ -84,13 +86,13 @@ class NystromAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.n_heads, self.m, self.iterations, self.pad = n_heads, n_landmarks, iterations, pad_to_landmarks
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.qkv = Linear(width, 3 * width, bias=False)
         self.conv = (
             nn.Conv2d(n_heads, n_heads, (value_conv, 1), padding=(value_conv // 2, 0), groups=n_heads, bias=False)
             if value_conv
             else None
         )
-        self.out = nn.Sequential(nn.Linear(width, width), nn.Dropout(dropout)) if out_proj else nn.Identity()
+        self.out = nn.Sequential(Linear(width, width), nn.Dropout(dropout)) if out_proj else nn.Identity()
 
     def forward(self, x: Tensor, *, with_row: bool = False) -> tuple[Tensor, Tensor | None]:
         """Attends.

@@ -163,6 +163,7 @@ class Fit:
         if not cursor.order:
             cursor.order = [self.train[i] for i in torch.randperm(len(self.train), generator=self.generator).tolist()]
         self.model.train()
+        self.model.start_epoch(cursor.epoch)
         remaining = chunks(cursor.order, self.options.batch_size)[cursor.step :]
         for batch in self.cache.batches(remaining):
             if self.stop():

@@ -1,0 +1,1 @@
+"""Tests: oracles, limits, invariances, and the whole pipeline on miniature cohorts."""

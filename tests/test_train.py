@@ -18,7 +18,7 @@ from smmil import train, training
 from smmil.batches import BagCache, chunks
 from smmil.data import Bag
 from smmil.live import Progress
-from smmil.models import build_model
+from smmil.models import MODELS, build_model
 from smmil.runs import RunSpec, load_state, load_weights, read_log, save_state, save_weights
 from smmil.training import Fit, class_weight, selection_score, validate, warmup_factor
 from smmil.training_options import TrainingOptions
@@ -411,3 +411,10 @@ def test_on_a_terminal_one_line_moves_and_in_a_log_a_few_lines_stand(caplog):
             assert shown.count("\r") == 50 and shown.count("\n") == 1 and not caplog.records
         else:
             assert shown == "" and len(caplog.records) == 6 and "best +0.3000 at 2" in caplog.text
+
+
+def test_a_method_hears_of_every_epoch_before_its_first_step(tmp_path, monkeypatch):
+    heard: list[int] = []
+    monkeypatch.setattr(MODELS["abmil"], "start_epoch", lambda self, epoch: heard.append(epoch))
+    fit([tiny_bag(i) for i in range(6)], tmp_path, epochs=3).run()
+    assert heard == [1, 2, 3]

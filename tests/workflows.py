@@ -33,7 +33,7 @@ def snakemake(
 
 def planned(directory: Path, *arguments: str) -> dict[str, int]:
     """Jobs per rule of a dry run."""
-    text = snakemake(directory, "--dry-run", "--quiet", "host", *arguments).stdout
+    text = snakemake(directory, *arguments, "--dry-run", "--quiet", "host").stdout
     table = re.search(r"^job +count\n-+ +-+\n(.*?)^total +\d+", text, re.M | re.S)
     if table is None:
         assert "Nothing to be done" in text, text[-3000:]

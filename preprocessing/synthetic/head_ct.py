@@ -179,10 +179,16 @@ def profile(n: int, bleed: Bleed) -> F32:
 
 
 def bleed_mask(
-    rng: np.random.Generator, frame: Frame, bleed: Bleed, sulcus: F32, bend: F32, vent: npt.NDArray[np.bool_]
+    rng: np.random.Generator,
+    frame: Frame,
+    bleed: Bleed,
+    sulcus: F32,
+    bend: F32,
+    vent: npt.NDArray[np.bool_],
+    scale: float,
 ) -> npt.NDArray[np.bool_]:
     """Voxels of one haemorrhage (n, m, m)."""
-    size = profile(len(frame.z), bleed)
+    size = scale * profile(len(frame.z), bleed)
     here, brain = size > 0, frame.inner > 0
     side, where = rng.choice([-1.0, 1.0]), rng.uniform(-0.9, 0.9)
     angle = np.arctan2(frame.y, frame.x * side)
@@ -207,7 +213,15 @@ def bleed_mask(
     return np.asarray(here & brain & near & lines)
 
 
-def draw_head(rng: np.random.Generator, n: int, m: int, bleeds: tuple[Bleed, ...]) -> F32:
+def draw_head(
+    rng: np.random.Generator,
+    n: int,
+    m: int,
+    bleeds: tuple[Bleed, ...],
+    *,
+    scale: float = 1.0,
+    blood_hu: tuple[float, float] = (47.0, 66.0),
+) -> F32:
     """Draw one scan.
 
     Args:
@@ -215,6 +229,8 @@ def draw_head(rng: np.random.Generator, n: int, m: int, bleeds: tuple[Bleed, ...
         n: number of slices.
         m: rows and columns.
         bleeds: haemorrhages.
+        scale: of their size in the plane.
+        blood_hu: range of the density of blood.
 
     Returns:
         (n, m, m) float32 HU from skull base to vertex, within -1000..2800.
@@ -231,8 +247,8 @@ def draw_head(rng: np.random.Generator, n: int, m: int, bleeds: tuple[Bleed, ...
     # Blood has a stream of its own: the same scan without it is the same everywhere else.
     own = rng.spawn(1)[0]
     for bleed in bleeds:
-        mask = bleed_mask(own, frame, bleed, sulcus, bend, vent)
-        blood = own.uniform(47, 66) + 4.0 * bend
+        mask = bleed_mask(own, frame, bleed, sulcus, bend, vent, scale)
+        blood = own.uniform(*blood_hu) + 4.0 * bend
         volume[mask] = np.maximum(volume, blood)[mask]
     draw_bone_and_air(rng, volume, frame, grain)
     volume = np.stack([cv2.GaussianBlur(s, (0, 0), 0.55 * m / 128) for s in volume])

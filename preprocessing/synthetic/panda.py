@@ -20,7 +20,6 @@ from preprocessing.synthetic.tiff import write_pyramid
 FACTORS = (1, 4, 16)
 MPP = {"radboud": (0.48,), "karolinska": (0.452, 0.503)}
 BENIGN_SHARE = 0.42
-CANCER_SHARES = (0.12, 0.60)
 GLEASON: dict[int, tuple[tuple[int, int], ...]] = {
     1: ((3, 3),),
     2: ((3, 4),),
@@ -84,7 +83,7 @@ def slide_specs(size: PandaSize, seed: int) -> list[SlideSpec]:
         provider = ("radboud", "karolinska")[turn % 2]
         gleason = GLEASON[grade][int(own.integers(len(GLEASON[grade])))] if grade else None
         strips = int(own.integers(size.strips[0], size.strips[1] + 1))
-        low, high = CANCER_SHARES
+        low, high = size.cancer_share
         share = float(np.exp(own.uniform(np.log(low), np.log(high)))) if grade else 0.0
         # Both patterns need room for some glands, and windows more than half covered have to exist.
         least = (460 if gleason and gleason[0] != gleason[1] else 340) / (strips * size.length)

@@ -42,6 +42,8 @@ class ScanSpec:
     padded: bool
     test: bool
     bleeds: tuple[Bleed, ...]
+    bleed_scale: float
+    blood_hu: tuple[float, float]
 
     def labels(self) -> npt.NDArray[np.bool_]:
         """(slices, 5) by subtype."""
@@ -51,8 +53,8 @@ class ScanSpec:
         return out
 
 
-def plan_bleeds(rng: np.random.Generator, n: int) -> tuple[Bleed, ...]:
-    """One haemorrhage over 3 to 8 neighbouring slices, now and then with a second subtype within its range."""
+def plan_bleeds(rng: np.random.Generator, n: int, slices: tuple[int, int]) -> tuple[Bleed, ...]:
+    """One haemorrhage over neighbouring slices (least, most), now and then with a second subtype within its range."""
 
     def room(subtype: str) -> tuple[int, int]:
         low, high = EXTENT[subtype]
@@ -60,7 +62,7 @@ def plan_bleeds(rng: np.random.Generator, n: int) -> tuple[Bleed, ...]:
 
     subtype = SUBTYPES[int(rng.integers(len(SUBTYPES)))]
     low, high = room(subtype)
-    length = min(int(rng.integers(3, 9)), high - low + 1)
+    length = min(int(rng.integers(slices[0], slices[1] + 1)), high - low + 1)
     first = int(rng.integers(low, high - length + 2))
     bleeds = [Bleed(subtype, first, first + length - 1)]
     other = SUBTYPES[int(rng.integers(len(SUBTYPES)))]
@@ -119,7 +121,9 @@ def scan_specs(size: RsnaSize, seed: int) -> list[ScanSpec]:
                 encoding=stored[k],
                 padded=bool(own.random() < 0.75) and stored[k] != "twelve",
                 test=k in test,
-                bleeds=plan_bleeds(own, n) if positive[k] else (),
+                bleeds=plan_bleeds(own, n, size.bleed_slices) if positive[k] else (),
+                bleed_scale=size.bleed_scale,
+                blood_hu=size.blood_hu,
             )
         )
     return specs
@@ -198,7 +202,7 @@ def make_scan(root: Path, spec: ScanSpec) -> None:
     folder = root / "stage_2_train"
     folder.mkdir(parents=True, exist_ok=True)
     n, m = len(spec.files), spec.matrix
-    volume = draw_head(rng, n, m, spec.bleeds)
+    volume = draw_head(rng, n, m, spec.bleeds, scale=spec.bleed_scale, blood_hu=spec.blood_hu)
     axis = np.linspace(-1, 1, m)
     outside = (np.hypot(axis[:, None], axis[None, :]) > 1.0) if spec.padded else np.zeros((m, m), bool)
     heights = rng.uniform(-60, 120) + np.concatenate([[0.0], np.cumsum(spec.spacing[1:])])

@@ -45,6 +45,7 @@ class PandaSize:
         length: mean length of a strip, px at level 0.
         width: mean width of a strip, px at level 0.
         tile: side of a file tile, px.
+        cancer_share: least and most share of the strips' length taken by cancer.
     """
 
     slides: int
@@ -54,6 +55,7 @@ class PandaSize:
     length: int
     width: int
     tile: int
+    cancer_share: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,9 @@ class RsnaSize:
         positive_share: share of scans with a haemorrhage.
         slices: least and most slices per scan.
         matrix: rows and columns of a slice, px.
+        bleed_slices: least and most neighbouring slices of a haemorrhage.
+        bleed_scale: its size in the plane, 1 = small to moderate.
+        blood_hu: least and most density of blood, HU.
     """
 
     scans: int
@@ -73,6 +78,9 @@ class RsnaSize:
     positive_share: float
     slices: tuple[int, int]
     matrix: int
+    bleed_slices: tuple[int, int]
+    bleed_scale: float
+    blood_hu: tuple[float, float]
 
 
 Size = Camelyon16Size | PandaSize | RsnaSize
@@ -80,18 +88,18 @@ Size = Camelyon16Size | PandaSize | RsnaSize
 SIZES: dict[str, dict[str, Size]] = {
     "tiny": {
         "camelyon16": Camelyon16Size(12, 1 / 3, 0.5, 960, 3, 256, False),
-        "panda": PandaSize(12, 1 / 3, 0.0, (1, 1), 900, 330, 256),
-        "rsna": RsnaSize(12, 1 / 3, 0.5, (10, 14), 96),
+        "panda": PandaSize(12, 1 / 3, 0.0, (1, 1), 900, 330, 256, (0.12, 0.60)),
+        "rsna": RsnaSize(12, 1 / 3, 0.5, (10, 14), 96, (3, 8), 1.0, (47.0, 66.0)),
     },
     "demo": {
-        "camelyon16": Camelyon16Size(32, 0.3, 0.47, 1680, 4, 256, False),
-        "panda": PandaSize(32, 0.28, 0.06, (1, 2), 1750, 400, 512),
-        "rsna": RsnaSize(36, 0.28, 0.48, (16, 28), 144),
+        "camelyon16": Camelyon16Size(40, 0.35, 0.47, 1560, 4, 256, False),
+        "panda": PandaSize(56, 0.36, 0.06, (1, 1), 1500, 400, 512, (0.45, 0.8)),
+        "rsna": RsnaSize(108, 0.33, 0.5, (12, 18), 128, (5, 9), 2.2, (65.0, 90.0)),
     },
     "benchmark": {
         "camelyon16": Camelyon16Size(180, 0.33, 0.41, 2400, 4, 512, True),
-        "panda": PandaSize(180, 0.2, 0.04, (1, 3), 2200, 420, 512),
-        "rsna": RsnaSize(180, 0.25, 0.45, (24, 40), 192),
+        "panda": PandaSize(180, 0.2, 0.04, (1, 3), 2200, 420, 512, (0.12, 0.60)),
+        "rsna": RsnaSize(180, 0.25, 0.45, (24, 40), 192, (3, 8), 1.0, (47.0, 66.0)),
     },
 }
 

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from smmil.attention import Bias, check_length, packed_attention, split_heads
 from smmil.data import BagBatch
+from smmil.dense import Linear
 from smmil.lattice import Cells, lattice
 from smmil.models.base import MILModel, Output
 from smmil.nn import embedding
@@ -79,8 +80,8 @@ class PyramidLevel(nn.Module):
         super().__init__()
         self.K, self.dropout, self.scale = K, dropout, (width * K * K) ** -0.5
         self.norm = nn.LayerNorm(width * K * K)
-        self.qkv = nn.Linear(width * K * K, 3 * out, bias=False)
-        self.proj = nn.Sequential(nn.Linear(out, out), nn.Dropout(dropout))
+        self.qkv = Linear(width * K * K, 3 * out, bias=False)
+        self.proj = nn.Sequential(Linear(out, out), nn.Dropout(dropout))
         self.mlp = mlp(out, out, dropout)
 
     def unfold(self, e: Tensor, cells: Cells) -> Tensor:
@@ -106,7 +107,7 @@ class PyramidLevel(nn.Module):
 
 def mlp(width: int, hidden: int, dropout: float) -> nn.Sequential:
     """LN, Linear, GELU, Linear, each Linear with dropout."""
-    first, second = nn.Linear(width, hidden), nn.Linear(hidden, width)
+    first, second = Linear(width, hidden), Linear(hidden, width)
     return nn.Sequential(nn.LayerNorm(width), first, nn.GELU(), nn.Dropout(dropout), second, nn.Dropout(dropout))
 
 
@@ -125,8 +126,8 @@ class Block(nn.Module):
         super().__init__()
         self.n_heads, self.dropout, self.scale = n_heads, dropout, (width // n_heads) ** -0.5
         self.norm = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.proj = nn.Sequential(nn.Linear(width, width), nn.Dropout(dropout))
+        self.qkv = Linear(width, 3 * width, bias=False)
+        self.proj = nn.Sequential(Linear(width, width), nn.Dropout(dropout))
         self.mlp = mlp(width, ratio * width, dropout)
         self.bias = nn.Parameter(torch.zeros(n_heads, BUCKETS)) if relative else None
 
@@ -209,16 +210,16 @@ class SETMIL(MILModel):
         self.tokens, self.max_tokens = tokens, max_tokens
         dim = level_dim * len(sides)
         self.embed = embedding(in_features, width, embed_act)
-        self.token = nn.Linear(width, token_dim)
+        self.token = Linear(width, token_dim)
         levels = [PyramidLevel(token_dim, level_dim, K, dropout) for K in sides]
         self.levels = nn.ModuleList(levels) if pyramid else None
         self.margin = max(sides) // 2
-        self.lift = nn.Identity() if pyramid else nn.Linear(token_dim, dim)
+        self.lift = nn.Identity() if pyramid else Linear(token_dim, dim)
         self.cls = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, dim), std=0.02))
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(Block(dim, n_heads, mlp_ratio, dropout, relative) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
-        self.classifier = nn.Linear(dim, 1)
+        self.classifier = Linear(dim, 1)
 
     def forward(self, batch: BagBatch) -> Output:
         """(M,P) and the grid -> bag_logit (B,), instance_score (M,)."""

@@ -9,6 +9,7 @@ from typing import ClassVar
 from torch import nn
 
 from smmil.data import BagBatch
+from smmil.dense import Linear
 from smmil.models.base import MILModel, Output, graph_of
 from smmil.nn import AttentionPool, TransformerLayer, embedding
 from smmil.sm import Sm
@@ -65,7 +66,7 @@ class TransformerMIL(MILModel):
             placement=placement,
             spectral=spectral_norm,
         )
-        self.classifier = nn.Linear(width, 1)
+        self.classifier = Linear(width, 1)
         self.uses_graph = sm_transformer or sm_pool
 
     def forward(self, batch: BagBatch) -> Output:

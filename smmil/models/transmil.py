@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smmil.data import BagBatch
+from smmil.dense import Linear
 from smmil.models.base import MILModel, Output
 from smmil.nn import embedding
 from smmil.nystrom import NystromAttention
@@ -94,7 +95,7 @@ class TransMIL(MILModel):
         self.norms = nn.ModuleList(nn.LayerNorm(width) if prenorm else nn.Identity() for _ in range(2))
         self.ppeg = PPEG(width)
         self.norm = nn.LayerNorm(width)
-        self.classifier = nn.Linear(width, 1)
+        self.classifier = Linear(width, 1)
 
     def forward(self, batch: BagBatch) -> Output:
         """(M,P) -> bag_logit (B,), instance_score (M,)."""

@@ -96,7 +96,7 @@ rule extract_features:
 rule features:
     # everything the network has to see, and nothing trained yet
     input:
-        [
+        lambda w: [
             manifest
             for dataset, chosen in USED.items()
             for encoder in chosen.encoders

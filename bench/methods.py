@@ -1,0 +1,173 @@
+"""Training steps of the methods against torchmil 1.0.2: forward, all losses, backward; no optimiser, which is the same.
+
+In: nothing. Out: a table, or with `--json` a list of {name, ours, peer, ratio, target, unit}; milliseconds. Ours takes
+packed bags and neighbour tables, the peer padded bags, COO adjacency and mask, all made outside the timed region; our
+normalisation of the graph is part of our step. Shapes and the peer's faults: `bench/bags.py`, `bench/peers.py`.
+
+`--memory` instead runs one step of every method on one bag of 20,000 x 2048 in a process of its own and prints its
+largest resident memory in GiB, which has to stay below 8.
+`--run-out-of-memory` also runs SETMIL's peer, which asks for tens of GiB.
+"""
+
+import argparse
+import json
+import logging
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.timing import Case, Row, Step, add_arguments, run, scale_of, show
+from preprocessing.cli import guard, setup_logging
+
+if TYPE_CHECKING:
+    from smmil.data import BagBatch
+    from smmil.models import MILModel
+
+log = logging.getLogger(__name__)
+FEATURES = 512
+ONE_BAG, WIDE_FEATURES = 10_000, 2048
+# without spectral normalisation, as the peer by default, so that both sides compute the same
+PLAIN: dict[str, Any] = {"spectral_norm": False}
+OPTIONS: dict[str, dict[str, Any]] = {"smap_early": PLAIN, "smtap": PLAIN}
+RAGGED = ("abmil", "dsmil", "clam", "dftd", "t_ap", "smtap")
+# the least ratio on RSNA-like bags; None = has to run
+GLOBAL: dict[str, float | None] = {"transmil": 50.0, "camil": 50.0, "setmil": None, "gtp": 5.0}
+LIMIT_GIB, MEMORY_BAG = 8.0, 20_000
+# methods that refuse 20,000 instances, and what they are measured on: attention over all pairs takes the square
+SMALLER = {"setmil": 10_000}
+
+
+def make(
+    method: str, batch: "Callable[[], BagBatch]", *, with_peer: bool = True, **options: Any
+) -> tuple[Step, Step | None]:
+    """One training step of ours and of the peer on the same bags."""
+    import torch
+
+    from bench.bags import pad
+    from bench.peers import peer_loss
+    from smmil.models import build_model
+
+    bags = batch()
+    features = bags.x.shape[1]
+    model = build_model(method, features, **OPTIONS.get(method, {}), **options).train()
+
+    if not with_peer:
+        return partial(step, model, bags), None
+    peer, loss = peer_loss(method, model, features)
+    padded = pad(bags)
+
+    def theirs() -> None:
+        peer.zero_grad()
+        torch.autograd.backward(loss(padded))
+
+    return partial(step, model, bags), theirs
+
+
+def step(model: "MILModel", bags: "BagBatch") -> None:
+    """Forward, losses, backward."""
+    import torch
+
+    model.zero_grad()
+    torch.autograd.backward(list(model.loss(bags, model(bags)).values()))
+
+
+def cases(scale: float, *, every_peer: bool = False) -> list[Case]:
+    """The rows of the table.
+
+    Args:
+        scale: share of the instances of the large bag and of the bags of a batch.
+        every_peer: also the peer that runs out of memory.
+    """
+    # torch is imported only when the cases are made, not for --help
+    from bench.bags import fill, make_batch, sizes_of
+
+    large, n_bags = max(2, round(ONE_BAG * scale)), max(2, round(32 * scale))
+    one = partial(make_batch, [large], WIDE_FEATURES)
+    sizes = {shape: sizes_of(shape, n_bags) for shape in ("panda", "rsna")}
+    batches = {shape: partial(make_batch, sizes[shape], FEATURES, chain=shape == "rsna") for shape in sizes}
+    titles = {shape: f"{shape.upper()}-like, {n_bags} bags x {FEATURES}" for shape in sizes}
+    name = f"one bag, {large} x {WIDE_FEATURES}"
+    out = [Case("smap_early/one", f"smap_early, {name}, alpha trainable", partial(make, "smap_early", one), 15.0)]
+    for shape, target in (("panda", 5.0), ("rsna", 2.0)):
+        for alpha in ("trainable", 0.5):
+            kind = "trainable" if alpha == "trainable" else "fixed"
+            title = f"smap_early, {titles[shape]}, alpha {kind}"
+            work = partial(make, "smap_early", batches[shape], alpha=alpha)
+            out.append(Case(f"smap_early/{shape}_{kind}", title, work, target))
+    for method in RAGGED:
+        for shape in sizes:
+            work = partial(make, method, batches[shape])
+            out.append(Case(f"{method}/{shape}", f"{method}, {titles[shape]}", work, 1 / fill(sizes[shape])))
+    for method, least in GLOBAL.items():
+        work = partial(make, method, batches["rsna"], with_peer=every_peer or method != "setmil")
+        out.append(Case(f"{method}/rsna", f"{method}, {titles['rsna']}", work, least))
+    return out
+
+
+def memory_step(method: str, n: int) -> int:
+    """One training step on one bag of n x 2048, in this process; prints GiB and seconds."""
+    import torch
+
+    from bench.bags import make_batch
+    from smmil.models import build_model
+
+    torch.set_num_threads(1)
+    bags, model = make_batch([n], WIDE_FEATURES), build_model(method, WIDE_FEATURES).train()
+    start = time.perf_counter()
+    step(model, bags)
+    # Linux counts in KiB, macOS in bytes
+    unit = 2**30 if sys.platform == "darwin" else 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    print(json.dumps({"gib": peak, "seconds": time.perf_counter() - start}))
+    return 0
+
+
+def memory_row(method: str, scale: float) -> Row:
+    """`memory_step` in a process of its own."""
+    n = max(2, round(SMALLER.get(method, MEMORY_BAG) * scale))
+    command = [sys.executable, "-m", "bench.methods", "--memory-of", method, "--instances", str(n)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).resolve().parent.parent)
+    name = f"{method}, one bag, {n} x {WIDE_FEATURES}, memory"
+    if done.returncode:
+        log.info("%s: %s", method, (done.stderr.strip().splitlines() or ["killed"])[-1])
+        return Row(name, None, None, None, LIMIT_GIB, "GiB")
+    found = json.loads(done.stdout)
+    log.info("%s: %.2f GiB, %.1f s", method, found["gib"], found["seconds"])
+    return Row(name, found["gib"], None, None, LIMIT_GIB, "GiB")
+
+
+def memory(arguments: argparse.Namespace) -> int:
+    """The memory table; `--cases` names methods."""
+    from smmil.methods_table import METHODS
+
+    wanted = list(METHODS) if arguments.cases is None else arguments.cases.split(",")
+    if unknown := sorted(set(wanted) - set(METHODS)):
+        raise ValueError(f"--cases: found {', '.join(unknown)}, with --memory expected some of {', '.join(METHODS)}")
+    show([memory_row(method, scale_of(arguments)) for method in wanted], as_json=arguments.json)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line, see the top of this file."""
+    parser = argparse.ArgumentParser(prog="python -m bench.methods", description=(__doc__ or "").split("\n")[0])
+    add_arguments(parser)
+    parser.add_argument("--memory", action="store_true", help="memory of one step on one large bag, by method")
+    parser.add_argument("--run-out-of-memory", action="store_true", help="also run SETMIL's peer")
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    parser.add_argument("--instances", type=int, default=MEMORY_BAG, help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    setup_logging()
+    if arguments.memory_of:
+        return memory_step(arguments.memory_of, arguments.instances)
+    if arguments.memory:
+        return memory(arguments)
+    return run(cases(scale_of(arguments), every_peer=arguments.run_out_of_memory), arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(guard(main)())

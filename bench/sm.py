@@ -1,0 +1,78 @@
+"""Sm against torchmil: T = 10 steps on N x 512, forward, and forward + backward with a trainable alpha.
+
+In: nothing. Out: a table, or with `--json` a list of {name, ours, peer, ratio, target, unit}.
+The graph is a square lattice with eight neighbours; torchmil gets it as float32 COO (1,N,N) (the float64 adjacency of
+its own dataset makes its Sm raise). Graphs are prepared outside the timed region on both sides. `SMMIL_NATIVE=0` in
+the environment measures our torch path, which has to reach 3x.
+"""
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+
+from bench.timing import Case, Step, add_arguments, run, scale_of
+from preprocessing.cli import guard, setup_logging
+
+SIZES = (1_000, 10_000, 50_000)
+WIDTH, STEPS = 512, 10
+FORWARD, BOTH = 10.0, 5.0
+
+
+def make(n: int, width: int, *, backward: bool) -> tuple[Step, Step]:
+    """Both sides on the same matrix, graph and alpha.
+
+    Args:
+        n: instances.
+        width: columns.
+        backward: also the gradients of the matrix and of alpha.
+    """
+    import torch
+    from torchmil.nn import Sm as PeerSm
+
+    from bench.bags import coo, lattice_table
+    from smmil.sm import Sm, normalise_adjacency
+
+    graph, whole = normalise_adjacency(lattice_table(n)), torch.tensor([0, n])
+    adjacency = coo([graph], n)
+    generator = torch.Generator().manual_seed(0)
+    u, g = (torch.randn(n, width, generator=generator) for _ in range(2))
+    u.requires_grad_(backward)
+    # alpha 1/2 at the start on both sides
+    sm, peer = Sm("trainable", STEPS), PeerSm(alpha="trainable", num_steps=STEPS)
+
+    def ours() -> object:
+        with torch.set_grad_enabled(backward):
+            out = sm(u, graph, whole)
+        return torch.autograd.grad(out, [u, *sm.parameters()], g) if backward else out
+
+    def theirs() -> object:
+        with torch.set_grad_enabled(backward):
+            out = peer(u[None], adjacency)[0]
+        return torch.autograd.grad(out, [u, *peer.parameters()], g) if backward else out
+
+    return ours, theirs
+
+
+def cases(scale: float) -> list[Case]:
+    """All sizes, forward and forward + backward."""
+    out = []
+    for full in SIZES:
+        n = max(2, round(full * scale))
+        for kind, backward, target in (("forward", False, FORWARD), ("both", True, BOTH)):
+            title = "forward + backward" if backward else "forward"
+            work = partial(make, n, WIDTH, backward=backward)
+            out.append(Case(f"{full // 1000}k/{kind}", f"Sm {title}, {n} x {WIDTH}", work, target))
+    return out
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line, see the top of this file."""
+    parser = argparse.ArgumentParser(prog="python -m bench.sm", description=(__doc__ or "").split("\n")[0])
+    add_arguments(parser)
+    arguments = parser.parse_args(argv)
+    setup_logging()
+    return run(cases(scale_of(arguments)), arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(guard(main)())

@@ -1,0 +1,79 @@
+"""Linear layers through oneDNN where torch would use a slower library.
+
+torch multiplies float32 matrices on a CPU by MKL, which on AMD processors leaves out the 512-bit instructions; oneDNN,
+which torch carries for other operations, is about twice as fast there, in the same precision (float32 products, another
+order of sums: results differ by rounding). The operator is the one torch's own compiler emits for linear layers. Where
+it is missing, off the CPU, in another precision, or for matrices so small that the call costs more than the product,
+`torch.nn.functional.linear` computes. `SMMIL_NATIVE=0` in the environment switches it off.
+
+Shapes: x (...,P), weight (D,P), bias (D,) -> (...,D).
+"""
+
+import functools
+import os
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+SMALL = 2**18  # multiplications below which the plain call is as fast
+
+
+@functools.cache
+def available() -> bool:
+    """Whether this build and this processor have it."""
+    if os.environ.get("SMMIL_NATIVE", "1") == "0":
+        return False
+    return hasattr(torch.ops.mkldnn, "_linear_pointwise") and "AVX512" in torch.backends.cpu.get_cpu_capability()
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """X weight^T + bias.
+
+    Args:
+        x: (...,P).
+        weight: (D,P).
+        bias: (D,) or None.
+
+    Returns:
+        (...,D).
+    """
+    plain = x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32
+    if plain or x.numel() * len(weight) < SMALL or torch.is_autocast_enabled("cpu") or not available():
+        return F.linear(x, weight, bias)
+    out: Tensor = _Linear.apply(x.reshape(-1, x.shape[-1]).contiguous(), weight, bias)
+    return out.view(*x.shape[:-1], len(weight))
+
+
+class Linear(nn.Linear):
+    """`torch.nn.Linear`, computed by `linear`; the same parameters under the same names."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(...,P) -> (...,D)."""
+        return linear(x, self.weight, self.bias)
+
+
+def _product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A B^T + bias."""
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+    return out
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        need_x, need_weight, need_bias = ctx.needs_input_grad
+        grad = grad.contiguous()
+        return (
+            _product(grad, weight.T) if need_x else None,
+            _product(grad.T, x.T) if need_weight else None,
+            grad.sum(0) if need_bias else None,
+        )
