@@ -25,7 +25,14 @@ def available() -> bool:
     """Whether this build and this processor have it."""
     if os.environ.get("SMMIL_NATIVE", "1") == "0":
         return False
-    return hasattr(torch.ops.mkldnn, "_linear_pointwise") and "AVX512" in torch.backends.cpu.get_cpu_capability()
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise") or "AVX512" not in torch.backends.cpu.get_cpu_capability():
+        return False
+    x, weight = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(4, 3)
+    try:
+        # an operator that torch does not document: believed only after it has given the right numbers
+        return torch.allclose(_product(x, weight, torch.ones(4)), F.linear(x, weight, torch.ones(4)))
+    except (RuntimeError, TypeError):
+        return False
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
