@@ -6,12 +6,22 @@ STAMP := $(VENV)/.installed-$(shell cksum requirements.lock | cut -d' ' -f1)
 CORES ?= 2
 SIZE ?= demo
 
-.PHONY: demo test lint clean-demo bench schema
+.PHONY: demo test lint bench schema
 
+# One demo at a time: a second waits for the jobs of one that was killed. Holding the lock, what Snakemake left locked
+# by a kill is safe to unlock.
 demo: $(STAMP)
-	@$(RUN) python -m preprocessing.synthetic --out demo/raw --size $(SIZE)
-	@$(RUN) snakemake --workflow-profile workflow/profiles/demo --cores $(CORES) --configfile workflow/demo.yaml
-	@echo "report: $(CURDIR)/demo/results/report/index.html"
+	@mkdir -p demo
+	@exec 9>demo/.lock; flock -w 300 9 || { echo "another make demo is running in this folder" >&2; exit 1; }; \
+	export PATH="$(CURDIR)/$(VENV)/bin:$$PATH"; set -e; \
+	python -m preprocessing.synthetic --out demo/raw --size $(SIZE); \
+	if [ -n "$$(ls .snakemake/locks 2>/dev/null)" ]; then snakemake --unlock --configfile workflow/demo.yaml; fi; \
+	snakemake --workflow-profile workflow/profiles/demo --cores $(CORES) --configfile workflow/demo.yaml; \
+	echo "report: $(CURDIR)/demo/results/report/index.html"
+
+bench: $(STAMP)
+	@$(RUN) python -m bench.sm
+	@$(RUN) python -m bench.methods
 
 test: $(STAMP) lint
 	@$(RUN) python -m pytest

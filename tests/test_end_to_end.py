@@ -4,6 +4,7 @@ One Snakemake working directory is shared by the tests of this file, in the orde
 """
 
 import csv
+import io
 import json
 import os
 import re
@@ -63,6 +64,11 @@ def files(directory: Path, pattern: str) -> dict[str, int]:
     return {str(p.relative_to(directory)): p.stat().st_mtime_ns for p in directory.glob(pattern) if p.is_file()}
 
 
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file."""
+    return list(csv.DictReader(io.StringIO(path.read_text())))
+
+
 def test_a_killed_run_continues_to_a_finished_report(house):
     config = write_config(house, tiny())
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "2"]
@@ -95,7 +101,7 @@ def test_nothing_is_left_to_do(house):
 
 def test_tables_hold_every_method_and_dataset(house):
     for name in ("table1", "table2"):
-        rows = list(csv.DictReader((house / f"results/tables/{name}.csv").open()))
+        rows = read_rows(house / f"results/tables/{name}.csv")
         assert len(rows) >= len(METHODS)
         numbers = [float(v) for row in rows for k, v in row.items() if k.endswith("mean") and v]
         assert len(numbers) >= len(METHODS) * 3 * 2 and all(0 <= v <= 1 for v in numbers)
@@ -105,7 +111,7 @@ def test_tables_hold_every_method_and_dataset(house):
 
 
 def test_a_bad_file_is_recorded_and_the_good_ones_are_scored(house):
-    rows = {row["bag_id"]: row for row in csv.DictReader(next(house.glob("results/mine/scores/**/scores.csv")).open())}
+    rows = {row["bag_id"]: row for row in read_rows(next(house.glob("results/mine/scores/**/scores.csv")))}
     assert rows["broken"]["state"] == "failed" and rows["broken"]["probability"] == ""
     assert all(0 < float(rows[f"own_{i}"]["probability"]) < 1 for i in range(2))
     manifest = json.loads((house / "results/mine/instances/shards/0000.json").read_text())
@@ -138,6 +144,8 @@ def test_a_new_encoder_leaves_the_others_alone(house):
     assert "rule cut_instances" not in text
 
 
+# the identifiers of the real dataset are no DICOM UIDs either
+@pytest.mark.filterwarnings("ignore:Invalid value for VR UI")
 def test_no_identity_of_a_patient_reaches_any_output(house):
     import pydicom
 

@@ -94,3 +94,63 @@ def test_source_files_stay_short():
         if path.suffix in (".py", ".smk") and (n := len(path.read_text(encoding="utf-8").splitlines())) > 320
     }
     assert not long
+
+
+# imported inside functions that the rules of these environments never call: listing raw data, building a graph,
+# reading through Zarr's own API (the stages read by path), and the parts of the run store that need tensors
+NEVER_CALLED = {
+    "report": {"pydicom", "openpyxl", "scipy", "torch", "safetensors"},
+    "train": {"pydicom", "openpyxl", "scipy"},
+    "preprocess": set(),
+}
+PACKAGE_OF = {"cv2": "py-opencv", "PIL": "pillow", "torch": "pytorch", "openslide": "openslide-python"}
+
+
+def module_file(name: str) -> Path | None:
+    """The file of a module of this project."""
+    stem = ROOT / name.replace(".", "/")
+    return next((p for p in (stem.with_suffix(".py"), stem / "__init__.py", stem / "__main__.py") if p.exists()), None)
+
+
+def third_party(start: str) -> set[str]:
+    """Packages that a module can import, itself or through other modules of this project."""
+    import ast
+
+    seen, found, todo = set(), set(), [start]
+    while todo:
+        name = todo.pop()
+        path = module_file(name)
+        if name in seen or path is None:
+            continue
+        seen.add(name)
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        typing_only = {
+            id(inner)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+            for statement in node.body
+            for inner in ast.walk(statement)
+        }
+        for node in ast.walk(tree):
+            if id(node) in typing_only:
+                continue
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
+            own = [n for n in names if n.split(".")[0] in ("smmil", "preprocessing")]
+            todo += own
+            found |= {n.split(".")[0] for n in names if n not in own} - set(sys.stdlib_module_names)
+    return found
+
+
+def test_conda_environments_hold_what_their_rules_import():
+    for path in sorted((ROOT / "workflow/rules").glob("*.smk")):
+        for block in path.read_text().split("\nrule ")[1:]:
+            command, env = re.search(r"python -m ([\w.]+)", block), re.search(r"envs/(\w+)\.yaml", block)
+            if command is None or env is None:
+                continue
+            listed = {
+                e.split("=")[0] for e in yaml.safe_load((ROOT / f"envs/{env[1]}.yaml").read_text())["dependencies"]
+            }
+            needed = {PACKAGE_OF.get(name, name) for name in third_party(command[1]) - NEVER_CALLED[env[1]]}
+            assert needed <= listed, f"envs/{env[1]}.yaml lacks {sorted(needed - listed)} for {command[1]}"
