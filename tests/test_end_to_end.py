@@ -125,6 +125,8 @@ def test_a_bad_file_that_is_not_allowed_ends_non_zero_after_all_bags(house):
     config = write_config(house, changed, "strict.yaml")
     run = snakemake(house, "results/mine/instances/shards/0000.json", "--configfile", config, check=False)
     assert run.returncode != 0 and "notes.tif" in run.stdout
+    # the job's own exit code has to be seen through the pipe that keeps its log
+    assert "non-zero exit" in run.stdout and "completed successfully, but" not in run.stdout
     snakemake(house, "--configfile", write_config(house, tiny()))
 
 

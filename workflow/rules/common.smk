@@ -21,7 +21,8 @@ from smmil.runs import RUN_STAGE_VERSION as RUNS_VERSION
 from snakemake.exceptions import WorkflowError
 
 # under --use-conda Snakemake drops PYTHONPATH; the prefix runs inside the environment
-shell.prefix(f"export PYTHONPATH={shlex.quote(workflow.basedir)}; ")
+# (a prefix of one's own replaces Snakemake's, so the strict mode is said again: a failure must not hide behind a pipe)
+shell.prefix(f"set -euo pipefail; export PYTHONPATH={shlex.quote(workflow.basedir)}; ")
 
 
 def read_config():
