@@ -15,6 +15,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -24,49 +25,86 @@ log = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("sm_kernel.c")
 # no -march: the kernel carries a version for each vector width and the loader picks one
 FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-ffp-contract=fast", "-fno-math-errno", "-Wno-psabi")
-NAMES = {torch.float32: "sm_steps_f32", torch.float64: "sm_steps_f64"}
+SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 
 
 def usable(u: Tensor) -> bool:
     """Whether the compiled path can take this tensor."""
-    return u.device.type == "cpu" and u.dtype in NAMES and u.numel() > 0 and library() is not None
+    return u.device.type == "cpu" and u.dtype in SUFFIX and u.numel() > 0 and library() is not None
 
 
-def steps(
-    u: Tensor, index: Tensor, weight: Tensor, self_weight: Tensor, alpha: float, T: int, *, slope: bool
-) -> tuple[Tensor, Tensor | None]:
-    """T steps of Sm, and their derivative with respect to alpha.
+def steps(u: Tensor, index: Tensor, weight: Tensor, self_weight: Tensor, alpha: float, T: int) -> Tensor:
+    """T >= 1 steps of Sm.
 
     Args:
         u: (M,D), float32 or float64 on the CPU.
         index: (M,K) int32.
         weight: (M,K), of u's type.
         self_weight: (M,), of u's type.
-        alpha: in [0,1).
+        alpha: the trade-off.
         T: number of steps.
-        slope: whether the derivative is wanted.
 
     Returns:
-        (M,D) result, and (M,D) derivative or None.
+        (M,D).
 
     Raises:
         MemoryError: no memory for a block of columns.
     """
+    u = u.contiguous()
+    g = torch.empty_like(u)
+    table = [t.contiguous() for t in (index, weight, self_weight)]
+    call = getattr(_loaded(), f"sm_steps_{SUFFIX[u.dtype]}")
+    numbers = (ctypes.c_double(alpha), ctypes.c_int64(T), ctypes.c_int(torch.get_num_threads()))
+    if call(*_pointers(u, g, *table), *_sizes(u, index), *numbers):
+        raise MemoryError(f"Sm: no memory for {u.shape[0]} rows")
+    return g
+
+
+def gradients(
+    grad: Tensor, u: Tensor, index: Tensor, weight: Tensor, self_weight: Tensor, c: Sequence[float], d: Sequence[float]
+) -> tuple[Tensor, float]:
+    """sum_s c[s] A^s grad and sum_s d[s] <A^s grad, u>, the gradients of T = len(c) - 1 >= 1 steps.
+
+    Args:
+        grad: (M,D), as u.
+        u: (M,D), float32 or float64 on the CPU.
+        index: (M,K) int32.
+        weight: (M,K), of u's type.
+        self_weight: (M,), of u's type.
+        c: T + 1 coefficients.
+        d: T + 1 coefficients.
+
+    Returns:
+        (M,D) and a number.
+
+    Raises:
+        MemoryError: no memory for a block of columns.
+    """
+    grad, u = grad.contiguous(), u.contiguous()
+    out, slope = torch.empty_like(u), ctypes.c_double()
+    table = [t.contiguous() for t in (index, weight, self_weight)]
+    factors = [(ctypes.c_double * len(row))(*row) for row in (c, d)]
+    call = getattr(_loaded(), f"sm_gradients_{SUFFIX[u.dtype]}")
+    numbers = (ctypes.c_int64(len(c) - 1), ctypes.c_int(torch.get_num_threads()))
+    first = (*_pointers(grad, u, out), ctypes.byref(slope), *factors)
+    if call(*first, *_pointers(*table), *_sizes(u, index), *numbers):
+        raise MemoryError(f"Sm: no memory for {u.shape[0]} rows")
+    return out, slope.value
+
+
+def _pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:
+    return [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
+
+
+def _sizes(u: Tensor, index: Tensor) -> list[ctypes.c_int64]:
+    return [ctypes.c_int64(n) for n in (*u.shape, index.shape[1])]
+
+
+def _loaded() -> ctypes.CDLL:
     loaded = library()
     if loaded is None:
         raise RuntimeError("the compiled Sm is not available; ask `usable` first")
-    u, index, weight, self_weight = (t.contiguous() for t in (u, index, weight, self_weight))
-    g = torch.empty_like(u)
-    k = torch.empty_like(u) if slope else None
-    pointers = [ctypes.c_void_p(t.data_ptr()) for t in (u, g)] + [
-        ctypes.c_void_p(k.data_ptr() if k is not None else None)
-    ]
-    pointers += [ctypes.c_void_p(t.data_ptr()) for t in (index, weight, self_weight)]
-    sizes = [ctypes.c_int64(n) for n in (*u.shape, index.shape[1])]
-    call = getattr(loaded, NAMES[u.dtype])
-    if call(*pointers, *sizes, ctypes.c_double(alpha), ctypes.c_int64(T), ctypes.c_int(torch.get_num_threads())):
-        raise MemoryError(f"Sm: no memory for {u.shape[0]} rows")
-    return g, k
+    return loaded
 
 
 @functools.cache

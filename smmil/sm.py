@@ -7,9 +7,9 @@ A_hat = D^-1/2 A D^-1/2 and L = I - A_hat (the normalised Laplacian; with the pl
 Shapes: U is (M,D) on a packed batch, the graph is a neighbour table (M,K), so A_hat is block-diagonal over the bags
 by construction. A node without neighbours gets a self loop, so Sm leaves it unchanged.
 
-A_hat is symmetric. Hence the gradient of the operator with respect to U is the operator applied to the incoming
-gradient, and nothing but (for a trainable alpha) U has to be kept: with K(0) = 0 and
-K(t) = A_hat G(t-1) - U + alpha A_hat K(t-1), the derivative of <g, Sm(U)> with respect to alpha is <g, K(T)>.
+A_hat is symmetric and G(T) = sum_s c_s A_hat^s U is a polynomial in it. Hence the gradient with respect to U is that
+polynomial of the incoming gradient g, and the one of <g, G(T)> with respect to alpha is sum_s (dc_s / dalpha)
+<A_hat^s g, U>: both come from one sweep over the powers A_hat^s g, and nothing but (for a trainable alpha) U is kept.
 """
 
 import functools
@@ -191,11 +191,27 @@ class Sm(nn.Module):
         self.T = T
         self.a = nn.Parameter(torch.zeros(())) if alpha == "trainable" else None
         self.fixed_alpha = None if alpha == "trainable" else float(alpha)
+        self.swapped = self.ratio = False
+
+    def use_released(self, *, swapped: bool, ratio: bool) -> None:
+        """Takes over what the released code does with alpha (docs/protocol.md); before training or loading weights.
+
+        Args:
+            swapped: a fixed alpha runs as 1 - alpha in the T steps; the exact solve is right there too.
+            ratio: a trainable alpha is 1 / (1 + a) with a = 1 at the start, unbounded, instead of sigmoid(a).
+        """
+        self.swapped = swapped and self.a is None and self.T != "exact"
+        self.ratio = ratio and self.a is not None
+        if self.ratio and self.a is not None:
+            nn.init.ones_(self.a)
 
     @property
     def alpha(self) -> Tensor | float:
-        """The current alpha, in [0,1)."""
-        return torch.sigmoid(self.a) if self.a is not None else float(self.fixed_alpha or 0.0)
+        """The alpha that acts now; in [0,1) unless the released code's rules are in use."""
+        if self.a is None:
+            fixed = float(self.fixed_alpha or 0.0)
+            return 1.0 - fixed if self.swapped else fixed
+        return 1.0 / (1.0 + self.a) if self.ratio else torch.sigmoid(self.a)
 
     def forward(self, u: Tensor, graph: Graph, offsets: Tensor) -> Tensor:
         """Smooths u.
@@ -217,37 +233,57 @@ class Sm(nn.Module):
         return f"alpha={'trainable' if self.a is not None else self.fixed_alpha}, T={self.T}"
 
 
+def coefficients(alpha: float, T: int) -> tuple[list[float], list[float]]:
+    """G(T) = sum_s c[s] A_hat^s U for s = 0..T, and d = dc / dalpha.
+
+    Args:
+        alpha: the trade-off.
+        T: number of steps.
+    """
+    c = [(1 - alpha) * alpha**s for s in range(T)] + [alpha**T]
+    d = [(1 - alpha) * s * alpha ** max(s - 1, 0) - alpha**s for s in range(T)] + [T * alpha ** max(T - 1, 0)]
+    return c, d
+
+
 class _Steps(torch.autograd.Function):
-    """Equation 8 with its self-adjoint backward; keeps U and, for a trainable alpha, K(T), never the T iterates."""
+    """Equation 8 with the backward of this file's top; keeps at most U, never the T iterates."""
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, alpha: Tensor, graph: Graph, T: int) -> Tensor:
-        g, slope = _iterate(u, float(alpha), graph, T, slope=ctx.needs_input_grad[1])
         ctx.graph, ctx.factor, ctx.T = graph, float(alpha), T
-        if slope is not None:
-            ctx.save_for_backward(slope)
-        return g
+        if ctx.needs_input_grad[1]:
+            ctx.save_for_backward(u)
+        return _iterate(u, ctx.factor, graph, T)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        grad_u = grad_alpha = None
-        if ctx.needs_input_grad[0]:
-            grad_u, _ = _iterate(grad, ctx.factor, ctx.graph, ctx.T, slope=False)
-        if ctx.needs_input_grad[1]:
-            (slope,) = ctx.saved_tensors
-            grad_alpha = (grad * slope).sum()
-        return grad_u, grad_alpha, None, None
+        if not ctx.needs_input_grad[1]:
+            return _iterate(grad, ctx.factor, ctx.graph, ctx.T), None, None, None
+        (u,) = ctx.saved_tensors
+        return (*_gradients(grad, u, ctx.factor, ctx.graph, ctx.T), None, None)
 
 
-def _iterate(u: Tensor, alpha: float, graph: Graph, T: int, *, slope: bool) -> tuple[Tensor, Tensor | None]:
-    """G(T), and dG(T)/dalpha = K(T) if wanted; compiled where possible."""
+def _iterate(u: Tensor, alpha: float, graph: Graph, T: int) -> Tensor:
+    """G(T); compiled where possible."""
     if T > 0 and graph.weight.dtype == u.dtype and native.usable(u):
-        return native.steps(u, graph.index32, graph.weight, graph.self_weight, alpha, T, slope=slope)
-    g, k = u, torch.zeros_like(u) if slope else None
+        return native.steps(u, graph.index32, graph.weight, graph.self_weight, alpha, T)
+    g = u
     for _ in range(T):
-        spread = graph.matmul(g)
-        if k is not None:
-            k = torch.add(spread - u, graph.matmul(k), alpha=alpha)
-        g = torch.add((1 - alpha) * u, spread, alpha=alpha)
-    return g.clone() if T == 0 else g, k
+        g = torch.add((1 - alpha) * u, graph.matmul(g), alpha=alpha)
+    return g.clone() if T == 0 else g
+
+
+def _gradients(grad: Tensor, u: Tensor, alpha: float, graph: Graph, T: int) -> tuple[Tensor, Tensor]:
+    """With respect to U (M,D) and to alpha (scalar); compiled where possible."""
+    c, d = coefficients(alpha, T)
+    if T > 0 and graph.weight.dtype == u.dtype and native.usable(u):
+        total, slope = native.gradients(grad, u, graph.index32, graph.weight, graph.self_weight, c, d)
+        return total, u.new_tensor(slope)
+    power = grad
+    total, dots = c[0] * grad, [d[0] * (grad * u).sum()]
+    for s in range(1, T + 1):
+        power = graph.matmul(power)
+        total = torch.add(total, power, alpha=c[s])
+        dots.append(d[s] * (power * u).sum())
+    return total, torch.stack(dots).sum()
