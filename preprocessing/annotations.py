@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from preprocessing.coverage import shares
+
 if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
 
@@ -24,8 +26,6 @@ TUMOUR_GROUPS = frozenset({"_0", "_1", "tumor", "tumour", "lesion", "positive"})
 EXCLUSION_GROUPS = frozenset({"_2", "exclusion", "negative"})
 _AREA_TYPES = frozenset({"polygon", "spline", "rectangle"})
 _POINT_TYPES = frozenset({"dot", "pointset", "measurement"})
-# Pieces with more vertices than this are cut in two before tiles are intersected with them.
-_PIECE_VERTICES = 256
 
 log = logging.getLogger(__name__)
 Ring = npt.NDArray[np.float64]
@@ -201,7 +201,7 @@ def _polygonal(geometry: BaseGeometry) -> BaseGeometry:
 
 
 def coverage(lesion: BaseGeometry, coords: npt.NDArray[np.integer], footprint: int) -> npt.NDArray[np.float32]:
-    """Share of each tile inside the lesion.
+    """Share of each tile inside the lesion, as it is stored; see `preprocessing.coverage`.
 
     Args:
         lesion: valid (multi)polygon, level-0 px.
@@ -211,50 +211,4 @@ def coverage(lesion: BaseGeometry, coords: npt.NDArray[np.integer], footprint: i
     Returns:
         (N,) float32 in [0, 1].
     """
-    import shapely
-
-    share = np.zeros(len(coords), np.float64)
-    if len(coords) == 0 or lesion.is_empty:
-        return share.astype(np.float32)
-    x, y = coords[:, 0].astype(np.float64), coords[:, 1].astype(np.float64)
-    boxes = shapely.box(x, y, x + footprint, y + footprint)
-    # big outlines are cut into small disjoint pieces first, so that no tile meets a polygon of 10,000 vertices
-    pieces = np.array(_pieces(lesion, 2.0 * footprint), dtype=object)
-    shapely.prepare(pieces)
-    tile, piece = shapely.STRtree(pieces).query(boxes, predicate="intersects")
-    within = shapely.covers(pieces[piece], boxes[tile])
-    part = np.full(len(tile), float(footprint) ** 2)
-    part[~within] = shapely.area(shapely.intersection(pieces[piece[~within]], boxes[tile[~within]]))
-    np.add.at(share, tile, part)
-    return np.clip(share / float(footprint) ** 2, 0.0, 1.0).astype(np.float32)
-
-
-def _pieces(lesion: BaseGeometry, smallest: float) -> list[BaseGeometry]:
-    """Cut a geometry into polygons of few vertices by halving boxes; pieces are not cut below `smallest` px."""
-    import shapely
-
-    done: list[BaseGeometry] = []
-    waiting = list(shapely.get_parts(lesion))
-    while waiting:
-        part = waiting.pop()
-        x0, y0, x1, y1 = part.bounds
-        if shapely.get_num_coordinates(part) <= _PIECE_VERTICES or max(x1 - x0, y1 - y0) <= smallest:
-            done.append(part)
-            continue
-        if x1 - x0 >= y1 - y0:
-            middle = (x0 + x1) / 2
-            halves = [(x0, y0, middle, y1), (middle, y0, x1, y1)]
-        else:
-            middle = (y0 + y1) / 2
-            halves = [(x0, y0, x1, middle), (x0, middle, x1, y1)]
-        cut = shapely.intersection(part, shapely.box(*np.array(halves).T))
-        waiting += [p for p in shapely.get_parts(cut) if p.geom_type == "Polygon"]
-        # a cut may yield a collection whose polygons sit one level deeper
-        waiting += [p for c in shapely.get_parts(cut) if "Collection" in c.geom_type for p in _polygons(c)]
-    return done
-
-
-def _polygons(geometry: BaseGeometry) -> list[BaseGeometry]:
-    import shapely
-
-    return list(shapely.get_parts(_polygonal(geometry)))
+    return shares(lesion, coords, footprint).astype(np.float32)

@@ -1,8 +1,10 @@
 """The list of bags (`bags.csv`): one row per slide or scan, written by a dataset module, read by every later stage.
 
 Columns: bag_id, modality, images, label, split, group, annotation, annotation_complete, provider, mpp, note (see
-`BagRow`). The file is sorted by bag_id and byte-deterministic. All paths in it are relative to the dataset's root and
-may not leave it. `python -m preprocessing.bags` writes it, with a report of what was found beside it.
+`BagRow`), and, if any bag has an override, skip and overrides. The file is sorted by bag_id and byte-deterministic. All
+paths in it are relative to the dataset's root and may not leave it. `python -m preprocessing.bags` writes it, with a
+report of what was found beside it. The option `overrides` names a CSV file of settings of single bags
+(`preprocessing.overrides`).
 """
 
 import argparse
@@ -36,6 +38,7 @@ COLUMNS = (
     "mpp",
     "note",
 )
+OVERRIDE_COLUMNS = ("skip", "overrides")
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class BagRow:
         provider: PANDA's radboud or karolinska, otherwise "".
         mpp: replaces the file's own metadata, um per px at level 0.
         note: a remark for people, e.g. "partly annotated".
+        skip: why the bag is left out; "" = it is not.
+        overrides: settings of this bag alone, one JSON object with sorted keys (`preprocessing.overrides`), or "".
     """
 
     bag_id: str
@@ -69,22 +74,27 @@ class BagRow:
     provider: str = ""
     mpp: float | None = None
     note: str = ""
+    skip: str = ""
+    overrides: str = ""
 
 
 def write_bags(path: Path | str, rows: Iterable[BagRow]) -> None:
     """Writes `bags.csv` atomically, sorted by bag_id; equal rows give equal bytes."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in sorted(rows, key=lambda r: r.bag_id):
+    rows = sorted(rows, key=lambda r: r.bag_id)
+    # without overrides the file is byte for byte what it was before there were any
+    columns = COLUMNS + (OVERRIDE_COLUMNS if any(row.skip or row.overrides for row in rows) else ())
+    writer.writerow(columns)
+    for row in rows:
         cells: Mapping[str, str] = {
-            **{name: getattr(row, name) for name in COLUMNS},
+            **{name: getattr(row, name) for name in columns},
             "images": "|".join(row.images),
             "label": "" if row.label is None else str(row.label),
             "annotation_complete": "true" if row.annotation_complete else "false",
             "mpp": "" if row.mpp is None else repr(row.mpp),
         }
-        writer.writerow([cells[name] for name in COLUMNS])
+        writer.writerow([cells[name] for name in columns])
     write_text(path, text.getvalue())
 
 
@@ -99,7 +109,7 @@ def read_bags(path: Path | str) -> list[BagRow]:
         raise ValueError(f"{path}: no such file; expected the bags.csv that `python -m preprocessing.bags` writes")
     with path.open(encoding="utf-8", newline="") as stream:
         reader = csv.DictReader(stream)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
+        if tuple(reader.fieldnames or ()) not in (COLUMNS, COLUMNS + OVERRIDE_COLUMNS):
             raise ValueError(f"{path}: found the columns {reader.fieldnames}, expected {list(COLUMNS)}")
         return [_parse(cells, f"{path}, line {number}") for number, cells in enumerate(reader, start=2)]
 
@@ -126,6 +136,8 @@ def _parse(cells: Mapping[str, str], where: str) -> BagRow:
         provider=cells["provider"],
         mpp=number,
         note=cells["note"],
+        skip=cells.get("skip", ""),
+        overrides=cells.get("overrides", ""),
     )
 
 
@@ -153,7 +165,14 @@ def summarise(rows: Sequence[BagRow]) -> dict[str, Any]:
         "images": sum(len(r.images) for r in rows),
         "annotated": sum(bool(r.annotation) for r in rows),
         "annotation_incomplete": sum(not r.annotation_complete for r in rows),
+        **{
+            name: n for name, n in (("skipped", _having(rows, "skip")), ("overridden", _having(rows, "overrides"))) if n
+        },
     }
+
+
+def _having(rows: Sequence[BagRow], field: str) -> int:
+    return sum(bool(getattr(row, field)) for row in rows)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -179,22 +198,35 @@ def _main(argv: Sequence[str] | None = None) -> int:
     if not isinstance(options, dict):
         raise ValueError(f"--options: expected a JSON object, found {type(options).__name__}")
     table = dataset.list_bags(args.root, options)
-    validate_bags(table.rows, args.root, source=f"dataset {args.dataset!r} ({args.kind}) in {args.root}")
-    if args.max_bags is not None and len(table.rows) > args.max_bags:
+    rows = _overridden(table.rows, args.kind, args.root, options)
+    validate_bags(rows, args.root, source=f"dataset {args.dataset!r} ({args.kind}) in {args.root}")
+    if args.max_bags is not None and len(rows) > args.max_bags:
         raise ValueError(
-            f"dataset {args.dataset!r}: found {len(table.rows)} bags, but the workflow planned for {args.max_bags}; "
+            f"dataset {args.dataset!r}: found {len(rows)} bags, but the workflow planned for {args.max_bags}; "
             "the folder or the manifest grew after the start, run the workflow again"
         )
-    report = {"dataset": args.dataset, "kind": args.kind, "found": summarise(table.rows), **table.report}
-    write_bags(args.out, table.rows)
+    report = {"dataset": args.dataset, "kind": args.kind, "found": summarise(rows), **table.report}
+    skipped = [{"name": row.bag_id, "reason": row.skip} for row in rows if row.skip]
+    write_bags(args.out, rows)
+    if skipped:
+        report["skipped"] = sorted(skipped, key=lambda item: item["name"])
     write_json(args.out.with_suffix(".report.json"), report)
     _log_report(report)
     return 0
 
 
+def _overridden(rows: list[BagRow], kind: str, root: Path, options: Mapping[str, Any]) -> list[BagRow]:
+    """The rows with the overrides of the file that the option `overrides` names, if it does."""
+    from preprocessing.datasets.base import option_file
+    from preprocessing.overrides import apply_overrides, read_overrides
+
+    path = option_file(kind, options, "overrides", root)
+    return rows if path is None else apply_overrides(rows, read_overrides(path), root, str(path))
+
+
 def _log_report(report: Mapping[str, Any]) -> None:
     log.info("%s: %d bags %s", report["dataset"], report["found"]["bags"], json.dumps(report["found"]["by_split"]))
-    for what in ("missing", "excluded"):
+    for what in ("missing", "excluded", "skipped"):
         items = report.get(what, [])
         for item in items[:10]:
             log.warning("%s: %s (%s)", what, item["name"], item["reason"])

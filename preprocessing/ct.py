@@ -15,15 +15,16 @@ import numpy.typing as npt
 
 from preprocessing.bag_checks import SLICES, resolve
 from preprocessing.bags import BagRow
+from preprocessing.ct_windows import windowed
 from preprocessing.dicom import (
     Header,
     check_series,
     read_header,
     read_slice,
+    read_stored,
     slice_order,
     to_hu,
     window,
-    window_channels,
 )
 from preprocessing.graph import chain_neighbors
 from preprocessing.instances_types import Instances
@@ -92,9 +93,21 @@ def read_slices(root: Path | str, attrs: Mapping[str, Any]) -> Iterator[npt.NDAr
         ValueError: a file missing, truncated or not decodable; it is named.
     """
     windows = [(float(level), float(width)) for level, width in attrs["windows"]]
-    for name in attrs["files"]:
-        raw, header = read_slice(resolve(root, name), name)
-        yield _resized(window_channels(to_hu(raw, header), windows), int(attrs["slice_px"]))
+    for name, path in zip(attrs["files"], _resolved(root, attrs["files"]), strict=True):
+        raw, header = read_stored(path, name)
+        yield _resized(windowed(raw, header, windows), int(attrs["slice_px"]))
+
+
+def _resolved(root: Path | str, names: Sequence[str]) -> Iterator[Path]:
+    """`resolve` for each name; a folder is resolved once, which takes longer than a slice's header otherwise."""
+    folders: dict[str, Path] = {}
+    for name in names:
+        folder, _, file = name.rpartition("/")
+        if folder not in folders:
+            folders[folder] = resolve(root, folder or ".")
+        path = folders[folder] / file
+        plain = file not in ("", ".", "..") and not name.startswith("/") and not path.is_symlink()
+        yield path if plain else resolve(root, name)
 
 
 def _coverage(row: BagRow) -> npt.NDArray[np.float32]:

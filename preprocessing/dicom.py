@@ -7,9 +7,11 @@ what reaches 4096, intercept -1000). Window (level L, width W): v = clip((HU - (
 LINEAR_EXACT.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +25,8 @@ from preprocessing.dicom_header import (
     read_header,
     read_identity,
 )
+from preprocessing.dicom_raw import read_plain
+from preprocessing.limits import MAX_SLICE_PX
 
 __all__ = [
     "Header",
@@ -31,6 +35,7 @@ __all__ = [
     "read_header",
     "read_identity",
     "read_slice",
+    "read_stored",
     "slice_order",
     "to_hu",
     "window",
@@ -53,10 +58,32 @@ def read_slice(path: Path | str, name: str | None = None) -> tuple[npt.NDArray[n
     Raises:
         ValueError: no CT image, truncated, colour, or a compression without a decoder here; the file is named.
     """
+    values, header = read_stored(path, name)
+    return values.astype(np.int32), header
+
+
+def read_stored(path: Path | str, name: str | None = None) -> tuple[npt.NDArray[Any], Header]:
+    """Reads one slice's stored values as `read_slice` does, in the file's own type.
+
+    Returns:
+        (H,W) integers, 16 bits for almost every CT, possibly read-only, and the header.
+
+    Raises:
+        ValueError: as `read_slice`.
+    """
+    name = name or str(path)
+    plain = read_plain(path, name)
+    if plain is None:
+        return _decoded(path, name)
+    check_slice(plain[1])
+    return plain
+
+
+def _decoded(path: Path | str, name: str) -> tuple[npt.NDArray[Any], Header]:
+    """Any slice, through pydicom."""
     from pydicom.pixels.decoders.base import get_decoder
     from pydicom.pixels.utils import pixel_array
 
-    name = name or str(path)
     data = open_file(path, name, [*HEADER_TAGS, "PixelData"], pixels=True)
     header = header_of(data, name)
     check_slice(header)
@@ -78,7 +105,7 @@ def read_slice(path: Path | str, name: str | None = None) -> tuple[npt.NDArray[n
         raise ValueError(
             f"{name}: pixel data truncated or unreadable ({type(error).__name__}); copy the file again from its source"
         ) from None
-    return np.asarray(values, dtype=np.int32), header
+    return values, header
 
 
 def check_slice(header: Header) -> None:
@@ -96,9 +123,11 @@ def check_slice(header: Header) -> None:
         problem = f"{header.samples} samples per pixel (colour), expected 1: a screenshot is no CT slice"
     elif header.rows < 1 or header.columns < 1:
         problem = "no Rows or Columns, expected an image"
+    elif header.rows * header.columns > MAX_SLICE_PX:
+        problem = f"{header.rows} x {header.columns} px, expected at most {MAX_SLICE_PX} px: the header is damaged"
     elif header.position is None or header.orientation is None:
         problem = "no ImagePositionPatient or ImageOrientationPatient, the slice cannot be put in anatomical order"
-    elif abs(float(np.linalg.norm(_normal(header.orientation))) - 1) > 0.01:
+    elif abs(_area(header.orientation) - 1) > 0.01:
         problem = "ImageOrientationPatient is not two perpendicular unit vectors"
     elif header.slope is None or header.intercept is None:
         problem = "no RescaleSlope or RescaleIntercept, the values cannot be turned into Hounsfield units"
@@ -208,3 +237,9 @@ def window_channels(hu: FloatArray, windows: Sequence[tuple[float, float]]) -> F
 
 def _normal(orientation: Sequence[float]) -> npt.NDArray[np.float64]:
     return np.cross(np.asarray(orientation[:3], dtype=np.float64), np.asarray(orientation[3:], dtype=np.float64))
+
+
+def _area(orientation: Sequence[float]) -> float:
+    """Length of the normal; plain numbers, because NumPy takes longer over three of them than reading the header."""
+    a, b, c, d, e, f = orientation
+    return math.hypot(b * f - c * e, c * d - a * f, a * e - b * d)

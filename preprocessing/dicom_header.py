@@ -6,9 +6,12 @@ and the tag, never a value found in it.
 
 import math
 import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from preprocessing.limits import MAX_INFLATED
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -37,6 +40,7 @@ HEADER_TAGS = [
     "ImagePositionPatient",
     "ImageOrientationPatient",
 ]
+DEFLATED = b"1.2.840.10008.1.2.1.99"
 BROKEN = (EOFError, OSError, struct.error, ValueError, TypeError, KeyError, IndexError, AttributeError)
 UNDECODABLE = (*BROKEN, RuntimeError, NotImplementedError)
 
@@ -119,6 +123,7 @@ def open_file(path: Path | str, name: str, tags: list[str], *, pixels: bool) -> 
 
     # pydicom's remarks on odd values quote them, identity included; what matters here is checked by check_slice
     config.settings.reading_validation_mode = config.IGNORE
+    _check_deflated(path, name)
     try:
         return pydicom.dcmread(path, stop_before_pixels=not pixels, specific_tags=list(tags))
     except FileNotFoundError:
@@ -127,6 +132,24 @@ def open_file(path: Path | str, name: str, tags: list[str], *, pixels: bool) -> 
         raise ValueError(f"{name}: not a DICOM file") from None
     except BROKEN as error:
         raise ValueError(f"{name}: truncated or unreadable DICOM file ({type(error).__name__})") from None
+
+
+def _check_deflated(path: Path | str, name: str) -> None:
+    """Refuses a deflated file that would unpack to more than `MAX_INFLATED` bytes: pydicom unpacks it whole."""
+    try:
+        with open(path, "rb") as stream:
+            head = stream.read(1024)
+            if DEFLATED not in head:
+                return
+            # the meta group states its length in its first element; what follows is deflated
+            stream.seek(144 + int.from_bytes(head[140:144], "little"))
+            unpacker, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
+            while data := unpacker.unconsumed_tail or stream.read(1 << 16):
+                total += len(unpacker.decompress(data, 1 << 20))
+                if total > MAX_INFLATED:
+                    raise ValueError(f"{name}: unpacks to more than {MAX_INFLATED} bytes, which no CT slice needs")
+    except (OSError, zlib.error):
+        return  # absent or damaged: pydicom's reader says which
 
 
 def header_of(data: "Dataset", name: str) -> Header:
@@ -193,7 +216,11 @@ def _padding(data: "Dataset", bits: int, signed: bool, name: str) -> tuple[int, 
     value = _integer(data, "PixelPaddingValue", name)
     if value is None:
         return None
-    limit = _integer(data, "PixelPaddingRangeLimit", name)
+    return padding_range(value, _integer(data, "PixelPaddingRangeLimit", name), bits, signed)
+
+
+def padding_range(value: int, limit: int | None, bits: int, signed: bool) -> tuple[int, int]:
+    """Smallest and largest stored value that PixelPaddingValue and PixelPaddingRangeLimit declare as padding."""
     ends = [value, value if limit is None else limit]
     # the tag's sign is ambiguous in the standard, so it is read modulo the stored bits like the pixels
     ends = [end & ((1 << bits) - 1) for end in ends]

@@ -65,7 +65,7 @@ class LoadedEncoder:
         return self.forward(resized(tiles.to(self.device), self.resize))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features of a batch that is resized already, (B, 3, h, w) in [0, 1]."""
+        """Features of a batch that is resized already, (B, 3, h, w) uint8, or float32 in [0, 1]."""
         import torch
 
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):

@@ -66,6 +66,7 @@ class Extraction:
         self._prefetcher = Prefetcher(todo, workers)
         self._blocks = self._all_blocks()
         self._buffer: npt.NDArray[Any] | None = None
+        self._spare: npt.NDArray[Any] | None = None
         self._parts: list[Part] = []
         self._filled = 0
         self._sent: deque[tuple[list[Part], dict[str, Tensor]]] = deque()
@@ -127,16 +128,21 @@ class Extraction:
         if self._buffer is not None and (self._buffer.shape != shape or self._buffer.dtype != tiles.dtype):
             self._send()
         if self._buffer is None:
-            self._buffer = np.zeros(shape, tiles.dtype)
+            # the last batch's memory: new pages for every batch cost as much as resizing it
+            spare, self._spare = self._spare, None
+            fits = spare is not None and spare.shape == shape and spare.dtype == tiles.dtype
+            self._buffer = spare if spare is not None and fits else np.empty(shape, tiles.dtype)
         return self._buffer
 
     def _send(self) -> None:
         if self._buffer is None or not self._filled:
             return
         batch, parts = self._buffer, self._parts
+        batch[self._filled :] = 0
         self._buffer, self._parts, self._filled = None, [], 0
         needed = {name for plan, *_ in parts for name in plan.encoders if plan.error is None}
         self._sent.append((parts, _forward(batch, {name: self._encoders[name] for name in sorted(needed)})))
+        self._spare = batch
         self._collect(keep=1)
 
     def _collect(self, keep: int) -> None:
@@ -183,8 +189,9 @@ def _forward(batch: npt.NDArray[Any], encoders: Mapping[str, LoadedEncoder]) -> 
         host = torch.from_numpy(batch)
         for name, encoder in encoders.items():
             if encoder.resize not in shared:
-                pinned = host.pin_memory() if encoder.device.type == "cuda" else host
-                shared[encoder.resize] = resized(pinned.to(encoder.device, non_blocking=True), encoder.resize)
+                on_gpu = encoder.device.type == "cuda"
+                pinned = host.pin_memory() if on_gpu else host  # a copy: the caller may reuse the batch's memory
+                shared[encoder.resize] = resized(pinned.to(encoder.device, non_blocking=on_gpu), encoder.resize)
             out[name] = encoder.forward(shared[encoder.resize])
     return out
 

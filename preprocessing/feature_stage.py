@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STAGE = "features"
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 PRECISIONS = ("float32", "bf16")
 DTYPES = ("float16", "float32")
 # What the instances say about a tile that is worth repeating beside its features.
@@ -145,8 +145,8 @@ class FeatureStage:
     def work(self, row: BagRow) -> Outcome:
         """Features of one bag: stored already, extracted now, or the reason why not."""
         entry = self.manifest[row.bag_id]
-        if entry["state"] == "empty":
-            return Outcome("empty", reason=str(entry["reason"]), redone=False)
+        if entry["state"] in ("empty", "skipped"):
+            return Outcome(entry["state"], reason=str(entry["reason"]), redone=False)
         if entry["state"] == "failed":
             return Outcome("failed", reason=f"no instances: {entry['reason']}", redone=False, counted=False)
         if row.bag_id in self._errors:
@@ -158,8 +158,9 @@ class FeatureStage:
         if fresh:
             assert self._extraction is not None
             self._write(bag, self._extraction.result(row.bag_id))
-        info = read_attrs(self.store(self.main), row.bag_id)["store"]
-        return Outcome("ok", int(info["n"]), str(info["content"]), redone=fresh)
+        attrs = read_attrs(self.store(self.main), row.bag_id)
+        info, bad = attrs["store"], len(attrs.get("unreadable_tiles", []))
+        return Outcome("ok", int(info["n"]), str(info["content"]), redone=fresh, bad_tiles=bad)
 
     def _bag(self, row: BagRow) -> _Bag:
         from preprocessing.store import is_finished, read_attrs
@@ -239,7 +240,7 @@ def _tiles_of(bag: _Bag, root: Path, instances: Path) -> Any:
     def tiles(start: int, stop: int) -> Iterator[Any]:
         from preprocessing.wsi import iter_tiles
 
-        coords = read_arrays(instances, row.bag_id, ["coords"])["coords"][start:stop]
+        coords = read_arrays(instances, row.bag_id, ["coords"], verify=True)["coords"][start:stop]
         path = resolve(root, row.images[0])
         bad = bag.bad_tiles
         return iter_tiles(path, attrs, coords, mpp_override=row.mpp, on_bad_tile=lambda i, _: bad.append(start + i))

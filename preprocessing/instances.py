@@ -3,7 +3,8 @@
 `python -m preprocessing.instances` writes per bag `{out}/store/{bag_id}` (see `preprocessing.store`), a picture
 `{out}/thumbnails/{bag_id}.jpg` and its outlines `{bag_id}.json`, and the shard's manifest. A bag is redone only if its
 key changes: stage version, settings, the images (name, size, a probe of their bytes; not their times, so touching or
-copying a slide redoes nothing), annotation content, label, resolution override.
+copying a slide redoes nothing), annotation content, label, its own overrides (`preprocessing.overrides`). A bag that is
+to be skipped is not opened; the manifest gives the reason.
 
 The bag's attribute `pixels_key` is the part of this that decides which pixels the instances show. Features depend on it
 alone: a new annotation or label redoes instances in seconds and leaves features as they are.
@@ -125,9 +126,9 @@ class InstanceStage:
         """Computes and stores one bag unless it is finished."""
         from preprocessing.store import coords_hash, is_finished, read_attrs, write_bag
 
-        if row.modality not in self.options:
-            raise ValueError(f"{row.bag_id}: modality {row.modality!r}, expected one of {sorted(self.options)}")
-        options = self.options[row.modality]
+        if row.skip:
+            return Outcome("skipped", reason=row.skip, redone=False)
+        options = self._options(row)
         images = image_identity(self.root, row.images)
         key = self._key(row, options, images)
         outlines = self.thumbnails / f"{row.bag_id}.json"
@@ -140,22 +141,41 @@ class InstanceStage:
             **{"dataset": self.dataset, "modality": row.modality, "label": row.label},
             **{"mpp_override": row.mpp, "stage_version": STAGE_VERSION, "software": self.software},
         }
+        if row.overrides:
+            attrs["overrides"] = json.loads(row.overrides)
         attrs["pixels_key"] = self._pixels_key(row, found, images, coords_hash(found.coords, found.grid))
         self._write_picture(row.bag_id, found, outlines)
         write_bag(self.store, row.bag_id, arrays, attrs, schema="instances", key=key)
         return _outcome(read_attrs(self.store, row.bag_id))
 
+    def _options(self, row: BagRow) -> WsiOptions | CtOptions:
+        """Settings of one bag: the dataset's, and for a slide its overrides."""
+        from preprocessing.options import WsiOptions
+        from preprocessing.overrides import bag_options
+
+        if row.modality not in self.options:
+            raise ValueError(f"{row.bag_id}: modality {row.modality!r}, expected one of {sorted(self.options)}")
+        options = self.options[row.modality]
+        return bag_options(options, row) if isinstance(options, WsiOptions) else options
+
     def _key(self, row: BagRow, options: WsiOptions | CtOptions, images: list[list[Any]]) -> str:
         facts = asdict(row)
         # the split is read from bags.csv when bags are loaded: another split must not redo a slide
         kept = {name: facts[name] for name in ("label", "mpp", "provider", "annotation_complete")}
+        # only bags that have overrides are told apart by them: all others keep the key they had
+        own = {"overrides": row.overrides, "mask": self._mask_identity(row)} if row.overrides else {}
         return json_hash(
             {
                 **{"stage": STAGE, "version": STAGE_VERSION, "dataset": self.dataset},
                 **{"options": options.model_dump(mode="json"), "images": images, "row": kept},
-                "annotation": annotation_identity(self.root, row.annotation),
+                **{"annotation": annotation_identity(self.root, row.annotation), **own},
             }
         )
+
+    def _mask_identity(self, row: BagRow) -> str:
+        from preprocessing.overrides import overrides_of
+
+        return annotation_identity(self.root, overrides_of(row).mask)
 
     def _pixels_key(self, row: BagRow, found: Instances, images: list[list[Any]], coords: str) -> str:
         shown = {name: value for name, value in found.attrs.items() if not name.startswith(NOT_PIXELS)}
@@ -171,11 +191,11 @@ class InstanceStage:
 
 
 def _outcome(attrs: Mapping[str, Any], *, redone: bool = True) -> Outcome:
-    info = attrs["store"]
+    info, bad = attrs["store"], int(attrs.get("unreadable_tiles", 0))
     if info["n"] == 0:
         reason = str(attrs.get("empty_reason") or "no instances found")
-        return Outcome("empty", 0, info["content"], reason, redone)
-    return Outcome("ok", info["n"], info["content"], redone=redone)
+        return Outcome("empty", 0, info["content"], reason, redone, bad_tiles=bad)
+    return Outcome("ok", info["n"], info["content"], redone=redone, bad_tiles=bad)
 
 
 def write_jpeg(path: Path, picture: Any) -> None:
@@ -186,8 +206,12 @@ def write_jpeg(path: Path, picture: Any) -> None:
     Image.fromarray(picture).save(data, "JPEG", quality=85)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data.getvalue())
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(data.getvalue())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def software(packages: Sequence[str]) -> dict[str, str]:

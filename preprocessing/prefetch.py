@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from preprocessing.shards import Abort
+
 Tile = npt.NDArray[Any]
 OpenTiles = Callable[[int, int], Iterator[Tile]]
 
@@ -120,7 +122,7 @@ class Prefetcher:
             if tiles is None or lane.position == lane.segment.stop or bag in self._dropped:
                 lane.close()
             else:
-                self._lanes.append((lane, self._pool.submit(lane.decode)))
+                self._lanes.append((lane, self._submit(lane)))
             self._fill()
             if bag not in self._dropped:
                 yield Block(bag, start, tiles, error)
@@ -130,4 +132,11 @@ class Prefetcher:
             segment = self._waiting.popleft()
             if segment.bag_id not in self._dropped:
                 lane = _Lane(segment)
-                self._lanes.append((lane, self._pool.submit(lane.decode)))
+                self._lanes.append((lane, self._submit(lane)))
+
+    def _submit(self, lane: _Lane) -> Future[Tile]:
+        try:
+            return self._pool.submit(lane.decode)
+        except RuntimeError as error:
+            # no thread can be started any more (limits of the machine): no bag's fault
+            raise Abort(f"no decoding thread can be started ({error}); lower features.workers") from error

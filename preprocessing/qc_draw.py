@@ -37,7 +37,7 @@ def draw_bag(instances: Path, bag: BagFacts, max_px: int) -> Picture | None:
     """
     import json
 
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     path = instances / "thumbnails" / f"{bag.bag_id}.jpg"
     if not path.is_file():
@@ -47,7 +47,7 @@ def draw_bag(instances: Path, bag: BagFacts, max_px: int) -> Picture | None:
             width, height = image.size
             image.thumbnail((max_px, max_px), Image.Resampling.LANCZOS)
             small = np.array(image.convert("RGB"))
-    except UnidentifiedImageError as error:
+    except OSError as error:  # also what is no picture at all, or a cut one
         raise ValueError(f"{path}: not a picture; delete it and run the instances stage again") from error
     outlines_path = path.with_suffix(".json")
     outlines = json.loads(outlines_path.read_text(encoding="utf-8")) if outlines_path.is_file() else {}
@@ -109,7 +109,7 @@ def contact_sheet(instances: Path, bags: Sequence[BagFacts], title: str) -> Pict
     from PIL import Image, ImageDraw, ImageFont
 
     shown = bags[:SHEET_BAGS]
-    tiles = [draw_bag(instances, bag, CELL_PX - 10) if bag.state != "failed" else None for bag in shown]
+    tiles = [draw_bag(instances, bag, CELL_PX - 10) if bag.state in ("ok", "empty") else None for bag in shown]
     heights = [140 if tile is None else tile.shape[0] for tile in tiles]
     rows = [max(heights[i : i + COLUMNS]) for i in range(0, len(shown), COLUMNS)]
     tops = np.cumsum([TITLE_PX, *(height + CAPTION_PX + 8 for height in rows)])

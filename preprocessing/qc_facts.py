@@ -32,7 +32,7 @@ class BagFacts:
         modality: "wsi" or "ct".
         label: 0, 1 or None.
         split: train, val, test or "".
-        state: "ok", "empty", "failed" or "missing" (not in any manifest).
+        state: "ok", "empty", "skipped", "failed" or "missing" (not in any manifest).
         n: number of instances.
         reason: why it is empty or failed.
         tissue_share: tissue area / slide area, None if unknown.
@@ -90,8 +90,8 @@ def collect(
             _describe(facts, row, instances)
         found.append(facts)
     score_oddness(found)
-    first = {"failed": 0, "missing": 1, "empty": 2}
-    return sorted(found, key=lambda bag: (first.get(bag.state, 3), -bag.oddness, bag.bag_id))
+    first = {"failed": 0, "missing": 1, "empty": 2, "skipped": 3}
+    return sorted(found, key=lambda bag: (first.get(bag.state, 4), -bag.oddness, bag.bag_id))
 
 
 def _describe(facts: BagFacts, row: "BagRow", instances: Path) -> None:
@@ -116,6 +116,11 @@ def _describe_wsi(facts: BagFacts, attrs: Mapping[str, Any], outlines_path: Path
     outlines = json.loads(outlines_path.read_text(encoding="utf-8")) if outlines_path.is_file() else {}
     facts.tissue_share = tissue_share(outlines, attrs, facts.n)
     marks = [*attrs.get("marks", []), *attrs.get("tissue", {}).get("marks", [])]
+    if attrs.get("unreadable_tiles"):
+        facts.warnings.append(f"{attrs['unreadable_tiles']} unreadable places of the slide counted as white")
+    if attrs.get("overrides"):
+        given = (f"{name} {value}" for name, value in sorted(attrs["overrides"].items()))
+        facts.facts.append(f"overrides: {', '.join(given)}")
     if "fallback" in marks:
         facts.warnings.append("tissue found only with loosened thresholds")
     if attrs.get("zero_edges"):
@@ -218,10 +223,14 @@ def count(bags: Sequence[BagFacts], report: Mapping[str, Any]) -> dict[str, Any]
         if bag.modality == "ct":
             found.update({"slices": bag.n, f"{bag.split}_slices": bag.n})
     sizes = [bag.n for bag in bags if bag.state == "ok"]
+    # a paper counts what it used: bags with instances
+    found.update({"paper_bags": len(sizes), "paper_instances": sum(sizes)})
     expected = [[name, number, found.get(name)] for name, number in report.get("expected", {}).items()]
     return {
         "states": dict(Counter(bag.state for bag in bags)),
-        "splits": {name: n for name, n in sorted(found.items()) if "_" in name and not name.startswith("_")},
+        "splits": {
+            name: n for name, n in sorted(found.items()) if "_" in name and not name.startswith(("_", "paper_"))
+        },
         "instances": sum(sizes),
         "median_instances": float(np.median(sizes)) if sizes else 0.0,
         "expected": expected,

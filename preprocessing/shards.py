@@ -1,13 +1,16 @@
 """One preprocessing job: a shard of bags, each with its own outcome, and the shard's manifest.
 
 Here, and only here, an error of one bag is caught: it is recorded with its reason, its traceback goes to the log, and
-the next bag is tried. What is no fault of one bag ends the job: `MemoryError`, `KeyboardInterrupt`, `Abort`.
+the next bag is tried. What is no fault of one bag ends the job: `MemoryError`, `KeyboardInterrupt`, `Abort`, a full
+disk.
 
 Two files come out:
 * the manifest (JSON, the job's declared output): bags, states, sizes, hashes; no times and no order of events, so equal
   results give equal bytes. It is written only if no more bags failed than allowed.
 * the status (JSONL, not declared, appended): one line per bag tried, with seconds and the time. A workflow engine
-  deletes the declared outputs of a failed job; the status is where failures survive.
+  deletes the declared outputs of a failed job; the status is where failures survive. While a bag is worked on, a file
+  `{shard}.working` beside it names it: what is left of one tells which bag a killed job (out of memory, out of time)
+  was at.
 """
 
 from __future__ import annotations
@@ -30,8 +33,10 @@ from preprocessing.cli import write_json
 
 log = logging.getLogger(__name__)
 
-State = Literal["ok", "empty", "failed"]
-STATES: tuple[str, ...] = ("ok", "empty", "failed")
+State = Literal["ok", "empty", "skipped", "failed"]
+STATES: tuple[str, ...] = ("ok", "empty", "skipped", "failed")
+# no bag's fault, and every bag after it would fail alike: no room, over the quota, over the file size limit, read-only
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _REASON_CHARACTERS = 500
 _LOCK_REPORT_S = 60.0
 
@@ -45,12 +50,13 @@ class Outcome:
     """What became of one bag.
 
     Attributes:
-        state: "ok", "empty" (no instances: an outcome, not an error) or "failed".
+        state: "ok", "empty" (no instances: an outcome, not an error), "skipped" (as somebody decided) or "failed".
         n: number of instances.
         hash: content hash of the stored bag.
-        reason: one line for "empty" and "failed".
+        reason: one line for all but "ok".
         redone: False if the bag was found finished.
         counted: False for a failure that an earlier stage has already reported and allowed.
+        bad_tiles: unreadable places of the image that were replaced by white.
     """
 
     state: State
@@ -59,6 +65,12 @@ class Outcome:
     reason: str = ""
     redone: bool = True
     counted: bool = True
+    bad_tiles: int = 0
+
+    def facts(self) -> dict[str, Any]:
+        """What a manifest and a status line both say; `bad_tiles` only where there are any."""
+        facts = {"state": self.state, "n": self.n, "reason": self.reason}
+        return {**facts, "bad_tiles": self.bad_tiles} if self.bad_tiles else facts
 
 
 @dataclass(frozen=True)
@@ -100,20 +112,30 @@ def run_shard(
 
     Returns:
         Exit code: 0, or 1 if more bags failed than allowed (there is no manifest then).
+
+    Raises:
+        Abort: the disk is full or read-only; also whatever else is no fault of one bag.
     """
     entries: list[dict[str, Any]] = []
     failures: list[str] = []
     Path(status_path).parent.mkdir(parents=True, exist_ok=True)
-    with open(status_path, "a", encoding="utf-8") as status:
+    with open(status_path, "a", encoding="utf-8") as status, _working(Path(status_path)) as mark:
+        _end_line(status, Path(status_path))
         for number, row in enumerate(rows, start=1):
             started = time.monotonic()
-            outcome = _try(row, work)
+            mark(row.bag_id)
+            try:
+                outcome = _try(row, work)
+            except (MemoryError, Abort) as error:
+                # the job ends; the table of states still has to know at which bag and why
+                with contextlib.suppress(OSError):
+                    _record(status, row, Outcome("failed", reason=one_line(error)), time.monotonic() - started)
+                raise
             _record(status, row, outcome, time.monotonic() - started)
             log.info("%s %s: %d/%d %s", shard.stage, shard.name, number, len(rows), _line(row, outcome))
             if outcome.state == "failed" and outcome.counted:
                 failures.append(f"{row.bag_id}: {outcome.reason}")
-            facts = {"n": outcome.n, "hash": outcome.hash, "reason": outcome.reason}
-            entries.append({"bag_id": row.bag_id, "state": outcome.state, **facts})
+            entries.append({"bag_id": row.bag_id, "hash": outcome.hash, **outcome.facts()})
     if len(failures) > allowed_failures:
         Path(manifest_path).unlink(missing_ok=True)
         log.error(
@@ -133,8 +155,25 @@ def _try(row: BagRow, work: Work) -> Outcome:
     except (MemoryError, Abort):
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            raise Abort(f"cannot write: {error}; make room, then run again: finished bags are kept") from error
         log.exception("bag %s failed", row.bag_id)
         return Outcome("failed", reason=one_line(error))
+
+
+@contextlib.contextmanager
+def _working(status_path: Path) -> Iterator[Callable[[str], None]]:
+    """The file that names the bag under way; only a process that cannot clean up any more leaves it behind."""
+    path = status_path.with_suffix(".working")
+
+    def mark(bag_id: str) -> None:
+        with contextlib.suppress(OSError):
+            path.write_text(bag_id + "\n", encoding="utf-8")
+
+    try:
+        yield mark
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def one_line(error: BaseException) -> str:
@@ -148,15 +187,20 @@ def one_line(error: BaseException) -> str:
 def _record(status: Any, row: BagRow, outcome: Outcome, seconds: float) -> None:
     line = {
         "bag_id": row.bag_id,
-        "state": outcome.state,
-        "reason": outcome.reason,
+        **outcome.facts(),
         "seconds": round(seconds, 3),
-        "n": outcome.n,
         "redone": outcome.redone,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     status.write(json.dumps(line, sort_keys=True) + "\n")
     status.flush()
+
+
+def _end_line(status: Any, path: Path) -> None:
+    """Ends the half line that a job left whose disk was full; the next line must not grow onto it."""
+    with path.open("rb") as stream:
+        if stream.seek(0, os.SEEK_END) and stream.seek(-1, os.SEEK_END) is not None and stream.read(1) != b"\n":
+            status.write("\n")
 
 
 def _line(row: BagRow, outcome: Outcome) -> str:

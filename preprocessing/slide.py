@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from preprocessing.limits import check_slide_sizes
 from preprocessing.mpp import resolve_mpp
 
 if TYPE_CHECKING:
@@ -245,11 +246,13 @@ def open_slide(
         raw: decode JPEG tiles directly where a self-check allows it; False = always OpenSlide.
 
     Raises:
-        ValueError: no such file, not a slide, or no believable resolution (see `mpp.resolve_mpp`).
+        ValueError: no such file, not a slide, sizes beyond any scanner, or no believable resolution (see
+            `mpp.resolve_mpp`).
     """
     path = Path(path)
     handle = _open(path)
     try:
+        check_slide_sizes(handle, path)
         if require_mpp or mpp_override is not None:
             mpp, source = resolve_mpp(handle.properties, mpp_override, str(path))
         else:

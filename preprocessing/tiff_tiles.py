@@ -34,6 +34,7 @@ _VENDORS = frozenset({"generic-tiff", "aperio", "philips"})
 _MISSING_IS_BLANK = frozenset({"generic-tiff", "philips"})
 _CHECKED_TILES = 3
 _MAX_CHECK_PX = 1024
+_COMPARED: dict[tuple[int, ...], bool] = {}
 
 log = logging.getLogger(__name__)
 
@@ -174,25 +175,31 @@ class TiffTiles:
         data = os.pread(self._file, count, int(level.offsets[index]))
         if len(data) != count:
             raise _NotDirect(f"tile {index} is cut off")
+        # into memory of the size that the directory states: a stream that claims more is refused, not unpacked
+        tile = np.empty((level.tile[1], level.tile[0], 3), np.uint8)
         try:
-            tile = imagecodecs.jpeg8_decode(
-                data, tables=level.tables, colorspace=level.colourspace, outcolorspace="RGB"
+            imagecodecs.jpeg8_decode(
+                data, tables=level.tables, colorspace=level.colourspace, outcolorspace="RGB", out=tile
             )
-        except imagecodecs.Jpeg8Error as error:
+        except (imagecodecs.Jpeg8Error, ValueError) as error:
             raise _NotDirect(f"tile {index} does not decode ({error})") from error
-        if tile.shape != (level.tile[1], level.tile[0], 3) or tile.dtype != np.uint8:
-            raise _NotDirect(f"tile {index} has shape {tile.shape}")
-        return np.asarray(tile)
+        return tile
 
     def _trust(self, slide: Slide, level: int) -> bool:
-        """Whether this level was found equal to OpenSlide; compared at the first question."""
+        """Whether this level was found equal to OpenSlide; compared once per file and process."""
         known = self._trusted.get(level)
-        if known is not None:
-            return known
+        if known is not None or self._file is None:
+            return bool(known)
         with self._check_lock:
-            if level not in self._trusted:
-                self._trusted[level] = self._check(slide, level)
-            return self._trusted[level]
+            # every segment of a bag opens its slide anew: what was compared already need not be again
+            state = os.fstat(self._file)
+            key = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, level)
+            if key not in _COMPARED:
+                _COMPARED[key] = self._check(slide, level)
+                with self._lock:  # the probes are no sign of overlapping regions
+                    self._handed_out.clear()
+                    self._overlapping = False
+            return self._trusted.setdefault(level, _COMPARED[key])
 
     def _check(self, slide: Slide, number: int) -> bool:
         from preprocessing.slide import TileReadError

@@ -9,6 +9,7 @@ In: (h, w, 3) uint8 RGB at the segmentation level, transparent = black. Out: con
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocessing.options import TISSUE_PRESETS, TissueOptions
-from preprocessing.slide import LEVEL_TOLERANCE, Slide
+from preprocessing.slide import LEVEL_TOLERANCE, MAX_READ_PX, Slide, TileReadError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,6 +30,7 @@ Polygon = npt.NDArray[np.int32]
 SEG_DOWNSAMPLE = 64
 SEG_MAX_PX = 100_000_000
 REFERENCE_PATCH_PX = 512
+CELL_PX = 256
 
 _DRAWING = {"vis_level": -1, "white_thresh": 5, "black_thresh": 50, "use_padding": True, "contour_fn": "four_pt"}
 _LINE_PX = {"bwh_biopsy": 50, "bwh_resection": 150, "tcga": 100, "default": 250, "mil4wsi": 250}
@@ -55,13 +57,15 @@ class Tissue:
         contours: kept contours in OpenCV's order; may be empty.
         level: pyramid level read.
         downsample: (x, y) level-0 px per px of the mask.
-        marks: what differed from the plain run, for the record: "shrunk:<factor>", "level:<n>", "fallback".
+        marks: what differed from the plain run, for the record: "shrunk:<factor>", "level:<n>", "fallback", "own mask".
+        unreadable: file tiles of the level that could not be decoded and count as background.
     """
 
     contours: list[Contour]
     level: int
     downsample: tuple[float, float]
     marks: list[str] = field(default_factory=list)
+    unreadable: int = 0
 
 
 def tissue_mask(rgb: Image, options: TissueOptions) -> Image:
@@ -161,12 +165,15 @@ def segmentation_level(slide: Slide, options: TissueOptions) -> int:
     return slide.level_at(SEG_DOWNSAMPLE, LEVEL_TOLERANCE if options.anchor_corrected else 0.0)
 
 
-def segment_tissue(slide: Slide, options: TissueOptions) -> Tissue:
+def segment_tissue(slide: Slide, options: TissueOptions, *, max_bad_tiles: int = 0) -> Tissue:
     """Segment a slide at its segmentation level.
 
     A level of more than 1e8 px, where CLAM gives up, is read coarser: from a coarser level if there is one, else
     shrunk block by block towards downsample 64. If nothing is found and `options.fallback` is set, thresholds are
-    loosened once. Both are noted in `marks`.
+    loosened once. Both are noted in `marks`. Up to `max_bad_tiles` unreadable file tiles of the level are background.
+
+    Raises:
+        TileReadError: the level cannot be decoded, or more of its tiles than allowed cannot.
     """
     level, marks = segmentation_level(slide, options), []
     if _pixels(slide, level) > SEG_MAX_PX:
@@ -179,14 +186,71 @@ def segment_tissue(slide: Slide, options: TissueOptions) -> Tissue:
         needed = math.ceil(math.sqrt(_pixels(slide, level) / SEG_MAX_PX))
         factor = max(needed, int(SEG_DOWNSAMPLE / slide.level_downsamples[level]))
         marks.append(f"shrunk:{factor}")
-    rgb = slide.read_level(level, factor, white=False)
+    rgb, unreadable = read_despite_damage(slide, level, factor, max_bad_tiles)
     width, height = slide.level_dimensions[level]
     downsample = (factor * slide.dimensions[0] / width, factor * slide.dimensions[1] / height)
     contours = tissue_contours(rgb, downsample, options)
     if not contours and options.fallback:
         contours = tissue_contours(rgb, downsample, loosened(options))
         marks.append("fallback")
-    return Tissue(contours, level, downsample, marks)
+    return Tissue(contours, level, downsample, marks, unreadable)
+
+
+def read_despite_damage(slide: Slide, level: int, factor: int, allowed: int) -> tuple[Image, int]:
+    """A whole level as `Slide.read_level` gives it, transparent = black, but for up to `allowed` unreadable file tiles.
+
+    Returns:
+        (h, w, 3) uint8 with the unreadable tiles black, and their number.
+
+    Raises:
+        TileReadError: more tiles than allowed cannot be decoded.
+    """
+    try:
+        return slide.read_level(level, factor, white=False), 0
+    except TileReadError:
+        if allowed == 0:
+            raise
+    import cv2
+
+    stated = [slide.properties.get(f"openslide.level[{level}].tile-{side}") for side in ("width", "height")]
+    tile_w, tile_h = (int(side or CELL_PX) for side in stated)
+    width, height = slide.level_dimensions[level]
+    block, bad = max(MAX_READ_PX // factor, 1) * factor, set[tuple[int, int]]()
+    out = np.zeros((-(-height // factor), -(-width // factor), 3), np.uint8)
+    for y in range(0, height, block):
+        for x in range(0, width, block):
+            part = np.zeros((min(block, height - y), min(block, width - x), 3), np.uint8)
+            for column, row in itertools.product(
+                _spanned(x, part.shape[1], tile_w), _spanned(y, part.shape[0], tile_h)
+            ):
+                left, top = max(column * tile_w, x), max(row * tile_h, y)
+                right = min((column + 1) * tile_w, x + part.shape[1])
+                bottom = min((row + 1) * tile_h, y + part.shape[0])
+                try:
+                    tile = _read_tile(slide, level, (left, top), (right - left, bottom - top))
+                except TileReadError:
+                    bad.add((column, row))
+                    if len(bad) > allowed:
+                        raise
+                    continue
+                part[top - y : bottom - y, left - x : right - x] = tile
+            part = cv2.copyMakeBorder(
+                part, 0, -part.shape[0] % factor, 0, -part.shape[1] % factor, cv2.BORDER_REPLICATE
+            )  # type: ignore[assignment]
+            cells = (part.shape[1] // factor, part.shape[0] // factor)
+            small = part if factor == 1 else cv2.resize(part, cells, interpolation=cv2.INTER_AREA)
+            out[y // factor : y // factor + cells[1], x // factor : x // factor + cells[0]] = small
+    return out, len(bad)
+
+
+def _spanned(start: int, length: int, tile: int) -> range:
+    """Numbers of the file tiles that start .. start + length touches."""
+    return range(start // tile, -(-(start + length) // tile))
+
+
+def _read_tile(slide: Slide, level: int, corner: tuple[int, int], size: tuple[int, int]) -> Image:
+    downsample = slide.level_downsamples[level]
+    return slide.read(round(corner[0] * downsample), round(corner[1] * downsample), level, size, white=False)
 
 
 def loosened(options: TissueOptions) -> TissueOptions:

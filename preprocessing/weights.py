@@ -111,8 +111,8 @@ def _opened(encoder: Encoder, source: str) -> Any:
         return urllib.request.urlopen(source, timeout=_TIMEOUT_S)
     except (urllib.error.URLError, TimeoutError) as error:
         raise ValueError(
-            f"weights of encoder {encoder.name}: cannot reach {source} ({error}). Run this target on a machine with "
-            f"network, or copy the file to {encoder.file('WEIGHTS')} by hand"
+            f"weights of encoder {encoder.name}: cannot reach {source} ({error}). Run `snakemake weights --cores 1` on "
+            f"a machine with network, or copy the file to {encoder.file('WEIGHTS')} by hand"
         ) from error
 
 

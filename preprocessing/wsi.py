@@ -20,11 +20,11 @@ from preprocessing.annotations import Lesion, coverage, read_lesion
 from preprocessing.graph import distance_neighbors, grid_neighbors
 from preprocessing.instances_types import Instances
 from preprocessing.options import WsiOptions
-from preprocessing.panda_windows import mask_coverage, mask_outlines, panda_windows, plan_windows
+from preprocessing.panda_windows import PandaWindows, mask_coverage, mask_outlines, panda_windows, plan_windows
 from preprocessing.slide import Slide, TileReadError, open_slide
 from preprocessing.tile_reader import iter_tiles, read_tile
 from preprocessing.tiles import TilePlan, contour_tiles, global_tiles, plan_tiles
-from preprocessing.tissue import Contour, segment_tissue
+from preprocessing.tissue import Contour, Tissue, segment_tissue
 
 if TYPE_CHECKING:
     from preprocessing.bags import BagRow
@@ -71,7 +71,9 @@ def wsi_instances(path: Path | str, options: WsiOptions, row: BagRow, root: Path
         ValueError: unreadable slide, unbelievable resolution, bad annotation; the message names the file.
     """
     with open_slide(path, mpp_override=row.mpp) as slide:
-        found = _panda(slide, options, row, root) if options.recipe == "panda" else _clam(slide, options, row, root)
+        mask = _own_mask(slide, row, root)
+        make = _panda if options.recipe == "panda" else _clam
+        found = make(slide, options, row, root, mask)
         neighbors = _neighbors(found, options)
         attrs = _attrs(slide, options, row, found)
         if len(found.coords) > 1 and not (neighbors >= 0).any():
@@ -89,9 +91,30 @@ def wsi_instances(path: Path | str, options: WsiOptions, row: BagRow, root: Path
     return Instances(found.coords, found.grid, neighbors, found.coverage, attrs, picture, outlines)
 
 
-def _clam(slide: Slide, options: WsiOptions, row: BagRow, root: Path | str) -> _Geometry:
+def _own_mask(slide: Slide, row: BagRow, root: Path | str) -> npt.NDArray[np.bool_] | None:
+    """The tissue mask that the bag's overrides name, (h, w)."""
+    from preprocessing.bags import resolve
+    from preprocessing.overrides import overrides_of
+    from preprocessing.tissue_image import read_mask
+
+    name = overrides_of(row).mask
+    return read_mask(resolve(Path(root), name), slide.dimensions) if name else None
+
+
+def _tissue(slide: Slide, options: WsiOptions, mask: npt.NDArray[np.bool_] | None) -> Tissue:
+    if mask is None:
+        return segment_tissue(slide, options.tissue, max_bad_tiles=options.max_bad_tiles)
+    from preprocessing.tissue_image import mask_contours
+
+    contours, downsample = mask_contours(mask, slide.dimensions)
+    return Tissue(contours, -1, downsample, ["own mask"])
+
+
+def _clam(
+    slide: Slide, options: WsiOptions, row: BagRow, root: Path | str, mask: npt.NDArray[np.bool_] | None
+) -> _Geometry:
     plan = plan_tiles(slide.level_downsamples, slide.mpp, options, str(slide.path))
-    tissue = segment_tissue(slide, options.tissue)
+    tissue = _tissue(slide, options, mask)
     make = global_tiles if options.lattice == "global" else contour_tiles
     tiles = make(tissue.contours, plan, slide.dimensions, options)
     lesion = _lesion(slide, row, root)
@@ -113,6 +136,8 @@ def _clam(slide: Slide, options: WsiOptions, row: BagRow, root: Path | str) -> _
         },
         "tiles_in_shared_cells": tiles.shared_cells,
     }
+    if tissue.unreadable:
+        facts["unreadable_tiles"] = tissue.unreadable
     if options.lattice == "contour":
         facts["contour_of_tile"] = tiles.contour.tolist()
     if lesion is not None:
@@ -121,17 +146,34 @@ def _clam(slide: Slide, options: WsiOptions, row: BagRow, root: Path | str) -> _
     return _Geometry(plan, tiles.coords, tiles.grid, share, facts, reason, tissue.contours, lesion)
 
 
-def _panda(slide: Slide, options: WsiOptions, row: BagRow, root: Path | str) -> _Geometry:
-    plan = plan_windows(options, str(slide.path))
+def _windows(
+    slide: Slide, plan: TilePlan, options: WsiOptions, mask: npt.NDArray[np.bool_] | None
+) -> tuple[PandaWindows, int]:
+    """The windows and the number of cells that could not be read."""
+    if mask is not None:
+        from preprocessing.tissue_image import masked_windows
+
+        windows = masked_windows(mask, slide.dimensions, plan, options.min_tissue)
+        windows.marks.append("own mask")
+        return windows, 0
     windows = panda_windows(slide, plan, options)
+    counts = [mark.split()[1] for mark in windows.marks if mark.startswith("unreadable: ")]
+    return windows, sum(map(int, counts))
+
+
+def _panda(
+    slide: Slide, options: WsiOptions, row: BagRow, root: Path | str, mask: npt.NDArray[np.bool_] | None
+) -> _Geometry:
+    plan = plan_windows(options, str(slide.path))
+    windows, unreadable = _windows(slide, plan, options, mask)
     annotation = _annotation_path(row, root)
     lesion, outlines = None, []
     if annotation is None:
         share = _unannotated(len(windows.coords), row)
     elif annotation.suffix.lower() in _MASK_SUFFIXES:
-        with open_slide(annotation, require_mpp=False) as mask:
-            share = mask_coverage(mask, windows, plan, slide.dimensions, row.provider)
-            outlines = mask_outlines(mask, row.provider)
+        with open_slide(annotation, require_mpp=False) as labels:
+            share = mask_coverage(labels, windows, plan, slide.dimensions, row.provider)
+            outlines = mask_outlines(labels, row.provider)
     else:
         lesion = _lesion(slide, row, root)
         assert lesion is not None
@@ -143,6 +185,8 @@ def _panda(slide: Slide, options: WsiOptions, row: BagRow, root: Path | str) -> 
         "min_tissue": options.min_tissue,
         "marks": windows.marks,
     }
+    if unreadable:
+        facts["unreadable_tiles"] = unreadable
     reason = next((mark for mark in windows.marks if mark.startswith("too large")), "no window with enough tissue")
     return _Geometry(plan, windows.coords, windows.grid, share, facts, reason, [], lesion, outlines)
 

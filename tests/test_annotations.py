@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 import shapely
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from preprocessing import annotations
+import preprocessing.coverage
 from preprocessing.annotations import coverage, read_lesion
+from preprocessing.coverage import shares
 from tests.oracles import clam
 
 SQUARE = [(0, 0), (100, 0), (100, 100), (0, 100)]
@@ -192,19 +193,64 @@ def star(seed: int, points: int, radius: float, centre: tuple[float, float]) -> 
     ]
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.integers(0, 10**6), st.integers(3, 700), st.integers(1, 90), st.integers(1, 6))
-def test_coverage_equals_cutting_each_tile(seed: int, points: int, footprint: int, pieces: int) -> None:
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(3, 700), st.integers(1, 90), st.sampled_from([7, 60, 1 << 18]))
+def test_coverage_equals_cutting_each_tile(seed: int, points: int, footprint: int, pairs: int) -> None:
     outline = star(seed, points, 120.0, (150.0, 140.0))
+    if seed % 2:
+        # whole-numbered corners meet the tiles' borders
+        outline = [(float(round(x)), float(round(y))) for x, y in outline]
+        assume(shapely.Polygon(outline).is_valid)
     coords = np.random.default_rng(seed).integers(-50, 300, (15, 2)).astype(np.int32)
     expected = [
         clam.clipped_area(outline, (x, y, x + footprint, y + footprint)) / footprint**2 for x, y in coords.tolist()
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(annotations, "_PIECE_VERTICES", 4**pieces)
-        found = coverage(shapely.Polygon(outline), coords, footprint)
+        patch.setattr(preprocessing.coverage, "_PAIRS", pairs)
+        exact = shares(shapely.Polygon(outline[:: 1 - 2 * (seed // 2 % 2)]), coords, footprint)
+    np.testing.assert_allclose(exact, expected, rtol=0, atol=1e-9)
+    found = coverage(shapely.Polygon(outline), coords, footprint)
     assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+def cut_by_geos(lesion, coords, footprint: int) -> np.ndarray:
+    """Share of each tile by intersecting whole polygons with boxes: slow and obvious."""
+    x, y = coords.astype(float).T
+    boxes = shapely.box(x, y, x + footprint, y + footprint)
+    shapely.prepare(lesion)
+    near = shapely.intersects(lesion, boxes)
+    out = np.zeros(len(coords))
+    out[near] = shapely.area(shapely.intersection(lesion, boxes[near])) / footprint**2
+    return out
+
+
+@pytest.mark.parametrize("overlap", [1, 2, 3])
+def test_many_jagged_outlines_with_holes_at_slide_scale(overlap: int) -> None:
+    """Positions of 100,000 px, tiles apart or overlapping, rows and tiles in any order: 1e-9 of a tile."""
+    parts = []
+    for i in range(9):
+        centre = (90_000.0 + 3000 * (i % 3), 40_000.0 + 3000 * (i // 3))
+        ring, hole = star(i, 160, 1400.0, centre), star(50 + i, 40, 500.0, centre)
+        parts.append(shapely.Polygon(ring, [hole[::-1] if i % 2 else hole]))
+    lesion = shapely.MultiPolygon(parts)
+    assert lesion.is_valid
+    step = 256 // overlap
+    x, y = np.meshgrid(np.arange(88_000, 98_000, step), np.arange(38_000, 48_000, step))
+    coords = np.random.default_rng(overlap).permutation(np.stack([x.ravel(), y.ravel()], axis=1).astype(np.int32))
+    found, expected = shares(lesion, coords, 256), cut_by_geos(lesion, coords, 256)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)
+    inside, outside = np.isclose(expected, 1, rtol=0, atol=1e-12), expected == 0
+    assert inside.any() and outside.any()
+    assert (found[inside] == 1).all() and (found[outside] == 0).all(), "no rounding where no outline passes"
+
+
+def test_edges_along_tile_borders_and_nearly_flat_ones() -> None:
+    """Borders shared with tiles, and edges whose slope leaves no digits for a quotient."""
+    lesion = shapely.Polygon([(0, 0), (512, 0), (512, 1e-13), (1024, 256), (1024 + 1e-9, 512), (0, 512)])
+    coords = np.array([[0, 0], [512, 0], [1024, 0], [-512, 0], [0, 512], [0, -512], [256, 256]], np.int32)
+    expected = [1.0, 0.75, 0.0, 0.0, 0.0, 0.0, 0.5]
+    np.testing.assert_allclose(shares(lesion, coords, 512), expected, rtol=0, atol=1e-9)
 
 
 def test_exact_fractions_are_exact() -> None:
@@ -228,7 +274,11 @@ def test_official_polygons_with_cut_outs_and_crossings(shared_data) -> None:
     assert lesion.geometry.is_valid
     x0, y0, x1, y1 = lesion.geometry.bounds
     x, y = np.meshgrid(np.arange(x0, x1, 512).astype(int), np.arange(y0, y1, 512).astype(int))
-    share = coverage(lesion.geometry, np.stack([x.ravel(), y.ravel()], axis=1), 512)
+    coords = np.stack([x.ravel(), y.ravel()], axis=1)
+    share = coverage(lesion.geometry, coords, 512)
+    np.testing.assert_allclose(
+        shares(lesion.geometry, coords, 512), cut_by_geos(lesion.geometry, coords, 512), atol=1e-9
+    )
     assert float(share.astype(np.float64).sum()) * 512**2 == pytest.approx(lesion.geometry.area, rel=1e-6)
     # the cut-outs are really cut out
     content = json.loads((shared_data / "camelyon16" / "lesion_polygons" / "Tumor_016.json").read_text())

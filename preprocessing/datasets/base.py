@@ -92,15 +92,34 @@ def missing_raw(root: Path, what: str, *, title: str, source: str, layout: str) 
     )
 
 
+COMMON_OPTIONS = ("overrides",)
+
+
+def source_files(root: Path | str, options: Mapping[str, Any]) -> list[str]:
+    """The files that options of a dataset name, where they are: a workflow lists the bags again when one changes.
+
+    Args:
+        root: the dataset's root folder.
+        options: of the dataset; `manifest` and `overrides` are looked at.
+
+    Returns:
+        Paths of those that exist, as given or inside the root; an absent one is an error of `preprocessing.bags`.
+    """
+    named = [str(options[key]) for key in ("manifest", *COMMON_OPTIONS) if options.get(key)]
+    found = (next((p for p in (Path(name), Path(root) / name) if p.is_file()), None) for name in named)
+    return [str(path) for path in found if path is not None]
+
+
 def check_options(kind: str, options: Mapping[str, Any], allowed: Collection[str]) -> None:
-    """Refuses unknown option keys.
+    """Refuses unknown option keys; `overrides` is known to every kind.
 
     Raises:
         ValueError: naming them and the allowed ones.
     """
-    unknown = sorted(set(options) - set(allowed))
+    unknown = sorted(set(options) - {*allowed, *COMMON_OPTIONS})
     if unknown:
-        raise ValueError(f"dataset options of {kind!r}: unknown {unknown}, expected keys of {sorted(allowed)}")
+        known = sorted({*allowed, *COMMON_OPTIONS})
+        raise ValueError(f"dataset options of {kind!r}: unknown {unknown}, expected keys of {known}")
 
 
 def option_int(kind: str, options: Mapping[str, Any], key: str, default: int, minimum: int) -> int:

@@ -1,14 +1,19 @@
 """Your own slides and scans, from a CSV manifest.
 
 Columns: bag_id, image, label (0, 1, or empty to score only), split (train, val, test, or empty to score only); optional
-annotation, annotation_complete, mpp, group, modality, note. `image` is a slide file, a folder with the DICOM files of
+annotation, annotation_complete, mpp, group, modality, note, and the overrides of single bags
+(`preprocessing.overrides`: skip, preset, sthresh, mask, ...). `image` is a slide file, a folder with the DICOM files of
 one CT series (`folder#3` picks series 3 of several), or one .dcm file (a scan of one slice). Paths are relative to the
 root folder and stay inside it. `group` keeps a patient's bags in one split; it is replaced by a running index.
+
+What is wrong with the manifest is refused at once, with every line. What is wrong with the files of a scan (a foreign
+or colour image among them, mixed sizes, several series) costs that bag alone: it stays in the list with a note, and
+the instances stage records it as failed.
 """
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from preprocessing.bag_checks import SLICES, raise_all, resolve, validate_bags
 from preprocessing.bags import BagRow
@@ -21,9 +26,8 @@ from preprocessing.datasets.base import (
     option_file,
     read_table,
 )
-
-if TYPE_CHECKING:
-    from preprocessing.dicom import Header
+from preprocessing.datasets.own_scan import FaultyScan, find_series, is_dicom, relative, slice_states
+from preprocessing.overrides import COLUMNS, override, parse_overrides, read_overrides
 
 KIND = "own"
 TITLE = "own data"
@@ -36,6 +40,8 @@ case_02,scans/case_02,0,test,,,patient_2
 """
 REQUIRED = ("bag_id", "image", "label", "split")
 OPTIONAL = ("annotation", "annotation_complete", "mpp", "group", "modality", "note")
+OVERRIDES = tuple(name for name in COLUMNS if name not in OPTIONAL)
+FAULTY = "no readable scan"
 WSI_SUFFIXES = (
     ".svs",
     ".tif",
@@ -64,9 +70,9 @@ def _manifest(root: Path, options: dict[str, Any]) -> Path:
 
 def _cells(path: Path) -> list[dict[str, str]]:
     cells = read_table(path, REQUIRED)
-    unknown = sorted({name for row in cells for name in row} - {*REQUIRED, *OPTIONAL})
+    unknown = sorted({name for row in cells for name in row} - {*REQUIRED, *OPTIONAL, *OVERRIDES})
     if unknown:
-        allowed = f"required {', '.join(REQUIRED)}; optional {', '.join(OPTIONAL)}"
+        allowed = f"required {', '.join(REQUIRED)}; optional {', '.join(OPTIONAL)}; overrides {', '.join(OVERRIDES)}"
         raise ValueError(f"{path}: unknown columns {unknown}, allowed are: {allowed}")
     if not cells:
         raise ValueError(f"{path}: no rows, expected one per slide or scan")
@@ -101,23 +107,31 @@ def list_bags(root: Path, options: dict[str, Any]) -> BagTable:
     rows: list[BagRow] = []
     patients: dict[str, list[BagRow]] = {}
     problems: list[str] = []
+    left_out = _skipped(root, options)
     for number, row in enumerate(cells, start=2):
         try:
-            bag, patient = _bag(root, row, groups)
+            bag, patient = _bag(root, row, groups, skipped=row["bag_id"] in left_out)
         except ValueError as error:
             problems.append(f"line {number} ({row['bag_id']!r}): {error}")
             continue
         rows.append(bag)
         if patient:
             patients.setdefault(patient, []).append(bag)
+    report.notes += [f"{bag.bag_id}: {bag.note}" for bag in rows if FAULTY in bag.note]
     try:
-        validate_bags(rows, root, source="")
+        validate_bags([bag for bag in rows if bag.bag_id not in left_out], root, source="")
     except ValueError as error:
         problems += [line.strip() for line in str(error).splitlines()[1:]]
     raise_all(problems, str(manifest))
     if not groups and len(patients) > 1:
         report.notes += _shared_patients(patients)
     return BagTable(rows, report.as_dict())
+
+
+def _skipped(root: Path, options: dict[str, Any]) -> set[str]:
+    """Bags that the file of overrides leaves out; their images may be damaged or gone."""
+    path = option_file(KIND, options, "overrides", root)
+    return set() if path is None else {name for name, given in read_overrides(path).items() if given.skip}
 
 
 def _shared_patients(patients: dict[str, list[BagRow]]) -> list[str]:
@@ -129,39 +143,61 @@ def _shared_patients(patients: dict[str, list[BagRow]]) -> list[str]:
     ]
 
 
-def _bag(root: Path, cells: dict[str, str], groups: dict[str, str]) -> tuple[BagRow, str]:
+def _bag(root: Path, cells: dict[str, str], groups: dict[str, str], *, skipped: bool) -> tuple[BagRow, str]:
     """One row, and the PatientID of a scan (to compare, never to keep)."""
     if not cells["image"]:
         raise ValueError("image: empty, expected a slide, a .dcm file or a folder of DICOM files")
     if cells["label"] not in ("", "0", "1"):
         raise ValueError(f"label: found {cells['label']!r}, expected 0, 1 or nothing")
-    path, series = _locate(root, cells["image"])
-    modality = _modality(path, cells)
+    given = parse_overrides({name: cells.get(name, "") for name in OVERRIDES})
     label = int(cells["label"]) if cells["label"] else None
-    annotation, patient = cells.get("annotation", ""), ""
-    if modality == "ct":
-        files, patient = _series(root, path, series)
-        annotation = _slice_states(root, annotation, files)
-    else:
-        files = [_relative(root, path)]
-        annotation = _relative(root, resolve(root, annotation)) if annotation else ""
+    images = _skipped_images(root, cells) if skipped or given.skip else _images(root, cells)
     row = BagRow(
         bag_id=cells["bag_id"],
-        modality=modality,
-        images=tuple(files),
+        modality=images.modality,
+        images=images.files,
         label=label,
         split=cells["split"],
         group=groups.get(cells.get("group", ""), ""),
-        annotation=annotation,
-        annotation_complete=_complete(cells, label, annotation),
-        mpp=_mpp(cells.get("mpp", ""), modality),
-        note=cells.get("note", ""),
+        annotation=images.annotation,
+        annotation_complete=_complete(cells, label, images.annotation),
+        mpp=_mpp(cells.get("mpp", ""), images.modality),
+        note="; ".join(text for text in (cells.get("note", ""), images.fault) if text),
     )
-    return row, patient
+    return override(row, given, root), images.patient
 
 
-def _relative(root: Path, path: Path) -> str:
-    return path.relative_to(root.resolve()).as_posix()
+@dataclass(frozen=True)
+class _Images:
+    """What stands behind the cell `image`; `fault` says what is wrong with the files of a scan."""
+
+    modality: str
+    files: tuple[str, ...]
+    annotation: str = ""
+    patient: str = ""
+    fault: str = ""
+
+
+def _images(root: Path, cells: dict[str, str]) -> _Images:
+    path, series = _locate(root, cells["image"])
+    modality, annotation = _modality(path, cells), cells.get("annotation", "")
+    if modality == "wsi":
+        outline = relative(root, resolve(root, annotation)) if annotation else ""
+        return _Images(modality, (relative(root, path),), outline)
+    try:
+        files, patient = find_series(root, path, series)
+    except FaultyScan as fault:
+        states = "" if annotation.startswith(SLICES) else slice_states(root, annotation, fault.files)
+        return _Images(modality, fault.files, states, fault=f"{FAULTY}: {fault}")
+    return _Images(modality, tuple(files), slice_states(root, annotation, files), patient)
+
+
+def _skipped_images(root: Path, cells: dict[str, str]) -> _Images:
+    """Of a bag that is left out: nothing is opened, nothing has to be there."""
+    path = resolve(root, cells["image"])
+    is_slide = path.name.lower().endswith(WSI_SUFFIXES)
+    modality = cells.get("modality", "").lower() or ("wsi" if is_slide else "ct")
+    return _Images(modality, (relative(root, path),))
 
 
 def _locate(root: Path, image: str) -> tuple[Path, int | None]:
@@ -185,14 +221,9 @@ def _modality(path: Path, cells: dict[str, str]) -> str:
         return "ct"
     if path.name.lower().endswith(WSI_SUFFIXES):
         return "wsi"
-    if path.suffix.lower() in (".dcm", ".dicom", "") and _is_dicom(path):
+    if path.suffix.lower() in (".dcm", ".dicom", "") and is_dicom(path):
         return "ct"
     raise ValueError(f"image {cells['image']!r}: neither a known slide format nor DICOM; give `modality` (wsi or ct)")
-
-
-def _is_dicom(path: Path) -> bool:
-    with path.open("rb") as stream:
-        return stream.read(132)[128:] == b"DICM"
 
 
 def _mpp(text: str, modality: str) -> float | None:
@@ -211,69 +242,6 @@ def _complete(cells: dict[str, str], label: int | None, annotation: str) -> bool
     if stated not in ("", "true", "false"):
         raise ValueError(f"annotation_complete: found {stated!r}, expected true, false or nothing")
     return stated == "true" if stated else bool(annotation) or label == 0
-
-
-def _series(root: Path, path: Path, number: int | None) -> tuple[list[str], str]:
-    """Files of one series in anatomical order, relative to the root, and the PatientID."""
-    from preprocessing.dicom import check_series, read_header, read_identity, slice_order
-
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and _is_dicom(p))
-    if not files:
-        raise ValueError(f"image: no DICOM file in the folder {_relative(root, path)!r}")
-    # rglob may walk through a link that leads out of the root
-    headers = [read_header(p, _relative(root, resolve(root, str(p)))) for p in files]
-    chosen = _pick(headers, number, _relative(root, path))
-    check_series(chosen)
-    order, _ = slice_order(chosen)
-    names = [chosen[i].name for i in order]
-    return names, read_identity(resolve(root, names[0]), names[0])[2]
-
-
-def _pick(headers: Sequence["Header"], number: int | None, folder: str) -> list["Header"]:
-    series: dict[tuple[str, str], list[Header]] = {}
-    for header in headers:
-        series.setdefault((header.study, header.series), []).append(header)
-    groups = [series[key] for key in sorted(series)]
-    own = [g[0].series_number for g in groups]
-    usable = None not in own and len(set(own)) == len(own)
-    # without distinct SeriesNumbers the series count as 1, 2, ... in the order of their UIDs
-    numbers = [n or 0 for n in own] if usable else list(range(1, len(groups) + 1))
-    listing = ", ".join(
-        f"#{n} ({len(g)} files, {g[0].modality or 'no modality'})" for n, g in sorted(zip(numbers, groups, strict=True))
-    )
-    if number is not None:
-        if number not in numbers:
-            raise ValueError(f"image {folder!r}: no series #{number}, found {listing}")
-        return groups[numbers.index(number)]
-    if len(groups) > 1:
-        raise ValueError(
-            f"image {folder!r}: {len(groups)} series, {listing}; one bag is one series, write e.g. "
-            f"'{folder}#{sorted(numbers)[0]}'"
-        )
-    return groups[0]
-
-
-def _slice_states(root: Path, annotation: str, files: Sequence[str]) -> str:
-    """A CT annotation as "slices:..."; accepts that form, or a CSV with the columns file and label."""
-    if not annotation or annotation.startswith(SLICES):
-        return annotation
-    table = resolve(root, annotation)
-    if table.suffix.lower() != ".csv" or not table.is_file():
-        raise ValueError(
-            f"annotation: found {annotation!r}; for CT expected a CSV file with the columns file and label, or "
-            f"'{SLICES}' and one of 0, 1, x per slice in anatomical order"
-        )
-    states = {name: "x" for name in files}
-    short = {Path(name).name: name for name in files}
-    for row in read_table(table, ("file", "label")):
-        name = row["file"] if row["file"] in states else short.get(row["file"], "")
-        if name not in states or row["label"] not in ("0", "1", "x", ""):
-            raise ValueError(
-                f"annotation {annotation!r}: found file {row['file']!r}, label {row['label']!r}; expected a file of "
-                "the series and 0, 1 or x"
-            )
-        states[name] = row["label"] or "x"
-    return SLICES + "".join(states.values())
 
 
 DATASET = Dataset(KIND, "any", TITLE, SOURCE, LAYOUT, count, list_bags)

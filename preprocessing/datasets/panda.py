@@ -34,7 +34,11 @@ train_images/{image_id}.tiff
 train_label_masks/{image_id}_mask.tiff
 partition_PANDA.xlsx (or .csv) with the columns slide_name and Partition; or name it by the option `partition`
 """
-EXPECTED = {"bags": 10_615, "table_train": 8_469, "table_val": 353, "table_test": 1_794, "paper_bags": 10_503}
+EXPECTED = {
+    **{"bags": 10_615, "table_train": 8_469, "table_val": 353, "table_test": 1_794},
+    # what the paper used: slides with windows, and their windows
+    **{"paper_bags": 10_503, "paper_instances": 1_107_931},
+}
 BLANK = "3790f55cad63053e956fb73027179707"
 BROKEN_MASKS = frozenset(
     {"4a2ca53f240932e46eaf8959cb3f490a", "aaa5732cd49bffddf0d2b7d36fbb0a83", "e4215cfc8c41ec04a55431cc413688a9"}
@@ -48,6 +52,7 @@ DOUBTED = frozenset(
         "da077ff5258dfb7cd6d604d995de7619",
     }
 )
+_MAX_TABLE_BYTES = 256 << 20
 _PROVIDERS = ("radboud", "karolinska")
 
 
@@ -86,6 +91,10 @@ def _table_rows(path: Path) -> Iterator[tuple[Any, ...]]:
     import openpyxl
 
     try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > _MAX_TABLE_BYTES:
+            raise ValueError(f"{path}: unpacks to {unpacked} bytes, expected a table of some MB; download it again")
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
     except (zipfile.BadZipFile, KeyError, openpyxl.utils.exceptions.InvalidFileException) as error:
         raise ValueError(f"{path}: not a readable xlsx file ({error}); download it again, or save it as CSV") from None

@@ -5,15 +5,19 @@ both sides; patient identifiers serve only to see that.
 """
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from preprocessing.datasets.base import Report
+
+log = logging.getLogger(__name__)
 
 _PARALLEL_FROM = 4_000
 
@@ -77,8 +81,12 @@ def _identities(folder: Path, names: Sequence[str]) -> list[tuple[str, str, str]
     workers = min(8, os.cpu_count() or 1)
     if len(names) < _PARALLEL_FROM or workers == 1:
         return [read(name) for name in names]
-    with ProcessPoolExecutor(workers) as pool:
-        return list(pool.map(read, names, chunksize=500))
+    try:
+        with ProcessPoolExecutor(workers) as pool:
+            return list(pool.map(read, names, chunksize=500))
+    except BrokenProcessPool:
+        log.warning("a process that read headers was killed (too little memory?); reading them one after the other")
+        return [read(name) for name in names]
 
 
 def group_scans(folder: Path, names: Sequence[str]) -> tuple[list[Scan], dict[str, str]]:

@@ -1,0 +1,22 @@
+"""Bags from and to other tools: CLAM and TRIDENT h5, torchmil's npy tree, QuPath GeoJSON.
+
+`FORMATS` is the register; a format module offers `open_source` (read) and `open_target` (write), see
+`preprocessing.exchange.model`. `python -m preprocessing.exchange import|export` is the command line. What a format
+cannot carry stands in its module and in `docs/exchange.md`.
+"""
+
+from preprocessing.exchange import clam, qupath, torchmil, trident
+from preprocessing.exchange.model import Format
+
+FORMATS: dict[str, Format] = {one.name: one for one in (clam.FORMAT, trident.FORMAT, torchmil.FORMAT, qupath.FORMAT)}
+
+
+def get_format(name: str) -> Format:
+    """Looks a format up.
+
+    Raises:
+        ValueError: an unknown name; the known ones are named.
+    """
+    if name not in FORMATS:
+        raise ValueError(f"format: found {name!r}, expected one of {', '.join(FORMATS)}")
+    return FORMATS[name]

@@ -1,0 +1,118 @@
+"""QuPath: the tiles of a slide as GeoJSON objects with measurements (written only).
+
+One `{bag}.geojson` per slide, a FeatureCollection of rectangles in level-0 px (x, y), one object per line, written as
+it goes. `objectType` tile (default), detection or annotation; `measurements` name -> number (QuPath 0.4 and later read
+and write this form); a fixed UUID per tile; a class where the lesion share exceeds the threshold. A number that is not
+known (NaN) is left out, as JSON has none. QuPath counts from the scanned region's corner where the file has one
+(MIRAX), so `bounds` is subtracted. Equal bags give equal bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from preprocessing.bags import BagRow
+from preprocessing.exchange.files import whole_file
+from preprocessing.exchange.model import Array, Bag, ExportOptions, Format
+
+OBJECT_TYPES = ("tile", "detection", "annotation")
+POSITIVE = {"name": "Lesion", "color": [200, 64, 31]}
+_NAMESPACE = uuid.UUID("6ba7b812-9dad-11d1-80b4-00c04fd430c8")
+
+
+def features_of(bag: Bag, object_type: str, threshold: float) -> Iterator[dict[str, Any]]:
+    """The GeoJSON feature of every tile, in the order of the bag."""
+    side = int(bag.attrs["l0_footprint_px"])
+    left, top = (bag.attrs.get("bounds") or (0, 0))[:2]
+    columns: dict[str, Array] = dict(bag.scores)
+    if bag.coverage is not None:
+        columns = {"Lesion share": bag.coverage, **columns}
+    for i, (x, y) in enumerate(bag.coords.tolist()):
+        x0, y0 = x - left, y - top
+        ring = [[x0, y0], [x0 + side, y0], [x0 + side, y0 + side], [x0, y0 + side], [x0, y0]]
+        measured = {name: _rounded(column[i]) for name, column in columns.items() if math.isfinite(column[i])}
+        properties: dict[str, Any] = {"objectType": object_type, "name": f"{bag.row.bag_id} {i}"}
+        if measured.get("Lesion share", 0.0) > threshold:
+            properties["classification"] = POSITIVE
+        yield {
+            "type": "Feature",
+            "id": str(uuid.uuid5(_NAMESPACE, f"{bag.row.bag_id}/{i}")),
+            "geometry": {"type": "Polygon", "coordinates": [ring]},
+            "properties": {**properties, "measurements": measured},
+        }
+
+
+def _rounded(value: Any) -> float:
+    # seven digits are what a float32 holds
+    return float(f"{float(value):.7g}")
+
+
+def write_tiles(path: Path, bag: Bag, *, object_type: str = "tile", label_threshold: float = 0.5) -> None:
+    """Writes the tiles of one slide, whole or not at all.
+
+    Args:
+        path: the .geojson file.
+        bag: a slide; `scores` are columns (N,) of measurements.
+        object_type: one of `OBJECT_TYPES`.
+        label_threshold: lesion share above which a tile gets the class `Lesion`.
+
+    Raises:
+        ValueError: a scan, an unknown object type, or a column of another length.
+    """
+    if object_type not in OBJECT_TYPES:
+        raise ValueError(f"object type: found {object_type!r}, expected one of {', '.join(OBJECT_TYPES)}")
+    if bag.attrs.get("modality") != "wsi":
+        raise ValueError(f"{bag.row.bag_id}: a CT scan; QuPath shows slides only")
+    for name, column in bag.scores.items():
+        if len(column) != len(bag):
+            raise ValueError(f"{bag.row.bag_id}: {len(column)} values of {name!r} for {len(bag)} tiles")
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as stream:
+        stream.write('{"type":"FeatureCollection","features":[')
+        for i, feature in enumerate(features_of(bag, object_type, label_threshold)):
+            stream.write((",\n" if i else "\n") + json.dumps(feature, separators=(",", ":"), allow_nan=False))
+        stream.write("\n]}\n")
+
+
+class QupathTarget:
+    """A folder of GeoJSON files."""
+
+    def __init__(self, out: Path, options: ExportOptions) -> None:
+        self.out, self.options = out, options
+
+    def write(self, bag: Bag) -> None:
+        """One slide."""
+        options = self.options
+        path = self.out / f"{bag.row.bag_id}.geojson"
+        write_tiles(path, bag, object_type=options.object_type, label_threshold=options.label_threshold)
+
+    def finish(self, rows: list[BagRow]) -> None:
+        """GeoJSON needs no tables."""
+
+
+def score_columns(predictions: Mapping[str, Array], bag_id: str, n: int, path: Path) -> dict[str, Array]:
+    """The scores of one bag in a predictions file as measurements; empty if the bag is not in it.
+
+    Args:
+        predictions: arrays of the npz (`bag_id`, `offsets`, `instance_score`).
+        bag_id: the bag.
+        n: its number of instances.
+        path: of the npz, for messages.
+
+    Raises:
+        ValueError: another number of instances.
+    """
+    at = [i for i, name in enumerate(predictions["bag_id"].tolist()) if name == bag_id]
+    if not at:
+        return {}
+    start, stop = (int(v) for v in predictions["offsets"][at[0] : at[0] + 2])
+    if stop - start != n:
+        raise ValueError(f"{path}: {stop - start} scores of bag {bag_id}, the store holds {n} instances; predict again")
+    return {"Score": predictions["instance_score"][start:stop]}
+
+
+FORMAT = Format("qupath", "QuPath: tiles with measurements as GeoJSON", None, QupathTarget, needs_features=False)

@@ -1,0 +1,183 @@
+"""torchmil's npy tree, as its CAMELYON16, PANDA and RSNA datasets read it.
+
+    slides: {root}/patches_{ps}/{features/features_{name},labels,patch_labels,coords}/{bag}.npy   {root}/splits.csv
+    scans:  {root}/{features/features_{name},labels,slice_labels}/{bag}.npy                        {root}/splits.csv
+
+| array | shape, dtype | meaning |
+|---|---|---|
+| features | (N,P) float32 | |
+| labels | (1,) int64 | bag label |
+| patch_labels, slice_labels | (N,) int64 | 1 = positive, -1 = unknown |
+| coords | (N,2) int64 | level-0 top-left (x,y) |
+
+torchmil divides coordinates by `ps` to get lattice cells, so `ps` is the lattice step at level 0: an export refuses
+bags of different steps. It has no place for lesion shares (an export writes labels by a threshold, an import gets 0 and
+1), resolution, groups, tile sizes, encoder and weights; `smmil.json` beside `splits.csv` carries what is not numbers
+per instance. For scans an export adds the folder `coords` (mm along the slice normal). splits.csv: bag_name, split.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from preprocessing.bags import BagRow
+from preprocessing.cli import write_json
+from preprocessing.exchange.files import files_of, merged, one_folder, read_npy, write_npy
+from preprocessing.exchange.geometry import as_coords
+from preprocessing.exchange.model import Array, Bag, ExportOptions, Format, ImportOptions
+from preprocessing.exchange.tables import Line, make_rows, read_lines, write_csv
+
+log = logging.getLogger(__name__)
+
+SIDE_FILE = "smmil.json"
+_PATCHES = re.compile(r"patches_(\d+)")
+
+
+class TorchmilSource:
+    """One tree; slides where there is a folder `patches_{ps}`, scans otherwise."""
+
+    def __init__(self, source: Path, options: ImportOptions) -> None:
+        self.source, self.options = source, options
+        inner = [path for path in sorted(source.glob("patches_*")) if _PATCHES.fullmatch(path.name)]
+        own = _PATCHES.fullmatch(source.name)
+        self.scans = not inner and own is None
+        self.folder = source if self.scans or own else one_folder(inner, "patches_{ps}", source)
+        self.root = source.parent if own else source
+        found = _PATCHES.fullmatch(self.folder.name)
+        self.patch_px = int(found[1]) if found else 0
+        self.features = self.folder / "features" / f"features_{options.features_name or options.encoder}"
+        self.side = _side_file(self.root / SIDE_FILE)
+
+    def rows(self) -> list[BagRow]:
+        """One bag per feature file; labels and splits from the tree unless the options name tables."""
+        files = {path.stem: path for path in files_of(self.features, ".npy")}
+        splits = self.options.splits or (self.root / "splits.csv" if (self.root / "splits.csv").is_file() else None)
+        lines = read_lines(self.options.labels, splits)
+        # torchmil's own lists name bags of other extractors, too; it takes the files that are there
+        absent = sorted(set(lines) - set(files))
+        if absent:
+            log.warning("%s: %d bags of the tables have no features here, e.g. %s", self.source, len(absent), absent[0])
+        lines = {name: line for name, line in lines.items() if name in files}
+        for name in files:
+            line = lines.get(name, Line())
+            path = self.folder / "labels" / f"{name}.npy"
+            if line.label is None and path.is_file():
+                group = str(self._carried(name).get("group", ""))
+                lines[name] = Line(_label(read_npy(path), path), line.split, line.group or group, line.mpp)
+        relative = {name: path.relative_to(self.source).as_posix() for name, path in files.items()}
+        return make_rows(relative, lines, "ct" if self.scans else "wsi", self.source)
+
+    def identity(self, row: BagRow) -> list[Any]:
+        """All files of the bag."""
+        from preprocessing.instances import image_identity, json_hash
+
+        name = Path(row.images[0]).name
+        folders = ("labels", "patch_labels", "slice_labels", "coords")
+        parts = [self.folder / folder / name for folder in folders]
+        names = [path.relative_to(self.source).as_posix() for path in parts if path.is_file()]
+        return [*image_identity(self.source, [*row.images, *names]), json_hash(self._carried(Path(name).stem))]
+
+    def read(self, row: BagRow) -> Bag:
+        """One bag."""
+        path = self.source / row.images[0]
+        features, name = read_npy(path), path.name
+        labels = self.folder / ("slice_labels" if self.scans else "patch_labels") / name
+        n = len(features) if features.ndim else 0
+        coverage = _shares(read_npy(labels), n, labels) if labels.is_file() else None
+        ours = self._carried(path.stem)
+        positions = self.folder / "coords" / name
+        if self.scans:
+            attrs = merged({"modality": "ct"}, ours, self.root / SIDE_FILE)
+            return Bag(row, _along(positions, n), features, coverage, attrs, ours.get("facts", {}))
+        coords = as_coords(read_npy(positions), str(positions))
+        attrs = merged(self._geometry(), ours, self.root / SIDE_FILE)
+        return Bag(row, coords, features, coverage, attrs, ours.get("facts", {}))
+
+    def _geometry(self) -> dict[str, Any]:
+        options = self.options
+        step = options.step_px or self.patch_px
+        return {"l0_footprint_px": options.footprint_px or step, "l0_step_px": step, "tile_px": options.tile_px}
+
+    def _carried(self, name: str) -> dict[str, Any]:
+        return dict(self.side.get(name, {}))
+
+
+def _side_file(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        bags = json.loads(path.read_text(encoding="utf-8"))["bags"]
+        return {str(name): dict(entry) for name, entry in bags.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: not the side file of an export ({error!r}); remove it to import without it"
+        ) from None
+
+
+def _label(found: Array, path: Path) -> int | None:
+    value = found.reshape(-1)
+    if len(value) != 1 or float(value[0]) not in (0.0, 1.0, -1.0):
+        raise ValueError(f"{path}: label is {found.dtype}{found.shape} {value[:3].tolist()}, expected one 0 or 1")
+    return None if value[0] == -1 else int(value[0])
+
+
+def _shares(found: Array, n: int, path: Path) -> npt.NDArray[np.float32]:
+    flat = found.reshape(-1)
+    if len(flat) != n or not np.isin(flat, (-1, 0, 1)).all():
+        raise ValueError(f"{path}: {found.dtype}{found.shape}, expected {n} labels 0, 1 or -1 (unknown)")
+    return np.where(flat < 0, np.nan, flat).astype(np.float32)
+
+
+def _along(path: Path, n: int) -> npt.NDArray[np.float32]:
+    """Positions of slices (N,1): as carried, else the slice's number."""
+    if not path.is_file():
+        return np.arange(n, dtype=np.float32)[:, None]
+    found = read_npy(path)
+    if found.shape not in ((n, 1), (n,)) or not np.isfinite(found).all():
+        raise ValueError(f"{path}: {found.dtype}{found.shape}, expected ({n}, 1) positions of slices")
+    return np.asarray(found.reshape(n, 1), np.float32)
+
+
+class TorchmilTarget:
+    """A torchmil tree; slides and scans are laid out differently, so one export holds one of them."""
+
+    def __init__(self, out: Path, options: ExportOptions) -> None:
+        self.out, self.options = out, options
+        self.kind: tuple[Any, ...] | None = None
+        self.side: dict[str, Any] = {}
+
+    def write(self, bag: Bag) -> None:
+        """One bag."""
+        assert bag.features is not None and bag.coverage is not None
+        slides = bag.attrs.get("modality") == "wsi"
+        kind = ("slides", int(bag.attrs["l0_step_px"])) if slides else ("scans", 0)
+        self.kind = self.kind or kind
+        if kind != self.kind:
+            raise ValueError(
+                f"{bag.row.bag_id}: lattice step {kind[1]} px ({kind[0]}), the bags before had {self.kind[1]} px "
+                f"({self.kind[0]}); torchmil divides all coordinates by one patch size: export them apart (--bag-id)"
+            )
+        folder = self.out / f"patches_{kind[1]}" if slides else self.out
+        name, unknown = f"{bag.row.bag_id}.npy", np.isnan(bag.coverage)
+        positive = (bag.coverage > self.options.label_threshold).astype(np.int64)
+        label = -1 if bag.row.label is None else bag.row.label
+        write_npy(folder / "features" / f"features_{self.options.encoder}" / name, bag.features.astype(np.float32))
+        write_npy(folder / "labels" / name, np.array([label], np.int64))
+        write_npy(folder / ("patch_labels" if slides else "slice_labels") / name, np.where(unknown, -1, positive))
+        write_npy(folder / "coords" / name, bag.coords.astype(np.int64) if slides else bag.coords)
+        self.side[bag.row.bag_id] = {**json.loads(bag.facts["carried"]), "group": bag.row.group}
+
+    def finish(self, rows: list[BagRow]) -> None:
+        """splits.csv and the side file."""
+        write_csv(self.out / "splits.csv", ("bag_name", "split"), [(row.bag_id, row.split) for row in rows])
+        write_json(self.out / SIDE_FILE, {"bags": self.side})
+
+
+FORMAT = Format("torchmil", "torchmil: one npy per bag and array", TorchmilSource, TorchmilTarget)

@@ -1,0 +1,105 @@
+"""What a job costs beside its steps: no compiler is imported, Adam is torch's to the bit, the bench adds up."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from bench import overhead
+from smmil.devices import numerics
+from smmil.optimizer import make_adam
+from tests.train_helpers import make_dataset, train_arguments
+from tests.workflows import ROOT
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return make_dataset(tmp_path_factory.mktemp("results") / "tiny")
+
+
+def test_adam_is_torchs_to_the_bit_and_so_is_its_state():
+    models, optimizers = [], []
+    for make in (make_adam, lambda parameters, lr: torch.optim.Adam(parameters, lr=lr)):
+        torch.manual_seed(0)
+        models.append(nn.Sequential(nn.Linear(7, 5), nn.Tanh(), nn.Linear(5, 1)))
+        optimizers.append(make(models[-1].parameters(), 0.01))
+    for step in range(12):
+        x = torch.randn(9, 7, generator=torch.Generator().manual_seed(step))
+        for model, optimizer in zip(models, optimizers, strict=True):
+            optimizer.param_groups[0]["lr"] = 0.01 * (step + 1)
+            optimizer.zero_grad(set_to_none=True)
+            model(x).square().mean().backward()
+            optimizer.step()
+        if step == 6:
+            # a state goes from one to the other and back
+            states = [optimizer.state_dict() for optimizer in optimizers]
+            for optimizer, state in zip(optimizers, reversed(states), strict=True):
+                optimizer.load_state_dict(state)
+    for ours, torchs in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(ours, torchs)
+    assert isinstance(optimizers[0], torch.optim.Adam)
+
+
+def test_no_gradient_graph_grows_through_a_step():
+    layer = nn.Linear(3, 1)
+    optimizer = make_adam(layer.parameters(), 0.1)
+    layer(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    assert layer.weight.is_leaf and layer.weight.requires_grad
+
+
+def test_numerics_asks_for_deterministic_kernels_and_puts_back_what_was():
+    before = torch.are_deterministic_algorithms_enabled()
+    with numerics(torch.device("cpu")):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        with numerics(torch.device("cpu"), deterministic=False):
+            assert torch.are_deterministic_algorithms_enabled()
+    assert torch.are_deterministic_algorithms_enabled() == before
+
+
+def test_a_training_job_does_not_import_the_compiler(dataset, tmp_path):
+    """The import costs seconds of CPU in every job."""
+    command = train_arguments(dataset, tmp_path, "smap_early", epochs=1)
+    code = (
+        f"import sys\nfrom smmil import train\nassert train.main({command!r}) == 0\n"
+        "print('LOADED', *sorted({'torch._dynamo', 'torch._inductor', 'sympy', 'sklearn'} & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert run.stdout.splitlines()[-1] == "LOADED"
+
+
+def test_time_inside_a_part_is_counted_once():
+    clock = overhead.Clock()
+    inner = clock.timed("packing", lambda: time.sleep(0.02))
+    outer = clock.timed("steps", lambda: (time.sleep(0.01), inner(), inner()))
+    started = time.perf_counter()
+    outer()
+    wall = time.perf_counter() - started
+    assert clock.seconds["packing"] >= 0.04 and 0.01 <= clock.seconds["steps"] < wall - 0.04
+    assert sum(clock.seconds.values()) == pytest.approx(wall, abs=0.005)
+
+
+def test_the_parts_of_a_job_add_up_to_its_wall_time(dataset, capsys):
+    where = ["--results", str(dataset.parent), "--dataset", "tiny", "--encoder", "tiny", "--method", "abmil"]
+    started = time.perf_counter()
+    assert overhead.main([*where, "--epochs", "3", "--splits", "1", "--json"]) == 0
+    wall = time.perf_counter() - started
+    found = json.loads(capsys.readouterr().out)
+    seconds = found["seconds"]
+    assert set(seconds) == set(overhead.PARTS) and all(value >= 0 for value in seconds.values())
+    assert 0.5 * wall < sum(seconds.values()) <= wall
+    assert 0 < seconds["steps"] and 0 < seconds["validation"] and 0 < seconds["state"]
+    assert found["outside"] == pytest.approx(1 - seconds["steps"] / sum(seconds.values()))
+    assert found["outside_but_validation"] < found["outside"] < 1
+    assert "target under 10%: missed" in overhead.table(seconds)
+
+
+def test_a_folder_without_features_is_named(tmp_path, capsys):
+    where = ["--results", str(tmp_path), "--dataset", "rsna", "--encoder", "resnet18"]
+    assert overhead.main(where) == 2
+    assert "rsna/features/resnet18/shards" in capsys.readouterr().err
