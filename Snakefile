@@ -3,7 +3,8 @@
 #   snakemake --cores 8 --use-conda                 the paper (config.yaml)
 #   snakemake --cores 8 --configfile mine.yaml      the same with your overrides
 #
-# Targets: all metrics tables report qc scores features weights raw.
+# Targets: all metrics tables figures report qc scores features weights raw,
+# and every table and figure by its name: table1 ... table10, resources, fig4 ... fig12, cd.
 import os
 import sys
 
@@ -29,4 +30,5 @@ rule all:
         rules.report.input,
         rules.metrics.input,
         rules.tables.input,
+        rules.figures.input,
         rules.scores.input,

@@ -1,11 +1,13 @@
 """Bags held in memory for a whole job; an epoch reads nothing from disk.
 
 The features (nearly all of the bytes) lie in device memory if they fit, else in host memory, from where the next batch
-is packed, pinned and copied while the current one computes. The geometry (neighbours, grid, labels) travels with
-each batch. A batch is `smmil.data.pack` of the chosen bags, whichever way it got to the device.
+is packed and pinned while the current one computes; `to_host` brings them there later (`smmil.memory`). The geometry
+(neighbours, grid, labels) travels with each batch. A batch is `smmil.data.pack` of the chosen bags, whichever way it
+got to the device.
 """
 
 import dataclasses
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,6 +16,9 @@ import torch
 from torch import Tensor
 
 from smmil.data import Bag, BagBatch, pack
+from smmil.memory import first_line, is_out_of_memory, release
+
+log = logging.getLogger(__name__)
 
 # the rest is for the model, its activations and the allocator's slack
 DEVICE_SHARE = 0.6
@@ -34,9 +39,7 @@ class BagCache:
         self.resident = fits(bags, device) if resident is None else resident
         self._features: list[Tensor] = []
         if self.resident and device.type != "cpu":
-            self._features = [bag.x.to(device) for bag in bags]
-            # what is left on the host is geometry only, so that packing it costs nothing
-            self.bags = [dataclasses.replace(bag, x=bag.x.new_empty((len(bag), 0))) for bag in bags]
+            self.to_device()
 
     def __len__(self) -> int:
         return len(self.bags)
@@ -46,29 +49,85 @@ class BagCache:
         """P, the width of the features."""
         return int((self._features[0] if self._features else self.bags[0].x).shape[1])
 
+    def size(self, i: int) -> int:
+        """N of the bag at a position."""
+        return len(self.bags[i].neighbors)
+
+    def rows(self, index: Sequence[int]) -> int:
+        """M of the bags at the given positions."""
+        return sum(self.size(i) for i in index)
+
+    def largest(self, index: Sequence[int]) -> tuple[str, int, int]:
+        """Id, N and P of the largest of the bags at the given positions (ties: the first)."""
+        i = max(index, key=self.size)
+        return self.bags[i].bag_id, self.size(i), self.in_features
+
+    def to_device(self) -> None:
+        """Moves the features of all bags into device memory; leaves them where they are if they do not fit."""
+        told = ""
+        try:
+            self._features = [bag.x.to(self.device) for bag in self.bags]
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            told = first_line(error)
+        self.resident = not told
+        if told:
+            # other processes took what `fits` had seen
+            log.warning("the features do not fit into device memory and stay in host memory (%s)", told)
+            release(self.device)
+            return
+        # what is left on the host is geometry only, so that packing it costs nothing
+        self.bags = [dataclasses.replace(bag, x=bag.x.new_empty((len(bag), 0))) for bag in self.bags]
+
+    def to_host(self) -> bool:
+        """Moves the features back into host memory; False if that is where they are."""
+        if not self._features:
+            return False
+        while self._features:
+            # from the end, so that the device gets its memory back bag by bag
+            i = len(self._features) - 1
+            self.bags[i] = dataclasses.replace(self.bags[i], x=self._features.pop().cpu())
+        self.resident = False
+        release(self.device)
+        return True
+
     def batch(self, index: Sequence[int]) -> BagBatch:
         """Packs the bags at the given positions, on the device."""
-        packed = pack([self.bags[i] for i in index])
         if self._features:
+            packed = pack([self.bags[i] for i in index])
             return dataclasses.replace(packed.to(self.device), x=torch.cat([self._features[i] for i in index]))
-        if self.device.type == "cuda":
-            return _pinned(packed).to(self.device, non_blocking=True)
-        return packed
+        return self._moved(self._host(index))
+
+    def packed(self, index: Sequence[int]) -> BagBatch:
+        """Packs the bags at the given positions on the CPU."""
+        return pack([dataclasses.replace(self.bags[i], x=self._x(i)) for i in index])
 
     def batches(self, indices: Iterable[Sequence[int]]) -> Iterator[BagBatch]:
-        """The batches of an epoch, in the order given; from host memory one batch ahead of the device."""
+        """The batches of an epoch, in the order given; host memory is read one batch ahead of the device."""
         if self._features or self.device.type == "cpu":
             yield from map(self.batch, indices)
             return
         with ThreadPoolExecutor(1) as worker:
             waiting = None
             for index in indices:
-                following = worker.submit(self.batch, index)
+                following = worker.submit(self._host, index)
                 if waiting is not None:
-                    yield waiting.result()
+                    yield self._moved(waiting.result())
                 waiting = following
             if waiting is not None:
-                yield waiting.result()
+                yield self._moved(waiting.result())
+
+    def _x(self, i: int) -> Tensor:
+        return self._features[i].cpu() if self._features else self.bags[i].x
+
+    def _host(self, index: Sequence[int]) -> BagBatch:
+        packed = pack([self.bags[i] for i in index])
+        return _pinned(packed) if self.device.type == "cuda" else packed
+
+    def _moved(self, packed: BagBatch) -> BagBatch:
+        # copied when it is its turn: a batch ahead would take device memory that the one under way may need
+        return packed.to(self.device, non_blocking=True) if self.device.type == "cuda" else packed
 
 
 def chunks(order: Sequence[int], size: int) -> list[Sequence[int]]:

@@ -1,4 +1,4 @@
-"""Percentile bootstrap over test bags of the four table metrics, vectorised.
+"""Percentile bootstrap over test bags of the metrics in tables, vectorised.
 
 A resample draws B test bags with replacement, the same draw for every split (the splits share one test set), and takes
 the mean over splits of the metric; the interval is its percentile range. Whole bags are drawn, so instances of one bag
@@ -15,11 +15,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from smmil.froc import bag_dice
 from smmil.metrics import labelled
 
 Floats = npt.NDArray[np.float64]
 
 METRICS = ("instance_auroc", "instance_f1", "bag_auroc", "bag_f1")
+# where the predictions hold what they need
+EXTRA = (
+    *("signed_instance_auroc", "signed_instance_f1", "instance_dice", "signed_instance_dice"),
+    *("dirichlet_raw", "dirichlet_normalised"),
+)
 LEVEL = 0.95
 
 
@@ -101,60 +107,88 @@ def f1_resamples(weights: Floats, tp: Floats, fp: Floats, fn: Floats) -> Floats:
     return result
 
 
-def run_resamples(part: Mapping[str, Any], threshold: float | None, weights: Floats) -> dict[str, Floats]:
+def run_resamples(
+    part: Mapping[str, Any], threshold: float | None, weights: Floats, signed_threshold: float | None = None
+) -> dict[str, Floats]:
     """Resampled metrics of one run.
 
     Args:
         part: the arrays `smmil.metrics.run_metrics` takes for the test bags.
-        threshold: of the instance scores, from validation; None leaves the instance F1 out.
-        weights: (R,B) from `draw_weights`.
+        threshold: of the instance scores, from validation; None leaves the instance F1 and Dice out.
+        weights: (R,B) multiplicities of the bags, from `draw_weights`.
+        signed_threshold: the same of `signed_score`.
 
     Returns:
-        {metric: (R,)}; a metric without both classes is left out.
+        {metric: (R,)} of `METRICS` and `EXTRA`; one without both classes, or whose arrays are missing, is left out.
     """
-    n_bags = weights.shape[1]
     y, logit = np.asarray(part["y"], np.float64), np.asarray(part["bag_logit"], np.float64)
     known = ~np.isnan(y)
-    levels: list[tuple[str, Floats, Floats, npt.NDArray[Any], float | None]] = [
-        ("bag", y[known], logit[known], np.flatnonzero(known), 0.0)
-    ]
-    owner = np.repeat(np.arange(n_bags), np.diff(part["offsets"]))
-    keep = np.isin(part["y_inst"], (0, 1))
-    levels.append(("instance", *labelled(part["y_inst"], part["instance_score"]), owner[keep], threshold))
+    found = _level("bag", y[known], logit[known], np.flatnonzero(known), 0.0, weights)
+    for prefix, name, limit in (("", "instance_score", threshold), ("signed_", "signed_score", signed_threshold)):
+        if name not in part:
+            continue
+        owner = np.repeat(np.arange(weights.shape[1]), np.diff(part["offsets"]))
+        keep = np.isin(part["y_inst"], (0, 1))
+        found |= _level(f"{prefix}instance", *labelled(part["y_inst"], part[name]), owner[keep], limit, weights)
+        if limit is not None:
+            dice = bag_dice(part["y_inst"], part[name], part["offsets"], limit)
+            if not np.isnan(dice).all():
+                found[f"{prefix}instance_dice"] = mean_resamples(weights, dice)
+    if "energy" in part:
+        for column, name in enumerate(("dirichlet_raw", "dirichlet_normalised")):
+            found[name] = mean_resamples(weights, np.asarray(part["energy"], np.float64)[:, column])
+    return found
+
+
+def mean_resamples(weights: Floats, value: Floats) -> Floats:
+    """(R,) mean over the drawn bags of a value per bag (B,), NaN = the bag has none; NaN where no drawn bag has one."""
+    known = ~np.isnan(value)
+    total = weights[:, known].sum(1)
+    result: Floats = np.full(len(weights), np.nan)
+    np.divide(weights[:, known] @ value[known], total, out=result, where=total > 0)
+    return result
+
+
+def _level(
+    name: str, y: Floats, score: Floats, bag: npt.NDArray[Any], limit: float | None, weights: Floats
+) -> dict[str, Floats]:
+    """AUROC and F1 of bags or of instances (M,), `bag` (M,) saying whose they are."""
+    n_bags = weights.shape[1]
     found: dict[str, Floats] = {}
-    for name, labels, scores, bag, limit in levels:
-        pairs, positives, negatives = concordant_pairs(labels, scores, bag, n_bags)
-        if positives.any() and negatives.any():
-            found[f"{name}_auroc"] = auroc_resamples(weights, pairs, positives, negatives)
-        if limit is not None and len(labels):
-            called = scores > limit
-            counts = [
-                np.bincount(bag[mask], minlength=n_bags).astype(np.float64)
-                for mask in ((labels == 1) & called, (labels == 0) & called, (labels == 1) & ~called)
-            ]
-            found[f"{name}_f1"] = f1_resamples(weights, *counts)
+    pairs, positives, negatives = concordant_pairs(y, score, bag, n_bags)
+    if positives.any() and negatives.any():
+        found[f"{name}_auroc"] = auroc_resamples(weights, pairs, positives, negatives)
+    if limit is not None and len(y):
+        called = score > limit
+        counts = [
+            np.bincount(bag[mask], minlength=n_bags).astype(np.float64)
+            for mask in ((y == 1) & called, (y == 0) & called, (y == 1) & ~called)
+        ]
+        found[f"{name}_f1"] = f1_resamples(weights, *counts)
     return found
 
 
 def intervals(
-    runs: Sequence[tuple[Mapping[str, Any], float | None]], *, resamples: int = 1000, seed: int = 0
+    runs: Sequence[tuple[Mapping[str, Any], float | None, float | None]], *, resamples: int = 1000, seed: int = 0
 ) -> dict[str, list[float] | None]:
     """95 % percentile intervals of the mean over runs.
 
     Args:
-        runs: per split the test arrays (the same bags in the same order) and the threshold.
+        runs: per split the test arrays (the same bags in the same order), the threshold of the instance score and that
+            of the signed score.
         resamples: R.
         seed: of the draws.
 
     Returns:
-        {metric: [low, high]}, None where a run lacks the metric or more than half of the resamples are undefined.
+        {metric: [low, high]} of `METRICS`, and of `EXTRA` where every run has it; None where a run lacks one of
+        `METRICS`, or more than half of the resamples are undefined.
     """
     if not runs or len(runs[0][0]["y"]) == 0:
         return dict.fromkeys(METRICS)
     weights = draw_weights(len(runs[0][0]["y"]), resamples, seed)
-    drawn = [run_resamples(part, threshold, weights) for part, threshold in runs]
+    drawn = [run_resamples(part, threshold, weights, signed) for part, threshold, signed in runs]
     result: dict[str, list[float] | None] = {}
-    for metric in METRICS:
+    for metric in (*METRICS, *(name for name in EXTRA if all(name in one for one in drawn))):
         if any(metric not in one for one in drawn):
             result[metric] = None
             continue

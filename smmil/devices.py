@@ -48,6 +48,13 @@ def device_name(device: "torch.device") -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
+def _set_deterministic(mode: bool, *, warn_only: bool) -> None:
+    """`torch.use_deterministic_algorithms` without its import of torch's compiler, which costs a job 5 s of CPU."""
+    import torch
+
+    torch._C._set_deterministic_algorithms(mode, warn_only=warn_only)
+
+
 @contextmanager
 def numerics(
     device: "torch.device", *, deterministic: bool = True, precision: str = "float32", threads: int | None = None
@@ -58,7 +65,8 @@ def numerics(
         device: where the block computes.
         deterministic: prefer deterministic implementations (an error on CPU where there is none, a warning on CUDA,
             where some reductions have no deterministic form).
-        precision: `float32`; `tf32` (CUDA matrix products in TensorFloat-32); `bf16` (see `autocast`).
+        precision: `float32`; `tf32` (CUDA matrix products and convolutions in TensorFloat-32, which no other precision
+            allows); `bf16` (see `autocast`).
         threads: torch threads inside one operation; None leaves them. Another count may change the last bits.
 
     Raises:
@@ -74,23 +82,56 @@ def numerics(
         torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
         torch.get_num_threads(),
         torch.get_float32_matmul_precision(),
+        torch.backends.cudnn.allow_tf32,
     )
     if deterministic:
         # cuBLAS reads this when its first handle is made; harmless without CUDA
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
+        _set_deterministic(True, warn_only=device.type == "cuda")
         # filling every empty() with NaN guards against reading it, at a price in bandwidth; our code never does
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if threads:
         torch.set_num_threads(threads)
+    # also sets torch.backends.cuda.matmul.allow_tf32; cuDNN has a switch of its own, on by default
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        _set_deterministic(before[0], warn_only=before[1])
         torch.utils.deterministic.fill_uninitialized_memory = before[2]  # type: ignore[attr-defined]
         torch.set_num_threads(before[3])
         torch.set_float32_matmul_precision(before[4])
+        torch.backends.cudnn.allow_tf32 = before[5]
+
+
+def numerics_facts(device: "torch.device", precision: str) -> dict[str, Any]:
+    """What `numerics` has set, read back from torch: for the record of a run.
+
+    Args:
+        device: where it computes.
+        precision: asked for.
+
+    Returns:
+        JSON-able; on CUDA also its version and the memory of the device.
+    """
+    import torch
+
+    facts: dict[str, Any] = {
+        "device": device.type,
+        "precision": precision,
+        "autocast": "bfloat16" if precision == "bf16" else None,
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "cuda_matmul_allow_tf32": torch.backends.cuda.matmul.allow_tf32,
+        "cudnn_allow_tf32": torch.backends.cudnn.allow_tf32,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "deterministic_warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
+        "threads": torch.get_num_threads(),
+    }
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        facts |= {"cuda": torch.version.cuda, "device_memory_bytes": total}
+    return facts
 
 
 def autocast(device: "torch.device", precision: str) -> AbstractContextManager[Any]:

@@ -2,7 +2,13 @@
 
 Per split the learning rate is the one whose run had the best VALIDATION selection score (bag AUROC - BCE, stored by
 training); the test metrics of the runs not chosen stand beside it under `candidates` and enter no table. Definitions:
-`smmil.metrics`; intervals: `smmil.bootstrap`.
+`smmil.metrics`; intervals: `smmil.bootstrap`. Beside the raw metrics stand `gated` ones (every score of a bag called
+negative is -5); under the quirk `eval_gate_by_bag` the gated ones are the primary `test`, `val` and threshold, and the
+raw ones stand under `ungated`. The quirk `eval_energy` halves the energies.
+
+`spread` tells of every test metric how it varies over the splits: mean, std (ddof 1, None for one split), median, worst
+(the smallest; the largest where less is better: losses, errors, false positive rates, energies), n splits that have
+it, and `inverted`: in how many the score behind it ranks instances upside down (AUROC < 0.5); None for bag metrics.
 
 Run alone:
     python -m smmil.evaluate --index results/D/predictions/E/M/index.json --out results/D/metrics/E/M.json
@@ -18,7 +24,9 @@ from preprocessing.cli import guard, write_json
 
 logger = logging.getLogger(__name__)
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
+GATE = "eval_gate_by_bag"
+LESS_IS_BETTER = ("bag_bce", "bag_ece", "instance_fpr_at_tpr90", "dirichlet_raw", "dirichlet_normalised")
 SHARED = ("dataset", "encoder", "method", "protocol")
 
 
@@ -31,8 +39,8 @@ def evaluate_runs(files: Sequence[Path | str], *, resamples: int = 1000, seed: i
         seed: of the bootstrap.
 
     Returns:
-        The JSON-able metrics object: dataset, encoder, method, protocol, random_weights, `splits` (seed, lr, run,
-        threshold, test, val, gated, candidates), `bootstrap`, `definitions`. None, never NaN, where undefined.
+        The JSON-able metrics object: dataset, encoder, method, protocol, quirks, random_weights, `splits` (seed, lr,
+        run, threshold, test, val, gated, candidates), `spread`, `bootstrap`, `definitions`. None where undefined.
 
     Raises:
         ValueError: runs of different datasets, encoders, methods or protocols, or splits with different test bags.
@@ -54,7 +62,7 @@ def evaluate_runs(files: Sequence[Path | str], *, resamples: int = 1000, seed: i
     splits, chosen = [], []
     for split_seed in sorted(groups):
         best = choose_run(groups[split_seed])
-        chosen.append((best.pop("_test"), best["threshold"]))
+        chosen.append((best.pop("_test"), best["threshold"], best.get("signed_threshold")))
         candidates = [_candidate(entry, best) for entry in sorted(groups[split_seed], key=lambda entry: -entry["lr"])]
         splits.append({**best, "candidates": candidates})
     found = intervals(chosen, resamples=resamples, seed=seed) if resamples else dict.fromkeys(METRICS)
@@ -62,8 +70,10 @@ def evaluate_runs(files: Sequence[Path | str], *, resamples: int = 1000, seed: i
     return {
         **shared,
         "random_weights": any(bool(meta.get("random_weights")) for meta in metas),
+        "quirks": sorted({quirk for meta in metas for quirk in meta.get("quirks", [])}),
         "stage_version": STAGE_VERSION,
         "splits": splits,
+        "spread": spread([split["test"] for split in splits]),
         "bootstrap": bootstrap,
         "definitions": DEFINITIONS,
     }
@@ -81,20 +91,72 @@ def choose_run(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return max(entries, key=lambda entry: (entry["selection_score"], entry["lr"]))
 
 
+def spread(tests: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """How the metrics of one method vary over its splits.
+
+    Args:
+        tests: per split its test metrics.
+
+    Returns:
+        {metric: {"mean", "std", "median", "worst", "n", "inverted"}}, see the top of this file.
+    """
+    from statistics import fmean, median, stdev
+
+    names = sorted({name for test in tests for name, value in test.items() if _is_metric(name, value)})
+    result: dict[str, dict[str, Any]] = {}
+    for name in names:
+        values = [float(value) for test in tests if (value := test.get(name)) is not None]
+        plain = name.removeprefix("signed_")
+        flag = f"{name[: -len(plain)]}inverted"
+        result[name] = {
+            "mean": fmean(values) if values else None,
+            "std": stdev(values) if len(values) > 1 else None,
+            "median": median(values) if values else None,
+            "worst": (max(values) if plain in LESS_IS_BETTER else min(values)) if values else None,
+            "n": len(values),
+            "inverted": sum(bool(test.get(flag)) for test in tests) if plain.startswith("instance_") else None,
+        }
+    return result
+
+
+def _is_metric(name: str, value: Any) -> bool:
+    known = name.startswith(("instance_", "signed_instance_", "bag_", "dirichlet_"))
+    return known and (value is None or isinstance(value, float))
+
+
 def _evaluate_run(meta: Mapping[str, Any], test: Mapping[str, Any], val: Mapping[str, Any]) -> dict[str, Any]:
     from smmil.metrics import run_metrics
 
-    gated = run_metrics(test, val, gated=True)
-    keys = [key for key in gated["test"] if key.startswith("instance_")]
+    quirks = meta.get("quirks", [])
+    raw, gated = (run_metrics(test, val, gated=gated, halved_energy="eval_energy" in quirks) for gated in (False, True))
+    by_bag = GATE in quirks
+    primary = gated if by_bag else raw
     return {
         "seed": int(meta["seed"]),
         "lr": float(meta["lr"]),
         "run": str(meta["run"]),
         "selection_score": float(meta["selection_score"]),
-        **run_metrics(test, val),
-        "gated": {"threshold": gated["threshold"], **{key: gated["test"][key] for key in keys}},
-        "_test": test,
+        **primary,
+        "gated": _instances(gated),
+        **({"ungated": _instances(raw)} if by_bag else {}),
+        **({"signed_agreement": meta["signed_agreement"]} if "signed_agreement" in meta else {}),
+        "_test": as_evaluated(meta, test),
     }
+
+
+def as_evaluated(meta: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays of a part with the scores that are primary under the run's quirks: gated, or as they are."""
+    from smmil.metrics import gate
+
+    if GATE not in meta.get("quirks", []):
+        return dict(part)
+    scores = (name for name in ("instance_score", "signed_score") if name in part)
+    return {**part, **{name: gate(part[name], part["offsets"], part["bag_logit"]) for name in scores}}
+
+
+def _instances(found: Mapping[str, Any]) -> dict[str, Any]:
+    own = {key: value for key, value in found["test"].items() if key.startswith("instance_")}
+    return {"threshold": found["threshold"], **own}
 
 
 def _candidate(entry: Mapping[str, Any], best: Mapping[str, Any]) -> dict[str, Any]:

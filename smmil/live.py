@@ -7,6 +7,10 @@ import logging
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
@@ -65,6 +69,72 @@ class Progress:
         epochs = (self.runs - self.number) * self.epochs + self.epochs - epoch
         seconds = round((time.monotonic() - self.started) / max(1, self.seen) * epochs)
         return f"{seconds // 3600}:{seconds % 3600 // 60:02d}:{seconds % 60:02d}"
+
+
+class EventLog:
+    """TensorBoard event files of one run, beside its `log.jsonl`: every number of a log row against the epoch.
+
+    Args:
+        folder: the run directory.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.writer: Any = None
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        """One epoch is done; `row` is its log row."""
+        if self.writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # a resumed run repeats epochs that its last sitting may have written: they count no more
+            self.writer = SummaryWriter(str(self.folder), purge_step=row["epoch"])
+        for name, value in row.items():
+            if name != "epoch" and value is not None:
+                self.writer.add_scalar(name, float(value), row["epoch"])
+        self.writer.flush()
+
+    def close(self) -> None:
+        """The run ended or was stopped."""
+        if self.writer is not None:
+            self.writer.close()
+
+
+@contextmanager
+def reporting(progress: Progress, folder: Path, *, tensorboard: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """What hears of every epoch of a run: the moving line, and TensorBoard if wanted.
+
+    Args:
+        progress: of the job.
+        folder: of the run.
+        tensorboard: whether event files are written.
+    """
+    if not tensorboard:
+        yield progress
+        return
+    events = EventLog(folder)
+
+    def both(row: dict[str, Any]) -> None:
+        progress(row)
+        events(row)
+
+    try:
+        yield both
+    finally:
+        events.close()
+
+
+def check_tensorboard() -> None:
+    """Stops before anything is trained if event files are asked for and cannot be written.
+
+    Raises:
+        ValueError: the package is missing.
+    """
+    if find_spec("tensorboard") is None:
+        raise ValueError(
+            "training.tensorboard: found true, but the package tensorboard is not installed; install it, or leave the"
+            " key false (log.jsonl and the learning curves of the report hold the same numbers)"
+        )
 
 
 class StopRequest:

@@ -5,10 +5,9 @@ Out: `smmil.data.Bag` per usable bag: features float32 (N,P), neighbours, grid, 
 
 - A failed bag is left out and counted; so is an empty one (no tissue: it has no instance to score). Nothing is silent:
   both lists stand in `runs.json` and in the log. A bag that no manifest names is an error.
-- Instance labels are a threshold on the stored coverage (methods.md section 5, rows 16 and 17):
-  `strict` = coverage > threshold; `halving` = for a positive bag without a positive instance the threshold is
-  halved until there is one (as released for CAMELYON16). NaN coverage gives -1 (unknown).
+- Instance labels come from the stored coverage by the rules of `smmil.data_options`.
 - Edge weights are 1, or exp(-||x_i - x_j|| / P) on the raw features (`feature_distance`, as released; row 6).
+- `self_loop` adds every instance to its own neighbours (as released for RSNA; row 7).
 
 Importing this module is cheap; torch is imported where bags become tensors.
 """
@@ -22,9 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from preprocessing.bags import BagRow, read_bags
+from smmil.data_options import DataOptions as DataOptions
+from smmil.data_options import instance_labels as instance_labels
+from smmil.data_options import is_consistent, labels_by_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,37 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LABEL_RULES = ("strict", "halving")
-EDGE_WEIGHTS = ("none", "feature_distance")
 READERS = 8
-
-
-@dataclass(frozen=True)
-class DataOptions:
-    """How stored arrays become labels and graphs.
-
-    Attributes:
-        label_rule: `strict` or `halving`.
-        label_threshold: coverage above which an instance is positive.
-        edge_weight: `none` or `feature_distance`.
-        drop_inconsistent: leave bags out whose largest known instance label differs from the bag label, or which have
-            no known instance label (as released for PANDA).
-    """
-
-    label_rule: str = "strict"
-    label_threshold: float = 0.5
-    edge_weight: str = "none"
-    drop_inconsistent: bool = False
-
-    def __post_init__(self) -> None:
-        for name, value, known in (
-            ("label_rule", self.label_rule, LABEL_RULES),
-            ("edge_weight", self.edge_weight, EDGE_WEIGHTS),
-        ):
-            if value not in known:
-                raise ValueError(f"{name}: found {value!r}, expected one of {', '.join(known)}")
-        if not 0 <= self.label_threshold < 1:
-            raise ValueError(f"label_threshold: found {self.label_threshold}, expected 0 <= threshold < 1")
 
 
 @dataclass(frozen=True)
@@ -110,7 +81,10 @@ def list_usable(bags_csv: Path | str, manifests: Iterable[Path | str]) -> Listin
             " give a label, or leave `split` empty so that they are only scored"
         )
     excluded = {
-        state: sorted(row.bag_id for row in rows if states[row.bag_id] == state) for state in ("failed", "empty")
+        state: sorted(row.bag_id for row in rows if states[row.bag_id] == state)
+        for state in ("failed", "skipped", "empty")
+        # runs.json of a dataset that skips nothing stays what it was
+        if state != "skipped" or state in states.values()
     }
     for state, names in excluded.items():
         if names:
@@ -128,7 +102,7 @@ def read_states(manifests: Iterable[Path | str]) -> dict[str, str]:
     Raises:
         ValueError: a file that is not a shard manifest.
     """
-    severity = {"ok": 0, "empty": 1, "failed": 2}
+    severity = {"ok": 0, "empty": 1, "skipped": 2, "failed": 3}
     states: dict[str, str] = {}
     for path in manifests:
         try:
@@ -143,40 +117,12 @@ def read_states(manifests: Iterable[Path | str]) -> dict[str, str]:
     return states
 
 
-def instance_labels(
-    coverage: npt.NDArray[np.floating[Any]], label: float, options: DataOptions
-) -> tuple[npt.NDArray[np.int64], float]:
-    """Labels of a bag's instances from the covered fraction.
-
-    Args:
-        coverage: (N,), NaN = not annotated.
-        label: of the bag, 0, 1 or NaN.
-        options: rule and threshold.
-
-    Returns:
-        (N,) in {0, 1, -1} and the threshold used (smaller than asked only under `halving`). A positive bag whose
-        coverage is 0 everywhere keeps the threshold: no halving would ever find a positive.
-    """
-    threshold = options.label_threshold
-    top = float(np.nanmax(coverage, initial=0.0)) if len(coverage) else 0.0
-    if options.label_rule == "halving" and label == 1 and top > 0:
-        while top <= threshold:
-            threshold /= 2
-    labels = np.where(np.isnan(coverage), -1, coverage > threshold).astype(np.int64)
-    return labels, threshold
-
-
-def is_consistent(coverage: npt.NDArray[np.floating[Any]], label: float, options: DataOptions) -> bool:
-    """Whether the largest known instance label is the bag label; unlabelled bags always are."""
-    return bool(np.isnan(label)) or float(instance_labels(coverage, label, options)[0].max(initial=-1)) == label
-
-
 def drop_inconsistent(listing: Listing, instances: Path | str, options: DataOptions) -> Listing:
     """Leaves out (and counts) labelled bags whose instance labels contradict the bag label; reads coverages only."""
     from preprocessing.store import read_arrays
 
     def keep(info: BagInfo) -> bool:
-        coverage = _read(read_arrays, _store(instances), info.bag_id, ["coverage"])["coverage"]
+        coverage = _read(read_arrays, _store(instances), info.bag_id, ["coverage"], verify=True)["coverage"]
         return is_consistent(coverage, info.y, options)
 
     with ThreadPoolExecutor(READERS) as pool:
@@ -222,15 +168,19 @@ def _load_one(info: BagInfo, instances: Path, features: Path, options: DataOptio
     from smmil.data import Bag
 
     check_pairing(_read(read_attrs, instances, info.bag_id), _read(read_attrs, features, info.bag_id), info.bag_id)
-    arrays = _read(read_arrays, instances, info.bag_id)
-    x = torch.from_numpy(_read(read_arrays, features, info.bag_id)["features"].astype(np.float32))
+    arrays = _read(read_arrays, instances, info.bag_id, verify=True)
+    x = torch.from_numpy(_read(read_arrays, features, info.bag_id, verify=True)["features"].astype(np.float32))
     if len(x) == 0 or len(x) != len(arrays["grid"]) or not bool(torch.isfinite(x).all()):
         raise ValueError(
             f"{features / info.bag_id}: found features {tuple(x.shape)} for {len(arrays['grid'])} instances, expected"
             " one finite row for each of at least one instance; extract the features of this bag again"
         )
     y_inst, threshold = instance_labels(arrays["coverage"], info.y, options)
+    if options.label_order == "by_name":
+        y_inst = labels_by_name(y_inst)
     neighbors = torch.from_numpy(arrays["neighbors"].astype(np.int64))
+    if options.self_loop:
+        neighbors = torch.cat([torch.arange(len(neighbors))[:, None], neighbors], 1)
     bag = Bag(
         bag_id=info.bag_id,
         x=x,
@@ -275,9 +225,16 @@ def _store(folder: Path | str) -> Path:
     return Path(folder) / "store"
 
 
-def _read(reader: Any, store: Path, bag_id: str, *arguments: Any) -> Any:
+def _read(reader: Any, store: Path, bag_id: str, *arguments: Any, **options: Any) -> Any:
+    from preprocessing.store import CorruptBag
+
     try:
-        return reader(store, bag_id, *arguments)
+        return reader(store, bag_id, *arguments, **options)
+    except CorruptBag as error:
+        raise ValueError(
+            f"{error}; `python -m preprocessing.check {store.parent} --remove` deletes what is damaged,"
+            " then run the workflow again: it makes these bags again"
+        ) from error
     except FileNotFoundError as error:
         raise ValueError(
             f"{store}: bag {bag_id} is missing although its manifest calls it ok; run the shard again"

@@ -1,10 +1,10 @@
 """Attention maps beside the ground truth (paper figure 5), drawn from saved predictions and stored geometry alone.
 
-For some test bags of a dataset, one PNG each and a `maps.json` with captions, runs and the command. Slides: thumbnail,
-lesion coverage of the tiles, and per method the raw score (colours from the bag's minimum to its maximum) and its rank
-within the bag. Scans: score over slice index per method, positive slices shaded, and the montage with one coloured bar
-per method. The rule of the colours stands under every colour bar; nothing is predicted again here, so a map cannot
-disagree with the metrics.
+For some test bags of a dataset, one PNG and PDF each with `{bag}.json` beside, and a `maps.json` that lists them.
+Slides: thumbnail, lesion coverage of the tiles, and per method the raw score (colours from the bag's minimum to its
+maximum) and its rank within the bag. Scans: score over slice index per method, positive slices shaded, and the montage
+with one coloured bar per method. The rule of the colours stands under every colour bar; nothing is predicted again
+here, so a map cannot disagree with the metrics.
 
 Bags: positive test bags from the highest lesion share down to the median one, and negative ones of middle size; or
 `--bag-id`.
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 
 
 def select_bags(test: dict[str, npt.NDArray[Any]], n: int) -> list[str]:
@@ -112,10 +112,24 @@ def draw_bag(instances: Path, bag_id: str, runs: "Sequence[ChosenRun]", out: Pat
     return {
         "bag_id": bag_id,
         "label": None if np.isnan(label) else int(label),
+        "title": f"{bag_id}, {truth}",
         "file": out.name,
+        "files": [out.name, out.with_suffix(".pdf").name],
+        "protocol": str(runs[0].predictions.meta["protocol"]),
+        "random_weights": random,
+        "notes": inverted_runs(runs),
         "caption": caption + (" Random encoder weights." if random else ""),
         "runs": [f"{run.method}/{run.run}" for run in runs],
     }
+
+
+def inverted_runs(runs: "Sequence[ChosenRun]") -> list[str]:
+    """A line naming the maps whose run is inverted over all test bags, [] without any."""
+    from smmil.plotting import shown_name
+
+    odd = [run for run in runs if (run.split["test"].get("instance_auroc") or 1.0) < 0.5]
+    named = ", ".join(f"{shown_name(run.method)} ({run.split['test']['instance_auroc']:.2f})" for run in odd)
+    return [f"Inverted over all test bags (instance AUROC < 0.5): {named}."] if odd else []
 
 
 def _main(argv: Sequence[str] | None = None) -> int:
@@ -135,11 +149,12 @@ def _main(argv: Sequence[str] | None = None) -> int:
     runs = load_chosen(args.index, args.metrics, dataset=args.dataset, seed=args.seed)
     bags = args.bag_id or select_bags(runs[0].predictions.part("test"), args.bags)
     maps = []
+    command = shlex.join(["python", "-m", "smmil.maps", *given])
     for bag_id in bags:
         maps.append(draw_bag(args.instances, bag_id, runs, args.out / f"{bag_id}.png"))
+        write_json(args.out / f"{bag_id}.json", {**maps[-1], "command": command, "stage_version": STAGE_VERSION})
         log.info("%s", args.out / f"{bag_id}.png")
     entry = {"dataset": args.dataset, "encoder": runs[0].predictions.meta["encoder"], "maps": maps}
-    command = shlex.join(["python", "-m", "smmil.maps", *given])
     write_json(args.out / "maps.json", {**entry, "command": command, "stage_version": STAGE_VERSION})
     return 0
 

@@ -5,6 +5,10 @@ of ranks and best/second marks are taken inside a group. Nothing heavy is import
 torch.
 """
 
+import re
+
+from smmil.variants import SEPARATOR, base_method
+
 WITHOUT_GLOBAL = "Without global interactions"
 WITH_GLOBAL = "With global interactions"
 GROUPS: tuple[str, str] = (WITHOUT_GLOBAL, WITH_GLOBAL)
@@ -42,6 +46,40 @@ METHODS: dict[str, tuple[str, str, bool]] = {
 }
 
 
+# arguments of sweeps as figures and tables write them; two words where the values are true and false
+ARGUMENTS: dict[str, str | tuple[str, str]] = {
+    "alpha": "α",
+    "t": "T",
+    "spectral_norm": ("with spectral normalisation", "without spectral normalisation"),
+}
+
+
 def display_name(key: str) -> str:
-    """The name of a method as the paper writes it; an unknown key stands for itself."""
-    return METHODS[key][0] if key in METHODS else key
+    """The name of a method as the paper writes it; an unknown key stands for itself.
+
+    A variant (`smmil.variants`) is its method and the argument: `smap_early__alpha_0p1` is "SmAP, α = 0.1".
+    """
+    method, _, point = key.partition(SEPARATOR)
+    if method not in METHODS:
+        return key
+    return METHODS[method][0] if not point else f"{METHODS[method][0]}, {_argument(point)}"
+
+
+def group_of(key: str) -> str:
+    """The group of a method or variant.
+
+    Raises:
+        KeyError: an unknown method.
+    """
+    return METHODS[base_method(key)][1]
+
+
+def _argument(point: str) -> str:
+    """`alpha_0p1` -> "α = 0.1", `spectral_norm_false` -> "without spectral normalisation"."""
+    argument, _, value = point.rpartition("_")
+    shown = ARGUMENTS.get(argument, argument)
+    if isinstance(shown, tuple):
+        return shown[value != "true"]
+    if re.fullmatch(r"m?\d+(p\d+)?(em?\d+)?", value):
+        value = value.replace("p", ".").replace("m", "-")
+    return f"{shown} = {value}"

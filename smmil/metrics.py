@@ -14,10 +14,12 @@ Definitions (the same words stand under the tables, see `DEFINITIONS`):
 - threshold: the distinct VALIDATION instance score with the largest TPR x (1 - FPR), the largest such score on a tie;
   there TPR and FPR count `score >= threshold` as positive (ROC convention), the prediction on test is
   `score > threshold`. It uses validation instance labels, so the instance F1 is not purely weakly supervised.
+- FROC, Dice: `smmil.froc`; calibration error: `smmil.calibration`; Dirichlet energy, stored per bag: mean over bags.
+- signed_*: the same instance metrics of the sign-aware score (`smmil.signed`), with a validation threshold of its own.
 - FPR at TPR .90: the smallest false positive rate among ROC points whose true positive rate is at least .90.
 
 A metric that is undefined (one class only, no instance labels) is None and the reason stands in `undefined`; NaN never
-leaves this module. The Dirichlet energy of the scores needs the graph and lives in `smmil.sm`.
+leaves this module.
 """
 
 from collections.abc import Mapping
@@ -26,19 +28,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from smmil.calibration import calibration_error
+from smmil.definitions import DEFINITIONS
+from smmil.froc import RATES, bag_dice, froc
+
+__all__ = ["DEFINITIONS", "GATED_SCORE", "auroc", "average_precision", "bag_metrics", "best_threshold", "confusion"]
+__all__ += ["f1_score", "fpr_at_tpr", "gate", "instance_metrics", "labelled", "roc_points", "run_metrics"]
+
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 GATED_SCORE = -5.0
-
-DEFINITIONS: dict[str, str] = {
-    "instance_auroc": "Instance AUROC: raw, ungated instance scores pooled over all instances with a 0/1 label of all "
-    "test bags, positive and negative.",
-    "instance_f1": "Instance F1: the same instances; positive means score > threshold, the threshold being the "
-    "validation instance score with the largest TPR x (1 - FPR). It uses validation instance labels.",
-    "bag_auroc": "Bag AUROC: bag logits of all labelled test bags; ties count one half.",
-    "bag_f1": "Bag F1: positive means logit > 0; 0 where nothing is called positive.",
-}
 
 
 def roc_points(y: npt.NDArray[Any], score: npt.NDArray[Any]) -> tuple[Ints, Ints, Floats]:
@@ -120,8 +120,8 @@ def bag_metrics(y: npt.NDArray[Any], logit: npt.NDArray[Any]) -> dict[str, Any]:
         logit: (B,) finite logits.
 
     Returns:
-        `bag_auroc`, `bag_f1`, `bag_bce`, `bag_accuracy`, `bag_precision`, `bag_recall`, `bag_auprc` (float or None),
-        `n_bags`, `n_positive_bags`, `n_unlabelled_bags` and `undefined` {metric: reason}.
+        `bag_auroc`, `bag_f1`, `bag_bce`, `bag_accuracy`, `bag_precision`, `bag_recall`, `bag_auprc`, `bag_ece` (float
+        or None), `n_bags`, `n_positive_bags`, `n_unlabelled_bags` and `undefined` {metric: reason}.
 
     Raises:
         ValueError: a logit that is not finite or a label that is not 0, 1 or NaN.
@@ -139,6 +139,7 @@ def bag_metrics(y: npt.NDArray[Any], logit: npt.NDArray[Any]) -> dict[str, Any]:
         "bag_precision": _ratio(tp, tp + fp) if n else None,
         "bag_recall": _ratio(tp, tp + fn) if n else None,
         "bag_bce": float(np.mean(_cross_entropy(labels, logits))) if n else None,
+        "bag_ece": calibration_error(labels, logits),
     }
     counts = {"n_bags": n, "n_positive_bags": tp + fn, "n_unlabelled_bags": int(np.sum(~known))}
     return {**values, **counts, "undefined": _reasons(values, "labelled bag", tp + fn, fp + tn)}
@@ -199,30 +200,70 @@ def gate(score: npt.NDArray[Any], offsets: npt.NDArray[Any], logit: npt.NDArray[
     return np.where(negative, GATED_SCORE, np.asarray(score, np.float64))
 
 
-def run_metrics(test: Mapping[str, Any], val: Mapping[str, Any], *, gated: bool = False) -> dict[str, Any]:
-    """Every metric of one run; nothing of `test` reaches the threshold.
+def run_metrics(
+    test: Mapping[str, Any], val: Mapping[str, Any], *, gated: bool = False, halved_energy: bool = False
+) -> dict[str, Any]:
+    """Every metric of one run; nothing of `test` reaches a threshold.
 
     Args:
-        test: `y` (B,), `bag_logit` (B,), `offsets` (B+1,), `instance_score` (M,), `y_inst` (M,) of the test bags.
+        test: `y` (B,), `bag_logit` (B,), `offsets` (B+1,), `instance_score` (M,), `y_inst` (M,) of the test bags; where
+            they are known also `grid` (M,2), `signed_score` (M,) and `energy` (B,2).
         val: the same of the validation bags.
-        gated: apply `gate` to both before anything is pooled.
+        gated: apply `gate` to the scores of both before anything is pooled.
+        halved_energy: energies with the factor one half of the released script.
 
     Returns:
         `{"threshold": float | None, "test": {...}, "val": {...}}`, the inner dictionaries of `bag_metrics` and
-        `instance_metrics` together.
+        `instance_metrics` together, with `instance_dice`, with `instance_froc` and `froc_sensitivity` (at 1/4 to 8
+        false positives) where the lattice is known, with `dirichlet_raw` and `dirichlet_normalised` where the energies
+        are, and with `signed_*` where the sign-aware score is (then also `signed_threshold` beside `threshold`).
     """
-    scores = {}
-    for name, part in (("test", test), ("val", val)):
-        raw = np.asarray(part["instance_score"], np.float64)
-        scores[name] = gate(raw, part["offsets"], part["bag_logit"]) if gated else raw
-    threshold = best_threshold(*labelled(val["y_inst"], scores["val"]))
-    result: dict[str, Any] = {"threshold": threshold}
-    for name, part in (("test", test), ("val", val)):
-        bag = bag_metrics(part["y"], part["bag_logit"])
-        instance = instance_metrics(part["y_inst"], scores[name], threshold)
-        undefined = {**bag.pop("undefined"), **instance.pop("undefined")}
-        result[name] = {**bag, **instance, "undefined": undefined}
+    result: dict[str, Any] = {name: bag_metrics(part["y"], part["bag_logit"]) for name, part in _parts(test, val)}
+    for prefix, array in (("", "instance_score"), ("signed_", "signed_score")):
+        if array not in test or array not in val:
+            continue
+        scores = {name: _scores(part, array, gated) for name, part in _parts(test, val)}
+        threshold = best_threshold(*labelled(val["y_inst"], scores["val"]))
+        result[f"{prefix}threshold"] = threshold
+        for name, part in _parts(test, val):
+            found = instance_metrics(part["y_inst"], scores[name], threshold)
+            _add_lesions(found, part, scores[name], threshold)
+            result[name]["undefined"] |= {f"{prefix}{key}": why for key, why in found.pop("undefined").items()}
+            counted = {key: value for key, value in found.items() if not (prefix and key.startswith("n_"))}
+            result[name] |= {f"{prefix}{key}": value for key, value in counted.items()}
+    for name, part in _parts(test, val):
+        if "energy" in part and len(part["energy"]):
+            raw, normalised = np.asarray(part["energy"], np.float64).mean(0) / (2 if halved_energy else 1)
+            result[name] |= {"dirichlet_raw": float(raw), "dirichlet_normalised": float(normalised)}
     return result
+
+
+def _parts(test: Mapping[str, Any], val: Mapping[str, Any]) -> tuple[tuple[str, Mapping[str, Any]], ...]:
+    return (("test", test), ("val", val))
+
+
+def _scores(part: Mapping[str, Any], array: str, gated: bool) -> Floats:
+    raw = np.asarray(part[array], np.float64)
+    return gate(raw, part["offsets"], part["bag_logit"]) if gated else raw
+
+
+def _add_lesions(found: dict[str, Any], part: Mapping[str, Any], score: Floats, threshold: float | None) -> None:
+    """Dice, and FROC where the lattice is known."""
+    found["instance_dice"] = None
+    if threshold is None:
+        found["undefined"]["instance_dice"] = "no threshold: the validation instances hold one class only"
+    else:
+        dice = bag_dice(part["y_inst"], score, part["offsets"], threshold)
+        dice = dice[~np.isnan(dice)]
+        found["instance_dice"] = float(dice.mean()) if len(dice) else None
+        if not len(dice):
+            found["undefined"]["instance_dice"] = "no bag with a positive instance"
+    if "grid" in part:
+        curve = froc(part["y"], part["offsets"], part["y_inst"], score, part["grid"])
+        found["instance_froc"] = curve.average
+        found["froc_sensitivity"] = dict(zip((f"{rate:g}" for rate in RATES), curve.sensitivity, strict=False))
+        if curve.average is None:
+            found["undefined"]["instance_froc"] = curve.reason
 
 
 def _cross_entropy(y: Floats, logit: Floats) -> Floats:

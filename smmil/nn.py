@@ -91,6 +91,12 @@ def segment_softmax(f: Tensor, offsets: Tensor) -> Tensor:
     return raised / torch.segment_reduce(raised, "sum", offsets=offsets, axis=0)[bags]
 
 
+def plain_softmax(f: Tensor, offsets: Tensor) -> Tensor:
+    """exp(f) over its sum in each bag, as the released code has it: overflows (NaN) for f above about 88."""
+    raised = torch.exp(f)
+    return raised / torch.segment_reduce(raised, "sum", offsets=offsets, axis=0)[bag_index(offsets, len(f))]
+
+
 def attend(f: Tensor, h: Tensor, offsets: Tensor) -> Tensor:
     """Equation 2, z = softmax(f)^T H of every bag: (M,), (M,D) -> (B,D)."""
     return weighted_sum(segment_softmax(f, offsets), h, offsets)
@@ -145,6 +151,7 @@ class AttentionPool(nn.Module):
         self.w = Linear(attention_dim, 1, bias=False)
         self.gate = Linear(width, attention_dim) if gated else None
         self.sm, self.placement = sm, placement
+        self.plain_softmax = False
         if sm is not None and spectral and placement != "late":
             spectral_norm(self.w)
             if placement == "early":
@@ -171,7 +178,10 @@ class AttentionPool(nn.Module):
             f = self._score(torch.tanh(self.sm(self.W(h), graph, offsets)), h)
         else:
             f = self.sm(self._score(torch.tanh(self.W(h)), h)[:, None], graph, offsets)[:, 0]
-        return f, attend(f, h, offsets)
+        return f, weighted_sum(self._weights(f, offsets), h, offsets)
+
+    def _weights(self, f: Tensor, offsets: Tensor) -> Tensor:
+        return plain_softmax(f, offsets) if self.plain_softmax else segment_softmax(f, offsets)
 
     def _score(self, hidden: Tensor, h: Tensor) -> Tensor:
         if self.gate is not None:
@@ -191,7 +201,7 @@ class AttentionPool(nn.Module):
         if self.gate is not None:
             hidden = hidden * torch.sigmoid(smoothed[:, projected.shape[1] :] + self.gate.bias)
         f = self.w(hidden)[:, 0]
-        weight = sm(segment_softmax(f, offsets)[:, None], graph, offsets)
+        weight = sm(self._weights(f, offsets)[:, None], graph, offsets)
         return f, weighted_sum(weight[:, 0], h, offsets)
 
 

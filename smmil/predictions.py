@@ -4,13 +4,26 @@ Run alone:
     python -m smmil.predictions --runs results/D/runs/E/M/runs.json --bags results/D/bags.csv \
         --instances results/D/instances --features results/D/features/E --manifests results/D/features/E/shards/*.json \
         --out results/D/predictions/E/M --index results/D/predictions/E/M/index.json
-    python -m smmil.predictions --run results/D/runs/E/M/split1_lr0.0001 --score-bags own.npz --bags ... (own data)
 
 A run is rebuilt from its `config.json` and `best.safetensors`; bags are scored one by one, in eval mode. All runs are
-predicted; `index.json` marks the learning rate that validation chose. Arrays of a file (B bags, M instances):
-`bag_id` (B,), `split` (B,) val | test | score, `y` (B,) float32 (NaN = unlabelled), `bag_logit` (B,) float64,
-`offsets` (B+1,) int64, `instance_score` (M,) float32 (higher = more positive, ungated), `coverage` (M,) float32,
-`y_inst` (M,) int8, `meta` a JSON string. Equal content gives equal bytes.
+predicted; `index.json` marks the learning rate that validation chose. Other bags are scored by `smmil.score`, which
+`--run DIR --score-bags NPZ` calls for one run. Arrays of a file (B bags, M instances), equal content, equal bytes:
+
+| array | shape, type | meaning |
+|---|---|---|
+| `bag_id`, `split` | (B,) text | name; val, test or score |
+| `y`, `bag_logit` | (B,) float32, float64 | label (NaN = unlabelled); logit |
+| `offsets` | (B+1,) int64 | rows of bag b are `offsets[b]:offsets[b + 1]` |
+| `instance_score` | (M,) float32 | the method's own score f, higher = more positive, ungated |
+| `signed_score` | (M,) float32 | the sign-aware score of `smmil.signed`; not in the files of `smmil.score` |
+| `coverage`, `y_inst` | (M,) float32, int8 | lesion share of the tile (NaN = not annotated); label in {0, 1, -1} |
+| `grid` | (M,2) int32 | lattice cell (row, col) within the bag |
+| `energy` | (B,2) float64 | Dirichlet energy of f: f^T L f, and f^T L f / f^T f (0 for f = 0) |
+| `meta` | JSON string | run, seed, lr, dataset, encoder, method, protocol, selection score, ... |
+
+L = I - D^-1/2 A D^-1/2 of the bag's neighbours with weight 1, whatever graph the method itself used (no edge weights,
+no self loops), so that methods and protocols are compared on one graph. The first number is the paper's; it grows with
+the scale of f, which a method is free to choose, hence the second, in [0, 2]. (The released script halves both.)
 """
 
 import argparse
@@ -21,6 +34,7 @@ import math
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +42,7 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocessing.cli import guard, write_json
-from smmil.runs import hash_file, hash_json, load_weights, whole_file
+from smmil.runs import hash_file, hash_json, load_weights, whole_file, zip_damage
 
 if TYPE_CHECKING:
     import torch
@@ -36,11 +50,12 @@ if TYPE_CHECKING:
     from smmil.batches import BagCache
     from smmil.data import Bag
     from smmil.models.base import MILModel
+    from smmil.signed import Direction
     from smmil.sources import Source
 
 log = logging.getLogger(__name__)
 
-PREDICTIONS_STAGE_VERSION = 1
+PREDICTIONS_STAGE_VERSION = 2
 Arrays = dict[str, npt.NDArray[Any]]
 
 
@@ -52,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--runs", type=Path, help="runs.json: predict validation and test bags of all its runs")
     parser.add_argument("--out", type=Path, help="with --runs: folder of the npz files")
     parser.add_argument("--index", type=Path, help="with --runs: index.json, written last")
-    parser.add_argument("--run", type=Path, help="directory of one finished run: score all usable bags with it")
+    parser.add_argument("--run", type=Path, help="directory of one finished run: `smmil.score` with that run alone")
     parser.add_argument("--score-bags", type=Path, metavar="NPZ", help="with --run: the file to write")
     add_source_arguments(parser)
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda")
@@ -71,7 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.runs and arguments.out and arguments.index and not (arguments.run or arguments.score_bags):
             return _predict_runs(arguments, device)
         if arguments.run and arguments.score_bags and not (arguments.runs or arguments.out or arguments.index):
-            return _score_bags(arguments, device)
+            from smmil.score import score_with
+
+            return score_with(arguments, device)
     raise ValueError("expected --runs, --out and --index together, or --run and --score-bags")
 
 
@@ -79,6 +96,7 @@ def _predict_runs(arguments: argparse.Namespace, device: "torch.device") -> int:
     from smmil.batches import BagCache
     from smmil.loading import DataOptions
     from smmil.results import read_json
+    from smmil.signed import find_direction
     from smmil.sources import open_source
     from smmil.splits import read_splits
 
@@ -102,8 +120,10 @@ def _predict_runs(arguments: argparse.Namespace, device: "torch.device") -> int:
                 (i for i, bag in enumerate(bags) if parts[bag.bag_id] in ("val", "test")),
                 key=lambda i: (parts[bags[i].bag_id] != "val", bags[i].bag_id),
             )
-            arrays = predict_bags(model, cache, bags, chosen, [parts[bags[i].bag_id] for i in chosen])
-            write_predictions(arguments.out / entry["file"], arrays, {**meta, "label_thresholds": thresholds})
+            direction = find_direction(model, cache, [i for i in chosen if parts[bags[i].bag_id] == "val"])
+            arrays = predict_bags(model, cache, bags, chosen, [parts[bags[i].bag_id] for i in chosen], direction)
+            found = {"label_thresholds": thresholds, "signed_agreement": direction.agreement}
+            write_predictions(arguments.out / entry["file"], arrays, {**meta, **found})
             log.info("%s: %d bags, %d instances", meta["run"], len(chosen), len(arrays["y_inst"]))
     write_json(arguments.index, _index(listed, entries, arguments.out, arguments.index))
     return 0
@@ -112,6 +132,8 @@ def _predict_runs(arguments: argparse.Namespace, device: "torch.device") -> int:
 def _entry(listed: Mapping[str, Any], run: Mapping[str, Any], source: "Source") -> dict[str, Any]:
     """File name and meta of one run's predictions; the key names everything the numbers depend on."""
     meta = {name: listed[name] for name in ("dataset", "encoder", "method", "protocol", "random_weights")}
+    # of a run that has none the meta, hence the key, is that of older files
+    meta |= {"quirks": listed["quirks"]} if listed.get("quirks") else {}
     meta |= {name: run[name] for name in ("run", "seed", "lr", "selection_score", "best_epoch", "chosen")}
     decides = [PREDICTIONS_STAGE_VERSION, meta, run["key"], run["weights_sha256"], source.inputs, source.data]
     return {"file": f"{run['run']}.npz", "meta": {**meta, "key": hash_json(decides)}}
@@ -136,31 +158,6 @@ def _data_options(record: Mapping[str, Any], kind: Any) -> Any:
     """The loading options a run was trained with; a table has none."""
     known = {name: value for name, value in record["data"].items() if name != "graph"}
     return kind(**known)
-
-
-def _score_bags(arguments: argparse.Namespace, device: "torch.device") -> int:
-    from smmil.batches import BagCache
-    from smmil.loading import DataOptions
-    from smmil.sources import open_source
-
-    model, config = load_run(arguments.run, device)
-    source = open_source(arguments, _data_options(config, DataOptions))
-    check_features(config, source.facts, str(arguments.features or arguments.table))
-    bags, thresholds = source.load()
-    arrays = predict_bags(model, BagCache(bags, device), bags, range(len(bags)), ["score"] * len(bags))
-    meta = {name: config[name] for name in ("dataset", "encoder", "method", "random_weights", "seed")}
-    meta |= {
-        "run": arguments.run.resolve().name,
-        "lr": config["learning_rate"],
-        "protocol": config["training"]["protocol"],
-        "selection_score": config["done"]["selection_score"],
-        "random_weights": bool(config["random_weights"] or source.random_weights),
-        "label_thresholds": thresholds,
-        "excluded": source.listing.excluded,
-    }
-    write_predictions(arguments.score_bags, arrays, meta)
-    log.info("%d bags, %d instances scored with %s", len(bags), len(arrays["y_inst"]), meta["run"])
-    return 0
 
 
 def check_features(config: Mapping[str, Any], facts: Mapping[str, Any], where: str) -> None:
@@ -196,7 +193,10 @@ def load_run(folder: Path | str, device: "torch.device") -> "tuple[MILModel, dic
     config, done = read_json(folder / "config.json"), read_json(folder / "done.json")
     weights = folder / "best.safetensors"
     if config.get("key") != done.get("key") or hash_file(weights) != done["weights_sha256"]:
-        raise ValueError(f"{folder}: config, weights and done.json are of different runs; train this run again")
+        raise ValueError(
+            f"{folder}: config, weights and done.json are of different runs; delete {folder.parent / 'runs.json'}"
+            " and run the workflow again: it trains this run again, and no other"
+        )
     model = build_model(
         config["method"], config["in_features"], pos_weight=config["pos_weight"], **config["method_options"]
     )
@@ -205,7 +205,12 @@ def load_run(folder: Path | str, device: "torch.device") -> "tuple[MILModel, dic
 
 
 def predict_bags(
-    model: "MILModel", cache: "BagCache", bags: "Sequence[Bag]", index: Sequence[int], splits: Sequence[str]
+    model: "MILModel",
+    cache: "BagCache",
+    bags: "Sequence[Bag]",
+    index: Sequence[int],
+    splits: Sequence[str],
+    direction: "Direction | None" = None,
 ) -> Arrays:
     """Scores bags one by one (so that a bag's numbers never depend on its neighbours in a batch), in float32.
 
@@ -215,29 +220,33 @@ def predict_bags(
         bags: the same bags in the same order, for labels and names.
         index: which of them, in which order.
         splits: a word for each of those.
+        direction: of the sign-aware score (`smmil.signed.find_direction`); None = no `signed_score`.
 
     Returns:
         The arrays at the top of this file, without `meta`.
 
     Raises:
-        ValueError: a score or logit is not finite, or the number of scores is not that of the instances.
+        ValueError: a score or logit is not finite, or the number of scores is not that of the instances; or neither
+            the device nor the CPU has the memory for a bag.
     """
     import torch
 
-    from smmil.training import forward
+    from smmil.bag_scores import score_bag
+    from smmil.each_bag import each_bag
 
     model.eval()
-    logits, scores = [], []
+    logits, scores, energies, signed = [], [], [], []
     with torch.no_grad():
-        for i, batch in zip(index, cache.batches([[i] for i in index]), strict=True):
-            output = forward(model, batch, "float32")
-            score = output.instance_score.float().cpu().numpy()
-            logits.append(float(output.bag_logit.double()[0]))
-            if len(score) != len(bags[i]) or not np.isfinite(score).all() or not math.isfinite(logits[-1]):
+        for i, found in zip(index, each_bag(model, cache, index, partial(score_bag, direction=direction)), strict=True):
+            logit, score, energy, sign = found
+            if len(score) != len(bags[i]) or not np.isfinite(score).all() or not math.isfinite(logit):
                 raise ValueError(f"bag {bags[i].bag_id}: expected {len(bags[i])} finite scores and a finite logit")
+            logits.append(logit)
             scores.append(score)
+            energies.append(energy)
+            signed += [] if sign is None else [sign]
     chosen = [bags[i] for i in index]
-    return {
+    arrays = {
         "bag_id": np.array([bag.bag_id for bag in chosen]),
         "split": np.array(list(splits)),
         "y": np.array([bag.y for bag in chosen], np.float32),
@@ -246,7 +255,10 @@ def predict_bags(
         "instance_score": np.concatenate(scores),
         "coverage": np.concatenate([bag.coverage.numpy() for bag in chosen]).astype(np.float32),
         "y_inst": np.concatenate([bag.y_inst.numpy() for bag in chosen]).astype(np.int8),
+        "grid": np.concatenate([bag.grid.numpy() for bag in chosen]).astype(np.int32),
+        "energy": np.array(energies, np.float64).reshape(-1, 2),
     }
+    return arrays | ({"signed_score": np.concatenate(signed)} if signed else {})
 
 
 def write_predictions(path: Path | str, arrays: Mapping[str, npt.NDArray[Any]], meta: Mapping[str, Any]) -> None:
@@ -260,8 +272,11 @@ def write_predictions(path: Path | str, arrays: Mapping[str, npt.NDArray[Any]], 
 
 
 def is_current(path: Path, meta: Mapping[str, Any]) -> bool:
-    """Whether a predictions file exists and was made for exactly this meta (its key included)."""
+    """Whether a predictions file exists, is whole, and was made for exactly this meta (its key included)."""
     if not path.exists():
+        return False
+    if damage := zip_damage(path):
+        log.warning("%s: damaged (%s); it is made again", path, damage)
         return False
     with np.load(path, allow_pickle=False) as archive:
         return bool(json.loads(str(archive["meta"])).get("key") == meta["key"])

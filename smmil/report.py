@@ -1,17 +1,18 @@
-"""The report: one HTML file with tables, state of the data, and every figure with its command and runs.
+"""The report: one HTML file with tables, figures, maps, state of the data, and behind each its command and runs.
 
-No request leaves the page: style and pictures (at most 1500 px) are inside. Everything is read from files named on the
-command line; nothing is computed again but the tables.
+No request leaves the page: style and small copies of the pictures are inside; links lead to the full PNG and PDF files
+and to the tables' CSV, Markdown and LaTeX. Everything is read from files named on the command line, nothing is computed
+again.
 
 Run alone:
-    python -m smmil.report --title "smmil demo" --layout layout.json --metrics results/*/metrics/*/*.json
-        --qc results/*/qc/counts.json --figures results/*/figures/*/figures.json --maps results/*/maps/*/maps.json
+    python -m smmil.report --title "smmil demo" --layout layout.json --tables results/tables/*.md
+        --metrics results/*/metrics/*/*.json --figures results/figures/*.json results/*/figures/*/*.json
+        --maps results/*/maps/*/maps.json --qc results/*/qc/counts.json --status results/*/status/status.json
         --manifests results/*/features/*/shards/*.json --runs results/*/runs/*/*/runs.json --out report.html
 """
 
 import argparse
 import logging
-import shlex
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -21,61 +22,70 @@ from preprocessing.cli import guard, write_text
 
 log = logging.getLogger(__name__)
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 MINIATURE_BAGS = 60
+
+Part = tuple[Path, dict[str, Any]]
 
 
 def build_page(
     title: str,
     layout: dict[str, Any],
     metrics: Sequence[dict[str, Any]],
-    parts: Mapping[str, Sequence[tuple[Path, dict[str, Any]]]],
+    parts: Mapping[str, Sequence[Part]],
     *,
+    page: Path,
+    tables: Sequence[tuple[Path, str]] = (),
     warnings: Sequence[str] = (),
-    commands: Mapping[str, str] | None = None,
     code_version: str = "",
 ) -> str:
     """Puts the page together.
 
     Args:
         title: of the page.
-        layout: of the tables, see `smmil.tables`.
-        metrics: objects of `smmil.evaluate`.
-        parts: "qc", "figures", "maps", "manifests", "runs": (file, its JSON) each.
+        layout: datasets and methods, as `smmil.tables` takes it.
+        metrics: objects of `smmil.evaluate`, for the list of runs.
+        parts: "qc", "figures", "maps", "manifests", "status", "runs": (file, its JSON) each.
+        page: where the page will lie; links are relative to it.
+        tables: (Markdown file, its text) of every table.
         warnings: lines to show on top.
-        commands: table name -> the command that writes it.
         code_version: of what wrote this page.
 
     Returns:
         HTML.
     """
     from preprocessing import webpage
-    from smmil.report_sections import dataset_section, runs_table, summary
-    from smmil.table_formats import to_html
-    from smmil.tables import TABLES, build_table
+    from smmil.report_pictures import figure
+    from smmil.report_sections import OF_DATASET, dataset_section, runs_table, summary, table_section
 
-    tables = {name: build_table(name, metrics, layout) for name in TABLES}
-    protocol = tables["table1"].protocol
-    datasets = [(one["name"], one.get("title", one["name"])) for one in layout["datasets"]]
-    extra = sorted(
-        {item["dataset"] for kind in ("qc", "maps") for _, item in parts.get(kind, ())} - {n for n, _ in datasets}
-    )
-    datasets += [(name, name) for name in extra]
+    protocol = ", ".join(sorted({str(one["protocol"]) for one in metrics})) or "none (no metrics)"
     body, links = [], []
-    for name, table in tables.items():
-        links.append((name, table.title.split(".")[0]))
-        command = (commands or {}).get(name, "")
-        how = f"<details><summary>How this was made</summary><pre>{escape(command)}</pre></details>" if command else ""
-        body.append(f'<section id="{name}"><h2>{escape(table.title)}</h2>{to_html(table)}{how}</section>')
+    for path, text in tables:
+        links.append((path.stem, path.stem))
+        body.append(table_section(path, text, page))
+    if not tables:
+        body.append(webpage.warning("No table was given."))
     body.append(runs_table(metrics))
-    for name, shown in datasets:
+    for path, entry in parts.get("figures", ()):
+        if entry["figure"] not in OF_DATASET:
+            links.append((entry["figure"], entry["figure"]))
+            head = f'<section id="{escape(entry["figure"], quote=True)}"><h2>{escape(entry["title"])}</h2>'
+            body.append(f"{head}{figure(path.parent, entry, page)}</section>")
+    for name, shown in datasets_of(layout, parts):
         links.append((f"data-{name}", shown))
-        body.append(dataset_section(name, shown, parts))
+        body.append(dataset_section(name, shown, parts, page))
     alarms = "".join(webpage.warning(text) for text in [*warnings, *automatic_warnings(metrics, parts)])
     items = "".join(f'<li><a href="#{escape(key, quote=True)}">{escape(text)}</a></li>' for key, text in links)
     header = f"{alarms}{summary(layout, metrics, protocol, code_version)}<nav><ul>{items}</ul></nav>"
     footer = f"<p>Code version {escape(code_version or 'unknown')}. Protocol {escape(protocol)}.</p>"
     return webpage.page(title, "".join(body), header=header, footer=footer)
+
+
+def datasets_of(layout: Mapping[str, Any], parts: Mapping[str, Sequence[Part]]) -> list[tuple[str, str]]:
+    """Name and title of every dataset of the page; those that only were preprocessed or scored come last."""
+    named = [(one["name"], one.get("title", one["name"])) for one in layout["datasets"]]
+    shown = {item["dataset"] for kind in ("qc", "maps", "status") for _, item in parts.get(kind, ())}
+    return named + [(name, name) for name in sorted(shown - {name for name, _ in named})]
 
 
 def automatic_warnings(
@@ -102,26 +112,23 @@ def _is_miniature(counts: Mapping[str, Any]) -> bool:
     return bool(bags < (published / 2 if published else MINIATURE_BAGS))
 
 
-def table_command(name: str, layout: str, metrics: Sequence[Path]) -> str:
-    """The command that writes a table of the report as CSV and Markdown."""
-    files = [str(path) for path in metrics]
-    ends = ["--out-csv", f"{name}.csv", "--out-md", f"{name}.md"]
-    return shlex.join(["python", "-m", "smmil.tables", "--table", name, "--metrics", *files, "--layout", layout, *ends])
-
-
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m smmil.report", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--title", default="smmil report")
     parser.add_argument(
         "--layout", required=True, help="JSON, or the path of a JSON file: datasets and methods of the tables"
     )
-    parser.add_argument("--metrics", nargs="*", default=[], type=Path, help="metrics JSON files")
+    parser.add_argument("--tables", nargs="*", default=[], type=Path, help="tables as Markdown, CSV and LaTeX beside")
+    parser.add_argument("--metrics", nargs="*", default=[], type=Path, help="metrics JSON files, for the list of runs")
     parser.add_argument(
         "--qc", nargs="*", default=[], type=Path, help="counts.json files, contact-sheet.jpg beside them"
     )
-    parser.add_argument("--figures", nargs="*", default=[], type=Path, help="figures.json files, pictures beside them")
+    parser.add_argument("--figures", nargs="*", default=[], type=Path, help="JSON of figures, pictures beside them")
     parser.add_argument("--maps", nargs="*", default=[], type=Path, help="maps.json files, pictures beside them")
     parser.add_argument("--manifests", nargs="*", default=[], type=Path, help="shard manifests of the features stage")
+    parser.add_argument(
+        "--status", nargs="*", default=[], type=Path, help="status.json files; missing ones are skipped"
+    )
     parser.add_argument("--runs", nargs="*", default=[], type=Path, help="runs.json files, for the training settings")
     parser.add_argument("--warning", action="append", default=[], help="a line to show on top; may be repeated")
     parser.add_argument("--out", required=True, type=Path, help="HTML file to write")
@@ -132,22 +139,27 @@ def _main(argv: Sequence[str] | None = None) -> int:
     args = _arguments(argv)
     from smmil.results import json_argument, read_json, read_metrics
     from smmil.runs import code_version
-    from smmil.tables import TABLES
 
-    kinds = ("qc", "figures", "maps", "manifests", "runs")
+    args.status = [path for path in args.status if path.is_file()]
+    kinds = ("qc", "figures", "maps", "manifests", "status", "runs")
     parts = {kind: [(path, read_json(path)) for path in getattr(args, kind)] for kind in kinds}
-    for path, item in [pair for pairs in parts.values() for pair in pairs]:
-        if "dataset" not in item:
-            raise ValueError(
-                f"{path}: found the keys {sorted(item)}, expected a dataset among them; wrong kind of file?"
-            )
+    for kind, key in [(kind, "dataset") for kind in kinds if kind != "figures"] + [("figures", "figure")]:
+        for path, item in parts[kind]:
+            if key not in item:
+                raise ValueError(
+                    f"{path}: found the keys {sorted(item)}, expected {key} among them; wrong kind of file?"
+                )
+    missing = [path for path in args.tables if not path.is_file()]
+    if missing:
+        raise ValueError(f"{missing[0]}: no such table; write it with python -m smmil.tables")
     text = build_page(
         args.title,
         json_argument(args.layout, "--layout"),
         [read_metrics(path) for path in args.metrics],
         parts,
+        page=args.out,
+        tables=[(path, path.read_text(encoding="utf-8")) for path in args.tables],
         warnings=args.warning,
-        commands={name: table_command(name, args.layout, args.metrics) for name in TABLES},
         code_version=code_version(),
     )
     write_text(args.out, text)

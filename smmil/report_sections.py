@@ -1,4 +1,4 @@
-"""The sections of the report: summary, runs behind the tables, and one section per dataset."""
+"""The sections of the report: summary, tables, runs behind them, and one section per dataset."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -7,19 +7,28 @@ from pathlib import Path
 from typing import Any
 
 from preprocessing import webpage
+from smmil.fig_job import in_order
 from smmil.methods_table import METHODS, display_name
+from smmil.plotting import shown_name
+from smmil.report_markdown import to_html
+from smmil.report_pictures import behind, figure, links, thumbnail
 
+# pictures of one dataset; every other figure is of the whole experiment
+OF_DATASET = ("histograms", "curves", "resources")
 Parts = Mapping[str, Sequence[tuple[Path, dict[str, Any]]]]
 
 
 def summary(layout: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], protocol: str, code_version: str) -> str:
     """What was run, in one small table."""
-    titles = [f"{one.get('title', one['name'])} ({one['encoder']})" for one in layout["datasets"]]
+    titles = []
+    for one in layout["datasets"]:
+        encoders = one.get("encoders") or [one["encoder"]]
+        titles.append(f"{one.get('title', one['name'])} ({', '.join(encoders)})")
     seeds = sorted({split["seed"] for one in metrics for split in one["splits"]})
     rates = sorted({c["lr"] for one in metrics for s in one["splits"] for c in s.get("candidates", [s])}, reverse=True)
     rows = [
         ("Datasets (encoder)", ", ".join(titles)),
-        ("Methods", ", ".join(display_name(method) for method in METHODS if method in layout["methods"])),
+        ("Methods", ", ".join(display_name(method) for method in METHODS if method in layout.get("methods", ()))),
         ("Splits", ", ".join(map(str, seeds)) or "none yet"),
         ("Learning rates", ", ".join(f"{rate:g}" for rate in rates) + (" (chosen on validation)" if rates else "")),
         ("Protocol", protocol),
@@ -34,18 +43,17 @@ def runs_table(metrics: Sequence[Mapping[str, Any]]) -> str:
     """Every run behind the tables with its own numbers, folded away."""
     head = ["dataset", "method", "split", "chosen lr", "run", "instance AUROC", "gated", "instance F1", "threshold"]
     head += ["bag AUROC", "bag F1", "not chosen (lr: bag AUROC)"]
-    rows, order = [], list(METHODS)
-    for one in sorted(
-        metrics, key=lambda m: (m["dataset"], order.index(m["method"]) if m["method"] in METHODS else 99)
-    ):
+    rows = []
+    order = in_order([one["method"] for one in metrics])
+    for one in sorted(metrics, key=lambda m: (m["dataset"], m["encoder"], order.index(m["method"]))):
         for split in one["splits"]:
             test, gated = split["test"], split.get("gated", {}).get("instance_auroc")
             others = [c for c in split.get("candidates", []) if not c["chosen"]]
-            rest = ", ".join(f"{c['lr']:g}: {_text(c['test']['bag_auroc'])}" for c in others)
+            rest = ", ".join(f"{c['lr']:g}: {_text(c['test'].get('bag_auroc'))}" for c in others)
             flag = " ⇅" if test.get("inverted") else ""
             numbers = [_text(test["instance_auroc"]) + flag, _text(gated), _text(test["instance_f1"])]
             numbers += [_text(split.get("threshold")), _text(test["bag_auroc"]), _text(test["bag_f1"]), rest]
-            names = [one["dataset"], display_name(one["method"]), str(split["seed"]), f"{split['lr']:g}", split["run"]]
+            names = [one["dataset"], shown_name(one["method"]), str(split["seed"]), f"{split['lr']:g}", split["run"]]
             rows.append([*names, *numbers])
     if not rows:
         return webpage.warning("No metrics were given: the tables are empty.")
@@ -60,33 +68,71 @@ def _text(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def dataset_section(name: str, title: str, parts: Parts) -> str:
-    """State of the data, contact sheet, learning curves, histograms and maps of one dataset."""
-    own = {kind: [(path, item) for path, item in parts.get(kind, ()) if item["dataset"] == name] for kind in parts}
+def table_section(path: Path, text: str, page: Path) -> str:
+    """One table from its Markdown file, with links to its files."""
+    files = [path.with_suffix(f".{kind}") for kind in ("csv", "md", "tex")]
+    name = escape(path.stem, quote=True)
+    made = behind(f"snakemake {path.stem}", ())
+    return f'<section id="{name}">{to_html(text)}<p>{links(files, page)}</p>{made}</section>'
+
+
+def dataset_section(name: str, title: str, parts: Parts, page: Path) -> str:
+    """State of the data, contact sheet, histograms, learning curves, costs and maps of one dataset."""
+    own = {
+        kind: [(path, item) for path, item in parts.get(kind, ()) if name in _datasets(item)]
+        for kind in ("qc", "status", "manifests", "figures", "maps", "runs")
+    }
     text = f'<section id="data-{escape(name, quote=True)}"><h2>{escape(title)}</h2>'
-    text += "".join(_qc(path, counts) for path, counts in own.get("qc", []))
-    text += stage_states([item for _, item in own.get("manifests", [])])
-    for path, item in own.get("figures", []):
-        text += f"<h3>Training and scores ({escape(item['encoder'])})</h3>"
-        text += "".join(_figure(path, one, item["command"]) for one in item["figures"])
-    for path, item in own.get("maps", []):
+    text += "".join(_qc(path, counts, page) for path, counts in own["qc"])
+    if own["status"]:
+        text += "".join(status_table(item) for _, item in own["status"])
+    else:
+        text += stage_states([item for _, item in own["manifests"]])
+    for path, item in [(path, item) for path, item in own["figures"] if item["figure"] in OF_DATASET]:
+        text += f"<h3>{escape(item['title'])}</h3>{figure(path.parent, item, page)}"
+    for path, item in own["maps"]:
         text += f"<h3>Maps of test bags ({escape(item['encoder'])})</h3>"
-        text += "".join(_figure(path, one, item["command"]) for one in item["maps"])
-    text += settings([item for _, item in own.get("runs", [])])
+        for one in item["maps"]:
+            files = {"files": one.get("files", [one["file"]]), "notes": one.get("notes", ())}
+            text += figure(path.parent, {**one, **files}, page, command=item["command"])
+    text += settings([item for _, item in own["runs"]])
     return text + "</section>"
 
 
-def _qc(path: Path, counts: Mapping[str, Any]) -> str:
+def _datasets(item: Mapping[str, Any]) -> list[str]:
+    return list(item["datasets"]) if "datasets" in item else [item["dataset"]]
+
+
+def _qc(path: Path, counts: Mapping[str, Any], page: Path) -> str:
     from preprocessing.qc import counts_section
 
-    image = webpage.picture(path.parent / "contact-sheet.jpg", f"contact sheet of {counts['dataset']}")
+    sheet = path.parent / "contact-sheet.jpg"
     total = sum(counts["states"].values())
     caption = (
         f"Contact sheet: the oddest of {total} bags first. Blue: tissue, violet: holes, amber: kept tiles, vermilion: "
+        "lesion; scans: red frames are positive slices."
     )
-    caption += "lesion; scans: red frames are positive slices. All bags: index.html beside it."
-    sheet = webpage.figure(image, caption, command=counts.get("command", ""))
-    return counts_section(counts, "<h3>Bags</h3>") + sheet
+    image = thumbnail(sheet, f"contact sheet of {counts['dataset']}")
+    more = links([sheet, path.parent / "index.html"], page)
+    shown = f'<figure><div class="scroll">{image}</div><figcaption>{escape(caption)} {more}</figcaption>'
+    return counts_section(counts, "<h3>Bags</h3>") + shown + behind(counts.get("command", ""), ()) + "</figure>"
+
+
+def status_table(status: Mapping[str, Any]) -> str:
+    """What became of every bag in every stage and how fast, from `preprocessing.status`."""
+    head = ["stage", "bags", "ok", "empty", "skipped", "failed", "interrupted", "pending"]
+    shown = [*head, "instances", "bad tiles", "seconds", "tiles per second"]
+    keys = [*head, "instances", "bad_tiles", "seconds", "tiles_per_second"]
+    rows = [[line.get(key) for key in keys] for line in [*status["stages"], status["total"]]]
+    text = "<h3>Stages</h3>" + webpage.table(shown, rows)
+    return text + _problems([[p[key] for key in ("stage", "bag_id", "state", "reason")] for p in status["problems"]])
+
+
+def _problems(rows: Sequence[Sequence[Any]]) -> str:
+    if not rows:
+        return ""
+    listed = webpage.table(["stage", "bag", "state", "reason"], rows[:50])
+    return f"<details><summary>Bags that are not ok ({len(rows)})</summary>{listed}</details>"
 
 
 def stage_states(manifests: Sequence[Mapping[str, Any]]) -> str:
@@ -101,14 +147,11 @@ def stage_states(manifests: Sequence[Mapping[str, Any]]) -> str:
             if bag["state"] != "ok":
                 problems.append((manifest["stage"], bag["bag_id"], bag["state"], bag["reason"]))
     rows = [
-        (stage, *(found.get(state, 0) for state in ("ok", "empty", "failed")))
+        (stage, *(found.get(state, 0) for state in ("ok", "empty", "skipped", "failed")))
         for stage, found in sorted(states.items())
     ]
-    text = "<h3>Stages</h3>" + webpage.table(["stage", "ok", "empty", "failed"], rows)
-    if problems:
-        listed = webpage.table(["stage", "bag", "state", "reason"], sorted(set(problems))[:50])
-        text += f"<details><summary>Bags that are not ok ({len(set(problems))})</summary>{listed}</details>"
-    return text
+    table = webpage.table(["stage", "ok", "empty", "skipped", "failed"], rows)
+    return f"<h3>Stages</h3>{table}{_problems(sorted(set(problems)))}"
 
 
 def settings(runs: Sequence[Mapping[str, Any]]) -> str:
@@ -119,13 +162,8 @@ def settings(runs: Sequence[Mapping[str, Any]]) -> str:
         kept = ", ".join(
             f"{run['run']}: {run['best_epoch']}" for run in item["runs"] if run.get("chosen") and "best_epoch" in run
         )
-        rows.append([item["encoder"], display_name(item["method"]), training, kept])
+        rows.append([item["encoder"], shown_name(item["method"]), training, kept])
     if not rows:
         return ""
     table = webpage.table(["encoder", "method", "settings", "kept epoch of the chosen runs"], rows)
     return f"<details><summary>Training settings</summary>{table}</details>"
-
-
-def _figure(path: Path, one: Mapping[str, Any], command: str) -> str:
-    image = webpage.picture(path.parent / one["file"], one["caption"])
-    return webpage.figure(image, one["caption"], command=command, runs=one.get("runs", ()))

@@ -2,7 +2,8 @@
 
 Predictions npz of one run (validation and test bags, B bags, M instances): `bag_id` (B,), `split` (B,) "val" | "test",
 `y` (B,), `bag_logit` (B,), `offsets` (B+1,), `instance_score` (M,), `coverage` (M,), `y_inst` (M,) and `meta`, a JSON
-string with dataset, encoder, method, protocol, run, seed, lr, selection_score and random_weights.
+string with dataset, encoder, method, protocol, run, seed, lr, selection_score and random_weights. Newer files also have
+`signed_score` (M,), `grid` (M,2) and `energy` (B,2), see `smmil.predictions`; readers treat them as optional.
 """
 
 import json
@@ -13,8 +14,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from smmil.runs import hash_file, zip_damage
+
 ARRAYS = ("bag_id", "split", "y", "bag_logit", "offsets", "instance_score", "coverage", "y_inst")
+BAG_ARRAYS = ("bag_id", "split", "y", "bag_logit", "energy")
+INSTANCE_ARRAYS = ("instance_score", "coverage", "y_inst", "signed_score", "grid")
+OPTIONAL = ("signed_score", "grid", "energy")
 META = ("dataset", "encoder", "method", "protocol", "run", "seed", "lr", "selection_score")
+
+
+AGAIN = "delete the index.json beside it and run the workflow again: it predicts this run again, and no other"
 
 
 @dataclass(frozen=True)
@@ -39,8 +48,8 @@ class Predictions:
         """The bags of a mask (B,) with their instances."""
         sizes = np.diff(self.arrays["offsets"])
         rows = np.repeat(bags, sizes)
-        chosen = {name: self.arrays[name][bags] for name in ("bag_id", "split", "y", "bag_logit")}
-        chosen |= {name: self.arrays[name][rows] for name in ("instance_score", "coverage", "y_inst")}
+        chosen = {name: self.arrays[name][bags] for name in BAG_ARRAYS if name in self.arrays}
+        chosen |= {name: self.arrays[name][rows] for name in INSTANCE_ARRAYS if name in self.arrays}
         return chosen | {"offsets": np.append(0, np.cumsum(sizes[bags]))}
 
     def bag(self, bag_id: str) -> dict[str, npt.NDArray[Any]]:
@@ -59,16 +68,18 @@ def load_predictions(path: Path | str) -> Predictions:
     """Loads and checks one predictions file.
 
     Raises:
-        ValueError: a missing array or meta key, or lengths that do not fit; the message names the file.
+        ValueError: a damaged file, a missing array or meta key, or lengths that do not fit; the message names the file.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such predictions file; train the run first")
+    if damage := zip_damage(path):
+        raise ValueError(f"{path}: damaged ({damage}); {AGAIN}")
     with np.load(path, allow_pickle=False) as archive:
         missing = [name for name in (*ARRAYS, "meta") if name not in archive.files]
         if missing:
             raise ValueError(f"{path}: found arrays {sorted(archive.files)}, missing {missing}")
-        arrays = {name: archive[name] for name in ARRAYS}
+        arrays = {name: archive[name] for name in (*ARRAYS, *OPTIONAL) if name in archive.files}
         meta = json.loads(str(archive["meta"]))
     missing = [key for key in META if key not in meta]
     if missing:
@@ -79,11 +90,10 @@ def load_predictions(path: Path | str) -> Predictions:
 
 def _check_lengths(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
     n_bags, offsets = len(arrays["bag_id"]), arrays["offsets"]
-    found = {name: len(arrays[name]) for name in ARRAYS}
-    expected = dict.fromkeys(("bag_id", "split", "y", "bag_logit"), n_bags) | {"offsets": n_bags + 1}
-    size = int(offsets[-1]) if len(offsets) else 0
-    expected |= dict.fromkeys(("instance_score", "coverage", "y_inst"), size)
-    wrong = [f"{name}: found {found[name]}, expected {n}" for name, n in expected.items() if found[name] != n]
+    expected = dict.fromkeys(BAG_ARRAYS, n_bags) | {"offsets": n_bags + 1}
+    expected |= dict.fromkeys(INSTANCE_ARRAYS, int(offsets[-1]) if len(offsets) else 0)
+    found = {name: len(array) for name, array in arrays.items()}
+    wrong = [f"{name}: found {n}, expected {expected[name]}" for name, n in found.items() if n != expected[name]]
     if np.any(np.diff(offsets) < 0) or (len(offsets) and offsets[0] != 0):
         wrong.append("offsets must start at 0 and not decrease")
     if wrong:
@@ -101,14 +111,18 @@ def read_index(path: Path | str) -> list[Path]:
     The index is `{"runs": [{"run": NAME, "file": FILE}, ...]}`; FILE is relative to the index.
 
     Raises:
-        ValueError: not such a file, or no run in it.
+        ValueError: not such a file, no run in it, or a file that is not the one it was written for.
     """
     path = Path(path)
     index = read_json(path)
     runs = index.get("runs")
     if not isinstance(runs, list) or not runs or not all(isinstance(run, dict) and "run" in run for run in runs):
         raise ValueError(f"{path}: expected a non-empty list 'runs' of objects with 'run' and 'file'")
-    return [path.parent / run.get("file", f"{run['run']}.npz") for run in runs]
+    files = [path.parent / run.get("file", f"{run['run']}.npz") for run in runs]
+    for file, run in zip(files, runs, strict=True):
+        if "sha256" in run and file.is_file() and hash_file(file) != run["sha256"]:
+            raise ValueError(f"{file}: changed since {path.name} was written (another checksum); {AGAIN}")
+    return files
 
 
 def read_json(path: Path | str) -> dict[str, Any]:

@@ -16,14 +16,20 @@ stand in `config.json`): a cosmetic edit never redoes a training, an increment o
 
 import hashlib
 import json
+import logging
 import os
+import struct
 import subprocess
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 RUN_STAGE_VERSION = 1
 
@@ -113,13 +119,28 @@ def save_state(path: Path | str, state: Mapping[str, Any]) -> None:
 
 
 def load_state(path: Path | str) -> dict[str, Any] | None:
-    """Reads `save_state` onto the CPU; None if there is no file. Executes nothing (`weights_only=True`)."""
+    """Reads `save_state` onto the CPU; None if there is no file or a damaged one. Executes nothing (`weights_only`)."""
     import torch
 
     if not Path(path).exists():
         return None
+    # torch itself reads changed bytes without a word
+    if damage := zip_damage(path):
+        log.warning("%s: damaged (%s); this run starts again from its first epoch", path, damage)
+        return None
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return state
+
+
+def zip_damage(path: Path | str) -> str:
+    """What is wrong with a zip file (a state, an npz) by the checksums in it; empty if nothing is."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            member = archive.testzip()
+    # what zipfile makes of changed headers
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, RuntimeError, OSError) as error:
+        return str(error) or type(error).__name__
+    return f"{member} fails its checksum" if member else ""
 
 
 def save_weights(path: Path | str, weights: Mapping[str, Any]) -> str:
@@ -184,12 +205,21 @@ def truncate_log(path: Path, first_epoch: int) -> None:
 
 
 def read_done(folder: Path, key: str) -> dict[str, Any] | None:
-    """The `done.json` of a run that is finished with exactly this key and whose weights are there, else None."""
-    path = folder / "done.json"
-    if not path.exists() or not (folder / "best.safetensors").exists():
+    """The `done.json` of a run that is finished with exactly this key and whose weights are whole, else None."""
+    path, weights = folder / "done.json", folder / "best.safetensors"
+    if not path.exists() or not weights.exists():
         return None
-    done: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return done if done.get("key") == key else None
+    try:
+        done: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        log.warning("%s: damaged (%s); this run is trained again", path, error)
+        return None
+    if done.get("key") != key:
+        return None
+    if hash_file(weights) != done.get("weights_sha256"):
+        log.warning("%s: not the weights that %s names; this run is trained again", weights, path.name)
+        return None
+    return done
 
 
 def code_version() -> str:

@@ -31,6 +31,8 @@ import numpy.typing as npt
 from preprocessing.cli import guard, write_json, write_text
 
 if TYPE_CHECKING:
+    import torch
+
     from smmil.data import Bag
 
 log = logging.getLogger(__name__)
@@ -48,54 +50,96 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda")
     add_source_arguments(parser)
     arguments = parser.parse_args(argv)
-    from smmil.batches import BagCache
     from smmil.devices import choose_device, numerics
-    from smmil.loading import DataOptions
-    from smmil.predictions import check_features, load_run, predict_bags, write_predictions
+    from smmil.predictions import write_predictions
     from smmil.results import read_json
     from smmil.runs import hash_file
-    from smmil.sources import open_source
 
     listed = read_json(arguments.runs)
     device = choose_device(arguments.device)
-    options = {name: value for name, value in listed["data"].items() if name != "graph"}
-    source = open_source(arguments, DataOptions(**options))
-    bags, thresholds = source.load()
-    if not bags:
-        raise ValueError(f"{arguments.bags}: every bag is empty or failed, none can be scored; see the instances stage")
     with numerics(device):
-        cache = BagCache(bags, device)
+        scorer = Scorer(arguments, listed["data"], device)
         entries, logits = [], []
         for run in (run for run in listed["runs"] if run["chosen"]):
-            model, config = load_run(arguments.runs.parent / run["run"], device)
-            check_features(config, source.facts, str(arguments.features))
-            arrays = predict_bags(model, cache, bags, range(len(bags)), ["score"] * len(bags))
-            meta = score_meta(config, source.random_weights, run["run"], thresholds)
+            arrays, meta = scorer.score(arguments.runs.parent / run["run"], listed["method"])
             path = arguments.out / f"{run['run']}.npz"
             write_predictions(path, arrays, meta)
-            log.info("%d bags, %d instances scored with %s", len(bags), len(arrays["y_inst"]), run["run"])
             random = meta["random_weights"]
             entries.append({"run": run["run"], "file": path.name, "sha256": hash_file(path), "random_weights": random})
             logits.append(arrays["bag_logit"])
-    write_text(arguments.out / "scores.csv", scores_csv(bags, np.stack(logits), source.listing.excluded))
+    table = scores_csv(scorer.bags, np.stack(logits), scorer.source.listing.excluded)
+    write_text(arguments.out / "scores.csv", table)
     shared = {name: listed[name] for name in ("dataset", "encoder", "method", "protocol")}
     write_json(arguments.out / "index.json", {**shared, "runs": entries})
     return 0
 
 
-def score_meta(
-    config: Mapping[str, Any], random_weights: bool, run: str, thresholds: Mapping[str, float]
-) -> dict[str, Any]:
-    """The `meta` of a scored npz: which run made it, and whether any encoder weights were random."""
-    meta = {name: config[name] for name in ("dataset", "encoder", "method", "seed")}
-    return meta | {
-        "run": run,
-        "lr": config["learning_rate"],
-        "protocol": config["training"]["protocol"],
-        "selection_score": config["done"]["selection_score"],
-        "random_weights": bool(config["random_weights"] or random_weights),
-        "label_thresholds": dict(thresholds),
-    }
+def score_with(arguments: argparse.Namespace, device: "torch.device") -> int:
+    """Scores the usable bags with the one run `arguments.run` into `arguments.score_bags`."""
+    from smmil.predictions import write_predictions
+    from smmil.results import read_json
+
+    config = read_json(arguments.run / "config.json")
+    scorer = Scorer(arguments, config["data"], device)
+    arrays, meta = scorer.score(arguments.run, config["method"])
+    write_predictions(arguments.score_bags, arrays, {**meta, "excluded": scorer.source.listing.excluded})
+    return 0
+
+
+class Scorer:
+    """Bags of a dataset, loaded once, to be scored by any run whose features they share.
+
+    Args:
+        arguments: of a command line with `smmil.sources.add_source_arguments`.
+        data: loading options of the training, as its `runs.json` or `config.json` holds them.
+        device: where the model runs.
+
+    Raises:
+        ValueError: no usable bag.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, data: Mapping[str, Any], device: "torch.device") -> None:
+        from smmil.batches import BagCache
+        from smmil.loading import DataOptions
+        from smmil.sources import open_source
+
+        self.device = device
+        # a table's graph is an argument, not an option of loading
+        options = DataOptions(**{name: value for name, value in data.items() if name != "graph"})
+        self.source = open_source(arguments, options)
+        self.where = str(arguments.features or arguments.table)
+        self.bags, self.thresholds = self.source.load()
+        if not self.bags:
+            raise ValueError(f"{self.where}: every bag is empty or failed, none can be scored; see the instances stage")
+        self.cache = BagCache(self.bags, device)
+
+    def score(self, folder: Path, method: str) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+        """Arrays (see `smmil.predictions`) and meta of all bags under one finished run.
+
+        Args:
+            folder: the run directory.
+            method: name of the method or variant.
+
+        Raises:
+            ValueError: an unfinished run, or features that it did not learn from.
+        """
+        from smmil.predictions import check_features, load_run, predict_bags
+
+        model, config = load_run(folder, self.device)
+        check_features(config, self.source.facts, self.where)
+        arrays = predict_bags(model, self.cache, self.bags, range(len(self.bags)), ["score"] * len(self.bags))
+        meta = {name: config[name] for name in ("dataset", "encoder", "seed")}
+        meta |= {
+            "method": method,
+            "run": folder.resolve().name,
+            "lr": config["learning_rate"],
+            "protocol": config["training"]["protocol"],
+            "selection_score": config["done"]["selection_score"],
+            "random_weights": bool(config["random_weights"] or self.source.random_weights),
+            "label_thresholds": dict(self.thresholds),
+        }
+        log.info("%d bags, %d instances scored with %s", len(self.bags), len(arrays["y_inst"]), meta["run"])
+        return arrays, meta
 
 
 def scores_csv(bags: "Sequence[Bag]", logits: npt.NDArray[np.float64], excluded: Mapping[str, Sequence[str]]) -> str:

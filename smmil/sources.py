@@ -6,7 +6,7 @@
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +94,7 @@ def _store_source(arguments: argparse.Namespace, options: DataOptions) -> Source
     return Source(
         listing=listing,
         inputs={"bags": hash_file(arguments.bags), "manifests": hash_files(arguments.manifests)},
-        data=asdict(options),
+        data=options.record,
         facts=facts,
         loader=lambda infos: load_bags(infos, arguments.instances, arguments.features, options),
     )

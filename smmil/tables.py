@@ -1,103 +1,82 @@
-"""The paper's Table 1 (instance AUROC, F1) and Table 2 (bag AUROC, F1) from metrics files.
+"""Every table of the paper from metrics files: one builder over the specifications of `smmil.table_specs`.
 
 Cells are mean +- standard deviation (n - 1) over the splits that define the metric; the confidence interval is a
 bootstrap over test bags (`smmil.bootstrap`); ranks follow `smmil.ranks`. A missing run is an empty cell and is counted
-under the table.
+under the table. `smmil.outputs.table_layout` makes the layout from a configuration.
 
 Layout (JSON):
-    {"datasets": [{"name": "rsna", "title": "RSNA", "encoder": "resnet18"}, ...], "methods": ["smap_early", ...],
+    {"datasets": [{"name": "rsna", "title": "RSNA", "encoders": ["resnet18"]}, ...], "methods": ["smap_early", ...],
      "splits": 5, "note": "..."}
-`splits` is the number of splits a complete cell has (default: the largest found); `note` is printed first.
+`encoder` may stand for `encoders` of one; tables with fixed rows need no `methods`; `splits` is the number of splits a
+complete cell has (default: the largest found); `note` is printed first.
 
 Run alone:
     python -m smmil.tables --table table1 --metrics M.json ... --layout layout.json --out-csv t.csv --out-md t.md
+    python -m smmil.tables --table resources --runs runs.json ... --benchmarks results/benchmarks/train_runs
+        --layout layout.json --out-csv t.csv --out-tex t.tex
 """
 
 import argparse
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from preprocessing.cli import guard, write_text
-from smmil.methods_table import GROUPS, METHODS
+from smmil.methods_table import GROUPS, METHODS, display_name
+from smmil.ranks import places
+from smmil.table_cells import KINDS, MARKED, Cell, Column
+from smmil.table_specs import ENCODERS, TABLES
 
 logger = logging.getLogger(__name__)
 
-TABLES: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
-    "table1": ("Table 1. Localisation: instance level", (("instance_auroc", "AUROC"), ("instance_f1", "F1"))),
-    "table2": ("Table 2. Classification: bag level", (("bag_auroc", "AUROC"), ("bag_f1", "F1"))),
-}
+STAGE_VERSION = 2
 
-
-@dataclass(frozen=True)
-class Column:
-    """One metric of one dataset."""
-
-    dataset: str
-    encoder: str
-    title: str
-    metric: str
-    label: str
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One method in one column; `values` holds the splits that define the metric.
-
-    Attributes:
-        values: per split, in seed order.
-        n_splits: splits that were run.
-        ci: bootstrap interval, or None.
-        runs: the runs behind the cell.
-        note: why a value is missing, or "".
-    """
-
-    values: tuple[float, ...] = ()
-    n_splits: int = 0
-    ci: tuple[float, float] | None = None
-    runs: tuple[str, ...] = ()
-    note: str = ""
-
-    @property
-    def mean(self) -> float | None:
-        """Mean over splits, None for an empty cell."""
-        return sum(self.values) / len(self.values) if self.values else None
-
-    @property
-    def std(self) -> float | None:
-        """Sample standard deviation over splits (n - 1), None for fewer than two."""
-        if len(self.values) < 2:
-            return None
-        import statistics
-
-        return statistics.stdev(self.values)
+Key = tuple[str, str]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method: its cells, mean rank, and places (1 = best, 2 = second) inside its group."""
+    """One method: its name in this table, its cells, and per cell its place inside the block (1 best, 2 second)."""
 
     method: str
+    name: str
     cells: tuple[Cell, ...]
-    rank: float | None
     places: tuple[int | None, ...]
-    rank_place: int | None
+
+
+@dataclass(frozen=True)
+class Section:
+    """Columns over the rows of a table; the first section is the paper's table, `key` names the others."""
+
+    key: str
+    title: str
+    columns: tuple[Column, ...]
+    blocks: dict[str, tuple[Row, ...]]
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table ready to be written; `notes` are the lines under it, `random_datasets` those with untrained encoders."""
+    """A table ready to be written.
+
+    Attributes:
+        name: key of `TABLES`.
+        title: its heading.
+        sections: the paper's table first; all have the same rows.
+        n_splits: splits of a complete cell.
+        protocol: of the runs behind it.
+        notes: lines under it.
+        random_keys: (dataset, encoder) with an untrained encoder.
+    """
 
     name: str
     title: str
-    columns: tuple[Column, ...]
-    groups: dict[str, tuple[Row, ...]]
+    sections: tuple[Section, ...]
     n_splits: int
     protocol: str
     notes: tuple[str, ...] = ()
-    random_datasets: frozenset[str] = frozenset()
+    random_keys: frozenset[tuple[str, str]] = frozenset()
 
 
 def build_table(name: str, metrics: Sequence[dict[str, Any]], layout: dict[str, Any]) -> Table:
@@ -105,54 +84,124 @@ def build_table(name: str, metrics: Sequence[dict[str, Any]], layout: dict[str, 
 
     Args:
         name: a key of `TABLES`.
-        metrics: objects as `smmil.evaluate` writes them.
+        metrics: objects as `smmil.evaluate` writes them; for `resources` as `smmil.table_resources` reads them.
         layout: see the module docstring.
 
     Returns:
-        The table; rows in the layout's order inside the two groups of the paper.
+        The table; rows in the paper's order inside their blocks.
 
     Raises:
         ValueError: unknown table, layout key or method; two metrics of one cell; two protocols in one table.
     """
     if name not in TABLES:
         raise ValueError(f"--table: found {name!r}, expected one of {', '.join(TABLES)}")
-    title, pairs = TABLES[name]
-    check_layout(layout)
-    found = _by_key(metrics)
-    columns = tuple(
-        Column(d["name"], d["encoder"], d.get("title", d["name"]), metric, label)
-        for d in layout["datasets"]
-        for metric, label in pairs
+    spec = TABLES[name]
+    check_layout(layout, fixed_rows="blocks" in spec)
+    datasets = [{**d, "encoders": d.get("encoders") or [d["encoder"]]} for d in layout["datasets"]]
+    blocks = spec["blocks"] if "blocks" in spec else _groups(layout["methods"])
+    found, used = _by_key(metrics), {}
+    columns = [columns_of(section, datasets) for section in spec["sections"]]
+    keys = {key for group in columns for column in group for key in column.keys}
+    methods = {method for names in blocks.values() for method in names}
+    for key, one in found.items():
+        if key[:2] in keys and key[2] in methods:
+            used[key] = one
+        else:
+            logger.warning("%s: metrics of %s are not in the layout", name, " / ".join(key))
+    sections = tuple(
+        _section(section, group, blocks, spec.get("names", {}), used)
+        for section, group in zip(spec["sections"], columns, strict=True)
     )
-    wanted = {(c.dataset, c.encoder, method) for c in columns for method in layout["methods"]}
-    used = {key: value for key, value in found.items() if key in wanted}
-    for key in sorted(set(found) - wanted):
-        logger.warning("%s: metrics of %s are not in the layout", name, " / ".join(key))
     n_splits = int(layout.get("splits", max((len(m["splits"]) for m in used.values()), default=0)))
-    groups = {group: _rows(group, columns, layout["methods"], used) for group in GROUPS}
-    groups = {group: rows for group, rows in groups.items() if rows}
+    random = frozenset((dataset, encoder) for (dataset, encoder, _), one in used.items() if one.get("random_weights"))
     from smmil.table_notes import notes
 
-    lines = notes(pairs, columns, groups, used, n_splits, layout.get("note", ""))
-    random = frozenset(key[0] for key, one in used.items() if one.get("random_weights"))
-    return Table(name, title, columns, groups, n_splits, _protocol(used.values()), lines, random)
+    titles = {d["name"]: d.get("title", d["name"]) for d in datasets}
+    lines = notes(sections, used, titles, n_splits, layout.get("note", ""))
+    return Table(name, spec["title"], sections, n_splits, _protocol(used.values()), lines, random)
 
 
-def check_layout(layout: dict[str, Any]) -> None:
+def check_layout(layout: dict[str, Any], *, fixed_rows: bool = False) -> None:
     """Checks a layout.
+
+    Args:
+        layout: see the module docstring.
+        fixed_rows: the table has rows of its own, so that `methods` may be missing.
 
     Raises:
         ValueError: with what was found and what is expected.
     """
     unknown = sorted(set(layout) - {"datasets", "methods", "splits", "note"})
-    if unknown or not layout.get("datasets") or not layout.get("methods"):
+    if unknown or not layout.get("datasets") or not (fixed_rows or layout.get("methods")):
         raise ValueError(f"--layout: found the keys {sorted(layout)}, expected datasets, methods [, splits, note]")
     for dataset in layout["datasets"]:
-        if not {"name", "encoder"} <= set(dataset) <= {"name", "encoder", "title"}:
-            raise ValueError(f"--layout: datasets: found {dataset}, expected name, encoder [, title]")
-    strange = [method for method in layout["methods"] if method not in METHODS]
+        encoder = {"encoder", "encoders"} & {key for key, value in dataset.items() if value}
+        if "name" not in dataset or not encoder or not set(dataset) <= {"name", "encoder", "encoders", "title"}:
+            raise ValueError(f"--layout: datasets: found {dataset}, expected name, encoder or encoders [, title]")
+    strange = [method for method in layout.get("methods", []) if method not in METHODS]
     if strange:
         raise ValueError(f"--layout: methods: found {strange}, expected keys of smmil.methods_table.METHODS")
+
+
+def columns_of(section: Mapping[str, Any], datasets: Sequence[Mapping[str, Any]]) -> tuple[Column, ...]:
+    """The columns of one section of a specification over the datasets of a layout (with `encoders` each)."""
+    titles = {d["name"]: d.get("title", d["name"]) for d in datasets}
+    if section["by"] == "dataset":
+        heads = [(titles[d["name"]], [(d["name"], d["encoders"][0])]) for d in datasets]
+    else:
+        # extractors that every dataset has come first, those of one dataset last
+        encoders = list(dict.fromkeys(encoder for d in datasets for encoder in d["encoders"]))
+        encoders.sort(key=lambda encoder: -sum(encoder in d["encoders"] for d in datasets))
+        heads = [(ENCODERS.get(e, e), [(d["name"], e) for d in datasets if e in d["encoders"]]) for e in encoders]
+    columns = []
+    for head, keys in heads:
+        for spec in section["columns"]:
+            together = [keys] if section["by"] == "encoder" else [[key] for key in keys]
+            columns += [_column(head, spec["label"] or titles[own[0][0]], spec, own) for own in together]
+    every = [key for _, keys in heads for key in keys]
+    columns += [_column("", spec["label"], spec, every, overall=True) for spec in section.get("overall", ())]
+    return tuple(columns)
+
+
+def _column(
+    head: str, label: str, spec: Mapping[str, Any], keys: list[tuple[str, str]], overall: bool = False
+) -> Column:
+    kind, name = spec["kind"], spec.get("csv", spec["metrics"][0])
+    if kind == "difference":
+        name += ".difference"
+    # a column over several datasets is named by its extractor, one over everything by itself
+    where = "" if overall else f"{keys[0][1]}." if kind in ("rank", "inverted") else f"{'.'.join(keys[0])}."
+    return Column(head, label, kind, tuple(spec["metrics"]), tuple(keys), where + name)
+
+
+def _groups(methods: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The methods in the paper's two groups, in the order of the tables; an empty group is left out."""
+    groups = {group: tuple(m for m in METHODS if m in methods and METHODS[m][1] == group) for group in GROUPS}
+    return {group: names for group, names in groups.items() if names}
+
+
+def _section(
+    spec: Mapping[str, Any],
+    columns: tuple[Column, ...],
+    blocks: Mapping[str, Sequence[str]],
+    names: Mapping[str, str],
+    found: Mapping[tuple[str, str, str], dict[str, Any]],
+) -> Section:
+    filled = {}
+    for title, methods in blocks.items():
+        cells = [KINDS[column.kind](column, methods, found) for column in columns]
+        marks = [_places(column, own) for column, own in zip(columns, cells, strict=True)]
+        filled[title] = tuple(
+            Row(m, names.get(m, display_name(m)), tuple(own[i] for own in cells), tuple(own[i] for own in marks))
+            for i, m in enumerate(methods)
+        )
+    return Section(spec["key"], spec["title"], columns, filled)
+
+
+def _places(column: Column, cells: Sequence[Cell]) -> list[int | None]:
+    if column.kind not in MARKED:
+        return [None for _ in cells]
+    return places([cell.mean for cell in cells], larger=cells[0].larger)
 
 
 def _by_key(metrics: Sequence[dict[str, Any]]) -> dict[tuple[str, str, str], dict[str, Any]]:
@@ -172,52 +221,37 @@ def _protocol(metrics: Iterable[dict[str, Any]]) -> str:
     return protocols[0] if protocols else "none (no metrics)"
 
 
-def _rows(
-    group: str, columns: Sequence[Column], methods: Sequence[str], found: dict[tuple[str, str, str], dict[str, Any]]
-) -> tuple[Row, ...]:
-    from smmil.ranks import mean_ranks, places
-
-    own = [method for method in METHODS if method in methods and METHODS[method][1] == group]
-    grid = [[_cell(found.get((c.dataset, c.encoder, method)), c.metric) for c in columns] for method in own]
-    values = [[row[j].mean for row in grid] for j in range(len(columns))]
-    ranks = mean_ranks(values) if own else []
-    marks = [places(column) for column in values]
-    rank_marks = places(ranks, larger=False)
-    return tuple(
-        Row(method, tuple(grid[i]), ranks[i], tuple(column[i] for column in marks), rank_marks[i])
-        for i, method in enumerate(own)
-    )
-
-
-def _cell(metrics: dict[str, Any] | None, metric: str) -> Cell:
-    if metrics is None:
-        return Cell(note="no metrics file")
-    splits = sorted(metrics["splits"], key=lambda split: split["seed"])
-    values = tuple(split["test"][metric] for split in splits if split["test"][metric] is not None)
-    reasons = {split["test"].get("undefined", {}).get(metric, "undefined") for split in splits}
-    interval = metrics.get("bootstrap", {}).get("intervals", {}).get(metric)
-    note = "" if values else "; ".join(sorted(reasons)) or "no split"
-    runs = tuple(split["run"] for split in splits)
-    return Cell(values, len(splits), (interval[0], interval[1]) if interval else None, runs, note)
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m smmil.tables", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--table", required=True, choices=[*TABLES])
+    parser.add_argument("--metrics", nargs="*", default=[], help="metrics JSON files; missing ones are empty cells")
+    parser.add_argument("--runs", nargs="*", default=[], type=Path, help="runs.json files, for the table `resources`")
+    parser.add_argument("--benchmarks", type=Path, help="folder of {dataset}/{encoder}/{method}.tsv, for peak memory")
+    parser.add_argument("--layout", required=True, help="JSON, or the path of a JSON file: datasets and methods")
+    parser.add_argument("--out-csv", type=Path, help="every number, one row per method")
+    parser.add_argument("--out-md", type=Path, help="Markdown")
+    parser.add_argument("--out-tex", type=Path, help="LaTeX, needs \\usepackage{booktabs}")
+    return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line: metrics files in, CSV and Markdown out."""
-    parser = argparse.ArgumentParser(prog="python -m smmil.tables", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--table", required=True, choices=sorted(TABLES))
-    parser.add_argument("--metrics", nargs="*", default=[], help="metrics JSON files; missing ones are empty cells")
-    parser.add_argument("--layout", required=True, help="JSON, or the path of a JSON file: datasets and methods")
-    parser.add_argument("--out-csv", required=True)
-    parser.add_argument("--out-md", required=True)
-    arguments = parser.parse_args(argv)
+    """Command line: metrics files in, CSV, Markdown and LaTeX out."""
+    arguments = _arguments(argv)
     from smmil.results import json_argument, read_metrics
     from smmil.table_formats import to_csv, to_markdown
+    from smmil.table_latex import to_latex
+    from smmil.table_resources import read_resources
 
+    writers = {arguments.out_csv: to_csv, arguments.out_md: to_markdown, arguments.out_tex: to_latex}
+    writers.pop(None, None)
+    if not writers:
+        raise ValueError("found no --out-csv, --out-md or --out-tex, expected at least one")
     metrics = [read_metrics(path) for path in arguments.metrics]
+    metrics += [read_resources(path, arguments.benchmarks) for path in arguments.runs]
     table = build_table(arguments.table, metrics, json_argument(arguments.layout, "--layout"))
-    write_text(Path(arguments.out_csv), to_csv(table))
-    write_text(Path(arguments.out_md), to_markdown(table))
-    logger.info("%s: %d methods", arguments.out_md, sum(len(rows) for rows in table.groups.values()))
+    for path, write in writers.items():
+        write_text(path, write(table))
+        logger.info("%s: %d methods", path, sum(len(rows) for rows in table.sections[0].blocks.values()))
     return 0
 
 

@@ -9,12 +9,14 @@ Writes one directory per run (`smmil.runs`), `splits.csv`, and last `runs.json`:
 epoch, score, hash of the weights, and which learning rate validation chose in every split (ties: the larger rate, as
 in `smmil.evaluate`). Finished runs of the same key are skipped, unfinished ones continue where they were.
 
+A job can be cut into parts: `--part SEED` trains the runs of one split (write its summary elsewhere with `--done`); the
+same command without `--part` then finds all runs finished and writes `runs.json`, the same as without parts.
+
 Exit codes: 0 done; 2 user error; 128 + signal (SIGTERM 143, SIGUSR1 138) after the state has been saved on request of
 that signal: start the same command again and it continues.
 """
 
 import argparse
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,8 +24,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preprocessing.cli import guard, write_json
-from smmil.live import Progress, StopRequest
+from smmil.live import Progress, StopRequest, check_tensorboard, reporting
 from smmil.runs import RUN_STAGE_VERSION, RunSpec, read_done, save_weights, versions
+from smmil.train_specs import data_options, job_specs, options_of, summary
 
 if TYPE_CHECKING:
     import torch
@@ -38,8 +41,9 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Job:
-    """What all runs of one job share."""
+    """What all runs of one job share; `name` is the method or variant."""
 
+    name: str
     options: "TrainingOptions"
     source: "Source"
     splits: "dict[int, Split]"
@@ -53,12 +57,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m smmil.train", description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--encoder", required=True)
-    parser.add_argument("--method", required=True, help="key of smmil.models.MODELS")
+    parser.add_argument("--method", required=True, help="key of smmil.models.MODELS, or a variant of one (__)")
     add_source_arguments(parser)
     parser.add_argument("--config-json", default="{}", help="smmil.training_options as JSON")
     parser.add_argument("--method-options", default="{}", help="options of the method as JSON")
     parser.add_argument("--splits", help="split seeds instead of the config's, e.g. 1,2")
     parser.add_argument("--learning-rates", help="instead of the config's, e.g. 1e-4,1e-5")
+    parser.add_argument("--part", type=int, metavar="SEED", help="train this split only: one of several jobs")
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--done", type=Path, required=True, help="runs.json, written last")
     return parser
@@ -68,82 +73,26 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains every run that is not finished; see the top of this file."""
     arguments = build_parser().parse_args(argv)
-    from smmil.loading import DataOptions
     from smmil.sources import open_source
     from smmil.splits import make_split, write_splits
 
-    options = _options(arguments)
-    data = DataOptions(options.label_rule, options.label_threshold, options.edge_weight, options.drop_inconsistent)
-    source = open_source(arguments, data)
+    options = options_of(arguments)
+    source = open_source(arguments, data_options(options))
+    specs = job_specs(arguments, options, source)
     splits = {seed: make_split(source.listing.bags, seed, options.val_share) for seed in options.splits}
     write_splits(arguments.out / "splits.csv", source.listing.bags, list(splits.values()))
-    specs = _specs(arguments, options, source)
-    job = Job(options, source, splits, arguments.out)
+    job = Job(arguments.method, options, source, splits, arguments.out)
     pending = [spec for spec in specs if read_done(arguments.out / spec.name, spec.key) is None]
     log.info("%d runs, %d finished before", len(specs), len(specs) - len(pending))
     if pending:
+        if options.tensorboard:
+            check_tensorboard()
         signum = train_runs(pending, job)
         if signum is not None:
             log.warning("stopped by signal %d, state saved; the same command continues", signum)
             return 128 + signum
-    write_json(arguments.done, summary(specs, job))
+    write_json(arguments.done, summary(specs, job.name, options, source, job.out))
     return 0
-
-
-def _options(arguments: argparse.Namespace) -> "TrainingOptions":
-    from pydantic import ValidationError
-
-    from smmil.training_options import TrainingOptions
-
-    values = _json_object(arguments.config_json, "--config-json")
-    if arguments.splits:
-        values["splits"] = _numbers(arguments.splits, int, "--splits")
-    if arguments.learning_rates:
-        values["learning_rates"] = _numbers(arguments.learning_rates, float, "--learning-rates")
-    try:
-        return TrainingOptions.model_validate(values)
-    except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']} (found {e['input']!r})" for e in error.errors()]
-        raise ValueError(f"--config-json: {'; '.join(lines)}") from error
-
-
-def _json_object(text: str, name: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{name}: not JSON ({error}); found {text[:80]!r}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{name}: found {text[:80]!r}, expected a JSON object")
-    return value
-
-
-def _numbers(text: str, kind: type, name: str) -> list[Any]:
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError as error:
-        raise ValueError(f"{name}: found {text!r}, expected numbers separated by commas") from error
-
-
-def _specs(arguments: argparse.Namespace, options: "TrainingOptions", source: "Source") -> list[RunSpec]:
-    data = dict(source.data)
-    if not data.get("drop_inconsistent"):
-        # labels of instances reach no weight, so another threshold needs no training
-        data = {name: value for name, value in data.items() if name not in ("label_rule", "label_threshold")}
-    return [
-        RunSpec(
-            dataset=arguments.dataset,
-            encoder=arguments.encoder,
-            method=arguments.method,
-            method_options=_json_object(arguments.method_options, "--method-options"),
-            training=options.key_values,
-            data=data,
-            inputs=source.inputs,
-            seed=seed,
-            learning_rate=rate,
-        )
-        for seed in options.splits
-        for rate in options.learning_rates
-    ]
 
 
 def train_runs(specs: Sequence[RunSpec], job: Job) -> int | None:
@@ -204,20 +153,26 @@ def _train_run(
     seed_everything(spec.seed)
     model = build_model(spec.method, cache.in_features, pos_weight=weight, **spec.method_options).to(cache.device)
     facts = {"in_features": cache.in_features, "pos_weight": weight, "split": _counts(split, labels)}
-    write_json(folder / "config.json", run_config(spec, job, facts, cache.device))
-    best = Fit(
-        model,
-        cache,
-        [positions[bag_id] for bag_id in split.train],
-        [positions[bag_id] for bag_id in split.val],
-        job.options,
-        base_lr=spec.learning_rate,
-        seed=spec.seed,
-        folder=folder,
-        key=spec.key,
-        stop=stop,
-        report=progress,
-    ).run()
+    config = run_config(spec, job, facts, cache.device)
+    write_json(folder / "config.json", config)
+    with reporting(progress, folder, tensorboard=job.options.tensorboard) as report:
+        fit = Fit(
+            model,
+            cache,
+            [positions[bag_id] for bag_id in split.train],
+            [positions[bag_id] for bag_id in split.val],
+            job.options,
+            base_lr=spec.learning_rate,
+            seed=spec.seed,
+            folder=folder,
+            key=spec.key,
+            stop=stop,
+            report=report,
+            method=job.name,
+        )
+        best = fit.run()
+    if fit.memory.relief.events:
+        write_json(folder / "config.json", {**config, "memory": asdict(fit.memory.relief)})
     done = {
         "key": spec.key,
         "best_epoch": best.epoch,
@@ -238,11 +193,15 @@ def _counts(split: "Split", labels: dict[str, float]) -> dict[str, int]:
 
 
 def run_config(spec: RunSpec, job: Job, facts: dict[str, Any], device: "torch.device") -> dict[str, Any]:
-    """Everything needed to rebuild and to judge a run; no host names, no paths."""
-    from smmil.devices import device_name
+    """Everything needed to rebuild and to judge a run; no host names, no paths. `name` is the method or variant.
+
+    A run that ran out of memory gets `memory` at its end: the level it came to, and what happened (`smmil.memory`).
+    """
+    from smmil.devices import device_name, numerics_facts
 
     return {
         **asdict(spec),
+        "name": job.name,
         "training": job.options.model_dump(mode="json"),
         "data": job.source.data,
         "features": job.source.facts,
@@ -251,36 +210,8 @@ def run_config(spec: RunSpec, job: Job, facts: dict[str, Any], device: "torch.de
         "stage_version": RUN_STAGE_VERSION,
         "versions": versions(),
         "device": device_name(device),
+        "numerics": numerics_facts(device, job.options.precision),
         **facts,
-    }
-
-
-def summary(specs: Sequence[RunSpec], job: Job) -> dict[str, Any]:
-    """The content of `runs.json`: a function of inputs and results alone (no times, no places)."""
-    runs: list[dict[str, Any]] = []
-    for spec in specs:
-        done = read_done(job.out / spec.name, spec.key)
-        if done is None:
-            raise RuntimeError(f"{job.out / spec.name}: not finished although training ended")
-        runs.append({"run": spec.name, "seed": spec.seed, "lr": spec.learning_rate, **done})
-    for run in runs:
-        rivals = [other for other in runs if other["seed"] == run["seed"]]
-        run["chosen"] = run is max(rivals, key=lambda other: (other["selection_score"], other["lr"]))
-    first = specs[0]
-    return {
-        "dataset": first.dataset,
-        "encoder": first.encoder,
-        "method": first.method,
-        "method_options": first.method_options,
-        "protocol": job.options.protocol,
-        "training": first.training,
-        "data": job.source.data,
-        "inputs": first.inputs,
-        "features": job.source.facts,
-        "random_weights": job.source.random_weights,
-        "bags": len(job.source.listing.bags),
-        "excluded": job.source.listing.excluded,
-        "runs": runs,
     }
 
 

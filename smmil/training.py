@@ -10,22 +10,26 @@ Shapes: see `smmil.data.BagBatch`. Losses are means over the bags of an epoch.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from smmil.batches import BagCache, chunks
 from smmil.data import BagBatch
-from smmil.devices import autocast, restore_rng_state, rng_state
-from smmil.metrics import auroc
-from smmil.models.base import MILModel, Output
-from smmil.nn import segment_softmax, segment_sum
+from smmil.devices import restore_rng_state, rng_state
+from smmil.memory import Frugal
+from smmil.models.base import MILModel
+from smmil.optimizer import make_adam
 from smmil.runs import append_log, load_state, save_state, truncate_log
+from smmil.undo import Undo, frozen_parametrizations
+from smmil.validation import forward as forward
+from smmil.validation import selection_score as selection_score
+from smmil.validation import validate as validate
 
 if TYPE_CHECKING:
     from smmil.training_options import TrainingOptions
@@ -72,11 +76,6 @@ def warmup_factor(epoch: int, warmup_epochs: int, start: float) -> float:
     return 1.0 if done >= warmup_epochs else start + (1.0 - start) * done / warmup_epochs
 
 
-def selection_score(bag_auroc: float | None, bce: float) -> float:
-    """Validation bag AUROC (0 when undefined: one class) minus validation BCE."""
-    return (0.0 if bag_auroc is None else bag_auroc) - bce
-
-
 def class_weight(labels: Sequence[float]) -> float:
     """pos_weight = n_negative / n_positive of the training bags."""
     positive = sum(1 for y in labels if y == 1)
@@ -85,15 +84,6 @@ def class_weight(labels: Sequence[float]) -> float:
             f"class_weight: found {positive} positive of {len(labels)} training bags, expected both classes"
         )
     return (len(labels) - positive) / positive
-
-
-def forward(model: MILModel, batch: BagBatch, precision: str) -> Output:
-    """Runs the model under the asked precision; logits and scores come back in at least float32."""
-    with autocast(batch.x.device, precision):
-        output: Output = model(batch)
-    if output.bag_logit.dtype != torch.float64:
-        output.bag_logit, output.instance_score = output.bag_logit.float(), output.instance_score.float()
-    return output
 
 
 class Fit:
@@ -111,6 +101,7 @@ class Fit:
         key: of the run; a state with another key is ignored.
         stop: asked before every batch; True saves the state and raises `Interrupted`.
         report: called with every finished epoch's log row.
+        method: its name, for messages; "" = that of the model's class.
     """
 
     def __init__(
@@ -127,14 +118,16 @@ class Fit:
         key: str,
         stop: Callable[[], bool] = lambda: False,
         report: Callable[[dict[str, Any]], None] = lambda row: None,
+        method: str = "",
     ) -> None:
         self.model, self.cache, self.options = model, cache, options
         self.train, self.val = list(train), list(val)
         self.base_lr, self.folder, self.key = base_lr, folder, key
         self.stop, self.report = stop, report
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=base_lr)
+        self.optimizer = make_adam(model.parameters(), base_lr)
         self.generator = torch.Generator().manual_seed(seed)
         self.cursor, self.best = Cursor(), Best()
+        self.memory = Frugal(model, cache, method or type(model).__name__, folder.name)
 
     def run(self) -> Best:
         """Trains to the last epoch, from the saved state if there is one.
@@ -142,6 +135,7 @@ class Fit:
         Raises:
             Interrupted: `stop` said so; the state is saved.
             ValueError: a loss or gradient is not finite.
+            OutOfMemory: nothing of `smmil.memory` helps.
         """
         self._resume()
         while self.cursor.epoch <= self.options.epochs:
@@ -164,36 +158,85 @@ class Fit:
             cursor.order = [self.train[i] for i in torch.randperm(len(self.train), generator=self.generator).tolist()]
         self.model.train()
         self.model.start_epoch(cursor.epoch)
-        remaining = chunks(cursor.order, self.options.batch_size)[cursor.step :]
-        for batch in self.cache.batches(remaining):
-            if self.stop():
-                cursor.seconds += time.perf_counter() - started
-                self._save()
-                raise Interrupted
-            self._step(batch)
-            cursor.step += 1
+        try:
+            self.memory.until_done(self._steps, self._place)
+        except Interrupted:
+            cursor.seconds += time.perf_counter() - started
+            self._save()
+            raise
         row: dict[str, Any] = {"epoch": cursor.epoch, "lr": learning_rate, **self._train_means()}
-        row |= validate(self.model, self.cache, self.val, self.options)
+        row |= self.memory.until_done(self._validate, lambda: {"validation of epoch": cursor.epoch})
         self._check_finite(row)
         row["selection"] = selection_score(row["val_bag_auroc"], row["val_selection_bce"])
         row["kept"] = row["selection"] >= self.best.score
         if row["kept"]:
             self.best = Best(cursor.epoch, row["selection"], _snapshot(self.model))
+        row |= self.memory.relief.settings
         row["seconds"] = round(cursor.seconds + time.perf_counter() - started, 4)
         return row
 
-    def _step(self, batch: BagBatch) -> None:
-        """One optimiser step. Sums stay on the device: reading them every step would make it wait."""
+    def _steps(self) -> None:
+        """The steps that are left of the epoch under way."""
+        left = chunks(self.cursor.order, self.options.batch_size)[self.cursor.step :]
+        batches = [self.memory.relief.passes(index) for index in left]
+        stream = self.cache.batches(chain.from_iterable(batches))
+        for index, passes in zip(left, batches, strict=True):
+            if self.stop():
+                raise Interrupted
+            first, *others = passes
+            batch = next(self._taken([first], stream))
+            if others:
+                self._step(batch, self._taken(others, stream), len(index))
+            else:
+                self._step(batch)
+            self.cursor.step += 1
+
+    def _taken(self, passes: Iterable[Sequence[int]], stream: Iterator[BagBatch]) -> Iterator[BagBatch]:
+        """The batches of some passes, each made known before it is packed."""
+        for index in passes:
+            self.memory.under_way = index
+            yield next(stream)
+
+    def _place(self) -> dict[str, Any]:
+        return {"epoch": self.cursor.epoch, "training step": self.cursor.step + 1}
+
+    def _validate(self) -> dict[str, Any]:
+        size = self.memory.relief.bags_per_pass
+        # which pass fails is not known here: the fullest counts
+        passes = chunks(self.val, size or self.options.batch_size)
+        self.memory.under_way = max(passes, key=lambda index: (len(index), self.cache.rows(index)))
+        return validate(self.model, self.cache, self.val, self.options, *([] if size is None else [size]))
+
+    def _step(self, batch: BagBatch, rest: Iterable[BagBatch] = (), n_bags: int | None = None) -> None:
+        """One optimiser step. Sums stay on the device: reading them every step would make it wait.
+
+        Args:
+            batch: the bags of the step, or of its first pass.
+            rest: further passes.
+            n_bags: of all passes together; None = of `batch`.
+        """
+        self.memory.undo = Undo(self.model, self.cache.device)
         self.optimizer.zero_grad(set_to_none=True)
+        n_bags = n_bags or batch.n_bags
+        values = self._backward(batch, n_bags)
+        with frozen_parametrizations(self.model):
+            for part in rest:
+                for name, value in self._backward(part, n_bags).items():
+                    values[name] = values[name] + value
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        values["grad_norm"] = torch.nn.utils.get_total_norm(gradients).double()
+        self.memory.updating = True
+        self.optimizer.step()
+        self.memory.updating, self.memory.undo = False, None
+        for name, value in values.items():
+            self.cursor.sums[name] = self.cursor.sums[name] + value if name in self.cursor.sums else value
+
+    def _backward(self, batch: BagBatch, n_bags: int) -> dict[str, Tensor]:
+        """Adds the gradient of a pass, as its share of the mean over `n_bags`; (term -> sum over its bags)."""
         terms = self.model.loss(batch, forward(self.model, batch, self.options.precision))
         total = torch.stack(list(terms.values())).sum()
-        torch.autograd.backward(total)
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        self.optimizer.step()
-        values = {name: term.detach().double() * batch.n_bags for name, term in {**terms, "": total}.items()}
-        for name, value in {**values, "grad_norm": norm.double()}.items():
-            self.cursor.sums[name] = self.cursor.sums[name] + value if name in self.cursor.sums else value
+        torch.autograd.backward(total if batch.n_bags == n_bags else total * (batch.n_bags / n_bags))
+        return {name: term.detach().double() * batch.n_bags for name, term in {**terms, "": total}.items()}
 
     def _train_means(self) -> dict[str, float]:
         sums = {name: float(value) for name, value in self.cursor.sums.items()}
@@ -217,6 +260,7 @@ class Fit:
                 "key": self.key,
                 "cursor": {**vars(cursor), "sums": dict(cursor.sums)},
                 "best": dict(vars(best)),
+                "memory": vars(self.memory.relief),
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "order_generator": self.generator.get_state(),
@@ -232,6 +276,8 @@ class Fit:
             self.generator.set_state(state["order_generator"])
             restore_rng_state(state["rng"])
             self.best = Best(**state["best"])
+            # a state of an earlier version has no such entry
+            self.memory.resume(state.get("memory", {}))
             self.cursor = Cursor(**state["cursor"])
             self.cursor.sums = {name: value.to(self.cache.device) for name, value in self.cursor.sums.items()}
         truncate_log(self.folder / "log.jsonl", self.cursor.epoch)
@@ -241,46 +287,3 @@ def _snapshot(model: MILModel) -> dict[str, Any]:
     """A copy of the state dict on the CPU (tensors; extra state is needed for training only)."""
     weights = model.state_dict().items()
     return {name: value.detach().cpu().clone() for name, value in weights if isinstance(value, Tensor)}
-
-
-@torch.no_grad()
-def validate(model: MILModel, cache: BagCache, index: Sequence[int], options: "TrainingOptions") -> dict[str, Any]:
-    """Validation metrics of one epoch.
-
-    Returns:
-        `val_loss`, `val_loss_<term>` (means over bags), `val_bag_auroc` and `val_instance_auroc` (None if undefined),
-        `val_selection_bce` (the bag cross entropy that selects: class weight included; mean over bags, or
-        mean of batch means as released), `val_score_entropy` (entropy of the softmax of a bag's instance
-        scores over log N, mean over bags: 1 = the same everywhere, 0 = one instance).
-    """
-    model.eval()
-    sums: dict[str, Tensor] = {}
-    collected: list[tuple[Tensor, ...]] = []
-    entropies: list[Tensor] = []
-    for batch in cache.batches(chunks(index, options.batch_size)):
-        output = forward(model, batch, options.precision)
-        terms = model.loss(batch, output)
-        for name, term in {**terms, "": torch.stack(list(terms.values())).sum()}.items():
-            sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64, device=term.device)) + term * batch.n_bags
-        collected.append((output.bag_logit.double(), batch.y.double(), output.instance_score, batch.y_inst))
-        entropies.append(_entropy(output.instance_score.double(), batch))
-    logits, y, scores, y_inst = (torch.cat(parts) for parts in zip(*collected, strict=True))
-    weight = model.pos_weight.double()
-    per_bag = binary_cross_entropy_with_logits(logits, y, pos_weight=weight, reduction="none")
-    released = options.protocol == "as_released"
-    means = [part.mean() for part in torch.split(per_bag, options.batch_size if released else len(per_bag))]
-    known = y_inst >= 0
-    finite = bool(torch.isfinite(logits).all()) and bool(torch.isfinite(scores).all())
-    return {
-        **{f"val_loss_{name}" if name else "val_loss": float(value) / len(index) for name, value in sums.items()},
-        "val_selection_bce": float(torch.stack(means).mean()),
-        "val_bag_auroc": auroc(y.cpu().numpy(), logits.cpu().numpy()) if finite else math.nan,
-        "val_instance_auroc": auroc(y_inst[known].cpu().numpy(), scores[known].cpu().numpy()) if finite else math.nan,
-        "val_score_entropy": float(torch.cat(entropies).mean()),
-    }
-
-
-def _entropy(score: Tensor, batch: BagBatch) -> Tensor:
-    """(M,) -> (B,): entropy of each bag's softmax over its maximum log N; 0 for a single instance."""
-    entropy = segment_sum(torch.special.entr(segment_softmax(score, batch.offsets))[:, None], batch.offsets)[:, 0]
-    return entropy / batch.sizes.clamp(min=2).double().log()

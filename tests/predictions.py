@@ -19,10 +19,10 @@ BAGS: list[Bag] = [
 ]
 
 
-def part(bags: Sequence[Bag]) -> dict[str, Any]:
-    """Arrays as `Predictions.part` gives them."""
+def part(bags: Sequence[Bag], *, full: bool = False) -> dict[str, Any]:
+    """Arrays as `Predictions.part` gives them; `full` adds the optional ones: a line of tiles, minus the score."""
     scores = [list(bag[4]) for bag in bags]
-    return {
+    arrays: dict[str, Any] = {
         "bag_id": np.array([bag[0] for bag in bags]),
         "y": np.array([bag[2] for bag in bags], np.float32),
         "bag_logit": np.array([bag[3] for bag in bags], np.float64),
@@ -30,10 +30,15 @@ def part(bags: Sequence[Bag]) -> dict[str, Any]:
         "instance_score": np.array(sum(scores, []), np.float32),
         "y_inst": np.array(sum((list(bag[5]) for bag in bags), []), np.int8),
     }
+    if full:
+        places = [[0, column] for one in scores for column in range(len(one))]
+        arrays |= {"grid": np.array(places, np.int32).reshape(-1, 2), "signed_score": -arrays["instance_score"]}
+        arrays["energy"] = np.array([[2.0 * i + 1, 0.5] for i in range(len(bags))]).reshape(-1, 2)
+    return arrays
 
 
-def write_run(folder: Path, bags: Sequence[Bag] = BAGS, **meta: Any) -> Path:
-    """Writes one predictions file; `meta` overrides the defaults."""
+def write_run(folder: Path, bags: Sequence[Bag] = BAGS, *, full: bool = False, **meta: Any) -> Path:
+    """Writes one predictions file; `full` as in `part`, `meta` overrides the defaults."""
     facts = {
         "dataset": "toy",
         "encoder": "resnet18",
@@ -46,7 +51,7 @@ def write_run(folder: Path, bags: Sequence[Bag] = BAGS, **meta: Any) -> Path:
         **meta,
     }
     facts.setdefault("run", f"split{facts['seed']}_lr{facts['lr']:g}")
-    arrays = part(bags)
+    arrays = part(bags, full=full)
     arrays["split"] = np.array([bag[1] for bag in bags])
     arrays["coverage"] = np.where(arrays["y_inst"] < 0, np.nan, arrays["y_inst"]).astype(np.float32)
     folder.mkdir(parents=True, exist_ok=True)

@@ -169,3 +169,41 @@ def test_a_restored_copy_of_the_results_needs_no_raw_pixels_again(house):
     snakemake(house, "report", "--configfile", write_config(house, tiny()))
     shutil.move(hidden, house / "raw/camelyon16/annotations")
     assert len(report.read_bytes()) == pytest.approx(len(before), rel=0.05)
+
+
+def tell(house, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs `smmil.provenance`."""
+    command = [sys.executable, "-m", "smmil.provenance", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_a_cell_of_a_table_leads_back_to_its_images(house):
+    table = str(house / "results/tables/table1.csv")
+    story = json.loads(tell(house, table, "--cell", "abmil", "camelyon16", "--verify", "--json").stdout)
+    assert story["pairing"]["method"] == "abmil" and story["pairing"]["random_weights"]
+    assert story["checks"]["different"] == [] and story["checks"]["computed"] > 10
+    cells = next(row for row in read_rows(Path(table)) if row["method"] == "abmil")
+    values = [run["test"]["bag_auroc"] for run in story["runs"]]
+    rows = read_rows(house / "results/tables/table2.csv")
+    shown = next(row for row in rows if row["method"] == "abmil")["camelyon16.resnet18.bag_auroc.mean"]
+    assert cells["protocol"] == story["pairing"]["protocol"]
+    assert sum(values) / len(values) == pytest.approx(float(shown))
+    predictions = next(house.glob("results/rsna/predictions/resnet18/smtap/split1_*.npz"))
+    bag = next(row for row in read_rows(house / "results/rsna/bags.csv") if row["split"] == "test")
+    story = json.loads(tell(house, str(predictions), "--bag", bag["bag_id"], "--json").stdout)
+    assert [run["run"] for run in story["runs"]] == [predictions.stem]
+    assert story["bags"]["bag"]["images"] == bag["images"].split("|")
+    assert "a table has many cells" in tell(house, table).stderr
+
+
+def test_provenance_finds_what_was_changed_afterwards(house):
+    weights = next(house.glob("results/camelyon16/runs/resnet18/abmil/split2_*/best.safetensors"))
+    features = next(house.glob("results/camelyon16/features/resnet18/store/normal_*/features/c.0.0"))
+    kept = [path.read_bytes() for path in (weights, features)]
+    for path, content in zip((weights, features), kept, strict=True):
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    run = tell(house, str(house / "results/camelyon16/metrics/resnet18/abmil.json"), "--verify")
+    for path, content in zip((weights, features), kept, strict=True):
+        path.write_bytes(content)
+    assert run.returncode == 1
+    assert "weights of split2" in run.stdout and features.parents[1].name in run.stdout

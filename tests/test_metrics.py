@@ -174,11 +174,11 @@ def test_resampled_auroc_and_f1_equal_the_metric_of_repeated_bags(rows: list[tup
 
 def test_interval_holds_the_metric_and_one_bag_gives_a_point() -> None:
     test = part(BAGS[2:])
-    found = bootstrap.intervals([(test, 0.6), (test, 0.6)], resamples=200)
+    found = bootstrap.intervals([(test, 0.6, None), (test, 0.6, None)], resamples=200)
     low, high = found["instance_f1"] or (1, 0)
     assert low <= 6 / 7 <= high
     # drawing one bag again and again gives that bag's own values
-    single = bootstrap.intervals([(part(BAGS[3:4]), 0.6)], resamples=50)
+    single = bootstrap.intervals([(part(BAGS[3:4]), 0.6, None)], resamples=50)
     assert single["instance_auroc"] == [1.0, 1.0] and single["bag_f1"] == [1.0, 1.0] and single["bag_auroc"] is None
 
 

@@ -8,10 +8,13 @@ import pytest
 import torch
 
 from smmil import predictions, train
+from smmil.bag_scores import score_energy
 from smmil.evaluate import evaluate_runs
 from smmil.loading import list_usable, load_bags
 from smmil.results import load_predictions, read_index
 from smmil.splits import read_splits
+from tests.graphs import dense_normalised, path
+from tests.predictions import write_run
 from tests.train_helpers import make_dataset, source_arguments, train_arguments
 
 METHOD = ("--method-options", '{"width": 8, "attention_dim": 4}')
@@ -52,8 +55,8 @@ def test_every_run_is_predicted_and_validations_choice_is_marked(trained, predic
 
 def test_files_hold_validation_and_test_bags_with_every_instance(trained, predicted):
     splits = read_splits(trained / "runs" / "splits.csv")
-    for path in read_index(predicted / "index.json"):
-        found = load_predictions(path)
+    for file in read_index(predicted / "index.json"):
+        found = load_predictions(file)
         parts = splits[found.meta["seed"]]
         val = sorted(name for name, part in parts.items() if part == "val")
         test = sorted(name for name, part in parts.items() if part == "test")
@@ -67,6 +70,9 @@ def test_files_hold_validation_and_test_bags_with_every_instance(trained, predic
             "instance_score": "float32",
             "coverage": "float32",
             "y_inst": "int8",
+            "signed_score": "float32",
+            "grid": "int32",
+            "energy": "float64",
         }
     metrics = evaluate_runs(read_index(predicted / "index.json"), resamples=0)
     assert {split["seed"] for split in metrics["splits"]} == {1, 2}
@@ -76,8 +82,8 @@ def test_files_hold_validation_and_test_bags_with_every_instance(trained, predic
 
 def test_the_numbers_are_those_of_the_selected_epoch(trained, predicted):
     """The validation logits give back the selection score that training logged."""
-    for path in read_index(predicted / "index.json"):
-        found = load_predictions(path)
+    for file in read_index(predicted / "index.json"):
+        found = load_predictions(file)
         val = found.part("val")
         y, z = val["y"].astype(np.float64), val["bag_logit"]
         bce = np.mean(np.logaddexp(0, np.where(y == 1, -z, z)))
@@ -182,3 +188,77 @@ def test_a_table_trains_and_predicts_too(tmp_path):
     assert predictions.main([*where, *source, "--device", "cpu"]) == 0
     found = load_predictions(out / "split1_lr0.01.npz")
     assert (found.arrays["y_inst"] == -1).all() and len(found.part("test")["bag_id"]) == 4
+
+
+def test_energies_are_those_of_the_stored_scores_and_cells_are_the_bags_own(trained, predicted):
+    manifests = [trained / stage / "shards" / "0000.json" for stage in ("instances", "features/tiny")]
+    infos = list_usable(trained / "bags.csv", manifests).bags
+    bags, _ = load_bags(infos, trained / "instances", trained / "features" / "tiny")
+    found = load_predictions(predicted / "split1_lr0.01.npz")
+    for bag in (bag for bag in bags if bag.bag_id in set(found.arrays["bag_id"])):
+        saved = found.bag(bag.bag_id)
+        f = saved["instance_score"].astype(np.float64)
+        laplacian = np.eye(len(f)) - dense_normalised(bag.neighbors).numpy()
+        assert saved["energy"][0, 0] == pytest.approx(f @ laplacian @ f, abs=1e-12)
+        assert saved["energy"][0, 1] == pytest.approx(f @ laplacian @ f / (f @ f), abs=1e-12)
+        np.testing.assert_array_equal(saved["grid"], bag.grid.numpy())
+
+
+def test_energy_by_hand_on_a_graph_without_weights_or_self_loops():
+    # path 0 - 1 - 2: degrees 1, 2, 1; f = (1, 0, 0): f^T (I - A_hat) f = 1
+    assert score_energy(torch.tensor([1.0, 0.0, 0.0]), path(3)) == (1.0, 1.0)
+    # the released chain lists every slice among its own neighbours
+    looped = torch.tensor([[0, 1, -1], [0, 1, 2], [1, 2, -1]])
+    assert score_energy(torch.tensor([1.0, 0.0, 0.0]), looped) == (1.0, 1.0)
+    # smooth on the normalised graph is sqrt(degree); an isolated instance, and scores of zero, have none
+    raw, share = score_energy(torch.tensor([1.0, 2.0**0.5, 1.0]), path(3))
+    assert raw == pytest.approx(0, abs=1e-6) and share == pytest.approx(0, abs=1e-6) and raw >= 0
+    assert score_energy(torch.tensor([3.0]), path(1)) == (0.0, 0.0)
+    assert score_energy(torch.zeros(3), path(3)) == (0.0, 0.0)
+
+
+def test_the_signed_score_comes_from_validation_bags_only(trained, predicted):
+    from smmil.batches import BagCache
+    from smmil.signed import find_direction, signed_score
+
+    found = load_predictions(predicted / "split2_lr0.01.npz")
+    manifests = [trained / stage / "shards" / "0000.json" for stage in ("instances", "features/tiny")]
+    infos = list_usable(trained / "bags.csv", manifests).bags
+    bags, _ = load_bags(infos, trained / "instances", trained / "features" / "tiny")
+    model, _ = predictions.load_run(trained / "runs" / "split2_lr0.01", torch.device("cpu"))
+    val = set(found.part("val")["bag_id"])
+    chosen = [bag for bag in bags if bag.bag_id in val]
+    direction = find_direction(model, BagCache(chosen, torch.device("cpu")), range(len(chosen)))
+    assert found.meta["signed_agreement"] == pytest.approx(direction.agreement, abs=1e-9)
+    for bag in (bag for bag in bags if bag.bag_id in set(found.arrays["bag_id"])):
+        expected = signed_score(direction, bag.x)
+        np.testing.assert_allclose(found.bag(bag.bag_id)["signed_score"], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_older_files_without_the_new_arrays_are_still_read(tmp_path):
+    plain, full = write_run(tmp_path / "a"), write_run(tmp_path / "b", full=True)
+    assert "grid" not in load_predictions(plain).part("test")
+    part = load_predictions(full).part("test")
+    assert part["grid"].shape == (7, 2) and part["energy"].shape == (3, 2) and part["signed_score"].shape == (7,)
+    with np.load(full, allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    np.savez(full, **{**arrays, "energy": arrays["energy"][:-1]})
+    with pytest.raises(ValueError, match="energy: found 4, expected 5"):
+        load_predictions(full)
+
+
+def test_scoring_with_all_chosen_runs_gives_what_each_run_alone_gives(trained, tmp_path):
+    from smmil import score
+
+    arguments = [*source_arguments(trained), "--device", "cpu"]
+    assert score.main(["--runs", str(trained / "runs" / "runs.json"), "--out", str(tmp_path), *arguments]) == 0
+    for path_ in read_index(tmp_path / "index.json"):
+        alone = tmp_path / "alone.npz"
+        run = trained / "runs" / path_.stem
+        assert predictions.main(["--run", str(run), "--score-bags", str(alone), *arguments]) == 0
+        with np.load(path_, allow_pickle=False) as together, np.load(alone, allow_pickle=False) as one:
+            assert set(together.files) == set(one.files) and "signed_score" not in one.files
+            for name in set(one.files) - {"meta"}:
+                np.testing.assert_array_equal(together[name], one[name])
+    lines = (tmp_path / "scores.csv").read_text().splitlines()
+    assert len(lines) == 1 + 16 and lines[0].startswith("bag_id,state")

@@ -99,7 +99,7 @@ def test_source_files_stay_short():
 # imported inside functions that the rules of these environments never call: listing raw data, building a graph,
 # reading through Zarr's own API (the stages read by path), and the parts of the run store that need tensors
 NEVER_CALLED = {
-    "report": {"pydicom", "openpyxl", "scipy", "torch", "safetensors"},
+    "report": {"pydicom", "openpyxl", "torch", "safetensors"},
     "train": {"pydicom", "openpyxl", "scipy"},
     "preprocess": set(),
 }

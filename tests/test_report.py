@@ -1,4 +1,4 @@
-"""Report, maps and figures on hand-made results: what is drawn, what is escaped, what is missing."""
+"""Report and maps on hand-made results: what is drawn, what is escaped, what is missing, how large the page is."""
 
 import json
 import subprocess
@@ -10,12 +10,12 @@ import pytest
 
 from preprocessing.cli import write_json
 from preprocessing.store import write_bag
-from preprocessing.webpage import picture
 from smmil import evaluate, figures, maps, report
-from smmil.figures import histogram
 from smmil.map_panels import montage_with_bars, paint
 from smmil.maps import select_bags
 from smmil.plotting import min_max, percentile_rank
+from smmil.report_markdown import inline, to_html
+from smmil.report_pictures import thumbnail
 from tests.pages import Page, put_slide
 from tests.predictions import BAGS, metrics_object, part, write_index, write_run
 
@@ -34,13 +34,6 @@ def test_scales_by_hand() -> None:
     assert min_max(np.array([2.0, 4, 3])).tolist() == [0, 1, 0.5] and min_max(np.ones(2)).tolist() == [0.5, 0.5]
     assert percentile_rank(np.array([10.0, 20, 20, 30])).tolist() == [0, 0.5, 0.5, 1]
     assert percentile_rank(np.array([7.0])).tolist() == [0.5]
-
-
-def test_histogram_normalises_each_class() -> None:
-    edges, negative, positive = histogram(np.array([0, 0, 0, 0, 1]), np.array([0.0, 0.01, 0.5, 1.0, 1.0]))
-    assert (edges[0], edges[-1], len(edges)) == (0, 1, 21)
-    assert negative.sum() == positive.sum() == 1 and negative[0] == 0.5 and positive[-1] == 1
-    assert histogram(np.zeros(2), np.array([0.0, 1.0]))[2].sum() == 0
 
 
 def test_bags_to_show_are_highest_and_median_lesion_share_and_a_middling_negative() -> None:
@@ -110,6 +103,8 @@ def test_maps_draw_saved_predictions_twice_the_same(results: Path) -> None:
         "python -m smmil.maps"
     )
     first = (results / "maps" / "t1.png").read_bytes()
+    assert (results / "maps" / "t1.pdf").read_bytes()[:4] == b"%PDF"
+    assert json.loads((results / "maps" / "t1.json").read_text())["files"] == ["t1.png", "t1.pdf"]
     assert first[:4] == b"\x89PNG" and draw_maps(results, "--bag-id", "t1") == 0
     assert (results / "maps" / "t1.png").read_bytes() == first
 
@@ -137,13 +132,41 @@ def test_a_scan_is_drawn_as_curves_and_montage(results: Path) -> None:
     assert (results / "maps" / "t1.png").stat().st_size > 10_000
 
 
-def make_report(results: Path, *more: str) -> str:
+PLAN = {
+    "splits": [1],
+    "datasets": [{"name": "toy", "title": "Toy", "encoder": "resnet18", "methods": ["abmil", "smap_early", "clam"]}],
+}
+TABLE = """## Table 1. <b>Toy</b> & more
+
+| Method | Toy<br>AUROC |
+| --- | ---: |
+| **Without global interactions** |  |
+| SmAP ◆ | **0.900 ± 0.010** |
+| ABMIL | <u>0.800 ± 0.010</u> |
+| CLAM |  |
+
+- 1 of 3 cells are empty. <script>x</script>
+"""
+
+
+def draw(results: Path, figure: str, out: Path) -> str:
     given = ["--runs", *files(results, "runs/*/*/runs.json"), "--index", *files(results, "predictions/*/*/index.json")]
-    given += ["--metrics", *files(results, "metrics/*/*.json")]
-    assert figures.main(["--dataset", "toy", *given, "--out", str(results / "figures")]) == 0
-    out = results / "report.html"
-    inputs = ["--metrics", *files(results, "metrics/*/*.json"), "--figures", str(results / "figures" / "figures.json")]
-    inputs += ["--runs", *files(results, "runs/*/*/runs.json"), "--layout", json.dumps(LAYOUT), *more]
+    given += ["--metrics", *files(results, "metrics/*/*.json"), "--instances", f"toy={results / 'instances'}"]
+    given += ["--layout", json.dumps(PLAN), "--figure", figure]
+    assert figures.main([*given, "--out", str(out / f"{figure}.png")]) == 0
+    return str(out / f"{figure}.json")
+
+
+def make_report(results: Path, *more: str) -> str:
+    out = results / "report" / "report.html"
+    drawn = [draw(results, name, results / "figures") for name in ("fig4", "cd")]
+    drawn += [draw(results, name, results / "toy" / "figures") for name in ("curves", "histograms", "resources")]
+    (results / "tables").mkdir()
+    (results / "tables" / "table1.md").write_text(TABLE)
+    (results / "tables" / "table1.csv").write_text("x")
+    inputs = ["--metrics", *files(results, "metrics/*/*.json"), "--figures", *drawn, "--tables"]
+    inputs += [str(results / "tables" / "table1.md"), "--runs", *files(results, "runs/*/*/runs.json")]
+    inputs += ["--layout", json.dumps(LAYOUT), *more]
     assert report.main(["--title", "A & B", *inputs, "--out", str(out)]) == 0
     return out.read_text()
 
@@ -157,23 +180,58 @@ def test_report_is_one_well_formed_page_without_requests(results: Path) -> None:
     }
     write_json(results / "0000.json", manifest)
     more = ["--maps", str(results / "maps" / "maps.json"), "--manifests", str(results / "0000.json")]
+    more += ["--status", str(results / "no" / "status.json")]
     text = make_report(results, *more, "--warning", "Synthetic <slides>")
     page = Page(text)
-    assert page.tags.count("img") == 2 + 3 and page.tags.count("h1") == 1 and "script" not in page.tags
-    assert all(source.startswith(("data:image/", "#")) for source in page.sources)
-    assert (
-        "A &amp; B" in text and "Toy &lt;1&gt;" in text and "Synthetic &lt;slides&gt;" in text and "<b>bad" not in text
-    )
-    assert "Random encoder weights (toy)" in text and "Protocol" in text and "as_written" in text
-    assert "2 of 6 cells are empty. Toy &lt;1&gt;: CLAM (no metrics file)." in text
-    assert text.count("python -m smmil.maps") == 3 and "python -m smmil.tables --table table2" in text
-    assert "smap_early/split1_lr0.0001" in text and "split1_lr0.0001: 2" in text
+    assert page.tags.count("img") == 5 + 3 and page.tags.count("h1") == 1 and "script" not in page.tags
+    pictures = [source for source in page.sources if source.startswith("data:image/webp")]
+    linked = [source for source in page.sources if not source.startswith(("data:image/", "#"))]
+    assert len(pictures) == 8 and "http" not in "".join(linked)
+    assert all((results / "report" / target).is_file() for target in linked)
+    assert "../figures/fig4.pdf" in linked and "../maps/t1.png" in linked and "../tables/table1.csv" in linked
+    assert "A &amp; B" in text and "Toy &lt;1&gt;" in text and "Synthetic &lt;slides&gt;" in text
+    assert "<b>bad" not in text and "&lt;script&gt;" in text
+    assert "Random encoder weights (toy)" in text and "as_written" in text
+    assert "1 of 3 runs are missing. Toy: CLAM (1)." in text
+    assert text.count("python -m smmil.maps") == 3 and text.count("python -m smmil.figures --runs") == 5
+    assert "snakemake table1" in text and "smap_early/split1_lr0.0001" in text and "split1_lr0.0001: 2" in text
+    assert len(text) < 600_000
+
+
+def test_report_shows_the_state_of_preprocessing_where_it_is_known(tmp_path: Path) -> None:
+    line = {"stage": "instances", "bags": 7, "ok": 5, "failed": 2, "instances": 70, "seconds": 12.5}
+    problem = {"stage": "instances", "bag_id": "x", "state": "failed", "reason": "cut off"}
+    status = {"dataset": "toy", "stages": [line], "total": {**line, "stage": "all stages"}, "problems": [problem]}
+    text = report.build_page("t", LAYOUT, [], {"status": [(Path("s.json"), status)]}, page=tmp_path / "x.html")
+    Page(text)
+    assert "all stages" in text and "12.5" in text and "cut off" in text and "Bags that are not ok (1)" in text
+
+
+def test_maps_of_figures_5_and_12_are_drawn_from_stored_scores(results: Path) -> None:
+    entry = json.loads(Path(draw(results, "fig5", results / "figures")).read_text())
+    assert entry["runs"] == [f"toy/resnet18/{m}/split1_lr0.0001" for m in ("smap_early", "abmil")]
+    assert entry["missing"]["missing"] == 1 and "smallest to largest raw score" in entry["caption"]
+    # most of its instances positive
+    assert "Toy: bag t1." in entry["notes"]
+    put_slide(results / "instances", "t1", 7, 1)
+    given = ["--index", *files(results, "predictions/*/*/index.json"), "--metrics", *files(results, "metrics/*/*.json")]
+    given += ["--instances", f"toy={results / 'instances'}", "--layout", json.dumps(PLAN)]
+    assert figures.main(["--figure", "fig5", *given, "--out", str(results / "x.png")]) == 2
+
+
+def test_markdown_of_tables_becomes_marked_cells() -> None:
+    text = to_html(TABLE)
+    Page(f"<div>{text}</div>")
+    assert '<td class="best"><strong>0.900 ± 0.010</strong></td>' in text
+    assert '<td class="second">0.800<small> ± 0.010</small></td>' in text and '<td class="empty">·</td>' in text
+    assert '<tr class="group"><th colspan="2"' in text and "<h2>Table 1. <b>Toy</b> &amp; more</h2>" in text
+    assert inline("`a<b` **x** 1 < 2") == "<code>a&lt;b</code> <strong>x</strong> 1 &lt; 2"
 
 
 def test_report_without_any_result_says_so(tmp_path: Path) -> None:
-    text = report.build_page("t", LAYOUT, [], {})
+    text = report.build_page("t", LAYOUT, [], {}, page=tmp_path / "x.html")
     Page(text)
-    assert "No metrics were given" in text and "6 of 6 cells are empty" in text
+    assert "No metrics were given" in text and "No table was given" in text
 
 
 def test_miniature_cohorts_and_failures_are_announced() -> None:
@@ -184,16 +242,17 @@ def test_miniature_cohorts_and_failures_are_announced() -> None:
     assert report.automatic_warnings([], {"qc": [(Path("x"), whole)]}) == []
 
 
-def test_pictures_shrink_to_1500_px(tmp_path: Path) -> None:
+def test_pictures_in_the_page_are_small(tmp_path: Path) -> None:
     from PIL import Image
 
-    Image.new("RGB", (3000, 100)).save(tmp_path / "a.png")
-    assert 'width="1500" height="50"' in picture(tmp_path / "a.png", 'x"y') and "x&quot;y" in picture(
-        tmp_path / "a.png", 'x"y'
-    )
+    noise = np.random.default_rng(0).integers(0, 255, (500, 1500, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    text = thumbnail(tmp_path / "a.png", 'x"y')
+    assert 'width="1000" height="333"' in text and "x&quot;y" in text and "data:image/webp" in text
+    assert len(text) < (tmp_path / "a.png").stat().st_size / 4
     (tmp_path / "b.png").write_text("no")
     with pytest.raises(ValueError, match="b.png: not a picture"):
-        picture(tmp_path / "b.png", "")
+        thumbnail(tmp_path / "b.png", "")
 
 
 @pytest.mark.parametrize("module", ["evaluate", "tables", "maps", "figures", "report"])

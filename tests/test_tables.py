@@ -1,9 +1,8 @@
-"""Tables and ranks against hand-made metrics."""
+"""Tables 1 and 2 and ranks against hand-made metrics: cells, ties, missing runs, spread, the sign-aware section."""
 
-import csv
-import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -11,17 +10,36 @@ from hypothesis import strategies as st
 
 from smmil.methods_table import GROUPS, METHODS
 from smmil.ranks import mean_ranks, places, rank_column
-from smmil.table_formats import cell_text, to_csv, to_html, to_markdown
-from smmil.tables import Cell, build_table, main
+from smmil.table_cells import Cell, Column
+from smmil.table_text import cell_text
+from smmil.tables import Row, Table, build_table, main
 from tests.predictions import metrics_object
 
-LAYOUT = {
+LAYOUT: dict[str, Any] = {
     "datasets": [
         {"name": "rsna", "title": "RSNA", "encoder": "resnet18"},
         {"name": "c16", "title": "CAMELYON16", "encoder": "resnet18"},
     ],
     "methods": ["smap_early", "abmil", "clam", "smtap"],
 }
+
+
+def column(kind: str = "mean", metric: str = "instance_auroc") -> Column:
+    """A column over one pairing."""
+    return Column("", "", kind, (metric,), (("rsna", "resnet18"),), "")
+
+
+def rows(table: Table, section: int = 0) -> dict[str, Row]:
+    """The rows of one section by method."""
+    return {row.method: row for own in table.sections[section].blocks.values() for row in own}
+
+
+def with_values(metrics: dict[str, Any], **values: list[float | None]) -> dict[str, Any]:
+    """Adds test metrics to the splits of a metrics object."""
+    for name, own in values.items():
+        for split, value in zip(metrics["splits"], own, strict=True):
+            split["test"][name] = value
+    return metrics
 
 
 def test_tied_methods_share_the_average_rank() -> None:
@@ -58,13 +76,25 @@ def test_marks_share_the_better_place_and_need_company() -> None:
 
 def test_cells_show_mean_and_sample_deviation() -> None:
     # mean .8, deviation sqrt((.01 + 0 + .01) / 2) = .1
-    assert cell_text(Cell((0.7, 0.8, 0.9), 3), 3) == "0.800 ± 0.100"
-    assert cell_text(Cell((0.7,), 1), 1) == "0.700 ± -"
-    assert cell_text(Cell((0.7, 0.9), 2), 5) == "0.800 ± 0.141 [2]"
-    assert cell_text(Cell(), 5) == ""
+    assert cell_text(column(), Cell((0.7, 0.8, 0.9), 3), 3) == "0.800 ± 0.100"
+    assert cell_text(column(), Cell((0.7,), 1), 1) == "0.700 ± -"
+    assert cell_text(column(), Cell((0.7, 0.9), 2), 5) == "0.800 ± 0.141 [2]"
+    assert cell_text(column(), Cell(), 5) == ""
+    assert cell_text(column(), Cell(applies=False), 5) == "–"
+    assert cell_text(column("difference"), Cell((0.1, 0.3)), 2) == "+0.200 ± 0.141"
+    assert cell_text(column("difference"), Cell((-0.1, -0.1)), 2) == "-0.100 ± 0.000"
 
 
-def metrics() -> list[dict]:
+def test_spread_is_median_worst_and_inverted_runs() -> None:
+    cell = Cell((0.9, 0.2, 0.8, 0.5, 0.4), 5)
+    # sorted .2 .4 .5 .8 .9; .2 and .4 lie below a half, .5 does not
+    assert (cell.median, cell.worst, cell.below_half) == (0.5, 0.2, 2)
+    assert cell_text(column("spread"), cell, 5) == "0.500 / 0.200 / 2"
+    assert cell_text(column("spread", "instance_f1"), cell, 6) == "0.500 / 0.200 [5]"
+    assert Cell((3.0, 9.0), larger=False).worst == 9
+
+
+def metrics() -> list[dict[str, Any]]:
     return [
         metrics_object("rsna", "smap_early", {"instance_auroc": [0.9, 0.7], "instance_f1": [0.5, 0.5]}),
         metrics_object("rsna", "abmil", {"instance_auroc": [0.8, 0.8], "instance_f1": [0.6, 0.6]}),
@@ -76,54 +106,67 @@ def metrics() -> list[dict]:
 
 def test_table_by_hand_with_ties_missing_runs_and_undefined_splits() -> None:
     table = build_table("table1", metrics(), LAYOUT)
-    rows = {row.method: row for rows in table.groups.values() for row in rows}
-    assert list(table.groups) == list(GROUPS)
+    found = rows(table)
+    assert list(table.sections[0].blocks) == list(GROUPS)
     # rsna AUROC .8 tie (1.5 each, nothing to mark), F1 2 and 1; c16 AUROC 1 and 2, F1 1 and 2
-    assert rows["smap_early"].rank == pytest.approx((1.5 + 2 + 1 + 1) / 4)
-    assert rows["abmil"].rank == pytest.approx((1.5 + 1 + 2 + 2) / 4)
-    assert rows["smap_early"].places == (None, 2, 1, 1) and rows["smap_early"].rank_place == 1
-    assert rows["clam"].rank is None and rows["clam"].cells[0].values == ()
+    assert found["smap_early"].cells[-1].mean == pytest.approx((1.5 + 2 + 1 + 1) / 4)
+    assert found["abmil"].cells[-1].mean == pytest.approx((1.5 + 1 + 2 + 2) / 4)
+    assert found["smap_early"].places == (None, 2, 1, 1, 1)
+    assert found["clam"].cells[-1].mean is None and found["clam"].cells[0].values == ()
     # alone in its group: ranked 1 where it has values; c16 is empty for the whole group and does not count
-    assert rows["smtap"].rank == 1 and rows["smtap"].places == (None,) * 4
+    assert found["smtap"].cells[-1].mean == 1 and found["smtap"].places == (None,) * 5
     notes = "\n".join(table.notes)
     assert "6 of 16 cells are empty. RSNA: CLAM (no metrics file); CAMELYON16: CLAM, SmTAP (no metrics file)." in notes
     assert "Fewer than 2 splits, number in brackets: SmAP CAMELYON16 AUROC 1." in notes
-    assert (
-        "Inverted scores, instance AUROC < 0.5, in: SmAP on CAMELYON16 (split 1); ABMIL on CAMELYON16 (split 1, 2)"
-        in notes
-    )
+    inverted = "SmAP on CAMELYON16 (split 1); ABMIL on CAMELYON16 (split 1, 2)."
+    # 9 defined values: five times two less one undefined
+    assert f"Inverted runs, instance AUROC < 0.5: 3 of 9, in: {inverted}" in notes
     assert "Protocol: as_written" in notes and "threshold" in notes and "RANDOM" not in notes
 
 
-def test_markdown_is_a_rectangle_with_marks_and_definitions() -> None:
-    text = to_markdown(build_table("table1", metrics(), LAYOUT))
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert len({line.count("|") for line in lines}) == 1 and len(lines) == 2 + 2 + 4
-    assert "| SmAP ◆ | 0.800 ± 0.141 | <u>0.500 ± 0.000</u> | **0.400 ± - [1]** |" in text
-    assert "| CLAM |  |  |  |  |  |" in text and "- Instance AUROC: raw, ungated" in text
+def test_the_sign_aware_score_has_a_section_of_its_own_and_leaves_the_papers_alone() -> None:
+    plain = metrics()
+    without = build_table("table1", plain, LAYOUT)
+    more: dict[str, list[float | None]] = {f"instance_{name}": [0.5, 0.5] for name in ("auprc", "froc", "dice")}
+    signed = [
+        with_values(one, signed_instance_auroc=[0.95, 0.85], signed_instance_f1=[0.1 * i, 0.1 * i], **more)
+        for i, one in enumerate(metrics())
+    ]
+    table = build_table("table1", signed, LAYOUT)
+    assert [section.key for section in table.sections] == ["", "spread", "signed", "more"]
+    assert table.sections[0] == without.sections[0]
+    assert rows(table, 2)["smap_early"].cells[0].mean == pytest.approx(0.9)
+    # F1 0 against .1 on rsna, .2 against .3 on c16; AUROC is equal
+    assert rows(table, 2)["abmil"].cells[-1].mean == pytest.approx((1.5 + 1 + 1.5 + 1) / 4)
+    # five files without the sign-aware score (two metrics) and the further ones (three): counted, with the reason
+    notes = "\n".join(without.notes)
+    assert "Beside the paper's table, 25 of 25 values are missing." in notes
+    assert "signed_instance_auroc: SmAP, ABMIL, SmTAP (not in the metrics file)" in notes
+    assert "Beside" not in "\n".join(table.notes)
 
 
-def test_csv_holds_every_number_in_full() -> None:
-    rows = list(csv.DictReader(io.StringIO(to_csv(build_table("table2", metrics(), LAYOUT)))))
-    assert [row["method"] for row in rows] == ["smap_early", "abmil", "clam", "smtap"]
-    first = rows[0]
-    assert first["rsna.resnet18.bag_auroc.mean"] == "0.5" and first["rsna.resnet18.bag_auroc.n_splits"] == "2"
-    assert (first["rsna.resnet18.bag_auroc.ci95_low"], first["rsna.resnet18.bag_auroc.ci95_high"]) == ("0.25", "0.75")
-    assert first["protocol"] == "as_written" and rows[2]["c16.resnet18.bag_f1.mean"] == ""
+def test_a_calibration_error_is_better_when_it_is_smaller() -> None:
+    found = [with_values(one, bag_ece=[e, e]) for one, e in zip(metrics()[:2], (0.3, 0.1), strict=True)]
+    table = build_table("table2", found, {**LAYOUT, "datasets": LAYOUT["datasets"][:1]})
+    cells = {row.method: row for row in table.sections[1].blocks[GROUPS[0]]}
+    assert [column.label for column in table.sections[1].columns] == ["AUPRC", "ECE"]
+    assert (cells["smap_early"].places[1], cells["abmil"].places[1]) == (2, 1)
+    assert any(note.startswith("Bag calibration error") for note in table.notes)
 
 
-def test_random_encoders_are_marked_where_they_were_used() -> None:
+def test_two_encoders_of_one_dataset_are_two_columns_not_one() -> None:
+    layout = {"datasets": [{"name": "rsna", "encoders": ["resnet18", "vit_b_32"]}], "methods": ["abmil"]}
+    other = metrics_object("rsna", "abmil", {"instance_auroc": [0.1]}, encoder="vit_b_32")
+    table = build_table("table7", [metrics()[1], other], layout)
+    assert [cell.mean for cell in rows(table)["abmil"].cells] == [0.8, 0.1]
+    assert [c.head for c in table.sections[0].columns] == ["ResNet18", "ViT-B-32"]
+
+
+def test_random_encoders_are_noted_first() -> None:
     random = [{**one, "random_weights": one["dataset"] == "rsna"} for one in metrics()]
     table = build_table("table1", random, LAYOUT)
     assert table.notes[0].startswith("† RANDOM ENCODER WEIGHTS: the features of RSNA")
-    text = to_markdown(table)
-    assert "RSNA†<br>" in text and "CAMELYON16†" not in text
-
-
-def test_html_escapes_names_and_carries_the_runs() -> None:
-    layout = {**LAYOUT, "datasets": [{"name": "rsna", "title": "<b>R&D</b>", "encoder": "resnet18"}]}
-    page = to_html(build_table("table1", metrics(), layout))
-    assert "<b>R" not in page and "&lt;b&gt;R&amp;D" in page and "split1_lr0.0001" in page
+    assert table.random_keys == {("rsna", "resnet18")}
 
 
 def test_mistakes_are_refused_with_the_key() -> None:
@@ -135,6 +178,15 @@ def test_mistakes_are_refused_with_the_key() -> None:
         build_table("table1", [], {**LAYOUT, "methods": ["abmill"]})
     with pytest.raises(ValueError, match="expected datasets, methods"):
         build_table("table1", [], {**LAYOUT, "typo": 1})
+    with pytest.raises(ValueError, match="expected name, encoder or encoders"):
+        build_table("table1", [], {**LAYOUT, "datasets": [{"name": "rsna"}]})
+    with pytest.raises(ValueError, match="expected datasets, methods"):
+        build_table("table1", [], {"datasets": LAYOUT["datasets"]})
+
+
+def test_metrics_that_no_cell_shows_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    build_table("table1", [*metrics(), metrics_object("rsna", "dsmil", {})], LAYOUT)
+    assert "rsna / resnet18 / dsmil are not in the layout" in caplog.text
 
 
 def test_every_method_stands_in_one_of_the_two_groups_and_names_are_unique() -> None:
@@ -147,7 +199,9 @@ def test_command_line_takes_layout_as_text_or_file_and_no_metrics_at_all(tmp_pat
     file.write_text(json.dumps(LAYOUT))
     texts = []
     for name, layout in (("a", json.dumps(LAYOUT)), ("b", str(file))):
-        out = ["--out-csv", str(tmp_path / f"{name}.csv"), "--out-md", str(tmp_path / f"{name}.md")]
+        out = [text for kind in ("csv", "md", "tex") for text in (f"--out-{kind}", str(tmp_path / f"{name}.{kind}"))]
         assert main(["--table", "table2", "--metrics", "--layout", layout, *out]) == 0
-        texts.append((tmp_path / f"{name}.md").read_text())
-    assert texts[0] == texts[1] and "16 of 16 cells are empty" in texts[0]
+        texts.append([(tmp_path / f"{name}.{kind}").read_text() for kind in ("csv", "md", "tex")])
+    assert texts[0] == texts[1] and all("16 of 16 cells are empty" in text for text in texts[0][1:])
+    with pytest.raises(ValueError, match="at least one"):
+        main(["--table", "table2", "--layout", json.dumps(LAYOUT)])

@@ -4,7 +4,7 @@
 `smmil/methods_table.py`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,8 @@ from smmil.models.setmil import SETMIL
 from smmil.models.smap import SmAP
 from smmil.models.transformer import TransformerMIL
 from smmil.models.transmil import TransMIL
+from smmil.nn import AttentionPool
+from smmil.sm import Sm
 
 MODELS: dict[str, Callable[..., MILModel]] = {
     "abmil": ABMIL,
@@ -58,13 +60,25 @@ MODELS: dict[str, Callable[..., MILModel]] = {
 }
 
 
-def build_model(name: str, in_features: int, *, pos_weight: float | None = None, **options: Any) -> MILModel:
+# of smmil.protocol.QUIRKS: those that no argument of a method stands for
+MODEL_QUIRKS = frozenset({"sm_alpha_rule", "sm_alpha_param", "softmax", "graph_isolated"})
+
+
+def build_model(
+    name: str,
+    in_features: int,
+    *,
+    pos_weight: float | None = None,
+    quirks: Collection[str] = (),
+    **options: Any,
+) -> MILModel:
     """Builds a method by name.
 
     Args:
         name: a key of `MODELS`.
         in_features: P of the encoder.
         pos_weight: weight of positive bags, None = 1.
+        quirks: some of `MODEL_QUIRKS`, where the released code differs from the paper.
         options: the method's own arguments.
 
     Raises:
@@ -72,10 +86,25 @@ def build_model(name: str, in_features: int, *, pos_weight: float | None = None,
     """
     if name not in MODELS:
         raise ValueError(f"method: found {name!r}, expected one of {', '.join(sorted(MODELS))}")
+    strange = sorted(set(quirks) - MODEL_QUIRKS)
+    if strange:
+        raise ValueError(f"quirks: found {strange}, expected some of {', '.join(sorted(MODEL_QUIRKS))}")
     try:
-        return MODELS[name](in_features, pos_weight=pos_weight, **options)
+        model = MODELS[name](in_features, pos_weight=pos_weight, **options)
     except TypeError as error:
         raise ValueError(f"method {name!r}: {error}; check its options") from error
+    if quirks:
+        _use_released(model, frozenset(quirks))
+    return model
+
+
+def _use_released(model: MILModel, quirks: frozenset[str]) -> None:
+    model.quirks = quirks
+    for module in model.modules():
+        if isinstance(module, Sm):
+            module.use_released(swapped="sm_alpha_rule" in quirks, ratio="sm_alpha_param" in quirks)
+        elif isinstance(module, AttentionPool):
+            module.plain_softmax = "softmax" in quirks
 
 
 __all__ = ["MODELS", "MILModel", "Output", "build_model"]

@@ -7,22 +7,31 @@ from pathlib import Path
 sys.path.insert(0, workflow.basedir)
 
 from preprocessing.datasets import DATASETS
-from preprocessing.datasets.base import MissingRaw
+from preprocessing.datasets.base import MissingRaw, source_files
 from preprocessing.features import STAGE_VERSION as FEATURES_VERSION
 from preprocessing.instances import STAGE_VERSION as INSTANCES_VERSION
 from preprocessing.qc import STAGE_VERSION as QC_VERSION
+from preprocessing.status import STAGE_VERSION as STATUS_VERSION
 from smmil.config import parse_config, training_options
 from smmil.evaluate import STAGE_VERSION as METRICS_VERSION
 from smmil.figures import STAGE_VERSION as FIGURES_VERSION
 from smmil.maps import STAGE_VERSION as MAPS_VERSION
+from smmil.outputs import TABLES, all_pairings, pairings
 from smmil.predictions import PREDICTIONS_STAGE_VERSION as PREDICTIONS_VERSION
 from smmil.report import STAGE_VERSION as REPORT_VERSION
+from smmil.outputs import table_layout as layout_of
 from smmil.runs import RUN_STAGE_VERSION as RUNS_VERSION
+from smmil.tables import STAGE_VERSION as TABLES_VERSION
+from smmil.variants import base_method
 from snakemake.exceptions import WorkflowError
 
 # under --use-conda Snakemake drops PYTHONPATH; the prefix runs inside the environment
 # (a prefix of one's own replaces Snakemake's, so the strict mode is said again: a failure must not hide behind a pipe)
-shell.prefix(f"set -euo pipefail; export PYTHONPATH={shlex.quote(workflow.basedir)}; ")
+# a signal of SLURM reaches every process of a job: bash and tee outlive it, so that what Python saves is waited for
+OUTLIVE_SIGNALS = "trap : TERM USR1; tee() (trap '' TERM USR1; exec tee \"$@\"); "
+shell.prefix(
+    f"set -euo pipefail; export PYTHONPATH={shlex.quote(workflow.basedir)}; {OUTLIVE_SIGNALS}"
+)
 
 
 def read_config():
@@ -34,7 +43,7 @@ def read_config():
 
 CONFIG = read_config()
 USED = CONFIG.used
-TRAINED = {name: dataset for name, dataset in USED.items() if dataset.train}
+TRAINED = CONFIG.trained
 SCORED = {name: dataset for name, dataset in USED.items() if dataset.score_with}
 RESULTS = CONFIG.results.rstrip("/")
 
@@ -85,8 +94,9 @@ def root_of(wildcards):
 
 
 def manifest_file(wildcards):
-    """The CSV manifest of an own dataset, so that an edit of it is seen."""
-    return CONFIG.datasets[wildcards.dataset].source.get("manifest", [])
+    """The files a dataset's source options name (manifest, overrides, ...), so that an edit of one is seen."""
+    chosen = CONFIG.datasets[wildcards.dataset]
+    return source_files(chosen.root, chosen.source)
 
 
 def instances_json(wildcards):
@@ -128,46 +138,60 @@ def weights_of(wildcards):
 
 
 def training_json(wildcards):
-    return training_options(
-        CONFIG, wildcards.dataset, wildcards.method
-    ).model_dump_json()
+    return training_options(CONFIG, wildcards.dataset, wildcards.method).text
+
+
+def parts_of(wildcards):
+    """The parts of a training that is cut into one job per split; none where it is one job."""
+    if not CONFIG.training.split_jobs:
+        return []
+    folder = (
+        f"{RESULTS}/{wildcards.dataset}/runs/{wildcards.encoder}/{wildcards.method}"
+    )
+    return [f"{folder}/parts/split{seed}.json" for seed in CONFIG.training.splits]
 
 
 def method_json(wildcards):
-    return json.dumps(CONFIG.method_options.get(wildcards.method, {}), sort_keys=True)
+    """Arguments of a method; a variant of a sweep adds the one it varies."""
+    options = {**CONFIG.method_options.get(base_method(wildcards.method), {})}
+    variant = CONFIG.variants_on(wildcards.dataset).get(wildcards.method)
+    if variant is not None:
+        options[variant.argument] = variant.value
+    return json.dumps(options, sort_keys=True)
 
 
-def table_layout():
-    titles = {"camelyon16": "CAMELYON16", "panda": "PANDA", "rsna": "RSNA"}
-    layout = {
-        "datasets": [
-            {
-                "name": dataset,
-                "encoder": chosen.table_encoder,
-                "title": titles.get(dataset, dataset),
-            }
-            for dataset, chosen in TRAINED.items()
-        ],
-        "methods": CONFIG.methods,
-        "splits": len(CONFIG.training.splits),
-    }
-    return json.dumps(layout, sort_keys=True)
+def table_layout(table="table1"):
+    """Rows and columns of a table, for its command line."""
+    return json.dumps(layout_of(CONFIG, table), sort_keys=True)
 
 
-def main_metrics():
+def table_files(table):
+    return [f"{RESULTS}/tables/{table}.{kind}" for kind in ("csv", "md", "tex")]
+
+
+def table_pairings(table):
+    """The trainings behind a table; a configuration that trains nothing has none, and is told so."""
+    found = pairings(CONFIG, table)
+    if not found:
+        raise WorkflowError(
+            f"{table}: no dataset in use is trained (datasets.*.train), so there is nothing to show"
+        )
+    return found
+
+
+def metrics_of(wanted):
+    """The metrics files of pairings (dataset, encoder, method)."""
     return [
-        f"{RESULTS}/{dataset}/metrics/{chosen.table_encoder}/{method}.json"
-        for dataset, chosen in TRAINED.items()
-        for method in CONFIG.methods
+        f"{RESULTS}/{dataset}/metrics/{encoder}/{method}.json"
+        for dataset, encoder, method in wanted
     ]
 
 
-def all_metrics():
+def runs_of(wanted):
+    """The runs.json of pairings (dataset, encoder, method)."""
     return [
-        f"{RESULTS}/{dataset}/metrics/{encoder}/{method}.json"
-        for dataset, chosen in TRAINED.items()
-        for encoder in chosen.encoders
-        for method in CONFIG.methods
+        f"{RESULTS}/{dataset}/runs/{encoder}/{method}/runs.json"
+        for dataset, encoder, method in wanted
     ]
 
 

@@ -13,7 +13,7 @@ rule measure_runs:
     conda:
         "../../envs/report.yaml"
     resources:
-        mem_mb=4000,
+        mem_mb=lambda w, attempt: 4000 * attempt,
         runtime=60,
     params:
         resamples=CONFIG.report.bootstrap,
@@ -25,39 +25,78 @@ rule measure_runs:
 rule metrics:
     # every pairing of method and feature extractor
     input:
-        all_metrics(),
+        metrics_of(all_pairings(CONFIG)),
 
 
 rule make_table:
     input:
-        main_metrics(),
+        lambda w: metrics_of(table_pairings(w.table)),
     output:
         csv=f"{RESULTS}/tables/{{table}}.csv",
         md=f"{RESULTS}/tables/{{table}}.md",
+        tex=f"{RESULTS}/tables/{{table}}.tex",
     log:
         f"{RESULTS}/logs/make_table/{{table}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/make_table/{{table}}.tsv"
     wildcard_constraints:
-        table=r"table[12]",
+        table=r"table\d+",
     conda:
         "../../envs/report.yaml"
     resources:
-        mem_mb=2000,
+        mem_mb=lambda w, attempt: 2000 * attempt,
         runtime=30,
     params:
-        layout=table_layout(),
-        stage_version=METRICS_VERSION,
+        layout=lambda w: table_layout(w.table),
+        stage_version=TABLES_VERSION,
     shell:
         "python -m smmil.tables --table {wildcards.table} --metrics {input:q} --layout {params.layout:q} "
-        "--out-csv {output.csv:q} --out-md {output.md:q} 2>&1 | tee {log:q}"
+        "--out-csv {output.csv:q} --out-md {output.md:q} --out-tex {output.tex:q} 2>&1 | tee {log:q}"
+
+
+rule make_resources:
+    # time and memory: from the runs' logs and the benchmark files of their jobs, which are read where they are there
+    input:
+        lambda w: runs_of(table_pairings("resources")),
+    output:
+        csv=f"{RESULTS}/tables/resources.csv",
+        md=f"{RESULTS}/tables/resources.md",
+        tex=f"{RESULTS}/tables/resources.tex",
+    log:
+        f"{RESULTS}/logs/make_resources.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/make_resources.tsv"
+    conda:
+        "../../envs/report.yaml"
+    resources:
+        mem_mb=lambda w, attempt: 2000 * attempt,
+        runtime=30,
+    params:
+        layout=lambda w: table_layout("resources"),
+        benchmarks=f"{RESULTS}/benchmarks/train_runs",
+        stage_version=TABLES_VERSION,
+    shell:
+        "python -m smmil.tables --table resources --runs {input:q} --benchmarks {params.benchmarks:q} "
+        "--layout {params.layout:q} --out-csv {output.csv:q} --out-md {output.md:q} --out-tex {output.tex:q} "
+        "2>&1 | tee {log:q}"
+
+
+# `snakemake table3` and so on: one target per table
+for table in TABLES:
+
+    rule:
+        name:
+            table
+        input:
+            table_files(table),
 
 
 rule tables:
+    # the tables of report.tables
     input:
         [
-            f"{RESULTS}/tables/{table}.{kind}"
-            for table in ("table1", "table2")
-            for kind in ("csv", "md")
+            file
+            for table in CONFIG.report.tables
+            for file in table_files(table)
             if TRAINED
         ],

@@ -15,7 +15,7 @@ rule list_bags:
     conda:
         "../../envs/preprocess.yaml"
     resources:
-        mem_mb=2000,
+        mem_mb=lambda w, attempt: 2000 * attempt,
         runtime=120,
     params:
         kind=lambda w: CONFIG.datasets[w.dataset].kind,
@@ -39,7 +39,7 @@ rule cut_instances:
     conda:
         "../../envs/preprocess.yaml"
     resources:
-        mem_mb=4000,
+        mem_mb=lambda w, attempt: 4000 * attempt,
         runtime=240,
     params:
         root=root_of,
@@ -71,7 +71,7 @@ rule extract_features:
     threads: CONFIG.features.workers
     resources:
         gpu=1,
-        mem_mb=8000,
+        mem_mb=lambda w, attempt: 8000 * attempt,
         runtime=480,
     params:
         root=root_of,
@@ -126,7 +126,7 @@ rule draw_contact_sheet:
     conda:
         "../../envs/report.yaml"
     resources:
-        mem_mb=2000,
+        mem_mb=lambda w, attempt: 2000 * attempt,
         runtime=60,
     params:
         instances=f"{RESULTS}/{{dataset}}/instances",
@@ -137,3 +137,43 @@ rule draw_contact_sheet:
         "python -m preprocessing.qc --dataset {wildcards.dataset} --bags {input.bags:q} --report {input.report:q} "
         "--instances {params.instances:q} --manifests {input.manifests:q} --max-bags {params.most} "
         "--out {params.folder:q} 2>&1 | tee {log:q}"
+
+
+rule tabulate_status:
+    # every bag of every stage: state, reason, seconds, tiles per second
+    input:
+        bags=f"{RESULTS}/{{dataset}}/bags.csv",
+        report=f"{RESULTS}/{{dataset}}/bags.report.json",
+        instances=instance_manifests,
+        features=lambda w: [
+            manifest
+            for encoder in CONFIG.datasets[w.dataset].encoders
+            for manifest in feature_manifests(w.dataset, encoder)
+        ],
+    output:
+        json=f"{RESULTS}/{{dataset}}/status/status.json",
+        csv=f"{RESULTS}/{{dataset}}/status/status.csv",
+        md=f"{RESULTS}/{{dataset}}/status/status.md",
+    log:
+        f"{RESULTS}/logs/tabulate_status/{{dataset}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/tabulate_status/{{dataset}}.tsv"
+    conda:
+        "../../envs/report.yaml"
+    resources:
+        mem_mb=lambda w, attempt: 2000 * attempt,
+        runtime=30,
+    params:
+        folder=f"{RESULTS}/{{dataset}}",
+        encoders=lambda w: ",".join(CONFIG.datasets[w.dataset].encoders),
+        stage_version=STATUS_VERSION,
+    shell:
+        "python -m preprocessing.status {params.folder:q} --dataset {wildcards.dataset} "
+        "--encoders {params.encoders:q} 2>&1 | tee {log:q}"
+
+
+rule status:
+    input:
+        expand(
+            "{results}/{dataset}/status/status.json", results=RESULTS, dataset=[*USED]
+        ),

@@ -1,10 +1,44 @@
 # Features -> trained runs -> predictions. One job per (dataset, encoder, method): splits and learning rates inside.
+# Cut into parts (one per split), the gathering job finds every run finished and only writes runs.json.
+
+
+rule train_part:
+    # the runs of one split, where training.split_jobs asks for a job per split
+    input:
+        bags=f"{RESULTS}/{{dataset}}/bags.csv",
+        manifests=lambda w: feature_manifests(w.dataset, w.encoder),
+    output:
+        f"{RESULTS}/{{dataset}}/runs/{{encoder}}/{{method}}/parts/split{{seed}}.json",
+    log:
+        f"{RESULTS}/logs/train_part/{{dataset}}/{{encoder}}/{{method}}/split{{seed}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/train_part/{{dataset}}/{{encoder}}/{{method}}/split{{seed}}.tsv"
+    wildcard_constraints:
+        seed=r"\d+",
+    conda:
+        "../../envs/train.yaml"
+    resources:
+        gpu=1,
+        mem_mb=lambda w, attempt: 8000 * attempt,
+        runtime=720,
+    params:
+        folder=f"{RESULTS}/{{dataset}}",
+        training=training_json,
+        method=method_json,
+        stage_version=RUNS_VERSION,
+    shell:
+        "python -m smmil.train --dataset {wildcards.dataset} --encoder {wildcards.encoder:q} --method {wildcards.method} "
+        "--bags {input.bags:q} --instances {params.folder:q}/instances "
+        "--features {params.folder:q}/features/{wildcards.encoder} --manifests {input.manifests:q} "
+        "--config-json {params.training:q} --method-options {params.method:q} "
+        "--out {params.folder:q}/runs/{wildcards.encoder}/{wildcards.method} --part {wildcards.seed} --done {output:q} 2>&1 | tee {log:q}"
 
 
 rule train_runs:
     input:
         bags=f"{RESULTS}/{{dataset}}/bags.csv",
         manifests=lambda w: feature_manifests(w.dataset, w.encoder),
+        parts=parts_of,
     output:
         f"{RESULTS}/{{dataset}}/runs/{{encoder}}/{{method}}/runs.json",
     log:
@@ -14,8 +48,8 @@ rule train_runs:
     conda:
         "../../envs/train.yaml"
     resources:
-        gpu=1,
-        mem_mb=8000,
+        gpu=0 if CONFIG.training.split_jobs else 1,
+        mem_mb=lambda w, attempt: 8000 * attempt,
         runtime=720,
     params:
         folder=f"{RESULTS}/{{dataset}}",
@@ -45,7 +79,7 @@ rule predict_runs:
         "../../envs/train.yaml"
     resources:
         gpu=1,
-        mem_mb=8000,
+        mem_mb=lambda w, attempt: 8000 * attempt,
         runtime=120,
     params:
         folder=f"{RESULTS}/{{dataset}}",
@@ -82,7 +116,7 @@ rule score_bags:
         "../../envs/train.yaml"
     resources:
         gpu=1,
-        mem_mb=8000,
+        mem_mb=lambda w, attempt: 8000 * attempt,
         runtime=120,
     params:
         folder=f"{RESULTS}/{{dataset}}",

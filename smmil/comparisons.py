@@ -1,0 +1,195 @@
+"""Is one method better than another on the same test bags? Paired bootstrap of a difference, from predictions alone.
+
+For every split the runs that validation chose for both methods are compared on the shared test bags; a resample draws
+the bags with replacement, the SAME draw for both methods and for every split, and takes the mean over splits of
+metric(first) - metric(second) (`smmil.bootstrap`). Drawing pairs removes what both methods share: easy and hard bags.
+
+- difference: of the means over splits, on the test bags as they are; `splits` holds it per split.
+- interval: 95 % percentile range of the resampled differences.
+- p: two-sided, 2 min(#(d <= 0) + 1, #(d >= 0) + 1) / (R + 1), at most 1: never 0, and 1 for equal predictions.
+
+It answers for this test set and these trained runs: the spread over splits stands beside it, since retraining is a
+second source of chance that drawing bags does not see. Friedman's test over many columns: `smmil.rank_tests`.
+
+Run alone:
+    python -m smmil.comparisons --index P/smap_early/index.json P/abmil/index.json --metric instance_auroc bag_auroc \
+        [--out comparison.json] [--resamples 2000] [--seed 0]
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from preprocessing.cli import guard, write_json
+from smmil.rank_tests import WARNING, RankTest, friedman, nemenyi_distance, rank_test
+
+__all__ = ["WARNING", "RankTest", "compare", "friedman", "nemenyi_distance", "paired_bootstrap", "rank_test"]
+
+Floats = npt.NDArray[np.float64]
+# test arrays, threshold of the instance score, threshold of the signed score (see `smmil.bootstrap.run_resamples`)
+Run = tuple[dict[str, Any], float | None, float | None]
+
+
+def paired_bootstrap(
+    first: Sequence[Run], second: Sequence[Run], metrics: Sequence[str], *, resamples: int = 2000, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """Differences first - second of metrics over paired runs.
+
+    Args:
+        first: per split the test arrays and thresholds of one method.
+        second: the same of the other, on the same bags in the same order.
+        metrics: names of `smmil.bootstrap.METRICS` or `EXTRA`.
+        resamples: R.
+        seed: of the draws.
+
+    Returns:
+        {metric: {"first", "second", "difference", "splits": [...], "interval": [low, high], "p", "resamples"}}; the
+        metric's values are None, with a "reason", where a run or most of the resamples lack it. `resamples` counts the
+        draws in which the metric was defined.
+
+    Raises:
+        ValueError: another number of splits, or other test bags.
+    """
+    from smmil.bootstrap import draw_weights, run_resamples
+
+    _check(first, second)
+    n_bags = len(first[0][0]["y"])
+    # row 0 draws every bag once: the observed value goes through the same code as the resampled ones
+    weights = np.concatenate([np.ones((1, n_bags)), draw_weights(n_bags, resamples, seed)])
+    found = [[run_resamples(part, cut, weights, signed) for part, cut, signed in runs] for runs in (first, second)]
+    return {metric: _difference(*([one.get(metric) for one in runs] for runs in found)) for metric in metrics}
+
+
+def _difference(first: Sequence[Floats | None], second: Sequence[Floats | None]) -> dict[str, Any]:
+    empty = dict.fromkeys(("first", "second", "difference", "splits", "interval", "p"))
+    ours, theirs = ([one for one in runs if one is not None] for runs in (first, second))
+    if len(ours) < len(first) or len(theirs) < len(second):
+        return {**empty, "resamples": 0, "reason": "a run lacks the metric (one class only, or older predictions)"}
+    splits = np.array(ours) - np.array(theirs)
+    drawn = splits[:, 1:].mean(0)
+    drawn = drawn[~np.isnan(drawn)]
+    if np.isnan(splits[:, 0]).any() or 2 * len(drawn) <= splits.shape[1] - 1:
+        return {**empty, "resamples": len(drawn), "reason": "undefined in most resamples"}
+    below, above = int((drawn <= 0).sum()), int((drawn >= 0).sum())
+    return {
+        "first": float(np.mean([one[0] for one in ours])),
+        "second": float(np.mean([one[0] for one in theirs])),
+        "difference": float(splits[:, 0].mean()),
+        "splits": [float(value) for value in splits[:, 0]],
+        "interval": [float(value) for value in np.quantile(drawn, (0.025, 0.975))],
+        "p": min(1.0, 2 * (min(below, above) + 1) / (len(drawn) + 1)),
+        "resamples": len(drawn),
+    }
+
+
+def compare(
+    first: Path | str, second: Path | str, metrics: Sequence[str], *, resamples: int = 2000, seed: int = 0
+) -> dict[str, Any]:
+    """Paired comparison of two methods from their prediction indexes.
+
+    Args:
+        first: `index.json` of one method.
+        second: of the other; same dataset, and the same split seeds and test bags where both have them.
+        metrics: names of `smmil.bootstrap.METRICS` or `EXTRA`.
+        resamples: of the bootstrap.
+        seed: of its draws.
+
+    Returns:
+        JSON-able: dataset, `first`/`second` {encoder, method, protocol, runs}, `seeds` compared, `metrics` (see
+        `paired_bootstrap`), random_weights, level and the draws.
+
+    Raises:
+        ValueError: an unknown metric, other datasets or no split in common.
+    """
+    from smmil.bootstrap import EXTRA, LEVEL, METRICS
+
+    unknown = sorted(set(metrics) - {*METRICS, *EXTRA})
+    if unknown:
+        raise ValueError(f"--metric: found {unknown}, expected some of {', '.join((*METRICS, *EXTRA))}")
+    sides = [_chosen(index) for index in (first, second)]
+    datasets = {run.meta["dataset"] for side in sides for run in side.values()}
+    if len(datasets) > 1:
+        raise ValueError(f"{first} and {second}: of the datasets {sorted(datasets)}, expected one")
+    seeds = sorted(set(sides[0]) & set(sides[1]))
+    if not seeds:
+        raise ValueError(f"{first} has the splits {sorted(sides[0])}, {second} {sorted(sides[1])}: none in common")
+    runs = [[_run(side[one]) for one in seeds] for side in sides]
+    return {
+        "dataset": datasets.pop(),
+        "first": _who(sides[0], seeds),
+        "second": _who(sides[1], seeds),
+        "seeds": seeds,
+        "metrics": paired_bootstrap(runs[0], runs[1], metrics, resamples=resamples, seed=seed),
+        "random_weights": any(bool(run.meta.get("random_weights")) for side in sides for run in side.values()),
+        "bootstrap": {"resamples": resamples, "seed": seed, "level": LEVEL, "over": "test bags, paired"},
+    }
+
+
+def _chosen(index: Path | str) -> dict[int, Any]:
+    """Per split the predictions of the run that validation chose."""
+    from smmil.evaluate import choose_run
+    from smmil.results import load_predictions, read_index
+
+    by_seed: dict[int, list[dict[str, Any]]] = {}
+    for path in read_index(index):
+        found = load_predictions(path)
+        by_seed.setdefault(int(found.meta["seed"]), []).append({**found.meta, "predictions": found})
+    return {seed: choose_run(entries)["predictions"] for seed, entries in by_seed.items()}
+
+
+def _run(predictions: Any) -> Run:
+    from smmil.evaluate import as_evaluated
+    from smmil.metrics import best_threshold, labelled
+
+    test, val = (as_evaluated(predictions.meta, predictions.part(name)) for name in ("test", "val"))
+    signed = best_threshold(*labelled(val["y_inst"], val["signed_score"])) if "signed_score" in val else None
+    return test, best_threshold(*labelled(val["y_inst"], val["instance_score"])), signed
+
+
+def _who(side: dict[int, Any], seeds: Sequence[int]) -> dict[str, Any]:
+    meta = side[seeds[0]].meta
+    names = {key: meta[key] for key in ("encoder", "method", "protocol")}
+    return {**names, "runs": [side[seed].meta["run"] for seed in seeds]}
+
+
+def _check(first: Sequence[Run], second: Sequence[Run]) -> None:
+    if not first or len(first) != len(second):
+        raise ValueError(f"found {len(first)} and {len(second)} runs, expected the same number, at least one")
+    reference = first[0][0]["bag_id"].tolist()
+    for part, _, _ in (*first, *second):
+        if part["bag_id"].tolist() != reference:
+            odd = sorted(set(reference) ^ set(part["bag_id"].tolist()))[:5]
+            raise ValueError(f"the runs were tested on other bags (e.g. {odd}): only the same bags can be paired")
+    if not reference:
+        raise ValueError("found no test bag, expected at least one")
+
+
+@guard
+def main(argv: Sequence[str] | None = None) -> int:
+    """Two indexes in, the paired comparison as JSON out."""
+    parser = argparse.ArgumentParser(prog="python -m smmil.comparisons", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument(
+        "--index", nargs=2, required=True, metavar=("FIRST", "SECOND"), help="index.json of both methods"
+    )
+    parser.add_argument("--metric", nargs="+", default=["instance_auroc"], help="metrics to compare")
+    parser.add_argument("--out", type=Path, help="JSON to write; default: standard output")
+    parser.add_argument("--resamples", type=int, default=2000, help="draws of the test bags")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws")
+    arguments = parser.parse_args(argv)
+    first, second = arguments.index
+    found = compare(first, second, arguments.metric, resamples=arguments.resamples, seed=arguments.seed)
+    if arguments.out:
+        write_json(arguments.out, found)
+    else:
+        sys.stdout.write(json.dumps(found, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

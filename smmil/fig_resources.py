@@ -1,0 +1,101 @@
+"""Time and memory of every method on one dataset: seconds per epoch from the logs, peak memory from the benchmarks.
+
+A dot is one run (median over its epochs, validation included), the bar the median of the runs; logarithmic axis.
+Memory is the largest resident memory of the training job (`smmil.table_resources.peak_memory`), which holds the whole
+dataset; it is left out where there is no benchmark file.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from smmil.fig_curves import logs_of
+from smmil.fig_job import Drawn, Job, in_order, missing_runs, missing_text
+from smmil.plotting import NEUTRAL, colour_of, headline, new_figure, save, shown_name, style
+
+
+def epoch_seconds(logs: dict[str, list[dict[str, Any]]]) -> list[float]:
+    """Per run the median of the seconds of its epochs; runs whose log has no times are left out."""
+    medians = []
+    for rows in logs.values():
+        seconds = [float(row["seconds"]) for row in rows if row.get("seconds") is not None]
+        if seconds:
+            medians.append(float(np.median(seconds)))
+    return medians
+
+
+def draw(job: Job) -> Drawn:
+    """Draws the layout's one dataset.
+
+    Raises:
+        ValueError: a layout of other than one dataset.
+    """
+    if len(job.datasets) != 1:
+        raise ValueError(f"--layout: found {len(job.datasets)} datasets, expected one; draw one picture each")
+    dataset = job.datasets[0]
+    methods = in_order(dataset["methods"])
+    logs = logs_of(job, dataset, chosen_only=False)
+    seconds = {method: epoch_seconds(logs.get(method, {})) for method in methods}
+    memory = {method: _memory(job, dataset, method) for method in methods}
+    title = f"{dataset.get('title', dataset['name'])}: time and memory of training"
+    with style():
+        figure = new_figure(9.5, 0.3 * max(3, len(methods)) + 1.5)
+        left, right = figure.subplots(1, 2, sharey=True)
+        _bars(left, methods, {m: [v for v in seconds[m] if v > 0] for m in methods}, "no run", log_scale=True)
+        left.set_xlabel("seconds per epoch")
+        _bars(right, methods, {m: [v] if (v := memory[m]) else [] for m in methods}, "not measured", log_scale=False)
+        right.set_xlabel("peak memory of the job, MB")
+        left.set_yticks(range(len(methods)), labels=[shown_name(method) for method in methods])
+        left.invert_yaxis()
+        headline(figure, title, missing_text(missing_runs(job)), random=job.random_weights)
+        save(figure, job.out)
+    caption = (
+        "Left: seconds per training epoch with its validation; a dot is a run (median of its epochs), the bar their "
+        "median. Right: largest resident memory of the training job, the dataset in it included. Times are "
+        "on a logarithmic axis."
+    )
+    notes = ["Times are of the machine that trained; compare them inside one picture only."]
+    runs = [f"{dataset['name']}/{dataset['encoder']}/{m}/{run}" for m in methods for run in logs.get(m, {})]
+    return Drawn(title, caption, notes, runs)
+
+
+def _memory(job: Job, dataset: dict[str, Any], method: str) -> float | None:
+    from smmil.table_resources import peak_memory
+
+    if job.benchmarks is None:
+        return None
+    path = Path(job.benchmarks) / dataset["name"] / dataset["encoder"] / f"{method}.tsv"
+    return peak_memory(path) if path.is_file() else None
+
+
+def _bars(ax: Any, methods: list[str], values: dict[str, list[float]], nothing: str, *, log_scale: bool) -> None:
+    """One bar per method from the left edge to the median, dots on it."""
+    every = [value for one in values.values() for value in one]
+    ax.grid(axis="y", visible=False)
+    if not every:
+        ax.text(0.5, 0.5, nothing, ha="center", va="center", color=NEUTRAL, transform=ax.transAxes)
+        ax.set_xticks([])
+        return
+    if log_scale:
+        ax.set_xscale("log")
+    low, high = (min(every) / 2, max(every) * 2.5) if log_scale else (0.0, max(every) * 1.25)
+    ax.set_xlim(low, high)
+    ax.set_ylim(-0.6, len(methods) - 0.4)
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_formatter("")
+    left = (low * 1.05) if log_scale else high * 0.01
+    for i, method in enumerate(methods):
+        if not values[method]:
+            ax.text(left, i, nothing, va="center", color=NEUTRAL, fontsize=7)
+            continue
+        middle = float(np.median(values[method]))
+        ax.barh(i, middle - low, left=low, height=0.62, color=colour_of(method), alpha=0.55)
+        ax.plot(values[method], [i] * len(values[method]), ".", color=colour_of(method), markersize=5)
+        ax.text(
+            max(values[method]) * 1.06,
+            i,
+            f"{middle:,.0f}" if middle >= 100 else f"{middle:.2g}",
+            va="center",
+            fontsize=7,
+        )

@@ -1,0 +1,154 @@
+"""Localisation by lesion: average FROC after CAMELYON16, and Dice per bag; numpy in, plain numbers out.
+
+Shapes: bags `y` (B,) in {0, 1} or NaN, instances `y_inst` (M,) in {0, 1, -1}, `score` (M,) higher = more positive,
+`grid` (M,2) lattice cells (row, col) within the bag, bag b owning the rows `offsets[b]:offsets[b + 1]`.
+
+FROC (Ehteshami Bejnordi et al., JAMA 2017, task 1), adapted from points in a slide to tiles on a lattice:
+
+- lesion: a connected component (8-neighbourhood of lattice cells) of positive tiles in a positive bag. In a scan the
+  lattice is a line, so a lesion is a run of positive slices. The challenge leaves out isolated tumour cells by size;
+  tiles carry no such mark, so every component counts.
+- detection: a tile whose score no neighbouring tile exceeds (8-neighbourhood), its score being the confidence; of
+  equal neighbours the first in row-major order stands for them. It takes the place of the points that contestants sent.
+- true positive: a lesion is found at a threshold t when a detection with score >= t lies on one of its tiles; several
+  on one lesion count once. Detections on tiles of unknown label count for nothing.
+- false positives: detections with score >= t in NEGATIVE bags, per negative bag (the publication's "metastasis-free
+  slides only"; the challenge's script counts those beside lesions too, over all slides, which would punish here a tile
+  just outside an outline, or lesions that nobody outlined).
+- average FROC: mean sensitivity at 1/4, 1/2, 1, 2, 4 and 8 false positives per negative bag, linear between the
+  points of the curve, and beyond its last point the sensitivity there (as the challenge's script does).
+
+Dice of a bag with at least one positive tile: 2 |called and positive| / (|called| + |positive|) over its labelled
+tiles; the mean over such bags. Over pooled tiles Dice would be the F1 and say nothing new.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+
+
+@dataclass(frozen=True)
+class Froc:
+    """The curve and its summary.
+
+    Attributes:
+        average: mean of `sensitivity`, None without a lesion or without a negative bag.
+        sensitivity: at each of `RATES`; empty where `average` is None.
+        lesions: number of lesions.
+        normal_bags: number of negative bags.
+        reason: why `average` is None, else "".
+    """
+
+    average: float | None
+    sensitivity: tuple[float, ...]
+    lesions: int
+    normal_bags: int
+    reason: str = ""
+
+
+def froc(
+    y: npt.NDArray[Any],
+    offsets: npt.NDArray[Any],
+    y_inst: npt.NDArray[Any],
+    score: npt.NDArray[Any],
+    grid: npt.NDArray[Any],
+) -> Froc:
+    """Average FROC of all bags; see the top of this file for the arguments and the definition."""
+    found: list[Floats] = []
+    wrong: list[Floats] = []
+    normal = 0
+    for bag, (start, stop) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+        rows = slice(int(start), int(stop))
+        if y[bag] == 1 and np.any(y_inst[rows] == 1):
+            found.append(lesion_confidence(y_inst[rows], score[rows], grid[rows]))
+        elif y[bag] == 0:
+            normal += 1
+            wrong.append(np.asarray(score[rows], np.float64)[detections(score[rows], grid[rows])])
+    hits = np.concatenate(found) if found else np.zeros(0)
+    if not len(hits) or not normal:
+        reason = "no lesion: no positive instance in a positive bag" if not len(hits) else "no negative bag"
+        return Froc(None, (), len(hits), normal, reason)
+    sensitivity = sensitivity_at(hits, np.concatenate(wrong), normal)
+    return Froc(float(np.mean(sensitivity)), tuple(map(float, sensitivity)), len(hits), normal)
+
+
+def sensitivity_at(hits: Floats, wrong: Floats, normal: int, rates: tuple[float, ...] = RATES) -> Floats:
+    """Sensitivity at rates of false positives per negative bag.
+
+    Args:
+        hits: (L,) best confidence on every lesion, -inf = never found.
+        wrong: (F,) confidences of the detections in negative bags.
+        normal: number of negative bags.
+        rates: where the curve is read.
+    """
+    thresholds = np.unique(np.concatenate([hits[np.isfinite(hits)], wrong]))[::-1]
+    fp, tp = _above(wrong, thresholds), _above(hits, thresholds)
+    # of the thresholds with equally many false positives the lowest finds the most
+    last = np.append(np.diff(fp) > 0, True)
+    return np.asarray(np.interp(rates, fp[last] / normal, tp[last] / len(hits)), np.float64)
+
+
+def _above(values: Floats, thresholds: Floats) -> Ints:
+    """(T+1,) how many values reach no threshold at all (0), then each of the descending thresholds."""
+    ordered = np.sort(values)
+    return np.append(0, len(ordered) - np.searchsorted(ordered, thresholds)).astype(np.int64)
+
+
+def lesion_confidence(y_inst: npt.NDArray[Any], score: npt.NDArray[Any], grid: npt.NDArray[Any]) -> Floats:
+    """(L,) the best detection on each lesion of one bag, -inf where none lies on it."""
+    from scipy import ndimage
+
+    rows, cols, shape = _place(grid)
+    positive = np.zeros(shape, bool)
+    positive[rows[y_inst == 1], cols[y_inst == 1]] = True
+    lesions, count = ndimage.label(positive, structure=np.ones((3, 3), int))
+    best = np.full(count + 1, -np.inf)
+    hit = detections(score, grid)
+    np.maximum.at(best, lesions[rows[hit], cols[hit]], np.asarray(score, np.float64)[hit])
+    return best[1:]
+
+
+def detections(score: npt.NDArray[Any], grid: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """(N,) whether a tile of one bag is a local maximum on the lattice; of equal neighbours the first in row order."""
+    from scipy import ndimage
+
+    if len(score) == 0:
+        return np.zeros(0, bool)
+    rows, cols, shape = _place(grid)
+    # a total order of the tiles: by score, equal ones by their place, so that every comparison has a winner
+    order = np.lexsort((-cols, -rows, np.asarray(score, np.float64)))
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(1, len(order) + 1)
+    surface = np.zeros(shape, np.int64)
+    # two tiles in one cell (overlapping lattices): the better one stands for it
+    np.maximum.at(surface, (rows, cols), rank)
+    highest = ndimage.maximum_filter(surface, size=3, mode="constant", cval=0)
+    return np.asarray(highest[rows, cols] == rank)
+
+
+def _place(grid: npt.NDArray[Any]) -> tuple[Ints, Ints, tuple[int, int]]:
+    cells = np.asarray(grid, np.int64)
+    cells = cells - cells.min(0)
+    rows, cols = cells[:, 0], cells[:, 1]
+    return rows, cols, (int(rows.max()) + 1, int(cols.max()) + 1)
+
+
+def bag_dice(y_inst: npt.NDArray[Any], score: npt.NDArray[Any], offsets: npt.NDArray[Any], threshold: float) -> Floats:
+    """(B,) Dice of `score > threshold` against the labelled tiles; NaN for a bag without a positive tile."""
+    n_bags = len(offsets) - 1
+    bag = np.repeat(np.arange(n_bags), np.diff(offsets))
+    positive, known = np.asarray(y_inst) == 1, np.isin(y_inst, (0, 1))
+    called = (np.asarray(score, np.float64) > threshold) & known
+    both, calls, truth = (
+        np.bincount(bag[mask], minlength=n_bags).astype(np.float64) for mask in (called & positive, called, positive)
+    )
+    dice: Floats = np.full(n_bags, np.nan)
+    np.divide(2 * both, calls + truth, out=dice, where=truth > 0)
+    return dice

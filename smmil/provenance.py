@@ -1,0 +1,276 @@
+"""The story of one result, back to the raw files: which runs, weights, features, bags and images it rests on.
+
+Run alone:
+    python -m smmil.provenance results/tables/table1.csv --cell smap_early camelyon16
+    python -m smmil.provenance results/camelyon16/metrics/resnet18/abmil.json --verify
+    python -m smmil.provenance results/camelyon16/predictions/resnet18/abmil/split1_lr0.0001.npz --bag tumor_001
+
+RESULT is a table, a metrics file, a predictions file or a run directory below a results folder. `--verify` computes
+every hash on the way again (files of runs and predictions, bag list, manifests, arrays of the bags); exit code 1 if one
+differs. What is told was written beside the results when they were made; nothing is guessed.
+"""
+
+import argparse
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from preprocessing.cli import guard
+
+KINDS = ("metrics", "predictions", "runs")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a result stands: `root/dataset/{metrics,predictions,runs}/encoder/method`, and one run or all (None)."""
+
+    root: Path
+    dataset: str
+    encoder: str
+    method: str
+    run: str | None = None
+
+    def folder(self, kind: str) -> Path:
+        """The folder of the pairing's files of one kind."""
+        return self.root / self.dataset / kind / self.encoder / self.method
+
+
+@dataclass
+class Checks:
+    """Hashes computed again; `wrong` lists those that differ."""
+
+    wanted: bool
+    done: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+    def same(self, what: str, found: str, expected: str) -> None:
+        """Notes one comparison."""
+        self.done += 1
+        if found != expected:
+            self.wrong.append(f"{what}: found {found[:16]}, expected {expected[:16]}")
+
+
+def locate(result: Path, cell: Sequence[str] | None) -> Place:
+    """The pairing a file or folder belongs to.
+
+    Args:
+        result: a table, metrics file, predictions file or run directory.
+        cell: (method, dataset) or (method, dataset, encoder), needed for a table.
+
+    Raises:
+        ValueError: no such file, not a result, or a table without its cell.
+    """
+    if not result.exists():
+        raise ValueError(f"{result}: no such file or folder")
+    result = result.resolve()
+    if result.parent.name == "tables":
+        return _cell_of(result, cell)
+    parts = result.parts
+    for kind in KINDS:
+        # from the right: an encoder's name may hold a slash, a results folder may lie anywhere
+        for at in range(len(parts) - 3, 0, -1):
+            if parts[at] != kind:
+                continue
+            below = [*parts[at + 1 :]]
+            below[-1] = below[-1].removesuffix(".json").removesuffix(".npz")
+            run = None if kind == "metrics" or below[-1] in ("index", "runs") else below[-1]
+            names = below if kind == "metrics" else below[:-1]
+            return Place(Path(*parts[: at - 1]), parts[at - 1], "/".join(names[:-1]), names[-1], run)
+    raise ValueError(
+        f"{result}: found no result, expected a file of tables/, metrics/ or predictions/, or a run's folder"
+    )
+
+
+def _cell_of(table: Path, cell: Sequence[str] | None) -> Place:
+    path = table.with_suffix(".csv")
+    with open(path, encoding="utf-8", newline="") as stream:
+        reader = csv.DictReader(stream)
+        methods = [row["method"] for row in reader]
+        found = {tuple(name.split(".")[:2]) for name in reader.fieldnames or () if name.count(".") >= 2}
+    columns = sorted(found)
+    listed = f"methods {', '.join(dict.fromkeys(methods))}; columns {', '.join('/'.join(c) for c in columns)}"
+    if not cell or not 2 <= len(cell) <= 3:
+        raise ValueError(f"{table}: a table has many cells; add --cell METHOD DATASET [ENCODER] ({listed})")
+    encoders = [c[1] for c in columns if c[0] == cell[1] and (len(cell) == 2 or c[1] == cell[2])]
+    if cell[0] not in methods or len(encoders) != 1:
+        raise ValueError(
+            f"{table}: found {len(encoders)} columns for --cell {' '.join(cell)}, expected one of {listed}"
+        )
+    return Place(table.parent.parent, cell[1], encoders[0], cell[0])
+
+
+def tell(place: Place, *, verify: bool = False, bag: str | None = None) -> dict[str, Any]:
+    """Everything recorded about a result.
+
+    Args:
+        place: from `locate`.
+        verify: compute hashes again.
+        bag: tell of this bag alone instead of counting all.
+
+    Returns:
+        JSON-able: `pairing`, `runs`, `features`, `bags`, `checks`.
+
+    Raises:
+        ValueError: a file of the chain is missing or damaged.
+    """
+    from smmil.results import read_json
+    from smmil.runs import hash_file
+
+    checks = Checks(verify)
+    listed = read_json(place.folder("runs") / "runs.json")
+    index = {entry["run"]: entry for entry in read_json(place.folder("predictions") / "index.json")["runs"]}
+    metrics = place.folder("metrics").parent / f"{place.method}.json"
+    splits = {split["run"]: split for split in read_json(metrics)["splits"]} if metrics.exists() else {}
+    chosen = [run for run in listed["runs"] if (run["run"] == place.run if place.run else run["chosen"])]
+    if not chosen:
+        raise ValueError(f"{place.folder('runs') / 'runs.json'}: does not list {place.run}")
+    runs = []
+    for run in chosen:
+        folder, entry = place.folder("runs") / run["run"], index.get(run["run"])
+        if verify:
+            checks.same(f"weights of {run['run']}", hash_file(folder / "best.safetensors"), run["weights_sha256"])
+            if entry:
+                file = place.folder("predictions") / entry["file"]
+                checks.same(f"predictions of {run['run']}", hash_file(file), entry["sha256"])
+        runs.append(_run(run, read_json(folder / "config.json"), entry, splits.get(run["run"])))
+    bags = _bags(place, listed, bag, checks)
+    return {
+        "pairing": {"dataset": place.dataset, "encoder": place.encoder, "method": place.method}
+        | {name: listed[name] for name in ("protocol", "random_weights", "method_options")},
+        "runs": runs,
+        "features": listed["features"],
+        "bags": bags,
+        "checks": {"computed": checks.done, "different": checks.wrong} if verify else None,
+    }
+
+
+def _run(
+    run: dict[str, Any], config: dict[str, Any], entry: dict[str, Any] | None, split: dict[str, Any] | None
+) -> dict[str, Any]:
+    names = ("instance_auroc", "instance_f1", "bag_auroc", "bag_f1")
+    kept = (
+        *("seed", "learning_rate", "key", "device", "numerics", "memory", "versions"),
+        *("training", "data", "inputs", "pos_weight", "split"),
+    )
+    return {
+        "run": run["run"],
+        "chosen_on_validation": run["chosen"],
+        "best_epoch": run["best_epoch"],
+        "selection_score": run["selection_score"],
+        "weights_sha256": run["weights_sha256"],
+        "predictions_sha256": entry["sha256"] if entry else None,
+        "test": {name: split["test"].get(name) for name in names} if split else None,
+        **{name: config[name] for name in kept if name in config},
+    }
+
+
+def _bags(place: Place, listed: dict[str, Any], bag: str | None, checks: Checks) -> dict[str, Any]:
+    from preprocessing.bags import read_bags
+    from smmil.runs import hash_file, hash_files
+
+    dataset = place.root / place.dataset
+    path = dataset / "bags.csv"
+    rows = {row.bag_id: row for row in read_bags(path)}
+    manifests = sorted((dataset / "features" / place.encoder / "shards").glob("*.json"))
+    if checks.wanted:
+        checks.same(str(path), hash_file(path), listed["inputs"]["bags"])
+        checks.same(f"{len(manifests)} shard manifests", hash_files(manifests), listed["inputs"]["manifests"])
+    states = _states(manifests)
+    if bag is not None and bag not in rows:
+        raise ValueError(f"--bag: {path} lists no bag {bag!r}")
+    finished = [name for name, state in states.items() if state["state"] == "ok" and bag in (None, name)]
+    if checks.wanted:
+        for name in finished:
+            _check_bag(dataset, place.encoder, name, states[name]["hash"], checks)
+    counts: dict[str, int] = {}
+    for state in states.values():
+        counts[state["state"]] = counts.get(state["state"], 0) + 1
+    told: dict[str, Any] = {"listed": len(rows), "states": counts, "excluded": listed["excluded"]}
+    if bag is not None:
+        told["bag"] = _bag(dataset, place.encoder, bag, rows[bag], states.get(bag))
+    return {**told, "inputs": listed["inputs"]}
+
+
+def _states(manifests: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    from smmil.results import read_json
+
+    return {bag["bag_id"]: bag for path in manifests for bag in read_json(path)["bags"]}
+
+
+def _check_bag(dataset: Path, encoder: str, bag: str, content: str, checks: Checks) -> None:
+    from preprocessing.store import validate_bag
+
+    for schema, stage in (("features", dataset / "features" / encoder), ("instances", dataset / "instances")):
+        try:
+            attrs = validate_bag(stage / "store", bag, schema=schema)
+        except ValueError as error:
+            checks.done += 1
+            checks.wrong.append(str(error))
+            continue
+        if schema == "features":
+            checks.same(f"{bag}: features against the manifest", attrs["store"]["content"], content)
+
+
+def _bag(dataset: Path, encoder: str, bag: str, row: Any, state: dict[str, Any] | None) -> dict[str, Any]:
+    from preprocessing.store import read_attrs
+
+    told: dict[str, Any] = {"bag_id": bag, "images": list(row.images), "split": row.split, "state": state}
+    told |= {"label": row.label, "annotation": row.annotation}
+    if state is None or state["state"] != "ok":
+        return told
+    instances = read_attrs(dataset / "instances" / "store", bag)
+    features = read_attrs(dataset / "features" / encoder / "store", bag)
+    for name in ("mpp", "mpp_source", "preset", "read_level", "tile_px", "windows", "pixels_key", "software"):
+        if name in instances:
+            told[name] = instances[name]
+    kept = ("encoder", "weights_sha256", "resize_policy", "precision", "software", "unreadable_tiles")
+    told["features"] = {name: features[name] for name in kept if name in features}
+    return told
+
+
+def as_text(story: dict[str, Any]) -> str:
+    """The story for people: indented lines, hashes shortened."""
+    lines: list[str] = []
+
+    def add(name: str, value: Any, depth: int) -> None:
+        pad = "  " * depth
+        if isinstance(value, dict) and value:
+            lines.append(f"{pad}{name}")
+            for key, item in value.items():
+                add(key, item, depth + 1)
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            for item in value:
+                add(str(item.get("run", name)), item, depth)
+        else:
+            text = value if isinstance(value, str) else json.dumps(value)
+            lines.append(f"{pad}{name}: {text[:16] + '...' if _is_hash(text) else text}")
+
+    for name, value in story.items():
+        add(name, value, 0)
+    return "\n".join(lines) + "\n"
+
+
+def _is_hash(text: str) -> bool:
+    return len(text) == 64 and all(c in "0123456789abcdef" for c in text)
+
+
+@guard
+def main(argv: Sequence[str] | None = None) -> int:
+    """Tells the story of one result; exit code 1 if `--verify` finds a difference."""
+    parser = argparse.ArgumentParser(prog="python -m smmil.provenance", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("result", type=Path, help="a table, metrics or predictions file, or a run directory")
+    parser.add_argument("--cell", nargs="+", metavar="NAME", help="of a table: METHOD DATASET [ENCODER]")
+    parser.add_argument("--bag", help="tell of this bag too, back to its images")
+    parser.add_argument("--verify", action="store_true", help="compute every hash again")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    arguments = parser.parse_args(argv)
+    story = tell(locate(arguments.result, arguments.cell), verify=arguments.verify, bag=arguments.bag)
+    print(json.dumps(story, indent=1) if arguments.json else as_text(story), end="")
+    return 1 if story["checks"] and story["checks"]["different"] else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,130 @@
+r"""Writes a `smmil.tables.Table` as LaTeX that needs `\usepackage{booktabs}` and nothing else.
+
+One float per section; a section wider than `WIDEST` columns is set as panels below one another, cut between headings,
+so that it fits an upright page. Best bold, second underlined, notes as a paragraph after the floats. `escape` makes any
+text safe: nothing a data set is called can break the document.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+
+from smmil.table_cells import Column
+from smmil.table_text import heads, parts, row_name
+from smmil.tables import Row, Section, Table
+
+WIDEST = 8
+
+SPECIAL = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    # after \\ and \item a bracket would open an optional argument
+    "[": "{[}",
+    "]": "{]}",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "−": r"$-$",
+    "–": "--",
+    "†": r"$\dagger$",
+    "◆": r"$\diamond$",
+    "Δ": r"$\Delta$",
+    "α": r"$\alpha$",
+    "≥": r"$\geq$",
+    "≤": r"$\leq$",
+    "µ": r"$\mu$",
+}
+
+
+def escape(text: str) -> str:
+    """Text as LaTeX: every special character and symbol of the tables replaced, line ends as spaces."""
+    return "".join(SPECIAL.get(character, character) for character in " ".join(text.split()))
+
+
+def to_latex(table: Table) -> str:
+    """The table as floats, notes after them."""
+    lines = [
+        "% needs \\usepackage{booktabs}; notes (definitions, missing runs, protocol) follow the floats",
+    ]
+    for section in table.sections:
+        lines += _float(table, section)
+    lines += [r"\begin{small}", r"\begin{itemize}"]
+    lines += [rf"\item {escape(note)}" for note in table.notes]
+    return "\n".join([*lines, r"\end{itemize}", r"\end{small}", ""])
+
+
+def _float(table: Table, section: Section) -> Iterator[str]:
+    # LaTeX numbers tables itself
+    title = re.sub(r"^Table \d+\. ", "", table.title) + (f". {section.title}" if section.title else "")
+    label = f"tab:{table.name}" + (f"-{section.key}" if section.key else "")
+    yield from (r"\begin{table}[tbp]", r"\centering", r"\footnotesize", r"\setlength{\tabcolsep}{3pt}")
+    yield rf"\caption{{{escape(title)}. Protocol: {escape(table.protocol)}.}}"
+    yield rf"\label{{{label}}}"
+    for i, panel in enumerate(panels(section.columns)):
+        if i:
+            yield r"\par\medskip"
+        yield from _tabular(table, section, panel)
+    yield r"\end{table}"
+
+
+def panels(columns: Sequence[Column], widest: int = WIDEST) -> list[list[int]]:
+    """Cuts columns into panels of at most `widest`, between headings where the columns of one heading fit."""
+    groups: list[list[int]] = []
+    for i, column in enumerate(columns):
+        if groups and columns[groups[-1][-1]].head == column.head and len(groups[-1]) < widest:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    found: list[list[int]] = []
+    for group in groups:
+        if found and len(found[-1]) + len(group) <= widest:
+            found[-1] += group
+        else:
+            found.append(list(group))
+    return found
+
+
+def _tabular(table: Table, section: Section, panel: Sequence[int]) -> Iterator[str]:
+    columns = tuple(section.columns[i] for i in panel)
+    yield rf"\begin{{tabular}}{{l{'r' * len(columns)}}}"
+    yield r"\toprule"
+    over, rules, at = [], [], 2
+    for text, span in heads(table, columns):
+        over.append(rf"\multicolumn{{{span}}}{{c}}{{{escape(text)}}}")
+        rules += [rf"\cmidrule(lr){{{at}-{at + span - 1}}}"] if text else []
+        at += span
+    if rules:
+        yield _row(["", *over])
+        yield "".join(rules)
+    yield _row(["Method", *(escape(column.label) for column in columns)])
+    for block, rows in section.blocks.items():
+        yield r"\midrule"
+        yield rf"\multicolumn{{{len(columns) + 1}}}{{l}}{{\textit{{{escape(block)}}}}} \\"
+        for row in rows:
+            yield _row([escape(row_name(row)), *(_cell(table, section, row, i) for i in panel)])
+    yield r"\bottomrule"
+    yield r"\end{tabular}"
+
+
+def _cell(table: Table, section: Section, row: Row, i: int) -> str:
+    number, deviation, few = parts(section.columns[i], row.cells[i], table.n_splits)
+    if not number:
+        return ""
+    main = f"$-${number[1:]}" if number.startswith("-") else escape(number)
+    main = {1: rf"\textbf{{{main}}}", 2: rf"\underline{{{main}}}"}.get(row.places[i] or 0, main)
+    # "± 0.010" closed up: the columns are narrow
+    small = escape(deviation.replace("± ", "±")) + (rf"\,{escape(few)}" if few else "")
+    return f"{main}{{\\tiny{small}}}" if small else main
+
+
+def _row(cells: Sequence[str]) -> str:
+    return " & ".join(cells) + r" \\"

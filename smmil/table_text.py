@@ -1,0 +1,66 @@
+"""How a cell reads, whatever the file: a number, its small print, and how many splits it lacks."""
+
+from typing import TYPE_CHECKING
+
+from smmil.methods_table import METHODS
+from smmil.table_cells import Cell, Column
+from smmil.table_specs import style
+
+if TYPE_CHECKING:
+    from smmil.tables import Row, Table
+
+PROPOSED = "◆"
+DAGGER = "†"
+NOT_APPLICABLE = "–"
+
+
+def parts(column: Column, cell: Cell, n_splits: int) -> tuple[str, str, str]:
+    """Number, deviation and missing splits, e.g. `("0.912", "± 0.010", "[3]")`; all "" for an empty cell.
+
+    The deviation of a single split is "± -"; ranks, counts and spreads have none.
+    """
+    if not cell.applies:
+        return NOT_APPLICABLE, "", ""
+    if cell.mean is None:
+        return "", "", ""
+    few = f"[{len(cell.values)}]" if len(cell.values) < n_splits else ""
+    form = style(column.metrics[0])[0]
+    if column.kind == "rank":
+        return f"{cell.mean:.3f}", "", ""
+    if column.kind == "inverted":
+        return f"{cell.mean:.0f} / {cell.n_splits}", "", ""
+    if column.kind == "job":
+        return format(cell.mean, form), "", ""
+    if column.kind == "spread":
+        count = f" / {cell.below_half}" if column.metrics[0] == "instance_auroc" else ""
+        return f"{cell.median:{form}} / {cell.worst:{form}}{count}", "", few
+    sign = "+" if column.kind == "difference" else ""
+    deviation = "-" if cell.std is None else format(cell.std, form)
+    return format(cell.mean, sign + form if sign else form), f"± {deviation}", few
+
+
+def cell_text(column: Column, cell: Cell, n_splits: int) -> str:
+    """`0.912 ± 0.010`; `[3]` where splits are missing; "" for an empty cell, "–" where the column means nothing."""
+    return " ".join(part for part in parts(column, cell, n_splits) if part)
+
+
+def dagger(table: "Table", column: Column) -> str:
+    """A mark where an untrained encoder stands behind a column."""
+    return DAGGER if table.random_keys & set(column.keys) else ""
+
+
+def row_name(row: "Row") -> str:
+    """The row's name, marked where the paper proposes the method."""
+    return row.name + (f" {PROPOSED}" if METHODS[row.method][2] else "")
+
+
+def heads(table: "Table", columns: tuple[Column, ...]) -> list[tuple[str, int]]:
+    """Headings over the columns with how many they cover, neighbours of one heading together."""
+    found: list[tuple[str, int]] = []
+    for column in columns:
+        text = column.head + dagger(table, column) if column.head else ""
+        if found and found[-1][0] == text:
+            found[-1] = (text, found[-1][1] + 1)
+        else:
+            found.append((text, 1))
+    return found

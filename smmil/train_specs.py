@@ -1,0 +1,175 @@
+"""What a training job has to do, from its arguments: options, runs and their keys; and what it says it has done.
+
+A variant (`smmil.variants`) trains its method with the argument its name tells; its runs are described by the method
+and its arguments, its `runs.json` carries the variant's name. Quirks (`smmil.protocol`) are resolved here into
+settings, data options and arguments of the method, so that a run's key names what acts and nothing else.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smmil.data_options import DataOptions
+from smmil.protocol import method_changes
+from smmil.runs import RunSpec, read_done
+from smmil.variants import SEPARATOR, Variant, base_method
+
+if TYPE_CHECKING:
+    from smmil.sources import Source
+    from smmil.training_options import TrainingOptions
+
+
+def options_of(arguments: argparse.Namespace) -> "TrainingOptions":
+    """The training options, the active quirks included; split seeds and rates on the command line come last.
+
+    Raises:
+        ValueError: not JSON, an unknown or wrong option.
+    """
+    values = json_object(arguments.config_json, "--config-json")
+    if arguments.splits:
+        values["splits"] = _numbers(arguments.splits, int, "--splits")
+    options = _validated(values).under_quirks(base_method(arguments.method))
+    if arguments.learning_rates:
+        rates = _numbers(arguments.learning_rates, float, "--learning-rates")
+        options = _validated({**options.model_dump(), "learning_rates": rates})
+    if arguments.part is not None and arguments.part not in options.splits:
+        raise ValueError(f"--part: found {arguments.part}, expected one of the split seeds {options.splits}")
+    return options
+
+
+def _validated(values: Mapping[str, Any]) -> "TrainingOptions":
+    from pydantic import ValidationError
+
+    from smmil.training_options import TrainingOptions
+
+    try:
+        return TrainingOptions.model_validate(values)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']} (found {e['input']!r})" for e in error.errors()]
+        raise ValueError(f"--config-json: {'; '.join(lines)}") from error
+
+
+def json_object(text: str, name: str) -> dict[str, Any]:
+    """A JSON object given as an argument.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name}: not JSON ({error}); found {text[:80]!r}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{name}: found {text[:80]!r}, expected a JSON object")
+    return value
+
+
+def _numbers(text: str, kind: type, name: str) -> list[Any]:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"{name}: found {text!r}, expected numbers separated by commas") from error
+
+
+def data_options(options: "TrainingOptions") -> DataOptions:
+    """How the bags of a job are loaded."""
+    return DataOptions(
+        label_rule=options.label_rule,
+        label_threshold=options.label_threshold,
+        edge_weight=options.edge_weight,
+        drop_inconsistent=options.drop_inconsistent,
+        self_loop=options.self_loop,
+        label_order=options.label_order,
+    )
+
+
+def check_variant(name: str, method_options: Mapping[str, Any]) -> None:
+    """Refuses runs under the name of a variant that they are not.
+
+    Raises:
+        ValueError: no argument has the value that the name tells.
+    """
+    method = base_method(name)
+    if name == method or any(Variant(method, key, value).name == name for key, value in method_options.items()):
+        return
+    raise ValueError(
+        f"--method: found the variant {name!r}, but no argument in --method-options {json.dumps(dict(method_options))}"
+        f' gives that name; expected e.g. {method}{SEPARATOR}alpha_0p1 with {{"alpha": 0.1}}'
+    )
+
+
+def job_specs(arguments: argparse.Namespace, options: "TrainingOptions", source: "Source") -> list[RunSpec]:
+    """The runs of a job (or of its part), by split and learning rate.
+
+    Raises:
+        ValueError: a variant's name without its argument, or what the active quirks do not allow.
+    """
+    method, asked = base_method(arguments.method), json_object(arguments.method_options, "--method-options")
+    check_variant(arguments.method, asked)
+    method_options = method_changes(options.active, method, asked)
+    # labels of instances reach no weight, so another threshold or order needs no training ...
+    unseen = {"label_order"}
+    if not source.data.get("drop_inconsistent"):
+        # ... unless they decide which bags take part
+        unseen |= {"label_rule", "label_threshold"}
+    return [
+        RunSpec(
+            dataset=arguments.dataset,
+            encoder=arguments.encoder,
+            method=method,
+            method_options=method_options,
+            training=options.key_values,
+            data={name: value for name, value in source.data.items() if name not in unseen},
+            inputs=source.inputs,
+            seed=seed,
+            learning_rate=rate,
+        )
+        for seed in options.splits
+        if arguments.part in (None, seed)
+        for rate in options.learning_rates
+    ]
+
+
+def summary(
+    specs: Sequence[RunSpec], name: str, options: "TrainingOptions", source: "Source", out: Path
+) -> dict[str, Any]:
+    """The content of `runs.json`: a function of inputs and results alone (no times, no places).
+
+    Args:
+        specs: finished runs.
+        name: of the method or variant.
+        options: of the job.
+        source: of the bags.
+        out: folder of the runs.
+
+    Raises:
+        RuntimeError: a run is not finished.
+    """
+    runs: list[dict[str, Any]] = []
+    for spec in specs:
+        done = read_done(out / spec.name, spec.key)
+        if done is None:
+            raise RuntimeError(f"{out / spec.name}: not finished although training ended")
+        runs.append({"run": spec.name, "seed": spec.seed, "lr": spec.learning_rate, **done})
+    for run in runs:
+        rivals = [other for other in runs if other["seed"] == run["seed"]]
+        run["chosen"] = run is max(rivals, key=lambda other: (other["selection_score"], other["lr"]))
+    first = specs[0]
+    return {
+        "dataset": first.dataset,
+        "encoder": first.encoder,
+        "method": name,
+        "method_options": first.method_options,
+        "protocol": options.protocol,
+        "quirks": sorted(options.active),
+        "training": {**first.training, "protocol": options.protocol},
+        "data": source.data,
+        "inputs": first.inputs,
+        "features": source.facts,
+        "random_weights": source.random_weights,
+        "bags": len(source.listing.bags),
+        "excluded": source.listing.excluded,
+        "runs": runs,
+    }

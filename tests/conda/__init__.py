@@ -1,0 +1,1 @@
+"""Tests of `--use-conda` with a stand-in for the conda client."""

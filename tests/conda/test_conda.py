@@ -1,0 +1,115 @@
+"""`--use-conda` without conda-forge: every rule runs in the environment it names, and finds there what it imports.
+
+The client is the stand-in beside this file (it says what it cannot show). Its environments hide every package that
+their YAML file neither names nor needs, so a run through them also shows that the files are complete.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.workflows import ROOT, snakemake, write_config
+
+CLIENT = ROOT / "tests/conda/standin/bin"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _client():
+    """The stand-in on PATH, and a PYTHONPATH that Snakemake has to drop."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{CLIENT}:{os.environ['PATH']}")
+        patch.setenv("PYTHONPATH", "/nowhere")
+        yield
+
+
+def conda(*words: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    return subprocess.run([str(CLIENT / "conda"), *words], capture_output=True, text=True, env=environment)
+
+
+def env_python(prefix: Path, code: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [str(prefix / "bin/python"), "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=prefix)
+
+
+@pytest.mark.parametrize("name", ["preprocess", "train", "report"])
+def test_an_environment_shows_what_it_names_and_hides_the_rest(tmp_path, name):
+    prefix = tmp_path / name
+    made = conda("env", "create", "--quiet", "--file", str(ROOT / f"envs/{name}.yaml"), "--prefix", str(prefix))
+    assert made.returncode == 0, made.stderr
+    assert env_python(prefix, "import numpy, zarr, pydantic").returncode == 0
+    hidden = {"preprocess": "matplotlib", "train": "cv2", "report": "torch"}[name]
+    refused = env_python(prefix, f"import {hidden}")
+    assert refused.returncode != 0 and f"No module named '{hidden}'" in refused.stderr
+    # an environment holds packages, never this project
+    assert "ModuleNotFoundError" in env_python(prefix, "import smmil").stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("channels: [conda-forge]\ndependencies: [numpy>=2]", "NAME=VERSION"),
+        ("channels: [conda-forge]\ndependencies: [numpy=2.4.6, {pip: [torch]}]", "NAME=VERSION"),
+        ("channels: [elsewhere]\ndependencies: [numpy=2.4.6]", "conda-forge"),
+        ("channels: [conda-forge\n", "yaml"),
+    ],
+)
+def test_a_broken_environment_file_is_refused(tmp_path, text, complaint):
+    (tmp_path / "env.yaml").write_text(text)
+    made = conda("env", "create", "--file", str(tmp_path / "env.yaml"), "--prefix", str(tmp_path / "env"))
+    assert made.returncode != 0 and complaint in made.stderr
+
+
+def named_environments() -> dict[str, str]:
+    """Module that a rule runs -> the environment that the rule names."""
+    found = {}
+    for path in sorted((ROOT / "workflow/rules").glob("*.smk")):
+        for block in path.read_text().split("\nrule ")[1:]:
+            module, env = re.search(r"python -m ([\w.]+)", block), re.search(r"envs/(\w+)\.yaml", block)
+            if module and env:
+                found[module[1]] = env[1]
+    return found
+
+
+def ran(directory: Path) -> dict[str, set[str]]:
+    """Environment -> modules that were run in it, from what the environments noted."""
+    found = {}
+    for copy in (directory / ".snakemake/conda").glob("*.yaml"):
+        names = [p.stem for p in (ROOT / "envs").glob("*.yaml") if p.read_text() == copy.read_text()]
+        notes = copy.with_suffix("") / "ran.txt"
+        lines = notes.read_text().splitlines() if notes.exists() else []
+        found[names[0]] = {line.split()[1] for line in lines if line.startswith("-m ")}
+    return found
+
+
+@pytest.mark.slow
+def test_every_rule_runs_in_its_environment_and_imports_the_project_there(tmp_path):
+    import yaml
+
+    command = [sys.executable, "-m", "preprocessing.synthetic", "--out", str(tmp_path / "raw"), "--size", "tiny"]
+    plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True, env=plain)
+    config = yaml.safe_load((ROOT / "workflow/demo.yaml").read_text().replace("demo/", ""))
+    config["use"] = ["camelyon16", "rsna"]
+    config["datasets"]["rsna"]["train"] = False
+    config["datasets"]["rsna"]["score_with"] = {"dataset": "camelyon16", "encoder": "resnet18", "method": "abmil"}
+    config["methods"] = ["abmil"]
+    config["training"]["epochs"] = 2
+    config["report"] = {"bootstrap": 20, "map_bags": 1}
+    arguments = ("--use-conda", "--configfile", write_config(tmp_path, config))
+    snakemake(tmp_path, "--conda-create-envs-only", *arguments)
+    # made once, before any job, and nothing has run in them
+    assert ran(tmp_path) == {"preprocess": set(), "train": set(), "report": set()}
+    text = snakemake(tmp_path, *arguments).stdout
+    assert "Creating conda environment" not in text
+    assert (tmp_path / "results/report/index.html").stat().st_size > 10_000
+    seen = {module: env for env, modules in ran(tmp_path).items() for module in modules}
+    expected = named_environments()
+    assert seen == {module: expected[module] for module in seen}
+    # everything but what downloads
+    assert expected.keys() - seen.keys() <= {"preprocessing.raw", "preprocessing.weights"}

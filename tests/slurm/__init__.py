@@ -1,0 +1,1 @@
+"""Tests on a one-node SLURM cluster that the tests start themselves."""

@@ -1,0 +1,245 @@
+"""The miniature DAG on a real SLURM: through sbatch with the profile, disturbed on the way, same bytes as a local run.
+
+One run is shared by the tests of this file. While it goes on, one training is cancelled, one is put back into the queue
+by SLURM itself (as preemption does), and one extraction asks for too little memory. Beside it the same DAG runs on this
+machine without SLURM; what both leave must be equal.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.slurm import cluster
+from tests.workflows import ROOT, write_config
+
+pytestmark = [pytest.mark.slow, pytest.mark.slurm]
+LIMIT_SECONDS = 1500  # about ten times what a quiet machine needs
+PROFILE = ROOT / "workflow/profiles/slurm"
+EPOCHS = 40
+CANCELLED, REQUEUED = "camelyon16/abmil", "rsna/abmil"
+GPU_MODULES = {"preprocessing.features", "smmil.train", "smmil.predictions"}
+# wall times, and the processes that wrote
+VOLATILE = re.compile(r"/(logs|benchmarks|status|\.locks)/")
+
+
+def comment(pairing: str) -> str:
+    """How Snakemake comments the training job of `dataset/method`."""
+    dataset, method = pairing.split("/")
+    return f"rule_train_runs_wildcards_{dataset}_resnet18_{method}"
+
+
+def tiny() -> dict:
+    """The demo's slides and scans, two methods; on the processor, whose arithmetic repeats exactly."""
+    import yaml
+
+    config = yaml.safe_load((ROOT / "workflow/demo.yaml").read_text().replace("demo/", ""))
+    config["use"] = ["camelyon16", "rsna"]
+    config["methods"] = ["abmil", "smap_early"]
+    config["training"] |= {"epochs": EPOCHS, "device": "cpu"}
+    config["features"]["device"] = "cpu"
+    config["report"] = {"bootstrap": 50, "map_bags": 1}
+    return config
+
+
+@dataclass
+class Watch:
+    """Looks at a run on SLURM while it goes on, and disturbs two of its trainings once each."""
+
+    directory: Path
+    seen: dict[int, tuple[str, str, str]] = field(default_factory=dict)
+    shared: list[tuple[str, ...]] = field(default_factory=list)
+    before: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    ids: dict[str, str] = field(default_factory=dict)
+
+    def look(self) -> None:
+        """One look at the processes and the trainings."""
+        now = cluster.python_processes(self.directory)
+        self.seen |= now
+        devices = [device for module, _, device in now.values() if device and module in GPU_MODULES]
+        if len(devices) != len(set(devices)):
+            self.shared.append(tuple(devices))
+        for pairing in (CANCELLED, REQUEUED):
+            if pairing not in self.ids and (job := cluster.running_job(comment(pairing))):
+                self.ids[pairing] = job
+            if pairing in self.ids and pairing not in self.before and self.has_state(pairing):
+                self.disturb(pairing)
+
+    def has_state(self, pairing: str) -> bool:
+        """Whether the training has saved a state."""
+        return any(self.runs(pairing).glob("*/state.pt"))
+
+    def runs(self, pairing: str) -> Path:
+        """The folder of the runs of `dataset/method`."""
+        dataset, method = pairing.split("/")
+        return self.directory / "results" / dataset / "runs/resnet18" / method
+
+    def disturb(self, pairing: str) -> None:
+        """Cancels or requeues the job, and notes what its logs said before."""
+        self.before[pairing] = {p.parent.name: p.read_text().splitlines() for p in self.logs(pairing)}
+        cluster.order(*(("scancel",) if pairing == CANCELLED else ("scontrol", "requeue")), self.ids[pairing])
+
+    def logs(self, pairing: str) -> list[Path]:
+        """The epoch logs of its runs."""
+        return sorted(self.runs(pairing).glob("*/log.jsonl"))
+
+
+def start_snakemake(directory: Path, *arguments: str) -> subprocess.Popen:
+    """Snakemake on this checkout in the background; what it says goes to `snakemake.txt`."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), *arguments]
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    with (directory / "snakemake.txt").open("w") as out:
+        return subprocess.Popen(command, cwd=directory, env=environment, stdout=out, stderr=subprocess.STDOUT)
+
+
+def follow(process: subprocess.Popen, watch: Watch) -> None:
+    """Waits for Snakemake and watches; requeued jobs need not wait for the two minutes that SLURM puts before them."""
+    end = time.monotonic() + LIMIT_SECONDS
+    while process.poll() is None:
+        if time.monotonic() > end:
+            process.send_signal(signal.SIGINT)  # SIGTERM would wait for the jobs
+            process.wait(60)
+            text = (watch.directory / "snakemake.txt").read_text()
+            pytest.fail(f"not finished after {LIMIT_SECONDS} s:\n{text[-4000:]}")
+        watch.look()
+        for job in cluster.jobs("PENDING"):
+            if job.job_id == watch.ids.get(REQUEUED):
+                subprocess.run(["scontrol", "update", f"JobId={job.job_id}", "StartTime=now"], capture_output=True)
+        time.sleep(0.15)
+
+
+@pytest.fixture(scope="module")
+def slurm_node():
+    """A running cluster; the tests are skipped, with the reason, where there cannot be one."""
+    started, reason = cluster.start()
+    if reason:
+        pytest.skip(reason)
+    yield
+    if started:
+        cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def run(slurm_node, tmp_path_factory):
+    """The watch over a finished run on SLURM, and the folder of the same run without it."""
+    base = tmp_path_factory.mktemp("slurm").resolve()
+    command = [sys.executable, "-m", "preprocessing.synthetic", "--out", str(base / "raw"), "--size", "tiny"]
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+    folders = {}
+    for name in ("slurm", "local"):
+        folders[name] = base / name
+        folders[name].mkdir()
+        (folders[name] / "raw").symlink_to(base / "raw")
+        write_config(folders[name], tiny())
+    local = start_snakemake(folders["local"], "--cores", "1", "--configfile", "mine.yaml")
+    # 350 MB are too little to extract features, and enough for the two Snakemakes of a job
+    too_little = "extract_features:mem_mb=350 * attempt ** 2 if wildcards.dataset == 'rsna' else 8000 * attempt"
+    on_slurm = start_snakemake(
+        folders["slurm"],
+        *("--workflow-profile", str(PROFILE), "--configfile", "mine.yaml", "--set-resources", too_little),
+        *("--cores", "2", "--slurm-status-command", "squeue", "--slurm-no-account"),
+        *("--slurm-init-seconds-before-status-checks", "3", "--latency-wait", "20"),
+    )
+    watch = Watch(folders["slurm"])
+    try:
+        follow(on_slurm, watch)
+        local.wait(LIMIT_SECONDS)
+    finally:
+        for process in (on_slurm, local):
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+                process.wait(60)
+    for name, process in (("slurm", on_slurm), ("local", local)):
+        assert process.returncode == 0, (folders[name] / "snakemake.txt").read_text()[-6000:]
+    return watch, folders["local"]
+
+
+def of(prefix: str) -> list[cluster.Job]:
+    """The jobs whose comment begins like this, oldest first."""
+    return [job for job in cluster.jobs() if job.comment.startswith(prefix)]
+
+
+def test_every_shard_and_every_training_was_a_job_of_its_own(run):
+    done = [job.comment for job in cluster.jobs() if job.state == "COMPLETED"]
+    for dataset in ("camelyon16", "rsna"):
+        assert f"rule_cut_instances_wildcards_{dataset}_0000" in done
+        assert f"rule_extract_features_wildcards_{dataset}_resnet18_0000" in done
+        for method in ("abmil", "smap_early"):
+            assert done.count(comment(f"{dataset}/{method}")) == 1
+            assert f"rule_predict_runs_wildcards_{dataset}_resnet18_{method}" in done
+    # the four measurements share one job
+    assert sum(text.startswith("rule_measure") for text in done) == 1
+    assert any(text.startswith("rule_report") for text in done)
+
+
+def test_a_gpu_job_sees_one_gpu_of_its_own_and_the_others_see_none(run):
+    watch, _ = run
+    assert {module for module, _, _ in watch.seen.values()} >= GPU_MODULES
+    for module, job, devices in watch.seen.values():
+        if module in GPU_MODULES:
+            assert re.fullmatch(r"\d+", devices), f"{module} in job {job} saw {devices!r}, expected one GPU"
+        else:
+            assert devices in ("", "NoDevFiles"), f"{module} in job {job} asked for no GPU and saw {devices!r}"
+    assert not watch.shared, f"two processes on one GPU: {watch.shared}"
+
+
+def test_a_job_killed_for_memory_came_back_with_more(run):
+    attempts = of("rule_extract_features_wildcards_rsna")
+    assert [job.memory for job in attempts[:2]] == ["350M", "1400M"]
+    assert attempts[0].state in ("OUT_OF_MEMORY", "FAILED", "CANCELLED") and attempts[-1].state == "COMPLETED"
+    (first_log,) = (run[0].directory / ".snakemake/slurm_logs").rglob(f"{attempts[0].job_id}.log")
+    assert re.search(r"exceeded memory limit|oom|out of memory|Exceeded job memory", first_log.read_text(), re.I)
+
+
+def test_a_cancelled_training_went_on_in_a_new_job_where_it_stopped(run):
+    first, second = of(comment(CANCELLED))
+    assert (first.state, second.state) == ("CANCELLED", "COMPLETED")
+    (first_log,) = (run[0].directory / ".snakemake/slurm_logs").rglob(f"{first.job_id}.log")
+    assert "stopped by signal 15, state saved" in first_log.read_text()
+    check_continued(run[0], CANCELLED)
+
+
+def test_a_requeued_training_went_on_in_the_same_job_where_it_stopped(run):
+    (job,) = of(comment(REQUEUED))
+    assert job.state == "COMPLETED" and cluster.field(job.job_id, "Restarts") == "1"
+    check_continued(run[0], REQUEUED)
+
+
+def check_continued(watch: Watch, pairing: str) -> None:
+    """Every epoch is logged once, and the rows from before the disturbance are still there with their wall times."""
+    before = watch.before[pairing]
+    assert any(before.values()), "disturbed before its first epoch"
+    for path in watch.logs(pairing):
+        rows = path.read_text().splitlines()
+        assert [json.loads(row)["epoch"] for row in rows] == [*range(1, EPOCHS + 1)]
+        # the last row seen may have been half written
+        kept = before.get(path.parent.name, [])[:-1]
+        assert rows[: len(kept)] == kept
+
+
+def test_the_results_are_those_of_a_run_without_slurm_to_the_byte(run):
+    watch, local = run
+    trees = [
+        {str(p.relative_to(root)): p for p in (root / "results").rglob("*") if p.is_file()}
+        for root in (watch.directory, local)
+    ]
+    ours, theirs = ({name: path for name, path in tree.items() if not VOLATILE.search(name)} for tree in trees)
+    assert ours.keys() == theirs.keys() and len(ours) > 100
+    different = [name for name in ours if ours[name].read_bytes() != theirs[name].read_bytes()]
+    # epoch logs hold wall times
+    for name in [name for name in different if name.endswith("log.jsonl")]:
+        assert timeless(ours[name]) == timeless(theirs[name]), name
+        different.remove(name)
+    assert not different
+
+
+def timeless(path: Path) -> list[dict]:
+    """The rows of an epoch log without their seconds."""
+    return [{k: v for k, v in json.loads(row).items() if k != "seconds"} for row in path.read_text().splitlines()]

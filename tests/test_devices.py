@@ -1,0 +1,33 @@
+"""Numerical switches are set, recorded and put back; what allocators say is understood."""
+
+import pytest
+import torch
+
+from smmil.devices import numerics, numerics_facts
+from smmil.memory import is_out_of_memory
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
+def test_every_switch_is_set_and_put_back(precision):
+    before = numerics_facts(CPU, "float32")
+    with numerics(CPU, precision=precision, threads=1):
+        facts = numerics_facts(CPU, precision)
+    tf32 = precision == "tf32"
+    assert facts == {
+        **{"device": "cpu", "precision": precision, "autocast": "bfloat16" if precision == "bf16" else None},
+        **{"float32_matmul_precision": "high" if tf32 else "highest", "threads": 1},
+        **{"cuda_matmul_allow_tf32": tf32, "cudnn_allow_tf32": tf32},
+        **{"deterministic": True, "deterministic_warn_only": False},
+    }
+    assert numerics_facts(CPU, "float32") == before
+
+
+def test_real_allocators_are_understood():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 55, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(torch.cuda.OutOfMemoryError("whatever it says"))
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))

@@ -1,0 +1,199 @@
+"""Tables 3 to 6 and resources by hand: fixed rows, energies, differences, ranks per extractor, time and memory."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smmil.table_resources import peak_memory, read_resources, run_seconds
+from smmil.tables import build_table, main
+from tests.predictions import metrics_object
+from tests.test_tables import rows, with_values
+
+ONE = {"datasets": [{"name": "c16", "title": "CAMELYON16", "encoder": "resnet18"}], "splits": 2}
+
+
+def test_table_3_has_two_blocks_and_the_lower_energy_is_the_better() -> None:
+    found = [
+        with_values(
+            metrics_object("c16", method, {"bag_f1": [0.5, 0.7]}),
+            dirichlet_raw=[raw, raw],
+            dirichlet_normalised=[normal, normal],
+        )
+        for method, raw, normal in (("smap_early", 2.0, 0.3), ("abmil", 8.0, 0.2), ("smap_late", 4.0, 0.1))
+    ]
+    table = build_table("table3", found, ONE)
+    assert [[row.name for row in block] for block in table.sections[0].blocks.values()] == [
+        ["SmAP-early", "SmAP-mid", "SmAP-late", "ABMIL"],
+        ["SmT+SmAP", "SmT+AP", "T+SmAP", "T+AP"],
+    ]
+    main_rows, energy = rows(table), rows(table, 1)
+    assert [column.label for column in table.sections[0].columns][-1] == "Energy"
+    assert [main_rows[m].places[-1] for m in ("smap_early", "smap_late", "abmil")] == [1, 2, 3]
+    # the scale divided out, the order may be another
+    assert [energy[m].places[0] for m in ("smap_late", "abmil", "smap_early")] == [1, 2, 3]
+    assert main_rows["abmil"].cells[-1].worst == 8 and main_rows["smap_early"].cells[3].mean == pytest.approx(0.6)
+    # five of eight rows have no file, five columns each
+    assert any(note.startswith("25 of 40 cells are empty.") for note in table.notes)
+    notes = "\n".join(table.notes)
+    assert "lower is smoother" in notes.lower() and "SmAP-mid" in notes
+
+
+def test_metrics_files_without_energy_leave_empty_cells_with_the_reason() -> None:
+    table = build_table("table3", [metrics_object("c16", "abmil", {"bag_f1": [0.5, 0.7]})], ONE)
+    assert rows(table)["abmil"].cells[-1].note == "not in the metrics file"
+    assert "ABMIL (not in the metrics file)" in "\n".join(table.notes)
+
+
+def test_table_4_differences_are_taken_split_by_split() -> None:
+    plain = metrics_object("c16", "dsmil", {"instance_auroc": [0.7, 0.5, 0.6], "bag_auroc": [0.9, 0.9, 0.9]})
+    smooth = metrics_object("c16", "smdsmil", {"instance_auroc": [0.9, 0.8, None], "bag_auroc": [0.8, 0.9, 0.7]})
+    table = build_table("table4", [plain, smooth], {**ONE, "splits": 3})
+    labels = [column.label for column in table.sections[0].columns]
+    assert labels[:4] == ["Inst. AUROC", "Δ AUROC", "Inst. F1", "Δ F1"]
+    cells = dict(zip(labels[:2], rows(table)["smdsmil"].cells[:2], strict=True))
+    # .9 - .7 and .8 - .5; the split that one of the two does not define drops out
+    assert cells["Δ AUROC"].values == pytest.approx((0.2, 0.3))
+    bag = rows(table)["smdsmil"].cells[5]
+    assert bag.mean == pytest.approx((-0.1 + 0 - 0.2) / 3) and bag.std == pytest.approx(0.1)
+    base = rows(table)["dsmil"].cells[1]
+    assert not base.applies and rows(table)["smclam"].cells[1].note == "no metrics file"
+    assert rows(table)["smdsmil"].places[1] is None, "differences are not marked"
+    # CLAM and DFTD without and with Sm are missing, four metrics each; differences are not counted twice
+    assert any(note.startswith("16 of 24 cells are empty.") for note in table.notes)
+
+
+def test_differences_pair_by_seed_not_by_position() -> None:
+    plain = metrics_object("c16", "clam", {"instance_auroc": [0.1, 0.2]})
+    smooth = metrics_object("c16", "smclam", {"instance_auroc": [0.5, 0.9]})
+    smooth["splits"].reverse()
+    smooth["splits"][0]["seed"], smooth["splits"][1]["seed"] = 2, 1
+    shuffled = rows(build_table("table4", [plain, smooth], ONE))["smclam"].cells[1].values
+    assert shuffled == pytest.approx((0.4, 0.7))
+    smooth["splits"][0]["seed"] = 3
+    assert rows(build_table("table4", [plain, smooth], ONE))["smclam"].cells[1].values == pytest.approx((0.4,))
+
+
+def test_table_5_shows_penalty_and_sm_in_the_papers_blocks() -> None:
+    table = build_table("table5", [], ONE)
+    blocks = {title: [row.method for row in own] for title, own in table.sections[0].blocks.items()}
+    assert blocks == {
+        "Without global interactions": ["smap_early", "abmil_penalty", "abmil"],
+        "With global interactions": ["smtap", "t_penalty", "t_ap"],
+    }
+    assert any(note.startswith("24 of 24 cells are empty.") for note in table.notes)
+
+
+def by_encoder() -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Two methods, two datasets with ResNet18, one of them also with ResNet50-BT."""
+    areas = {
+        ("c16", "resnet50_bt"): (0.4, 0.9),
+        ("c16", "resnet18"): (0.8, 0.7),
+        ("rsna", "resnet18"): (0.6, 0.6),
+    }
+    found = [
+        metrics_object(dataset, method, {"instance_auroc": [areas[dataset, encoder][i]]}, encoder=encoder)
+        for dataset, encoder in areas
+        for i, method in enumerate(("smap_early", "abmil"))
+    ]
+    datasets = [
+        {"name": "c16", "title": "CAMELYON16", "encoders": ["resnet50_bt", "resnet18"]},
+        {"name": "rsna", "title": "RSNA", "encoders": ["resnet18"]},
+    ]
+    return found, {"datasets": datasets, "methods": ["smap_early", "abmil"]}
+
+
+def test_table_6_ranks_inside_one_extractor() -> None:
+    table = build_table("table6", *by_encoder())
+    # the extractor of all datasets first, that of CAMELYON16 alone last
+    assert [(c.head, c.label) for c in table.sections[0].columns] == [
+        ("ResNet18", "Inst."),
+        ("ResNet18", "Bag"),
+        ("ResNet50-BT", "Inst."),
+        ("ResNet50-BT", "Bag"),
+    ]
+    assert [len(c.keys) for c in table.sections[0].columns] == [2, 2, 1, 1]
+    # ResNet18: AUROC 1 on c16, a tie on rsna; F1 ties. ResNet50-BT: AUROC 2, F1 a tie
+    ranks = [cell.mean for cell in rows(table)["smap_early"].cells]
+    assert ranks == pytest.approx([(1 + 1.5 + 1.5 + 1.5) / 4, 1.5, (2 + 1.5) / 2, 1.5])
+    inverted = [rows(table, 1)["smap_early"].cells[i] for i in (1, 3)]
+    assert [(cell.mean, cell.n_splits) for cell in inverted] == [(0, 2), (1, 1)]
+
+
+def test_table_6_counts_the_cells_behind_its_ranks() -> None:
+    found, layout = by_encoder()
+    table = build_table("table6", found[1:], layout)
+    # SmAP lacks ResNet50-BT on CAMELYON16: four metrics of 2 methods x 3 pairings x 4
+    assert rows(table)["smap_early"].cells[2].mean is None and rows(table)["smap_early"].cells[0].mean is not None
+    assert "4 of 24 cells behind the ranks are empty. CAMELYON16 ResNet50-BT: SmAP (no metrics file)." in table.notes
+
+
+def test_tables_7_to_10_show_one_metric_by_extractor_and_dataset() -> None:
+    found, layout = by_encoder()
+    for name, metric in (("table7", "instance_auroc"), ("table10", "bag_f1")):
+        table = build_table(name, found, layout)
+        columns = table.sections[0].columns
+        assert [(c.head, c.label) for c in columns] == [
+            ("ResNet18", "CAMELYON16"),
+            ("ResNet18", "RSNA"),
+            ("ResNet50-BT", "CAMELYON16"),
+        ]
+        assert {c.metrics for c in columns} == {(metric,)}
+    cells = rows(build_table("table7", found, layout))["smap_early"].cells
+    assert [cell.mean for cell in cells] == [0.8, 0.6, 0.4]
+
+
+def write_runs(folder: Path, method: str, seconds: list[list[float] | None]) -> Path:
+    """A runs.json with one run per list of epochs' seconds; None writes no log."""
+    runs = []
+    for i, own in enumerate(seconds):
+        name = f"split{i + 1}_lr0.001"
+        runs.append({"run": name, "seed": i + 1, "lr": 1e-3, "chosen": True})
+        if own is not None:
+            (folder / method / name).mkdir(parents=True)
+            lines = [json.dumps({"epoch": e, "seconds": s}) for e, s in enumerate(own, 1)]
+            (folder / method / name / "log.jsonl").write_text("\n".join(lines) + "\n")
+    shared = {"dataset": "c16", "encoder": "resnet18", "method": method, "protocol": "as_written"}
+    (folder / method).mkdir(parents=True, exist_ok=True)
+    (folder / method / "runs.json").write_text(json.dumps({**shared, "runs": runs}))
+    return folder / method / "runs.json"
+
+
+def test_time_is_the_sum_of_the_epochs_and_memory_that_of_the_job(tmp_path: Path) -> None:
+    path = write_runs(tmp_path / "runs", "abmil", [[1.0, 2.0], [4.0, 1.0]])
+    benchmark = tmp_path / "benchmarks/c16/resnet18/abmil.tsv"
+    benchmark.parent.mkdir(parents=True)
+    benchmark.write_text("s\th:m:s\tmax_rss\n3.1\t0:00:03\t512.5\n2.9\t0:00:02\t600\n")
+    one = read_resources(path, tmp_path / "benchmarks")
+    assert [split["test"]["train_seconds"] for split in one["splits"]] == [3, 5]
+    assert one["job"] == {"peak_memory_mb": 600.0}
+    out = ["--out-csv", str(tmp_path / "t.csv"), "--out-md", str(tmp_path / "t.md")]
+    given = ["--runs", str(path), "--benchmarks", str(tmp_path / "benchmarks")]
+    layout = json.dumps({**ONE, "methods": ["abmil", "clam"]})
+    assert main(["--table", "resources", *given, "--layout", layout, *out]) == 0
+    text = (tmp_path / "t.md").read_text()
+    assert "| ABMIL | 4.0 ± 1.4 |" in text and "| ABMIL | 600 |" in text and "| CLAM |  |" in text
+    assert "1 of 2 cells are empty. CAMELYON16: CLAM (no metrics file)." in text
+    assert "Peak memory: 1 of 2 cells are empty" in text
+    header, first, _ = (tmp_path / "t.csv").read_text().splitlines()
+    record = dict(zip(header.split(","), first.split(","), strict=True))
+    assert record["c16.resnet18.train_seconds.mean"] == "4.0" and record["c16.resnet18.peak_memory_mb"] == "600.0"
+
+
+def test_records_that_are_missing_or_cut_off_leave_empty_cells(tmp_path: Path) -> None:
+    path = write_runs(tmp_path, "abmil", [[1.5], None])
+    log = tmp_path / "abmil/split1_lr0.001/log.jsonl"
+    log.write_text(log.read_text() + '{"epoch": 2, "sec')
+    one = read_resources(path, tmp_path / "nowhere")
+    assert [split["test"]["train_seconds"] for split in one["splits"]] == [1.5, None]
+    assert one["job"] == {"peak_memory_mb": None}
+    table = build_table("resources", [one], {**ONE, "methods": ["abmil"]})
+    assert "Fewer than 2 splits, number in brackets: ABMIL ResNet18 CAMELYON16 1." in table.notes
+    assert any(note.startswith("Peak memory: 1 of 1 cells are empty") for note in table.notes)
+    assert run_seconds(tmp_path / "no.jsonl") is None
+    (tmp_path / "short.tsv").write_text("s\tmax_rss\n0.1\tNA\n")
+    assert peak_memory(tmp_path / "short.tsv") is None
+    (tmp_path / "runs.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"runs\.json: not a runs\.json, missing"):
+        read_resources(tmp_path / "runs.json")

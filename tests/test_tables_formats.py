@@ -1,0 +1,156 @@
+"""CSV, Markdown and LaTeX of the tables: every number kept, marks and names escaped, documents that hold."""
+
+import csv
+import io
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smmil.table_cells import Column
+from smmil.table_formats import to_csv, to_markdown
+from smmil.table_latex import escape, panels, to_latex
+from smmil.table_specs import TABLES
+from smmil.tables import build_table
+from tests.predictions import metrics_object
+from tests.test_tables import LAYOUT, metrics, with_values
+
+NASTY = r"R&D_100% {x} ~^ \o/ #1 $ [a] <b>"
+
+
+def everything() -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Two methods of every group on two extractors, one run missing, with every metric there is."""
+    values: list[float | None] = [0.5, 0.25]
+    extra = ("signed_instance_auroc", "signed_instance_f1", "dirichlet_raw", "dirichlet_normalised", "train_seconds")
+    found = [
+        with_values(metrics_object(d, m, {"instance_auroc": [0.4, 0.6]}, encoder=e), **dict.fromkeys(extra, values))
+        for d, e in (("a", "resnet18"), ("b", "resnet18"), ("b", "vit_b_32"))
+        for m in ("smap_early", "abmil", "dsmil", "smdsmil", "smtap", "t_ap")
+    ]
+    datasets = [
+        {"name": "a", "title": NASTY, "encoders": ["resnet18"]},
+        {"name": "b", "title": "B", "encoders": ["resnet18", "vit_b_32"]},
+    ]
+    return found[1:], {"datasets": datasets, "methods": ["smap_early", "abmil", "smtap", "t_ap"], "note": "[see] 5 %"}
+
+
+def test_markdown_is_a_rectangle_with_marks_and_definitions() -> None:
+    text = to_markdown(build_table("table1", metrics(), LAYOUT))
+    first = text.split("### ")[0]
+    lines = [line for line in first.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in lines}) == 1 and len(lines) == 2 + 2 + 4
+    assert "| SmAP ◆ | 0.800 ± 0.141 | <u>0.500 ± 0.000</u> | **0.400 ± - [1]** |" in text
+    assert "| CLAM |  |  |  |  |  |" in text and "- Instance AUROC: raw, ungated" in text
+    assert "### Spread over the runs" in text and "| SmAP ◆ | 0.800 / 0.700 / 0 | 0.500 / 0.500 |" in text
+
+
+def test_csv_holds_every_number_in_full() -> None:
+    rows = list(csv.DictReader(io.StringIO(to_csv(build_table("table2", metrics(), LAYOUT)))))
+    assert [row["method"] for row in rows] == ["smap_early", "abmil", "clam", "smtap"]
+    first = rows[0]
+    assert first["rsna.resnet18.bag_auroc.mean"] == "0.5" and first["rsna.resnet18.bag_auroc.n_splits"] == "2"
+    assert (first["rsna.resnet18.bag_auroc.ci95_low"], first["rsna.resnet18.bag_auroc.ci95_high"]) == ("0.25", "0.75")
+    assert first["protocol"] == "as_written" and rows[2]["c16.resnet18.bag_f1.mean"] == ""
+
+
+def test_csv_holds_spread_and_sign_aware_score_in_the_methods_row() -> None:
+    signed = [with_values(one, signed_instance_auroc=[0.3, 0.9]) for one in metrics()]
+    rows = {row["method"]: row for row in csv.DictReader(io.StringIO(to_csv(build_table("table1", signed, LAYOUT))))}
+    row, where = rows["abmil"], "c16.resnet18.instance_auroc"
+    assert (row[f"{where}.median"], row[f"{where}.worst"], row[f"{where}.inverted"]) == ("0.25", "0.2", "2")
+    assert row["c16.resnet18.signed_instance_auroc.mean"] == "0.6"
+    assert row["c16.resnet18.signed_instance_auroc.inverted"] == "1" and row["rank"] == "1.625"
+    assert rows["clam"][f"{where}.inverted"] == "" and rows["clam"][f"{where}.n_splits"] == "0"
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_table_is_written_with_rows_of_one_length(name: str) -> None:
+    table = build_table(name, *everything())
+    rows = list(csv.reader(io.StringIO(to_csv(table))))
+    assert len({len(row) for row in rows}) == 1 and len(set(rows[0])) == len(rows[0]), "a column twice"
+    methods = sum(len(block) for block in table.sections[0].blocks.values())
+    assert len(rows) == 1 + methods
+    for block in to_markdown(table).split("\n\n"):
+        lines = [line for line in block.splitlines() if line.startswith("|")]
+        assert len({line.count("|") for line in lines}) <= 1
+    check_latex(to_latex(table))
+
+
+def check_latex(text: str) -> None:
+    """Balanced braces and environments, rows as wide as their tabular says, nothing left to escape."""
+    bare = re.sub(r"\\[\\&%$#_{}]", lambda m: "\n" if m[0] == r"\\" else " ", re.sub(r"(?m)^%.*$", "", text))
+    depth = 0
+    for character in bare:
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        assert depth >= 0
+    assert depth == 0 and not re.search(r"[%#~^]", bare) and bare.count("$") % 2 == 0
+    assert text.isascii()
+    stack: list[str] = []
+    for kind, name in re.findall(r"\\(begin|end)\{(\w+)\}", text):
+        assert kind == "begin" or stack.pop() == name
+        stack += [name] if kind == "begin" else []
+    assert not stack
+    for width, body in re.findall(r"\\begin\{tabular\}\{(\w+)\}(.*?)\\end\{tabular\}", text, re.S):
+        for line in (line for line in body.splitlines() if line.endswith(r"\\")):
+            spans = sum(int(span) - 1 for span in re.findall(r"\\multicolumn\{(\d+)\}", line))
+            assert len(re.findall(r"(?<!\\)&", line)) + 1 + spans == len(width), line
+        assert body.count(r"\toprule") == body.count(r"\bottomrule") == 1
+
+
+def test_latex_marks_best_and_second_and_hides_no_missing_run() -> None:
+    text = to_latex(build_table("table1", metrics(), LAYOUT))
+    line: str = next(line for line in text.splitlines() if line.startswith("SmAP"))
+    cells = line.removesuffix(r" \\").split(" & ")
+    assert cells[0] == r"SmAP $\diamond$" and cells[1] == r"0.800{\tiny$\pm$0.141}"
+    assert cells[2] == r"\underline{0.500}{\tiny$\pm$0.000}"
+    assert cells[3] == r"\textbf{0.400}{\tiny$\pm$-\,{[}1{]}}"
+    assert r"\item 6 of 16 cells are empty." in text and r"as\_written" in text
+    # LaTeX numbers the table itself
+    assert r"\caption{Localisation: instance level. Protocol" in text and r"\label{tab:table1-signed}" in text
+    assert next(line for line in text.splitlines() if line.startswith("CLAM")).count("&") == 5
+
+
+def test_latex_signs_a_negative_difference() -> None:
+    found = [metrics_object("c16", m, {"instance_auroc": [v]}) for m, v in (("clam", 0.9), ("smclam", 0.4))]
+    text = to_latex(build_table("table4", found, {"datasets": [{"name": "c16", "encoder": "resnet18"}]}))
+    line = next(line for line in text.splitlines() if line.startswith("SmCLAM"))
+    assert line.split(" & ")[2] == r"$-$0.500{\tiny$\pm$-}"
+
+
+def test_latex_escapes_every_special_character() -> None:
+    assert escape("50 % of a_b & {c} #1 $") == r"50 \% of a\_b \& \{c\} \#1 \$"
+    assert (
+        escape("\\~^<|>") == r"\textbackslash{}\textasciitilde{}\textasciicircum{}\textless{}\textbar{}\textgreater{}"
+    )
+    assert escape("a\n  b [1]") == "a b {[}1{]}" and escape("± ×−†◆Δ") == (
+        r"$\pm$ $\times$$-$$\dagger$$\diamond$$\Delta$"
+    )
+
+
+@settings(deadline=None)
+@given(st.text(st.sampled_from("ab\\&%$#_{}~^<>|[] ±"), max_size=30))
+def test_escaped_text_is_balanced_and_keeps_its_letters(text: str) -> None:
+    escaped = escape(text)
+    bare = re.sub(r"\\text\w+\{\}|\\[&%$#_{}]|\{\[\}|\{\]\}|\$\\pm\$", "", escaped)
+    assert not re.search(r"[\\&%$#_{}~^<>|±\[\]]", bare)
+    assert re.sub("[^ab]", "", bare) == re.sub("[^ab]", "", text)
+
+
+def test_wide_sections_are_cut_between_headings() -> None:
+    def columns(*heads: str) -> list[Column]:
+        return [Column(head, "", "mean", ("m",), (("d", "e"),), "") for head in heads]
+
+    assert panels(columns(*"aaabbbcccd"), 8) == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9]]
+    assert panels(columns(*"aaaaabbbbbccccc"), 8) == [list(range(5)), list(range(5, 10)), list(range(10, 15))]
+    assert panels(columns(*"aabb"), 8) == [[0, 1, 2, 3]]
+    # one heading wider than a page has to be cut
+    assert [len(panel) for panel in panels(columns(*"aaaaaaaaaa"), 8)] == [8, 2]
+
+
+def test_random_encoders_are_marked_in_every_format_where_they_were_used() -> None:
+    random = [{**one, "random_weights": one["dataset"] == "rsna"} for one in metrics()]
+    table = build_table("table1", random, LAYOUT)
+    assert "RSNA†<br>" in to_markdown(table) and "CAMELYON16†" not in to_markdown(table)
+    assert r"{RSNA$\dagger$}" in to_latex(table) and r"CAMELYON16$\dagger$" not in to_latex(table)
