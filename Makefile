@@ -24,7 +24,8 @@ bench: $(STAMP)
 	@$(RUN) python -m bench.methods
 
 test: $(STAMP) lint
-	@$(RUN) python -m pytest
+	@$(RUN) OMP_NUM_THREADS=1 python -m pytest --numprocesses $(CORES) --dist loadfile -m "not slow and not slurm"
+	@$(RUN) python -m pytest -m "slow or slurm"
 
 lint: $(STAMP)
 	@$(RUN) ruff format --check .
