@@ -34,12 +34,12 @@ def read_stored(row: BagRow, instances: Path, features: Path | None) -> Bag:
 
     store = instances / "store"
     try:
-        attrs, arrays = read_attrs(store, row.bag_id), read_arrays(store, row.bag_id)
+        attrs, arrays = read_attrs(store, row.bag_id), read_arrays(store, row.bag_id, verify=True)
         facts, matrix = {}, None
         if features is not None and len(arrays["coords"]):
             facts = read_attrs(features / "store", row.bag_id)
             check_pairing(attrs, facts, row.bag_id)
-            matrix = read_arrays(features / "store", row.bag_id)["features"]
+            matrix = read_arrays(features / "store", row.bag_id, verify=True)["features"]
     except FileNotFoundError as error:
         raise ValueError(f"{error.filename}: bag {row.bag_id} is not stored; run its stage first") from error
     contour = attrs.get("contour_of_tile")

@@ -1,0 +1,51 @@
+"""A tiny dataset of stored bags, a finished training and its predictions, made once a file and copied by every test."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from smmil import predictions, train
+from tests.train_helpers import make_dataset, source_arguments, train_arguments
+
+
+class Work:
+    """One dataset's folder with `runs` and `predictions` below it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.runs, self.predictions = folder, folder / "runs", folder / "predictions"
+        self.run, self.index = self.runs / "split1_lr0.01", folder / "predictions" / "index.json"
+        self.npz = self.predictions / "split1_lr0.01.npz"
+
+    def train_arguments(self) -> list[str]:
+        """Two splits of SmAP, three epochs."""
+        settings = {"splits": [1, 2], "epochs": 3}
+        return train_arguments(self.folder, self.runs, "smap_early", **settings)
+
+    def train(self) -> int:
+        """Exit code of `smmil.train`."""
+        return train.main(self.train_arguments())
+
+    def predict_arguments(self) -> list[str]:
+        """Every run, on the CPU."""
+        names = ("--runs", self.runs / "runs.json", "--out", self.predictions, "--index", self.index)
+        return [*map(str, names), *source_arguments(self.folder), "--device", "cpu", "--threads", "1"]
+
+    def predict(self) -> int:
+        """Exit code of `smmil.predictions`."""
+        return predictions.main(self.predict_arguments())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Work:
+    """Trained and predicted, never to be changed."""
+    made = Work(make_dataset(tmp_path_factory.mktemp("finished") / "tiny"))
+    assert made.train() == 0 and made.predict() == 0
+    return made
+
+
+@pytest.fixture
+def work(finished: Work, tmp_path: Path) -> Work:
+    """A copy to damage."""
+    shutil.copytree(finished.folder, tmp_path / "tiny")
+    return Work(tmp_path / "tiny")

@@ -1,0 +1,86 @@
+"""What a results folder proves: which work was finished, whether it was left alone, whether two folders are equal.
+
+A finished piece has an identity that doing it again would change: the inode and time of a file that is only ever
+replaced whole, or the line of an epoch in a log, which holds the seconds that epoch took.
+"""
+
+import csv
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+from smmil.runs import load_state
+
+# wall times, and which process wrote; what a killed writer leaves hidden is never read
+VOLATILE = re.compile(
+    r"/(logs|benchmarks|status|\.locks|\.tmp)/|/\.[^/]+\.tmp$|/resources\.|/report/|/log\.jsonl$|/state\.pt$"
+)
+FILES = {
+    "bag": ("*/instances/store/[!.]*/zarr.json", "*/features/*/store/[!.]*/zarr.json"),
+    "prediction": ("*/predictions/*/*/*.npz",),
+}
+
+
+def finished_work(results: Path) -> dict[str, str]:
+    """Every finished bag, epoch, run and prediction (`kind path`) with its identity. Nothing may be writing."""
+    found = {
+        f"{kind} {path.relative_to(results)}": identity(path)
+        for kind, patterns in FILES.items()
+        for pattern in patterns
+        for path in results.glob(pattern)
+    }
+    for log in results.glob("*/runs/*/*/*/log.jsonl"):
+        name = str(log.parent.relative_to(results))
+        rows = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        if (log.parent / "done.json").exists():
+            found[f"run {name}"] = identity(log.parent / "best.safetensors")
+            reached = len(rows) + 1
+        else:
+            state = load_state(log.parent / "state.pt")
+            reached = state["cursor"]["epoch"] if state else 1
+        # the last row may be of an epoch whose state was not saved: that epoch may be lost, no other
+        assert len(rows) < reached + 1, f"{name}: {len(rows)} epochs logged, the state begins with {reached}"
+        found |= {f"epoch {name} {number}": row for number, row in enumerate(rows[: reached - 1], start=1)}
+    return found
+
+
+def identity(path: Path) -> str:
+    """Changes when the file is replaced or written."""
+    stat = path.stat()
+    return f"{stat.st_ino} {stat.st_mtime_ns}"
+
+
+def redone(before: dict[str, str], after: dict[str, str]) -> list[str]:
+    """Pieces of work that are gone or were done again."""
+    return sorted(name for name, kept in before.items() if after.get(name) != kept)
+
+
+def kinds(names: dict[str, str]) -> dict[str, int]:
+    """Finished pieces by kind."""
+    return dict(Counter(name.split(" ")[0] for name in names))
+
+
+def differences(ours: Path, theirs: Path) -> list[str]:
+    """Result files that differ or exist on one side only; epoch logs are compared without their seconds."""
+    trees = [{str(p.relative_to(root)): p for p in root.rglob("*") if p.is_file()} for root in (ours, theirs)]
+    mine, others = ({name: path for name, path in tree.items() if not VOLATILE.search(f"/{name}")} for tree in trees)
+    wrong = [f"{name}: on one side only" for name in sorted(mine.keys() ^ others.keys())]
+    wrong += [n for n in sorted(mine.keys() & others.keys()) if mine[n].read_bytes() != others[n].read_bytes()]
+    logs = [{n: timeless(p) for n, p in tree.items() if n.endswith("/log.jsonl")} for tree in trees]
+    return wrong + [name for name in sorted(logs[0].keys() | logs[1].keys()) if logs[0].get(name) != logs[1].get(name)]
+
+
+def timeless(path: Path) -> list[dict[str, object]]:
+    """The rows of an epoch log without their seconds."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+def usual_seconds(house: Path, rule: str) -> float:
+    """The shortest duration of a rule's jobs, so that a share of it falls within one; from the benchmark files."""
+    found = []
+    for path in (house / "results/benchmarks" / rule).rglob("*.tsv"):
+        with path.open(encoding="utf-8") as stream:
+            found += [float(row["s"]) for row in csv.DictReader(stream, delimiter="\t")]
+    return min(found, default=1.0)

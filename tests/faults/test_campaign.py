@@ -1,0 +1,83 @@
+"""A small campaign of kills (the large one: `python -m tests.faults.campaign`), and proof that it can fail."""
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.faults.campaign import RULES, Campaign, Jobs, plan
+from tests.faults.conftest import Work
+from tests.faults.evidence import differences, finished_work, kinds, redone
+from tests.workflows import ROOT
+
+KILLS, SEED = 6, 0
+SAID = """localrule list_bags:
+    output: results/a/bags.csv
+    jobid: 3
+    wildcards: dataset=a
+rule train_runs:
+    input: results/a/bags.csv
+    output: results/a/runs/e/m/runs.json
+    jobid: 7
+Finished jobid: 3 (Rule: list_bags)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
+    seen = Campaign(tmp_path, KILLS, SEED, ["camelyon16"], "tiny").run()
+    assert seen.wrong == [] and seen.complete and len(seen.kills) == KILLS
+    assert {"bag", "epoch", "run", "prediction"} <= seen.kept.keys()
+
+
+def test_the_plan_reaches_every_rule_and_is_the_same_for_the_same_seed() -> None:
+    counts = Counter({rule: len(moments) for rule, moments in plan(50, 0).items()})
+    assert counts.total() == 50 and min(counts.values()) >= 2 and plan(50, 0) == plan(50, 0) != plan(50, 1)
+    text = "".join(path.read_text() for path in (ROOT / "workflow/rules").glob("*.smk"))
+    assert all(f"rule {rule}:" in text for rule in RULES)
+
+
+def test_what_snakemake_says_is_understood() -> None:
+    jobs = Jobs()
+    assert [rule for line in SAID.splitlines() if (rule := jobs.read(line))] == ["list_bags", "train_runs"]
+    assert jobs.running() == ["train_runs"] and jobs.ended == ["3"]
+    assert jobs.outputs == {"3": "results/a/bags.csv", "7": "results/a/runs/e/m/runs.json"}
+
+
+@pytest.fixture
+def results(finished: Work, tmp_path: Path) -> Path:
+    """The results folder of a finished training, as the workflow lays it out."""
+    shutil.copytree(finished.runs, tmp_path / "results/tiny/runs/e/m")
+    shutil.copytree(finished.predictions, tmp_path / "results/tiny/predictions/e/m")
+    for stage in ("instances", "features/tiny"):
+        shutil.copytree(finished.folder / stage, tmp_path / "results/tiny" / stage)
+    return tmp_path / "results"
+
+
+def test_work_that_is_done_again_is_noticed(results: Path) -> None:
+    before = finished_work(results)
+    assert kinds(before) == {"bag": 32, "run": 2, "epoch": 6, "prediction": 2} and not redone(before, before)
+    bag, run = results / "tiny/instances/store/bag02", results / "tiny/runs/e/m/split1_lr0.01"
+    shutil.copytree(bag, bag.with_name("new"))
+    shutil.rmtree(bag)
+    bag.with_name("new").rename(bag)
+    log = (run / "log.jsonl").read_text().replace('"seconds": ', '"seconds": 1')
+    (run / "log.jsonl").write_text(log)
+    again = redone(before, finished_work(results))
+    epochs = [f"epoch tiny/runs/e/m/split1_lr0.01 {number}" for number in (1, 2, 3)]
+    assert again == ["bag tiny/instances/store/bag02/zarr.json", *epochs]
+
+
+def test_results_that_differ_are_noticed_but_not_their_times(results: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(results, other)
+    run = other / "tiny/runs/e/m/split1_lr0.01"
+    text = (run / "log.jsonl").read_text()
+    (run / "log.jsonl").write_text(text.replace('"seconds": ', '"seconds": 1'))
+    assert differences(results, other) == []
+    (run / "log.jsonl").write_text(text.replace('"epoch": 2', '"epoch": 9'))
+    (run / "best.safetensors").write_bytes((run / "best.safetensors").read_bytes() + b" ")
+    (other / "tiny/more.csv").touch()
+    found = [name.replace("tiny/runs/e/m/split1_lr0.01/", "") for name in differences(results, other)]
+    assert found == ["tiny/more.csv: on one side only", "best.safetensors", "log.jsonl"]

@@ -1,0 +1,171 @@
+"""Bytes that changed on the disk: found by a checksum, named, and mended by running again; never read in silence."""
+
+import json
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from preprocessing import check, weights
+from smmil import training
+from smmil.predictions import load_run
+from smmil.results import load_predictions, read_index
+from smmil.runs import append_log, load_state, read_done, read_log, save_state
+from tests.faults.conftest import Work
+from tests.faults.damage import WAYS, flip, tree
+from tests.workflows import ROOT
+
+Capture = pytest.CaptureFixture[str]
+Log = pytest.LogCaptureFixture
+Patch = pytest.MonkeyPatch
+
+
+@pytest.mark.parametrize("chunk", ["features/tiny/store/bag03/features/c.0.0", "instances/store/bag03/coverage/c.0"])
+def test_a_damaged_chunk_is_named_when_it_is_loaded_and_by_the_checker(work: Work, capsys: Capture, chunk: str) -> None:
+    """Same length, one bit: only the stored checksum can tell."""
+    flip(work.folder / chunk)
+    (work.runs / "runs.json").unlink()
+    for path in work.runs.glob("*/done.json"):
+        path.unlink()
+    assert work.train() == 2
+    error = capsys.readouterr().err
+    stage = work.folder / chunk.split("/store")[0]
+    assert str(work.folder / chunk) in error and f"preprocessing.check {stage} --remove" in error
+    assert not (work.runs / "runs.json").exists()
+    assert "bag03" in check.check_store(stage) and len(check.check_store(stage)) == 1
+    assert check.main([str(stage), "--remove"]) == 1
+    assert not (stage / "shards/0000.json").exists(), "the workflow has to make the shard again"
+    assert not (stage / "store/bag03").exists() and (stage / "store/bag02").exists()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_predictions_are_not_made_from_a_damaged_chunk(work: Work, capsys: Capture, way: str) -> None:
+    chunk = work.folder / "features/tiny/store/bag13/features/c.0.0"
+    WAYS[way](chunk)
+    work.npz.unlink()
+    work.index.unlink()
+    assert work.predict() == 2
+    assert str(chunk) in capsys.readouterr().err and not work.index.exists() and not work.npz.exists()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_damaged_state_starts_its_run_again_and_says_so(
+    work: Work, finished: Work, monkeypatch: Patch, caplog: Log, way: str
+) -> None:
+    """Stopped after two of three epochs, the state damaged: the same numbers, from the first epoch."""
+    (work.runs / "runs.json").unlink()
+    (work.run / "done.json").unlink()
+    seen: list[int] = []
+
+    def stop(path: Path, row: dict[str, Any]) -> None:
+        append_log(path, row)
+        seen.append(row["epoch"])
+        if seen == [1, 2, 3]:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "append_log", stop)
+    with pytest.raises(KeyboardInterrupt):
+        work.train()
+    state = work.run / "state.pt"
+    assert (load_state(state) or {})["cursor"]["epoch"] == 3
+    WAYS[way](state)
+    assert load_state(state) is None
+    assert work.train() == 0
+    assert f"{state}: damaged" in caplog.text and "starts again" in caplog.text
+    assert seen == [1, 2, 3, 1, 2, 3] and [row["epoch"] for row in read_log(work.run / "log.jsonl")] == [1, 2, 3]
+    assert tree(work.folder) == tree(finished.folder)
+
+
+def test_every_bit_of_the_tensors_in_a_state_is_covered_by_its_checksum(tmp_path: Path) -> None:
+    """Torch reads a state with another bit as if nothing were wrong."""
+    path, tensor = tmp_path / "state.pt", torch.arange(64, dtype=torch.float32)
+    save_state(path, {"model": tensor})
+    whole, start = path.read_bytes(), path.read_bytes().index(tensor.numpy().tobytes())
+    silent = 0
+    for position in range(start, start + 256, 17):
+        data = bytearray(whole)
+        data[position] ^= 16
+        path.write_bytes(data)
+        silent += not torch.equal(torch.load(path, weights_only=True)["model"], tensor)
+        assert load_state(path) is None
+    assert silent > 0, "torch checks by itself by now: zip_damage can go"
+    path.write_bytes(whole)
+    assert torch.equal((load_state(path) or {})["model"], tensor)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_damaged_weights_of_a_run_are_refused_and_that_run_alone_is_trained_again(
+    work: Work, finished: Work, capsys: Capture, caplog: Log, way: str
+) -> None:
+    best, other = work.run / "best.safetensors", work.runs / "split2_lr0.01" / "best.safetensors"
+    WAYS[way](best)
+    work.index.unlink()
+    work.npz.unlink()
+    with pytest.raises(ValueError, match="of different runs; delete .*runs.json and run the workflow again"):
+        load_run(work.run, torch.device("cpu"))
+    assert work.predict() == 2 and not work.index.exists()
+    assert "delete" in capsys.readouterr().err
+    (work.runs / "runs.json").unlink()
+    before = other.stat().st_mtime_ns
+    assert work.train() == 0 and work.predict() == 0
+    assert f"{best}: not the weights" in caplog.text and other.stat().st_mtime_ns == before
+    assert tree(work.folder) == tree(finished.folder)
+
+
+def test_a_damaged_done_file_trains_its_run_again(work: Work, finished: Work, caplog: Log) -> None:
+    key = json.loads((work.run / "done.json").read_text())["key"]
+    assert read_done(work.run, key) is not None
+    (work.run / "done.json").write_text('{"key": "')
+    (work.runs / "runs.json").unlink()
+    assert read_done(work.run, key) is None
+    assert work.train() == 0 and "done.json: damaged" in caplog.text
+    assert tree(work.folder) == tree(finished.folder)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_damaged_predictions_are_refused_by_every_reader_and_made_again(
+    work: Work, finished: Work, capsys: Capture, caplog: Log, way: str
+) -> None:
+    WAYS[way](work.npz)
+    with pytest.raises(ValueError, match=r"split1_lr0\.01\.npz: changed since index\.json was written"):
+        read_index(work.index)
+    with pytest.raises(ValueError, match=r"split1_lr0\.01\.npz: damaged"):
+        load_predictions(work.npz)
+    out = work.folder / "metrics.json"
+    evaluate = [sys.executable, "-m", "smmil.evaluate", "--index", str(work.index), "--out", str(out)]
+    ended = subprocess.run(evaluate, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert ended.returncode == 2 and f"error: {work.npz}: changed" in ended.stderr and not out.exists()
+    other = work.predictions / "split2_lr0.01.npz"
+    before = other.stat().st_mtime_ns
+    work.index.unlink()
+    assert work.predict() == 0
+    assert f"{work.npz}: damaged" in caplog.text and other.stat().st_mtime_ns == before
+    assert tree(work.folder) == tree(finished.folder)
+
+
+def test_without_network_the_fetch_of_weights_names_the_target_to_run(
+    tmp_path: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
+    def offline(*args: object, **kwargs: object) -> None:
+        raise urllib.error.URLError("Network is unreachable")
+
+    monkeypatch.setattr(urllib.request, "urlopen", offline)
+    assert weights.main(["--encoder", "resnet18", "--out", str(tmp_path / "w")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("error:") == 1 and "Traceback" not in error
+    assert "resnet18" in error and "`snakemake weights --cores 1`" in error
+    assert list((tmp_path / "w").iterdir()) == []
+
+
+def test_whole_files_are_read(work: Work) -> None:
+    """The other side of the above: nothing is refused that is as it was written."""
+    assert [path.name for path in read_index(work.index)] == ["split1_lr0.01.npz", "split2_lr0.01.npz"]
+    assert load_predictions(work.npz).meta["run"] == "split1_lr0.01"
+    before = tree(work.folder)
+    assert work.train() == 0 and work.predict() == 0
+    assert tree(work.folder) == before

@@ -1,0 +1,119 @@
+"""Inputs that change under a stage, and clocks that jump: refused or done again, never mixed; content decides."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from preprocessing import store
+from smmil import predictions, train
+from smmil.runs import read_log
+from tests.faults.conftest import Work
+from tests.faults.damage import tree
+
+YEAR = 365 * 86_400
+
+
+def fail_a_bag(work: Work) -> None:
+    """The features' manifest now calls a training bag failed."""
+    path = work.folder / "features/tiny/shards/0000.json"
+    manifest = json.loads(path.read_text())
+    manifest["bags"][2]["state"] = "failed"
+    path.write_text(json.dumps(manifest))
+
+
+def move_a_bag(work: Work) -> None:
+    """The list of bags now has a bag of training in test."""
+    path = work.folder / "bags.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:3] + [lines[3].replace("train", "test")] + lines[4:]))
+
+
+EDITS = {"bags.csv": move_a_bag, "manifest": fail_a_bag}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_input_edited_between_training_and_prediction_is_refused_then_all_of_it_is_redone(
+    work: Work, finished: Work, capsys: pytest.CaptureFixture[str], edit: str
+) -> None:
+    before = tree(work.predictions)
+    EDITS[edit](work)
+    assert work.predict() == 2
+    assert "trained on other bags" in capsys.readouterr().err and tree(work.predictions) == before
+    assert work.train() == 0 and work.predict() == 0
+    after = tree(work.folder)
+    for name in ("runs/runs.json", "runs/split1_lr0.01/done.json", "predictions/split1_lr0.01.npz"):
+        assert after[name] != (finished.folder / name).read_bytes(), f"{name} is of the old input"
+    assert [row["epoch"] for row in read_log(work.run / "log.jsonl")] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_input_edited_while_training_runs_is_not_what_its_runs_claim(
+    work: Work, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], edit: str
+) -> None:
+    (work.runs / "runs.json").unlink()
+    (work.run / "done.json").unlink()
+    claimed = json.loads((work.run / "config.json").read_text())["inputs"]
+    original: Callable[..., int | None] = train.train_runs
+
+    def edit_then_train(*arguments: object) -> int | None:
+        EDITS[edit](work)
+        return original(*arguments)
+
+    monkeypatch.setattr(train, "train_runs", edit_then_train)
+    assert work.train() == 0
+    assert json.loads((work.runs / "runs.json").read_text())["inputs"] == claimed, "the input it was started with"
+    work.index.unlink()
+    assert work.predict() == 2 and not work.index.exists()
+    assert "trained on other bags" in capsys.readouterr().err
+
+
+def set_clock(folder: Path, seconds: float) -> None:
+    """Every file below was written at this time."""
+    for path in folder.rglob("*"):
+        os.utime(path, (seconds, seconds))
+
+
+@pytest.mark.parametrize("years", [-30, 70], ids=["past", "future"])
+def test_finished_work_of_any_time_is_finished(work: Work, monkeypatch: pytest.MonkeyPatch, years: int) -> None:
+    set_clock(work.folder, time.time() + years * YEAR)
+    before = tree(work.folder)
+    monkeypatch.setattr(train, "train_runs", lambda *_: pytest.fail("nothing was left to train"))
+    monkeypatch.setattr(predictions, "predict_bags", lambda *_: pytest.fail("nothing was left to predict"))
+    assert work.train() == 0 and work.predict() == 0
+    assert tree(work.folder) == before
+
+
+@pytest.mark.parametrize("years", [-30, 70], ids=["past", "future"])
+def test_half_done_work_of_any_time_is_not_finished(work: Work, finished: Work, years: int) -> None:
+    """The outputs newer, or older, than all inputs: a run without its last file, and predictions of another key."""
+    (work.run / "done.json").unlink()
+    (work.runs / "runs.json").unlink()
+    listed = json.loads((finished.predictions / "index.json").read_text())["runs"]
+    (work.predictions / listed[0]["file"]).write_bytes((finished.predictions / listed[1]["file"]).read_bytes())
+    work.index.unlink()
+    for folder in (work.runs, work.predictions):
+        set_clock(folder, time.time() + years * YEAR)
+    other = work.runs / "split2_lr0.01" / "best.safetensors"
+    kept = other.stat().st_mtime_ns
+    assert work.train() == 0 and work.predict() == 0
+    assert tree(work.folder) == tree(finished.folder) and other.stat().st_mtime_ns == kept
+
+
+@pytest.mark.parametrize("years", [-30, 70], ids=["past", "future"])
+def test_a_bag_is_finished_by_its_key_and_leftovers_of_the_future_do_no_harm(work: Work, years: int) -> None:
+    folder = work.folder / "instances/store"
+    arrays, attrs = store.read_arrays(folder, "bag01"), store.read_attrs(folder, "bag01")
+    attrs.pop("store")
+    made = store.write_bag(folder, "bag01", arrays, attrs, schema="instances", key="now")
+    leftover = folder / ".tmp" / "bag01.elsewhere.1.aaaaaaaa"
+    leftover.mkdir(parents=True)
+    set_clock(folder, time.time() + years * YEAR)
+    assert store.is_finished(folder, "bag01", "now") and not store.is_finished(folder, "bag01", "then")
+    # an age below zero is no age: the writer may live on a machine whose clock is ahead
+    assert store.clean_temporary(folder) == (1 if years < 0 else 0)
+    assert store.write_bag(folder, "bag01", arrays, attrs, schema="instances", key="then") == made
+    assert store.is_finished(folder, "bag01", "then")
