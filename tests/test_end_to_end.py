@@ -29,7 +29,7 @@ def tiny(**changes):
 
     config = yaml.safe_load((ROOT / "workflow/demo.yaml").read_text().replace("demo/", ""))
     config["training"]["epochs"] = 3
-    config["report"] = {"bootstrap": 50, "map_bags": 1}
+    config["report"] |= {"bootstrap": 50, "map_bags": 1}
     config["datasets"]["mine"] = {
         "kind": "own",
         "root": "raw",

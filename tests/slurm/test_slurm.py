@@ -45,7 +45,7 @@ def tiny() -> dict:
     config["methods"] = ["abmil", "smap_early"]
     config["training"] |= {"epochs": EPOCHS, "device": "cpu"}
     config["features"]["device"] = "cpu"
-    config["report"] = {"bootstrap": 50, "map_bags": 1}
+    config["report"] = {"bootstrap": 50, "map_bags": 1, "tables": ["table1", "resources"], "figures": ["fig4", "cd"]}
     return config
 
 
