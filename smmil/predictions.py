@@ -41,8 +41,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from preprocessing.cli import guard, write_json
-from smmil.runs import hash_file, hash_json, load_weights, whole_file, zip_damage
+from preprocessing.cli import guard, whole_file, write_json
+from smmil.runs import hash_file, hash_json, load_weights, zip_damage
 
 if TYPE_CHECKING:
     import torch

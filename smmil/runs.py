@@ -20,14 +20,14 @@ import logging
 import os
 import struct
 import subprocess
-import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from preprocessing.cli import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -86,28 +86,6 @@ def hash_file(path: Path | str) -> str:
 def hash_files(paths: Iterable[Path | str]) -> str:
     """One hash of several files; neither their order nor their names matter."""
     return hash_json(sorted(hash_file(path) for path in paths))
-
-
-@contextmanager
-def whole_file(path: Path | str) -> Iterator[Path]:
-    """Yields a temporary path beside `path` and renames it into place after the block (fsync first); never half a file.
-
-    A crash leaves at most a hidden `.tmp` file behind, which nothing reads.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with open(temporary, "rb+") as stream:
-            os.fsync(stream.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def save_state(path: Path | str, state: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from preprocessing.bags import BagRow
+from preprocessing.cli import whole_file
 from preprocessing.exchange.files import (
     LARGEST_TILE,
     attributes,
@@ -29,7 +30,6 @@ from preprocessing.exchange.files import (
     number,
     open_h5,
     values,
-    whole_file,
     write_h5,
 )
 from preprocessing.exchange.geometry import as_coords

@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from preprocessing.cli import whole_file
 from preprocessing.exchange.model import CARRIED, CARRIED_KEY, Array
 
 MAX_BYTES = 1 << 36
@@ -176,24 +176,6 @@ def read_npy(path: Path) -> Array:
             raise ValueError(f"{path}: the header says {dtype}{shape}, {declared} bytes, but {left} follow")
         flat = np.fromfile(stream, dtype)
     return flat.reshape(shape, order="F" if fortran else "C")
-
-
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, renamed to it after the block; nothing is left behind if the block fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with open(temporary, "rb+") as stream:
-            os.fsync(stream.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def write_h5(

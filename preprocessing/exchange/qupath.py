@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from preprocessing.bags import BagRow
-from preprocessing.exchange.files import whole_file
+from preprocessing.cli import whole_file
 from preprocessing.exchange.model import Array, Bag, ExportOptions, Format
 
 OBJECT_TYPES = ("tile", "detection", "annotation")

@@ -203,12 +203,4 @@ def of_methods(kind, wildcards, suffix):
     ]
 
 
-def per_dataset(kind):
-    """The figures.json or maps.json of every trained dataset, with its extractor of the tables."""
-    return [
-        f"{RESULTS}/{dataset}/{kind}/{chosen.table_encoder}/{kind}.json"
-        for dataset, chosen in TRAINED.items()
-    ]
-
-
 check_raw()
