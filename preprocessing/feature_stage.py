@@ -59,12 +59,16 @@ class FeatureSettings:
 
 @dataclass
 class _Bag:
-    """One bag of the shard: its row, its instances' attributes, keys per encoder, and what is left to do."""
+    """One bag of the shard: its row, its instances' attributes, keys per encoder, what is left to do, what is stored.
+
+    `stored` are the attributes of the main encoder's features if they were found finished.
+    """
 
     row: BagRow
     attrs: dict[str, Any]
     keys: dict[str, str]
     missing: frozenset[str]
+    stored: dict[str, Any] | None
     bad_tiles: list[int] = field(default_factory=list)
 
 
@@ -151,19 +155,16 @@ class FeatureStage:
             return Outcome("failed", reason=f"no instances: {entry['reason']}", redone=False, counted=False)
         if row.bag_id in self._errors:
             raise self._errors[row.bag_id]
-        from preprocessing.store import read_attrs
-
         bag = self._bags[row.bag_id]
-        fresh = self.main in bag.missing
-        if fresh:
+        if bag.stored is None:
             assert self._extraction is not None
-            self._write(bag, self._extraction.result(row.bag_id))
-        attrs = read_attrs(self.store(self.main), row.bag_id)
-        info, bad = attrs["store"], len(attrs.get("unreadable_tiles", []))
-        return Outcome("ok", int(info["n"]), str(info["content"]), redone=fresh, bad_tiles=bad)
+            content = self._write(bag, self._extraction.result(row.bag_id))
+            return Outcome("ok", int(bag.attrs["store"]["n"]), content, bad_tiles=len(bag.bad_tiles))
+        info, bad = bag.stored["store"], len(bag.stored.get("unreadable_tiles", []))
+        return Outcome("ok", int(info["n"]), str(info["content"]), redone=False, bad_tiles=bad)
 
     def _bag(self, row: BagRow) -> _Bag:
-        from preprocessing.store import is_finished, read_attrs
+        from preprocessing.store import finished_attrs, read_attrs
 
         attrs = read_attrs(self.instances, row.bag_id)
         expected = self.manifest[row.bag_id]["hash"]
@@ -173,8 +174,9 @@ class FeatureStage:
                 f"({expected[:12]}); run the instances stage again"
             )
         keys = {name: self._key(name, attrs) for name in self.encoders}
-        missing = {name for name, key in keys.items() if not is_finished(self.store(name), row.bag_id, key)}
-        return _Bag(row, attrs, keys, frozenset(missing))
+        stored = {name: finished_attrs(self.store(name), row.bag_id, key) for name, key in keys.items()}
+        missing = frozenset(name for name, found in stored.items() if found is None)
+        return _Bag(row, attrs, keys, missing, stored[self.main])
 
     def _key(self, encoder: str, attrs: Mapping[str, Any]) -> str:
         s = self.settings
@@ -194,20 +196,23 @@ class FeatureStage:
             bag.row.bag_id, int(bag.attrs["store"]["n"]), _tiles_of(bag, self.root, self.instances), bag.missing
         )
 
-    def _write(self, bag: _Bag, features: Mapping[str, Features]) -> None:
-        """Stores a bag for every encoder of the pass; trouble of another encoder is left to its own job."""
+    def _write(self, bag: _Bag, features: Mapping[str, Features]) -> str:
+        """Stores a bag for every encoder of the pass; trouble of another encoder is left to its own job.
+
+        Returns the content hash of the main encoder's.
+        """
         bad, allowed = sorted(bag.bad_tiles), int(bag.attrs.get("max_bad_tiles", 0))
         if len(bad) > allowed:
             raise ValueError(f"{bag.row.bag_id}: {len(bad)} unreadable tiles, {allowed} allowed by max_bad_tiles")
-        for name in sorted(features, key=lambda name: name != self.main):
+        content = self._write_one(bag, self.main, features[self.main], bad)
+        for name in sorted(set(features) - {self.main}):
             try:
                 self._write_one(bag, name, features[name], bad)
             except ValueError as error:
-                if name == self.main:
-                    raise
                 log.warning("bag %s, encoder %s: %s; its own job will say so", bag.row.bag_id, name, error)
+        return content
 
-    def _write_one(self, bag: _Bag, name: str, features: Features, bad: list[int]) -> None:
+    def _write_one(self, bag: _Bag, name: str, features: Features, bad: list[int]) -> str:
         from preprocessing.store import as_stored, write_bag
 
         s = self.settings
@@ -220,7 +225,7 @@ class FeatureStage:
             **{"unreadable_tiles": bad, "software": self.software},
         }
         arrays = {"features": as_stored(features, s.dtype)}
-        write_bag(self.store(name), bag.row.bag_id, arrays, attrs, schema="features", key=bag.keys[name])
+        return write_bag(self.store(name), bag.row.bag_id, arrays, attrs, schema="features", key=bag.keys[name])
 
 
 def _tiles_of(bag: _Bag, root: Path, instances: Path) -> Any:

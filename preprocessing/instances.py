@@ -124,7 +124,7 @@ class InstanceStage:
 
     def work(self, row: BagRow) -> Outcome:
         """Computes and stores one bag unless it is finished."""
-        from preprocessing.store import coords_hash, is_finished, read_attrs, write_bag
+        from preprocessing.store import coords_hash, finished_attrs, write_bag
 
         if row.skip:
             return Outcome("skipped", reason=row.skip, redone=False)
@@ -132,8 +132,9 @@ class InstanceStage:
         images = image_identity(self.root, row.images)
         key = self._key(row, options, images)
         outlines = self.thumbnails / f"{row.bag_id}.json"
-        if is_finished(self.store, row.bag_id, key) and outlines.is_file():
-            return _outcome(read_attrs(self.store, row.bag_id), redone=False)
+        stored = finished_attrs(self.store, row.bag_id, key)
+        if stored is not None and outlines.is_file():
+            return _outcome(stored, int(stored["store"]["n"]), str(stored["store"]["content"]), redone=False)
         found = compute(row, options, self.root)
         arrays = {name: getattr(found, name) for name in ("coords", "grid", "neighbors", "coverage")}
         attrs = {
@@ -145,8 +146,8 @@ class InstanceStage:
             attrs["overrides"] = json.loads(row.overrides)
         attrs["pixels_key"] = self._pixels_key(row, found, images, coords_hash(found.coords, found.grid))
         self._write_picture(row.bag_id, found, outlines)
-        write_bag(self.store, row.bag_id, arrays, attrs, schema="instances", key=key)
-        return _outcome(read_attrs(self.store, row.bag_id))
+        content = write_bag(self.store, row.bag_id, arrays, attrs, schema="instances", key=key)
+        return _outcome(attrs, len(found.coords), content)
 
     def _options(self, row: BagRow) -> WsiOptions | CtOptions:
         """Settings of one bag: the dataset's, and for a slide its overrides."""
@@ -190,12 +191,12 @@ class InstanceStage:
         write_json(outlines, found.outlines)
 
 
-def _outcome(attrs: Mapping[str, Any], *, redone: bool = True) -> Outcome:
-    info, bad = attrs["store"], int(attrs.get("unreadable_tiles", 0))
-    if info["n"] == 0:
+def _outcome(attrs: Mapping[str, Any], n: int, content: str, *, redone: bool = True) -> Outcome:
+    bad = int(attrs.get("unreadable_tiles", 0))
+    if n == 0:
         reason = str(attrs.get("empty_reason") or "no instances found")
-        return Outcome("empty", 0, info["content"], reason, redone, bad_tiles=bad)
-    return Outcome("ok", info["n"], info["content"], redone=redone, bad_tiles=bad)
+        return Outcome("empty", 0, content, reason, redone, bad_tiles=bad)
+    return Outcome("ok", n, content, redone=redone, bad_tiles=bad)
 
 
 def write_jpeg(path: Path, picture: Any) -> None:

@@ -58,8 +58,8 @@ from preprocessing.store_schema import (
 
 __all__ = [
     "SCHEMAS", "SCHEMA_VERSION", "VOLATILE_ATTRS", "CorruptBag", "as_stored", "bag_path", "check_arrays",
-    "check_pairing", "clean_temporary", "coords_hash", "is_finished", "read_arrays", "read_attrs", "validate_bag",
-    "write_bag",
+    "check_pairing", "clean_temporary", "coords_hash", "finished_attrs", "is_finished", "read_arrays", "read_attrs",
+    "validate_bag", "write_bag",
 ]  # fmt: skip
 
 _BAG_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
@@ -174,17 +174,27 @@ def read_arrays(
     return out
 
 
-def is_finished(store: Path | str, bag_id: str, key: str) -> bool:
-    """True if the bag exists, was made from `key`, and every chunk file has its full length."""
+def finished_attrs(store: Path | str, bag_id: str, key: str) -> dict[str, Any] | None:
+    """Attributes of the bag if it exists, was made from `key`, and every chunk file has its full length; else None.
+
+    Who asks and then wants to know more takes it from here: read again, the bag can be gone for a moment, when another
+    job replaces it by its equal.
+    """
     try:
-        info = read_attrs(store, bag_id)[_RESERVED]
+        attrs = read_attrs(store, bag_id)
+        info = attrs[_RESERVED]
         if info["key"] != key or info["version"] != SCHEMA_VERSION:
-            return False
+            return None
         for name in info["sha256"]:
             check_chunk(bag_path(store, bag_id) / name)
     except (FileNotFoundError, NotADirectoryError, CorruptBag):
-        return False
-    return True
+        return None
+    return attrs
+
+
+def is_finished(store: Path | str, bag_id: str, key: str) -> bool:
+    """True if `finished_attrs` finds the bag."""
+    return finished_attrs(store, bag_id, key) is not None
 
 
 def validate_bag(store: Path | str, bag_id: str, *, schema: str, verify: bool = True) -> dict[str, Any]:

@@ -160,6 +160,25 @@ def test_two_jobs_on_one_shard_both_finish_with_the_bytes_of_one(three, reposito
     assert tree(three) == undisturbed(three)
 
 
+def test_a_bag_that_another_job_is_replacing_is_done_all_the_same(three, monkeypatch) -> None:
+    from preprocessing import store
+
+    original = store.write_bag
+
+    def write_and_lose(folder, bag_id, *args, **kwargs) -> str:
+        content = original(folder, bag_id, *args, **kwargs)
+        # the moment in which another job has moved this bag away and not yet put its own in place
+        shutil.rmtree(store.bag_path(folder, bag_id))
+        return content
+
+    monkeypatch.setattr(store, "write_bag", write_and_lose)
+    assert three.cut() == 0
+    lost = three.manifest().read_bytes()
+    monkeypatch.undo()
+    assert three.cut() == 0 and three.manifest().read_bytes() == lost
+    assert tree(three) == undisturbed(three)
+
+
 def test_no_thread_to_decode_with_ends_the_job(monkeypatch) -> None:
     def tiles(start: int, stop: int):
         yield from (np.zeros((2, 2, 3), np.uint8) for _ in range(start, stop))

@@ -60,15 +60,15 @@ class ImportStage:
 
     def instances(self, row: BagRow) -> Outcome:
         """Reads, checks and stores one bag unless it is finished."""
-        from preprocessing.store import bag_path, is_finished, read_attrs, write_bag
+        from preprocessing.store import bag_path, finished_attrs, is_finished, write_bag
         from preprocessing.store_files import check_chunk
 
         store, features = self.instances_folder / "store", self.features_folder / "store"
         key = self._key(row)
-        done = is_finished(store, row.bag_id, key) and (
-            read_attrs(store, row.bag_id)["store"]["n"] == 0 or is_finished(features, row.bag_id, key)
-        )
-        if not done:
+        stored = finished_attrs(store, row.bag_id, key)
+        if stored is not None and stored["store"]["n"] and not is_finished(features, row.bag_id, key):
+            stored = None
+        if stored is None:
             arrays, matrix, bag = self._arrays(self.source.read(row))
             attrs = self._attrs(row, bag, key)
             if len(matrix):
@@ -76,13 +76,13 @@ class ImportStage:
                 facts = self._facts(bag, arrays["coords"], arrays["grid"])
                 write_bag(features, row.bag_id, written, facts, schema="features", key=key)
             self._picture(row.bag_id, attrs, arrays)
-            write_bag(store, row.bag_id, arrays, attrs, schema="instances", key=key)
-        elif self.width is None and bag_path(features, row.bag_id).is_dir():
-            self.width = check_chunk(bag_path(features, row.bag_id) / "features")[1][1]
-        info = read_attrs(store, row.bag_id)["store"]
-        if info["n"] == 0:
-            return Outcome("empty", 0, info["content"], "no instance in the imported file", not done)
-        return Outcome("ok", info["n"], info["content"], redone=not done)
+            n, content = len(matrix), write_bag(store, row.bag_id, arrays, attrs, schema="instances", key=key)
+        else:
+            n, content = int(stored["store"]["n"]), str(stored["store"]["content"])
+            if self.width is None and n:
+                self.width = check_chunk(bag_path(features, row.bag_id) / "features")[1][1]
+        reason = "" if n else "no instance in the imported file"
+        return Outcome("ok" if n else "empty", n, content, reason, stored is None)
 
     def features(self, row: BagRow, entry: Mapping[str, Any]) -> Outcome:
         """The outcome of the features of one bag, which `instances` has stored."""
