@@ -1,8 +1,8 @@
 r"""Writes a `smmil.tables.Table` as LaTeX that needs `\usepackage{booktabs}` and nothing else.
 
-One float per section; a section wider than `WIDEST` columns is set as panels below one another, cut between headings,
-so that it fits an upright page. Best bold, second underlined, notes as a paragraph after the floats. `escape` makes any
-text safe: nothing a data set is called can break the document.
+One float per section; one too wide for an upright page is set as panels below one another, cut between headings. Best
+bold, second underlined, notes as a paragraph after the floats. `escape` makes any text safe: nothing a data set is
+called can break the document.
 """
 
 import re
@@ -12,7 +12,8 @@ from smmil.table_cells import Column
 from smmil.table_text import heads, parts, row_name
 from smmil.tables import Row, Section, Table
 
-WIDEST = 8
+# points: a text width of 5.5 inches, a character of \footnotesize and of \tiny, the space between columns
+PAGE, CHARACTER, TINY, GAP = 397.0, 4.5, 3.1, 6.0
 
 SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -57,7 +58,7 @@ def to_latex(table: Table) -> str:
     ]
     for section in table.sections:
         lines += _float(table, section)
-    lines += [r"\begin{small}", r"\begin{itemize}"]
+    lines += [r"\begin{small}", r"\sloppy", r"\begin{itemize}"]
     lines += [rf"\item {escape(note)}" for note in table.notes]
     return "\n".join([*lines, r"\end{itemize}", r"\end{small}", ""])
 
@@ -69,24 +70,42 @@ def _float(table: Table, section: Section) -> Iterator[str]:
     yield from (r"\begin{table}[tbp]", r"\centering", r"\footnotesize", r"\setlength{\tabcolsep}{3pt}")
     yield rf"\caption{{{escape(title)}. Protocol: {escape(table.protocol)}.}}"
     yield rf"\label{{{label}}}"
-    for i, panel in enumerate(panels(section.columns)):
+    for i, panel in enumerate(panels(section.columns, *_widths(table, section))):
         if i:
             yield r"\par\medskip"
         yield from _tabular(table, section, panel)
     yield r"\end{table}"
 
 
-def panels(columns: Sequence[Column], widest: int = WIDEST) -> list[list[int]]:
-    """Cuts columns into panels of at most `widest`, between headings where the columns of one heading fit."""
+def _widths(table: Table, section: Section) -> tuple[list[float], float]:
+    """Estimated width of every column and the room for all of them, in points."""
+    rows = [row for rows in section.blocks.values() for row in rows]
+    widths = []
+    for i, column in enumerate(section.columns):
+        found = [len(column.label) * CHARACTER]
+        for row in rows:
+            number, *small = parts(column, row.cells[i], table.n_splits)
+            found.append(len(number) * CHARACTER + len("".join(small)) * TINY)
+        widths.append(max(found) + GAP)
+    at = 0
+    for text, span in heads(table, section.columns):
+        widths[at] += max(0.0, len(text) * CHARACTER + GAP - sum(widths[at : at + span]))
+        at += span
+    return widths, PAGE - max((len(row_name(row)) for row in rows), default=0) * CHARACTER - GAP
+
+
+def panels(columns: Sequence[Column], widths: Sequence[float], room: float) -> list[list[int]]:
+    """Cuts columns into panels no wider than `room`, between headings where the columns of one heading fit."""
     groups: list[list[int]] = []
     for i, column in enumerate(columns):
-        if groups and columns[groups[-1][-1]].head == column.head and len(groups[-1]) < widest:
+        together = groups and columns[groups[-1][-1]].head == column.head
+        if together and sum(widths[j] for j in groups[-1]) + widths[i] <= room:
             groups[-1].append(i)
         else:
             groups.append([i])
     found: list[list[int]] = []
     for group in groups:
-        if found and len(found[-1]) + len(group) <= widest:
+        if found and sum(widths[j] for j in (*found[-1], *group)) <= room:
             found[-1] += group
         else:
             found.append(list(group))

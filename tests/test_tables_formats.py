@@ -3,6 +3,9 @@
 import csv
 import io
 import re
+import shutil
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -142,11 +145,14 @@ def test_wide_sections_are_cut_between_headings() -> None:
     def columns(*heads: str) -> list[Column]:
         return [Column(head, "", "mean", ("m",), (("d", "e"),), "") for head in heads]
 
-    assert panels(columns(*"aaabbbcccd"), 8) == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9]]
-    assert panels(columns(*"aaaaabbbbbccccc"), 8) == [list(range(5)), list(range(5, 10)), list(range(10, 15))]
-    assert panels(columns(*"aabb"), 8) == [[0, 1, 2, 3]]
+    def cut(found: list[Column]) -> list[list[int]]:
+        return panels(found, [1.0] * len(found), 8.0)
+
+    assert cut(columns(*"aaabbbcccd")) == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9]]
+    assert cut(columns(*"aaaaabbbbbccccc")) == [list(range(5)), list(range(5, 10)), list(range(10, 15))]
+    assert cut(columns(*"aabb")) == [[0, 1, 2, 3]]
     # one heading wider than a page has to be cut
-    assert [len(panel) for panel in panels(columns(*"aaaaaaaaaa"), 8)] == [8, 2]
+    assert [len(panel) for panel in cut(columns(*"aaaaaaaaaa"))] == [8, 2]
 
 
 def test_random_encoders_are_marked_in_every_format_where_they_were_used() -> None:
@@ -154,3 +160,30 @@ def test_random_encoders_are_marked_in_every_format_where_they_were_used() -> No
     table = build_table("table1", random, LAYOUT)
     assert "RSNA†<br>" in to_markdown(table) and "CAMELYON16†" not in to_markdown(table)
     assert r"{RSNA$\dagger$}" in to_latex(table) and r"CAMELYON16$\dagger$" not in to_latex(table)
+
+
+def test_long_cells_make_narrower_panels() -> None:
+    text = to_latex(build_table("table1", metrics(), LAYOUT))
+    main, spread = (
+        text[text.index(label) :].split(r"\end{table}")[0] for label in ("tab:table1}", "tab:table1-spread}")
+    )
+    assert main.count(r"\begin{tabular}{lrrrrr}") == 1 and main.count(r"\begin{tabular}") == 1
+    assert spread.count(r"\begin{tabular}{lrrrr}") == 1
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no LaTeX here")
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("title", [NASTY, "CAMELYON16"])
+def test_latex_compiles_and_fits_an_upright_page(name: str, title: str, tmp_path: Path) -> None:
+    found, layout = everything()
+    layout["datasets"][0]["title"] = title
+    (tmp_path / "table.tex").write_text(to_latex(build_table(name, found, layout)), encoding="utf-8")
+    page = r"""\documentclass{article}\usepackage{booktabs}\setlength{\textwidth}{5.5in}
+    \begin{document}\input{table}\end{document}"""
+    (tmp_path / "page.tex").write_text(page, encoding="utf-8")
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
+    # a heading may be as long as its data set's name
+    assert title == NASTY or "Overfull" not in done.stdout
