@@ -18,7 +18,9 @@ machine that is busy with other things, where waiting for a core counts as overh
 
 Validation is asked for by the protocol (it selects the epoch), so the share is told with and without it.
 
-Run alone: python -m bench.overhead --results demo/results --dataset rsna --encoder resnet18 --method smap_early
+The defaults are a whole job: 5 splits, 2 learning rates, 50 epochs. Run alone:
+
+    python -m bench.overhead --results demo/results --dataset rsna --encoder resnet18 --method smap_early
 """
 
 import argparse
@@ -133,6 +135,7 @@ def job_command(arguments: argparse.Namespace, out: Path) -> list[str]:
     config = {
         **{"epochs": arguments.epochs, "splits": arguments.splits, "learning_rates": arguments.learning_rates},
         **{"batch_size": arguments.batch_size, "threads": arguments.threads, "device": arguments.device},
+        **{"checkpoint_every": arguments.checkpoint_every},
     }
     return [
         *("--dataset", arguments.dataset, "--encoder", arguments.encoder, "--method", arguments.method),
@@ -173,10 +176,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--encoder", required=True)
     parser.add_argument("--method", default="smap_early")
-    parser.add_argument("--epochs", type=int, default=25)
-    parser.add_argument("--splits", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-3])
+    parser.add_argument("--epochs", type=int, default=50)
+    parser.add_argument("--splits", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-3, 3e-4])
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--checkpoint-every", type=int, default=1, help="epochs between resumable states")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--cpu", action="store_true", help="CPU time instead of wall time, for a busy machine")

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 @dataclass(frozen=True)
@@ -131,15 +132,10 @@ def pack(bags: Sequence[Bag]) -> BagBatch:
     sizes = torch.tensor([len(bag) for bag in bags])
     offsets = torch.zeros(len(bags) + 1, dtype=torch.int64)
     offsets[1:] = sizes.cumsum(0)
-    width = max(bag.neighbors.shape[1] for bag in bags)
-    neighbors = torch.full((int(offsets[-1]), width), -1, dtype=torch.int64)
-    weighted = bags[0].edge_weight is not None
-    edge_weight = torch.zeros(neighbors.shape, dtype=torch.float32) if weighted else None
-    for bag, start in zip(bags, offsets[:-1].tolist(), strict=True):
-        rows, columns = slice(start, start + len(bag)), slice(0, bag.neighbors.shape[1])
-        neighbors[rows, columns] = torch.where(bag.neighbors >= 0, bag.neighbors.long() + start, -1)
-        if edge_weight is not None and bag.edge_weight is not None:
-            edge_weight[rows, columns] = bag.edge_weight
+    neighbors = _joined([bag.neighbors.long() for bag in bags], fill=-1)
+    # entries are row numbers of their bag, wanted are those of the batch
+    neighbors = torch.where(neighbors >= 0, neighbors + offsets[:-1].repeat_interleave(sizes)[:, None], -1)
+    weights = [bag.edge_weight for bag in bags if bag.edge_weight is not None]
     return BagBatch(
         x=torch.cat([bag.x for bag in bags]),
         offsets=offsets,
@@ -149,7 +145,15 @@ def pack(bags: Sequence[Bag]) -> BagBatch:
         y=torch.tensor([bag.y for bag in bags], dtype=torch.float32),
         y_inst=torch.cat([bag.y_inst for bag in bags]),
         bag_ids=tuple(bag.bag_id for bag in bags),
-        edge_weight=edge_weight,
+        edge_weight=_joined(weights, fill=0) if weights else None,
+    )
+
+
+def _joined(tables: Sequence[Tensor], fill: int) -> Tensor:
+    """Tables (n_b, k_b) below one another as (M, K), filled up to the widest."""
+    width = max(table.shape[1] for table in tables)
+    return torch.cat(
+        [pad(table, (0, width - table.shape[1]), value=fill) if table.shape[1] < width else table for table in tables]
     )
 
 
