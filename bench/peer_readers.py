@@ -4,7 +4,7 @@ Written from the public interfaces of those libraries, as their users write it; 
 tool does more (CLAM opens its HDF5 file of coordinates for every tile), the peer here is spared it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,27 @@ def openslide_tiles(handle: Any, coords: npt.NDArray[np.integer], side: int) -> 
     """Tiles of level 0 as RGB arrays."""
     for x, y in coords.tolist():
         yield np.asarray(handle.read_region((x, y), 0, (side, side)).convert("RGB"))
+
+
+def bare_decoder(path: Path, n: int) -> Callable[[], None]:
+    """A step that decodes n JPEG tiles held in memory into one place: what no reader with this codec can go below."""
+    import imagecodecs
+    import tifffile
+
+    with tifffile.TiffFile(path) as tiff, open(path, "rb") as stream:
+        page: Any = tiff.pages[0]
+        data = []
+        for offset, count in list(zip(page.dataoffsets, page.databytecounts, strict=True))[:n]:
+            stream.seek(offset)
+            data.append(stream.read(count))
+        how = {"tables": page.jpegtables, "colorspace": page.photometric.name, "outcolorspace": "RGB"}
+        tile = np.empty((page.tilelength, page.tilewidth, 3), np.uint8)
+
+    def decode() -> None:
+        for code in data:
+            imagecodecs.jpeg8_decode(code, **how, out=tile)
+
+    return decode
 
 
 class ClamTiles:

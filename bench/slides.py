@@ -3,6 +3,7 @@
 In: nothing (a slide is generated), or `--slide PATH`. Out: a table, or with `--json` a list of {name, ours, peer,
 ratio, target, unit}; one core, CPU time per tile of 512 px. Both sides start with a file just opened, caches empty.
 - reader: tiles of level 0 as RGB arrays, aligned with the file's tiles and 137 px off; the pixels have to be identical.
+- codec: the JPEG codec alone on tiles of a generated slide, against OpenSlide reading as many: the most a reader gets.
 - chain: tiles to normalised batches (B, 3, 224, 224) through the code of the features stage, opening, self-check and
   threads included, against OpenSlide + Pillow + torchvision in a data loader. The tiles are compared after the resize:
   equal pixels.
@@ -182,6 +183,16 @@ def slide_trials(path: Path, dimensions: tuple[int, int], most: int) -> list[Tri
     return out
 
 
+def codec_trial(path: Path, dimensions: tuple[int, int], most: int) -> Trial:
+    """The JPEG codec alone on a generated slide."""
+    from bench.peer_readers import bare_decoder
+    from bench.slide_files import lattice
+
+    coords = lattice(dimensions, most=most)
+    name, n = f"codec alone, {len(coords)} tiles", len(coords)
+    return Trial("codec", name, lambda: (bare_decoder(path, n), reader(path, coords)[1]), None, None, n, "ms per tile")
+
+
 def outlines(n: int, vertices: int, span: int, *, jagged: bool, seed: int = 0) -> "BaseGeometry":
     """Separate outlines on a square of `span` px: round with bumps, or with a random radius at every vertex."""
     import shapely
@@ -238,14 +249,10 @@ def coverage_trials(scale: float, real: Path | None) -> list[Trial]:
     for kind in ("round", "jagged"):
         make = partial(outlines, n, VERTICES, side * TILE_PX, jagged=kind == "jagged")
         name = f"coverage, {len(coords)} tiles, {n} {kind} outlines x {VERTICES}"
-        out.append(trial(f"coverage/{kind}", name, partial(_pair, make, coords), 1.0))
+        out.append(trial(f"coverage/{kind}", name, lambda make=make: (make(), coords), 1.0))  # type: ignore[misc]
     if real is not None:
         out.append(trial("coverage/real", *real_outlines(real, round(REAL_TILES * scale)), 2.0))
     return out
-
-
-def _pair(make: Callable[[], "BaseGeometry"], coords: Coords) -> tuple["BaseGeometry", Coords]:
-    return make(), coords
 
 
 def real_outlines(path: Path, n: int) -> tuple[str, Callable[[], tuple["BaseGeometry", Coords]]]:
@@ -281,7 +288,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         path = arguments.slide or write_slide(Path(folder) / "slide.tif", max(1024, round(SIDE * scale**0.5)))
         with open_slide(path, require_mpp=False) as slide:
             dimensions = slide.dimensions
-        trials = slide_trials(path, dimensions, max(1, round(MOST_TILES * scale)))
+        most = max(1, round(MOST_TILES * scale))
+        trials = slide_trials(path, dimensions, most)
+        if arguments.slide is None:
+            trials.append(codec_trial(path, dimensions, most))
         return run_trials([*trials, *coverage_trials(scale, real)], arguments)
 
 

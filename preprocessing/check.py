@@ -2,7 +2,8 @@
 
 `python -m preprocessing.check results/panda/features/resnet18` reads every bag of the stage, compares sizes, schema and
 checksums, and lists each broken one. With `--remove` a broken bag and the shard manifests that list it are deleted, so
-that the next run of the workflow redoes exactly these bags. Exit code 1 if something is broken.
+that the next run of the workflow redoes exactly these bags. Exit code 1 if something is broken. Whoever reads bags
+(`read_stored`) and meets a broken one says so in these words.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import argparse
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 from preprocessing.cli import guard
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -58,6 +61,34 @@ def remove_bags(stage: Path | str, bags: Sequence[str]) -> list[Path]:
     for bag in bags:
         shutil.rmtree(Path(stage) / "store" / bag)
     return removed
+
+
+def read_stored(reader: Callable[..., T], store: Path, bag_id: str, *arguments: Any, **options: Any) -> T:
+    """Calls a reader of `preprocessing.store`; what is damaged or missing is told with what to do about it.
+
+    Args:
+        reader: `read_attrs` or `read_arrays`.
+        store: directory of the tree, `{stage}/store`.
+        bag_id: name of the bag.
+        arguments: further arguments of the reader.
+        options: likewise.
+
+    Raises:
+        ValueError: a damaged or missing bag, naming its file.
+    """
+    from preprocessing.store import CorruptBag
+
+    try:
+        return reader(store, bag_id, *arguments, **options)
+    except CorruptBag as error:
+        raise ValueError(
+            f"{error}; `python -m preprocessing.check {store.parent} --remove` deletes what is damaged,"
+            " then run the workflow again: it makes these bags again"
+        ) from error
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{store}: bag {bag_id} is missing although its manifest calls it ok; run the shard again"
+        ) from error
 
 
 def _main(argv: Sequence[str] | None = None) -> int:

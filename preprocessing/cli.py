@@ -1,5 +1,6 @@
-"""What every command line of the project shares: one error line for user errors, plain logs, atomic JSON."""
+"""What every command line of the project shares: one error line for what its user can mend, plain logs, whole files."""
 
+import errno
 import functools
 import json
 import logging
@@ -10,6 +11,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
+
+# no room, over the quota, over the file size limit, read-only: no work's own fault, and all that follows fails alike
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+class Abort(Exception):
+    """An error that is not one bag's (a device that fails, a lost encoder): ends the job instead of one bag."""
 
 
 class Main(Protocol):
@@ -25,15 +34,16 @@ def setup_logging(level: int = logging.INFO) -> None:
 
 
 def guard(main: Main) -> Main:
-    """Turns a `ValueError` of a command line into one line on stderr and exit code 2.
+    """Turns what the user of a command line can mend into one line on stderr.
 
-    Every other exception is a fault of the program and keeps its traceback.
+    That is a `ValueError` (exit code 2), and a disk that is full, read-only or forbidden (exit code 1). Every other
+    exception is a fault of the program and keeps its traceback.
 
     Args:
         main: `main(argv) -> exit code`.
 
     Returns:
-        The same callable, with user errors reported in one line.
+        The same callable, with such errors reported in one line.
     """
 
     @functools.wraps(main)
@@ -44,8 +54,40 @@ def guard(main: Main) -> Main:
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
+        except (OSError, Abort) as error:
+            told = disk_trouble(error)
+            if told is None:
+                raise
+            print(f"error: {told}", file=sys.stderr)
+            return 1
 
     return guarded
+
+
+def disk_trouble(error: OSError | Abort) -> str | None:
+    """What a full, read-only or forbidden disk asks its user to do, in one line; None for every other error."""
+    if isinstance(error, Abort):
+        return str(error) if isinstance(error.__cause__, OSError) and disk_trouble(error.__cause__) else None
+    file, reason = error.filename or "a file", error.strerror or str(error)
+    # without a file it is no matter of files: a process that may not be signalled, say
+    if error.errno in _FORBIDDEN and error.filename:
+        advice = "see that you may write there (read, if it is an input), or name another folder"
+        return f"cannot open or write {file}: {reason}; {advice}, then run the same command again"
+    if error.errno in DISK_ERRORS:
+        advice = "make room there, then run the same command again: what is finished is kept"
+        return f"cannot write {file}: {reason}; {advice}"
+    return None
+
+
+@contextmanager
+def naming(path: Path | str) -> Iterator[None]:
+    """Says of which file a disk error is: a failing write does not know, and a temporary name tells nobody anything."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (*DISK_ERRORS, *_FORBIDDEN):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
 
 
 @contextmanager
@@ -53,39 +95,37 @@ def whole_file(path: Path | str) -> Iterator[Path]:
     """Yields a temporary path beside `path` and renames it into place after the block (fsync first); never half a file.
 
     A crash leaves at most a hidden `.tmp` file behind, which nothing reads.
+
+    Raises:
+        OSError: a full, read-only or forbidden disk, naming `path`.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with open(temporary, "rb+") as stream:
-            os.fsync(stream.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with open(temporary, "rb+") as stream:
+                os.fsync(stream.fileno())
+            # mkstemp makes files private; results are meant to be shared like any other output
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def write_bytes(path: Path | str, data: bytes | memoryview) -> None:
+    """Writes a file whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Writes a text file whole or not at all (temporary name, fsync, rename)."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        # mkstemp makes files private; results are meant to be shared like any other output
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    """Writes a text file whole or not at all."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path | str, value: Any) -> None:

@@ -6,7 +6,7 @@ file names relative to the dataset's root, spacing and windows; never an identif
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from preprocessing.graph import chain_neighbors
 from preprocessing.instances_types import Instances
 from preprocessing.options import CtOptions
 
+Slice = npt.NDArray[np.float32]
 CELL_PX = 128
 MONTAGE_SLICES = 64
 _COVERAGE = {"0": 0.0, "1": 1.0, "x": float("nan")}
@@ -79,8 +80,8 @@ def ct_instances(
     return instances
 
 
-def read_slices(root: Path | str, attrs: Mapping[str, Any]) -> Iterator[npt.NDArray[np.float32]]:
-    """Reads the slices of a stored scan for an encoder.
+def read_slices(root: Path | str, attrs: Mapping[str, Any]) -> Generator[Slice, Slice | None, None]:
+    """Reads the slices of a stored scan for an encoder; who has memory for the next one may `send` it.
 
     Args:
         root: the dataset's root folder.
@@ -93,9 +94,10 @@ def read_slices(root: Path | str, attrs: Mapping[str, Any]) -> Iterator[npt.NDAr
         ValueError: a file missing, truncated or not decodable; it is named.
     """
     windows = [(float(level), float(width)) for level, width in attrs["windows"]]
+    out: Slice | None = None
     for name, path in zip(attrs["files"], _resolved(root, attrs["files"]), strict=True):
         raw, header = read_stored(path, name)
-        yield _resized(windowed(raw, header, windows), int(attrs["slice_px"]))
+        out = yield _resized(windowed(raw, header, windows, out), int(attrs["slice_px"]))
 
 
 def _resolved(root: Path | str, names: Sequence[str]) -> Iterator[Path]:

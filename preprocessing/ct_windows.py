@@ -2,7 +2,7 @@
 
 A slice has 262,144 pixels but 65,536 possible values, and the slices of a series share their rescaling. So repair,
 rescaling, padding and windows are computed once per possible value (by the functions of `preprocessing.dicom`) and
-looked up per pixel. raw (H, W) integers -> (H, W, C) float32 in [0, 1].
+looked up per pixel, by a compiled loop where there is one. raw (H, W) integers -> (H, W, C) float32 in [0, 1].
 """
 
 import threading
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from preprocessing import pixel_kernel
 from preprocessing.dicom import Header, check_slice, to_hu, window_channels
 
 _VALUES = 1 << 16
@@ -26,16 +27,22 @@ _BLOCK_PX = 1 << 17
 Windows = tuple[tuple[float, float], ...]
 
 
-def windowed(raw: npt.NDArray[Any], header: Header, windows: Sequence[tuple[float, float]]) -> npt.NDArray[np.float32]:
+def windowed(
+    raw: npt.NDArray[Any],
+    header: Header,
+    windows: Sequence[tuple[float, float]],
+    out: npt.NDArray[np.float32] | None = None,
+) -> npt.NDArray[np.float32]:
     """One channel per (level, width).
 
     Args:
         raw: (H, W) values of `read_slice` or `read_stored`; not changed.
         header: the slice's header.
         windows: level and width of each channel, HU.
+        out: memory that may be used for the result, if it fits; its content is lost.
 
     Returns:
-        (H, W, C) float32 in [0, 1], contiguous.
+        (H, W, C) float32 in [0, 1], contiguous; `out` or a new array.
 
     Raises:
         ValueError: no rescale values, or a width of 0 or less.
@@ -50,14 +57,21 @@ def windowed(raw: npt.NDArray[Any], header: Header, windows: Sequence[tuple[floa
     assert header.slope is not None and header.intercept is not None
     key = (header.bits_stored, header.signed, header.slope, header.intercept, header.padding)
     flat = np.ascontiguousarray(raw).view(np.uint16).reshape(-1)
-    out = np.empty((flat.size, len(windows)), dtype=np.float32)
+    shape = (*raw.shape, len(windows))
+    if out is None or out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
+        out = np.empty(shape, dtype=np.float32)
+    rows = out.reshape(flat.size, len(windows))
     for first in range(0, len(windows), 3):
-        three = out if len(windows) == 3 else np.empty((flat.size, 3), dtype=np.float32)
+        three = rows if len(windows) == 3 else np.empty((flat.size, 3), dtype=np.float32)
         chosen = tuple(windows[first : first + 3])
-        _look_up(_table(*key, chosen), flat, three)
-        if three is not out:
-            out[:, first : first + 3] = three[:, : len(chosen)]
-    return out.reshape(*raw.shape, len(windows))
+        table = _table(*key, chosen)
+        if pixel_kernel.can_look_up():
+            pixel_kernel.look_up(table, flat, three)
+        else:
+            _look_up(table, flat, three)
+        if three is not rows:
+            rows[:, first : first + 3] = three[:, : len(chosen)]
+    return out
 
 
 class _Scratch(threading.local):
@@ -71,16 +85,17 @@ class _Scratch(threading.local):
 _SCRATCH = _Scratch()
 
 
-def _look_up(table: npt.NDArray[Any], values: npt.NDArray[np.uint16], out: npt.NDArray[np.float32]) -> None:
+def _look_up(table: npt.NDArray[np.float32], values: npt.NDArray[np.uint16], out: npt.NDArray[np.float32]) -> None:
     """Puts the first three numbers of each value's record into `out` (M, 3)."""
     import cv2
 
+    whole = table.view(_RECORD).reshape(-1)
     for start in range(0, len(values), _BLOCK_PX):
         count = min(_BLOCK_PX, len(values) - start)
         index, records = _SCRATCH.index[:count], _SCRATCH.records[:count]
         np.copyto(index, values[start : start + count])
         # 16 bits are never out of range, and only with "clip" are the records written where they belong at once
-        table.take(index, out=records, mode="clip")
+        whole.take(index, out=records, mode="clip")
         four = records.view(np.float32).reshape(1, count, 4)
         cv2.cvtColor(four, cv2.COLOR_RGBA2RGB, dst=out[None, start : start + count])
 
@@ -88,8 +103,8 @@ def _look_up(table: npt.NDArray[Any], values: npt.NDArray[np.uint16], out: npt.N
 @lru_cache(maxsize=_TABLES)
 def _table(
     bits: int, signed: bool, slope: float, intercept: float, padding: tuple[int, int] | None, windows: Windows
-) -> npt.NDArray[Any]:
-    """Records of every 16-bit value, (65536,), each up to three channels and filling; place = the low 16 bits."""
+) -> npt.NDArray[np.float32]:
+    """Records of every 16-bit value, (65536, 4), each up to three channels and filling; place = the low 16 bits."""
     numbers = np.arange(_VALUES, dtype=np.int32)
     values = np.where(numbers >= _VALUES // 2, numbers - _VALUES, numbers) if signed else numbers
     # what tells slices of one rescaling apart has no part in the table
@@ -108,6 +123,5 @@ def _table(
     )
     table = np.zeros((_VALUES, 4), dtype=np.float32)
     table[:, : len(windows)] = window_channels(to_hu(values[None], header), windows)[0]
-    records = table.view(_RECORD).reshape(-1)
-    records.flags.writeable = False
-    return records
+    table.flags.writeable = False
+    return table

@@ -2,7 +2,8 @@
 
 Batches have one size and cross bags; the last one is filled up with zeros, so that every tile meets the same kernels
 whatever the number of tiles, threads or bags around it. Tiles go to the device once; encoders with the same resize
-share its result. On a GPU a batch is collected only after the next one has been sent.
+share its result, which on a CPU the decoding threads make, if it is one square for all. On a GPU a batch is collected
+only after the next one has been sent.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy.typing as npt
 from preprocessing.encoder_model import LoadedEncoder
 from preprocessing.prefetch import Block, OpenTiles, Prefetcher, segments
 from preprocessing.shards import Abort
-from preprocessing.transforms import resized
+from preprocessing.transforms import resized, tile_resize
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,7 +64,9 @@ class Extraction:
         self._encoders = dict(encoders)
         self._batch_size = batch_size
         todo = [segment for plan in plans for segment in segments(plan.bag_id, plan.n, plan.open)]
-        self._prefetcher = Prefetcher(todo, workers)
+        on_cpu = all(encoder.device.type == "cpu" for encoder in self._encoders.values())
+        early = tile_resize(encoder.resize for encoder in self._encoders.values()) if on_cpu else None
+        self._prefetcher = Prefetcher(todo, workers, early)
         self._blocks = self._all_blocks()
         self._buffer: npt.NDArray[Any] | None = None
         self._spare: npt.NDArray[Any] | None = None
@@ -121,6 +124,7 @@ class Extraction:
             taken += count
             if self._filled == self._batch_size:
                 self._send()
+        self._prefetcher.release(block.tiles)
 
     def _buffer_for(self, tiles: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The batch under way; a tile of another size or type ends it."""

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preprocessing.bags import BagRow, read_bags, resolve, shard_rows
-from preprocessing.cli import guard, write_json
+from preprocessing.cli import guard, write_bytes, write_json
 from preprocessing.shards import Outcome, Shard, run_shard, shard_lock
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ STAGE_VERSION = 1
 
 PROBE_BYTES = 1 << 16
 WHOLE_FILE_BYTES = 1 << 24
+# Attribute with the resolved settings of a bag; bags of before it was recorded have none, and stay finished.
+OPTIONS_ATTR = "instance_options"
 # Attributes that do not change which pixels an instance shows (prefixes): all others enter `pixels_key`.
 NOT_PIXELS = ("annotation", "coverage", "lesion", "label", "empty_reason", "thumbnail")
 _PACKAGES = ("numpy", "openslide-python", "opencv-python-headless", "pydicom", "shapely", "tifffile")
@@ -141,6 +143,8 @@ class InstanceStage:
             **found.attrs,
             **{"dataset": self.dataset, "modality": row.modality, "label": row.label},
             **{"mpp_override": row.mpp, "stage_version": STAGE_VERSION, "software": self.software},
+            # said for who cuts an image of his own the same way; what follows from them is in `pixels_key` already
+            OPTIONS_ATTR: options.model_dump(mode="json"),
         }
         if row.overrides:
             attrs["overrides"] = json.loads(row.overrides)
@@ -205,14 +209,7 @@ def write_jpeg(path: Path, picture: Any) -> None:
 
     data = io.BytesIO()
     Image.fromarray(picture).save(data, "JPEG", quality=85)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data.getvalue())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_bytes(path, data.getbuffer())
 
 
 def software(packages: Sequence[str]) -> dict[str, str]:

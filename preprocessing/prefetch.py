@@ -4,13 +4,16 @@ Bags are cut into segments of consecutive tiles. A few segments ("lanes") are op
 of one slide; every lane has one block being decoded or waiting, so the queue is bounded, and threads outlive slides.
 Blocks are handed out lane after lane in turn. Which tiles share a batch therefore depends on the list of bags alone,
 not on timing, and a rerun gives the same bytes. A segment that fails is handed out as an error in its turn; the others
-go on.
+go on. Tiles can be resized where they are decoded, while they are in the cache. New memory for every tile would cost a
+tenth of decoding it: generators are sent memory for the next one, and blocks given back with `release` are filled anew.
 """
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -20,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocessing.shards import Abort
+from preprocessing.transforms import TileResize
 
 Tile = npt.NDArray[Any]
 OpenTiles = Callable[[int, int], Iterator[Tile]]
@@ -56,26 +60,71 @@ def segments(bag_id: str, n: int, open_tiles: OpenTiles) -> list[Segment]:
     return [Segment(bag_id, start, min(start + length, n), open_tiles) for start in range(0, n, length)]
 
 
+class _Memory(threading.local):
+    """A thread's memory for a tile that is resized at once; one for all its lanes, so that it stays in the cache."""
+
+    tile: Tile | None = None
+
+
 class _Lane:
     """One open segment: its iterator and the block that is being decoded."""
 
-    def __init__(self, segment: Segment) -> None:
+    def __init__(self, segment: Segment, resize: TileResize | None, spare: deque[Tile], memory: _Memory) -> None:
         self.segment = segment
         self.position = segment.start
+        self._resize, self._spare, self._memory = resize, spare, memory
         self._tiles: Iterator[Tile] | None = None
+        self._form: tuple[tuple[int, ...], np.dtype[Any]] | None = None
 
     def decode(self) -> Tile:
         """The next block; runs in a thread of the pool, never twice at a time for one lane."""
-        if self._tiles is None:
-            self._tiles = self.segment.open(self.segment.start, self.segment.stop)
         wanted = min(BLOCK_TILES, self.segment.stop - self.position)
-        tiles = [tile for _, tile in zip(range(wanted), self._tiles, strict=False)]
-        if len(tiles) != wanted:
+        block = None if self._form is None else self._block(wanted, *self._form)
+        for row in range(wanted):
+            place = None if block is None else block[row]
+            tile = self._next(row, place if self._resize is None else self._memory.tile)
+            form = tile.shape, tile.dtype
+            if self._form is None:
+                self._form = form
+            if form != self._form:
+                raise ValueError(f"bag {self.segment.bag_id}: a tile is {form}, those before {self._form}")
+            if block is None:
+                block = self._block(wanted, *form)
+            self._place(tile, block[row] if place is None else place)
+        assert block is not None
+        return block
+
+    def _next(self, row: int, memory: Tile | None) -> Tile:
+        """The next tile, which may be in `memory`."""
+        try:
+            if self._tiles is None:
+                self._tiles = self.segment.open(self.segment.start, self.segment.stop)
+                return next(self._tiles)
+            # generators that do not ask for memory ignore it
+            return self._tiles.send(memory) if isinstance(self._tiles, Generator) else next(self._tiles)
+        except StopIteration:
             raise ValueError(
-                f"bag {self.segment.bag_id}: the images gave {self.position - self.segment.start + len(tiles)} tiles, "
+                f"bag {self.segment.bag_id}: the images gave {self.position - self.segment.start + row} tiles, "
                 f"the bag has {self.segment.stop - self.segment.start}; run the instances stage again"
-            )
-        return np.stack(tiles)
+            ) from None
+
+    def _block(self, length: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Tile:
+        """Memory of a block of such tiles."""
+        shape = (length, *(shape if self._resize is None else self._resize.shape(shape, dtype)))
+        if length == BLOCK_TILES:
+            with contextlib.suppress(IndexError):  # nothing to spare, or another thread was quicker
+                block = self._spare.pop()
+                if block.shape == shape and block.dtype == dtype:
+                    return block
+        return np.empty(shape, dtype)
+
+    def _place(self, tile: Tile, place: Tile) -> None:
+        if self._resize is not None:
+            self._resize(tile, place)
+            if self._memory.tile is None or self._memory.tile.shape != tile.shape:
+                self._memory.tile = np.empty_like(tile)
+        elif tile is not place:
+            place[...] = tile
 
     def close(self) -> None:
         """Ends the iterator, so that it closes its slide."""
@@ -85,10 +134,17 @@ class _Lane:
 
 
 class Prefetcher:
-    """Iterates over the blocks of all segments; a context manager that ends its threads."""
+    """Iterates over the blocks of all segments; a context manager that ends its threads.
 
-    def __init__(self, todo: Sequence[Segment], workers: int) -> None:
+    Args:
+        todo: the segments, in order.
+        workers: decoding threads.
+        resize: done to every tile by the thread that decoded it.
+    """
+
+    def __init__(self, todo: Sequence[Segment], workers: int, resize: TileResize | None = None) -> None:
         self._waiting = deque(todo)
+        self._resize, self._spare, self._memory = resize, deque[Tile](maxlen=LANES), _Memory()
         self._pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="decode")
         self._lanes: deque[tuple[_Lane, Future[Tile]]] = deque()
         self._dropped: set[str] = set()
@@ -106,6 +162,11 @@ class Prefetcher:
     def drop(self, bag_id: str) -> None:
         """Decodes nothing more of a bag (it has failed); blocks in flight are thrown away."""
         self._dropped.add(bag_id)
+
+    def release(self, tiles: Tile) -> None:
+        """Takes back the tiles of a block that nobody uses any more: another block will be written there."""
+        if len(tiles) == BLOCK_TILES:
+            self._spare.append(tiles)
 
     def __iter__(self) -> Iterator[Block]:
         self._fill()
@@ -131,7 +192,7 @@ class Prefetcher:
         while self._waiting and len(self._lanes) < LANES:
             segment = self._waiting.popleft()
             if segment.bag_id not in self._dropped:
-                lane = _Lane(segment)
+                lane = _Lane(segment, self._resize, self._spare, self._memory)
                 self._lanes.append((lane, self._submit(lane)))
 
     def _submit(self, lane: _Lane) -> Future[Tile]:

@@ -18,7 +18,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from preprocessing.cli import guard, write_json, write_text
+from preprocessing.cli import guard, write_bytes, write_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -150,20 +150,11 @@ def _main(argv: Sequence[str] | None = None) -> int:
     shown = choose_shown(bags, args.max_bags)
     command = shlex.join(["python", "-m", "preprocessing.qc", *given])
     title = f"{args.dataset}: {len(bags)} bags, {counts['instances']:,} instances; oddest first"
-    _write_bytes(args.out / "contact-sheet.jpg", jpeg(contact_sheet(args.instances, shown, title), 82))
+    write_bytes(args.out / "contact-sheet.jpg", jpeg(contact_sheet(args.instances, shown, title), 82))
     write_json(args.out / "counts.json", {"dataset": args.dataset, "shown": len(shown), "command": command, **counts})
     write_text(args.out / "index.html", sheet_page(args.dataset, bags, shown, counts, args.instances))
     log.info("%s: %d bags, %d shown, states %s", args.out / "index.html", len(bags), len(shown), counts["states"])
     return 0
-
-
-def _write_bytes(path: Path, data: bytes) -> None:
-    import os
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
 
 
 main = guard(_main)

@@ -74,12 +74,13 @@ def draw_outlines(picture: Picture, outlines: Mapping[str, Any], scale: float) -
 def _draw_tiles(picture: Picture, store: Path, bag: BagFacts, scale: float, *, mark_lesion: bool) -> None:
     import cv2
 
+    from preprocessing.check import read_stored
     from preprocessing.store import read_arrays, read_attrs
 
     if bag.state != "ok":
         return
-    side = float(read_attrs(store, bag.bag_id)["l0_footprint_px"]) * scale
-    arrays = read_arrays(store, bag.bag_id, ["coords", "coverage"])
+    side = float(read_stored(read_attrs, store, bag.bag_id)["l0_footprint_px"]) * scale
+    arrays = read_stored(read_arrays, store, bag.bag_id, ["coords", "coverage"], verify=True)
     corners = arrays["coords"] * scale
     tint = picture.copy()
     for x, y in corners:

@@ -75,6 +75,9 @@ def collect(
 
     Returns:
         One `BagFacts` per row: bags without a picture to trust first (failed, missing, empty), then the oddest first.
+
+    Raises:
+        ValueError: a stored bag that is damaged or gone.
     """
     found = []
     for row in rows:
@@ -95,10 +98,11 @@ def collect(
 
 
 def _describe(facts: BagFacts, row: "BagRow", instances: Path) -> None:
+    from preprocessing.check import read_stored
     from preprocessing.store import read_arrays, read_attrs
 
-    attrs = read_attrs(instances / "store", facts.bag_id)
-    coverage = read_arrays(instances / "store", facts.bag_id, ["coverage"])["coverage"]
+    attrs = read_stored(read_attrs, instances / "store", facts.bag_id)
+    coverage = read_stored(read_arrays, instances / "store", facts.bag_id, ["coverage"], verify=True)["coverage"]
     known = coverage[~np.isnan(coverage)]
     facts.lesion_share = float(known.mean()) if len(known) else None
     if facts.label == 0 and facts.lesion_share:

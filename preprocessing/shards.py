@@ -29,20 +29,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from preprocessing.bags import BagRow
-from preprocessing.cli import write_json
+from preprocessing.cli import DISK_ERRORS, naming, write_json
+from preprocessing.cli import Abort as Abort
 
 log = logging.getLogger(__name__)
 
 State = Literal["ok", "empty", "skipped", "failed"]
 STATES: tuple[str, ...] = ("ok", "empty", "skipped", "failed")
-# no bag's fault, and every bag after it would fail alike: no room, over the quota, over the file size limit, read-only
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_MAKE_ROOM = "make room, then run the same command again: finished bags are kept"
 _REASON_CHARACTERS = 500
 _LOCK_REPORT_S = 60.0
-
-
-class Abort(Exception):
-    """An error that is not one bag's (a device that fails, a lost encoder): ends the job instead of one bag."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +152,7 @@ def _try(row: BagRow, work: Work) -> Outcome:
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-            raise Abort(f"cannot write: {error}; make room, then run again: finished bags are kept") from error
+            raise Abort(f"bag {row.bag_id}: cannot write: {error}; {_MAKE_ROOM}") from error
         log.exception("bag %s failed", row.bag_id)
         return Outcome("failed", reason=one_line(error))
 
@@ -192,8 +188,9 @@ def _record(status: Any, row: BagRow, outcome: Outcome, seconds: float) -> None:
         "redone": outcome.redone,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    status.write(json.dumps(line, sort_keys=True) + "\n")
-    status.flush()
+    with naming(status.name):
+        status.write(json.dumps(line, sort_keys=True) + "\n")
+        status.flush()
 
 
 def _end_line(status: Any, path: Path) -> None:

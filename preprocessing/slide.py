@@ -98,7 +98,9 @@ class Slide:
         fitting = [i for i, ds in enumerate(self.level_downsamples) if ds <= downsample * (1 + tolerance)]
         return fitting[-1] if fitting else 0
 
-    def read(self, l0_x: int, l0_y: int, level: int, size: tuple[int, int], *, white: bool = True) -> Image:
+    def read(
+        self, l0_x: int, l0_y: int, level: int, size: tuple[int, int], *, white: bool = True, out: Image | None = None
+    ) -> Image:
         """Read a region.
 
         Args:
@@ -107,6 +109,7 @@ class Slide:
             level: pyramid level.
             size: (width, height) in px of `level`; what lies outside the slide is white.
             white: composite transparency on white; False leaves the colour as stored (transparent = black).
+            out: memory that may be used for the result, if it fits.
 
         Returns:
             (height, width, 3) uint8.
@@ -120,16 +123,15 @@ class Slide:
                 f"{self.path}: level {level}, size {size} asked, expected level 0..{len(self.level_dimensions) - 1} "
                 "and a positive size"
             )
-        downsample = self.level_downsamples[level]
+        downsample, (width, height) = self.level_downsamples[level], size
         left, top = math.floor(l0_x / downsample + 0.5), math.floor(l0_y / downsample + 0.5)
-        width, height = size
         if width <= MAX_READ_PX and height <= MAX_READ_PX:
-            return self._read_block(left, top, level, size, white)
+            return self._read_block(left, top, level, size, white, out)
         out = np.empty((height, width, 3), np.uint8)
         for y in range(0, height, MAX_READ_PX):
             for x in range(0, width, MAX_READ_PX):
                 part = (min(MAX_READ_PX, width - x), min(MAX_READ_PX, height - y))
-                out[y : y + part[1], x : x + part[0]] = self._read_block(left + x, top + y, level, part, white)
+                out[y : y + part[1], x : x + part[0]] = self._read_block(left + x, top + y, level, part, white, None)
         return out
 
     def read_level(self, level: int, factor: int = 1, *, white: bool = True) -> Image:
@@ -173,11 +175,11 @@ class Slide:
             image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
         return image, max(self.dimensions) / max(image.shape[:2])
 
-    def _read_block(self, left: int, top: int, level: int, size: tuple[int, int], white: bool) -> Image:
+    def _read_block(self, left: int, top: int, level: int, size: tuple[int, int], white: bool, out: Any) -> Image:
         """One region of at most 4096 px a side; `left`, `top` in px of the level."""
         direct = self._direct_reader()
         if direct is not None:
-            block = direct.read(self, left, top, level, size, 255 if white else 0)
+            block = direct.read(self, left, top, level, size, 255 if white else 0, out)
             if block is not None:
                 return block
         downsample = self.level_downsamples[level]
@@ -283,8 +285,8 @@ def _bounds(properties: Mapping[str, str], dimensions: tuple[int, int]) -> tuple
     keys = [f"openslide.bounds-{name}" for name in ("x", "y", "width", "height")]
     if not all(key in properties for key in keys):
         return (0, 0, *dimensions)
-    x, y, width, height = (int(float(properties[key])) for key in keys)
-    return x, y, width, height
+    x, y, w, h = (int(float(properties[key])) for key in keys)
+    return x, y, w, h
 
 
 def _to_rgb(image: Any, white: bool) -> Image:
@@ -294,5 +296,4 @@ def _to_rgb(image: Any, white: bool) -> Image:
     if not white or rgba[..., 3].min() == 255:
         return rgb
     alpha = rgba[..., 3:].astype(np.uint16)
-    mixed = (rgb * alpha + 255 * (255 - alpha) + 127) // 255
-    return np.asarray(mixed, np.uint8)
+    return np.asarray((rgb * alpha + 255 * (255 - alpha) + 127) // 255, np.uint8)

@@ -14,8 +14,8 @@
 | features | `features` | (N,P) float16 or float32 | encoder output; finite, values beyond float16 are refused |
 
 Metadata is written here, byte for byte what the format asks for, so that every file can be synced before the rename;
-plain Zarr opens the result. Reading by path is one `fromfile` per array. A bag is complete from the moment its name
-exists: it is built under `.tmp`, synced, and renamed; a replaced bag is moved out of the way first, so a crash leaves
+plain Zarr opens the result. Reading by path is one read per array. A bag is complete from the moment its name exists:
+it is built under `.tmp`, synced, and renamed; a replaced bag is moved out of the way first, so a crash leaves
 the old bag, no bag, or the new bag. N = 0 is valid (an empty bag has no chunk files).
 """
 

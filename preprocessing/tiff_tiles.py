@@ -13,12 +13,13 @@ import logging
 import os
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
+from preprocessing.tiff_levels import Level, match_levels, probes
 
 if TYPE_CHECKING:
     from preprocessing.slide import Slide
@@ -26,14 +27,10 @@ if TYPE_CHECKING:
 Image = npt.NDArray[np.uint8]
 
 CACHE_BYTES = 256 << 20
-_JPEG = 7
-_COLOURSPACE = {2: "RGB", 6: "YCBCR"}
 # Vendors whose levels are one TIFF directory each, without overlaps between tiles.
 _VENDORS = frozenset({"generic-tiff", "aperio", "philips"})
 # Aperio's missing tiles are filled from another level by OpenSlide, so a read that meets one is left to it.
 _MISSING_IS_BLANK = frozenset({"generic-tiff", "philips"})
-_CHECKED_TILES = 3
-_MAX_CHECK_PX = 1024
 _COMPARED: dict[tuple[int, ...], bool] = {}
 
 log = logging.getLogger(__name__)
@@ -43,34 +40,12 @@ class _NotDirect(Exception):
     """This region has to be read by OpenSlide."""
 
 
-@dataclass(frozen=True)
-class _Level:
-    """One TIFF directory.
-
-    Attributes:
-        offsets, counts: (tiles,) int64 position and length in the file; length 0 = missing tile.
-        tables: shared JPEG tables, or None.
-        colourspace: of the coded data.
-        tile: (width, height) of a tile.
-        size: (width, height) of the picture; what a tile holds beyond is padding.
-        columns: tiles per row.
-    """
-
-    offsets: npt.NDArray[np.int64]
-    counts: npt.NDArray[np.int64]
-    tables: bytes | None
-    colourspace: str
-    tile: tuple[int, int]
-    size: tuple[int, int]
-    columns: int
-
-
 class TiffTiles:
     """Direct reader of one file; safe for several threads and after a fork (positional reads only)."""
 
     _file: int | None = None
 
-    def __init__(self, path: Path, levels: dict[int, _Level], vendor: str, cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, path: Path, levels: dict[int, Level], vendor: str, cache_bytes: int = CACHE_BYTES) -> None:
         self._path, self._levels, self._vendor = path, levels, vendor
         self._file = os.open(path, os.O_RDONLY)
         self._trusted: dict[int, bool] = {}
@@ -80,18 +55,31 @@ class TiffTiles:
         self._handed_out: set[tuple[int, int]] = set()
         self._overlapping = False
         self._room = cache_bytes
+        # memory of tiles that left the cache: new pages for every tile cost a tenth of decoding it
+        self._spare: list[Image] = []
+        self._reading = 0
 
     def close(self) -> None:
         """Close the file and forget the decoded tiles."""
         if self._file is not None:
             os.close(self._file)
             self._cache.clear()
+            self._spare.clear()
         self._file = None
 
     def __del__(self) -> None:
         self.close()
 
-    def read(self, slide: Slide, left: int, top: int, level: int, size: tuple[int, int], fill: int) -> Image | None:
+    def read(
+        self,
+        slide: Slide,
+        left: int,
+        top: int,
+        level: int,
+        size: tuple[int, int],
+        fill: int,
+        out: Image | None = None,
+    ) -> Image | None:
         """Read a region.
 
         Args:
@@ -101,46 +89,61 @@ class TiffTiles:
             level: pyramid level.
             size: (width, height) in px of the level.
             fill: grey level of what lies outside and of missing tiles.
+            out: memory for the region, used if it is of its size and contiguous; its content is lost.
 
         Returns:
-            (height, width, 3) uint8, or None if this region has to be read by OpenSlide.
+            (height, width, 3) uint8, `out` or a new array, or None if this region has to be read by OpenSlide.
         """
         if level not in self._levels or not self._trust(slide, level):
             return None
+        if out is None or out.shape != (size[1], size[0], 3) or out.dtype != np.uint8 or not out.flags.c_contiguous:
+            out = np.empty((size[1], size[0], 3), np.uint8)
         try:
-            return self._compose(level, left, top, size, fill)
+            return self._compose(level, left, top, size, fill, out)
         except _NotDirect as reason:
             log.info("%s: level %d, region at (%d, %d) left to OpenSlide: %s", self._path, level, left, top, reason)
             return None
 
-    def _compose(self, number: int, left: int, top: int, size: tuple[int, int], fill: int) -> Image:
+    def _compose(self, number: int, left: int, top: int, size: tuple[int, int], fill: int, out: Image) -> Image:
+        with self._lock:
+            self._reading += 1
+        try:
+            self._paste(number, left, top, size, fill, out)
+        finally:
+            with self._lock:
+                self._reading -= 1
+        return out
+
+    def _paste(self, number: int, left: int, top: int, size: tuple[int, int], fill: int, out: Image) -> None:
+        """Fills `out` with a region."""
         level = self._levels[number]
         (tile_w, tile_h), (width, height) = level.tile, size
         x0, x1 = max(left, 0), min(left + width, level.size[0])
         y0, y1 = max(top, 0), min(top + height, level.size[1])
         covered = x0 == left and y0 == top and x1 == left + width and y1 == top + height
         if covered and size == level.tile and left % tile_w == 0 and top % tile_h == 0:
-            tile = self._tile(number, level, top // tile_h * level.columns + left // tile_w, True)
-            if tile is not None:
-                return tile if tile.flags.writeable else tile.copy()
-        out = np.empty((height, width, 3), np.uint8) if covered else np.full((height, width, 3), fill, np.uint8)
+            tile = self._tile(number, level, top // tile_h * level.columns + left // tile_w, out)
+            if tile is not out:
+                out[:] = fill if tile is None else tile
+            return
+        if not covered:
+            out[:] = fill
         for row in range(y0 // tile_h, -(-y1 // tile_h) if x1 > x0 and y1 > y0 else 0):
             for column in range(x0 // tile_w, -(-x1 // tile_w)):
                 ox, oy = column * tile_w, row * tile_h
                 a, b = max(x0, ox), min(x1, ox + tile_w)
                 c, d = max(y0, oy), min(y1, oy + tile_h)
-                whole = b - a == tile_w and d - c == tile_h
-                tile = self._tile(number, level, row * level.columns + column, whole)
+                tile = self._tile(number, level, row * level.columns + column)
                 part = fill if tile is None else tile[c - oy : d - oy, a - ox : b - ox]
                 out[c - top : d - top, a - left : b - left] = part
-        return out
 
-    def _tile(self, number: int, level: _Level, index: int, whole: bool) -> Image | None:
+    def _tile(self, number: int, level: Level, index: int, memory: Image | None = None) -> Image | None:
         """One decoded tile, None for a missing one.
 
-        A tile wanted whole is not needed by a neighbouring region unless regions overlap, so it is not kept (fresh
-        memory for every tile would cost half as much as decoding) until such a tile is asked for a second time.
+        A tile that is a region of its own, decoded into `memory`, is not needed by a neighbouring region unless regions
+        overlap, so it is not kept until such a tile is asked for a second time.
         """
+        whole = memory is not None
         key = (number, index)
         with self._lock:
             tile = self._cache.get(key)
@@ -155,18 +158,32 @@ class TiffTiles:
             if self._vendor not in _MISSING_IS_BLANK:
                 raise _NotDirect(f"missing tile {index}")
             return None
-        tile = self._decode(level, index)
-        if keep:
-            # two rows of tiles: what a lattice off the tile grid needs to decode every tile once
-            room = max(min(2 * level.columns + 8, self._room // tile.nbytes), 4)
-            tile.flags.writeable = False  # shared from now on
-            with self._lock:
-                self._cache[key] = tile
-                while len(self._cache) > room:
-                    self._cache.popitem(last=False)
+        if memory is not None and not keep:
+            return self._decode(level, index, memory)
+        tile = self._decode(level, index, self._memory_of(level))
+        # two rows of tiles: what a lattice off the tile grid needs to decode every tile once
+        room = max(min(2 * level.columns + 8, self._room // tile.nbytes), 4)
+        with self._lock:
+            self._cache[key] = tile  # shared from now on, and only read
+            while len(self._cache) > room:
+                old = self._cache.popitem(last=False)[1]
+                # another thread may be copying from it
+                if self._reading == 1 and old.shape == tile.shape:
+                    self._spare.append(old)
         return tile
 
-    def _decode(self, level: _Level, index: int) -> Image:
+    def _memory_of(self, level: Level) -> Image:
+        """Memory of one tile."""
+        shape = (level.tile[1], level.tile[0], 3)
+        with self._lock:
+            while self._spare:
+                tile = self._spare.pop()
+                if tile.shape == shape:
+                    return tile
+        return np.empty(shape, np.uint8)
+
+    def _decode(self, level: Level, index: int, tile: Image) -> Image:
+        """Decodes into `tile`, of the size that the directory states: a stream that claims more is refused."""
         import imagecodecs
 
         if self._file is None:
@@ -175,8 +192,6 @@ class TiffTiles:
         data = os.pread(self._file, count, int(level.offsets[index]))
         if len(data) != count:
             raise _NotDirect(f"tile {index} is cut off")
-        # into memory of the size that the directory states: a stream that claims more is refused, not unpacked
-        tile = np.empty((level.tile[1], level.tile[0], 3), np.uint8)
         try:
             imagecodecs.jpeg8_decode(
                 data, tables=level.tables, colorspace=level.colourspace, outcolorspace="RGB", out=tile
@@ -206,9 +221,9 @@ class TiffTiles:
 
         downsample = int(slide.level_downsamples[number])
         compared = 0
-        for left, top, size in _probes(self._levels[number], slide.level_dimensions[number]):
+        for left, top, size in probes(self._levels[number], slide.level_dimensions[number]):
             try:
-                ours = self._compose(number, left, top, size, 255)
+                ours = self._compose(number, left, top, size, 255, np.empty((size[1], size[0], 3), np.uint8))
                 theirs = slide.openslide_rgb(left * downsample, top * downsample, number, size)
             except (_NotDirect, TileReadError):
                 continue
@@ -226,19 +241,6 @@ class TiffTiles:
         return compared > 0
 
 
-def _probes(level: _Level, dimensions: tuple[int, int]) -> list[tuple[int, int, tuple[int, int]]]:
-    """Regions to compare, (left, top, size): the fullest tiles, the last tile with its border, one across tiles."""
-    tile_w, tile_h = level.tile
-    fullest = np.argsort(-level.counts, kind="stable")[:_CHECKED_TILES]
-    places = [(int(i) % level.columns * tile_w, int(i) // level.columns * tile_h) for i in fullest]
-    size = (min(tile_w, _MAX_CHECK_PX), min(tile_h, _MAX_CHECK_PX))
-    x, y = places[0]
-    probes = [(x, y, size) for x, y in places]
-    probes.append((max(x - tile_w // 3, 0), max(y - tile_h // 5, 0), size))
-    probes.append((dimensions[0] - size[0] // 2, dimensions[1] - size[1] // 2, size))
-    return probes
-
-
 def checked_tiles(slide: Slide) -> TiffTiles | None:
     """The direct reader of a slide, None if the file is not a plain tiled JPEG TIFF.
 
@@ -252,46 +254,8 @@ def checked_tiles(slide: Slide) -> TiffTiles | None:
     try:
         with tifffile.TiffFile(slide.path) as tiff:
             pages = [page for page in tiff.pages if getattr(page, "is_tiled", False)]
-            levels = _match_levels(slide, pages)
+            levels = match_levels(slide, pages)
     except (tifffile.TiffFileError, OSError, ValueError, KeyError, IndexError) as error:
         log.info("%s: directories not understood (%s); reading through OpenSlide", slide.path, error)
         return None
     return TiffTiles(slide.path, levels, vendor) if levels else None
-
-
-def _match_levels(slide: Slide, pages: list[Any]) -> dict[int, _Level]:
-    """OpenSlide's levels to TIFF directories: by equal size, for Philips (padded directories) by order."""
-    levels: dict[int, _Level] = {}
-    in_order = slide.properties.get("openslide.vendor") == "philips" and len(pages) == len(slide.level_dimensions)
-    for number, size in enumerate(slide.level_dimensions):
-        fitting = [pages[number]] if in_order else [p for p in pages if (p.imagewidth, p.imagelength) == size]
-        whole = float(slide.level_downsamples[number]).is_integer()
-        if len(fitting) == 1 and whole:
-            level = _level(fitting[0], size)
-            if level is not None:
-                levels[number] = level
-    return levels
-
-
-def _level(page: Any, size: tuple[int, int]) -> _Level | None:
-    """A directory as level, None if it is anything but 8-bit three-channel JPEG in one plane."""
-    plain = (
-        page.compression == _JPEG
-        and page.planarconfig == 1
-        and page.samplesperpixel == 3
-        and page.bitspersample == 8
-        and int(page.photometric) in _COLOURSPACE
-        and page.imagedepth == 1
-    )
-    columns, rows = -(-page.imagewidth // page.tilewidth), -(-page.imagelength // page.tilelength)
-    if not plain or len(page.dataoffsets) != columns * rows or len(page.databytecounts) != columns * rows:
-        return None
-    return _Level(
-        np.array(page.dataoffsets, np.int64),
-        np.array(page.databytecounts, np.int64),
-        page.jpegtables,
-        _COLOURSPACE[int(page.photometric)],
-        (page.tilewidth, page.tilelength),
-        (min(size[0], page.imagewidth), min(size[1], page.imagelength)),
-        columns,
-    )

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,14 @@ WHITE = 255
 _CACHE_BYTES = 256 << 20
 
 log = logging.getLogger(__name__)
+
+
+class ReadTile(Protocol):
+    """Reads the tile at level-0 (x, y), into `out` if that fits."""
+
+    def __call__(self, x: int, y: int, out: Image | None = None) -> Image:
+        """The tile, (tile_px, tile_px, 3)."""
+        ...
 
 
 def shrink(region: Image, side: int, resize_filter: str) -> Image:
@@ -47,7 +55,7 @@ def shrink(region: Image, side: int, resize_filter: str) -> Image:
     return np.asarray(cv2.resize(region, (side, side), interpolation=filters[resize_filter]), np.uint8)
 
 
-def read_tile(slide: Slide, attrs: Mapping[str, Any], l0_x: int, l0_y: int) -> Image:
+def read_tile(slide: Slide, attrs: Mapping[str, Any], l0_x: int, l0_y: int, out: Image | None = None) -> Image:
     """One tile.
 
     Args:
@@ -55,15 +63,16 @@ def read_tile(slide: Slide, attrs: Mapping[str, Any], l0_x: int, l0_y: int) -> I
         attrs: of the bag: `read_level`, `read_px`, `tile_px`, `resize_filter`.
         l0_x: left edge, level-0 px.
         l0_y: top edge, level-0 px.
+        out: memory that may be used for the tile, if it fits; its content is lost.
 
     Returns:
-        (tile_px, tile_px, 3) uint8.
+        (tile_px, tile_px, 3) uint8, `out` or a new array.
 
     Raises:
         TileReadError: the region cannot be decoded.
     """
     side = int(attrs["read_px"])
-    region = slide.read(int(l0_x), int(l0_y), int(attrs["read_level"]), (side, side))
+    region = slide.read(int(l0_x), int(l0_y), int(attrs["read_level"]), (side, side), out=out)
     return shrink(region, int(attrs["tile_px"]), str(attrs["resize_filter"]))
 
 
@@ -76,8 +85,10 @@ def iter_tiles(
     on_bad_tile: OnBadTile | None = None,
     max_bad_tiles: int | None = None,
     raw: bool = True,
-) -> Iterator[Image]:
+) -> Generator[Image, Image | None, None]:
     """All tiles of a bag, in the order of `coords`.
+
+    Who has memory for the next tile may `send` it, and gets the tile in it or in a new array.
 
     Args:
         path: the slide.
@@ -96,12 +107,13 @@ def iter_tiles(
     """
     allowed = int(attrs.get("max_bad_tiles", 0)) if max_bad_tiles is None else max_bad_tiles
     side, bad = int(attrs["tile_px"]), 0
+    out: Image | None = None
     with open_slide(path, mpp_override=mpp_override, require_mpp=False, raw=raw) as slide:
         check_same_slide(slide, attrs)
         read = tile_source(slide, attrs)
         for position, (x, y) in enumerate(np.asarray(coords).tolist()):
             try:
-                tile = read(x, y)
+                tile = read(x, y, out)
             except TileReadError as error:
                 bad += 1
                 if on_bad_tile is not None:
@@ -110,7 +122,7 @@ def iter_tiles(
                     raise ValueError(f"{error}; {bad} unreadable tiles, {allowed} allowed by max_bad_tiles") from error
                 log.warning("tile %d of %s is unreadable and replaced by white: %s", position, path, error)
                 tile = np.full((side, side, 3), WHITE, np.uint8)
-            yield tile
+            out = yield tile
 
 
 def check_same_slide(slide: Slide, attrs: Mapping[str, Any]) -> None:
@@ -127,14 +139,14 @@ def check_same_slide(slide: Slide, attrs: Mapping[str, Any]) -> None:
         )
 
 
-def tile_source(slide: Slide, attrs: Mapping[str, Any]) -> Callable[[int, int], Image]:
+def tile_source(slide: Slide, attrs: Mapping[str, Any]) -> ReadTile:
     """How to get a tile at level-0 (x, y): plainly, or assembled from shared cells where windows overlap."""
     read_px, tile_px, step = int(attrs["read_px"]), int(attrs["tile_px"]), int(attrs["l0_step_px"])
     ratio = read_px // tile_px
     overlapping = attrs.get("recipe") == "panda" and int(attrs["read_level"]) == 0 and step < read_px
     if overlapping and read_px % tile_px == 0 and read_px % step == 0 and step % ratio == 0:
         return _CellReader(slide, read_px, tile_px, step, str(attrs["resize_filter"])).tile
-    return lambda x, y: read_tile(slide, attrs, x, y)
+    return lambda x, y, out=None: read_tile(slide, attrs, x, y, out)
 
 
 class _CellReader:
@@ -148,10 +160,11 @@ class _CellReader:
         in_rows = (self._per_side + 1) * (slide.dimensions[0] // step + 2)
         self._most = max(min(in_rows, _CACHE_BYTES // (3 * self._side**2)), self._per_side**2)
 
-    def tile(self, x: int, y: int) -> Image:
+    def tile(self, x: int, y: int, out: Image | None = None) -> Image:
         """The window at level-0 (x, y), (tile_px, tile_px, 3)."""
         side, k = self._side, self._per_side
-        out = np.empty((side * k, side * k, 3), np.uint8)
+        if out is None or out.shape != (side * k, side * k, 3) or out.dtype != np.uint8:
+            out = np.empty((side * k, side * k, 3), np.uint8)
         for i in range(k):
             for j in range(k):
                 cell = self._cell(x + j * self._step, y + i * self._step)

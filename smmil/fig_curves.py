@@ -58,8 +58,8 @@ def logs_of(job: Job, dataset: Mapping[str, Any], *, chosen_only: bool = True) -
     return found
 
 
-def draw(job: Job) -> Drawn:
-    """Draws the learning curves of the layout's one dataset.
+def logged_rows(job: Job, *, chosen_only: bool = True) -> tuple[str, dict[str, Any], dict[str, dict[str, Rows]]]:
+    """The one dataset of a layout: its title, itself, and the logs of all its methods in order ({} = no run).
 
     Raises:
         ValueError: a layout of other than one dataset.
@@ -67,17 +67,33 @@ def draw(job: Job) -> Drawn:
     if len(job.datasets) != 1:
         raise ValueError(f"--layout: found {len(job.datasets)} datasets, expected one; draw one picture each")
     dataset = job.datasets[0]
-    methods, logs = in_order(dataset["methods"]), logs_of(job, dataset)
+    found = logs_of(job, dataset, chosen_only=chosen_only)
+    logs = {method: found.get(method, {}) for method in in_order(dataset["methods"])}
+    return str(dataset.get("title", dataset["name"])), dataset, logs
+
+
+def runs_behind(dataset: Mapping[str, Any], logs: Mapping[str, Mapping[str, Rows]]) -> list[str]:
+    """The runs whose logs were read, as dataset/encoder/method/run."""
+    return [f"{dataset['name']}/{dataset['encoder']}/{method}/{run}" for method, runs in logs.items() for run in runs]
+
+
+def draw(job: Job) -> Drawn:
+    """Draws the learning curves of the layout's one dataset.
+
+    Raises:
+        ValueError: a layout of other than one dataset.
+    """
+    name, dataset, logs = logged_rows(job)
+    methods, title = list(logs), f"{name}: learning curves"
     blocks = max(1, -(-len(methods) // PANELS_PER_ROW))
     columns = max(1, -(-len(methods) // blocks))
-    title = f"{dataset.get('title', dataset['name'])}: learning curves"
     with style():
         figure = new_figure(max(4.5, 2.7 * columns), 3.9 * blocks + 0.6)
         axes = figure.subplots(2 * blocks, columns, squeeze=False, sharex=True)
         for i in range(blocks * columns):
             pair = [axes[2 * (i // columns) + half, i % columns] for half in (0, 1)]
             if i < len(methods):
-                _pair(pair, methods[i], logs.get(methods[i], {}), first=i % columns == 0)
+                _pair(pair, methods[i], logs[methods[i]], first=i % columns == 0)
             else:
                 for ax in pair:
                     ax.set_axis_off()
@@ -87,8 +103,7 @@ def draw(job: Job) -> Drawn:
         "Learning curves of the runs that validation chose: thin lines are splits, thick lines their mean, dots the "
         "epochs whose weights were kept."
     )
-    runs = [f"{dataset['name']}/{dataset['encoder']}/{m}/{run}" for m in methods for run in logs.get(m, {})]
-    return Drawn(title, caption, [], runs)
+    return Drawn(title, caption, [], runs_behind(dataset, logs))
 
 
 def _pair(axes: Sequence[Any], method: str, logs: Mapping[str, Rows], *, first: bool) -> None:

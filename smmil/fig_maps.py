@@ -94,10 +94,10 @@ def _load(job: Job, dataset: dict[str, Any], rows: list[MapRow]) -> dict[str, An
     """Geometry of the bag to show; None where no row has a run.
 
     Raises:
-        ValueError: no folder of instances for the dataset.
+        ValueError: no folder of instances for the dataset, or a damaged bag.
     """
-    from preprocessing.store import read_arrays, read_attrs
     from smmil.maps import select_bags
+    from smmil.stored import read_geometry
 
     first = next((row.run for row in rows if row.run is not None), None)
     if first is None:
@@ -108,8 +108,7 @@ def _load(job: Job, dataset: dict[str, Any], rows: list[MapRow]) -> dict[str, An
     ids = set(first.predictions.arrays["bag_id"].tolist())
     asked = [bag_id for bag_id in job.bag_ids if bag_id in ids]
     bag_id = asked[0] if asked else select_bags(first.predictions.part("test"), 1)[0]
-    attrs = read_attrs(folder / "store", bag_id)
-    arrays = read_arrays(folder / "store", bag_id, ["coords", "coverage"])
+    attrs, arrays = read_geometry(folder, bag_id, ["coords", "coverage"])
     scan = attrs.get("modality") == "ct"
     return {"bag_id": bag_id, "folder": folder, "attrs": attrs, **arrays, "n": len(arrays["coords"]), "scan": scan}
 

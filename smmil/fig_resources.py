@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from smmil.fig_curves import logs_of
-from smmil.fig_job import Drawn, Job, in_order, missing_runs, missing_text
+from smmil.fig_curves import logged_rows, runs_behind
+from smmil.fig_job import Drawn, Job, missing_runs, missing_text
 from smmil.plotting import NEUTRAL, colour_of, headline, new_figure, save, shown_name, style
 
 
@@ -31,14 +31,10 @@ def draw(job: Job) -> Drawn:
     Raises:
         ValueError: a layout of other than one dataset.
     """
-    if len(job.datasets) != 1:
-        raise ValueError(f"--layout: found {len(job.datasets)} datasets, expected one; draw one picture each")
-    dataset = job.datasets[0]
-    methods = in_order(dataset["methods"])
-    logs = logs_of(job, dataset, chosen_only=False)
-    seconds = {method: epoch_seconds(logs.get(method, {})) for method in methods}
+    name, dataset, logs = logged_rows(job, chosen_only=False)
+    methods, title = list(logs), f"{name}: time and memory of training"
+    seconds = {method: epoch_seconds(rows) for method, rows in logs.items()}
     memory = {method: _memory(job, dataset, method) for method in methods}
-    title = f"{dataset.get('title', dataset['name'])}: time and memory of training"
     with style():
         figure = new_figure(9.5, 0.3 * max(3, len(methods)) + 1.5)
         left, right = figure.subplots(1, 2, sharey=True)
@@ -56,8 +52,7 @@ def draw(job: Job) -> Drawn:
         "on a logarithmic axis."
     )
     notes = ["Times are of the machine that trained; compare them inside one picture only."]
-    runs = [f"{dataset['name']}/{dataset['encoder']}/{m}/{run}" for m in methods for run in logs.get(m, {})]
-    return Drawn(title, caption, notes, runs)
+    return Drawn(title, caption, notes, runs_behind(dataset, logs))
 
 
 def _memory(job: Job, dataset: dict[str, Any], method: str) -> float | None:

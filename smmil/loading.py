@@ -4,7 +4,8 @@ In: `bags.csv`, the shard manifests (which bags are ok, empty or failed), the *i
 Out: `smmil.data.Bag` per usable bag: features float32 (N,P), neighbours, grid, coordinates, bag label, instance labels.
 
 - A failed bag is left out and counted; so is an empty one (no tissue: it has no instance to score). Nothing is silent:
-  both lists stand in `runs.json` and in the log. A bag that no manifest names is an error.
+  both lists stand in `runs.json` and in the log. A bag that no manifest names is an error, and so is one whose content
+  is not what its manifests name (`smmil.stored`).
 - Instance labels come from the stored coverage by the rules of `smmil.data_options`.
 - Edge weights are 1, or exp(-||x_i - x_j|| / P) on the raw features (`feature_distance`, as released; row 6).
 - `self_loop` adds every instance to its own neighbours (as released for RSNA; row 7).
@@ -12,20 +13,22 @@ Out: `smmil.data.Bag` per usable bag: features float32 (N,P), neighbours, grid, 
 Importing this module is cheap; torch is imported where bags become tensors.
 """
 
-import json
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from preprocessing.bags import BagRow, read_bags
+from preprocessing.check import read_stored
 from smmil.data_options import DataOptions as DataOptions
 from smmil.data_options import instance_labels as instance_labels
 from smmil.data_options import is_consistent, labels_by_name
+from smmil.stored import Named, read_bags_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -105,24 +108,24 @@ def read_states(manifests: Iterable[Path | str]) -> dict[str, str]:
     severity = {"ok": 0, "empty": 1, "skipped": 2, "failed": 3}
     states: dict[str, str] = {}
     for path in manifests:
-        try:
-            bags = json.loads(Path(path).read_text(encoding="utf-8"))["bags"]
-            found = [(str(bag["bag_id"]), str(bag["state"])) for bag in bags]
-        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: not a shard manifest ({error}); expected a JSON object with `bags`") from error
-        for bag_id, state in found:
+        for bag_id, state in ((bag["bag_id"], bag["state"]) for bag in read_bags_of(path)[1]):
             if state not in severity:
                 raise ValueError(f"{path}: bag {bag_id} has the state {state!r}, expected one of {', '.join(severity)}")
             states[bag_id] = max(states.get(bag_id, "ok"), state, key=severity.__getitem__)
     return states
 
 
-def drop_inconsistent(listing: Listing, instances: Path | str, options: DataOptions) -> Listing:
+def drop_inconsistent(
+    listing: Listing, instances: Path | str, options: DataOptions, manifests: Sequence[Path | str] = ()
+) -> Listing:
     """Leaves out (and counts) labelled bags whose instance labels contradict the bag label; reads coverages only."""
-    from preprocessing.store import read_arrays
+    from preprocessing.store import read_arrays, read_attrs
+
+    named = Named.beside(instances, manifests)
 
     def keep(info: BagInfo) -> bool:
-        coverage = _read(read_arrays, _store(instances), info.bag_id, ["coverage"], verify=True)["coverage"]
+        named.check(info.bag_id, read_stored(read_attrs, _store(instances), info.bag_id))
+        coverage = read_stored(read_arrays, _store(instances), info.bag_id, ["coverage"], verify=True)["coverage"]
         return is_consistent(coverage, info.y, options)
 
     with ThreadPoolExecutor(READERS) as pool:
@@ -135,7 +138,11 @@ def drop_inconsistent(listing: Listing, instances: Path | str, options: DataOpti
 
 
 def load_bags(
-    infos: Sequence[BagInfo], instances: Path | str, features: Path | str, options: DataOptions | None = None
+    infos: Sequence[BagInfo],
+    instances: Path | str,
+    features: Path | str,
+    options: DataOptions | None = None,
+    manifests: Sequence[Path | str] = (),
 ) -> "tuple[list[Bag], dict[str, float]]":
     """Reads bags into memory, several at a time, in the order given.
 
@@ -144,16 +151,20 @@ def load_bags(
         instances: `results/D/instances`, whose `store/` holds the geometry.
         features: `results/D/features/E`, whose `store/` holds the features.
         options: labels and edge weights.
+        manifests: shard manifests that name the bags' content; those in `instances/shards` count in any case.
 
     Returns:
         The bags, and the label thresholds that differ from the one asked for (bag id -> threshold).
 
     Raises:
-        ValueError: a missing or damaged bag, features of other coordinates, non-finite features, differing widths.
+        ValueError: a missing or damaged bag, one written again after its manifest, features of other coordinates,
+            non-finite features, differing widths.
     """
     options = options or DataOptions()
+    named = (Named.beside(instances, manifests), Named("features", manifests))
     with ThreadPoolExecutor(READERS) as pool:
-        loaded = list(pool.map(lambda info: _load_one(info, _store(instances), _store(features), options), infos))
+        work = partial(_load_one, instances=_store(instances), features=_store(features), options=options, named=named)
+        loaded = list(pool.map(work, infos))
     bags = [bag for bag, _ in loaded]
     widths = {bag.x.shape[1]: bag.bag_id for bag in bags}
     if len(widths) > 1:
@@ -161,15 +172,20 @@ def load_bags(
     return bags, {bag.bag_id: used for bag, used in loaded if used != options.label_threshold}
 
 
-def _load_one(info: BagInfo, instances: Path, features: Path, options: DataOptions) -> "tuple[Bag, float]":
+def _load_one(
+    info: BagInfo, *, instances: Path, features: Path, options: DataOptions, named: tuple[Named, Named]
+) -> "tuple[Bag, float]":
     import torch
 
     from preprocessing.store import check_pairing, read_arrays, read_attrs
     from smmil.data import Bag
 
-    check_pairing(_read(read_attrs, instances, info.bag_id), _read(read_attrs, features, info.bag_id), info.bag_id)
-    arrays = _read(read_arrays, instances, info.bag_id, verify=True)
-    x = torch.from_numpy(_read(read_arrays, features, info.bag_id, verify=True)["features"].astype(np.float32))
+    ours, theirs = (read_stored(read_attrs, store, info.bag_id) for store in (instances, features))
+    check_pairing(ours, theirs, info.bag_id)
+    for manifests, found in zip(named, (ours, theirs), strict=True):
+        manifests.check(info.bag_id, found)
+    arrays = read_stored(read_arrays, instances, info.bag_id, verify=True)
+    x = torch.from_numpy(read_stored(read_arrays, features, info.bag_id, verify=True)["features"].astype(np.float32))
     if len(x) == 0 or len(x) != len(arrays["grid"]) or not bool(torch.isfinite(x).all()):
         raise ValueError(
             f"{features / info.bag_id}: found features {tuple(x.shape)} for {len(arrays['grid'])} instances, expected"
@@ -214,7 +230,7 @@ def feature_facts(features: Path | str, bag_id: str) -> dict[str, Any]:
     """What identifies a bag's features: encoder, weights and their mode, resize policy (those it records)."""
     from preprocessing.store import read_attrs
 
-    attrs: Mapping[str, Any] = _read(read_attrs, _store(features), bag_id)
+    attrs: Mapping[str, Any] = read_stored(read_attrs, _store(features), bag_id)
     return {name: attrs[name] for name in FEATURE_FACTS if name in attrs}
 
 
@@ -223,19 +239,3 @@ FEATURE_FACTS: Collection[str] = ("encoder", "weights_sha256", "random_weights",
 
 def _store(folder: Path | str) -> Path:
     return Path(folder) / "store"
-
-
-def _read(reader: Any, store: Path, bag_id: str, *arguments: Any, **options: Any) -> Any:
-    from preprocessing.store import CorruptBag
-
-    try:
-        return reader(store, bag_id, *arguments, **options)
-    except CorruptBag as error:
-        raise ValueError(
-            f"{error}; `python -m preprocessing.check {store.parent} --remove` deletes what is damaged,"
-            " then run the workflow again: it makes these bags again"
-        ) from error
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"{store}: bag {bag_id} is missing although its manifest calls it ok; run the shard again"
-        ) from error

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,34 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 METHODS_PER_ROW = 6
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One bag with the runs whose scores are drawn.
+
+    Attributes:
+        thumbnails: folder with `{bag_id}.jpg` and `.json`.
+        bag_id: its name.
+        attrs: of its instances.
+        arrays: `coords` and `coverage`.
+        runs: one per method.
+        parts: its predictions by each run.
+        title: of the picture.
+    """
+
+    thumbnails: Path
+    bag_id: str
+    attrs: Mapping[str, Any]
+    arrays: Mapping[str, Array]
+    runs: "Sequence[ChosenRun]"
+    parts: Sequence[Mapping[str, Array]]
+    title: str
+
+    def outlines(self) -> dict[str, Any]:
+        """What lies beside the thumbnail: its downsample, outlines, and of a scan the layout of the montage."""
+        found: dict[str, Any] = json.loads((self.thumbnails / f"{self.bag_id}.json").read_text(encoding="utf-8"))
+        return found
 
 
 def paint(coords: Array, side: float, values: Array, shape: tuple[int, int]) -> npt.NDArray[np.float64]:
@@ -60,25 +89,15 @@ def panel_title(run: "ChosenRun", part: Mapping[str, Array]) -> str:
     return f"{shown_name(run.method)}\nlogit {float(part['bag_logit'][0]):+.2f}{inside}"
 
 
-def draw_slide(
-    instances: Path,
-    bag_id: str,
-    attrs: Mapping[str, Any],
-    arrays: Mapping[str, Array],
-    runs: "Sequence[ChosenRun]",
-    parts: Sequence[Mapping[str, Array]],
-    title: str,
-    out: Path,
-) -> None:
+def draw_slide(bag: Shown, out: Path) -> None:
     """Thumbnail over ground truth on the left; per method raw score over rank. See `smmil.maps.draw_bag`."""
     from matplotlib.image import imread
 
-    picture = imread(instances / "thumbnails" / f"{bag_id}.jpg")
-    outlines = json.loads((instances / "thumbnails" / f"{bag_id}.json").read_text(encoding="utf-8"))
-    downsample = outlines["downsample"]
-    corners, side = arrays["coords"] / downsample, float(attrs["l0_footprint_px"]) / downsample
-    blocks = -(-len(runs) // METHODS_PER_ROW)
-    per_row = -(-len(runs) // blocks)
+    picture, outlines = imread(bag.thumbnails / f"{bag.bag_id}.jpg"), bag.outlines()
+    downsample, coverage = outlines["downsample"], bag.arrays["coverage"]
+    corners, side = bag.arrays["coords"] / downsample, float(bag.attrs["l0_footprint_px"]) / downsample
+    blocks = -(-len(bag.runs) // METHODS_PER_ROW)
+    per_row = -(-len(bag.runs) // blocks)
     columns = 1 + per_row
     aspect = picture.shape[0] / picture.shape[1]
     cell = min(2.6, 13.4 / columns)
@@ -92,11 +111,11 @@ def draw_slide(
         for ring in outlines.get("lesion", []):
             axes[0, 0].plot(*(np.array(ring) / downsample).T, color=POSITIVE, linewidth=1)
         axes[0, 0].set_title("Slide, lesion outlined" if outlines.get("lesion") else "Slide")
-        known = not np.isnan(arrays["coverage"]).all()
-        canvas.panel(axes[1, 0], arrays["coverage"], "Ground truth", "lesion share of the tile", (0, 1), "Reds")
+        known = not np.isnan(coverage).all()
+        canvas.panel(axes[1, 0], coverage, "Ground truth", "lesion share of the tile", (0, 1), "Reds")
         if not known:
             axes[1, 0].set_title("Ground truth: not annotated")
-        for i, (run, part) in enumerate(zip(runs, parts, strict=True)):
+        for i, (run, part) in enumerate(zip(bag.runs, bag.parts, strict=True)):
             row, column = 2 * (i // per_row), 1 + i % per_row
             score = part["instance_score"].astype(np.float64)
             limits = (float(score.min()), float(score.max()))
@@ -108,7 +127,7 @@ def draw_slide(
                 bar.ax.axvline(threshold, color=POSITIVE, linewidth=1.6)
             canvas.panel(axes[row + 1, column], percentile_rank(score), "", "rank within this bag, 1 = highest", (0, 1))
         note = "AUROC: instances of this bag only; red line on a bar: threshold from validation"
-        figure.suptitle(f"{title}\n{note}", fontsize=9.5, x=0.01, ha="left")
+        figure.suptitle(f"{bag.title}\n{note}", fontsize=9.5, x=0.01, ha="left")
         save(figure, out)
 
 
@@ -137,24 +156,15 @@ class _Canvas:
         return bar
 
 
-def draw_scan(
-    instances: Path,
-    bag_id: str,
-    attrs: Mapping[str, Any],
-    arrays: Mapping[str, Array],
-    runs: "Sequence[ChosenRun]",
-    parts: Sequence[Mapping[str, Array]],
-    title: str,
-    out: Path,
-) -> None:
+def draw_scan(bag: Shown, out: Path) -> None:
     """Curves of the raw score over slices on the left, montage with bars on the right. See `smmil.maps.draw_bag`."""
-    coverage, n = arrays["coverage"], len(arrays["coverage"])
-    rows = len(runs)
+    coverage, n = bag.arrays["coverage"], len(bag.arrays["coverage"])
+    rows = len(bag.runs)
     with style(grid=False):
         figure = new_figure(13.2, max(4.6, 0.95 * rows + 1.2))
         left, right = figure.subfigures(1, 2, width_ratios=[1, 1.15])
         axes = left.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
-        for ax, run, part in zip(axes, runs, parts, strict=True):
+        for ax, run, part in zip(axes, bag.runs, bag.parts, strict=True):
             score = part["instance_score"].astype(np.float64)
             for i in np.flatnonzero(coverage > 0):
                 ax.axvspan(i - 0.5, i + 0.5, color=POSITIVE, alpha=0.16, linewidth=0)
@@ -168,29 +178,26 @@ def draw_scan(
             ax.set_ylabel("score")
         axes[-1].set_xlabel("slice in anatomical order; red: positive, grey: unknown; dashed: validation threshold")
         axes[-1].set_xlim(-0.5, n - 0.5)
-        _montage(right, instances, bag_id, runs, parts)
-        figure.suptitle(title, fontsize=9.5, x=0.01, ha="left")
+        _montage(right, bag)
+        figure.suptitle(bag.title, fontsize=9.5, x=0.01, ha="left")
         save(figure, out)
 
 
-def _montage(
-    figure: Any, instances: Path, bag_id: str, runs: "Sequence[ChosenRun]", parts: Sequence[Mapping[str, Array]]
-) -> None:
+def _montage(figure: Any, bag: Shown) -> None:
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.image import imread
 
-    outlines = json.loads((instances / "thumbnails" / f"{bag_id}.json").read_text(encoding="utf-8"))
-    layout, picture = outlines["montage"], imread(instances / "thumbnails" / f"{bag_id}.jpg")
+    layout, picture = bag.outlines()["montage"], imread(bag.thumbnails / f"{bag.bag_id}.jpg")
     ax = figure.subplots()
-    scores = np.stack([min_max(part["instance_score"]) for part in parts])
+    scores = np.stack([min_max(part["instance_score"]) for part in bag.parts])
     ax.imshow(montage_with_bars(picture, layout, colormaps[CONTINUOUS](scores)[..., :3]))
     ax.set_axis_off()
     ax.set_anchor("N")
     ax.set_title("Slices; red frame = positive", loc="left")
     bar = figure.colorbar(ScalarMappable(cmap=CONTINUOUS), ax=ax, orientation="horizontal", fraction=0.025, pad=0.01)
     bar.set_ticks([0, 1], labels=["lowest", "highest"])
-    names = ", ".join(shown_name(run.method) for run in runs)
+    names = ", ".join(shown_name(run.method) for run in bag.runs)
     bar.set_label(f"raw score, min to max of this scan\nbars below a slice, from the top: {names}", fontsize=7.5)
 
 

@@ -85,13 +85,12 @@ def draw_bag(instances: Path, bag_id: str, runs: "Sequence[ChosenRun]", out: Pat
         JSON-able entry: bag_id, label, file, caption, runs.
 
     Raises:
-        ValueError: predictions and store hold different numbers of instances.
+        ValueError: predictions and store hold different numbers of instances, or the stored bag is damaged.
     """
-    from preprocessing.store import read_arrays, read_attrs
-    from smmil.map_panels import draw_scan, draw_slide
+    from smmil.map_panels import Shown, draw_scan, draw_slide
+    from smmil.stored import read_geometry
 
-    attrs = read_attrs(instances / "store", bag_id)
-    arrays = read_arrays(instances / "store", bag_id, ["coords", "coverage"])
+    attrs, arrays = read_geometry(instances, bag_id, ["coords", "coverage"])
     parts = [run.predictions.bag(bag_id) for run in runs]
     for run, part in zip(runs, parts, strict=True):
         if len(part["instance_score"]) != len(arrays["coords"]):
@@ -105,7 +104,7 @@ def draw_bag(instances: Path, bag_id: str, runs: "Sequence[ChosenRun]", out: Pat
     title = f"{bag_id} ({truth} test bag, {len(arrays['coords'])} instances)"
     title += "   † RANDOM ENCODER WEIGHTS" if random else ""
     draw = draw_scan if attrs.get("modality") == "ct" else draw_slide
-    draw(instances, bag_id, attrs, arrays, runs, parts, title, out)
+    draw(Shown(instances / "thumbnails", bag_id, attrs, arrays, runs, parts, title), out)
     share = float(np.mean(parts[0]["y_inst"] == 1))
     caption = f"{bag_id}: {truth} test bag, {100 * share:.3g} % of its {len(arrays['coords'])} instances positive."
     caption += " Raw scores of the saved predictions, overlapping tiles averaged; colours as stated under each bar."

@@ -1,5 +1,6 @@
 """What all figures share: one quiet style, one look per method, deterministic PNG and PDF files, small helpers."""
 
+import io
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from preprocessing.cli import write_bytes
 from smmil.fig_variants import parse_variant, value_text
 from smmil.methods_table import METHODS, WITH_GLOBAL, display_name
 from smmil.variants import SEPARATOR, base_method
@@ -86,15 +88,11 @@ def save(figure: Any, path: Path) -> None:
         figure: of `new_figure`, inside `style`.
         path: ends in .png.
     """
-    import os
-
-    path.parent.mkdir(parents=True, exist_ok=True)
     stamps = {"png": {"Software": None}, "pdf": {"Creator": None, "Producer": None, "CreationDate": None}}
     for kind, metadata in stamps.items():
-        target = path.with_suffix(f".{kind}")
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        figure.savefig(temporary, format=kind, dpi=DPI, metadata=metadata)
-        os.replace(temporary, target)
+        stream = io.BytesIO()
+        figure.savefig(stream, format=kind, dpi=DPI, metadata=metadata)
+        write_bytes(path.with_suffix(f".{kind}"), stream.getbuffer())
 
 
 def look_of(method: str) -> tuple[str, str]:

@@ -4,14 +4,14 @@
 
 SLIDE may be a slide file, a folder with one CT series, `FOLDER#3` for series 3 of several, or a .dcm file. It becomes a
 bag store of its own in `DIR/bag` through the same stages as every dataset, cut and encoded exactly as the run's dataset
-was (`smmil.predict_settings`), and is scored by `smmil.predictions`. A second call with another run of the same dataset
+was (`smmil.predict_settings`), and is scored by `smmil.score`. A second call with another run of the same dataset
 finds the bag finished; `DIR/bag` may be deleted at any time.
 
 | file | content |
 |---|---|
 | `prediction.json` | probability, label at 0.5, model, encoder, settings and where they come from, warnings |
-| `instances.csv` | one line per tile or slice: place, score, rank |
-| `heatmap.png`, `.pdf` | scores over the thumbnail, or over the slices |
+| `instances.csv` | one line per tile or slice: place, score, rank, signed score (`smmil.predict_outputs`) |
+| `heatmap.png`, `.pdf` | scores (`--map signed`: signed scores) over the thumbnail, or over the slices |
 | `tiles.geojson` | slides: tiles with scores, to drop on QuPath |
 
 A bag without tissue is an outcome: `state` is `empty`, there are no other files. Another encoder, other weights,
@@ -48,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=2, help="threads for decoding and torch")
     parser.add_argument("--batch-size", type=int, default=64, help="tiles per encoder step")
     parser.add_argument("--bag-id", help="name of the bag (default: of the file or folder)")
+    parser.add_argument("--map", choices=("score", "signed"), default="score", help="what the picture shows")
     group = parser.add_argument_group("only where the run's dataset is not beside it, or did not record it")
     group.add_argument("--dataset-folder", type=Path, help="results/D of the run's dataset")
     group.add_argument("--options", help='how it was cut, as in the config: {"wsi": {...}} or {"ct": {...}}')
@@ -69,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     encoder = encoder_of(config, arguments.model, arguments.weights)
     folder = dataset_folder(arguments.model, arguments.dataset_folder)
     reference = read_reference(folder, config, arguments.model)
+    _check_map(arguments)
     # nothing of an earlier prediction may stand beside a failed one
     for name in ("prediction.json", *FILES):
         (arguments.out / name).unlink(missing_ok=True)
@@ -103,7 +105,20 @@ def _predict(arguments: argparse.Namespace, config: dict[str, Any], encoder: "En
     warnings = check_like_training(attrs, reference, any_resolution=arguments.any_resolution)
     _encode(shard, bag, row.bag_id, encoder, dtype, precision, arguments)
     scores = _score(arguments, bag, encoder.name)
-    return _write(arguments.out, bag, row, attrs, scores, reference, {**told, "warnings": warnings})
+    return _write(arguments, row, attrs, scores, reference, {**told, "warnings": warnings})
+
+
+def _check_map(arguments: argparse.Namespace) -> None:
+    """Before anything is cut or encoded: whether the picture asked for can be drawn."""
+    from smmil.results import read_json
+    from smmil.signed import DIRECTION_FILE, read_direction
+
+    done = read_json(arguments.model / "done.json")
+    if arguments.map == "signed" and read_direction(arguments.model, done["weights_sha256"]) is None:
+        raise ValueError(
+            f"--map signed: {arguments.model / DIRECTION_FILE} is missing or not of this run, so it has no sign-aware "
+            "score; train the run again, or leave the argument out"
+        )
 
 
 def _stated(name: str, given: str | None, recorded: str) -> str:
@@ -197,18 +212,19 @@ def _encode(
 
 def _score(arguments: argparse.Namespace, bag: Path, encoder: str) -> dict[str, Any]:
     """Arrays of the predictions file of the one bag."""
-    from smmil import predictions
+    from smmil import score
     from smmil.results import load_predictions
 
-    path, features = bag / "scores.npz", bag / "features" / encoder
+    out, features = bag / "scores", bag / "features" / encoder
     argv = [
-        *("--run", str(arguments.model), "--score-bags", str(path), "--bags", str(bag / "bags.csv")),
+        *("--run", str(arguments.model), "--out", str(out), "--bags", str(bag / "bags.csv")),
         *("--instances", str(bag / "instances"), "--features", str(features)),
         *("--manifests", str(features / "shards" / "0000.json")),
     ]
-    _run(predictions.main, [*argv, "--device", arguments.device, "--threads", str(arguments.threads)])
-    found = load_predictions(path)
-    return {**found.arrays, "random_weights": bool(found.meta["random_weights"])}
+    _run(score.main, [*argv, "--device", arguments.device, "--threads", str(arguments.threads)])
+    found = load_predictions(out / f"{arguments.model.resolve().name}.npz")
+    told = {name: found.meta.get(name) for name in ("random_weights", "signed_agreement")}
+    return {**found.arrays, **told}
 
 
 def _model(run: Path, config: dict[str, Any]) -> dict[str, Any]:
@@ -222,8 +238,7 @@ def _model(run: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(
-    out: Path,
-    bag: Path,
+    arguments: argparse.Namespace,
     row: "BagRow",
     attrs: dict[str, Any],
     found: dict[str, Any],
@@ -232,12 +247,13 @@ def _write(
 ) -> int:
     import numpy as np
 
-    from preprocessing.store import read_arrays
     from smmil.predict_outputs import Scored, draw_heatmap, instances_csv, write_geojson
     from smmil.runs import versions
     from smmil.score import sigmoid
+    from smmil.stored import read_geometry
 
-    arrays = read_arrays(bag / "instances" / "store", row.bag_id, ["coords", "grid"])
+    out, bag = arguments.out, arguments.out / "bag"
+    _, arrays = read_geometry(bag / "instances", row.bag_id, ["coords", "grid"])
     logit, scores = float(found["bag_logit"][0]), found["instance_score"].astype(np.float64)
     probability, threshold = float(sigmoid(np.array([logit]))[0]), reference.threshold
     random = bool(found["random_weights"])
@@ -251,15 +267,18 @@ def _write(
         threshold,
         told["model"]["method"],
         random,
+        found["signed_score"].astype(np.float64) if "signed_score" in found else None,
     )
     write_text(out / "instances.csv", instances_csv(scored))
-    draw_heatmap(out / "heatmap.png", scored, bag / "instances" / "thumbnails")
+    shown = scored.as_signed() if arguments.map == "signed" else scored
+    draw_heatmap(out / "heatmap.png", shown, bag / "instances" / "thumbnails")
     if not scored.is_scan:
         write_geojson(out / "tiles.geojson", scored)
     told |= {name: attrs[name] for name in ("mpp", "mpp_source", "tile_mpp") if name in attrs}
     told |= {"state": "ok", "instances": len(scores), "logit": logit, "probability": probability}
     told |= {"predicted": int(probability > 0.5), "random_weights": random, "instance_threshold": threshold}
     told |= {"instances_above_threshold": None if threshold is None else int((scores > threshold).sum())}
+    told |= {"signed_agreement": found["signed_agreement"], "map": arguments.map}
     # written last: a folder with it is complete
     write_json(out / "prediction.json", {**told, "versions": versions()})
     log.info("%s: probability %.4f, %d instances; %s", row.bag_id, probability, len(scores), out)

@@ -3,13 +3,17 @@
 The picture shows the thumbnail beside the instance scores painted over it (slides: overlapping tiles averaged), or the
 scores over the slices beside the montage with one coloured bar per slice (scans). Colours run from the lowest to the
 highest score of this bag; the scale stands below.
+
+`signed_score`, the last column, is the sign-aware score of `smmil.signed`: in logits, by how much the bag's would rise
+if all of it moved from the average instance towards this one. It is missing where the run kept no direction, and 0
+everywhere where no gradient of the run was finite; `signed_agreement` in prediction.json tells how far to trust it.
 """
 
 import csv
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +37,8 @@ class Scored:
         threshold: of instance scores, None if unknown.
         method: of the run.
         random_weights: whether the encoder is untrained.
+        signed: (N,) sign-aware scores, None if the run has no direction.
+        name: of `scores` in pictures.
     """
 
     bag_id: str
@@ -44,6 +50,13 @@ class Scored:
     threshold: float | None
     method: str
     random_weights: bool
+    signed: npt.NDArray[np.float64] | None = None
+    name: str = "raw score"
+
+    def as_signed(self) -> "Scored":
+        """The bag with its sign-aware scores in the place of its own, for a picture of them."""
+        assert self.signed is not None
+        return replace(self, scores=self.signed, threshold=None, name="sign-aware score")
 
     @property
     def is_scan(self) -> bool:
@@ -52,13 +65,14 @@ class Scored:
 
 
 def instances_csv(bag: Scored) -> str:
-    """One line per instance: where it is, score, rank in the bag (1 = highest), and above the threshold or not."""
+    """One line per instance: where it is, score, rank in the bag (1 = highest), above the threshold, signed score."""
     from smmil.plotting import percentile_rank
 
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     where = ["slice", "position_mm", "file"] if bag.is_scan else ["instance", "x", "y", "row", "col"]
-    writer.writerow([*where, "score", "rank", *(["positive"] if bag.threshold is not None else [])])
+    signed = [] if bag.signed is None else ["signed_score"]
+    writer.writerow([*where, "score", "rank", *(["positive"] if bag.threshold is not None else []), *signed])
     ranks = percentile_rank(bag.scores)
     for i, score in enumerate(bag.scores):
         if bag.is_scan:
@@ -66,7 +80,8 @@ def instances_csv(bag: Scored) -> str:
         else:
             place = [i, *bag.coords[i].tolist(), *bag.grid[i].tolist()]
         above = [] if bag.threshold is None else [int(score > bag.threshold)]
-        writer.writerow([*place, f"{score:.9g}", f"{ranks[i]:.6g}", *above])
+        own = [] if bag.signed is None else [f"{bag.signed[i]:.9g}"]
+        writer.writerow([*place, f"{score:.9g}", f"{ranks[i]:.6g}", *above, *own])
     return stream.getvalue()
 
 
@@ -79,6 +94,7 @@ def write_geojson(path: Path, bag: Scored) -> None:
 
     row = BagRow(bag.bag_id, "wsi", ())
     columns = {"Score": bag.scores, "Rank": percentile_rank(bag.scores)}
+    columns |= {} if bag.signed is None else {"Signed score": bag.signed}
     write_tiles(path, Bag(row, bag.coords, attrs=dict(bag.attrs), scores=columns))
 
 
@@ -139,7 +155,7 @@ def _draw_slide(path: Path, bag: Scored, picture: Array, outlines: Mapping[str, 
     for ax in (left, right):
         ax.set_axis_off()
     bar = figure.colorbar(image, ax=[left, right], orientation="horizontal", fraction=0.04, pad=0.02, aspect=60)
-    bar.set_label("raw score, min to max of this slide; red line: threshold from validation, where known")
+    bar.set_label(f"{bag.name}, min to max of this slide; red line: threshold from validation, where known")
     if bag.threshold is not None and low < bag.threshold < high:
         bar.ax.axvline(bag.threshold, color=POSITIVE, linewidth=1.6)
     figure.suptitle(_title(bag), fontsize=9.5, x=0.01, ha="left")
@@ -157,7 +173,7 @@ def _draw_scan(path: Path, bag: Scored, picture: Array, outlines: Mapping[str, A
     left, right = figure.subplots(1, 2, width_ratios=[1, 1.1])
     left.plot(np.arange(len(bag.scores)), bag.scores, color=colour_of(bag.method), marker="o", markersize=3)
     left.set_xlabel("slice in anatomical order" + ("; dashed: threshold from validation" if bag.threshold else ""))
-    left.set_ylabel("raw score")
+    left.set_ylabel(bag.name)
     if bag.threshold is not None:
         left.axhline(bag.threshold, color=NEUTRAL, linewidth=0.9, linestyle="--")
     right.imshow(montage_with_bars(picture, outlines["montage"], colours))

@@ -4,6 +4,9 @@ A run's `config.json` names the encoder, the hash of its weights and the resize 
 stored is recorded with every bag of the dataset the run learned from (`results/D/instances`, `results/D/features/E`);
 that folder is found from the run's place or given. Settings that were not recorded are not guessed: the error names the
 argument that states them. After cutting, the new bag is compared with bags of that dataset.
+
+Bags name the settings they were cut with (`instance_options`). Those of before they did name most of it: what is left
+must follow from the preset.
 """
 
 import json
@@ -89,7 +92,7 @@ def encoder_of(config: Mapping[str, Any], run: Path, weights: Path) -> Encoder:
         raise ValueError(
             f"{run}: it learned from features whose encoder or weights are not recorded (a table, or files of another "
             "tool), so features of a new image cannot be made; extract them there and import them "
-            "(python -m preprocessing.exchange), then score with smmil.predictions --run"
+            "(python -m preprocessing.exchange), then score with smmil.score --run"
         )
     match = _RANDOM.fullmatch(str(facts["encoder"]))
     name, mode, seed = (match[1], "random", int(match[2])) if match else (str(facts["encoder"]), "pretrained", 0)
@@ -174,9 +177,31 @@ def instance_options(modality: str, reference: Reference, given: str | None) -> 
             "lies; give it with --dataset-folder results/NAME, or state the settings with --options "
             """'{"wsi": {"preset": ...}}'"""
         )
+    recorded = recorded_options(reference)
+    if recorded is not None:
+        return {modality: recorded}
     if any(attrs.get("imported_from") for attrs in reference.instances):
         raise ValueError("the run's dataset was imported, its cutting is not known here; state it with --options")
     return {modality: _ct_options(reference) if modality == "ct" else _wsi_options(reference)}
+
+
+def recorded_options(reference: Reference) -> dict[str, Any] | None:
+    """The settings that the dataset's bags name, presets resolved; None if none does.
+
+    Raises:
+        ValueError: they name several.
+    """
+    from preprocessing.instances import OPTIONS_ATTR
+
+    told = {json.dumps(attrs[OPTIONS_ATTR], sort_keys=True) for attrs in reference.instances if OPTIONS_ATTR in attrs}
+    if len(told) > 1:
+        one, other = (json.loads(text) for text in sorted(told)[:2])
+        differs = sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
+        raise ValueError(
+            f"bags of the run's dataset were cut with different settings ({', '.join(differs)}); run its instances "
+            "stage again, or state the settings with --options"
+        )
+    return None if not told else dict(json.loads(told.pop()))
 
 
 def _ct_options(reference: Reference) -> dict[str, Any]:

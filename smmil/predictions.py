@@ -6,8 +6,8 @@ Run alone:
         --out results/D/predictions/E/M --index results/D/predictions/E/M/index.json
 
 A run is rebuilt from its `config.json` and `best.safetensors`; bags are scored one by one, in eval mode. All runs are
-predicted; `index.json` marks the learning rate that validation chose. Other bags are scored by `smmil.score`, which
-`--run DIR --score-bags NPZ` calls for one run. Arrays of a file (B bags, M instances), equal content, equal bytes:
+predicted; `index.json` marks the learning rate that validation chose. Other bags are scored by `smmil.score`. Arrays of
+a file (B bags, M instances), equal content, equal bytes:
 
 | array | shape, type | meaning |
 |---|---|---|
@@ -15,7 +15,7 @@ predicted; `index.json` marks the learning rate that validation chose. Other bag
 | `y`, `bag_logit` | (B,) float32, float64 | label (NaN = unlabelled); logit |
 | `offsets` | (B+1,) int64 | rows of bag b are `offsets[b]:offsets[b + 1]` |
 | `instance_score` | (M,) float32 | the method's own score f, higher = more positive, ungated |
-| `signed_score` | (M,) float32 | the sign-aware score of `smmil.signed`; not in the files of `smmil.score` |
+| `signed_score` | (M,) float32 | sign-aware score (`smmil.signed`); of `smmil.score` if the run kept its direction |
 | `coverage`, `y_inst` | (M,) float32, int8 | lesion share of the tile (NaN = not annotated); label in {0, 1, -1} |
 | `grid` | (M,2) int32 | lattice cell (row, col) within the bag |
 | `energy` | (B,2) float64 | Dirichlet energy of f: f^T L f, and f^T L f / f^T f (0 for f = 0) |
@@ -64,11 +64,9 @@ def build_parser() -> argparse.ArgumentParser:
     from smmil.sources import add_source_arguments
 
     parser = argparse.ArgumentParser(prog="python -m smmil.predictions", description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=Path, help="runs.json: predict validation and test bags of all its runs")
-    parser.add_argument("--out", type=Path, help="with --runs: folder of the npz files")
-    parser.add_argument("--index", type=Path, help="with --runs: index.json, written last")
-    parser.add_argument("--run", type=Path, help="directory of one finished run: `smmil.score` with that run alone")
-    parser.add_argument("--score-bags", type=Path, metavar="NPZ", help="with --run: the file to write")
+    parser.add_argument("--runs", type=Path, required=True, help="runs.json: validation and test bags of all its runs")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the npz files")
+    parser.add_argument("--index", type=Path, required=True, help="index.json, written last")
     add_source_arguments(parser)
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda")
     parser.add_argument("--threads", type=int, help="torch threads")
@@ -77,19 +75,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 @guard
 def main(argv: Sequence[str] | None = None) -> int:
-    """Predicts the runs of a `runs.json`, or scores other bags with one run; see the top of this file."""
+    """Predicts the runs of a `runs.json`; see the top of this file."""
     arguments = build_parser().parse_args(argv)
     from smmil.devices import choose_device, numerics
 
     device = choose_device(arguments.device)
     with numerics(device, threads=arguments.threads):
-        if arguments.runs and arguments.out and arguments.index and not (arguments.run or arguments.score_bags):
-            return _predict_runs(arguments, device)
-        if arguments.run and arguments.score_bags and not (arguments.runs or arguments.out or arguments.index):
-            from smmil.score import score_with
-
-            return score_with(arguments, device)
-    raise ValueError("expected --runs, --out and --index together, or --run and --score-bags")
+        return _predict_runs(arguments, device)
 
 
 def _predict_runs(arguments: argparse.Namespace, device: "torch.device") -> int:
@@ -99,6 +91,7 @@ def _predict_runs(arguments: argparse.Namespace, device: "torch.device") -> int:
     from smmil.signed import find_direction
     from smmil.sources import open_source
     from smmil.splits import read_splits
+    from smmil.stored import labels_key
 
     listed = read_json(arguments.runs)
     source = open_source(arguments, _data_options(listed, DataOptions))
@@ -106,7 +99,8 @@ def _predict_runs(arguments: argparse.Namespace, device: "torch.device") -> int:
         raise ValueError(f"{arguments.runs}: its runs were trained on other bags than given here; train again")
     splits = read_splits(arguments.runs.parent / "splits.csv")
     wanted = {bag_id for split in splits.values() for bag_id, part in split.items() if part in ("val", "test")}
-    entries = [_entry(listed, run, source) for run in listed["runs"]]
+    labels = labels_key(arguments.instances, wanted) if arguments.instances else ""
+    entries = [_entry(listed, run, source, labels) for run in listed["runs"]]
     thresholds: dict[str, float] = {}
     pending = [entry for entry in entries if not is_current(arguments.out / entry["file"], entry["meta"])]
     if pending:
@@ -129,14 +123,16 @@ def _predict_runs(arguments: argparse.Namespace, device: "torch.device") -> int:
     return 0
 
 
-def _entry(listed: Mapping[str, Any], run: Mapping[str, Any], source: "Source") -> dict[str, Any]:
-    """File name and meta of one run's predictions; the key names everything the numbers depend on."""
+def _entry(listed: Mapping[str, Any], run: Mapping[str, Any], source: "Source", labels: str) -> dict[str, Any]:
+    """File name and meta of one run's predictions; key and `instances` name everything the numbers depend on."""
     meta = {name: listed[name] for name in ("dataset", "encoder", "method", "protocol", "random_weights")}
     # of a run that has none the meta, hence the key, is that of older files
     meta |= {"quirks": listed["quirks"]} if listed.get("quirks") else {}
     meta |= {name: run[name] for name in ("run", "seed", "lr", "selection_score", "best_epoch", "chosen")}
     decides = [PREDICTIONS_STAGE_VERSION, meta, run["key"], run["weights_sha256"], source.inputs, source.data]
-    return {"file": f"{run['run']}.npz", "meta": {**meta, "key": hash_json(decides)}}
+    # beside the key, which older files without it share
+    told = {"key": hash_json(decides), **({"instances": labels} if labels else {})}
+    return {"file": f"{run['run']}.npz", "meta": {**meta, **told}}
 
 
 def _index(listed: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], out: Path, index: Path) -> dict[str, Any]:
@@ -272,14 +268,15 @@ def write_predictions(path: Path | str, arrays: Mapping[str, npt.NDArray[Any]], 
 
 
 def is_current(path: Path, meta: Mapping[str, Any]) -> bool:
-    """Whether a predictions file exists, is whole, and was made for exactly this meta (its key included)."""
+    """Whether a predictions file exists, is whole, and was made for this meta's key and, if it knows, its instances."""
     if not path.exists():
         return False
     if damage := zip_damage(path):
         log.warning("%s: damaged (%s); it is made again", path, damage)
         return False
     with np.load(path, allow_pickle=False) as archive:
-        return bool(json.loads(str(archive["meta"])).get("key") == meta["key"])
+        found = json.loads(str(archive["meta"]))
+    return bool(found.get("key") == meta["key"]) and found.get("instances", "") in ("", meta.get("instances", ""))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@
 | `log.jsonl` | one line per epoch, no epoch twice |
 | `state.pt` | model, optimiser, random generators, position: while the run is unfinished (`weights_only` loadable) |
 | `best.safetensors` | weights of the selected epoch |
+| `direction.safetensors` | where the bag logit rises, for the sign-aware score (`smmil.signed`); not in older runs |
 | `done.json` | written last; a run counts as finished only if its key is the one asked for |
 
 A key is the hash of everything that decides the numbers. Device, threads and the code version are not part of it (they
@@ -15,6 +16,7 @@ stand in `config.json`): a cosmetic edit never redoes a training, an increment o
 """
 
 import hashlib
+import io
 import json
 import logging
 import os
@@ -27,7 +29,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from preprocessing.cli import whole_file
+from preprocessing.cli import naming, write_bytes, write_text
 
 log = logging.getLogger(__name__)
 
@@ -92,8 +94,10 @@ def save_state(path: Path | str, state: Mapping[str, Any]) -> None:
     """Writes a resumable state (tensors, numbers, strings, containers of them) atomically."""
     import torch
 
-    with whole_file(path) as temporary:
-        torch.save(dict(state), temporary)
+    # given a path, torch tells a full disk as an error of its own archive
+    stream = io.BytesIO()
+    torch.save(dict(state), stream)
+    write_bytes(path, stream.getbuffer())
 
 
 def load_state(path: Path | str) -> dict[str, Any] | None:
@@ -137,8 +141,7 @@ def save_weights(path: Path | str, weights: Mapping[str, Any]) -> str:
         for name, value in sorted(weights.items())
         if isinstance(value, torch.Tensor)
     }
-    with whole_file(path) as temporary:
-        temporary.write_bytes(save(tensors))
+    write_bytes(path, save(tensors))
     return hash_file(path)
 
 
@@ -161,7 +164,7 @@ def load_weights(model: Any, path: Path | str) -> None:
 
 def append_log(path: Path, row: Mapping[str, Any]) -> None:
     """Appends one JSON line and makes it durable."""
-    with open(path, "a", encoding="utf-8") as stream:
+    with naming(path), open(path, "a", encoding="utf-8") as stream:
         stream.write(json.dumps(dict(row), allow_nan=False) + "\n")
         stream.flush()
         os.fsync(stream.fileno())
@@ -178,8 +181,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 def truncate_log(path: Path, first_epoch: int) -> None:
     """Drops the rows of epochs that will run (again): `epoch >= first_epoch`."""
     rows = [row for row in read_log(path) if row["epoch"] < first_epoch]
-    with whole_file(path) as temporary:
-        temporary.write_text("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows), encoding="utf-8")
+    write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
 
 def read_done(folder: Path, key: str) -> dict[str, Any] | None:

@@ -1,7 +1,9 @@
-"""Scores bags that took no part in training with every chosen run of a method, one run per split.
+"""Scores bags that took no part in training with every chosen run of a method, one run per split, or with one run.
 
-In: `runs.json` of a finished training, and the bag store of any other dataset with the same encoder.
-Out: `{run}.npz` per chosen run (arrays as in `smmil.predictions`), and `scores.csv`, one line per bag of `bags.csv`:
+In: `runs.json` of a finished training (`--runs`), or the directory of one run (`--run`); and the bag store of any other
+dataset with the same encoder.
+Out: `{run}.npz` per chosen run (arrays as in `smmil.predictions`; `signed_score`, with `signed_agreement` in the meta,
+if the run kept its direction, see `smmil.signed`), and `scores.csv`, one line per bag of `bags.csv`:
 
 | column | meaning |
 |---|---|
@@ -45,45 +47,49 @@ def main(argv: Sequence[str] | None = None) -> int:
     from smmil.sources import add_source_arguments
 
     parser = argparse.ArgumentParser(prog="python -m smmil.score", description=main.__doc__)
-    parser.add_argument("--runs", type=Path, required=True, help="runs.json of the training")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--runs", type=Path, help="runs.json of the training: all its chosen runs")
+    what.add_argument("--run", type=Path, help="directory of one finished run: that alone")
     parser.add_argument("--out", type=Path, required=True, help="folder of the npz files, scores.csv and index.json")
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda")
+    parser.add_argument("--threads", type=int, help="torch threads")
     add_source_arguments(parser)
     arguments = parser.parse_args(argv)
     from smmil.devices import choose_device, numerics
     from smmil.predictions import write_predictions
-    from smmil.results import read_json
     from smmil.runs import hash_file
 
-    listed = read_json(arguments.runs)
+    facts, data, folders = _asked(arguments)
     device = choose_device(arguments.device)
-    with numerics(device):
-        scorer = Scorer(arguments, listed["data"], device)
+    with numerics(device, threads=arguments.threads):
+        scorer = Scorer(arguments, data, device)
         entries, logits = [], []
-        for run in (run for run in listed["runs"] if run["chosen"]):
-            arrays, meta = scorer.score(arguments.runs.parent / run["run"], listed["method"])
-            path = arguments.out / f"{run['run']}.npz"
+        for folder in folders:
+            arrays, meta = scorer.score(folder, facts["method"])
+            path = arguments.out / f"{meta['run']}.npz"
             write_predictions(path, arrays, meta)
             random = meta["random_weights"]
-            entries.append({"run": run["run"], "file": path.name, "sha256": hash_file(path), "random_weights": random})
+            entries.append({"run": meta["run"], "file": path.name, "sha256": hash_file(path), "random_weights": random})
             logits.append(arrays["bag_logit"])
     table = scores_csv(scorer.bags, np.stack(logits), scorer.source.listing.excluded)
     write_text(arguments.out / "scores.csv", table)
-    shared = {name: listed[name] for name in ("dataset", "encoder", "method", "protocol")}
-    write_json(arguments.out / "index.json", {**shared, "runs": entries})
+    write_json(arguments.out / "index.json", {**facts, "runs": entries})
     return 0
 
 
-def score_with(arguments: argparse.Namespace, device: "torch.device") -> int:
-    """Scores the usable bags with the one run `arguments.run` into `arguments.score_bags`."""
-    from smmil.predictions import write_predictions
+def _asked(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any], list[Path]]:
+    """What all runs share (dataset, encoder, method, protocol), their options of loading, and their directories."""
     from smmil.results import read_json
 
-    config = read_json(arguments.run / "config.json")
-    scorer = Scorer(arguments, config["data"], device)
-    arrays, meta = scorer.score(arguments.run, config["method"])
-    write_predictions(arguments.score_bags, arrays, {**meta, "excluded": scorer.source.listing.excluded})
-    return 0
+    if arguments.run is not None:
+        config = read_json(arguments.run / "config.json")
+        # runs of before there were variants have no name but the method's
+        name, protocol = config.get("name", config["method"]), config["training"]["protocol"]
+        facts = {"dataset": config["dataset"], "encoder": config["encoder"], "method": name, "protocol": protocol}
+        return facts, config["data"], [arguments.run]
+    listed = read_json(arguments.runs)
+    facts = {name: listed[name] for name in ("dataset", "encoder", "method", "protocol")}
+    return facts, listed["data"], [arguments.runs.parent / run["run"] for run in listed["runs"] if run["chosen"]]
 
 
 class Scorer:
@@ -124,10 +130,13 @@ class Scorer:
             ValueError: an unfinished run, or features that it did not learn from.
         """
         from smmil.predictions import check_features, load_run, predict_bags
+        from smmil.signed import read_direction
 
         model, config = load_run(folder, self.device)
         check_features(config, self.source.facts, self.where)
-        arrays = predict_bags(model, self.cache, self.bags, range(len(self.bags)), ["score"] * len(self.bags))
+        direction = read_direction(folder, config["done"]["weights_sha256"])
+        words = ["score"] * len(self.bags)
+        arrays = predict_bags(model, self.cache, self.bags, range(len(self.bags)), words, direction)
         meta = {name: config[name] for name in ("dataset", "encoder", "seed")}
         meta |= {
             "method": method,
@@ -137,6 +146,7 @@ class Scorer:
             "selection_score": config["done"]["selection_score"],
             "random_weights": bool(config["random_weights"] or self.source.random_weights),
             "label_thresholds": dict(self.thresholds),
+            **({} if direction is None else {"signed_agreement": direction.agreement}),
         }
         log.info("%d bags, %d instances scored with %s", len(self.bags), len(arrays["y_inst"]), meta["run"])
         return arrays, meta

@@ -37,10 +37,18 @@ is blind to lesions that differ only in their surroundings or in a curved way; o
 the sign is noise like everything else. It stands beside the method's own score, never in its place.
 
 Cost: one forward and backward pass per validation bag, then one product (N,P) x (P,) per bag.
+
+Training leaves the direction of a finished run in its folder as `direction.safetensors` (`vector`, `origin` (P,) and
+`agreement` (1,), float64; metadata `about`: the SHA-256 of the run's weights and of these numbers), so that images of
+which no validation bag is at hand get the score too. Runs of before have no such file, and no sign-aware score there.
 """
 
+import hashlib
+import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -52,6 +60,11 @@ from smmil.data import BagBatch
 if TYPE_CHECKING:
     from smmil.batches import BagCache
     from smmil.models.base import MILModel
+
+
+log = logging.getLogger(__name__)
+
+DIRECTION_FILE = "direction.safetensors"
 
 
 @dataclass(frozen=True)
@@ -143,6 +156,60 @@ class _NoDetach(TorchFunctionMode):
 def signed_score(direction: Direction, x: Tensor) -> Tensor:
     """(N,P) features -> (N,) float32 scores, higher = more positive."""
     return ((x.double() - direction.origin) @ direction.vector).float()
+
+
+def save_direction(folder: Path | str, direction: Direction, weights_sha256: str) -> None:
+    """Writes the direction of a finished run into its folder.
+
+    Args:
+        folder: the run directory.
+        direction: found with the run's selected weights.
+        weights_sha256: of their file, as `done.json` has it.
+    """
+    from safetensors.torch import save
+
+    from preprocessing.cli import write_bytes
+
+    agreement = torch.tensor([direction.agreement], dtype=torch.float64)
+    named = {"agreement": agreement, "origin": direction.origin.cpu(), "vector": direction.vector.cpu()}
+    tensors = {name: value.double().contiguous() for name, value in named.items()}
+    # one entry: the library writes several in any order
+    about = json.dumps({"weights_sha256": weights_sha256, "sha256": _checksum(tensors)}, sort_keys=True)
+    write_bytes(Path(folder) / DIRECTION_FILE, save(tensors, {"about": about}))
+
+
+def read_direction(folder: Path | str, weights_sha256: str) -> Direction | None:
+    """The direction that `save_direction` left with a run; None, with a line in the log, if there is none to trust.
+
+    Args:
+        folder: the run directory.
+        weights_sha256: of the run's weights; a direction of others is not used.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(folder) / DIRECTION_FILE
+    if not path.exists():
+        log.info("%s: trained before directions were kept: no sign-aware score", folder)
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {})["about"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if about["sha256"] != _checksum(tensors):
+            raise ValueError("its numbers fail their checksum")
+        if about["weights_sha256"] != weights_sha256:
+            raise ValueError("it belongs to other weights than the run's")
+    except (SafetensorError, KeyError, ValueError) as error:
+        log.warning("%s: damaged or of another run (%s); no sign-aware score", path, error)
+        return None
+    return Direction(tensors["vector"], tensors["origin"], float(tensors["agreement"][0]))
+
+
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(value.shape)} ".encode() + value.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _correlation(a: Tensor, b: Tensor) -> float:

@@ -31,11 +31,13 @@ class Graph:
         index: (M,K) int64, rows of the neighbours; padding points at the row itself with weight 0.
         weight: (M,K) the entries of A_hat.
         self_weight: (M,) diagonal of A_hat: 1 for isolated nodes, 0 otherwise.
+        scale: (M,) with A_hat[i,j] = scale[i] scale[j] on every edge, or None: the edges have weights of their own.
     """
 
     index: Tensor
     weight: Tensor
     self_weight: Tensor
+    scale: Tensor | None = None
 
     @functools.cached_property
     def index32(self) -> Tensor:
@@ -86,7 +88,8 @@ def normalise_adjacency(
     degree = weight.sum(1)
     isolated = degree == 0
     scale = torch.where(isolated, degree.new_ones(()), degree).rsqrt()
-    return Graph(index, weight * scale[:, None] * scale[index], isolated.to(dtype))
+    edges = weight * scale[:, None] * scale[index]
+    return Graph(index, edges, isolated.to(dtype), scale if edge_weight is None else None)
 
 
 def sm_steps(u: Tensor, graph: Graph, alpha: Tensor | float, T: int = 10) -> Tensor:
@@ -112,7 +115,10 @@ def sm_steps(u: Tensor, graph: Graph, alpha: Tensor | float, T: int = 10) -> Ten
         )
     wide = _at_least_float32(u)
     factor = torch.as_tensor(alpha, dtype=wide.dtype, device=u.device)
-    out: Tensor = _Steps.apply(wide, factor, graph, T)
+    if torch.is_grad_enabled() and (wide.requires_grad or factor.requires_grad):
+        out: Tensor = _Steps.apply(wide, factor, graph, T)
+    else:
+        out = _iterate(wide, float(factor), graph, T)
     return out.to(u.dtype)
 
 
@@ -267,7 +273,7 @@ class _Steps(torch.autograd.Function):
 def _iterate(u: Tensor, alpha: float, graph: Graph, T: int) -> Tensor:
     """G(T); compiled where possible."""
     if T > 0 and graph.weight.dtype == u.dtype and native.usable(u):
-        return native.steps(u, graph.index32, graph.weight, graph.self_weight, alpha, T)
+        return native.steps(u, graph.index32, graph.weight, graph.self_weight, graph.scale, alpha, T)
     g = u
     for _ in range(T):
         g = torch.add((1 - alpha) * u, graph.matmul(g), alpha=alpha)
@@ -278,7 +284,8 @@ def _gradients(grad: Tensor, u: Tensor, alpha: float, graph: Graph, T: int) -> t
     """With respect to U (M,D) and to alpha (scalar); compiled where possible."""
     c, d = coefficients(alpha, T)
     if T > 0 and graph.weight.dtype == u.dtype and native.usable(u):
-        total, slope = native.gradients(grad, u, graph.index32, graph.weight, graph.self_weight, c, d)
+        table = (graph.index32, graph.weight, graph.self_weight, graph.scale)
+        total, slope = native.gradients(grad, u, *table, c, d)
         return total, u.new_tensor(slope)
     power = grad
     total, dots = c[0] * grad, [d[0] * (grad * u).sum()]

@@ -3,12 +3,16 @@
  * dU = sum_s c(s) Q(s) and dalpha = sum_s d(s) <Q(s), U>, with the coefficients c of G(T) and d of dG(T)/dalpha as
  * polynomials in A.
  *
- * U, G, grad are (rows, columns), row-major. A is a neighbour table: row i has `degree` pairs (index, weight) and a self
- * weight; padding has weight 0. Columns are independent of each other, so a block of columns is copied out and goes
- * through all T steps. Within a block the steps follow each other at the distance of the farthest neighbour (`reach`
- * rows): a step may compute row i as soon as the step before has row i + reach, so that on a lattice the rows in
- * between stay in cache for all steps and memory is read once, not T times. Blocks are shared out to threads; no sum
- * depends on how, nor on the number of threads, so neither does any bit of the result.
+ * U, G, grad are (rows, columns), row-major. A is a neighbour table: row i has `degree` pairs (index, weight) and a
+ * self weight; padding is the row itself with weight 0. Given `scale` s, every weight is s(i) s(j): the steps then run
+ * on s(i) G(i), whose neighbours are only added up, and rows of a lattice share their sums (sm_chains.c).
+ *
+ * Columns are independent of each other, so a block of them is copied out, in panels of one or more vectors (lanes),
+ * and each panel goes through all T steps. Within a panel the steps follow each other at the distance of the farthest
+ * neighbour (`reach` rows): a step may compute row i as soon as the step before has row i + reach, so that on a lattice
+ * the rows in between stay in cache for all steps and memory is read once, not T times. Wide panels share the reading
+ * of the table, narrow ones keep more rows in cache. Blocks are shared out to threads; no sum depends on how, nor on
+ * the number of threads, so neither does any bit of the result.
  *
  * This file includes itself once per number type. Each function returns 0, or 1 when memory ran out.
  */
@@ -16,6 +20,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 #if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__gnu_linux__)
 /* one build serves every x86 processor: the loader picks the widest version the machine has */
@@ -25,7 +32,23 @@
 #endif
 #define INLINE static inline __attribute__((always_inline))
 /* rows that the first step is ahead of what the window of all steps needs */
-#define TILE 256
+#define TILE 512
+/* lanes of a block, and of a wide panel */
+#define MOST 4
+/* farthest neighbour with which a step over a wide panel finds its rows in the first-level cache a second time */
+#define NEAR 48
+#include "sm_chains.c"
+
+/* Fresh memory of many small pages costs more than the arithmetic done in it: asks for large ones where there are. */
+static void large_pages(void *memory, size_t bytes) {
+#ifdef MADV_HUGEPAGE
+    const uintptr_t page = (uintptr_t)1 << 21, first = ((uintptr_t)memory + page - 1) / page * page;
+    const uintptr_t last = ((uintptr_t)memory + bytes) / page * page;
+    if (bytes >= 2 * page && last > first) (void)!madvise((void *)first, last - first, MADV_HUGEPAGE);
+#else
+    (void)memory, (void)bytes;
+#endif
+}
 
 #define REAL float
 #define NAME(x) x##_f32
@@ -37,118 +60,56 @@
 #include "sm_kernel.c"
 #else
 
-/* 64 bytes of columns of one row; the compiler splits them where the machine's registers are narrower */
-typedef REAL NAME(lanes) __attribute__((vector_size(64), aligned(sizeof(REAL)), may_alias));
-#define LANES ((int64_t)(64 / sizeof(REAL)))
+#include "sm_rows.c"
 
-/* A table and how a block of `wide` lanes goes through it. */
+/* How a block of `width` columns lies in memory: `lanes` / `wide` panels, each (rows + 1, wide) lanes. */
 typedef struct {
-    const int32_t *index;
-    const REAL *weight, *self_weight;
-    int64_t rows, columns, degree, steps, reach;
-} NAME(job);
+    int64_t width, lanes, wide, size;
+} NAME(layout);
 
-/* Rows first..last of one step on a block of `wide` lanes. Forward (`total` NULL):
- * out = offset_scale * offset + scale * A in. Powers: out = A in, total += scale * out, dot += <out, offset>. */
-INLINE void NAME(rows)(NAME(lanes) *restrict out, const NAME(lanes) *restrict in, const NAME(lanes) *restrict offset,
-                       REAL offset_scale, REAL scale, NAME(lanes) *restrict total, NAME(lanes) *restrict dot,
-                       const int32_t *restrict index, const REAL *restrict weight, const REAL *restrict self_weight,
-                       int64_t first, int64_t last, int64_t degree, int64_t wide) {
-    NAME(lanes) product[2] = {{0}, {0}};
-    for (int64_t i = first; i < last; i++) {
-        NAME(lanes) sum[2];
-        for (int64_t w = 0; w < wide; w++) sum[w] = in[i * wide + w] * self_weight[i];
-        for (int64_t k = 0; k < degree; k++) {
-            const NAME(lanes) *neighbour = in + index[i * degree + k] * wide;
-            const REAL factor = weight[i * degree + k];
-            for (int64_t w = 0; w < wide; w++) sum[w] += neighbour[w] * factor;
-        }
-        for (int64_t w = 0, at = i * wide; w < wide; w++, at++) {
-            if (total) {
-                out[at] = sum[w];
-                total[at] += sum[w] * scale;
-                product[w] += sum[w] * offset[at];
-            } else {
-                out[at] = offset[at] * offset_scale + sum[w] * scale;
+/* a block from the matrix into panels; whole lanes move in registers, the last columns one by one */
+CLONES static void NAME(copy_in)(NAME(lanes) *restrict panels, const REAL *restrict matrix, const NAME(job) *job,
+                                 NAME(layout) to) {
+    const int64_t row = to.wide, lane = to.wide == 1 ? to.size : 1, whole = to.width / LANES;
+    for (int64_t i = 0; i < job->rows; i++) {
+        const REAL *from = matrix + i * job->columns;
+        NAME(lanes) *at = panels + i * row;
+        if (whole == MOST) {
+            for (int64_t l = 0; l < MOST; l++) at[l * lane] = *(const NAME(lanes) *)(from + l * LANES);
+        } else {
+            for (int64_t l = 0; l < whole; l++) at[l * lane] = *(const NAME(lanes) *)(from + l * LANES);
+            if (whole < to.lanes) {
+                at[whole * lane] = (NAME(lanes)){0};
+                memcpy(at + whole * lane, from + whole * LANES, (size_t)(to.width - whole * LANES) * sizeof(REAL));
             }
         }
     }
-    if (dot)
-        for (int64_t w = 0; w < wide; w++) dot[w] = product[w];
 }
 
-/* the same; degree, width and direction become constants, which keeps `sum` in registers */
-CLONES static void NAME(spread)(NAME(lanes) *restrict out, const NAME(lanes) *restrict in,
-                                const NAME(lanes) *restrict offset, REAL offset_scale, REAL scale,
-                                NAME(lanes) *restrict total, NAME(lanes) *restrict dot, const NAME(job) *restrict job,
-                                int64_t first, int64_t last, int64_t wide) {
-#define ROWS(degree, wide, total, dot)                                                                       \
-    NAME(rows)(out, in, offset, offset_scale, scale, total, dot, job->index, job->weight, job->self_weight, first, \
-               last, degree, wide)
-#define DEGREES(wide, total, dot)                    \
-    if (job->degree == 8) ROWS(8, wide, total, dot); \
-    else ROWS(job->degree, wide, total, dot)
-    if (wide == 2 && total) {
-        DEGREES(2, total, dot);
-    } else if (wide == 2) {
-        DEGREES(2, NULL, NULL);
-    } else if (total) {
-        DEGREES(1, total, dot);
-    } else {
-        DEGREES(1, NULL, NULL);
-    }
-#undef DEGREES
-#undef ROWS
-}
-
-/* rows first..last of a block from and to the matrix; whole blocks move in registers, the last columns one by one */
-CLONES static void NAME(copy_in)(NAME(lanes) *restrict out, const REAL *restrict matrix, int64_t first, int64_t last,
-                                 int64_t columns, int64_t width, int64_t wide) {
-    for (int64_t i = first; i < last; i++) {
-        const REAL *from = matrix + i * columns;
-        NAME(lanes) *row = out + i * wide;
-        if (width == 2 * LANES) {
-            row[0] = *(const NAME(lanes) *)from, row[1] = *(const NAME(lanes) *)(from + LANES);
-        } else if (width == LANES) {
-            row[0] = *(const NAME(lanes) *)from;
+CLONES static void NAME(copy_out)(REAL *restrict matrix, const NAME(lanes) *restrict panels, const NAME(job) *job,
+                                  NAME(layout) to) {
+    const int64_t row = to.wide, lane = to.wide == 1 ? to.size : 1, whole = to.width / LANES;
+    for (int64_t i = 0; i < job->rows; i++) {
+        REAL *out = matrix + i * job->columns;
+        const NAME(lanes) *at = panels + i * row;
+        if (whole == MOST) {
+            for (int64_t l = 0; l < MOST; l++) *(NAME(lanes) *)(out + l * LANES) = at[l * lane];
         } else {
-            memset(row, 0, (size_t)wide * sizeof(NAME(lanes)));
-            memcpy(row, from, (size_t)width * sizeof(REAL));
+            for (int64_t l = 0; l < whole; l++) *(NAME(lanes) *)(out + l * LANES) = at[l * lane];
+            if (whole < to.lanes)
+                memcpy(out + whole * LANES, at + whole * lane, (size_t)(to.width - whole * LANES) * sizeof(REAL));
         }
     }
 }
 
-CLONES static void NAME(copy_out)(REAL *restrict matrix, const NAME(lanes) *restrict in, int64_t first, int64_t last,
-                                  int64_t columns, int64_t width, int64_t wide) {
+/* rows first..last - 1: out = scale * in; with `dot`, what step 0 of the gradients adds to dot and total */
+CLONES static void NAME(begin)(NAME(lanes) *restrict out, NAME(lanes) *restrict in, const NAME(lanes) *restrict base,
+                               NAME(lanes) *dot, REAL c, const REAL *scale, int64_t first, int64_t last, int64_t wide) {
     for (int64_t i = first; i < last; i++) {
-        REAL *to = matrix + i * columns;
-        const NAME(lanes) *row = in + i * wide;
-        if (width == 2 * LANES) {
-            *(NAME(lanes) *)to = row[0], *(NAME(lanes) *)(to + LANES) = row[1];
-        } else if (width == LANES) {
-            *(NAME(lanes) *)to = row[0];
-        } else {
-            memcpy(to, row, (size_t)width * sizeof(REAL));
-        }
-    }
-}
-
-/* All steps on the columns from `u` on of one block. `memory` holds U and two G; `done` one count per step. */
-static void NAME(forward)(const NAME(job) *job, const REAL *u, REAL *g, int64_t width, int64_t wide, REAL alpha,
-                          NAME(lanes) *memory, int64_t *done) {
-    const int64_t size = job->rows * wide;
-    NAME(lanes) *base = memory, *value[2] = {base + size, base + 2 * size};
-    for (int64_t copied = 0; done[job->steps - 1] < job->rows;) {
-        const int64_t ahead = copied + TILE < job->rows ? copied + TILE : job->rows;
-        NAME(copy_in)(base, u, copied, ahead, job->columns, width, wide);
-        copied = ahead;
-        for (int64_t t = 0, before = copied; t < job->steps; t++) {
-            const int64_t first = done[t], last = before == job->rows ? job->rows : before - job->reach;
-            if (last <= first) break;
-            NAME(lanes) *next = value[(t + 1) % 2];
-            NAME(spread)(next, t ? value[t % 2] : base, base, 1 - alpha, alpha, NULL, NULL, job, first, last, wide);
-            if (t == job->steps - 1) NAME(copy_out)(g, next, first, last, job->columns, width, wide);
-            done[t] = before = last;
+        const REAL factor = scale ? scale[i] : 1;
+        for (int64_t w = 0, at = i * wide; w < wide; w++, at++) {
+            out[at] = in[at] * factor;
+            if (dot) dot[w] += in[at] * base[at], in[at] *= c;
         }
     }
 }
@@ -160,94 +121,165 @@ static double NAME(added)(const NAME(lanes) *dot, int64_t wide) {
     return sum;
 }
 
-/* The gradients on one block. `memory` holds U, dU and two Q; returns the block's part of dalpha. */
-static double NAME(backward)(const NAME(job) *job, const REAL *grad, const REAL *u, REAL *grad_u, int64_t width,
-                             int64_t wide, const double *c, const double *d, NAME(lanes) *memory, int64_t *done) {
-    const int64_t size = job->rows * wide;
-    NAME(lanes) *base = memory, *total = base + size, *power[2] = {base + 2 * size, base + 3 * size};
-    NAME(lanes) dot[2];
+/* All steps on one panel of U, which receives the result; given `total`, a panel of grad, that one becomes dU.
+ * `value`: two panels with a row of zeros behind them; `done` and `number`, per step the rows done and the segment that
+ * comes next, are 0. Returns the panel's part of dalpha. */
+static double NAME(panel)(const NAME(job) *job, NAME(lanes) *base, NAME(lanes) *total, NAME(lanes) *const *value,
+                          int64_t *done, int64_t *number, const double *c, const double *d, int64_t wide) {
+    NAME(lanes) dot[MOST];
     double slope = 0;
-    for (int64_t copied = 0; done[job->steps - 1] < job->rows;) {
-        const int64_t ahead = copied + TILE < job->rows ? copied + TILE : job->rows;
-        NAME(copy_in)(base, u, copied, ahead, job->columns, width, wide);
-        NAME(copy_in)(power[0], grad, copied, ahead, job->columns, width, wide);
+    for (int64_t begun = 0, last_step = job->steps - 1; done[last_step] < job->rows;) {
+        const int64_t ahead = begun + TILE < job->rows ? begun + TILE : job->rows;
         memset(dot, 0, sizeof(dot));
-        for (int64_t i = copied * wide; i < ahead * wide; i++) {
-            total[i] = power[0][i] * (REAL)c[0];
-            dot[i % wide] += power[0][i] * base[i];
-        }
-        slope += d[0] * NAME(added)(dot, wide);
-        copied = ahead;
-        for (int64_t t = 0, before = copied; t < job->steps; t++) {
+        NAME(begin)(value[0], total ? total : base, base, total ? dot : NULL, total ? (REAL)c[0] : 1, job->scale, begun,
+                    ahead, wide);
+        if (total) slope += d[0] * NAME(added)(dot, wide);
+        begun = ahead;
+        for (int64_t t = 0, before = begun; t < job->steps; t++) {
             const int64_t first = done[t], last = before == job->rows ? job->rows : before - job->reach;
             if (last <= first) break;
-            NAME(spread)(power[(t + 1) % 2], power[t % 2], base, 0, (REAL)c[t + 1], total, dot, job, first, last, wide);
-            slope += d[t + 1] * NAME(added)(dot, wide);
-            if (t == job->steps - 1) NAME(copy_out)(grad_u, total, first, last, job->columns, width, wide);
+            NAME(step) step = {.out = value[(t + 1) % 2], .in = value[t % 2], .base = base, .factor = job->inner};
+            if (total) step.total = total, step.dot = dot, step.c = (REAL)c[t + 1];
+            /* nobody needs a row of U after its last step */
+            else if (t == last_step) step.out = base, step.factor = job->outer;
+            NAME(spread)(&step, job, first, last, number + t, wide);
+            if (total) slope += d[t + 1] * NAME(added)(dot, wide);
             done[t] = before = last;
         }
     }
     return slope;
 }
 
-/* Every block of columns, forward or, given `grad`, backward; then `parts` receives one number per block. */
-static int NAME(blocks)(NAME(job) *job, const REAL *grad, const REAL *u, REAL *out, double alpha, const double *c,
-                        const double *d, double *parts, int threads) {
-    /* two lanes share the reading of indices and weights; a narrow matrix would only compute more padding */
-    const int64_t columns = job->columns, block = (columns > LANES ? 2 : 1) * LANES;
-    const int64_t blocks = (columns + block - 1) / block, steps = job->steps;
-    int failed = 0;
-    (void)threads;
-    job->reach = 0;
-    for (int64_t i = 0; i < job->rows; i++)
-        for (int64_t n = i * job->degree; n < (i + 1) * job->degree; n++) {
-            const int64_t distance = job->index[n] > i ? job->index[n] - i : i - job->index[n];
-            job->reach = distance > job->reach ? distance : job->reach;
+/* The `width` columns from `u` on, in `memory` and 2 * steps `counts`; returns their part of dalpha. */
+static double NAME(block)(const NAME(job) *job, const REAL *grad, const REAL *u, REAL *out, int64_t width,
+                          const double *c, const double *d, NAME(lanes) *memory, int64_t *counts) {
+    const int64_t lanes = (width + LANES - 1) / LANES, wide = lanes == MOST && job->reach <= NEAR ? MOST : 1;
+    const NAME(layout) layout = {width, lanes, wide, job->rows + 1};
+    const int64_t size = layout.size * wide;
+    NAME(lanes) *value[2] = {memory, memory + size}, *base = memory + 2 * size, *total = base + layout.size * lanes;
+    double slope = 0;
+    for (int v = 0; v < 2; v++) memset(value[v] + job->rows * wide, 0, (size_t)wide * sizeof(NAME(lanes)));
+    NAME(copy_in)(base, u, job, layout);
+    if (grad) NAME(copy_in)(total, grad, job, layout);
+    for (int64_t p = 0; p < lanes / wide; p++) {
+        memset(counts, 0, 2 * (size_t)job->steps * sizeof(int64_t));
+        slope += NAME(panel)(job, base + p * size, grad ? total + p * size : NULL, value, counts, counts + job->steps,
+                             c, d, wide);
+    }
+    NAME(copy_out)(out, grad ? total : base, job, layout);
+    return slope;
+}
+
+/* Reach; which rows have nothing but edges of weight s(i) s(j); which of those have the scale of the row before. */
+INLINE int64_t NAME(survey)(const NAME(job) *job, uint8_t *plain, uint8_t *like, int64_t degree) {
+    int32_t reach = 0;
+    for (int32_t i = 0; i < job->rows; i++) {
+        const int32_t *index = job->index + i * degree;
+        const REAL *weight = job->weight + i * degree;
+        int32_t far = 0, odd = 0;
+        for (int64_t k = 0; k < degree; k++) {
+            const int32_t distance = index[k] > i ? index[k] - i : i - index[k];
+            far = distance > far ? distance : far;
+            /* an edge of weight 0, or to the row itself */
+            odd |= (weight[k] != 0) != (distance != 0);
         }
+        reach = far > reach ? far : reach;
+        plain[i] = job->scale && !odd && job->self_weight[i] == 0;
+        like[i] = i && job->scale && job->scale[i] == job->scale[i - 1];
+    }
+    return reach;
+}
+
+CLONES static int64_t NAME(surveyed)(const NAME(job) *job, uint8_t *plain, uint8_t *like) {
+    return job->degree == 8 ? NAME(survey)(job, plain, like, 8) : NAME(survey)(job, plain, like, job->degree);
+}
+
+/* Reach, factors and chains; 0 if memory ran out. alpha: forward; NULL: backward. */
+static int NAME(prepare)(NAME(job) *job, const double *alpha) {
+    const int64_t rows = job->rows, degree = job->degree;
+    uint8_t *plain = malloc(2 * (size_t)rows + 1), *like = plain + rows;
+    job->inner = malloc((size_t)(2 * rows + 1) * sizeof(NAME(pair)));
+    job->outer = job->inner + rows;
+    job->ones = malloc((size_t)(rows * degree + 1) * sizeof(REAL));
+    int found = plain && job->inner && job->ones;
+    if (found) {
+        job->reach = NAME(surveyed)(job, plain, like);
+        found = find_chains(&job->chains, job->index, plain, like, rows, degree);
+    }
+    free(plain);
+    for (int64_t i = 0; i < rows && found; i++) {
+        const REAL s = job->scale ? job->scale[i] : 1;
+        job->inner[i] = alpha ? (NAME(pair)){(REAL)(1 - *alpha) * s, (REAL)*alpha * s * s} : (NAME(pair)){s, s * s};
+        job->outer[i] = alpha ? (NAME(pair)){(REAL)(1 - *alpha), (REAL)*alpha * s} : job->inner[i];
+    }
+    /* what is gathered of scaled values has the weights 1 and 0 */
+    for (int64_t k = 0; k < job->chains.count && found && job->scale; k++) {
+        const segment *at = job->chains.segments + k;
+        for (int64_t n = at->first * degree; n < at->last * degree && !at->triples; n++)
+            job->ones[n] = job->weight[n] != 0;
+    }
+    if (job->scale) job->weight = job->ones;
+    return found;
+}
+
+/* Every block of columns, forward or, given `grad`, backward; then `parts` receives one number per block. */
+static int NAME(blocks)(NAME(job) *job, const REAL *grad, const REAL *u, REAL *out, const double *alpha,
+                        const double *c, const double *d, double *parts, int threads) {
+    /* wide blocks are copied faster, a narrow matrix has enough for several threads */
+    const int64_t columns = job->columns, eighth = (columns + 8 * LANES - 1) / (8 * LANES);
+    const int64_t block = (eighth < MOST ? eighth : MOST) * LANES, blocks = (columns + block - 1) / block;
+    const int ready = NAME(prepare)(job, alpha);
+    large_pages(out, (size_t)(job->rows * columns) * sizeof(REAL));
+    int failed = !ready;
+    (void)threads;
 #ifdef _OPENMP
 #pragma omp parallel num_threads(threads) reduction(| : failed)
 #endif
     {
         /* once per thread: fresh pages cost more than the arithmetic of a small bag */
-        NAME(lanes) *memory = aligned_alloc(64, (size_t)(job->rows * block / LANES * (grad ? 4 : 3)) * sizeof(*memory));
-        int64_t *done = malloc((size_t)steps * sizeof(int64_t));
-        if (!memory || !done) failed = 1;
+        const size_t size = (size_t)((job->rows + 1) * block / LANES * (grad ? 4 : 3));
+        NAME(lanes) *memory = aligned_alloc(64, size * sizeof(*memory));
+        if (memory) large_pages(memory, size * sizeof(*memory));
+        int64_t *counts = malloc(2 * (size_t)job->steps * sizeof(int64_t));
+        if (!ready || !memory || !counts) failed = 1;
 #ifdef _OPENMP
 #pragma omp for schedule(dynamic)
 #endif
         for (int64_t b = 0; b < blocks; b++) {
             if (failed) continue;
             const int64_t first = b * block, left = columns - first, width = left < block ? left : block;
-            /* the last block may be narrow */
-            const int64_t wide = width > LANES ? 2 : 1;
-            memset(done, 0, (size_t)steps * sizeof(int64_t));
-            if (grad)
-                parts[b] = NAME(backward)(job, grad + first, u + first, out + first, width, wide, c, d, memory, done);
-            else
-                NAME(forward)(job, u + first, out + first, width, wide, (REAL)alpha, memory, done);
+            const double part = NAME(block)(job, grad ? grad + first : NULL, u + first, out + first, width, c, d,
+                                            memory, counts);
+            if (grad) parts[b] = part;
         }
         free(memory);
-        free(done);
+        free(counts);
     }
+    free(job->inner);
+    free(job->ones);
+    free(job->chains.segments);
+    free(job->chains.triples);
+    free(job->chains.run);
     return failed;
 }
 
-/* g (rows, columns) receives the result; steps >= 1. */
+/* g (rows, columns) receives the result; steps >= 1. `scale` (rows) or NULL. */
 int NAME(sm_steps)(const REAL *u, REAL *g, const int32_t *index, const REAL *weight, const REAL *self_weight,
-                   int64_t rows, int64_t columns, int64_t degree, double alpha, int64_t steps, int threads) {
-    NAME(job) job = {index, weight, self_weight, rows, columns, degree, steps, 0};
-    return NAME(blocks)(&job, NULL, u, g, alpha, NULL, NULL, NULL, threads);
+                   const REAL *scale, int64_t rows, int64_t columns, int64_t degree, double alpha, int64_t steps,
+                   int threads) {
+    NAME(job) job = {index, weight, self_weight, scale, rows, columns, degree, steps, .ones = NULL};
+    return NAME(blocks)(&job, NULL, u, g, &alpha, NULL, NULL, NULL, threads);
 }
 
 /* grad_u (rows, columns) receives sum_s c(s) A^s grad, *slope sum_s d(s) <A^s grad, u>; c, d of steps + 1 numbers. */
 int NAME(sm_gradients)(const REAL *grad, const REAL *u, REAL *grad_u, double *slope, const double *c, const double *d,
-                       const int32_t *index, const REAL *weight, const REAL *self_weight, int64_t rows,
-                       int64_t columns, int64_t degree, int64_t steps, int threads) {
-    NAME(job) job = {index, weight, self_weight, rows, columns, degree, steps, 0};
+                       const int32_t *index, const REAL *weight, const REAL *self_weight, const REAL *scale,
+                       int64_t rows, int64_t columns, int64_t degree, int64_t steps, int threads) {
+    NAME(job) job = {index, weight, self_weight, scale, rows, columns, degree, steps, .ones = NULL};
     const int64_t most = (columns + LANES - 1) / LANES;
     double *parts = calloc((size_t)most, sizeof(double));
     int failed = !parts;
-    if (parts) failed = NAME(blocks)(&job, grad, u, grad_u, 0, c, d, parts, threads);
+    if (parts) failed = NAME(blocks)(&job, grad, u, grad_u, NULL, c, d, parts, threads);
     *slope = 0;
     /* in the order of the blocks, whoever computed them */
     for (int64_t b = 0; b < most && !failed; b++) *slope += parts[b];

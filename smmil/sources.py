@@ -89,14 +89,14 @@ def open_source(arguments: argparse.Namespace, options: DataOptions) -> Source:
 def _store_source(arguments: argparse.Namespace, options: DataOptions) -> Source:
     listing = list_usable(arguments.bags, arguments.manifests)
     if options.drop_inconsistent:
-        listing = drop_inconsistent(listing, arguments.instances, options)
+        listing = drop_inconsistent(listing, arguments.instances, options, arguments.manifests)
     facts = feature_facts(arguments.features, listing.bags[0].bag_id) if listing.bags else {}
     return Source(
         listing=listing,
         inputs={"bags": hash_file(arguments.bags), "manifests": hash_files(arguments.manifests)},
         data=options.record,
         facts=facts,
-        loader=lambda infos: load_bags(infos, arguments.instances, arguments.features, options),
+        loader=lambda infos: load_bags(infos, arguments.instances, arguments.features, options, arguments.manifests),
     )
 
 

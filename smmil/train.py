@@ -12,8 +12,11 @@ in `smmil.evaluate`). Finished runs of the same key are skipped, unfinished ones
 A job can be cut into parts: `--part SEED` trains the runs of one split (write its summary elsewhere with `--done`); the
 same command without `--part` then finds all runs finished and writes `runs.json`, the same as without parts.
 
-Exit codes: 0 done; 2 user error; 128 + signal (SIGTERM 143, SIGUSR1 138) after the state has been saved on request of
-that signal: start the same command again and it continues.
+A finished run is also trained again if other bags are in its split than it has learned from: with `drop_inconsistent`
+another annotation decides which bags take part.
+
+Exit codes: 0 done; 1 a full or read-only disk; 2 user error; 128 + signal (SIGTERM 143, SIGUSR1 138) after the state
+has been saved on request of that signal: start the same command again and it continues.
 """
 
 import argparse
@@ -25,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from preprocessing.cli import guard, write_json
 from smmil.live import Progress, StopRequest, check_tensorboard, reporting
-from smmil.runs import RUN_STAGE_VERSION, RunSpec, read_done, save_weights, versions
+from smmil.runs import RUN_STAGE_VERSION, RunSpec, hash_json, load_weights, read_done, save_weights, versions
 from smmil.train_specs import data_options, job_specs, options_of, summary
 
 if TYPE_CHECKING:
@@ -82,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     splits = {seed: make_split(source.listing.bags, seed, options.val_share) for seed in options.splits}
     write_splits(arguments.out / "splits.csv", source.listing.bags, list(splits.values()))
     job = Job(arguments.method, options, source, splits, arguments.out)
-    pending = [spec for spec in specs if read_done(arguments.out / spec.name, spec.key) is None]
+    pending = [spec for spec in specs if not _is_finished(spec, job)]
     log.info("%d runs, %d finished before", len(specs), len(specs) - len(pending))
     if pending:
         if options.tensorboard:
@@ -93,6 +96,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 128 + signum
     write_json(arguments.done, summary(specs, job.name, options, source, job.out))
     return 0
+
+
+def _is_finished(spec: RunSpec, job: Job) -> bool:
+    folder = job.out / spec.name
+    return read_done(folder, spec.key) is not None and not _of_other_bags(folder, job.splits[spec.seed])
+
+
+def _of_other_bags(folder: Path, split: "Split") -> bool:
+    """Whether a run, finished or not, has learned from another split; one that does not tell its bags has not."""
+    from smmil.results import read_json
+
+    if not (folder / "config.json").is_file():
+        return False
+    told = read_json(folder / "config.json").get("split", {}).get("bags_sha256")
+    return told is not None and told != _bags_hash(split)
+
+
+def _bags_hash(split: "Split") -> str:
+    return hash_json([list(part) for part in _parts(split)])
 
 
 def train_runs(specs: Sequence[RunSpec], job: Job) -> int | None:
@@ -145,10 +167,13 @@ def _train_run(
 ) -> None:
     from smmil.devices import seed_everything
     from smmil.models import build_model
+    from smmil.signed import find_direction, save_direction
     from smmil.training import Fit, class_weight
 
     folder, split = job.out / spec.name, job.splits[spec.seed]
     (folder / "done.json").unlink(missing_ok=True)
+    if _of_other_bags(folder, split):
+        (folder / "state.pt").unlink(missing_ok=True)
     weight = class_weight([labels[bag_id] for bag_id in split.train]) if job.options.class_weight else None
     seed_everything(spec.seed)
     model = build_model(spec.method, cache.in_features, pos_weight=weight, **spec.method_options).to(cache.device)
@@ -173,19 +198,23 @@ def _train_run(
         best = fit.run()
     if fit.memory.relief.events:
         write_json(folder / "config.json", {**config, "memory": asdict(fit.memory.relief)})
+    weights_sha256 = save_weights(folder / "best.safetensors", best.weights)
+    load_weights(model, folder / "best.safetensors")
+    # bags of other data sets are scored without the validation bags that it takes
+    save_direction(folder, find_direction(model, cache, [positions[bag_id] for bag_id in split.val]), weights_sha256)
     done = {
         "key": spec.key,
         "best_epoch": best.epoch,
         "selection_score": best.score,
-        "weights_sha256": save_weights(folder / "best.safetensors", best.weights),
+        "weights_sha256": weights_sha256,
     }
     write_json(folder / "done.json", done)
     # a third of a gigabyte per hundred runs, and nothing reads it any more
     (folder / "state.pt").unlink(missing_ok=True)
 
 
-def _counts(split: "Split", labels: dict[str, float]) -> dict[str, int]:
-    counted: dict[str, int] = {}
+def _counts(split: "Split", labels: dict[str, float]) -> dict[str, Any]:
+    counted: dict[str, Any] = {"bags_sha256": _bags_hash(split)}
     for name, part in zip(("train", "val"), _parts(split), strict=True):
         counted[f"{name}_bags"] = len(part)
         counted[f"{name}_positive_bags"] = sum(1 for bag_id in part if labels[bag_id] == 1)

@@ -8,6 +8,7 @@ settings, data options and arguments of the method, so that a run's key names wh
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,14 +76,7 @@ def _numbers(text: str, kind: type, name: str) -> list[Any]:
 
 def data_options(options: "TrainingOptions") -> DataOptions:
     """How the bags of a job are loaded."""
-    return DataOptions(
-        label_rule=options.label_rule,
-        label_threshold=options.label_threshold,
-        edge_weight=options.edge_weight,
-        drop_inconsistent=options.drop_inconsistent,
-        self_loop=options.self_loop,
-        label_order=options.label_order,
-    )
+    return DataOptions(**{field.name: getattr(options, field.name) for field in fields(DataOptions)})
 
 
 def check_variant(name: str, method_options: Mapping[str, Any]) -> None:

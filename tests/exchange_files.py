@@ -1,4 +1,4 @@
-"""Files as CLAM, TRIDENT and torchmil write them, and a small bag store to export."""
+"""Files as CLAM, TRIDENT and torchmil write them, a small bag store to export, and imports as a command line."""
 
 import csv
 import json
@@ -9,8 +9,9 @@ import h5py
 import numpy as np
 
 from preprocessing.bags import BagRow, write_bags
+from preprocessing.exchange.__main__ import main
 from preprocessing.graph import chain_neighbors, distance_neighbors
-from preprocessing.store import coords_hash, write_bag
+from preprocessing.store import coords_hash, read_arrays, write_bag
 
 FEATURES = 6
 FACTS = {
@@ -169,3 +170,32 @@ def read_table(path: Path) -> list[dict[str, str]]:
     """The lines of a CSV file."""
     with path.open(newline="") as stream:
         return list(csv.DictReader(stream))
+
+
+def run_import(kind: str, source: Path, out: Path, encoder: str, *more: str) -> int:
+    argv = ["import", "--format", kind, "--source", str(source), "--dataset", "theirs", "--encoder", encoder]
+    return main([*argv, "--out", str(out), *more])
+
+
+def reason(out: Path, bag: str) -> str:
+    """Why a bag failed, from the status that outlives the manifest."""
+    lines = (out / "status/instances/0000.jsonl").read_text().splitlines()
+    return next(entry["reason"] for entry in map(json.loads, reversed(lines)) if entry["bag_id"] == bag)
+
+
+def both(folder: Path, encoder: str, bag: str) -> dict[str, np.ndarray]:
+    """All arrays of a bag."""
+    return {
+        **read_arrays(folder / "instances/store", bag, verify=True),
+        **read_arrays(folder / "features" / encoder / "store", bag, verify=True),
+    }
+
+
+def small_clam(folder: Path) -> Path:
+    for i in range(10):
+        n = 4 + i % 3
+        clam_slide(folder, f"s{i}", lattice(n), learnable(n, i % 2, i))
+    table(folder / "dataset.csv", "case_id,slide_id,label", *(f"c{i},s{i},{i % 2}" for i in range(10)))
+    lines = [f"{i},s{i},,{f's{i + 8}' if i < 2 else ''}" for i in range(8)]
+    table(folder / "splits/splits_0.csv", ",train,val,test", *lines)
+    return folder

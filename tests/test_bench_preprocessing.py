@@ -29,6 +29,7 @@ def test_slides(capsys):
     rows = rows_of(slides.main, ["--scale", "0.01"], capsys)
     assert [row["target"] for row in rows[:5]] == [7, 5, 5, 5, None]
     assert all(row["unit"] == "ms per tile" and row["peer"] > 0 for row in rows[:4])
+    assert rows[5]["name"].startswith("codec alone") and 0 < rows[5]["ours"] < rows[5]["peer"]
     coverage = [row for row in rows if row["name"].startswith("coverage")]
     assert [row["target"] for row in coverage][:2] == [1, 1] and all(row["peer"] is None for row in coverage)
 

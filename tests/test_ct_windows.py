@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from preprocessing import pixel_kernel
 from preprocessing.ct_windows import windowed
 from preprocessing.dicom import read_slice, read_stored, to_hu, window_channels
 from tests.dicoms import write_slice
@@ -48,6 +49,23 @@ def test_any_number_of_windows_and_pixels(tmp_path: Path, count: int, shape: tup
     assert found.shape == (*shape, count) and found.flags.c_contiguous
     assert np.array_equal(found, expected)
     assert np.array_equal(windowed(raw.T, header, WINDOWS[:count]), expected.transpose(1, 0, 2))
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_the_compiled_loop_and_the_other_agree(tmp_path: Path, monkeypatch, compiled: bool) -> None:
+    """700 x 300 px are more than one block of the other."""
+    if compiled and not pixel_kernel.can_look_up():
+        pytest.skip("no C compiler")
+    monkeypatch.setattr(pixel_kernel, "can_look_up", lambda: compiled)
+    pixels = np.random.default_rng(0).integers(-1024, 3000, (700, 300)).astype(np.int16)
+    raw, header = read_stored(write_slice(tmp_path / "a.dcm", pixels))
+    for count in (1, 3, 4):
+        expected = window_channels(to_hu(raw.astype(np.int32), header), WINDOWS[:count])
+        out = np.full(expected.shape, 7, np.float32)
+        assert windowed(raw, header, WINDOWS[:count], out) is out
+        assert np.array_equal(out, expected)
+        unfit = np.empty((300, 700, count), np.float32)
+        assert np.array_equal(windowed(raw, header, WINDOWS[:count], unfit), expected)
 
 
 def test_threads_do_not_mix_slices(tmp_path: Path) -> None:

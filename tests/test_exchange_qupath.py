@@ -28,6 +28,7 @@ def test_tiles_with_coverage_and_scores_come_out_of_a_stored_dataset(tmp_path):
     n = len(stored["coords"])
     scores = np.linspace(-2, 2, n + 3).astype(np.float32)
     arrays = {"bag_id": np.array(["other", "bag1"]), "offsets": np.array([0, 3, n + 3]), "instance_score": scores}
+    arrays["signed_score"] = -2 * scores
     np.savez(tmp_path / "run.npz", **arrays)
     argv = ["export", "--format", "qupath", *store.arguments()[:4], "--out", str(tmp_path / "out")]
     assert main([*argv, "--predictions", str(tmp_path / "run.npz"), "--label-threshold", "0.7"]) == 0
@@ -42,6 +43,7 @@ def test_tiles_with_coverage_and_scores_come_out_of_a_stored_dataset(tmp_path):
         assert one["properties"]["objectType"] == "tile"
         measured = one["properties"]["measurements"]
         assert measured["Score"] == pytest.approx(float(scores[3 + i]), rel=1e-6)
+        assert measured["Signed score"] == pytest.approx(-2 * measured["Score"], rel=1e-6)
         assert ("Lesion share" in measured) == (not np.isnan(stored["coverage"][i]))
         assert ("classification" in one["properties"]) == (stored["coverage"][i] > 0.7)
     assert "Score" not in (tmp_path / "out/bag2.geojson").read_text()
@@ -82,6 +84,13 @@ def test_what_qupath_cannot_show_is_refused(tmp_path):
         ({"bag_id": np.array(["bag1"]), "offsets": np.array([0, 2]), "instance_score": np.zeros(2)}, "2 scores of bag"),
         ({"bag_id": np.array(["bag1"]), "offsets": np.array([0, 9]), "instance_score": np.zeros(2)}, "lengths do not"),
         ({"bag_id": np.array(["bag1"]), "offsets": np.array([0, 2])}, "not a predictions file"),
+        (
+            {
+                **{"bag_id": np.array(["bag1"]), "offsets": np.array([0, 2])},
+                **{"instance_score": np.zeros(2), "signed_score": np.zeros(3)},
+            },
+            "lengths do not fit",
+        ),
         ({"bag_id": np.array([{}], object), "offsets": np.array([0, 0])}, "not a predictions file"),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 
 from preprocessing import bags, features, instances
 from preprocessing.bags import BagRow, read_bags
-from preprocessing.options import wsi_options
+from preprocessing.options import ct_options, wsi_options
 from preprocessing.store import read_attrs
 from preprocessing.synthetic.__main__ import main as synthesise
 from smmil import predict, predictions, train
@@ -125,12 +125,17 @@ def test_a_slide_gets_the_numbers_of_the_workflow(slides, tmp_path):
     assert found["probability"] == pytest.approx(1 / (1 + np.exp(-found["logit"])), abs=1e-9)
     assert found["predicted"] == int(found["probability"] > 0.5) and found["instances"] == len(expected["y_inst"])
     assert found["random_weights"] and found["model"]["run"] == RUN and found["warnings"] == []
+    assert wsi_options(found["options"]["wsi"]) == wsi_options(OPTIONS["camelyon16"]["wsi"])
     assert found["instances_above_threshold"] == (expected["instance_score"] > threshold).sum()
     lines = read(tmp_path / "one/instances.csv")
     scores = np.array([float(line["score"]) for line in lines])
     np.testing.assert_allclose(scores, expected["instance_score"], rtol=0, atol=1e-6)
     assert sum(int(line["positive"]) for line in lines) == found["instances_above_threshold"]
+    signed = [float(line["signed_score"]) for line in lines]
+    np.testing.assert_allclose(signed, expected["signed_score"], rtol=0, atol=1e-6)
+    assert found["signed_agreement"] == pytest.approx(slides.predictions().meta["signed_agreement"], abs=1e-6)
     tiles = json.loads((tmp_path / "one/tiles.geojson").read_text())["features"]
+    assert tiles[3]["properties"]["measurements"]["Signed score"] == pytest.approx(signed[3], rel=1e-6)
     corner = tiles[3]["geometry"]["coordinates"][0][0]
     assert corner == [int(lines[3]["x"]), int(lines[3]["y"])]
     assert tiles[3]["properties"]["measurements"]["Score"] == pytest.approx(scores[3], rel=1e-6)
@@ -154,6 +159,51 @@ def test_a_scan_gets_the_numbers_of_the_workflow(scans, tmp_path):
     order = [row.images[::-1].index(name) for name in stored]
     assert [line["file"] for line in lines] == [f"scan/{i:03d}.dcm" for i in order]
     assert is_png(tmp_path / "one/heatmap.png") and not (tmp_path / "one/tiles.geojson").exists()
+
+
+def test_the_map_may_show_the_signed_score_where_the_run_has_one(slides, tmp_path, monkeypatch, capsys):
+    shown = []
+    monkeypatch.setattr("smmil.predict_outputs.draw_heatmap", lambda path, bag, thumbnails: shown.append(bag))
+    image, signed = slides.raw / slides.row().images[0], ["--map", "signed"]
+    assert run(image, slides.run, tmp_path / "a") == 0 and run(image, slides.run, tmp_path / "a", *signed) == 0
+    expected = slides.predictions().bag(slides.row().bag_id)
+    for bag, array, name in zip(shown, ("instance_score", "signed_score"), ("raw score", "sign-aware"), strict=True):
+        np.testing.assert_allclose(bag.scores, expected[array], rtol=0, atol=1e-6)
+        assert bag.name.startswith(name)
+    alone = copy_run(slides, tmp_path)
+    (alone / "direction.safetensors").unlink()
+    given = ["--dataset-folder", str(slides.results)]
+    assert run(image, alone, tmp_path / "b", *given, *signed) == 2 and not (tmp_path / "b").exists()
+    assert "--map signed" in capsys.readouterr().err
+    assert run(image, alone, tmp_path / "b", *given) == 0
+    assert "signed_score" not in read(tmp_path / "b/instances.csv")[0]
+    told = json.loads((tmp_path / "b/prediction.json").read_text())
+    assert told["signed_agreement"] is None and told["map"] == "score"
+
+
+def test_a_full_disk_leaves_no_prediction_behind_and_says_so_in_one_line(
+    slides, tmp_path, monkeypatch, capsys, no_picture
+):
+    def full(path, text):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("smmil.predict.write_text", full)
+    assert run(slides.raw / slides.row().images[0], slides.run, tmp_path) == 1
+    told = capsys.readouterr().err
+    assert f"error: cannot write {tmp_path / 'instances.csv'}: No space left" in told and "make room" in told
+    assert not (tmp_path / "prediction.json").exists()
+
+
+def test_a_damaged_bag_of_the_image_is_named_and_not_scored(slides, tmp_path, capsys, no_picture):
+    image = slides.raw / slides.row().images[0]
+    assert run(image, slides.run, tmp_path) == 0
+    (chunk,) = (tmp_path / "bag/instances/store").glob("*/coords/c.*")
+    data = bytearray(chunk.read_bytes())
+    data[0] ^= 1
+    chunk.write_bytes(data)
+    with pytest.raises(SystemExit, match="2"):
+        run(image, slides.run, tmp_path)
+    assert str(chunk) in capsys.readouterr().err and not (tmp_path / "prediction.json").exists()
 
 
 def test_a_second_run_of_the_same_image_cuts_and_encodes_nothing_again(slides, tmp_path, no_picture):
@@ -280,6 +330,26 @@ def test_panda_windows_come_back_from_the_bags_of_the_dataset():
     shape = {"read_level": 0, "read_downsample": 1, "read_px": 256, "l0_step_px": 128}
     got = wsi_options(instance_options("wsi", cut_as(values, **shape), None)["wsi"])
     assert (got.window_px, got.step_px, got.tile_px, got.recipe) == (256, 128, 128, "panda")
+
+
+@pytest.mark.parametrize("modality", ["wsi", "ct"])
+def test_recorded_settings_come_first_and_whole(modality):
+    resolve = {"wsi": wsi_options, "ct": ct_options}[modality]
+    values = {"wsi": {"preset": "20x", "target_mpp": 0.7, "mpp_tolerance": 0.02, "max_bad_tiles": 3}}
+    values["ct"] = {"preset": "bone", "slice_px": 64, "resize_slices": False}
+    options = resolve(values[modality])
+    told = {"modality": modality, "instance_options": options.model_dump(mode="json")}
+    older = {"modality": modality, "tile_mpp": 1.0}
+    got = instance_options(modality, Reference([older, told, told]), None)
+    assert resolve(got[modality]) == options
+    given = instance_options(modality, Reference([told]), json.dumps({modality: {"preset": "paper"}}))
+    assert given == {modality: {"preset": "paper"}}
+
+
+def test_bags_of_different_settings_are_refused():
+    told = [{"modality": "wsi", "instance_options": wsi_options({"tile_px": px}).model_dump()} for px in (64, 96)]
+    with pytest.raises(ValueError, match=r"different settings \(tile_px\)"):
+        instance_options("wsi", Reference(told), None)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from smmil import predictions, train
+from smmil import predictions, score, train
 from smmil.bag_scores import score_energy
 from smmil.evaluate import evaluate_runs
 from smmil.loading import list_usable, load_bags
@@ -131,9 +131,9 @@ def test_a_run_scores_other_bags_even_unlabelled(trained, predicted, tmp_path):
     shutil.copytree(trained, other, ignore=shutil.ignore_patterns("runs"))
     text = (other / "bags.csv").read_text()
     (other / "bags.csv").write_text(text.replace(",0,train,", ",,,").replace(",1,train,", ",,,"))
-    run, out = trained / "runs" / "split1_lr0.01", tmp_path / "scores.npz"
-    arguments = ["--run", str(run), "--score-bags", str(out), *source_arguments(other), "--device", "cpu"]
-    assert predictions.main(arguments) == 0
+    run, out = trained / "runs" / "split1_lr0.01", tmp_path / "out/split1_lr0.01.npz"
+    arguments = ["--run", str(run), "--out", str(out.parent), *source_arguments(other), "--device", "cpu"]
+    assert score.main(arguments) == 0
     with np.load(out, allow_pickle=False) as found, np.load(predicted / "split1_lr0.01.npz") as reference:
         assert len(found["bag_id"]) == 16 and set(found["split"]) == {"score"}
         assert np.isnan(found["y"][:12]).all() and not np.isnan(found["y"][12:]).any()
@@ -165,7 +165,10 @@ def test_unfinished_or_mixed_runs_and_other_bags_are_refused(trained, tmp_path, 
     arguments = ["--runs", str(tmp_path / "runs" / "runs.json"), "--out", str(tmp_path), "--index", str(tmp_path / "i")]
     assert predictions.main([*arguments, *source_arguments(trained), "--device", "cpu"]) == 2
     assert "trained on other bags" in capsys.readouterr().err
-    assert predictions.main(source_arguments(trained)) == 2
+    for main, missing in ((predictions.main, "--runs, --out, --index"), (score.main, "--out")):
+        with pytest.raises(SystemExit, match="2"):
+            main(source_arguments(trained))
+        assert f"required: {missing}" in capsys.readouterr().err
 
 
 def test_a_table_trains_and_predicts_too(tmp_path):
@@ -248,17 +251,79 @@ def test_older_files_without_the_new_arrays_are_still_read(tmp_path):
 
 
 def test_scoring_with_all_chosen_runs_gives_what_each_run_alone_gives(trained, tmp_path):
-    from smmil import score
-
     arguments = [*source_arguments(trained), "--device", "cpu"]
     assert score.main(["--runs", str(trained / "runs" / "runs.json"), "--out", str(tmp_path), *arguments]) == 0
     for path_ in read_index(tmp_path / "index.json"):
-        alone = tmp_path / "alone.npz"
-        run = trained / "runs" / path_.stem
-        assert predictions.main(["--run", str(run), "--score-bags", str(alone), *arguments]) == 0
+        run, alone = trained / "runs" / path_.stem, tmp_path / "alone" / path_.name
+        assert score.main(["--run", str(run), "--out", str(alone.parent), *arguments]) == 0
+        assert json.loads((alone.parent / "index.json").read_text())["runs"][0]["run"] == path_.stem
         with np.load(path_, allow_pickle=False) as together, np.load(alone, allow_pickle=False) as one:
-            assert set(together.files) == set(one.files) and "signed_score" not in one.files
+            assert set(together.files) == set(one.files) and "signed_score" in one.files
             for name in set(one.files) - {"meta"}:
                 np.testing.assert_array_equal(together[name], one[name])
     lines = (tmp_path / "scores.csv").read_text().splitlines()
     assert len(lines) == 1 + 16 and lines[0].startswith("bag_id,state")
+
+
+def score_copy(trained, folder):
+    """The training in a folder of its own, scored on its own bags; path of the predictions of each run."""
+    runs = folder / "runs"
+    arguments = ["--runs", str(runs / "runs.json"), "--out", str(folder / "out"), *source_arguments(trained)]
+    assert score.main([*arguments, "--device", "cpu"]) == 0
+    return {path_.stem: load_predictions(path_) for path_ in read_index(folder / "out" / "index.json")}
+
+
+def test_scored_bags_get_the_signed_scores_of_the_predictions(trained, predicted, tmp_path):
+    """Two ways to one direction: found again from the validation bags, and kept by the training."""
+    shutil.copytree(trained / "runs", tmp_path / "runs")
+    for run, scored in score_copy(trained, tmp_path).items():
+        expected = load_predictions(predicted / f"{run}.npz")
+        assert scored.meta["signed_agreement"] == pytest.approx(expected.meta["signed_agreement"], abs=1e-9)
+        for bag_id in expected.arrays["bag_id"].tolist():
+            ours, theirs = scored.bag(bag_id)["signed_score"], expected.bag(bag_id)["signed_score"]
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
+            assert np.abs(theirs).max() > 0
+
+
+def lose(path_):
+    path_.unlink()
+
+
+def flip(path_):
+    data = bytearray(path_.read_bytes())
+    data[-1] ^= 1
+    path_.write_bytes(data)
+
+
+def cut(path_):
+    path_.write_bytes(path_.read_bytes()[:-5])
+
+
+def swap(path_):
+    other = path_.parent.parent / "split2_lr0.01" / path_.name
+    path_.write_bytes(other.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lose, "trained before directions were kept"),
+        (flip, "fail their checksum"),
+        (cut, "damaged"),
+        (swap, "other weights"),
+    ],
+)
+def test_without_a_direction_to_trust_there_is_no_signed_score_and_the_log_says_why(
+    trained, tmp_path, change, told, caplog
+):
+    caplog.set_level("INFO")
+    shutil.copytree(trained / "runs", tmp_path / "runs")
+    listed = json.loads((tmp_path / "runs/runs.json").read_text())["runs"]
+    (run,) = [one["run"] for one in listed if one["seed"] == 1 and one["chosen"]]
+    change(tmp_path / "runs" / run / "direction.safetensors")
+    found = score_copy(trained, tmp_path)
+    assert "signed_score" not in found[run].arrays and "signed_agreement" not in found[run].meta
+    others = [one for name, one in found.items() if name != run]
+    assert others and all("signed_score" in one.arrays for one in others)
+    (line,) = [record.getMessage() for record in caplog.records if "sign-aware" in record.getMessage()]
+    assert told in line and run in line

@@ -127,6 +127,43 @@ def test_threads_get_the_same_pixels(slides) -> None:
             np.testing.assert_array_equal(found, wanted)
 
 
+@pytest.mark.parametrize("name", ["420", "holes"])
+@pytest.mark.parametrize("offset", [0, 37, -60])
+def test_given_memory_holds_the_region(slides, name: str, offset: int) -> None:
+    """Aligned, across tiles, beyond the picture; whatever was there before, and unless it does not fit."""
+    direct, plain = slides[name]
+    out = np.full((128, 128, 3), 99, np.uint8)
+    places = [(x + offset, y + offset, 0, (128, 128)) for y in range(0, 700, 128) for x in range(0, 900, 128)]
+    for place in places:
+        found = direct.read(*place, out=out)
+        assert found is out
+        np.testing.assert_array_equal(found, plain.read(*place))
+    for unfit in (np.empty((127, 128, 3), np.uint8), np.empty((128, 256, 3), np.uint8)[:, ::2], out.astype(np.float32)):
+        found = direct.read(*places[0], out=unfit)
+        assert found is not unfit
+        np.testing.assert_array_equal(found, plain.read(*places[0]))
+
+
+def test_memory_of_forgotten_tiles_is_used_again_by_one_thread_at_a_time(tmp_path) -> None:
+    path = write_tiff(tmp_path / "a.tif", [texture(1100, 1100)])
+    places = [(x, y, 0, (128, 128)) for y in range(5, 900, 100) for x in range(7, 900, 100)]
+    with open_slide(path) as slide, open_slide(path, raw=False) as plain:
+        expected = [plain.read(*place) for place in places]
+        slide.read(0, 0, 0, (8, 8))
+        assert slide._raw is not None
+        slide._raw._room = 0  # four tiles: what is decoded now is forgotten soon
+        for place, wanted in zip(places, expected, strict=True):
+            np.testing.assert_array_equal(slide.read(*place), wanted)
+        memory = [*slide._raw._cache.values(), *slide._raw._spare]
+        assert len(memory) <= 6 and len({tile.ctypes.data for tile in memory}) == len(memory)
+        with ThreadPoolExecutor(6) as pool:
+            for _ in range(3):
+                found = pool.map(lambda place: slide.read(*place), places)
+                for tile, wanted in zip(found, expected, strict=True):
+                    np.testing.assert_array_equal(tile, wanted)
+        assert slide._raw._reading == 0
+
+
 @pytest.mark.parametrize("room", [0, 200_000])
 def test_small_cache(tmp_path, monkeypatch, room: int) -> None:
     path = write_tiff(tmp_path / "a.tif", [texture(600, 600)])
@@ -226,7 +263,7 @@ def test_shortened_and_garbled_tiles_never_differ_silently(tmp_path, keep: float
 
 def test_slide_with_nothing_to_compare_is_left_to_openslide(tmp_path, monkeypatch) -> None:
     path = write_tiff(tmp_path / "a.tif", [texture(200, 200)])
-    monkeypatch.setattr(tiff_tiles, "_probes", lambda level, dimensions: [])
+    monkeypatch.setattr(tiff_tiles, "probes", lambda level, dimensions: [])
     with open_slide(path) as slide:
         slide.read(0, 0, 0, (50, 50))
         assert slide._raw is not None and slide._raw._trusted == {0: False}

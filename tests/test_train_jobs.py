@@ -103,8 +103,9 @@ def test_parts_and_one_job_end_in_the_same_bytes(dataset, tmp_path, monkeypatch)
     assert train.main(command) == 0
     names = ["runs.json", "splits.csv"]
     for run in listed(parts)["runs"]:
-        names += [f"{run['run']}/{name}" for name in ("best.safetensors", "done.json", "config.json")]
-    assert len(names) == 2 + 6 * 3
+        files = ("best.safetensors", "direction.safetensors", "done.json", "config.json")
+        names += [f"{run['run']}/{name}" for name in files]
+    assert len(names) == 2 + 6 * 4
     for name in names:
         assert (parts / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
 

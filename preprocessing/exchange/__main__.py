@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from preprocessing.bags import BagRow, read_bags
@@ -68,16 +69,7 @@ def _import(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')}: found {value}, expected at least 1")
-    options = ImportOptions(
-        encoder=args.encoder,
-        features_name=args.features_name,
-        coords=args.coords,
-        labels=args.labels,
-        splits=args.splits,
-        tile_px=args.tile_px,
-        footprint_px=args.footprint_px,
-        step_px=args.step_px,
-    )
+    options = ImportOptions(**{field.name: getattr(args, field.name) for field in fields(ImportOptions)})
     opener = get_format(args.format).open_source
     assert opener is not None
     if not args.source.is_dir():

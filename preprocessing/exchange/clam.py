@@ -19,22 +19,11 @@ from typing import Any
 import numpy as np
 
 from preprocessing.bags import BagRow
-from preprocessing.cli import whole_file
-from preprocessing.exchange.files import (
-    LARGEST_TILE,
-    attributes,
-    carried,
-    dataset,
-    files_of,
-    merged,
-    number,
-    open_h5,
-    values,
-    write_h5,
-)
-from preprocessing.exchange.geometry import as_coords
+from preprocessing.cli import write_bytes
+from preprocessing.exchange.files import LARGEST_TILE, carried, files_of, merged, number, write_h5
 from preprocessing.exchange.model import CARRIED_KEY, Array, Bag, ExportOptions, Format, ImportOptions
 from preprocessing.exchange.tables import Line, make_rows, read_lines, shown_label, write_csv
+from preprocessing.exchange.tile_files import patches_facts, read_tiles, slides_only
 
 CHUNK_ROWS = 32
 
@@ -67,26 +56,15 @@ class ClamSource:
     def read(self, row: BagRow) -> Bag:
         """Features, coordinates and the geometry that `patches` records."""
         path = self.source / row.images[0]
-        with open_h5(path) as file:
-            found = dataset(file, "coords", path)
-            facts = attributes(found)
-            coords = as_coords(values(found, path), str(path))
-            features = values(dataset(file, "features", path), path)
-            coverage = values(dataset(file, "coverage", path), path) if "coverage" in file else None
-        patches = self._patches_of(row)
+        tiles, patches = read_tiles(path), self._patches_of(row)
+        facts = tiles.facts
         if patches is not None:
-            with open_h5(patches) as file:
-                found = dataset(file, "coords", patches)
-                facts = {**attributes(found), **({CARRIED_KEY: facts[CARRIED_KEY]} if CARRIED_KEY in facts else {})}
-                theirs = as_coords(values(found, patches), str(patches))
-            if not np.array_equal(coords, theirs):
-                raise ValueError(
-                    f"{path}: its {len(coords)} coordinates are not the {len(theirs)} of {patches}; the features "
-                    "belong to another patching: extract them again or give its folder with --coords"
-                )
+            advice = "the features belong to another patching: extract them again or give its folder with --coords"
+            own = {CARRIED_KEY: facts[CARRIED_KEY]} if CARRIED_KEY in facts else {}
+            facts = {**patches_facts(patches, path, tiles.coords, advice), **own}
         ours = carried(facts, path)
         attrs = merged(self._geometry(facts, patches or path), ours, path)
-        return Bag(row, coords, features, coverage, attrs, ours.get("facts", {}))
+        return Bag(row, tiles.coords, tiles.features, tiles.coverage, attrs, ours.get("facts", {}))
 
     def _patches_of(self, row: BagRow) -> Path | None:
         name = Path(row.images[0]).name
@@ -157,8 +135,7 @@ class ClamTarget:
 
     def write(self, bag: Bag) -> None:
         """One slide, rows in CLAM's order."""
-        if bag.attrs.get("modality") != "wsi":
-            raise ValueError(f"{bag.row.bag_id}: a CT scan; CLAM holds slides only, export scans as torchmil")
+        slides_only(bag, "CLAM")
         assert bag.features is not None and bag.coverage is not None
         order = clam_order(bag)
         coords, features = bag.coords[order], bag.features[order].astype(np.float32)
@@ -213,8 +190,7 @@ def write_pt(path: Path, features: Array) -> None:
 
     buffer = io.BytesIO()
     torch.save(torch.from_numpy(np.ascontiguousarray(features)), buffer)
-    with whole_file(path) as temporary:
-        temporary.write_bytes(buffer.getvalue())
+    write_bytes(path, buffer.getbuffer())
 
 
 FORMAT = Format("clam", "CLAM: coordinates and features as h5, features as pt", ClamSource, ClamTarget)

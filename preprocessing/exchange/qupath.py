@@ -98,7 +98,7 @@ def score_columns(predictions: Mapping[str, Array], bag_id: str, n: int, path: P
     """The scores of one bag in a predictions file as measurements; empty if the bag is not in it.
 
     Args:
-        predictions: arrays of the npz (`bag_id`, `offsets`, `instance_score`).
+        predictions: arrays of the npz (`bag_id`, `offsets`, `instance_score`, and `signed_score` where it is known).
         bag_id: the bag.
         n: its number of instances.
         path: of the npz, for messages.
@@ -112,7 +112,8 @@ def score_columns(predictions: Mapping[str, Array], bag_id: str, n: int, path: P
     start, stop = (int(v) for v in predictions["offsets"][at[0] : at[0] + 2])
     if stop - start != n:
         raise ValueError(f"{path}: {stop - start} scores of bag {bag_id}, the store holds {n} instances; predict again")
-    return {"Score": predictions["instance_score"][start:stop]}
+    columns = {"Score": "instance_score", "Signed score": "signed_score"}
+    return {shown: predictions[name][start:stop] for shown, name in columns.items() if name in predictions}
 
 
 FORMAT = Format("qupath", "QuPath: tiles with measurements as GeoJSON", None, QupathTarget, needs_features=False)

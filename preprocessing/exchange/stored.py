@@ -97,9 +97,11 @@ def read_scores(path: Path) -> dict[str, Array]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             found = {name: archive[name] for name in _SCORE_ARRAYS}
+            found |= {name: archive[name] for name in ("signed_score",) if name in archive.files}
     except (KeyError, ValueError, OSError, EOFError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not a predictions file ({error}); expected {', '.join(_SCORE_ARRAYS)}") from error
     offsets = found["offsets"]
-    if len(offsets) != len(found["bag_id"]) + 1 or offsets[-1] != len(found["instance_score"]):
+    lengths = {len(found[name]) for name in ("instance_score", "signed_score") if name in found}
+    if len(offsets) != len(found["bag_id"]) + 1 or lengths != {int(offsets[-1])}:
         raise ValueError(f"{path}: lengths do not fit, expected offsets of {len(found['bag_id'])} bags")
     return found

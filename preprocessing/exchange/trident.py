@@ -20,22 +20,10 @@ from typing import Any
 import numpy as np
 
 from preprocessing.bags import BagRow
-from preprocessing.exchange.files import (
-    LARGEST_TILE,
-    attributes,
-    carried,
-    dataset,
-    files_of,
-    merged,
-    number,
-    one_folder,
-    open_h5,
-    values,
-    write_h5,
-)
-from preprocessing.exchange.geometry import as_coords
+from preprocessing.exchange.files import LARGEST_TILE, carried, files_of, merged, number, one_folder, write_h5
 from preprocessing.exchange.model import CARRIED_KEY, Bag, ExportOptions, Format, ImportOptions
 from preprocessing.exchange.tables import make_rows, read_lines, shown_label, write_csv
+from preprocessing.exchange.tile_files import patches_facts, read_tiles, slides_only
 
 _FOLDER = re.compile(r"[\d.]+x_\d+px_\d+px_overlap")
 # um/px up to which a slide counts as so many times magnified (TRIDENT's own bins)
@@ -73,31 +61,18 @@ class TridentSource:
     def read(self, row: BagRow) -> Bag:
         """Features, coordinates and attributes; where both files have coordinates they must agree."""
         path = self.source / row.images[0]
-        with open_h5(path) as file:
-            found = dataset(file, "coords", path)
-            facts, coords = attributes(found), as_coords(values(found, path), str(path))
-            dense = dataset(file, "features", path)
-            told, features = attributes(dense), values(dense, path)
-            coverage = values(dataset(file, "coverage", path), path) if "coverage" in file else None
-        patches = self._patches_of(row)
+        tiles, patches = read_tiles(path), self._patches_of(row)
+        facts = tiles.facts
         if patches is not None:
-            with open_h5(patches) as file:
-                found = dataset(file, "coords", patches)
-                facts = {**attributes(found), **facts}
-                theirs = as_coords(values(found, patches), str(patches))
-            if not np.array_equal(coords, theirs):
-                raise ValueError(
-                    f"{path}: its {len(coords)} coordinates are not the {len(theirs)} of {patches}; extract the "
-                    "features again"
-                )
+            facts = {**patches_facts(patches, path, tiles.coords, "extract the features again"), **facts}
         ours = carried(facts, path)
-        encoder = told.get("encoder")
+        encoder = tiles.told.get("encoder")
         if encoder is not None and encoder not in (self.options.encoder, self.options.features_name):
             raise ValueError(
                 f"{path}: made with encoder {encoder!r}, expected {self.options.encoder!r}; give --encoder"
             )
         attrs = merged(self._geometry(facts, patches or path), ours, path)
-        return Bag(row, coords, features, coverage, attrs, ours.get("facts", {}))
+        return Bag(row, tiles.coords, tiles.features, tiles.coverage, attrs, ours.get("facts", {}))
 
     def _patches_of(self, row: BagRow) -> Path | None:
         path = self.folder / "patches" / f"{Path(row.images[0]).stem}_patches.h5"
@@ -133,8 +108,7 @@ class TridentTarget:
 
     def write(self, bag: Bag) -> None:
         """One slide."""
-        if bag.attrs.get("modality") != "wsi":
-            raise ValueError(f"{bag.row.bag_id}: a CT scan; TRIDENT holds slides only, export scans as torchmil")
+        slides_only(bag, "TRIDENT")
         assert bag.features is not None and bag.coverage is not None
         attrs = self._attributes(bag)
         name = f"{attrs['target_magnification']}x_{attrs['patch_size']}px_{attrs['overlap']}px_overlap"

@@ -1,0 +1,231 @@
+"""The compiled Sm against dense matrices and against the torch path, on every kind of table it treats differently.
+
+Rows of a lattice share their sums, other rows are gathered, weighted edges keep their weights; blocks, panels and tiles
+end where they like. The dense side is G(T) = sum_s c[s] A^s U in float64 with autograd through every step.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from preprocessing.graph import grid_neighbors
+from smmil import native
+from smmil.sm import Graph, normalise_adjacency, sm_steps
+from tests.graphs import dense_normalised, path, random_table, table
+
+F64 = torch.float64
+
+pytestmark = pytest.mark.skipif(native.library() is None, reason="no C compiler on this machine: only the torch path")
+
+
+def cells(height: int, width: int, *, holes: float = 0.0, seed: int = 0) -> Tensor:
+    """Neighbour table of a lattice stored line by line, a share of its cells missing."""
+    kept = np.argwhere(np.random.default_rng(seed).random((height, width)) >= holes)
+    return torch.from_numpy(grid_neighbors(kept.astype(np.int32)).astype(np.int64))
+
+
+def packed(*tables: Tensor) -> Tensor:
+    """The tables of several bags as that of one batch."""
+    starts = np.cumsum([0, *map(len, tables[:-1])])
+    return torch.cat([torch.where(t >= 0, t + int(s), -1) for t, s in zip(tables, starts, strict=True)])
+
+
+def shuffled(neighbors: Tensor, seed: int = 0) -> Tensor:
+    """The same graph, its rows in another order; the columns of the table are then in no order."""
+    order = torch.randperm(len(neighbors), generator=torch.Generator().manual_seed(seed))
+    inverse = torch.argsort(order)
+    return torch.where(neighbors[order] >= 0, inverse[neighbors[order].clamp(min=0)], -1)
+
+
+TABLES: dict[str, Callable[[], Tensor]] = {
+    "one": lambda: torch.full((1, 8), -1),
+    "two": lambda: cells(1, 2),
+    "line": lambda: cells(1, 20),
+    "column": lambda: cells(20, 1),
+    "two_wide": lambda: cells(15, 2),
+    "three_wide": lambda: cells(9, 3),
+    "square": lambda: cells(9, 9),
+    "few_holes": lambda: cells(12, 13, holes=0.1),
+    "many_holes": lambda: cells(14, 14, holes=0.45),
+    "crumbs": lambda: cells(16, 16, holes=0.8),
+    "two_bags": lambda: packed(cells(5, 7), cells(6, 4, holes=0.2), torch.full((1, 8), -1), cells(3, 3)),
+    "shuffled": lambda: shuffled(cells(9, 9)),
+    "columns_reversed": lambda: cells(8, 8, holes=0.1).flip(1),
+    "chain_table": lambda: path(30),
+    "random": lambda: random_table(50, 3),
+    # nine and more neighbours: no column of three rows can be told apart
+    "band": lambda: table([(i, j) for i in range(30) for j in range(max(0, i - 6), i)], 30),
+}
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+def with_gradients(smooth: Callable[[Tensor, Tensor], Tensor], u: Tensor, seed: int = 9) -> list[Tensor]:
+    """G(T) and the gradients with respect to U and alpha, for a random incoming gradient."""
+    u, alpha = u.clone().requires_grad_(), torch.tensor(0.6, dtype=u.dtype, requires_grad=True)
+    out = smooth(u, alpha)
+    incoming = randn(*u.shape, seed=seed).to(u.dtype)
+    return [out.detach(), *torch.autograd.grad(out, (u, alpha), incoming)]
+
+
+def by_dense(a: Tensor, u: Tensor, T: int = 10) -> list[Tensor]:
+    def smooth(u: Tensor, alpha: Tensor) -> Tensor:
+        out = u
+        for _ in range(T):
+            out = alpha * a @ out + (1 - alpha) * u
+        return out
+
+    return with_gradients(smooth, u)
+
+
+def check(found: list[Tensor], expected: list[Tensor], dtype: torch.dtype) -> None:
+    tolerance = {"rtol": 1e-10, "atol": 1e-11} if dtype == F64 else {"rtol": 1e-4, "atol": 2e-6}
+    for ours, reference in zip(found[:2], expected[:2], strict=True):
+        torch.testing.assert_close(ours.to(F64), reference, **tolerance)
+    # a sum over all elements, whose rounding grows with them
+    slack = tolerance["atol"] * found[0].numel()
+    torch.testing.assert_close(found[2].to(F64), expected[2], rtol=tolerance["rtol"], atol=slack)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("name", TABLES)
+def test_every_table_equals_the_dense_steps(name, dtype):
+    neighbors = TABLES[name]()
+    for width in (1, 16, 70):
+        u = randn(len(neighbors), width)
+        graph = normalise_adjacency(neighbors, dtype=dtype)
+        assert graph.scale is not None
+        found = with_gradients(lambda u, alpha, g=graph: sm_steps(u, g, alpha, 10), u.to(dtype))
+        check(found, by_dense(dense_normalised(neighbors), u), dtype)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_small_lattices_with_holes_equal_the_dense_steps(seed):
+    neighbors = cells(3 + seed % 5, 4 + seed % 4, holes=0.05 * seed, seed=seed)
+    u = randn(len(neighbors), 5, seed=seed)
+    found = with_gradients(lambda u, alpha: sm_steps(u, normalise_adjacency(neighbors, dtype=F64), alpha, 10), u)
+    check(found, by_dense(dense_normalised(neighbors), u), F64)
+
+
+@settings(max_examples=60, deadline=None)
+@given(n=st.integers(3, 24), seed=st.integers(0, 10_000), p=st.floats(0.3, 1), reach=st.integers(1, 4))
+def test_tables_that_only_look_like_lattice_lines_equal_the_dense_steps(n, seed, p, reach):
+    # rows linked to their successors, and a few more links nearby: now and then three columns, mostly not
+    rng = np.random.default_rng(seed)
+    neighbors = table(
+        [(i, j) for i in range(n) for j in range(max(0, i - reach), i) if j == i - 1 or rng.random() < p], n
+    )
+    u = randn(n, 2, seed=seed)
+    found = with_gradients(lambda u, alpha: sm_steps(u, normalise_adjacency(neighbors, dtype=F64), alpha, 10), u)
+    check(found, by_dense(dense_normalised(neighbors), u), F64)
+
+
+@pytest.mark.parametrize("width", [15, 17, 33, 64, 129, 257, 513, 600])
+def test_every_width_of_a_block_equals_its_columns_apart(width):
+    graph = normalise_adjacency(cells(11, 12, holes=0.1), dtype=F64)
+    u = randn(len(graph.index), width)
+    whole = sm_steps(u, graph, 0.5)
+    apart = torch.cat([sm_steps(column, graph, 0.5) for column in u.split(1, 1)], 1)
+    torch.testing.assert_close(whole, apart, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize(("height", "width"), [(30, 40), (40, 70)])
+def test_several_tiles_near_and_far_neighbours_equal_the_torch_path(height, width, monkeypatch):
+    graph = normalise_adjacency(cells(height, width, holes=0.05), dtype=F64)
+    u = randn(len(graph.index), 300)
+    results = []
+    for compiled in (True, False):
+        monkeypatch.setattr(native, "usable", lambda u, use=compiled: use)
+        results.append(with_gradients(lambda u, alpha: sm_steps(u, graph, alpha, 10), u))
+    check(*results, F64)
+
+
+@pytest.mark.parametrize("T", [1, 2, 3, 25])
+def test_any_number_of_steps(T):
+    neighbors = cells(8, 9, holes=0.1)
+    u = randn(len(neighbors), 20)
+    graph = normalise_adjacency(neighbors, dtype=F64)
+    found = with_gradients(lambda u, alpha: sm_steps(u, graph, alpha, T), u)
+    check(found, by_dense(dense_normalised(neighbors), u, T), F64)
+
+
+def test_weighted_edges_of_a_lattice_keep_their_weights():
+    neighbors = cells(8, 9, holes=0.1)
+    position = randn(len(neighbors), 2)
+    weight = torch.exp(-(position[:, None] - position[neighbors.clamp(min=0)]).norm(dim=2))
+    graph = normalise_adjacency(neighbors, weight, dtype=F64)
+    assert graph.scale is None
+    u = randn(len(neighbors), 40)
+    found = with_gradients(lambda u, alpha: sm_steps(u, graph, alpha, 10), u)
+    check(found, by_dense(graph.dense(), u), F64)
+    plain = sm_steps(u, normalise_adjacency(neighbors, dtype=F64), 0.6)
+    assert not torch.allclose(found[0], plain, atol=1e-3)
+
+
+def test_scaled_rows_and_weights_of_one_give_the_same():
+    neighbors = cells(10, 10, holes=0.2)
+    graph = normalise_adjacency(neighbors, dtype=F64)
+    u = randn(len(neighbors), 30)
+    unscaled: Graph = dataclasses.replace(graph, scale=None)
+    torch.testing.assert_close(sm_steps(u, graph, 0.7), sm_steps(u, unscaled, 0.7), rtol=1e-12, atol=1e-13)
+
+
+def test_a_node_robbed_of_its_self_loop_shrinks():
+    neighbors = packed(cells(4, 5), torch.full((2, 8), -1))
+    graph = normalise_adjacency(neighbors, dtype=F64)
+    robbed = dataclasses.replace(graph, self_weight=torch.zeros_like(graph.self_weight))
+    u = randn(22, 3)
+    torch.testing.assert_close(sm_steps(u, robbed, 0.6)[20:], 0.4 * u[20:])
+    torch.testing.assert_close(sm_steps(u, robbed, 0.6)[:20], sm_steps(u, graph, 0.6)[:20])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_alpha_zero_gives_every_bit_back(dtype):
+    u = randn(63, 70).to(dtype)
+    assert torch.equal(sm_steps(u, normalise_adjacency(cells(7, 9), dtype=dtype), 0.0), u)
+
+
+def test_an_edge_named_twice_counts_twice():
+    neighbors = cells(5, 5)
+    doubled = torch.cat([neighbors, neighbors], 1)
+    u = randn(25, 4)
+    graphs = [normalise_adjacency(t, dtype=F64) for t in (neighbors, doubled)]
+    torch.testing.assert_close(sm_steps(u, graphs[1], 0.5), sm_steps(u, graphs[0], 0.5))
+
+
+def test_a_node_named_as_its_own_neighbour_counts():
+    neighbors = torch.cat([cells(6, 7), torch.arange(42)[:, None]], 1)
+    graph = normalise_adjacency(neighbors, dtype=F64)
+    assert (graph.dense().diagonal() > 0).all()
+    u = randn(42, 4)
+    found = with_gradients(lambda u, alpha: sm_steps(u, graph, alpha, 10), u)
+    check(found, by_dense(graph.dense(), u), F64)
+
+
+def test_no_bit_depends_on_the_number_of_threads():
+    graph, u = normalise_adjacency(cells(20, 30, holes=0.1)), randn(800, 520).float()
+    u = u[: len(graph.index)]
+    before = torch.get_num_threads()
+    results = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        try:
+            results.append(with_gradients(lambda u, alpha: sm_steps(u, graph, alpha, 10), u))
+        finally:
+            torch.set_num_threads(before)
+    assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
+
+
+def test_the_input_is_left_alone():
+    graph, u = normalise_adjacency(cells(9, 9)), randn(81, 64).float()
+    before = u.clone()
+    sm_steps(u, graph, 0.5)
+    assert torch.equal(u, before)
