@@ -64,7 +64,8 @@ class StageStatus:
 
 def find_stages(folder: Path) -> list[str]:
     """Stages that left a manifest or a status line: instances first, then features by encoder."""
-    kinds = ("instances/shards/*.json", "features/**/shards/*.json")
+    # an encoder's name has one part or two (timm/NAME); `**` would walk through every bag of every store
+    kinds = ("instances/shards/*.json", "features/*/shards/*.json", "features/*/*/shards/*.json")
     manifests = [path.parent.parent for kind in kinds for path in folder.glob(kind)]
     traces = [p.parent for end in ("jsonl", "working") for p in folder.glob(f"status/**/*.{end}")]
     names = {p.relative_to(folder).as_posix() for p in manifests}

@@ -27,6 +27,9 @@ EXTRA = (
     *("dirichlet_raw", "dirichlet_normalised"),
 )
 LEVEL = 0.95
+# beyond, the (B,B) pair counts take more memory than everything else together: bags are weighed in sorted order instead
+MOST_PAIRED_BAGS = 4096
+SORTED_ELEMENTS = 4_000_000
 
 
 def draw_weights(n_bags: int, resamples: int, seed: int) -> Floats:
@@ -98,6 +101,32 @@ def auroc_resamples(weights: Floats, pairs: Floats, positives: Floats, negatives
     return result
 
 
+def sorted_auroc_resamples(
+    y: npt.NDArray[Any], score: npt.NDArray[Any], bag: npt.NDArray[Any], weights: Floats
+) -> Floats:
+    """The same (R,) without pair counts: memory grows with M, not with B^2.
+
+    Args:
+        y: (M,) labels in {0, 1}.
+        score: (M,) finite scores.
+        bag: (M,) bag of every row.
+        weights: (R,B) multiplicities of the bags.
+    """
+    order = np.argsort(score, kind="stable")
+    bag, positive = np.asarray(bag)[order], np.asarray(y)[order] == 1
+    ranked = np.asarray(score)[order]
+    ties = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
+    result: Floats = np.full(len(weights), np.nan)
+    block = max(1, SORTED_ELEMENTS // max(1, len(bag)))
+    for start in range(0, len(weights), block):
+        drawn = weights[start : start + block, bag]
+        above, below = (np.add.reduceat(drawn * mask, ties, axis=1) for mask in (positive, ~positive))
+        won = np.sum(above * (np.cumsum(below, axis=1) - below / 2), axis=1)
+        total = above.sum(1) * below.sum(1)
+        np.divide(won, total, out=result[start : start + block], where=total > 0)
+    return result
+
+
 def f1_resamples(weights: Floats, tp: Floats, fp: Floats, fn: Floats) -> Floats:
     """(R,) F1 of every resample from per-bag counts (B,); 0 for 0 / 0."""
     hits, errors = 2 * (weights @ tp), weights @ (fp + fn)
@@ -155,9 +184,11 @@ def _level(
     """AUROC and F1 of bags or of instances (M,), `bag` (M,) saying whose they are."""
     n_bags = weights.shape[1]
     found: dict[str, Floats] = {}
-    pairs, positives, negatives = concordant_pairs(y, score, bag, n_bags)
-    if positives.any() and negatives.any():
-        found[f"{name}_auroc"] = auroc_resamples(weights, pairs, positives, negatives)
+    if np.any(np.asarray(y) == 1) and np.any(np.asarray(y) != 1):
+        if n_bags > MOST_PAIRED_BAGS:
+            found[f"{name}_auroc"] = sorted_auroc_resamples(y, score, bag, weights)
+        else:
+            found[f"{name}_auroc"] = auroc_resamples(weights, *concordant_pairs(y, score, bag, n_bags))
     if limit is not None and len(y):
         called = score > limit
         counts = [

@@ -28,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--length", type=int, help="mean length of a PANDA strip, px at level 0")
     own.add_argument("--matrix", type=int, help="rows and columns of a CT slice")
     own.add_argument("--empty-slide", action="store_true", default=None, help="add a CAMELYON16 slide without tissue")
+    own.add_argument("--fraction", type=float, help="rehearsal: share of the paper's counts (default: 1)")
     return p
 
 
@@ -35,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Build the cohorts; see the module."""
     args = parser().parse_args(argv)
-    names = ("slides", "scans", "side", "length", "matrix", "empty_slide")
+    names = ("slides", "scans", "side", "length", "matrix", "empty_slide", "fraction")
     overrides = {name: getattr(args, name) for name in names}
     datasets = [name for name in args.datasets.split(",") if name]
     build(args.out, args.size, args.seed, datasets, overrides, args.workers)

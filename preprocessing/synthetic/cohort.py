@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from preprocessing.cli import write_json
-from preprocessing.synthetic.sizes import GENERATOR_VERSION, Size, resolve_size
+from preprocessing.synthetic.sizes import GENERATOR_VERSION, RehearsalSize, Size, resolve_size
 
 COMPLETE, BUILDING = ".complete.json", ".building.json"
 DATASETS: dict[str, str] = {
@@ -29,6 +29,7 @@ DATASETS: dict[str, str] = {
     "panda": "preprocessing.synthetic.panda",
     "rsna": "preprocessing.synthetic.rsna",
 }
+REHEARSAL = "preprocessing.synthetic.rehearsal"
 log = logging.getLogger("synthetic")
 
 
@@ -138,6 +139,15 @@ def make_one(folder: Path, item: Item) -> None:
     item.make(folder, item.spec)
 
 
+def make_plan(name: str, size: Size, seed: int) -> Plan:
+    """What a data set's folder gets."""
+    if isinstance(size, RehearsalSize):
+        rehearsed: Plan = import_module(REHEARSAL).PLANS[name](size, seed)
+        return rehearsed
+    drawn: Plan = import_module(DATASETS[name]).plan(size, seed)
+    return drawn
+
+
 def build(
     out: Path | str,
     size: str = "tiny",
@@ -150,7 +160,7 @@ def build(
 
     Args:
         out: folder that gets one folder per data set.
-        size: "tiny", "demo" or "benchmark".
+        size: "tiny", "demo", "benchmark" or "rehearsal".
         seed: of everything.
         datasets: names out of `DATASETS`.
         overrides: parameter -> value, replacing the preset's wherever the data set has that parameter.
@@ -171,7 +181,7 @@ def build(
             log.info("%s: complete, nothing to do (%s)", name, folder)
             continue
         prepare(folder, parameters)
-        plan: Plan = import_module(DATASETS[name]).plan(preset, seed)
+        plan = make_plan(name, preset, seed)
         make_items(folder, plan.items, workers, name)
         for relative, text in plan.tables.items():
             target = folder / relative

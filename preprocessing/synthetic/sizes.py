@@ -1,7 +1,8 @@
 """Size presets of the synthetic cohorts: every parameter that decides what is written, fixed before any training.
 
-Counts are bags; lengths are px at level 0 for slides and px of the matrix for scans. `version` is part of the marker
-of a finished folder: raise it whenever the same parameters give other bytes.
+Counts are bags; lengths are px at level 0 for slides and px of the matrix for scans; "rehearsal" has the paper's counts
+and next to no pixels. `version` is part of the marker of a finished folder: raise it whenever the same parameters give
+other bytes.
 """
 
 from collections.abc import Mapping
@@ -83,7 +84,18 @@ class RsnaSize:
     blood_hu: tuple[float, float]
 
 
-Size = Camelyon16Size | PandaSize | RsnaSize
+@dataclass(frozen=True)
+class RehearsalSize:
+    """Tiny bags at the paper's counts (`rehearsal`).
+
+    Attributes:
+        fraction: share of every count.
+    """
+
+    fraction: float
+
+
+Size = Camelyon16Size | PandaSize | RsnaSize | RehearsalSize
 
 SIZES: dict[str, dict[str, Size]] = {
     "tiny": {
@@ -101,6 +113,7 @@ SIZES: dict[str, dict[str, Size]] = {
         "panda": PandaSize(180, 0.2, 0.04, (1, 3), 2200, 420, 512, (0.12, 0.60)),
         "rsna": RsnaSize(240, 0.25, 0.5, (24, 40), 192, (5, 9), 2.2, (65.0, 90.0)),
     },
+    "rehearsal": {name: RehearsalSize(1.0) for name in ("camelyon16", "panda", "rsna")},
 }
 
 
@@ -122,6 +135,10 @@ def resolve_size(size: str, dataset: str, overrides: Mapping[str, object] | None
     preset = SIZES[size][dataset]
     own = {k: v for k, v in (overrides or {}).items() if v is not None and k in asdict(preset)}
     preset = replace(preset, **own)  # type: ignore[arg-type]
+    if isinstance(preset, RehearsalSize):
+        if not 0 < preset.fraction <= 1:
+            raise ValueError(f"--fraction {preset.fraction}: expected a share above 0, at most 1")
+        return preset
     bags = preset.scans if isinstance(preset, RsnaSize) else preset.slides
     if bags < 8:
         raise ValueError(f"{dataset}: {bags} bags asked for; at least 8 are needed for both classes in train and test")

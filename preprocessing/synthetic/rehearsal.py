@@ -1,0 +1,237 @@
+"""The three data sets at the paper's counts, every bag as small as the readers take it: a rehearsal of scale.
+
+`--size rehearsal` writes the raw files in the layouts and formats of `camelyon16`, `panda` and `rsna`, with the tables,
+splits and exclusions of the real sets: 399 slides (and test_049, which the rules leave out), 10,616 slides of which the
+rules leave 10,503 (one is the known blank, 100 have no mask, 3 a broken one, 9 hold no tissue), and 1,150 scans of
+which 150 are listed for testing. A slide is one file tile, a scan three slices. Pixels are one of a few pictures per
+class, so that thousands of files are written in seconds; each file ends in its own name, so that no two are equal.
+Nothing here means anything to a model: the number of bags, files and jobs is the point.
+
+`fraction` takes that share of every count, at least one each. Sources of the counts: `preprocessing.datasets`.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import numpy.typing as npt
+
+from preprocessing.datasets.panda import BLANK, BROKEN_MASKS
+from preprocessing.synthetic import camelyon16, panda, rsna
+from preprocessing.synthetic.biopsy import BiopsySpec
+from preprocessing.synthetic.cohort import Item, Plan, hex_id, stream
+from preprocessing.synthetic.head_ct import Bleed
+from preprocessing.synthetic.lymph_node import Outlines
+from preprocessing.synthetic.sizes import RehearsalSize
+from preprocessing.synthetic.tiff import write_pyramid
+
+U8 = npt.NDArray[np.uint8]
+PICTURES = 8
+GLASS, TISSUE, LESION = (244, 242, 243), (204, 140, 178), (130, 78, 150)
+
+# camelyon16: counts as its readers expect them; the lesion is the left one of two tiles of 32 px
+CAMELYON = {"normal": 159, "tumor": 111, "test": 129, "test_positive": 49}
+NODE_BOX, LESION_BOX = (16, 16, 80, 48), (16, 16, 48, 48)
+# panda: two windows of 32 px, step 16; the cancer covers more than half of the first, less of the second
+PARTS = {"train": 8_469, "val": 353, "test": 1_794}
+UNMASKED, WHITE = 100, 9
+STRIP_BOX, CANCER_BOX = (0, 2, 48, 30), (0, 2, 24, 30)
+# rsna
+SCANS = {"train": 1_000, "test": 150}
+POSITIVE_SCANS = 72 / 150
+SLICES, MATRIX = 3, 32
+
+
+def share(count: int, fraction: float) -> int:
+    """That share of a count, at least 1."""
+    return max(1, round(count * fraction))
+
+
+def box(shape: tuple[int, int], corners: tuple[int, int, int, int]) -> npt.NDArray[np.bool_]:
+    """(h, w) mask of a rectangle x0, y0, x1, y1."""
+    x0, y0, x1, y1 = corners
+    inside = np.zeros(shape, bool)
+    inside[y0:y1, x0:x1] = True
+    return inside
+
+
+def stained(shape: tuple[int, int], number: int, tissue: tuple[int, ...], lesion: tuple[int, ...]) -> U8:
+    """Picture `number` (h, w, 3): glass, a rectangle of tissue, in it one of lesion, and grain; () = none."""
+    rng = stream("rehearsal", shape, number)
+    rgb = np.full((*shape, 3), GLASS, np.float64)
+    for corners, colour in ((tissue, TISSUE), (lesion, LESION)):
+        if corners:
+            inside = box(shape, (corners[0], corners[1], corners[2], corners[3]))
+            rgb[inside] = np.add(colour, rng.uniform(-14, 14, 3)) + rng.normal(0, 12, (int(inside.sum()), 3))
+    return np.asarray(np.clip(np.rint(rgb), 0, 255), np.uint8)
+
+
+@cache
+def slide_bytes(kind: str, number: int, positive: bool, mpp: float) -> bytes:
+    """A slide's file, without its own name: kind camelyon16, panda, white (no tissue) or a PANDA label mask."""
+    if kind == "camelyon16":
+        image = stained((64, 96), number, NODE_BOX, LESION_BOX if positive else ())
+    elif kind in ("panda", "white"):
+        tissue = STRIP_BOX if kind == "panda" else ()
+        image = stained((32, 48), number, tissue, CANCER_BOX if positive and tissue else ())
+    else:
+        image = np.zeros((32, 48, 3), np.uint8)
+        benign, cancer = (2, 3) if kind == "radboud" else (1, 2)
+        image[box((32, 48), STRIP_BOX), 0] = benign
+        if positive:
+            image[box((32, 48), CANCER_BOX), 0] = cancer
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "slide.tif"
+        write_pyramid(path, image, (1,), mpp, 96, lossless=kind in ("radboud", "karolinska"))
+        return path.read_bytes()
+
+
+def put(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(data)
+    temporary.replace(path)
+
+
+def make_node(folder: Path, spec: tuple[str, int, bool]) -> None:
+    """Writes one CAMELYON16 slide (name, number, lesion?) and its annotation."""
+    name, number, positive = spec
+    if positive:
+        x0, y0, x1, y1 = LESION_BOX
+        outline = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], np.float64)
+        xml = camelyon16.asap_xml(Outlines([outline]), test=name.startswith("test"))
+        put(folder / "annotations" / f"{name}.xml", xml)
+    data = slide_bytes("camelyon16", number % PICTURES, positive, camelyon16.MPP[number % 2])
+    put(folder / "images" / f"{name}.tif", data + name.encode())
+
+
+def plan_camelyon16(size: RehearsalSize, seed: int) -> Plan:
+    """399 slides, and test_049, which the rules leave out."""
+    counts = {kind: share(count, size.fraction) for kind, count in CAMELYON.items()}
+    counts["test"] = max(counts["test"], counts["test_positive"] + 1)
+    labels = dict.fromkeys(camelyon16.numbered("normal", counts["normal"]), False)
+    labels |= dict.fromkeys(camelyon16.numbered("tumor", counts["tumor"]), True)
+    tests = camelyon16.numbered("test", counts["test"])
+    positive = set(stream(seed, "rehearsal", "test").permutation(len(tests))[: counts["test_positive"]].tolist())
+    labels |= {name: k in positive for k, name in enumerate(tests)} | {"test_049": False}
+    items = []
+    for k, (name, lesion) in enumerate(labels.items()):
+        files = (f"images/{name}.tif", *([f"annotations/{name}.xml"] if lesion else []))
+        items.append(Item(name, files, make_node, (name, k, lesion)))
+    words = {True: "Tumor,IDC,Macro", False: "Normal,None,None"}
+    reference = "".join(f"{n},{words[lesion]}\r\n" for n, lesion in labels.items() if n.startswith("test"))
+    return Plan(items, {"evaluation/reference.csv": reference})
+
+
+def make_biopsy(folder: Path, spec: tuple[panda.SlideSpec, int, str]) -> None:
+    """Writes one PANDA slide (spec, number, kind panda or white) and its mask, if it has one."""
+    slide, number, kind = spec
+    positive, provider = slide.isup > 0, slide.biopsy.provider
+    if slide.mask:
+        data = slide_bytes(provider, 0, positive and kind == "panda", slide.mpp)
+        put(folder / "train_label_masks" / f"{slide.name}_mask.tiff", data + slide.name.encode())
+    data = slide_bytes(kind, number % PICTURES, positive, slide.mpp)
+    put(folder / "train_images" / f"{slide.name}.tiff", data + slide.name.encode())
+
+
+def panda_names(size: RehearsalSize, seed: int) -> Iterator[tuple[str, str, bool]]:
+    """(name, kind, mask?) of every slide: the blank, the broken masks, the unmasked, the white, all others."""
+    total = sum(share(count, size.fraction) for count in PARTS.values())
+    unmasked, white = (share(count, size.fraction) for count in (UNMASKED, WHITE))
+    yield BLANK, "white", True
+    for name in sorted(BROKEN_MASKS):
+        yield name, "panda", True
+    for k in range(max(0, total - 1 - len(BROKEN_MASKS))):
+        yield hex_id(32, seed, "rehearsal", k), "white" if unmasked <= k < unmasked + white else "panda", k >= unmasked
+
+
+def panda_specs(size: RehearsalSize, seed: int) -> list[tuple[panda.SlideSpec, int, str]]:
+    """Every slide, sorted by name. Slides without a usable mask show cancer: an unmasked benign slide would be kept."""
+    rng = stream(seed, "rehearsal", "panda")
+    found = [*panda_names(size, seed)]
+    parts = [part for part, count in PARTS.items() for _ in range(share(count, size.fraction))]
+    parts = [parts[k] for k in rng.permutation(len(found))]
+    specs = []
+    for k, ((name, kind, mask), part) in enumerate(zip(found, parts, strict=True)):
+        usable = mask and name not in BROKEN_MASKS
+        grade = k % 5 + 1 if not usable or k % 100 >= 100 * panda.BENIGN_SHARE else 0
+        provider = ("radboud", "karolinska")[k // 5 % 2]
+        gleason = panda.GLEASON[grade][0] if grade else None
+        biopsy = BiopsySpec(provider, gleason, 0.5 if grade else 0.0, 1, 48, 28, False)
+        mpp = panda.MPP[provider][0]
+        specs.append((panda.SlideSpec(name, seed, grade, part, biopsy, mpp, 96, mask), k, kind))
+    return sorted(specs, key=lambda spec: spec[0].name)
+
+
+def plan_panda(size: RehearsalSize, seed: int) -> Plan:
+    """10,616 slides, of which the rules leave 10,503."""
+    items = []
+    for spec in panda_specs(size, seed):
+        name = spec[0].name
+        mask = [f"train_label_masks/{name}_mask.tiff"] if spec[0].mask else []
+        items.append(Item(name, (f"train_images/{name}.tiff", *mask), make_biopsy, spec))
+    specs = [item.spec[0] for item in items]
+    return Plan(items, {"train.csv": panda.train_csv(specs), "partition_PANDA.csv": panda.partition_csv(specs)})
+
+
+def head(number: int, positive: bool) -> npt.NDArray[np.float32]:
+    """One slice (m, m) in HU: air, skull, brain with grain, and blood."""
+    axis = np.linspace(-1, 1, MATRIX)
+    radius = np.hypot(axis[:, None], axis[None, :])
+    rng = stream("rehearsal", "head", number)
+    hu = np.where(radius < 0.8, 34 + rng.normal(0, 6, radius.shape), np.where(radius < 0.95, 900.0, -1000.0))
+    if positive:
+        hu[12:20, 6:14] = 75
+    return np.asarray(hu, np.float32)
+
+
+def make_scan(folder: Path, spec: rsna.ScanSpec) -> None:
+    """Writes the slices of one scan."""
+    target = folder / "stage_2_train"
+    target.mkdir(parents=True, exist_ok=True)
+    for k, labels in enumerate(spec.labels()):
+        hu = head((spec.index + k) % PICTURES, bool(labels.any()))
+        stored = rsna.encode(hu, spec.encoding, -1024, np.zeros(hu.shape, bool))
+        rsna.write_slice(target, spec, k, stored, -1024, [-120.0, -120.0, 5.0 * k])
+
+
+def plan_rsna(size: RehearsalSize, seed: int) -> Plan:
+    """1,150 scans of three slices, 150 of them listed for testing; the middle slice of a positive scan shows blood."""
+    specs: list[rsna.ScanSpec] = []
+    for part, count in SCANS.items():
+        scans = share(count, size.fraction)
+        positive = share(round(scans * POSITIVE_SCANS), 1.0)
+        for k in range(scans):
+            key = (seed, "rehearsal", part, k)
+            specs.append(
+                rsna.ScanSpec(
+                    seed=seed,
+                    index=len(specs),
+                    patient=f"ID_{hex_id(8, *key)}",
+                    study=f"ID_{hex_id(10, *key, 'study')}",
+                    series=f"ID_{hex_id(10, *key, 'series')}",
+                    files=tuple(f"ID_{hex_id(9, *key, i)}" for i in range(SLICES)),
+                    matrix=MATRIX,
+                    spacing=(5.0,) * SLICES,
+                    tilt=0.0,
+                    encoding="signed",
+                    padded=False,
+                    test=part == "test",
+                    bleeds=(Bleed("epidural", 1, 1),) if k < positive else (),
+                    bleed_scale=1.0,
+                    blood_hu=(75.0, 75.0),
+                )
+            )
+    items = [Item(s.study, tuple(f"stage_2_train/{f}.dcm" for f in s.files), make_scan, s) for s in specs]
+    return Plan(items, {"stage_2_train.csv": rsna.labels_csv(specs, seed), "test_scans.csv": rsna.test_csv(specs)})
+
+
+PLANS: dict[str, Callable[[RehearsalSize, int], Plan]] = {
+    "camelyon16": plan_camelyon16,
+    "panda": plan_panda,
+    "rsna": plan_rsna,
+}
