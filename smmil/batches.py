@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smmil.data import Bag, BagBatch, pack
+from smmil.data import Bag, BagBatch, joined_features, pack
 from smmil.memory import first_line, is_out_of_memory, release
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class BagCache:
         """Packs the bags at the given positions, on the device."""
         if self._features:
             packed = pack([self.bags[i] for i in index])
-            return dataclasses.replace(packed.to(self.device), x=torch.cat([self._features[i] for i in index]))
+            return dataclasses.replace(packed.to(self.device), x=joined_features([self._features[i] for i in index]))
         return self._moved(self._host(index))
 
     def packed(self, index: Sequence[int]) -> BagBatch:

@@ -30,7 +30,7 @@ class Bag:
 
     Attributes:
         bag_id: name of the slide or scan.
-        x: (N,P) float32 features.
+        x: (N,P) features, float32 or, as most stores keep them, float16; a batch has float32.
         neighbors: (N,K) int64, indices within the bag, -1 padded.
         grid: (N,2) int64 lattice cells.
         coords: (N,2) or (N,1) level-0 px or mm.
@@ -137,7 +137,7 @@ def pack(bags: Sequence[Bag]) -> BagBatch:
     neighbors = torch.where(neighbors >= 0, neighbors + offsets[:-1].repeat_interleave(sizes)[:, None], -1)
     weights = [bag.edge_weight for bag in bags if bag.edge_weight is not None]
     return BagBatch(
-        x=torch.cat([bag.x for bag in bags]),
+        x=joined_features([bag.x for bag in bags]),
         offsets=offsets,
         neighbors=neighbors,
         grid=torch.cat([bag.grid for bag in bags]),
@@ -147,6 +147,12 @@ def pack(bags: Sequence[Bag]) -> BagBatch:
         bag_ids=tuple(bag.bag_id for bag in bags),
         edge_weight=_joined(weights, fill=0) if weights else None,
     )
+
+
+def joined_features(parts: Sequence[Tensor]) -> Tensor:
+    """Features (n_b,P) below one another as (M,P); what is kept in 16 bits becomes float32."""
+    x = torch.cat(list(parts))
+    return x.float() if x.dtype == torch.float16 else x
 
 
 def _joined(tables: Sequence[Tensor], fill: int) -> Tensor:

@@ -185,7 +185,8 @@ def _load_one(
     for manifests, found in zip(named, (ours, theirs), strict=True):
         manifests.check(info.bag_id, found)
     arrays = read_stored(read_arrays, instances, info.bag_id, verify=True)
-    x = torch.from_numpy(read_stored(read_arrays, features, info.bag_id, verify=True)["features"].astype(np.float32))
+    # as stored, mostly float16: in float32 a cohort of slides takes twice the memory (`pack` converts a batch)
+    x = torch.from_numpy(read_stored(read_arrays, features, info.bag_id, verify=True)["features"])
     if len(x) == 0 or len(x) != len(arrays["grid"]) or not bool(torch.isfinite(x).all()):
         raise ValueError(
             f"{features / info.bag_id}: found features {tuple(x.shape)} for {len(arrays['grid'])} instances, expected"
@@ -208,7 +209,9 @@ def _load_one(
         coverage=torch.from_numpy(arrays["coverage"]),
         split=info.split,
         group=info.group,
-        edge_weight=feature_distance_weights(x, neighbors) if options.edge_weight == "feature_distance" else None,
+        edge_weight=feature_distance_weights(x.float(), neighbors)
+        if options.edge_weight == "feature_distance"
+        else None,
     )
     return bag, threshold
 

@@ -59,10 +59,11 @@ def test_stored_arrays_reach_the_bag(tmp_path):
     assert thresholds == {}
     assert [bag.bag_id for bag in bags] == [f"bag{i:02d}" for i in range(16)]
     for i, bag in enumerate(bags):
-        assert bag.x.dtype == torch.float32 and bag.x.shape[1] == FEATURES
+        assert bag.x.dtype == torch.float16 and bag.x.shape[1] == FEATURES, "kept in memory as it is stored"
         assert bag.y == i % 2 and bag.split == ("train" if i < 12 else "test")
         assert bag.y_inst.tolist() == [i % 2] + [0] * (len(bag) - 1)
-    assert pack(bags).x.shape[0] == sum(len(bag) for bag in bags)
+    packed = pack(bags)
+    assert packed.x.dtype == torch.float32 and torch.equal(packed.x, torch.cat([bag.x.float() for bag in bags]))
     assert feature_facts(tmp_path / "features" / "tiny", "bag00") == FACTS
 
 
