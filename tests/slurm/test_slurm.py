@@ -64,7 +64,9 @@ class Watch:
         """One look at the processes and the trainings."""
         now = cluster.python_processes(self.directory)
         self.seen |= now
-        devices = [device for module, _, device in now.values() if device and module in GPU_MODULES]
+        # by job: a child of the job's own has its command line until it has started its program
+        users = {(job, device) for module, job, device in now.values() if device and module in GPU_MODULES}
+        devices = [device for _, device in sorted(users)]
         if len(devices) != len(set(devices)):
             self.shared.append(tuple(devices))
         for pairing in (CANCELLED, REQUEUED):
