@@ -91,10 +91,10 @@ static int centre(int32_t *column, int64_t row) {
     return 0;
 }
 
-/* whether b is a, one row further on; a missing row stays missing */
+/* whether b is a, one row further on; a missing row stays missing, and the last row has none after it */
 static int one_on(const int32_t *a, const int32_t *b, int64_t rows) {
     int same = 1;
-    for (int k = 0; k < 3; k++) same &= b[k] == a[k] + (a[k] != rows);
+    for (int k = 0; k < 3; k++) same &= a[k] == rows ? b[k] == rows : b[k] == a[k] + 1 && b[k] != rows;
     return same;
 }
 

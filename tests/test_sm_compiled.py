@@ -30,6 +30,12 @@ def cells(height: int, width: int, *, holes: float = 0.0, seed: int = 0) -> Tens
     return torch.from_numpy(grid_neighbors(kept.astype(np.int32)).astype(np.int64))
 
 
+def lines(*spans: tuple[int, int]) -> Tensor:
+    """Neighbour table of a lattice whose line i has the cells first..last - 1 of spans[i]: the outline of tissue."""
+    kept = [(row, column) for row, (first, last) in enumerate(spans) for column in range(first, last)]
+    return torch.from_numpy(grid_neighbors(np.array(kept, np.int32)).astype(np.int64))
+
+
 def packed(*tables: Tensor) -> Tensor:
     """The tables of several bags as that of one batch."""
     starts = np.cumsum([0, *map(len, tables[:-1])])
@@ -54,6 +60,10 @@ TABLES: dict[str, Callable[[], Tensor]] = {
     "few_holes": lambda: cells(12, 13, holes=0.1),
     "many_holes": lambda: cells(14, 14, holes=0.45),
     "crumbs": lambda: cells(16, 16, holes=0.8),
+    # the line above goes on where the last row of the table has ended, as at the lower edge of tissue
+    "last_line_short": lambda: lines((0, 12), (0, 12), (0, 12), (0, 4)),
+    "last_line_one": lambda: lines((0, 12), (0, 12), (6, 7)),
+    "last_line_inside": lambda: lines((0, 14), (1, 13), (4, 9)),
     "two_bags": lambda: packed(cells(5, 7), cells(6, 4, holes=0.2), torch.full((1, 8), -1), cells(3, 3)),
     "shuffled": lambda: shuffled(cells(9, 9)),
     "columns_reversed": lambda: cells(8, 8, holes=0.1).flip(1),
@@ -113,6 +123,22 @@ def test_small_lattices_with_holes_equal_the_dense_steps(seed):
     u = randn(len(neighbors), 5, seed=seed)
     found = with_gradients(lambda u, alpha: sm_steps(u, normalise_adjacency(neighbors, dtype=F64), alpha, 10), u)
     check(found, by_dense(dense_normalised(neighbors), u), F64)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 6), st.integers(3, 9)), max_size=5),
+    st.lists(st.tuples(st.integers(0, 9), st.integers(1, 3)), min_size=1, max_size=2),
+    st.integers(2, 6),
+)
+def test_outlines_of_tissue_equal_the_dense_steps(wide, narrow, T):
+    spans = [*wide, *narrow]
+    neighbors = lines(*((first, first + length) for first, length in spans))
+    u = randn(len(neighbors), 3)
+    graph = normalise_adjacency(neighbors, dtype=F64)
+    got = with_gradients(lambda u, alpha: sm_steps(u, graph, alpha, T), u)
+    for ours, dense in zip(got, by_dense(dense_normalised(neighbors), u, T), strict=True):
+        torch.testing.assert_close(ours, dense, rtol=1e-10, atol=1e-10)
 
 
 @settings(max_examples=60, deadline=None)
