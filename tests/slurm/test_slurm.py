@@ -149,6 +149,7 @@ def run(slurm_node, tmp_path_factory):
         *("--workflow-profile", str(PROFILE), "--configfile", "mine.yaml", "--set-resources", too_little),
         *("--cores", "2", "--slurm-status-command", "squeue", "--slurm-no-account"),
         *("--slurm-init-seconds-before-status-checks", "3", "--latency-wait", "20"),
+        *("--max-jobs-per-timespan", "1000/2s"),  # with the profile's it would end a minute later
     )
     watch = Watch(folders["slurm"])
     try:

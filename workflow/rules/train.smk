@@ -19,7 +19,7 @@ rule train_part:
         "../../envs/train.yaml"
     resources:
         gpu=1,
-        mem_mb=lambda w, attempt: 8000 * attempt,
+        mem_mb=lambda w, attempt: 12000 * attempt,
         runtime=720,
     params:
         folder=f"{RESULTS}/{{dataset}}",
@@ -49,7 +49,7 @@ rule train_runs:
         "../../envs/train.yaml"
     resources:
         gpu=0 if CONFIG.training.split_jobs else 1,
-        mem_mb=lambda w, attempt: 8000 * attempt,
+        mem_mb=lambda w, attempt: 12000 * attempt,
         runtime=720,
     params:
         folder=f"{RESULTS}/{{dataset}}",
@@ -79,7 +79,7 @@ rule predict_runs:
         "../../envs/train.yaml"
     resources:
         gpu=1,
-        mem_mb=lambda w, attempt: 8000 * attempt,
+        mem_mb=lambda w, attempt: 12000 * attempt,
         runtime=120,
     params:
         folder=f"{RESULTS}/{{dataset}}",
@@ -116,7 +116,7 @@ rule score_bags:
         "../../envs/train.yaml"
     resources:
         gpu=1,
-        mem_mb=lambda w, attempt: 8000 * attempt,
+        mem_mb=lambda w, attempt: 12000 * attempt,
         runtime=120,
     params:
         folder=f"{RESULTS}/{{dataset}}",
