@@ -8,13 +8,14 @@ folder. Timed from the outside (start of the process to its end) and inside, eac
 | steps | forward, losses, backward, optimiser |
 | packing | bags into a batch, for training |
 | validation | the epoch's forward passes over the validation bags, and their metrics |
-| state | resumable state and log, written and synced every epoch; copy of the best weights |
+| state | resumable state and log of every epoch: copied, or waited for; copy of the best weights |
 | loading | reading the bags, once per job |
 | start | interpreter and imports |
 | rest | splits, hashes of inputs, models, summaries, exit |
 
 `--cpu` counts the process's CPU time instead (start to end, without the interpreter's last tidying): what to read on a
-machine that is busy with other things, where waiting for a core counts as overhead otherwise.
+machine that is busy with other things, where waiting for a core counts as overhead otherwise. What the thread that
+writes states computes while the steps go on counts as state there.
 
 Validation is asked for by the protocol (it selects the epoch), so the share is told with and without it.
 
@@ -25,10 +26,12 @@ The defaults are a whole job: 5 splits, 2 learning rates, 50 epochs. Run alone:
 
 import argparse
 import functools
+import gc
 import json
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -66,11 +69,40 @@ class Clock:
         return call
 
 
+class Apart:
+    """CPU time of the thread that writes, so that it is not booked on what the run computes meanwhile."""
+
+    def __init__(self) -> None:
+        # seconds of finished writes; clock of the one under way, and what it showed when that began
+        self.told: tuple[float, int | None, float] = (0.0, None, 0.0)
+
+    @property
+    def seconds(self) -> float:
+        """So far."""
+        done, clock, began = self.told
+        return done if clock is None else done + time.clock_gettime(clock) - began
+
+    def counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, to be called in that thread."""
+
+        @functools.wraps(function)
+        def call(*arguments: Any) -> Any:
+            clock = time.pthread_getcpuclockid(threading.get_ident())
+            self.told = (self.told[0], clock, time.clock_gettime(clock))
+            try:
+                return function(*arguments)
+            finally:
+                self.told = (self.seconds, None, 0.0)
+
+        return call
+
+
 def work(command: Sequence[str], started: float | None, out: Path) -> int:
     """The job itself, in the process that is measured; writes the seconds by part. CPU time without `started`."""
-    from smmil import batches, sources, train, training
+    from smmil import background, batches, sources, train, training
 
-    clock = Clock(time.process_time) if started is None else Clock()
+    writing = Apart()
+    clock = Clock(lambda: time.process_time() - writing.seconds) if started is None else Clock()
     clock.seconds["start"] = time.process_time() if started is None else time.time() - started
     fit: Any = training.Fit
     for owner, name, part in (
@@ -78,7 +110,7 @@ def work(command: Sequence[str], started: float | None, out: Path) -> int:
         (batches.BagCache, "batch", "packing"),
         (training, "validate", "validation"),
         (fit, "_save", "state"),
-        (training, "append_log", "state"),
+        (background.Writer, "wait", "state"),
         (training, "_snapshot", "state"),
         (sources.Source, "load", "loading"),
     ):
@@ -95,10 +127,14 @@ def work(command: Sequence[str], started: float | None, out: Path) -> int:
         return row
 
     setattr(training, "validate", validate)  # noqa: B010 - a wrapper, not another definition
+    setattr(training, "_write", writing.counted(training._write))  # noqa: B010
     status = train.main(command)
     if started is None:
+        clock.seconds["state"] += writing.seconds
         clock.seconds["rest"] = time.process_time() - sum(clock.seconds.values())
     out.write_text(json.dumps(clock.seconds), encoding="utf-8")
+    # as `python -m smmil.train` ends
+    gc.freeze()
     return status
 
 

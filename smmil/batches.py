@@ -23,6 +23,10 @@ log = logging.getLogger(__name__)
 # the rest is for the model, its activations and the allocator's slack
 DEVICE_SHARE = 0.6
 
+# small batches are packed several at a time: between two training steps, which empty the processor's caches, packing
+# one takes four times as long (8 MiB of float32)
+AHEAD = 2**21
+
 
 class BagCache:
     """A list of bags on (or for) a device.
@@ -105,7 +109,11 @@ class BagCache:
 
     def batches(self, indices: Iterable[Sequence[int]]) -> Iterator[BagBatch]:
         """The batches of an epoch, in the order given; host memory is read one batch ahead of the device."""
-        if self._features or self.device.type == "cpu":
+        if self.device.type == "cpu":
+            for group in self._groups(indices):
+                yield from [self.batch(index) for index in group]
+            return
+        if self._features:
             yield from map(self.batch, indices)
             return
         with ThreadPoolExecutor(1) as worker:
@@ -117,6 +125,20 @@ class BagCache:
                 waiting = following
             if waiting is not None:
                 yield self._moved(waiting.result())
+
+    def _groups(self, indices: Iterable[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
+        """Neighbouring batches of together at most `AHEAD` feature values, or one that has more."""
+        group: list[Sequence[int]] = []
+        values = 0
+        for index in indices:
+            more = self.rows(index) * self.in_features
+            if group and values + more > AHEAD:
+                yield group
+                group, values = [], 0
+            group.append(index)
+            values += more
+        if group:
+            yield group
 
     def _x(self, i: int) -> Tensor:
         return self._features[i].cpu() if self._features else self.bags[i].x

@@ -17,8 +17,10 @@ A batch is packed, never padded: the rows of B bags stand one below the other, M
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -129,16 +131,16 @@ def pack(bags: Sequence[Bag]) -> BagBatch:
         ValueError: no bag, an empty bag, differing feature widths, or edge weights on some bags only.
     """
     _check(bags)
-    sizes = torch.tensor([len(bag) for bag in bags])
-    offsets = torch.zeros(len(bags) + 1, dtype=torch.int64)
-    offsets[1:] = sizes.cumsum(0)
+    sizes = [len(bag) for bag in bags]
+    starts = [0, *accumulate(sizes)]
     neighbors = _joined([bag.neighbors.long() for bag in bags], fill=-1)
-    # entries are row numbers of their bag, wanted are those of the batch
-    neighbors = torch.where(neighbors >= 0, neighbors + offsets[:-1].repeat_interleave(sizes)[:, None], -1)
+    # entries are row numbers of their bag, wanted are those of the batch; numpy's calls are the shorter ones
+    table = neighbors.numpy()
+    table += np.repeat(starts[:-1], sizes)[:, None] * (table >= 0)
     weights = [bag.edge_weight for bag in bags if bag.edge_weight is not None]
     return BagBatch(
         x=joined_features([bag.x for bag in bags]),
-        offsets=offsets,
+        offsets=torch.tensor(starts),
         neighbors=neighbors,
         grid=torch.cat([bag.grid for bag in bags]),
         coords=torch.cat([bag.coords for bag in bags]),
@@ -156,7 +158,7 @@ def joined_features(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _joined(tables: Sequence[Tensor], fill: int) -> Tensor:
-    """Tables (n_b, k_b) below one another as (M, K), filled up to the widest."""
+    """Tables (n_b, k_b) below one another as a new (M, K), filled up to the widest."""
     width = max(table.shape[1] for table in tables)
     return torch.cat(
         [pad(table, (0, width - table.shape[1]), value=fill) if table.shape[1] < width else table for table in tables]

@@ -34,3 +34,12 @@ def make_adam(parameters: Iterable[nn.Parameter], learning_rate: float) -> torch
         if plain is not None:
             plain.__dict__.setdefault("__dynamo_disable", plain)
     return Adam(parameters, lr=learning_rate)
+
+
+def warmup_factor(epoch: int, warmup_epochs: int, start: float) -> float:
+    """Factor of the base learning rate in an epoch (1-based): linear from `start` to 1, then 1 (LinearLR, closed form).
+
+    A function of the epoch alone: there is no scheduler whose state a resumed run could get wrong.
+    """
+    done = epoch - 1
+    return 1.0 if done >= warmup_epochs else start + (1.0 - start) * done / warmup_epochs

@@ -11,10 +11,13 @@
 | `direction.safetensors` | where the bag logit rises, for the sign-aware score (`smmil.signed`); not in older runs |
 | `done.json` | written last; a run counts as finished only if its key is the one asked for |
 
+Log and state of an epoch are written while the next one computes, each synced, the state after the log.
+
 A key is the hash of everything that decides the numbers. Device, threads and the code version are not part of it (they
 stand in `config.json`): a cosmetic edit never redoes a training, an increment of `RUN_STAGE_VERSION` redoes all.
 """
 
+import functools
 import hashlib
 import io
 import json
@@ -202,8 +205,12 @@ def read_done(folder: Path, key: str) -> dict[str, Any] | None:
     return done
 
 
+@functools.cache
 def code_version() -> str:
-    """`git describe` of the checkout this package lies in, else the package's version; git may be absent."""
+    """`git describe` of the checkout this package lies in, else the package's version; git may be absent.
+
+    Asked once: what this process runs was read when it started.
+    """
     from smmil import __version__
 
     root = Path(__file__).resolve().parent.parent

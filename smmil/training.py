@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +20,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from smmil.background import Writer, frozen
 from smmil.batches import BagCache, chunks
 from smmil.data import BagBatch
 from smmil.devices import restore_rng_state, rng_state
 from smmil.memory import Frugal
 from smmil.models.base import MILModel
 from smmil.optimizer import make_adam
+from smmil.optimizer import warmup_factor as warmup_factor
 from smmil.runs import append_log, load_state, save_state, truncate_log
 from smmil.undo import Undo, frozen_parametrizations
 from smmil.validation import forward as forward
@@ -65,15 +68,6 @@ class Cursor:
     order: list[int] = field(default_factory=list)
     sums: dict[str, Tensor] = field(default_factory=dict)
     seconds: float = 0.0
-
-
-def warmup_factor(epoch: int, warmup_epochs: int, start: float) -> float:
-    """Factor of the base learning rate in an epoch (1-based): linear from `start` to 1, then 1 (LinearLR, closed form).
-
-    A function of the epoch alone: there is no scheduler whose state a resumed run could get wrong.
-    """
-    done = epoch - 1
-    return 1.0 if done >= warmup_epochs else start + (1.0 - start) * done / warmup_epochs
 
 
 def class_weight(labels: Sequence[float]) -> float:
@@ -128,23 +122,27 @@ class Fit:
         self.generator = torch.Generator().manual_seed(seed)
         self.cursor, self.best = Cursor(), Best()
         self.memory = Frugal(model, cache, method or type(model).__name__, folder.name)
+        self.writer = Writer()
 
     def run(self) -> Best:
         """Trains to the last epoch, from the saved state if there is one.
+
+        Log and state of an epoch are written while the next one computes; all is on disk when this returns.
 
         Raises:
             Interrupted: `stop` said so; the state is saved.
             ValueError: a loss or gradient is not finite.
             OutOfMemory: nothing of `smmil.memory` helps.
+            OSError: log or state cannot be written; told at the latest an epoch later.
         """
         self._resume()
-        while self.cursor.epoch <= self.options.epochs:
-            row = self._epoch()
-            append_log(self.folder / "log.jsonl", row)
-            self.cursor = Cursor(epoch=self.cursor.epoch + 1)
-            if self.cursor.epoch > self.options.epochs or row["epoch"] % self.options.checkpoint_every == 0:
-                self._save()
-            self.report(row)
+        with Writer() as self.writer:
+            while self.cursor.epoch <= self.options.epochs:
+                row = self._epoch()
+                self.cursor = Cursor(epoch=self.cursor.epoch + 1)
+                last = self.cursor.epoch > self.options.epochs
+                self._save(row, resumable=last or row["epoch"] % self.options.checkpoint_every == 0)
+                self.report(row)
         return self.best
 
     def _epoch(self) -> dict[str, Any]:
@@ -163,6 +161,7 @@ class Fit:
         except Interrupted:
             cursor.seconds += time.perf_counter() - started
             self._save()
+            self.writer.wait()
             raise
         row: dict[str, Any] = {"epoch": cursor.epoch, "lr": learning_rate, **self._train_means()}
         row |= self.memory.until_done(self._validate, lambda: {"validation of epoch": cursor.epoch})
@@ -252,21 +251,24 @@ class Fit:
                 " learning rate, use precision float32, or look for extreme features; the last state is kept"
             )
 
-    def _save(self) -> None:
-        cursor, best = self.cursor, self.best
-        save_state(
-            self.folder / "state.pt",
-            {
-                "key": self.key,
-                "cursor": {**vars(cursor), "sums": dict(cursor.sums)},
-                "best": dict(vars(best)),
-                "memory": vars(self.memory.relief),
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "order_generator": self.generator.get_state(),
-                "rng": rng_state(),
-            },
-        )
+    def _save(self, row: dict[str, Any] | None = None, *, resumable: bool = True) -> None:
+        """Hands an epoch's log row and the state of this moment to the writer, once it has written what it has."""
+        self.writer.wait()
+        self.writer.submit(partial(_write, self.folder, row, self._state() if resumable else None))
+
+    def _state(self) -> dict[str, Any]:
+        moving = {
+            "key": self.key,
+            "cursor": vars(self.cursor),
+            "best": None,
+            "memory": vars(self.memory.relief),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "order_generator": self.generator.get_state(),
+            "rng": rng_state(),
+        }
+        # the best weights are a copy that is replaced and never written into
+        return {**frozen(moving), "best": dict(vars(self.best))}
 
     def _resume(self) -> None:
         state = load_state(self.folder / "state.pt")
@@ -281,6 +283,14 @@ class Fit:
             self.cursor = Cursor(**state["cursor"])
             self.cursor.sums = {name: value.to(self.cache.device) for name, value in self.cursor.sums.items()}
         truncate_log(self.folder / "log.jsonl", self.cursor.epoch)
+
+
+def _write(folder: Path, row: dict[str, Any] | None, state: dict[str, Any] | None) -> None:
+    """The log first: a state stands for rows that are on disk."""
+    if row is not None:
+        append_log(folder / "log.jsonl", row)
+    if state is not None:
+        save_state(folder / "state.pt", state)
 
 
 def _snapshot(model: MILModel) -> dict[str, Any]:
