@@ -28,6 +28,8 @@ def bare_decoder(path: Path, n: int) -> Callable[[], None]:
     import imagecodecs
     import tifffile
 
+    from preprocessing.tile_memory import tile_memory
+
     with tifffile.TiffFile(path) as tiff, open(path, "rb") as stream:
         page: Any = tiff.pages[0]
         data = []
@@ -35,7 +37,7 @@ def bare_decoder(path: Path, n: int) -> Callable[[], None]:
             stream.seek(offset)
             data.append(stream.read(count))
         how = {"tables": page.jpegtables, "colorspace": page.photometric.name, "outcolorspace": "RGB"}
-        tile = np.empty((page.tilelength, page.tilewidth, 3), np.uint8)
+        tile = tile_memory((page.tilelength, page.tilewidth, 3))
 
     def decode() -> None:
         for code in data:

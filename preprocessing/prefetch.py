@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocessing.shards import Abort
+from preprocessing.tile_memory import tile_memory
 from preprocessing.transforms import TileResize
 
 Tile = npt.NDArray[Any]
@@ -116,13 +117,13 @@ class _Lane:
                 block = self._spare.pop()
                 if block.shape == shape and block.dtype == dtype:
                     return block
-        return np.empty(shape, dtype)
+        return tile_memory(shape) if dtype == np.uint8 else np.empty(shape, dtype)
 
     def _place(self, tile: Tile, place: Tile) -> None:
         if self._resize is not None:
             self._resize(tile, place)
             if self._memory.tile is None or self._memory.tile.shape != tile.shape:
-                self._memory.tile = np.empty_like(tile)
+                self._memory.tile = tile_memory(tile.shape) if tile.dtype == np.uint8 else np.empty_like(tile)
         elif tile is not place:
             place[...] = tile
 

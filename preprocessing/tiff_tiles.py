@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocessing.tiff_levels import Level, match_levels, probes
+from preprocessing.tile_memory import tile_memory
 
 if TYPE_CHECKING:
     from preprocessing.slide import Slide
@@ -97,7 +98,7 @@ class TiffTiles:
         if level not in self._levels or not self._trust(slide, level):
             return None
         if out is None or out.shape != (size[1], size[0], 3) or out.dtype != np.uint8 or not out.flags.c_contiguous:
-            out = np.empty((size[1], size[0], 3), np.uint8)
+            out = tile_memory((size[1], size[0], 3))
         try:
             return self._compose(level, left, top, size, fill, out)
         except _NotDirect as reason:
@@ -180,7 +181,7 @@ class TiffTiles:
                 tile = self._spare.pop()
                 if tile.shape == shape:
                     return tile
-        return np.empty(shape, np.uint8)
+        return tile_memory(shape)
 
     def _decode(self, level: Level, index: int, tile: Image) -> Image:
         """Decodes into `tile`, of the size that the directory states: a stream that claims more is refused."""
