@@ -1,9 +1,12 @@
-/* Pixels on their way to an encoder, on a CPU: bytes resized, stored CT values looked up.
+/* Pixels on their way to an encoder, on a CPU: bytes resized and normalised, stored CT values looked up.
  *
  * resize_u8: (height, width, 3) bytes to (out_height, out_width, 3), every output a weighted sum of neighbours, rows
  * first, rounded to a byte, then columns. Weights are 16-bit integers of `precision` binary digits that the caller
  * computes; they come in pairs, for that is what one instruction multiplies. Rows are shrunk just before the columns
  * need them, so that they are still in the cache.
+ *
+ * normalise_u8: (count, 3) bytes to as many floats, each less its channel's `shift` and divided by its `scale`, in one
+ * pass: a batch of floats does not fit the cache.
  *
  * look_up_f32: (count,) 16-bit values to (count, 3) floats through a table of 65536 records of four.
  */
@@ -21,7 +24,8 @@ typedef struct {
     int precision;
 } axis;
 
-#if defined(__x86_64__)
+/* PLAIN leaves out what only some machines have, for tests */
+#if defined(__x86_64__) && !defined(PLAIN)
 #include <immintrin.h>
 #define AVX2 __attribute__((target("avx2")))
 /* what the widest load may read beyond a row, and what the last store may write beyond it */
@@ -164,6 +168,23 @@ int resize_u8(const uint8_t *in, uint8_t *out, int64_t height, int64_t width, in
     free(padded);
     return failed;
 }
+
+/* Eight pixels at a time; returns how many are done. */
+AVX2 static int64_t normalise_eights(const uint8_t *in, float *out, int64_t count, const float *shift,
+                                     const float *scale) {
+    float less[24], by[24];
+    for (int i = 0; i < 24; i++) less[i] = shift[i % 3], by[i] = scale[i % 3];
+    __m256 minus[3], over[3];
+    for (int k = 0; k < 3; k++) minus[k] = _mm256_loadu_ps(less + 8 * k), over[k] = _mm256_loadu_ps(by + 8 * k);
+    int64_t i = 0;
+    for (; i + 8 <= count; i += 8)
+        for (int k = 0; k < 3; k++) {
+            const __m128i bytes = _mm_loadl_epi64((const __m128i *)(in + 3 * i + 8 * k));
+            const __m256 value = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
+            _mm256_storeu_ps(out + 3 * i + 8 * k, _mm256_div_ps(_mm256_sub_ps(value, minus[k]), over[k]));
+        }
+    return i;
+}
 #else
 int resize_supported(void) { return 0; }
 
@@ -172,7 +193,17 @@ int resize_u8(const uint8_t *in, uint8_t *out, int64_t height, int64_t width, in
               const int32_t *y_first, const int16_t *y_weight, int64_t y_pairs, int y_precision) {
     return 1;
 }
+
+static int64_t normalise_eights(const uint8_t *in, float *out, int64_t count, const float *shift, const float *scale) {
+    return 0;
+}
 #endif
+
+void normalise_u8(const uint8_t *in, float *out, int64_t count, const float *shift, const float *scale) {
+    int64_t i = resize_supported() ? normalise_eights(in, out, count, shift, scale) : 0;
+    for (; i < count; i++)
+        for (int c = 0; c < 3; c++) out[3 * i + c] = ((float)in[3 * i + c] - shift[c]) / scale[c];
+}
 
 void look_up_f32(const uint16_t *values, const float *table, float *out, int64_t count) {
     /* records of four floats are copied whole; the fourth is overwritten by the next pixel */

@@ -1,8 +1,10 @@
-"""The compiled pixel loops of `pixel_kernel.c`: resizing bytes, looking up CT values. Without them: torch and NumPy.
+"""The compiled pixel loops of `pixel_kernel.c`: resizing and normalising bytes, looking up CT values.
+
+Without them: torch and NumPy.
 
 Resizing is bilinear with antialias and gives the bits of torch's integer kernel (its weights: triangles as wide as the
 reduction, float64, summed to 1, rounded to the most binary digits that 16 bits hold), tested for equality.
-(H, W, 3) uint8 -> (h, w, 3) uint8; (M,) uint16 -> (M, 3) float32.
+(H, W, 3) uint8 -> (h, w, 3) uint8; (..., 3) uint8 -> (..., 3) float32; (M,) uint16 -> (M, 3) float32.
 """
 
 import ctypes
@@ -16,6 +18,7 @@ import numpy.typing as npt
 from preprocessing.compiled import library
 
 Image = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
 _SOURCE = Path(__file__).with_name("pixel_kernel.c")
 _WEIGHT_BITS = 15
 _MOST_DIGITS = 22
@@ -30,6 +33,11 @@ def can_resize() -> bool:
 
 def can_look_up() -> bool:
     """Whether `look_up` works on this machine."""
+    return library(_SOURCE) is not None
+
+
+def can_normalise() -> bool:
+    """Whether `normalise` works on this machine."""
     return library(_SOURCE) is not None
 
 
@@ -51,7 +59,28 @@ def resize(tile: Image, out: Image) -> None:
         raise MemoryError(f"no memory to resize a tile of {tile.shape[1]} px")
 
 
-def look_up(table: npt.NDArray[np.float32], values: npt.NDArray[np.uint16], out: npt.NDArray[np.float32]) -> None:
+def normalise(pixels: Image, shift: Floats, scale: Floats, out: Floats) -> None:
+    """Fills `out` with (pixels - shift) / scale, rounded to float32 after each step; all contiguous.
+
+    Args:
+        pixels: (..., 3) uint8.
+        shift: (3,) float32, of the channels.
+        scale: likewise.
+        out: as `pixels`, float32.
+
+    Raises:
+        ValueError: arrays of another kind.
+    """
+    shapes = pixels.shape[-1:] == shift.shape == scale.shape == (3,) and out.shape == pixels.shape
+    types = pixels.dtype == np.uint8 and shift.dtype == scale.dtype == out.dtype == np.float32
+    whole = all(array.flags.c_contiguous for array in (pixels, shift, scale, out))
+    if not (shapes and types and whole and out.flags.writeable):
+        raise ValueError(f"normalise: {pixels.dtype}{pixels.shape} -> {out.dtype}{out.shape}, expected (..., 3)")
+    count = ctypes.c_int64(out.size // 3)
+    _loaded().normalise_u8(_pointer(pixels), _pointer(out), count, _pointer(shift), _pointer(scale))
+
+
+def look_up(table: Floats, values: npt.NDArray[np.uint16], out: Floats) -> None:
     """Puts the first three numbers of each value's record (65536, 4) into `out` (M, 3); all contiguous.
 
     Raises:

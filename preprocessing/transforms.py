@@ -24,10 +24,13 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocessing import pixel_kernel
+from preprocessing.tile_memory import Reused
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+# the last batch's memory: a network is done with its input before the next one
+_BATCH = Reused()
 _SQUARE = re.compile(r"resize([1-9][0-9]{1,3})")
 
 
@@ -164,7 +167,7 @@ def normalised(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Te
         std: likewise.
 
     Returns:
-        (B, 3, h, w) float32, channels last in memory.
+        (B, 3, h, w) float32, channels last in memory, which may be an earlier batch's that nobody holds any more.
     """
     import torch
 
@@ -172,7 +175,13 @@ def normalised(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Te
     # whole pixels (B, h, w * 3) let the arithmetic run along memory, which three channels in the last place do not.
     unit = 255.0 if x.dtype == torch.uint8 else 1.0
     batch, channels, height, width = x.shape
-    rows = x.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
-    shift, scale = (torch.tensor(values, device=x.device).mul_(unit).repeat(width) for values in (mean, std))
+    shift, scale = (torch.tensor(values, device=x.device).mul_(unit) for values in (mean, std))
+    pixels = x.permute(0, 2, 3, 1)
+    if x.dtype == torch.uint8 and x.device.type == "cpu" and channels == 3 and pixel_kernel.can_normalise():
+        out = _BATCH.tensor((batch, height, width, channels))
+        pixel_kernel.normalise(pixels.contiguous().numpy(), shift.numpy(), scale.numpy(), out.numpy())
+        return out.permute(0, 3, 1, 2)
+    rows = pixels.reshape(batch, height, width * channels)
+    shift, scale = shift.repeat(width), scale.repeat(width)
     out = (rows.float().sub_(shift) if x.dtype == torch.uint8 else rows.sub(shift)).div_(scale)
     return out.view(batch, height, width, channels).permute(0, 3, 1, 2)
