@@ -1,14 +1,17 @@
-"""The compiled Sm of `sm_kernel.c`, `sm_rows.c`, `sm_chains.c`: built once per machine where there is a C compiler.
+"""The compiled Sm of `sm_kernel.c` and the files it includes: built once per machine where there is a C compiler.
 
 Without a compiler, on a GPU, or in half precision the pure torch path of `smmil.sm` computes the same (to rounding;
-tested). `preprocessing.compiled` says how it is switched off and where it is kept.
+tested). `preprocessing.compiled` says how it is switched off and where it is kept. It runs with the widest vectors the
+processor has; `SMMIL_NATIVE_WIDTH` in the environment (16, 32 or 64 bytes) takes narrower ones.
 
 Shapes: see `smmil.sm.sm_steps`.
 """
 
 import ctypes
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,15 +19,17 @@ from torch import Tensor
 from preprocessing import compiled
 
 SOURCE = Path(__file__).with_name("sm_kernel.c")
-INCLUDED = ("sm_chains.c", "sm_rows.c")
-# no -march: the kernel carries a version for each vector width and the loader picks one
+INCLUDED = ("sm_chains.c", "sm_panels.c", "sm_rows.c")
+# no -march: the kernel carries a version for each width of vectors
 FLAGS = (*compiled.FLAGS, "-ffp-contract=fast", "-fno-math-errno", "-Wno-psabi")
-SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
+# bytes
+WIDTHS = (16, 32, 64)
+TYPES = {torch.float32: "float", torch.float64: "double"}
 
 
 def usable(u: Tensor) -> bool:
     """Whether the compiled path can take this tensor."""
-    return u.device.type == "cpu" and u.dtype in SUFFIX and u.numel() > 0 and library() is not None
+    return u.device.type == "cpu" and u.dtype in TYPES and u.numel() > 0 and library() is not None
 
 
 def steps(
@@ -50,7 +55,7 @@ def steps(
     u = u.contiguous()
     g = torch.empty_like(u)
     table = [None if t is None else t.contiguous() for t in (index, weight, self_weight, scale)]
-    call = getattr(_loaded(), f"sm_steps_{SUFFIX[u.dtype]}")
+    call = _function("sm_steps", u.dtype)
     numbers = (ctypes.c_double(alpha), ctypes.c_int64(T), ctypes.c_int(torch.get_num_threads()))
     if call(*_pointers(u, g, *table), *_sizes(u, index), *numbers):
         raise MemoryError(f"Sm: no memory for {u.shape[0]} rows")
@@ -89,7 +94,7 @@ def gradients(
     out, slope = torch.empty_like(u), ctypes.c_double()
     table = [None if t is None else t.contiguous() for t in (index, weight, self_weight, scale)]
     factors = [(ctypes.c_double * len(row))(*row) for row in (c, d)]
-    call = getattr(_loaded(), f"sm_gradients_{SUFFIX[u.dtype]}")
+    call = _function("sm_gradients", u.dtype)
     numbers = (ctypes.c_int64(len(c) - 1), ctypes.c_int(torch.get_num_threads()))
     first = (*_pointers(grad, u, out), ctypes.byref(slope), *factors)
     if call(*first, *_pointers(*table), *_sizes(u, index), *numbers):
@@ -105,11 +110,31 @@ def _sizes(u: Tensor, index: Tensor) -> list[ctypes.c_int64]:
     return [ctypes.c_int64(n) for n in (*u.shape, index.shape[1])]
 
 
-def _loaded() -> ctypes.CDLL:
+def _function(name: str, dtype: torch.dtype) -> Any:
     loaded = library()
     if loaded is None:
         raise RuntimeError("the compiled Sm is not available; ask `usable` first")
-    return loaded
+    return loaded[f"{name}_{TYPES[dtype]}_{width()}"]
+
+
+def widths() -> list[int]:
+    """The widths of vectors that can run here, in bytes, ascending; empty without the library."""
+    loaded = library()
+    return [] if loaded is None else [width for width in WIDTHS if width <= loaded.sm_widest()]
+
+
+def width() -> int:
+    """The width of vectors in use, in bytes.
+
+    Raises:
+        ValueError: `SMMIL_NATIVE_WIDTH` names none that can run here.
+    """
+    possible, wished = widths(), os.environ.get("SMMIL_NATIVE_WIDTH")
+    if not wished:
+        return possible[-1]
+    if wished not in map(str, possible):
+        raise ValueError(f"SMMIL_NATIVE_WIDTH: found {wished!r}, this machine can run {possible} (bytes)")
+    return int(wished)
 
 
 def library() -> ctypes.CDLL | None:

@@ -1,10 +1,11 @@
-/* One step of sm_kernel.c on some rows of a panel of `wide` lanes, by their table or along a chain of sm_chains.c;
- * included once per number type.
+/* One step of sm_kernel.c on some rows of a panel of `wide` vectors, by their table or along a chain of sm_chains.c;
+ * included once per width of vectors and number type.
  */
 
-/* 64 bytes of columns of one row; the compiler splits them where the machine's registers are narrower */
-typedef REAL NAME(lanes) __attribute__((vector_size(64), aligned(sizeof(REAL)), may_alias));
-#define LANES ((int64_t)(64 / sizeof(REAL)))
+/* BYTES of columns of one row, in a panel and anywhere */
+typedef REAL NAME(vector) __attribute__((vector_size(BYTES), may_alias));
+typedef REAL NAME(loose) __attribute__((vector_size(BYTES), aligned(sizeof(REAL)), may_alias));
+#define LANES ((int64_t)(BYTES / sizeof(REAL)))
 
 /* factors of a row: of U and of the sum over the neighbours; with `backward`, of that sum for the power and the next */
 typedef struct {
@@ -21,20 +22,20 @@ typedef struct {
     REAL *ones;
 } NAME(job);
 
-/* What a step reads and writes on a panel of `wide` lanes: out = factor.first * base + factor.second * sum, or, with
+/* What a step reads and writes on a panel of `wide` vectors: out = factor.first * base + factor.second * sum, or, with
  * `total`, out = factor.second * sum, power = factor.first * sum, total += c * power, dot += <power, base>. */
 typedef struct {
-    NAME(lanes) *out, *total, *dot;
-    const NAME(lanes) *in, *base;
+    NAME(vector) *out, *total, *dot;
+    const NAME(vector) *in, *base;
     const NAME(pair) *factor;
     REAL c;
 } NAME(step);
 
-INLINE void NAME(finish)(const NAME(step) *step, const NAME(lanes) *sum, NAME(lanes) *dot, NAME(pair) factor, int64_t i,
+INLINE void NAME(finish)(const NAME(step) *step, const NAME(vector) *sum, NAME(vector) *dot, NAME(pair) factor, int64_t i,
                          int64_t wide, int backward) {
     for (int64_t w = 0, at = i * wide; w < wide; w++, at++) {
         if (backward) {
-            const NAME(lanes) power = sum[w] * factor.first;
+            const NAME(vector) power = sum[w] * factor.first;
             step->total[at] += power * step->c;
             dot[w] += power * step->base[at];
             step->out[at] = sum[w] * factor.second;
@@ -45,15 +46,15 @@ INLINE void NAME(finish)(const NAME(step) *step, const NAME(lanes) *sum, NAME(la
 }
 
 /* Rows first..last - 1 by their table. */
-INLINE void NAME(gather)(const NAME(step) *step, NAME(lanes) *dot, const NAME(job) *job, int64_t first, int64_t last,
+INLINE void NAME(gather)(const NAME(step) *step, NAME(vector) *dot, const NAME(job) *job, int64_t first, int64_t last,
                          int64_t degree, int64_t wide, int backward) {
     const int32_t *restrict index = job->index;
     const REAL *restrict weight = job->weight;
     for (int64_t i = first; i < last; i++) {
-        NAME(lanes) sum[MOST];
+        NAME(vector) sum[WIDE * VECTORS];
         for (int64_t w = 0; w < wide; w++) sum[w] = step->in[i * wide + w] * job->self_weight[i];
         for (int64_t k = 0; k < degree; k++) {
-            const NAME(lanes) *neighbour = step->in + index[i * degree + k] * wide;
+            const NAME(vector) *neighbour = step->in + index[i * degree + k] * wide;
             const REAL factor = weight[i * degree + k];
             for (int64_t w = 0; w < wide; w++) sum[w] += neighbour[w] * factor;
         }
@@ -62,10 +63,10 @@ INLINE void NAME(gather)(const NAME(step) *step, NAME(lanes) *dot, const NAME(jo
 }
 
 /* Rows first..last - 1 of a chain; `triple` is the column before row `first`. */
-INLINE void NAME(slide)(const NAME(step) *step, NAME(lanes) *dot, const int32_t *triple, const int32_t *run,
+INLINE void NAME(slide)(const NAME(step) *step, NAME(vector) *dot, const int32_t *triple, const int32_t *run,
                         int64_t rows, int64_t first, int64_t last, int64_t wide, int backward) {
-    const NAME(lanes) *in = step->in;
-    NAME(lanes) left[MOST], sides[MOST], whole[MOST];
+    const NAME(vector) *in = step->in;
+    NAME(vector) left[WIDE * VECTORS], sides[WIDE * VECTORS], whole[WIDE * VECTORS];
     for (int64_t w = 0; w < wide; w++) {
         left[w] = in[triple[0] * wide + w] + in[triple[1] * wide + w] + in[triple[2] * wide + w];
         sides[w] = in[triple[3] * wide + w] + in[triple[5] * wide + w];
@@ -75,13 +76,13 @@ INLINE void NAME(slide)(const NAME(step) *step, NAME(lanes) *dot, const int32_t 
         const int32_t *column = triple + 3 * (i - first) + 6;
         const int64_t end = run[i] < last - i ? i + run[i] : last;
         const NAME(pair) factor = step->factor[i];
-        const NAME(lanes) *a = in + column[0] * wide, *b = in + column[1] * wide, *c = in + column[2] * wide;
+        const NAME(vector) *a = in + column[0] * wide, *b = in + column[1] * wide, *c = in + column[2] * wide;
         const int64_t da = column[0] == rows ? 0 : wide, db = column[1] == rows ? 0 : wide,
                       dc = column[2] == rows ? 0 : wide;
         for (; i < end; i++, a += da, b += db, c += dc) {
-            NAME(lanes) sum[MOST];
+            NAME(vector) sum[WIDE * VECTORS];
             for (int64_t w = 0; w < wide; w++) {
-                const NAME(lanes) ahead = a[w] + c[w], right = ahead + b[w];
+                const NAME(vector) ahead = a[w] + c[w], right = ahead + b[w];
                 sum[w] = left[w] + sides[w] + right;
                 left[w] = whole[w], sides[w] = ahead, whole[w] = right;
             }
@@ -91,7 +92,7 @@ INLINE void NAME(slide)(const NAME(step) *step, NAME(lanes) *dot, const int32_t 
 }
 
 /* rows first..last - 1, `*number` being the segment of row `first` and then that of row `last` */
-INLINE void NAME(segments)(const NAME(step) *step, NAME(lanes) *dot, const NAME(job) *job, int64_t first, int64_t last,
+INLINE void NAME(segments)(const NAME(step) *step, NAME(vector) *dot, const NAME(job) *job, int64_t first, int64_t last,
                            int64_t *number, int64_t wide, int backward) {
     while (first < last) {
         const segment at = job->chains.segments[*number];
@@ -110,18 +111,18 @@ INLINE void NAME(segments)(const NAME(step) *step, NAME(lanes) *dot, const NAME(
 }
 
 /* the same; width and direction become constants, which keeps sums in registers */
-CLONES static void NAME(spread)(const NAME(step) *given, const NAME(job) *job, int64_t first, int64_t last,
+TARGET static void NAME(spread)(const NAME(step) *given, const NAME(job) *job, int64_t first, int64_t last,
                                 int64_t *number, int64_t wide) {
     const NAME(step) step = *given;
-    NAME(lanes) dot[MOST] = {{0}};
-    if (wide == MOST && step.total) {
-        NAME(segments)(&step, dot, job, first, last, number, MOST, 1);
-    } else if (wide == MOST) {
-        NAME(segments)(&step, dot, job, first, last, number, MOST, 0);
+    NAME(vector) dot[WIDE * VECTORS] = {{0}};
+    if (wide == WIDE * VECTORS && step.total) {
+        NAME(segments)(&step, dot, job, first, last, number, WIDE * VECTORS, 1);
+    } else if (wide == WIDE * VECTORS) {
+        NAME(segments)(&step, dot, job, first, last, number, WIDE * VECTORS, 0);
     } else if (step.total) {
-        NAME(segments)(&step, dot, job, first, last, number, 1, 1);
+        NAME(segments)(&step, dot, job, first, last, number, VECTORS, 1);
     } else {
-        NAME(segments)(&step, dot, job, first, last, number, 1, 0);
+        NAME(segments)(&step, dot, job, first, last, number, VECTORS, 0);
     }
     for (int64_t w = 0; w < wide && step.dot; w++) step.dot[w] = dot[w];
 }

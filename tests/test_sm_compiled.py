@@ -1,7 +1,8 @@
 """The compiled Sm against dense matrices and against the torch path, on every kind of table it treats differently.
 
 Rows of a lattice share their sums, other rows are gathered, weighted edges keep their weights; blocks, panels and tiles
-end where they like. The dense side is G(T) = sum_s c[s] A^s U in float64 with autograd through every step.
+end where they like. The dense side is G(T) = sum_s c[s] A^s U in float64 with autograd through every step. Everything
+runs with every width of vectors that this machine has.
 """
 
 import dataclasses
@@ -22,6 +23,14 @@ from tests.graphs import dense_normalised, path, random_table, table
 F64 = torch.float64
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="no C compiler on this machine: only the torch path")
+
+
+@pytest.fixture(scope="module", autouse=True, params=native.widths())
+def vectors(request):
+    """The width of vectors in use, in bytes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SMMIL_NATIVE_WIDTH", str(request.param))
+        yield request.param
 
 
 def cells(height: int, width: int, *, holes: float = 0.0, seed: int = 0) -> Tensor:
@@ -109,7 +118,7 @@ def check(found: list[Tensor], expected: list[Tensor], dtype: torch.dtype) -> No
 @pytest.mark.parametrize("name", TABLES)
 def test_every_table_equals_the_dense_steps(name, dtype):
     neighbors = TABLES[name]()
-    for width in (1, 16, 70):
+    for width in (1, 3, 16, 17, 129, 512):
         u = randn(len(neighbors), width)
         graph = normalise_adjacency(neighbors, dtype=dtype)
         assert graph.scale is not None
@@ -255,3 +264,13 @@ def test_the_input_is_left_alone():
     before = u.clone()
     sm_steps(u, graph, 0.5)
     assert torch.equal(u, before)
+
+
+def test_the_width_of_vectors_is_chosen_by_the_environment_or_the_machine(vectors, monkeypatch):
+    assert native.width() == vectors and 16 in native.widths()
+    monkeypatch.delenv("SMMIL_NATIVE_WIDTH")
+    assert native.width() == max(native.widths())
+    for wrong in ("8", "wide", "128"):
+        monkeypatch.setenv("SMMIL_NATIVE_WIDTH", wrong)
+        with pytest.raises(ValueError, match=f"SMMIL_NATIVE_WIDTH: found '{wrong}'.*16"):
+            sm_steps(randn(63, 2), normalise_adjacency(cells(7, 9), dtype=F64), 0.5)
