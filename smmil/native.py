@@ -10,6 +10,7 @@ Shapes: see `smmil.sm.sm_steps`.
 import ctypes
 import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,16 @@ FLAGS = (*compiled.FLAGS, "-ffp-contract=fast", "-fno-math-errno", "-Wno-psabi")
 WIDTHS = (16, 32, 64)
 TYPES = {torch.float32: "float", torch.float64: "double"}
 
+_TABLE, _SIZES = [ctypes.c_void_p] * 4, [ctypes.c_int64] * 3
+ARGUMENTS = {
+    "sm_steps": [*[ctypes.c_void_p] * 2, *_TABLE, *_SIZES, ctypes.c_double, ctypes.c_int64, ctypes.c_int],
+    "sm_gradients": [*[ctypes.c_void_p] * 6, *_TABLE, *_SIZES, ctypes.c_int64, ctypes.c_int],
+}
+
 
 def usable(u: Tensor) -> bool:
     """Whether the compiled path can take this tensor."""
-    return u.device.type == "cpu" and u.dtype in TYPES and u.numel() > 0 and library() is not None
+    return u.is_cpu and u.dtype in TYPES and u.numel() > 0 and library() is not None
 
 
 def steps(
@@ -56,8 +63,7 @@ def steps(
     g = torch.empty_like(u)
     table = [None if t is None else t.contiguous() for t in (index, weight, self_weight, scale)]
     call = _function("sm_steps", u.dtype)
-    numbers = (ctypes.c_double(alpha), ctypes.c_int64(T), ctypes.c_int(torch.get_num_threads()))
-    if call(*_pointers(u, g, *table), *_sizes(u, index), *numbers):
+    if call(*_pointers(u, g, *table), *u.shape, index.shape[1], alpha, T, torch.get_num_threads()):
         raise MemoryError(f"Sm: no memory for {u.shape[0]} rows")
     return g
 
@@ -95,26 +101,25 @@ def gradients(
     table = [None if t is None else t.contiguous() for t in (index, weight, self_weight, scale)]
     factors = [(ctypes.c_double * len(row))(*row) for row in (c, d)]
     call = _function("sm_gradients", u.dtype)
-    numbers = (ctypes.c_int64(len(c) - 1), ctypes.c_int(torch.get_num_threads()))
     first = (*_pointers(grad, u, out), ctypes.byref(slope), *factors)
-    if call(*first, *_pointers(*table), *_sizes(u, index), *numbers):
+    if call(*first, *_pointers(*table), *u.shape, index.shape[1], len(c) - 1, torch.get_num_threads()):
         raise MemoryError(f"Sm: no memory for {u.shape[0]} rows")
     return out, slope.value
 
 
-def _pointers(*tensors: Tensor | None) -> list[ctypes.c_void_p]:
-    return [ctypes.c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in tensors]
+def _pointers(*tensors: Tensor | None) -> list[int | None]:
+    return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
-def _sizes(u: Tensor, index: Tensor) -> list[ctypes.c_int64]:
-    return [ctypes.c_int64(n) for n in (*u.shape, index.shape[1])]
-
-
+# looked up once: after other work has filled the caches, a look-up takes as long as two steps on a small bag
+@cache
 def _function(name: str, dtype: torch.dtype) -> Any:
     loaded = library()
     if loaded is None:
         raise RuntimeError("the compiled Sm is not available; ask `usable` first")
-    return loaded[f"{name}_{TYPES[dtype]}_{width()}"]
+    function = loaded[f"{name}_{TYPES[dtype]}_{width()}"]
+    function.argtypes = ARGUMENTS[name]
+    return function
 
 
 def widths() -> list[int]:
@@ -123,8 +128,9 @@ def widths() -> list[int]:
     return [] if loaded is None else [width for width in WIDTHS if width <= loaded.sm_widest()]
 
 
+@cache
 def width() -> int:
-    """The width of vectors in use, in bytes.
+    """The width of vectors in use, in bytes; asked once.
 
     Raises:
         ValueError: `SMMIL_NATIVE_WIDTH` names none that can run here.
@@ -137,6 +143,7 @@ def width() -> int:
     return int(wished)
 
 
+@cache
 def library() -> ctypes.CDLL | None:
     """The loaded library, built if need be; None where it cannot be had."""
     # a compiler without OpenMP makes the same library for one thread
