@@ -109,7 +109,7 @@ def sm_steps(u: Tensor, graph: Graph, alpha: Tensor | float, T: int = 10) -> Ten
     """
     if T < 0:
         raise ValueError(f"T: found {T}, expected a number of steps >= 0")
-    if u.ndim != 2 or len(u) != len(graph.index):
+    if u.ndim != 2 or u.shape[0] != graph.index.shape[0]:
         raise ValueError(
             f"u: found shape {tuple(u.shape)}, expected ({len(graph.index)}, D) as the graph has that many rows"
         )
@@ -119,7 +119,7 @@ def sm_steps(u: Tensor, graph: Graph, alpha: Tensor | float, T: int = 10) -> Ten
         out: Tensor = _Steps.apply(wide, factor, graph, T)
     else:
         out = _iterate(wide, float(factor), graph, T)
-    return out.to(u.dtype)
+    return out if wide is u else out.to(u.dtype)
 
 
 def sm_exact(u: Tensor, graph: Graph, alpha: Tensor | float, offsets: Tensor, *, max_nodes: int = 4096) -> Tensor:
