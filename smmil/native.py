@@ -28,7 +28,7 @@ WIDTHS = (16, 32, 64)
 TYPES = {torch.float32: "float", torch.float64: "double"}
 
 _TABLE, _SIZES = [ctypes.c_void_p] * 4, [ctypes.c_int64] * 3
-ARGUMENTS = {
+ARGUMENTS: dict[str, Any] = {
     "sm_steps": [*[ctypes.c_void_p] * 2, *_TABLE, *_SIZES, ctypes.c_double, ctypes.c_int64, ctypes.c_int],
     "sm_gradients": [*[ctypes.c_void_p] * 6, *_TABLE, *_SIZES, ctypes.c_int64, ctypes.c_int],
 }
