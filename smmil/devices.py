@@ -6,6 +6,7 @@ One place decides on what a model runs and how exactly it repeats itself:
 - CUDA: operations with a deterministic implementation use it, the others warn once; results repeat to a tolerance.
 """
 
+import ctypes
 import os
 import random
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     import torch
 
 PRECISIONS = ("float32", "tf32", "bf16")
+# bytes; the second is the most that older versions of glibc take
+KEPT = (2**28, 2**25)
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def choose_device(name: str = "auto") -> "torch.device":
@@ -48,6 +52,20 @@ def device_name(device: "torch.device") -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
+def keep_freed_memory() -> None:
+    """Lets this process keep what it frees, up to 256 MiB, where the C library is glibc.
+
+    glibc gives large blocks back to the system at once: every step of a training then gets thousands of new pages,
+    a tenth of its time on a CPU. No number depends on it.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, TypeError, AttributeError):
+        return  # Windows, macOS, musl
+    for threshold in (TRIM_THRESHOLD, MMAP_THRESHOLD):
+        any(mallopt(threshold, size) for size in KEPT)
+
+
 def _set_deterministic(mode: bool, *, warn_only: bool) -> None:
     """`torch.use_deterministic_algorithms` without its import of torch's compiler, which costs a job 5 s of CPU."""
     import torch
@@ -59,7 +77,7 @@ def _set_deterministic(mode: bool, *, warn_only: bool) -> None:
 def numerics(
     device: "torch.device", *, deterministic: bool = True, precision: str = "float32", threads: int | None = None
 ) -> Iterator[None]:
-    """Sets torch's global numerical switches for a block and puts them back after it.
+    """Sets torch's global numerical switches for a block and puts them back after it; see also `keep_freed_memory`.
 
     Args:
         device: where the block computes.
@@ -90,6 +108,8 @@ def numerics(
         _set_deterministic(True, warn_only=device.type == "cuda")
         # filling every empty() with NaN guards against reading it, at a price in bandwidth; our code never does
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if device.type == "cpu":
+        keep_freed_memory()
     if threads:
         torch.set_num_threads(threads)
     # also sets torch.backends.cuda.matmul.allow_tf32; cuDNN has a switch of its own, on by default
