@@ -65,7 +65,7 @@ def windowed(
         three = rows if len(windows) == 3 else np.empty((flat.size, 3), dtype=np.float32)
         chosen = tuple(windows[first : first + 3])
         table = _table(*key, chosen)
-        if pixel_kernel.can_look_up():
+        if pixel_kernel.available():
             pixel_kernel.look_up(table, flat, three)
         else:
             _look_up(table, flat, three)

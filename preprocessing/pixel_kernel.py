@@ -31,13 +31,8 @@ def can_resize() -> bool:
     return loaded is not None and bool(loaded.resize_supported())
 
 
-def can_look_up() -> bool:
-    """Whether `look_up` works on this machine."""
-    return library(_SOURCE) is not None
-
-
-def can_normalise() -> bool:
-    """Whether `normalise` works on this machine."""
+def available() -> bool:
+    """Whether `normalise` and `look_up` work on this machine."""
     return library(_SOURCE) is not None
 
 
@@ -96,7 +91,7 @@ def look_up(table: Floats, values: npt.NDArray[np.uint16], out: Floats) -> None:
 def _loaded() -> ctypes.CDLL:
     loaded = library(_SOURCE)
     if loaded is None:
-        raise RuntimeError("the compiled pixel loops are not available; ask `can_resize` or `can_look_up` first")
+        raise RuntimeError("the compiled pixel loops are not available; ask `can_resize` or `available` first")
     return loaded
 
 

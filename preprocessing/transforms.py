@@ -177,7 +177,7 @@ def normalised(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Te
     batch, channels, height, width = x.shape
     shift, scale = (torch.tensor(values, device=x.device).mul_(unit) for values in (mean, std))
     pixels = x.permute(0, 2, 3, 1)
-    if x.dtype == torch.uint8 and x.device.type == "cpu" and channels == 3 and pixel_kernel.can_normalise():
+    if x.dtype == torch.uint8 and x.device.type == "cpu" and channels == 3 and pixel_kernel.available():
         out = _BATCH.tensor((batch, height, width, channels))
         pixel_kernel.normalise(pixels.contiguous().numpy(), shift.numpy(), scale.numpy(), out.numpy())
         return out.permute(0, 3, 1, 2)

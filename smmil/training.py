@@ -26,8 +26,7 @@ from smmil.data import BagBatch
 from smmil.devices import restore_rng_state, rng_state
 from smmil.memory import Frugal
 from smmil.models.base import MILModel
-from smmil.optimizer import make_adam
-from smmil.optimizer import warmup_factor as warmup_factor
+from smmil.optimizer import make_adam, warmup_factor
 from smmil.runs import append_log, load_state, save_state, truncate_log
 from smmil.undo import Undo, frozen_parametrizations
 from smmil.validation import forward as forward
@@ -122,7 +121,7 @@ class Fit:
         self.generator = torch.Generator().manual_seed(seed)
         self.cursor, self.best = Cursor(), Best()
         self.memory = Frugal(model, cache, method or type(model).__name__, folder.name)
-        self.writer = Writer()
+        self.writer: Writer  # while `run` runs
 
     def run(self) -> Best:
         """Trains to the last epoch, from the saved state if there is one.

@@ -54,9 +54,9 @@ def test_any_number_of_windows_and_pixels(tmp_path: Path, count: int, shape: tup
 @pytest.mark.parametrize("compiled", [True, False])
 def test_the_compiled_loop_and_the_other_agree(tmp_path: Path, monkeypatch, compiled: bool) -> None:
     """700 x 300 px are more than one block of the other."""
-    if compiled and not pixel_kernel.can_look_up():
+    if compiled and not pixel_kernel.available():
         pytest.skip("no C compiler")
-    monkeypatch.setattr(pixel_kernel, "can_look_up", lambda: compiled)
+    monkeypatch.setattr(pixel_kernel, "available", lambda: compiled)
     pixels = np.random.default_rng(0).integers(-1024, 3000, (700, 300)).astype(np.int16)
     raw, header = read_stored(write_slice(tmp_path / "a.dcm", pixels))
     for count in (1, 3, 4):

@@ -16,7 +16,7 @@ from preprocessing import compiled, pixel_kernel
 from preprocessing.transforms import Resize, TileResize, resized, tile_resize
 
 needs_resize = pytest.mark.skipif(not pixel_kernel.can_resize(), reason="no C compiler, or a processor without AVX2")
-needs_look_up = pytest.mark.skipif(not pixel_kernel.can_look_up(), reason="no C compiler")
+needs_look_up = pytest.mark.skipif(not pixel_kernel.available(), reason="no C compiler")
 SIZES = st.integers(1, 90)
 
 

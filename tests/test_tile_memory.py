@@ -18,7 +18,7 @@ from preprocessing.prefetch import Prefetcher, segments
 from preprocessing.tile_memory import Reused, tile_memory
 from preprocessing.transforms import TileResize, normalised
 
-needs_normalise = pytest.mark.skipif(not pixel_kernel.can_normalise(), reason="no C compiler")
+needs_normalise = pytest.mark.skipif(not pixel_kernel.available(), reason="no C compiler")
 
 
 @pytest.mark.parametrize("shape", [(512, 512, 3), (240, 240, 3), (8, 256, 16, 3), (5, 48, 3)])
@@ -111,7 +111,7 @@ def test_normalised_bytes_have_the_bits_of_torch(batch, height, width, last):
 def test_every_byte_is_normalised_alike_with_and_without_the_compiled_loop(monkeypatch):
     x = torch.arange(256, dtype=torch.uint8).repeat(3, 1).view(1, 3, 16, 16)
     compiled = normalised(x, LUNIT_MEAN, LUNIT_STD)
-    monkeypatch.setattr(pixel_kernel, "can_normalise", lambda: False)
+    monkeypatch.setattr(pixel_kernel, "available", lambda: False)
     plain = normalised(x, LUNIT_MEAN, LUNIT_STD)
     assert torch.equal(compiled, plain) and compiled.stride() == plain.stride()
 

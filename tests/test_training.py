@@ -15,8 +15,9 @@ from smmil.batches import BagCache, chunks
 from smmil.data import Bag
 from smmil.live import Progress
 from smmil.models import MODELS, build_model
+from smmil.optimizer import warmup_factor
 from smmil.runs import RunSpec, load_state, load_weights, read_log, save_state, save_weights
-from smmil.training import Fit, class_weight, selection_score, validate, warmup_factor
+from smmil.training import Fit, class_weight, selection_score, validate
 from smmil.training_options import TrainingOptions
 from tests.train_helpers import make_dataset, train_arguments
 
