@@ -43,7 +43,7 @@ def attention(
     def rows(q: Tensor, k: Tensor, v: Tensor, start: int, stop: int) -> Tensor:
         logits = scale * q[:, start:stop] @ k.mT
         weights = torch.softmax(logits if bias is None else logits + bias(start, stop), -1)
-        return F.dropout(weights, dropout) @ v if dropout else weights @ v
+        return (_dropped(weights, dropout) if dropout else weights) @ v
 
     if heads * n * n <= KEEP:
         return rows(q, k, v, 0, n)
@@ -53,6 +53,17 @@ def attention(
         return torch.cat([rows(q, k, v, *bounds) for bounds in slices], 1)
     parts = [checkpoint(rows, q, k, v, *bounds, use_reentrant=False) for bounds in slices]
     return torch.cat(parts, 1)
+
+
+def _dropped(weights: Tensor, p: float) -> Tensor:
+    """Dropout; on the CPU with p in steps of 2^-16, as 16 of the generator's 64 bits decide on each weight."""
+    least, most = torch.iinfo(torch.int16).min, round(p * 2**16)
+    if weights.device.type != "cpu" or most == 2**16:
+        return F.dropout(weights, p)
+    # torch draws one number per weight, which takes longer than all else that is done to it here
+    drawn = torch.empty(-(-weights.numel() // 4), dtype=torch.int64).random_(torch.iinfo(torch.int64).min, None)
+    kept = drawn.view(torch.int16)[: weights.numel()].view(weights.shape) >= least + most
+    return weights * kept.to(weights.dtype).mul_(1 / (1 - most / 2**16))
 
 
 def split_heads(t: Tensor, n_heads: int) -> Tensor:

@@ -164,3 +164,36 @@ def test_neighbourhoods_made_again_in_the_backward_pass_give_the_same_gradients(
         model(batch).bag_logit.sum().backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("p", [0.2, 0.5, 0.9])
+def test_dropout_leaves_out_its_share_of_the_weights_and_keeps_their_mean(p):
+    # values are the identity, so that what comes out are the weights themselves
+    n, heads = 90, 4
+    torch.manual_seed(0)
+    q, k = (torch.randn(heads, n, 5, requires_grad=True) for _ in range(2))
+    eye = torch.eye(n).expand(heads, n, n)
+    whole = attention(q, k, eye, scale=0.1)
+    found = attention(q, k, eye, scale=0.1, dropout=p)
+    left_out = found == 0
+    spread = math.sqrt(p * (1 - p) / found.numel())
+    assert abs(left_out.double().mean() - p) < 4 * spread + 2**-17
+    # neighbours, and weights four apart that come from one number, are left out independently
+    for step in (1, 4):
+        both = (left_out.flatten()[:-step] & left_out.flatten()[step:]).double().mean()
+        assert abs(both - p * p) < 8 * spread
+    torch.testing.assert_close(found, torch.where(left_out, 0, whole / (1 - p)), rtol=2e-4, atol=1e-6)
+    (slope,) = torch.autograd.grad(found.sum(), k)
+    noise = (~left_out).float() / (1 - p)
+    (wanted,) = torch.autograd.grad((whole * noise).sum(), k)
+    torch.testing.assert_close(slope, wanted, rtol=2e-3, atol=1e-6)
+
+
+def test_dropout_repeats_with_its_seed_and_may_take_nearly_everything():
+    q = torch.randn(2, 7, 3)
+    drawn = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        drawn.append(attention(q, q, q, scale=1.0, dropout=0.4))
+    assert torch.equal(*drawn)
+    assert torch.isfinite(attention(q, q, q, scale=1.0, dropout=1 - 2**-20)).all()
