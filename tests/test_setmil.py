@@ -197,3 +197,15 @@ def test_dropout_repeats_with_its_seed_and_may_take_nearly_everything():
         drawn.append(attention(q, q, q, scale=1.0, dropout=0.4))
     assert torch.equal(*drawn)
     assert torch.isfinite(attention(q, q, q, scale=1.0, dropout=1 - 2**-20)).all()
+
+
+def test_every_linear_layer_but_the_embedding_begins_as_in_the_original():
+    model = build_model("setmil", 30, depth=2)
+    inside = {id(layer) for layer in model.embed.modules()}
+    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear) and id(layer) not in inside]
+    # reduction, three levels of four, two blocks of four, classifier
+    assert len(layers) == 1 + 3 * 4 + 2 * 4 + 1
+    for layer in layers:
+        assert layer.bias is None or not layer.bias.any()
+        spread = 0.02 * 5 / (2 * layer.weight.numel()) ** 0.5
+        assert abs(layer.weight.std(correction=0) - 0.02) < spread + 1e-5

@@ -159,6 +159,14 @@ class Block(nn.Module):
         return lambda start, stop: torch.einsum("hb,bij->hij", self.bias, encode(start, stop))
 
 
+def initialise(module: nn.Module) -> None:
+    """Weights of a Linear from N(0, 0.02^2) and no bias, as in the original repository (and in most transformers)."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
 class SETMIL(MILModel):
     """Spatial-encoding transformer MIL.
 
@@ -220,6 +228,9 @@ class SETMIL(MILModel):
         self.blocks = nn.ModuleList(Block(dim, n_heads, mlp_ratio, dropout, relative) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
         self.classifier = Linear(dim, 1)
+        for part in (self.token, self.levels, self.lift, self.blocks, self.classifier):
+            if part is not None:
+                part.apply(initialise)
 
     def forward(self, batch: BagBatch) -> Output:
         """(M,P) and the grid -> bag_logit (B,), instance_score (M,)."""
