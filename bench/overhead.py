@@ -26,7 +26,6 @@ The defaults are a whole job: 5 splits, 2 learning rates, 50 epochs. Run alone:
 
 import argparse
 import functools
-import gc
 import json
 import subprocess
 import sys
@@ -35,9 +34,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from preprocessing.cli import guard
+from preprocessing.cli import guard, leave
 
 PARTS = ("steps", "packing", "validation", "state", "loading", "start", "rest")
 TARGET = 0.10
@@ -97,7 +96,7 @@ class Apart:
         return call
 
 
-def work(command: Sequence[str], started: float | None, out: Path) -> int:
+def work(command: Sequence[str], started: float | None, out: Path) -> NoReturn:
     """The job itself, in the process that is measured; writes the seconds by part. CPU time without `started`."""
     from smmil import background, batches, sources, train, training
 
@@ -134,8 +133,7 @@ def work(command: Sequence[str], started: float | None, out: Path) -> int:
         clock.seconds["rest"] = time.process_time() - sum(clock.seconds.values())
     out.write_text(json.dumps(clock.seconds), encoding="utf-8")
     # as `python -m smmil.train` ends
-    gc.freeze()
-    return status
+    leave(status)
 
 
 def measure(command: Sequence[str], folder: Path, *, cpu: bool = False) -> dict[str, float]:
@@ -206,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measures the share of a training job's wall time that is not training steps."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["--work"]:
-        return work(json.loads(arguments[1]), float(arguments[3]) if arguments[3:] else None, Path(arguments[2]))
+        work(json.loads(arguments[1]), float(arguments[3]) if arguments[3:] else None, Path(arguments[2]))
     parser = argparse.ArgumentParser(prog="python -m bench.overhead", description=main.__doc__)
     parser.add_argument("--results", type=Path, required=True, help="folder with stored bags, e.g. demo/results")
     parser.add_argument("--dataset", required=True)

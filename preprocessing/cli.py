@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 # no room, over the quota, over the file size limit, read-only: no work's own fault, and all that follows fails alike
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -62,6 +62,18 @@ def guard(main: Main) -> Main:
             return 1
 
     return guarded
+
+
+def leave(status: int) -> NoReturn:
+    """Ends the process at once, with what it has said flushed: for a command line's last line.
+
+    The interpreter's own farewell takes a library of torch's size apart, piece by piece, before the memory goes back to
+    the system anyway: 0.6 s after a training job.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def disk_trouble(error: OSError | Abort) -> str | None:

@@ -40,6 +40,7 @@ class BagCache:
     def __init__(self, bags: Sequence[Bag], device: torch.device, *, resident: bool | None = None) -> None:
         self.device = device
         self.bags = list(bags)
+        self._sizes = [len(bag.neighbors) for bag in bags]
         self.resident = fits(bags, device) if resident is None else resident
         self._features: list[Tensor] = []
         if self.resident and device.type != "cpu":
@@ -55,7 +56,7 @@ class BagCache:
 
     def size(self, i: int) -> int:
         """N of the bag at a position."""
-        return len(self.bags[i].neighbors)
+        return self._sizes[i]
 
     def rows(self, index: Sequence[int]) -> int:
         """M of the bags at the given positions."""
@@ -110,7 +111,7 @@ class BagCache:
     def batches(self, indices: Iterable[Sequence[int]]) -> Iterator[BagBatch]:
         """The batches of an epoch, in the order given; host memory is read one batch ahead of the device."""
         if self.device.type == "cpu":
-            for group in self._groups(indices):
+            for group in self.groups(indices):
                 yield from [self.batch(index) for index in group]
             return
         if self._features:
@@ -126,7 +127,7 @@ class BagCache:
             if waiting is not None:
                 yield self._moved(waiting.result())
 
-    def _groups(self, indices: Iterable[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
+    def groups(self, indices: Iterable[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
         """Neighbouring batches of together at most `AHEAD` feature values, or one that has more."""
         group: list[Sequence[int]] = []
         values = 0

@@ -133,7 +133,7 @@ def pack(bags: Sequence[Bag]) -> BagBatch:
     _check(bags)
     sizes = [len(bag) for bag in bags]
     starts = [0, *accumulate(sizes)]
-    neighbors = _joined([bag.neighbors.long() for bag in bags], fill=-1)
+    neighbors = _joined([bag.neighbors for bag in bags], fill=-1).long()
     # entries are row numbers of their bag, wanted are those of the batch; numpy's calls are the shorter ones
     table = neighbors.numpy()
     table += np.repeat(starts[:-1], sizes)[:, None] * (table >= 0)

@@ -1,4 +1,7 @@
-"""Bags one by one, whatever their size: on the device, from host memory, and where even that fails on the CPU."""
+"""Bags one by one or small ones together, whatever their size.
+
+On the device, from host memory, and where even that fails on the CPU.
+"""
 
 import copy
 import logging
@@ -55,6 +58,32 @@ def each_bag(
             told = first_line(error)
         # only here, without the traceback, is the failed pass's memory free
         limit = _make_room(cache, index[at], type(model).__name__, told, limit)
+
+
+def in_groups(
+    model: "MILModel", cache: "BagCache", index: Sequence[int], work: "Callable[[MILModel, BagBatch], T]"
+) -> Iterator[T]:
+    """Does something with bags in order, small ones several in a pass; whatever their size.
+
+    Args:
+        model: on the device of the cache.
+        cache: holds the bags.
+        index: their positions.
+        work: gets the model and a batch of one or more bags; how bags are grouped must not matter to it.
+
+    Raises:
+        OutOfMemory: as `each_bag`, to which a group goes that does not fit.
+    """
+    for group in cache.groups([i] for i in index):
+        positions = [i for one in group for i in one]
+        try:
+            if len(positions) > 1:
+                yield work(model, cache.batch(positions))
+                continue
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        yield from each_bag(model, cache, positions, work)
 
 
 def _below(limit: float, cache: "BagCache", index: Sequence[int]) -> list[int]:

@@ -36,7 +36,7 @@ When it fails: it is linear in the features and knows no neighbours, so it canno
 is blind to lesions that differ only in their surroundings or in a curved way; on weak models (bag AUROC near one half)
 the sign is noise like everything else. It stands beside the method's own score, never in its place.
 
-Cost: one forward and backward pass per validation bag, then one product (N,P) x (P,) per bag.
+Cost: one forward and backward pass over the validation bags, then one product (N,P) x (P,) per bag.
 
 Training leaves the direction of a finished run in its folder as `direction.safetensors` (`vector`, `origin` (P,) and
 `agreement` (1,), float64; metadata `about`: the SHA-256 of the run's weights and of these numbers), so that images of
@@ -56,6 +56,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from smmil.data import BagBatch
+from smmil.nn import segment_mean, segment_sum
 
 if TYPE_CHECKING:
     from smmil.batches import BagCache
@@ -98,27 +99,25 @@ def find_direction(model: "MILModel", cache: "BagCache", index: Sequence[int]) -
     """
     if not index:
         raise ValueError("signed score: found no validation bag, expected at least one")
-    from smmil.each_bag import each_bag
+    from smmil.each_bag import in_groups
 
     model.eval()
-    gradients, means, logits, sizes = [], [], [], []
-    for found, n in each_bag(model, cache, index, _shift_and_mean):
-        gradient, logit, mean = (value.to(cache.device) for value in found)
-        gradients.append(gradient)
-        logits.append(logit)
-        means.append(mean)
-        sizes.append(n)
-    stacked, mean = torch.stack(gradients), torch.stack(means)
-    usable = stacked.isfinite().all(1)
-    vector = stacked[usable].mean(0) if bool(usable.any()) else torch.zeros_like(stacked[0])
-    weight = torch.tensor(sizes, dtype=torch.float64, device=mean.device)
+    passes = [
+        [value.to(cache.device) for value in found] for found in in_groups(model, cache, index, _shifts_and_means)
+    ]
+    gradient, logit, mean, weight = (torch.cat(parts) for parts in zip(*passes, strict=True))
+    usable = gradient.isfinite().all(1)
+    vector = gradient[usable].mean(0) if bool(usable.any()) else torch.zeros_like(gradient[0])
     origin = (mean * weight[:, None]).sum(0) / weight.sum()
-    agreement = _correlation((mean - origin) @ vector, torch.stack(logits))
+    agreement = _correlation((mean - origin) @ vector, logit)
     return Direction(-vector if agreement < 0 else vector, origin, agreement)
 
 
-def shift_gradient(model: "MILModel", batch: BagBatch) -> tuple[Tensor, Tensor]:
-    """Gradient (P,) of the logit of a single bag for a common shift of its instances, and the logit; float64."""
+def shift_gradients(model: "MILModel", batch: BagBatch) -> tuple[Tensor, Tensor]:
+    """Gradients (B,P) of the bags' logits for a shift shared by its instances, and the logits (B,); float64.
+
+    Bags of a batch do not see each other, so that the gradient of the sum of their logits is that of each.
+    """
     gradient, logit = _gradient(model, batch)
     if gradient is None:
         # DFTD trains its tiers apart, by a detach between them: the logit depends on the features all the same
@@ -126,12 +125,12 @@ def shift_gradient(model: "MILModel", batch: BagBatch) -> tuple[Tensor, Tensor]:
             gradient, logit = _gradient(model, batch)
     if gradient is None:
         gradient = torch.zeros_like(batch.x)
-    return gradient.double().sum(0), logit.detach().double()
+    return segment_sum(gradient.double(), batch.offsets), logit.detach().double()
 
 
-def _shift_and_mean(model: "MILModel", batch: BagBatch) -> tuple[tuple[Tensor, Tensor, Tensor], int]:
-    """`shift_gradient` of a bag, the mean of its features, and its number of instances."""
-    return (*shift_gradient(model, batch), batch.x.double().mean(0)), len(batch.x)
+def _shifts_and_means(model: "MILModel", batch: BagBatch) -> tuple[Tensor, ...]:
+    """`shift_gradients`, the bags' mean features (B,P), and their numbers of instances (B,)."""
+    return *shift_gradients(model, batch), segment_mean(batch.x.double(), batch.offsets), batch.sizes.double()
 
 
 def _gradient(model: "MILModel", batch: BagBatch) -> tuple[Tensor | None, Tensor]:
@@ -139,10 +138,10 @@ def _gradient(model: "MILModel", batch: BagBatch) -> tuple[Tensor | None, Tensor
 
     with torch.enable_grad():
         x = batch.x.clone().requires_grad_()
-        logit = forward(model, replace(batch, x=x), "float32").bag_logit.sum()
+        logit = forward(model, replace(batch, x=x), "float32").bag_logit
         if not logit.requires_grad:
             return None, logit
-        (gradient,) = torch.autograd.grad(logit, x, allow_unused=True)
+        (gradient,) = torch.autograd.grad(logit.sum(), x, allow_unused=True)
     return gradient, logit
 
 

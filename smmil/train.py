@@ -20,14 +20,13 @@ has been saved on request of that signal: start the same command again and it co
 """
 
 import argparse
-import gc
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preprocessing.cli import guard, write_json
+from preprocessing.cli import guard, leave, write_json
 from smmil.live import Progress, StopRequest, check_tensorboard, reporting
 from smmil.runs import RUN_STAGE_VERSION, RunSpec, hash_json, load_weights, read_done, save_weights, versions
 from smmil.train_specs import data_options, job_specs, options_of, summary
@@ -246,7 +245,4 @@ def run_config(spec: RunSpec, job: Job, facts: dict[str, Any], device: "torch.de
 
 
 if __name__ == "__main__":
-    status = main()
-    # the interpreter's last collection would look through all of torch before the memory goes back anyway (0.4 s)
-    gc.freeze()
-    raise SystemExit(status)
+    leave(main())

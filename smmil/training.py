@@ -135,14 +135,23 @@ class Fit:
             OSError: log or state cannot be written; told at the latest an epoch later.
         """
         self._resume()
+        saved = time.monotonic()
         with Writer() as self.writer:
             while self.cursor.epoch <= self.options.epochs:
                 row = self._epoch()
                 self.cursor = Cursor(epoch=self.cursor.epoch + 1)
-                last = self.cursor.epoch > self.options.epochs
-                self._save(row, resumable=last or row["epoch"] % self.options.checkpoint_every == 0)
+                resumable = self._is_state_due(time.monotonic() - saved)
+                self._save(row, resumable=resumable)
+                saved = time.monotonic() if resumable else saved
                 self.report(row)
         return self.best
+
+    def _is_state_due(self, seconds: float) -> bool:
+        """Whether the epoch just ended leaves a state: after the last one, or `seconds` after the state before."""
+        done = self.cursor.epoch - 1
+        if done == self.options.epochs:
+            return True
+        return done % self.options.checkpoint_every == 0 and seconds >= self.options.checkpoint_seconds
 
     def _epoch(self) -> dict[str, Any]:
         started, cursor = time.perf_counter(), self.cursor

@@ -18,6 +18,7 @@ NOT_IN_KEY = frozenset(
         "threads",
         "deterministic",
         "checkpoint_every",
+        "checkpoint_seconds",
         "splits",
         "learning_rates",
         "label_rule",
@@ -31,7 +32,7 @@ NOT_IN_KEY = frozenset(
     }
 )
 # options that came later: left out of the text at their defaults, so that no finished job sees a changed argument
-LATER = ("self_loop", "label_order", "tensorboard", "quirks")
+LATER = ("self_loop", "label_order", "tensorboard", "quirks", "checkpoint_seconds")
 
 
 class TrainingOptions(Options):
@@ -62,6 +63,7 @@ class TrainingOptions(Options):
     deterministic: bool = Field(default=True, description="deterministic kernels where torch has them")
     threads: int | None = Field(default=None, ge=1, description="torch threads; null = torch's choice")
     checkpoint_every: int = Field(default=1, ge=1, description="epochs between resumable states; a signal always saves")
+    checkpoint_seconds: float = Field(default=5.0, ge=0, description="least time between them; 0 = every such epoch")
     tensorboard: bool = Field(default=False, description="event files beside log.jsonl; needs the tensorboard package")
 
     @field_validator("splits", "learning_rates")

@@ -9,7 +9,7 @@ import torch
 from smmil.bag_scores import score_bag
 from smmil.batches import BagCache
 from smmil.data import Bag
-from smmil.each_bag import each_bag
+from smmil.each_bag import each_bag, in_groups
 from smmil.memory import OutOfMemory
 from smmil.models import build_model
 from smmil.predictions import predict_bags
@@ -83,3 +83,24 @@ def test_a_bag_that_fits_nowhere_is_named():
             list(each_bag(model, cache, [3, 1], refuse))
     with pytest.raises(RuntimeError, match="size"):
         list(each_bag(model, BagCache(made, CPU), [0], lambda *_: torch.zeros(2) @ torch.zeros(3)))
+
+
+def test_small_bags_share_a_pass_and_go_one_by_one_where_that_does_not_fit(monkeypatch):
+    made, model, tried = bags(), build_model("abmil", P).double(), []
+    monkeypatch.setattr("smmil.batches.AHEAD", 20 * P)
+
+    def names(asked, batch):
+        tried.append(batch.bag_ids)
+        if len(batch.bag_ids) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return batch.bag_ids
+
+    # 2, 5, 8, 11, 2, 5, 8 instances
+    together = [("bag0", "bag1", "bag2"), ("bag3", "bag4", "bag5"), ("bag6",)]
+    limit = 3
+    assert list(in_groups(model, BagCache(made, CPU), range(7), names)) == together == tried
+    limit, tried[:] = 1, []
+    assert list(in_groups(model, BagCache(made, CPU), range(7), names)) == [(bag.bag_id,) for bag in made]
+    assert tried[:5] == [together[0], ("bag0",), ("bag1",), ("bag2",), together[1]]
+    with pytest.raises(RuntimeError, match="size"):
+        list(in_groups(model, BagCache(made, CPU), [0, 1], lambda *_: torch.zeros(2) @ torch.zeros(3)))

@@ -45,12 +45,27 @@ def test_every_method_gives_finite_scores_repeatably_and_is_left_as_it_was(name:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_bags_that_share_a_pass_give_the_direction_of_each_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = build_model(name, P).double()
+    bags = [make_bag(n, seed, features=P) for seed, n in enumerate((7, 1, 12, 5, 9))]
+    bags = [dataclasses.replace(bag, x=bag.x.double()) for bag in bags]
+    together = find_direction(model, cached(bags), range(5))
+    monkeypatch.setattr("smmil.batches.AHEAD", 0)
+    alone = find_direction(model, cached(bags), range(5))
+    scale = float(alone.vector.abs().max())
+    torch.testing.assert_close(together.vector, alone.vector, rtol=1e-9, atol=1e-10 * scale)
+    torch.testing.assert_close(together.origin, alone.origin, rtol=1e-12, atol=1e-12)
+    assert together.agreement == pytest.approx(alone.agreement, abs=1e-6)
+
+
 def test_the_gradient_is_that_of_a_common_shift() -> None:
     torch.manual_seed(1)
     model = build_model("abmil", P, width=8, attention_dim=4).double().eval()
     bag = make_bag(6, 0, features=P)
     bag = dataclasses.replace(bag, x=bag.x.double())
-    gradient, logit = signed.shift_gradient(model, pack([bag]))
+    (gradient,), (logit,) = signed.shift_gradients(model, pack([bag]))
     shift, step = torch.randn(P, dtype=torch.float64), 1e-6
     with torch.no_grad():
         moved = model(pack([dataclasses.replace(bag, x=bag.x + step * shift)])).bag_logit[0]

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -134,6 +135,27 @@ def test_a_crash_without_a_state_of_every_epoch_resumes_from_an_older_one(datase
     assert train.main(arguments) == 0
     assert [row["epoch"] for row in read_log(tmp_path / RUN / "log.jsonl")] == [1, 2, 3, 4]
     assert_same_run(tmp_path / RUN, straight / RUN)
+
+
+@pytest.mark.parametrize(("seconds", "states"), [(0.0, [1, 2, 3, 4]), (2.0, [2, 4]), (2.5, [3, 4]), (60.0, [4])])
+def test_short_epochs_share_a_state(dataset, tmp_path, monkeypatch, seconds, states):
+    """A clock that goes one second an epoch; the last epoch leaves a state in any case."""
+    epoch, write, now, saved = Fit._epoch, training._write, [0], []
+
+    def a_second(fit):
+        now[0] += 1
+        return epoch(fit)
+
+    def noted(folder, row, state):
+        saved.extend([row["epoch"]] if state else [])
+        write(folder, row, state)
+
+    monkeypatch.setattr(Fit, "_epoch", a_second)
+    monkeypatch.setattr(training, "_write", noted)
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: now[0], perf_counter=lambda: 0.0))
+    assert train.main(train_arguments(dataset, tmp_path, checkpoint_seconds=seconds)) == 0
+    assert saved == states
+    assert [row["epoch"] for row in read_log(tmp_path / RUN / "log.jsonl")] == [1, 2, 3, 4]
 
 
 def test_finished_runs_are_not_touched_and_a_changed_setting_redoes_them(dataset, straight, tmp_path, monkeypatch):

@@ -85,7 +85,7 @@ def train_arguments(folder: Path, out: Path, method: str = "noisy", **training: 
     """A whole command line of `smmil.train`: one split, one learning rate, 4 epochs unless told otherwise."""
     config = {
         **{"epochs": 4, "splits": [1], "learning_rates": [0.01], "val_share": 0.34, "batch_size": 3},
-        **{"device": "cpu", "threads": 1, "warmup_epochs": 2},
+        **{"device": "cpu", "threads": 1, "warmup_epochs": 2, "checkpoint_seconds": 0},
         **training,
     }
     return [

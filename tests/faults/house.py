@@ -15,7 +15,7 @@ def settings(datasets: Sequence[str], size: str) -> dict[str, Any]:
 
     config: dict[str, Any] = yaml.safe_load((ROOT / "workflow/demo.yaml").read_text().replace("demo/", ""))
     config |= {"use": [*datasets, "mine"], "methods": ["abmil", "smap_early"]}
-    config["training"] |= {"epochs": 8 if size == "tiny" else 25, "device": "cpu"}
+    config["training"] |= {"epochs": 8 if size == "tiny" else 25, "device": "cpu", "checkpoint_seconds": 0}
     config["features"]["device"] = "cpu"
     config["report"] = {"bootstrap": 50, "map_bags": 1}
     config["report"] |= {"tables": ["table1", "resources"], "figures": ["fig4", "fig5", "cd"]}

@@ -44,7 +44,7 @@ def tiny() -> dict:
     config = yaml.safe_load((ROOT / "workflow/demo.yaml").read_text().replace("demo/", ""))
     config["use"] = ["camelyon16", "rsna"]
     config["methods"] = ["abmil", "smap_early"]
-    config["training"] |= {"epochs": EPOCHS, "device": "cpu"}
+    config["training"] |= {"epochs": EPOCHS, "device": "cpu", "checkpoint_seconds": 0}
     config["features"]["device"] = "cpu"
     config["report"] = {"bootstrap": 50, "map_bags": 1, "tables": ["table1", "resources"], "figures": ["fig4", "cd"]}
     return config
