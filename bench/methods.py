@@ -12,7 +12,6 @@ largest resident memory in GiB, which has to stay below 8.
 import argparse
 import json
 import logging
-import resource
 import subprocess
 import sys
 import time
@@ -114,15 +113,14 @@ def memory_step(method: str, n: int) -> int:
     import torch
 
     from bench.bags import make_batch
+    from smmil.devices import peak_memory
     from smmil.models import build_model
 
     torch.set_num_threads(1)
     bags, model = make_batch([n], WIDE_FEATURES), build_model(method, WIDE_FEATURES).train()
     start = time.perf_counter()
     step(model, bags)
-    # Linux counts in KiB, macOS in bytes
-    unit = 2**30 if sys.platform == "darwin" else 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    peak = peak_memory(torch.device("cpu"))["memory_mib"] / 2**10
     print(json.dumps({"gib": peak, "seconds": time.perf_counter() - start}))
     return 0
 

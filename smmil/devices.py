@@ -9,6 +9,7 @@ One place decides on what a model runs and how exactly it repeats itself:
 import ctypes
 import os
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,20 @@ def device_name(device: "torch.device") -> str:
     import torch
 
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def peak_memory(device: "torch.device") -> dict[str, int]:
+    """The most memory this process has held so far, MiB: `memory_mib`, on a GPU also `device_memory_mib` (tensors)."""
+    import resource
+
+    # Linux counts in KiB, macOS in bytes
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    found = {"memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)}
+    if device.type == "cuda":
+        import torch
+
+        found["device_memory_mib"] = round(torch.cuda.max_memory_allocated(device) / 2**20)
+    return found
 
 
 def keep_freed_memory() -> None:

@@ -40,7 +40,6 @@ class Job:
         instances: folder of the instances stage by dataset.
         seed: split whose run is shown; None = the first.
         bag_ids: bags of a map; empty = chosen by lesion share.
-        benchmarks: folder of {dataset}/{encoder}/{method}.tsv, for the peak memory.
         out: PNG to write.
     """
 
@@ -54,7 +53,6 @@ class Job:
     instances: dict[str, Path] = field(default_factory=dict)
     seed: int | None = None
     bag_ids: tuple[str, ...] = ()
-    benchmarks: Path | None = None
 
     @property
     def datasets(self) -> list[dict[str, Any]]:

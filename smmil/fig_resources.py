@@ -1,11 +1,10 @@
-"""Time and memory of every method on one dataset: seconds per epoch from the logs, peak memory from the benchmarks.
+"""Time and memory of every method on one dataset: seconds per epoch and peak memory, from the logs of the runs.
 
 A dot is one run (median over its epochs, validation included), the bar the median of the runs; logarithmic axis.
-Memory is the largest resident memory of the training job (`smmil.table_resources.peak_memory`), which holds the whole
-dataset; it is left out where there is no benchmark file.
+Memory is the largest resident memory of a process that trained the method, the whole dataset in it; a third panel shows
+the memory of the GPU where one was used.
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,8 @@ import numpy as np
 from smmil.fig_curves import logged_rows, runs_behind
 from smmil.fig_job import Drawn, Job, missing_runs, missing_text
 from smmil.plotting import NEUTRAL, colour_of, headline, new_figure, save, shown_name, style
+
+MEMORY = {"memory_mib": "peak memory, MiB", "device_memory_mib": "peak GPU memory, MiB"}
 
 
 def epoch_seconds(logs: dict[str, list[dict[str, Any]]]) -> list[float]:
@@ -25,6 +26,12 @@ def epoch_seconds(logs: dict[str, list[dict[str, Any]]]) -> list[float]:
     return medians
 
 
+def peak(logs: dict[str, list[dict[str, Any]]], name: str) -> list[float]:
+    """The largest number under a name in the logs of a method; none where no row has it."""
+    found = [float(row[name]) for rows in logs.values() for row in rows if row.get(name) is not None]
+    return [max(found)] if found else []
+
+
 def draw(job: Job) -> Drawn:
     """Draws the layout's one dataset.
 
@@ -34,34 +41,27 @@ def draw(job: Job) -> Drawn:
     name, dataset, logs = logged_rows(job, chosen_only=False)
     methods, title = list(logs), f"{name}: time and memory of training"
     seconds = {method: epoch_seconds(rows) for method, rows in logs.items()}
-    memory = {method: _memory(job, dataset, method) for method in methods}
+    memory = {name: {method: peak(rows, name) for method, rows in logs.items()} for name in MEMORY}
+    shown = [name for name in MEMORY if name == "memory_mib" or any(memory[name].values())]
     with style():
-        figure = new_figure(9.5, 0.3 * max(3, len(methods)) + 1.5)
-        left, right = figure.subplots(1, 2, sharey=True)
+        figure = new_figure(5.5 + 4 * len(shown), 0.3 * max(3, len(methods)) + 1.5)
+        left, *others = figure.subplots(1, 1 + len(shown), sharey=True)
         _bars(left, methods, {m: [v for v in seconds[m] if v > 0] for m in methods}, "no run", log_scale=True)
         left.set_xlabel("seconds per epoch")
-        _bars(right, methods, {m: [v] if (v := memory[m]) else [] for m in methods}, "not measured", log_scale=False)
-        right.set_xlabel("peak memory of the job, MB")
+        for panel, name in zip(others, shown, strict=True):
+            _bars(panel, methods, memory[name], "not measured", log_scale=False)
+            panel.set_xlabel(MEMORY[name])
         left.set_yticks(range(len(methods)), labels=[shown_name(method) for method in methods])
         left.invert_yaxis()
         headline(figure, title, missing_text(missing_runs(job)), random=job.random_weights)
         save(figure, job.out)
     caption = (
         "Left: seconds per training epoch with its validation; a dot is a run (median of its epochs), the bar their "
-        "median. Right: largest resident memory of the training job, the dataset in it included. Times are "
-        "on a logarithmic axis."
+        "median. Beside it: largest resident memory of a process that trained the method, its dataset included, and "
+        "the most that its tensors took on a GPU, if there was one. Times are on a logarithmic axis."
     )
     notes = ["Times are of the machine that trained; compare them inside one picture only."]
     return Drawn(title, caption, notes, runs_behind(dataset, logs))
-
-
-def _memory(job: Job, dataset: dict[str, Any], method: str) -> float | None:
-    from smmil.table_resources import peak_memory
-
-    if job.benchmarks is None:
-        return None
-    path = Path(job.benchmarks) / dataset["name"] / dataset["encoder"] / f"{method}.tsv"
-    return peak_memory(path) if path.is_file() else None
 
 
 def _bars(ax: Any, methods: list[str], values: dict[str, list[float]], nothing: str, *, log_scale: bool) -> None:

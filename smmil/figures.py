@@ -78,7 +78,6 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--instances", nargs="*", default=[], help="dataset=folder of the instances stage, for maps")
     parser.add_argument("--seed", type=int, help="split whose run a map or histogram shows (default: the first)")
     parser.add_argument("--bag-id", nargs="*", default=[], help="bags of a map, instead of the one of most lesion")
-    parser.add_argument("--benchmarks", type=Path, help="folder of {dataset}/{encoder}/{method}.tsv, for resources")
     parser.add_argument("--out", required=True, type=Path, help="PNG; PDF and JSON are written beside it")
     return parser.parse_args(argv)
 
@@ -106,7 +105,6 @@ def _main(argv: Sequence[str] | None = None) -> int:
         _folders(args.instances),
         args.seed,
         tuple(args.bag_id),
-        args.benchmarks,
     )
     drawn = draw(job)
     command = shlex.join(["python", "-m", "smmil.figures", *given])

@@ -165,6 +165,10 @@ def load_weights(model: Any, path: Path | str) -> None:
         raise ValueError(f"{path}: the weights do not fit the model: missing {missing[:3]}, unknown {unexpected[:3]}")
 
 
+# what a log row says of the machine rather than of the run: it differs from one time to the next
+MEASURED = frozenset({"seconds", "memory_mib", "device_memory_mib"})
+
+
 def append_log(path: Path, row: Mapping[str, Any]) -> None:
     """Appends one JSON line and makes it durable."""
     with naming(path), open(path, "a", encoding="utf-8") as stream:

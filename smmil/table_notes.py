@@ -34,8 +34,9 @@ DIFFERENCE = "Δ: the method with Sm minus the one without, split by split, mean
 DEFINITIONS = {
     "train_seconds": "Seconds of one training: all epochs with their validation, from the run's log, mean ± standard "
     "deviation over all splits and learning rates; loading the features is not in it.",
-    "peak_memory_mb": "Peak memory: largest resident memory of the whole training job (every run of the method), MB, "
-    "as Snakemake saw it at the job's last start; memory of a GPU is not in it.",
+    "memory_mib": "Peak memory: largest resident memory of a process that trained the method, the loaded features "
+    "included, MiB.",
+    "device_memory_mib": "Peak GPU memory: the most that the tensors of such a process took on the GPU, MiB.",
 }
 # longer lists say no more than the count
 MOST_NAMED = 20

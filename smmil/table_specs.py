@@ -29,7 +29,8 @@ STYLES: dict[str, tuple[str, bool]] = {
     "dirichlet_raw": ("#.3g", False),
     "dirichlet_normalised": ("#.3g", False),
     "train_seconds": (".1f", False),
-    "peak_memory_mb": (".0f", False),
+    "memory_mib": (".0f", False),
+    "device_memory_mib": (".0f", False),
 }
 SHARE = (".3f", True)
 SHORT = {"auroc": "AUROC", "f1": "F1", "auprc": "AUPRC", "froc": "FROC", "dice": "Dice", "ece": "ECE"}
@@ -78,6 +79,11 @@ def _one_metric(title: str, metric: str) -> dict[str, Any]:
 
 def _section(by: str, columns: list[dict[str, Any]], *overall: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {"key": "", "title": "", "by": by, "columns": columns, "overall": overall, **more}
+
+
+def _memory(key: str, title: str, name: str, *, optional: bool = False) -> dict[str, Any]:
+    column = {"kind": "job", "metrics": (name,), "label": "", "csv": name}
+    return {"key": key, "title": title, "by": "encoder_dataset", "columns": [column], "optional": optional}
 
 
 TABLES: dict[str, dict[str, Any]] = {
@@ -167,12 +173,9 @@ TABLES: dict[str, dict[str, Any]] = {
                 [{"kind": "mean", "metrics": ("train_seconds",), "label": ""}],
                 title="Seconds of one training",
             ),
-            {
-                "key": "memory",
-                "title": "Peak memory of the training job, MB",
-                "by": "encoder_dataset",
-                "columns": [{"kind": "job", "metrics": ("peak_memory_mb",), "label": "", "csv": "peak_memory_mb"}],
-            },
+            _memory("memory", "Peak memory of the training process, MiB", "memory_mib"),
+            # on a machine without a GPU it is not there
+            _memory("gpu", "Peak GPU memory of the training process, MiB", "device_memory_mib", optional=True),
         ],
     },
 }

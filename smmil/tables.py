@@ -12,7 +12,7 @@ complete cell has (default: the largest found); `note` is printed first.
 
 Run alone:
     python -m smmil.tables --table table1 --metrics M.json ... --layout layout.json --out-csv t.csv --out-md t.md
-    python -m smmil.tables --table resources --runs runs.json ... --benchmarks results/benchmarks/train_runs
+    python -m smmil.tables --table resources --runs runs.json ...
         --layout layout.json --out-csv t.csv --out-tex t.tex
 """
 
@@ -54,6 +54,11 @@ class Section:
     title: str
     columns: tuple[Column, ...]
     blocks: dict[str, tuple[Row, ...]]
+
+    @property
+    def has_values(self) -> bool:
+        """Whether any cell has a value."""
+        return any(cell.values for rows in self.blocks.values() for row in rows for cell in row.cells)
 
 
 @dataclass(frozen=True)
@@ -108,10 +113,11 @@ def build_table(name: str, metrics: Sequence[dict[str, Any]], layout: dict[str, 
             used[key] = one
         else:
             logger.warning("%s: metrics of %s are not in the layout", name, " / ".join(key))
-    sections = tuple(
-        _section(section, group, blocks, spec.get("names", {}), used)
+    made = [
+        (_section(section, group, blocks, spec.get("names", {}), used), section.get("optional", False))
         for section, group in zip(spec["sections"], columns, strict=True)
-    )
+    ]
+    sections = tuple(section for section, optional in made if section.has_values or not optional)
     n_splits = int(layout.get("splits", max((len(m["splits"]) for m in used.values()), default=0)))
     random = frozenset((dataset, encoder) for (dataset, encoder, _), one in used.items() if one.get("random_weights"))
     from smmil.table_notes import notes
@@ -226,7 +232,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--table", required=True, choices=[*TABLES])
     parser.add_argument("--metrics", nargs="*", default=[], help="metrics JSON files; missing ones are empty cells")
     parser.add_argument("--runs", nargs="*", default=[], type=Path, help="runs.json files, for the table `resources`")
-    parser.add_argument("--benchmarks", type=Path, help="folder of {dataset}/{encoder}/{method}.tsv, for peak memory")
     parser.add_argument("--layout", required=True, help="JSON, or the path of a JSON file: datasets and methods")
     parser.add_argument("--out-csv", type=Path, help="every number, one row per method")
     parser.add_argument("--out-md", type=Path, help="Markdown")
@@ -247,7 +252,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not writers:
         raise ValueError("found no --out-csv, --out-md or --out-tex, expected at least one")
     metrics = [read_metrics(path) for path in arguments.metrics]
-    metrics += [read_resources(path, arguments.benchmarks) for path in arguments.runs]
+    metrics += [read_resources(path) for path in arguments.runs]
     table = build_table(arguments.table, metrics, json_argument(arguments.layout, "--layout"))
     for path, write in writers.items():
         write_text(path, write(table))

@@ -23,7 +23,7 @@ from torch import Tensor
 from smmil.background import Writer, frozen
 from smmil.batches import BagCache, chunks
 from smmil.data import BagBatch
-from smmil.devices import restore_rng_state, rng_state
+from smmil.devices import peak_memory, restore_rng_state, rng_state
 from smmil.memory import Frugal
 from smmil.models.base import MILModel
 from smmil.optimizer import make_adam, warmup_factor
@@ -180,7 +180,7 @@ class Fit:
             self.best = Best(cursor.epoch, row["selection"], _snapshot(self.model))
         row |= self.memory.relief.settings
         row["seconds"] = round(cursor.seconds + time.perf_counter() - started, 4)
-        return row
+        return row | peak_memory(self.cache.device)
 
     def _steps(self) -> None:
         """The steps that are left of the epoch under way."""

@@ -11,7 +11,7 @@ from torch import nn
 from smmil.batches import BagCache
 from smmil.data import Bag, BagBatch
 from smmil.models import build_model
-from smmil.runs import read_log
+from smmil.runs import MEASURED, read_log
 from smmil.training import Fit
 from smmil.training_options import TrainingOptions
 from tests.graphs import make_bag
@@ -85,7 +85,7 @@ def more_than(most: int) -> Callable[[Fit, BagBatch], bool]:
 
 def numbers(folder: Path) -> list[dict]:
     return [
-        {k: v for k, v in row.items() if v is not None and k not in ("seconds", "bags_per_pass")}
+        {k: v for k, v in row.items() if v is not None and k not in {*MEASURED, "bags_per_pass"}}
         for row in read_log(folder / "log.jsonl")
     ]
 

@@ -18,7 +18,7 @@ from preprocessing import cli
 from smmil import train, training
 from smmil.background import Writer, frozen
 from smmil.optimizer import make_adam
-from smmil.runs import load_state, read_log, save_state
+from smmil.runs import MEASURED, load_state, read_log, save_state
 from tests.train_helpers import make_dataset, register_noisy, train_arguments
 from tests.workflows import ROOT
 
@@ -177,7 +177,7 @@ def test_killed_at_any_moment_the_state_is_whole_and_the_run_ends_as_if_never_ki
     ends = [(tmp_path / side / RUN / "best.safetensors").read_bytes() for side in ("straight", "killed")]
     assert ends[0] == ends[1]
     rows = [
-        [{**row, "seconds": 0} for row in read_log(tmp_path / side / RUN / "log.jsonl")]
+        [{**row, **dict.fromkeys(MEASURED, 0)} for row in read_log(tmp_path / side / RUN / "log.jsonl")]
         for side in ("straight", "killed")
     ]
     assert rows[0] == rows[1] and len(rows[0]) == 150

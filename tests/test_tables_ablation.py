@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from smmil.table_resources import peak_memory, read_resources, run_seconds
+from smmil.table_resources import read_resources, read_rows
 from smmil.tables import build_table, main
 from tests.predictions import metrics_object
 from tests.test_tables import rows, with_values
@@ -144,15 +144,15 @@ def test_tables_7_to_10_show_one_metric_by_extractor_and_dataset() -> None:
     assert [cell.mean for cell in cells] == [0.8, 0.6, 0.4]
 
 
-def write_runs(folder: Path, method: str, seconds: list[list[float] | None]) -> Path:
-    """A runs.json with one run per list of epochs' seconds; None writes no log."""
+def write_runs(folder: Path, method: str, epochs: list[list[dict[str, float]] | None]) -> Path:
+    """A runs.json with one run per list of epochs, each told by some columns of its log row; None writes no log."""
     runs = []
-    for i, own in enumerate(seconds):
+    for i, own in enumerate(epochs):
         name = f"split{i + 1}_lr0.001"
         runs.append({"run": name, "seed": i + 1, "lr": 1e-3, "chosen": True})
         if own is not None:
             (folder / method / name).mkdir(parents=True)
-            lines = [json.dumps({"epoch": e, "seconds": s}) for e, s in enumerate(own, 1)]
+            lines = [json.dumps({"epoch": e, **row}) for e, row in enumerate(own, 1)]
             (folder / method / name / "log.jsonl").write_text("\n".join(lines) + "\n")
     shared = {"dataset": "c16", "encoder": "resnet18", "method": method, "protocol": "as_written"}
     (folder / method).mkdir(parents=True, exist_ok=True)
@@ -160,40 +160,47 @@ def write_runs(folder: Path, method: str, seconds: list[list[float] | None]) -> 
     return folder / method / "runs.json"
 
 
-def test_time_is_the_sum_of_the_epochs_and_memory_that_of_the_job(tmp_path: Path) -> None:
-    path = write_runs(tmp_path / "runs", "abmil", [[1.0, 2.0], [4.0, 1.0]])
-    benchmark = tmp_path / "benchmarks/c16/resnet18/abmil.tsv"
-    benchmark.parent.mkdir(parents=True)
-    benchmark.write_text("s\th:m:s\tmax_rss\n3.1\t0:00:03\t512.5\n2.9\t0:00:02\t600\n")
-    one = read_resources(path, tmp_path / "benchmarks")
+def row(seconds: float, memory: int, gpu: int | None = None) -> dict[str, float]:
+    return {"seconds": seconds, "memory_mib": memory} | ({} if gpu is None else {"device_memory_mib": gpu})
+
+
+def test_time_is_the_sum_of_the_epochs_and_memory_the_most_of_any_process(tmp_path: Path) -> None:
+    """Two splits that were trained by two jobs: the second held more."""
+    path = write_runs(tmp_path / "runs", "abmil", [[row(1.0, 400), row(2.0, 512)], [row(4.0, 500), row(1.0, 600)]])
+    one = read_resources(path)
     assert [split["test"]["train_seconds"] for split in one["splits"]] == [3, 5]
-    assert one["job"] == {"peak_memory_mb": 600.0}
+    assert one["job"] == {"memory_mib": 600.0, "device_memory_mib": None}
     out = ["--out-csv", str(tmp_path / "t.csv"), "--out-md", str(tmp_path / "t.md")]
-    given = ["--runs", str(path), "--benchmarks", str(tmp_path / "benchmarks")]
     layout = json.dumps({**ONE, "methods": ["abmil", "clam"]})
-    assert main(["--table", "resources", *given, "--layout", layout, *out]) == 0
+    assert main(["--table", "resources", "--runs", str(path), "--layout", layout, *out]) == 0
     text = (tmp_path / "t.md").read_text()
     assert "| ABMIL | 4.0 ± 1.4 |" in text and "| ABMIL | 600 |" in text and "| CLAM |  |" in text
     assert "1 of 2 cells are empty. CAMELYON16: CLAM (no metrics file)." in text
-    assert "Peak memory: 1 of 2 cells are empty" in text
+    assert "Peak memory: 1 of 2 cells are empty" in text and "GPU" not in text
     header, first, _ = (tmp_path / "t.csv").read_text().splitlines()
     record = dict(zip(header.split(","), first.split(","), strict=True))
-    assert record["c16.resnet18.train_seconds.mean"] == "4.0" and record["c16.resnet18.peak_memory_mb"] == "600.0"
+    assert record["c16.resnet18.train_seconds.mean"] == "4.0" and record["c16.resnet18.memory_mib"] == "600.0"
+
+
+def test_memory_of_a_gpu_has_a_section_of_its_own_where_one_was_used(tmp_path: Path) -> None:
+    path = write_runs(tmp_path, "abmil", [[row(1.0, 400, 70), row(1.0, 400, 90)], None])
+    table = build_table("resources", [read_resources(path)], {**ONE, "methods": ["abmil"]})
+    assert [section.key for section in table.sections] == ["", "memory", "gpu"]
+    assert [cell.mean for cell in next(iter(table.sections[2].blocks.values()))[0].cells] == [90.0]
+    assert any(note.startswith("Peak GPU memory: ") for note in table.notes)
 
 
 def test_records_that_are_missing_or_cut_off_leave_empty_cells(tmp_path: Path) -> None:
-    path = write_runs(tmp_path, "abmil", [[1.5], None])
+    path = write_runs(tmp_path, "abmil", [[{"seconds": 1.5}], None])
     log = tmp_path / "abmil/split1_lr0.001/log.jsonl"
     log.write_text(log.read_text() + '{"epoch": 2, "sec')
-    one = read_resources(path, tmp_path / "nowhere")
+    one = read_resources(path)
     assert [split["test"]["train_seconds"] for split in one["splits"]] == [1.5, None]
-    assert one["job"] == {"peak_memory_mb": None}
+    assert one["job"] == {"memory_mib": None, "device_memory_mib": None}
     table = build_table("resources", [one], {**ONE, "methods": ["abmil"]})
     assert "Fewer than 2 splits, number in brackets: ABMIL ResNet18 CAMELYON16 1." in table.notes
     assert any(note.startswith("Peak memory: 1 of 1 cells are empty") for note in table.notes)
-    assert run_seconds(tmp_path / "no.jsonl") is None
-    (tmp_path / "short.tsv").write_text("s\tmax_rss\n0.1\tNA\n")
-    assert peak_memory(tmp_path / "short.tsv") is None
+    assert read_rows(tmp_path / "no.jsonl") == []
     (tmp_path / "runs.json").write_text("{}")
     with pytest.raises(ValueError, match=r"runs\.json: not a runs\.json, missing"):
         read_resources(tmp_path / "runs.json")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from smmil import train, training
-from smmil.runs import load_state, read_log
+from smmil.runs import MEASURED, load_state, read_log
 from smmil.training import Fit
 from tests.train_helpers import make_dataset, register_noisy, train_arguments
 
@@ -45,7 +45,7 @@ def straight(dataset, tmp_path_factory):
 
 
 def timeless(path: Path) -> list[dict]:
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in read_log(path)]
+    return [{name: value for name, value in row.items() if name not in MEASURED} for row in read_log(path)]
 
 
 def assert_same_run(a: Path, b: Path) -> None:
@@ -187,8 +187,10 @@ def test_what_a_run_leaves_behind(dataset, straight):
     assert set(config["versions"]) == {"smmil", "python", "torch", "numpy"} and config["device"] == "cpu"
     rows = read_log(straight / RUN / "log.jsonl")
     expected = {"epoch", "lr", "loss", "loss_bce", "grad_norm", "val_loss", "val_loss_bce", "val_bag_auroc", "seconds"}
-    expected |= {"val_instance_auroc", "val_selection_bce", "val_score_entropy", "selection", "kept"}
+    expected |= {"val_instance_auroc", "val_selection_bce", "val_score_entropy", "selection", "kept", "memory_mib"}
     assert all(set(row) == expected for row in rows)
+    memory = [row["memory_mib"] for row in rows]
+    assert memory == sorted(memory) and 50 < memory[0] <= memory[-1] < 100_000
     np.testing.assert_allclose([row["lr"] for row in rows], [0.001, 0.0055, 0.01, 0.01], rtol=1e-12)
     kept = [row for row in rows if row["selection"] == max(r["selection"] for r in rows)][-1]
     done = json.loads((straight / RUN / "done.json").read_text())

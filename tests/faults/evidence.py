@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from smmil.runs import load_state
+from smmil.runs import MEASURED, load_state
 
 # wall times, and which process wrote; what a killed writer leaves hidden is never read
 VOLATILE = re.compile(
@@ -74,7 +74,7 @@ def differences(ours: Path, theirs: Path) -> list[str]:
 def timeless(path: Path) -> list[dict[str, object]]:
     """The rows of an epoch log without their seconds."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+    return [{name: value for name, value in row.items() if name not in MEASURED} for row in rows]
 
 
 def usual_seconds(house: Path, rule: str) -> float:

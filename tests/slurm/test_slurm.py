@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from smmil.runs import MEASURED
 from tests.slurm import cluster
 from tests.workflows import ROOT, write_config
 
@@ -248,4 +249,4 @@ def test_the_results_are_those_of_a_run_without_slurm_to_the_byte(run):
 
 def timeless(path: Path) -> list[dict]:
     """The rows of an epoch log without their seconds."""
-    return [{k: v for k, v in json.loads(row).items() if k != "seconds"} for row in path.read_text().splitlines()]
+    return [{k: v for k, v in json.loads(row).items() if k not in MEASURED} for row in path.read_text().splitlines()]

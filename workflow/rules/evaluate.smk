@@ -55,7 +55,7 @@ rule make_table:
 
 
 rule make_resources:
-    # time and memory: from the runs' logs and the benchmark files of their jobs, which are read where they are there
+    # time and memory: from the runs' logs, which lie beside the inputs
     input:
         lambda w: runs_of(table_pairings("resources")),
     output:
@@ -73,10 +73,9 @@ rule make_resources:
         runtime=30,
     params:
         layout=lambda w: table_layout("resources"),
-        benchmarks=f"{RESULTS}/benchmarks/train_runs",
         stage_version=TABLES_VERSION,
     shell:
-        "python -m smmil.tables --table resources --runs {input:q} --benchmarks {params.benchmarks:q} "
+        "python -m smmil.tables --table resources --runs {input:q} "
         "--layout {params.layout:q} --out-csv {output.csv:q} --out-md {output.md:q} --out-tex {output.tex:q} "
         "2>&1 | tee {log:q}"
 

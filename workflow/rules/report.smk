@@ -161,11 +161,10 @@ rule draw_picture:
         runtime=60,
     params:
         layout=lambda w: layout_json("fig4", w.dataset),
-        benchmarks=f"{RESULTS}/benchmarks/train_runs",
         stage_version=FIGURES_VERSION,
     shell:
         "python -m smmil.figures --figure {wildcards.picture} --layout {params.layout:q} --metrics {input.metrics:q} "
-        "--index {input.index:q} --runs {input.runs:q} --benchmarks {params.benchmarks:q} --out {output[0]:q} "
+        "--index {input.index:q} --runs {input.runs:q} --out {output[0]:q} "
         "2>&1 | tee {log:q}"
 
 
