@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from smmil.attention import attention
+from smmil.attention import Bias, attention
 from smmil.data import pack
 from smmil.lattice import lattice
 from smmil.models import build_model
@@ -134,19 +134,64 @@ def test_the_score_is_the_class_token_row_of_the_last_block():
     torch.testing.assert_close(model(batch).bag_logit, model.classifier(model.norm(y[0])))
 
 
+def heads_of(n: int, wide: int = 4) -> list[torch.Tensor]:
+    return [torch.randn(2, n, d, dtype=F64, requires_grad=True) for d in (3, 3, wide)]
+
+
+def random_bias(n: int) -> Bias:
+    kind = torch.randint(3, (n, n))
+    table = torch.randn(2, 3, dtype=F64, requires_grad=True)
+    return Bias(table, lambda start, stop: (kind[start:stop] == torch.arange(3)[:, None, None]).to(F64))
+
+
 def test_sliced_attention_equals_whole_attention_with_gradients(monkeypatch):
-    q, k, v = (torch.randn(2, 11, 3, dtype=F64, requires_grad=True) for _ in range(3))
-    table = torch.randn(2, 11, 11, dtype=F64, requires_grad=True)
+    (q, k, v), bias = heads_of(11), random_bias(11)
+    monkeypatch.setattr("smmil.attention.SLICE", 70)
     results = []
     for keep in (2**22, 1):
         monkeypatch.setattr("smmil.attention.KEEP", keep)
-        monkeypatch.setattr("smmil.attention.SLICE", 70)
-        out = attention(q, k, v, scale=0.6, bias=lambda a, b: table[:, a:b])
-        results.append((out, *torch.autograd.grad(out.square().sum(), (q, k, v, table))))
+        out = attention(q, k, v, scale=0.6, bias=bias)
+        results.append((out, *torch.autograd.grad(out.square().sum(), (q, k, v, bias.table))))
     for whole, sliced in zip(*results, strict=True):
         torch.testing.assert_close(whole, sliced)
-    expected = torch.softmax(0.6 * q @ k.mT + table, -1) @ v
+    expected = torch.softmax(0.6 * q @ k.mT + bias(0, 11), -1) @ v
     torch.testing.assert_close(results[0][0], expected)
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_the_backward_pass_of_slices_leaves_out_the_weights_that_the_forward_pass_left_out(monkeypatch, biased):
+    """Finite differences of a function whose mask hangs on the seed alone; only the forward pass draws."""
+    (q, k, v), bias = heads_of(7), random_bias(7)
+    monkeypatch.setattr("smmil.attention.SLICE", 30)
+    monkeypatch.setattr("smmil.attention.KEEP", 1)
+
+    def seeded(q, k, v, table):
+        torch.manual_seed(5)
+        return attention(q, k, v, scale=0.6, bias=Bias(table, bias.kinds) if biased else None, dropout=0.4)
+
+    table = bias.table if biased else bias.table.detach()
+    assert torch.autograd.gradcheck(seeded, (q, k, v, table))
+    seeded(q, k, v, table)
+    expected, out = torch.rand(3), seeded(q, k, v, table)
+    out.sum().backward()
+    assert torch.equal(torch.rand(3), expected)
+    with torch.no_grad():
+        assert torch.equal(seeded(q, k, v, table), out)
+
+
+def test_slices_in_sixteen_bits_stay_near_those_in_float32(monkeypatch):
+    (q, k, v), bias = heads_of(40), random_bias(40)
+    monkeypatch.setattr("smmil.attention.SLICE", 300)
+    monkeypatch.setattr("smmil.attention.KEEP", 1)
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        inputs = [t.detach().to(dtype).requires_grad_() for t in (q, k, v)]
+        table = bias.table.detach().float().requires_grad_()
+        out = attention(*inputs, scale=0.6, bias=Bias(table, lambda a, b: bias.kinds(a, b).float()))
+        assert out.dtype == dtype
+        found.append([out, *torch.autograd.grad(out.float().square().sum(), (*inputs, table))])
+    for exact, near in zip(*found, strict=True):
+        assert (near.float() - exact).norm() < 0.02 * exact.norm()
 
 
 def test_long_bags_and_wrong_options_are_refused():

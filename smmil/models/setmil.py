@@ -134,7 +134,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, bounds: list[int], encoders: list[Callable[[int, int], Tensor]]) -> Tensor:
         """(T,D) -> (T,D) on packed tokens."""
         q, k, v = self.qkv(self.norm(x)).chunk(3, -1)
-        biases = None if self.bias is None else [self._bias(encode) for encode in encoders]
+        biases = None if self.bias is None else [Bias(self.bias, encode) for encode in encoders]
         dropout = self.dropout if self.training else 0.0
         x = x + self.proj(
             packed_attention(q, k, v, bounds, self.n_heads, scale=self.scale, biases=biases, dropout=dropout)
@@ -150,13 +150,9 @@ class Block(nn.Module):
             logits = self.scale * split_heads(q[start : start + 1], self.n_heads)
             logits = logits @ split_heads(k[start:stop], self.n_heads).mT
             if self.bias is not None:
-                logits = logits + self._bias(encode)(0, 1)
+                logits = logits + Bias(self.bias, encode)(0, 1)
             rows.append(torch.softmax(logits, -1).mean(0)[0, 1:])
         return torch.cat(rows)
-
-    def _bias(self, encode: Callable[[int, int], Tensor]) -> Bias:
-        # a product with indicators: its backward is a product too, not millions of scattered additions
-        return lambda start, stop: torch.einsum("hb,bij->hij", self.bias, encode(start, stop))
 
 
 def initialise(module: nn.Module) -> None:
