@@ -37,8 +37,6 @@ RAGGED = ("abmil", "dsmil", "clam", "dftd", "t_ap", "smtap")
 # the least ratio on RSNA-like bags; None = has to run
 GLOBAL: dict[str, float | None] = {"transmil": 50.0, "camil": 50.0, "setmil": None, "gtp": 5.0}
 LIMIT_GIB, MEMORY_BAG = 8.0, 20_000
-# methods that refuse 20,000 instances, and what they are measured on: attention over all pairs takes the square
-SMALLER = {"setmil": 10_000}
 
 
 def make(
@@ -127,7 +125,7 @@ def memory_step(method: str, n: int) -> int:
 
 def memory_row(method: str, scale: float) -> Row:
     """`memory_step` in a process of its own."""
-    n = max(2, round(SMALLER.get(method, MEMORY_BAG) * scale))
+    n = max(2, round(MEMORY_BAG * scale))
     command = [sys.executable, "-m", "bench.methods", "--memory-of", method, "--instances", str(n)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).resolve().parent.parent)
     name = f"{method}, one bag, {n} x {WIDE_FEATURES}, memory"

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 # float32 elements: weights kept for the backward pass below the first, slices of the second above it, which a
 # processor's caches hold (2^24: four times as slow)
-KEEP, SLICE = 2**22, 2**20
+KEEP, SLICE = 2**22, 2**19
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def attention(
 
 
 class _Sliced(torch.autograd.Function):
-    """`attention` in slices of queries, and the gradients of q, k, v and the bias's table."""
+    """`attention` in slices of queries and heads, in at least float32, and the gradients of q, k, v and the table."""
 
     @staticmethod
     def forward(
@@ -87,60 +87,66 @@ class _Sliced(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(q, k, v, table)
         ctx.kinds, ctx.scale, ctx.dropout, ctx.random = kinds, scale, dropout, _generator_states(q.device)
-        out = v.new_empty((*q.shape[:2], v.shape[2]))
         with torch.autocast(q.device.type, enabled=False):
-            for start, stop in _slices(q):
-                weights, _ = _weights(ctx, q[:, start:stop], k, table, start, stop)
+            q, k, wide_v, table = _wide(q, k, v, table)
+            out = torch.empty_like(wide_v)
+            for rows, own, pairs in _slices(q, ctx.kinds):
+                weights = _weights(q[own, rows], k[own], scale, table, own, pairs)
                 if dropout:
                     weights.mul_(_mask(weights, dropout))
-                out[:, start:stop] = weights.to(v.dtype) @ v
-        return out
+                out[own, rows] = weights @ wide_v[own]
+        return out.to(v.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, table = ctx.saved_tensors
-        wide = torch.promote_types(q.dtype, torch.float32)
-        dq = torch.empty_like(q)
-        dk, dv = (torch.zeros_like(t, dtype=wide) for t in (k, v))
-        dtable = None if table is None else torch.zeros_like(table, dtype=wide)
+        given = ctx.saved_tensors
+        q, k, v, table = _wide(*given)
+        grad = grad.to(q.dtype)
+        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        dtable = None if table is None else torch.zeros_like(table)
         with _again(ctx.random, q.device):
-            for start, stop in _slices(q):
-                own, g = q[:, start:stop], grad[:, start:stop]
-                weights, kinds = _weights(ctx, own, k, table, start, stop)
-                dlogits = (g @ v.mT).to(wide)
+            for rows, own, pairs in _slices(q, ctx.kinds):
+                weights = _weights(q[own, rows], k[own], ctx.scale, table, own, pairs)
+                dlogits, kept = grad[own, rows] @ v[own].mT, weights
                 if ctx.dropout:
                     mask = _mask(weights, ctx.dropout)
                     dlogits.mul_(mask)
-                    dv += mask.mul_(weights).to(g.dtype).mT @ g
-                else:
-                    dv += weights.to(g.dtype).mT @ g
+                    kept = mask.mul_(weights)
+                dv[own].baddbmm_(kept.mT, grad[own, rows])
                 dlogits.sub_((dlogits * weights).sum(-1, keepdim=True)).mul_(weights)
-                if dtable is not None:
-                    dtable += torch.einsum("hij,cij->hc", dlogits, kinds)
-                dlogits = dlogits.mul_(ctx.scale).to(q.dtype)
-                dq[:, start:stop] = dlogits @ k
-                dk += dlogits.mT @ own
-        done = dtable if table is None or dtable is None else dtable.to(table.dtype)
-        return dq, dk.to(k.dtype), dv.to(v.dtype), done, None, None, None
+                if dtable is not None and pairs is not None:
+                    dtable[own] += dlogits.flatten(1) @ pairs.flatten(1).T
+                dlogits.mul_(ctx.scale)
+                dq[own, rows] = dlogits @ k[own]
+                dk[own].baddbmm_(dlogits.mT, q[own, rows])
+        found = zip((dq, dk, dv, dtable), given, strict=True)
+        return *(None if d is None else d.to(t.dtype) for d, t in found), None, None, None
 
 
-def _slices(q: Tensor) -> list[tuple[int, int]]:
+def _wide(*tensors: Tensor | None) -> list[Any]:
+    return [None if t is None else t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors]
+
+
+def _slices(q: Tensor, kinds: Callable[[int, int], Tensor] | None) -> Iterator[tuple[slice, slice, Tensor | None]]:
+    """Slices of queries, within them of heads, and the kinds of their pairs (c, rows, n)."""
     heads, n, _ = q.shape
-    step = max(1, SLICE // (heads * n))
-    return [(start, min(start + step, n)) for start in range(0, n, step)]
+    step = max(1, min(n, SLICE // n))
+    together = max(1, SLICE // (step * n))
+    for start in range(0, n, step):
+        stop = min(start + step, n)
+        # for all heads: it takes as long as several of them
+        pairs = None if kinds is None else kinds(start, stop).to(q.dtype)
+        for head in range(0, heads, together):
+            yield slice(start, stop), slice(head, head + together), pairs
 
 
-def _weights(
-    ctx: Any, q: Tensor, k: Tensor, table: Tensor | None, start: int, stop: int
-) -> tuple[Tensor, Tensor | None]:
-    """Softmax weights (h, stop - start, n) in at least float32, and the kinds of these pairs."""
-    logits = (ctx.scale * q @ k.mT).to(torch.promote_types(q.dtype, torch.float32))
-    kinds = None
-    if table is not None:
-        kinds = ctx.kinds(start, stop).to(logits.dtype)
-        logits += torch.einsum("hc,cij->hij", table.to(logits.dtype), kinds)
-    return torch.softmax(logits, -1), kinds
+def _weights(q: Tensor, k: Tensor, scale: float, table: Tensor | None, own: slice, pairs: Tensor | None) -> Tensor:
+    """Softmax weights of some heads and queries, (h', rows, n)."""
+    logits = scale * q @ k.mT
+    if table is not None and pairs is not None:
+        logits += (table[own] @ pairs.flatten(1)).view_as(logits)
+    return torch.softmax(logits, -1)
 
 
 def _mask(weights: Tensor, p: float) -> Tensor:

@@ -203,7 +203,7 @@ class SETMIL(MILModel):
         dropout: float = 0.2,
         relative: bool = True,
         tokens: str = "occupied",
-        max_tokens: int = 16384,
+        max_tokens: int = 32768,
         width: int = 512,
         embed_act: str = "gelu",
         pos_weight: float | None = None,
