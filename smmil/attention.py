@@ -21,8 +21,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 # float32 elements: weights kept for the backward pass below the first, slices of the second above it, which a
-# processor's caches hold (2^24: four times as slow)
-KEEP, SLICE = 2**22, 2**19
+# processor's caches hold (2^24: four times as slow); a GPU wants long ones
+KEEP, SLICE, SLICE_GPU = 2**22, 2**19, 2**25
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,9 @@ def _wide(*tensors: Tensor | None) -> list[Any]:
 def _slices(q: Tensor, kinds: Callable[[int, int], Tensor] | None) -> Iterator[tuple[slice, slice, Tensor | None]]:
     """Slices of queries, within them of heads, and the kinds of their pairs (c, rows, n)."""
     heads, n, _ = q.shape
-    step = max(1, min(n, SLICE // n))
-    together = max(1, SLICE // (step * n))
+    most = SLICE if q.device.type == "cpu" else SLICE_GPU
+    step = max(1, min(n, most // n))
+    together = max(1, most // (step * n))
     for start in range(0, n, step):
         stop = min(start + step, n)
         # for all heads: it takes as long as several of them
