@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from preprocessing.cli import write_json
 from preprocessing.store import write_bag
@@ -155,6 +156,18 @@ def draw(results: Path, figure: str, out: Path) -> str:
     given += ["--layout", json.dumps(PLAN), "--figure", figure]
     assert figures.main([*given, "--out", str(out / f"{figure}.png")]) == 0
     return str(out / f"{figure}.json")
+
+
+def test_the_picture_of_costs_has_a_panel_for_the_gpu_where_one_was_used(results: Path) -> None:
+    draw(results, "resources", results / "without")
+    for log in results.glob("runs/*/*/*/log.jsonl"):
+        rows = [
+            {**json.loads(line), "memory_mib": 900, "device_memory_mib": 70} for line in log.read_text().splitlines()
+        ]
+        log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    draw(results, "resources", results / "with")
+    widths = [Image.open(results / side / "resources.png").width for side in ("without", "with")]
+    assert widths[1] > 1.3 * widths[0]
 
 
 def make_report(results: Path, *more: str) -> str:
