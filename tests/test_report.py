@@ -166,8 +166,8 @@ def test_the_picture_of_costs_has_a_panel_for_the_gpu_where_one_was_used(results
         ]
         log.write_text("".join(json.dumps(row) + "\n" for row in rows))
     draw(results, "resources", results / "with")
-    widths = [Image.open(results / side / "resources.png").width for side in ("without", "with")]
-    assert widths[1] > 1.3 * widths[0]
+    with Image.open(results / "without/resources.png") as two, Image.open(results / "with/resources.png") as three:
+        assert three.width > 1.3 * two.width
 
 
 def make_report(results: Path, *more: str) -> str:
