@@ -9,7 +9,7 @@ Attention is restricted to occupied cells (`tokens="all"`: every cell of the box
 Score: the last block's attention from the class token to the cell, mean over heads, read back by coordinate.
 
 Shapes: (M,P) and the grid (M,2) -> bag_logit (B,), instance_score (M,). Time is quadratic in the cells of a bag, memory
-is not (16,000 cells: below 8 GiB); bags beyond `max_tokens` are refused.
+is not (a step on 20,000 cells: 4 GiB, 10 minutes of one core); bags beyond `max_tokens` are refused.
 """
 
 from collections.abc import Callable
