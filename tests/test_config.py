@@ -6,7 +6,9 @@ import re
 
 import pytest
 import yaml
+from snakemake.utils import update_config
 
+from preprocessing.encoders import get_encoder
 from smmil.config import Config, json_schema, parse_config, training_options
 from smmil.methods_table import METHODS
 from smmil.models import MODELS
@@ -20,6 +22,14 @@ def paper(repository):
 def test_the_committed_schema_is_the_one_the_code_makes(repository):
     committed = (repository / "workflow/schemas/config.schema.json").read_text()
     assert committed == json_schema(), "run `make schema`"
+
+
+@pytest.mark.parametrize("names", ["demo", "miniature", "miniature miniature-pretrained", "rehearsal"])
+def test_the_overrides_that_come_along_are_valid(repository, paper, names):
+    for name in names.split():
+        update_config(paper, yaml.safe_load((repository / f"workflow/{name}.yaml").read_text()))
+    named = {name for dataset in parse_config(paper).datasets.values() for name in dataset.encoders}
+    assert {get_encoder(name).name for name in named} == named
 
 
 def test_every_key_of_the_config_has_a_description():
