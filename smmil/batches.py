@@ -8,14 +8,14 @@ got to the device.
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from smmil.data import Bag, BagBatch, joined_features, pack
+from smmil.data import EVERYTHING, Bag, BagBatch, joined_features, pack
 from smmil.memory import first_line, is_out_of_memory, release
 
 log = logging.getLogger(__name__)
@@ -97,30 +97,35 @@ class BagCache:
         release(self.device)
         return True
 
-    def batch(self, index: Sequence[int]) -> BagBatch:
+    def batch(self, index: Sequence[int], fields: Collection[str] = EVERYTHING) -> BagBatch:
         """Packs the bags at the given positions, on the device."""
         if self._features:
-            packed = pack([self.bags[i] for i in index])
+            packed = pack([self.bags[i] for i in index], fields)
             return dataclasses.replace(packed.to(self.device), x=joined_features([self._features[i] for i in index]))
-        return self._moved(self._host(index))
+        return self._moved(self._host(index, fields))
 
     def packed(self, index: Sequence[int]) -> BagBatch:
         """Packs the bags at the given positions on the CPU."""
         return pack([dataclasses.replace(self.bags[i], x=self._x(i)) for i in index])
 
-    def batches(self, indices: Iterable[Sequence[int]]) -> Iterator[BagBatch]:
-        """The batches of an epoch, in the order given; host memory is read one batch ahead of the device."""
+    def batches(self, indices: Iterable[Sequence[int]], fields: Collection[str] = EVERYTHING) -> Iterator[BagBatch]:
+        """The batches of an epoch, in the order given; host memory is read one batch ahead of the device.
+
+        Args:
+            indices: positions of the bags of each batch.
+            fields: of a batch that are wanted, see `smmil.data.pack`.
+        """
         if self.device.type == "cpu":
             for group in self.groups(indices):
-                yield from [self.batch(index) for index in group]
+                yield from [self.batch(index, fields) for index in group]
             return
         if self._features:
-            yield from map(self.batch, indices)
+            yield from (self.batch(index, fields) for index in indices)
             return
         with ThreadPoolExecutor(1) as worker:
             waiting = None
             for index in indices:
-                following = worker.submit(self._host, index)
+                following = worker.submit(self._host, index, fields)
                 if waiting is not None:
                     yield self._moved(waiting.result())
                 waiting = following
@@ -144,8 +149,8 @@ class BagCache:
     def _x(self, i: int) -> Tensor:
         return self._features[i].cpu() if self._features else self.bags[i].x
 
-    def _host(self, index: Sequence[int]) -> BagBatch:
-        packed = pack([self.bags[i] for i in index])
+    def _host(self, index: Sequence[int], fields: Collection[str]) -> BagBatch:
+        packed = pack([self.bags[i] for i in index], fields)
         return _pinned(packed) if self.device.type == "cuda" else packed
 
     def _moved(self, packed: BagBatch) -> BagBatch:

@@ -15,7 +15,7 @@ A batch is packed, never padded: the rows of B bags stand one below the other, M
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -118,11 +118,15 @@ class BagBatch:
         ]
 
 
-def pack(bags: Sequence[Bag]) -> BagBatch:
+EVERYTHING = frozenset({"neighbors", "grid", "coords", "y_inst"})
+
+
+def pack(bags: Sequence[Bag], fields: Collection[str] = EVERYTHING) -> BagBatch:
     """Packs bags into one batch, in the order given.
 
     Args:
         bags: at least one bag; every bag has at least one instance, and all share P.
+        fields: those of `EVERYTHING` that are wanted (`MILModel.needs`); the others get no column, `y_inst` gets -1.
 
     Returns:
         The packed batch; K is the largest K of the bags.
@@ -133,22 +137,27 @@ def pack(bags: Sequence[Bag]) -> BagBatch:
     _check(bags)
     sizes = [len(bag) for bag in bags]
     starts = [0, *accumulate(sizes)]
+    linked, no_column = "neighbors" in fields, torch.empty((starts[-1], 0), dtype=torch.int64)
+    weights = [bag.edge_weight for bag in bags if linked and bag.edge_weight is not None]
+    return BagBatch(
+        x=joined_features([bag.x for bag in bags]),
+        offsets=torch.tensor(starts),
+        neighbors=_neighbors(bags, starts, sizes) if linked else no_column,
+        grid=torch.cat([bag.grid for bag in bags]) if "grid" in fields else no_column,
+        coords=torch.cat([bag.coords for bag in bags]) if "coords" in fields else no_column,
+        y=torch.tensor([bag.y for bag in bags], dtype=torch.float32),
+        y_inst=torch.cat([bag.y_inst for bag in bags]) if "y_inst" in fields else torch.full((starts[-1],), -1),
+        bag_ids=tuple(bag.bag_id for bag in bags),
+        edge_weight=_joined(weights, fill=0) if weights else None,
+    )
+
+
+def _neighbors(bags: Sequence[Bag], starts: list[int], sizes: list[int]) -> Tensor:
     neighbors = _joined([bag.neighbors for bag in bags], fill=-1).long()
     # entries are row numbers of their bag, wanted are those of the batch; numpy's calls are the shorter ones
     table = neighbors.numpy()
     table += np.repeat(starts[:-1], sizes)[:, None] * (table >= 0)
-    weights = [bag.edge_weight for bag in bags if bag.edge_weight is not None]
-    return BagBatch(
-        x=joined_features([bag.x for bag in bags]),
-        offsets=torch.tensor(starts),
-        neighbors=neighbors,
-        grid=torch.cat([bag.grid for bag in bags]),
-        coords=torch.cat([bag.coords for bag in bags]),
-        y=torch.tensor([bag.y for bag in bags], dtype=torch.float32),
-        y_inst=torch.cat([bag.y_inst for bag in bags]),
-        bag_ids=tuple(bag.bag_id for bag in bags),
-        edge_weight=_joined(weights, fill=0) if weights else None,
-    )
+    return neighbors
 
 
 def joined_features(parts: Sequence[Tensor]) -> Tensor:

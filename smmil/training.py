@@ -186,7 +186,7 @@ class Fit:
         """The steps that are left of the epoch under way."""
         left = chunks(self.cursor.order, self.options.batch_size)[self.cursor.step :]
         batches = [self.memory.relief.passes(index) for index in left]
-        stream = self.cache.batches(chain.from_iterable(batches))
+        stream = self.cache.batches(chain.from_iterable(batches), self.model.needs)
         for index, passes in zip(left, batches, strict=True):
             if self.stop():
                 raise Interrupted

@@ -68,8 +68,8 @@ class Budget:
             if self.last and where == "backward":
                 refuse()
 
-        def packing(index) -> BagBatch:
-            batch = pack(index)
+        def packing(index, *fields) -> BagBatch:
+            batch = pack(index, *fields)
             if where == "packing" and fails(running, batch):
                 refuse()
             return batch

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from smmil.data import pack
+from smmil.data import EVERYTHING, pack
+from smmil.models import MODELS, build_model
 from tests.graphs import make_bag
 
 
@@ -48,3 +49,30 @@ def test_edge_weights_are_packed_and_split_with_their_edges():
 def test_bad_bags_are_named(bags, message):
     with pytest.raises(ValueError, match=message):
         pack(bags())
+
+
+def test_fields_that_are_not_asked_for_stay_out():
+    bags = [make_bag(n, seed, y=float(seed)) for seed, n in enumerate((4, 6))]
+    bags = [dataclasses.replace(bag, edge_weight=(bag.neighbors >= 0).float()) for bag in bags]
+    whole, bare, linked = pack(bags), pack(bags, ()), pack(bags, {"neighbors"})
+    for name in ("x", "offsets", "y"):
+        assert torch.equal(getattr(bare, name), getattr(whole, name))
+    assert [len(getattr(bare, name)) for name in ("neighbors", "grid", "coords", "y_inst")] == [10] * 4
+    assert bare.neighbors.numel() == bare.grid.numel() == bare.coords.numel() == 0
+    assert bare.edge_weight is None and set(bare.y_inst.tolist()) == {-1}
+    assert torch.equal(linked.neighbors, whole.neighbors) and torch.equal(linked.edge_weight, whole.edge_weight)
+    assert linked.grid.numel() == 0 and bare.to("cpu").neighbors.shape == (10, 0)
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_a_method_trains_on_what_it_says_it_needs(name):
+    bags, found = [make_bag(n, seed, y=float(seed % 2)) for seed, n in enumerate((5, 1, 9))], []
+    for fields in (EVERYTHING, build_model(name, 6).needs):
+        torch.manual_seed(0)
+        model, batch = build_model(name, 6).train(), pack(bags, fields)
+        model.start_epoch(1)
+        loss = torch.stack(list(model.loss(batch, model(batch)).values())).sum()
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert len(found[0]) == len(found[1]) > 1
+    assert all(torch.equal(whole, needed) for whole, needed in zip(*found, strict=True))

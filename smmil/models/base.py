@@ -35,7 +35,8 @@ class Output:
 class MILModel(nn.Module, ABC):
     """Base of every method.
 
-    `needs` names what a method reads of a batch beyond features: "neighbors", "grid". `quirks` are those of
+    `needs` names what a method reads of a batch beyond features, bounds and bag labels: "neighbors" (weights included),
+    "grid". Training batches hold nothing else, least of all labels of instances. `quirks` are those of
     `smmil.protocol.QUIRKS` that it was built with (`build_model`).
 
     Args:
