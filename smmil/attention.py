@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 # float32 elements: weights kept for the backward pass below the first, slices of the second above it, which a
-# processor's caches hold (2^24: four times as slow); a GPU wants long ones
+# processor's caches hold (2^24: twice as slow and more); a GPU wants long ones
 KEEP, SLICE, SLICE_GPU = 2**22, 2**19, 2**25
 
 
