@@ -49,7 +49,8 @@ def steps(
         index: (M,K) int32; padding is the row itself with weight 0.
         weight: (M,K), of u's type.
         self_weight: (M,), of u's type.
-        scale: (M,), of u's type, if the weight of every edge is scale[i] scale[j]: rows of a lattice then share sums.
+        scale: (M,), positive, of u's type, if the weight of every edge is scale[i] scale[j]: rows of a lattice then
+            share sums.
         alpha: the trade-off.
         T: number of steps.
 

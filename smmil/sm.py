@@ -31,7 +31,8 @@ class Graph:
         index: (M,K) int64, rows of the neighbours; padding points at the row itself with weight 0.
         weight: (M,K) the entries of A_hat.
         self_weight: (M,) diagonal of A_hat: 1 for isolated nodes, 0 otherwise.
-        scale: (M,) with A_hat[i,j] = scale[i] scale[j] on every edge, or None: the edges have weights of their own.
+        scale: (M,), positive, with A_hat[i,j] = scale[i] scale[j] on every edge, or None: the edges have weights of
+            their own.
     """
 
     index: Tensor

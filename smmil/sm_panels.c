@@ -23,23 +23,23 @@ static NAME(layout) NAME(laid_out)(const NAME(job) *job, int64_t width) {
     return out;
 }
 
-INLINE void NAME(move)(REAL *to, const REAL *from) {
-    for (int64_t v = 0; v < VECTORS; v++) ((NAME(loose) *)to)[v] = ((const NAME(loose) *)from)[v];
+INLINE void NAME(move)(REAL *to, const REAL *from, REAL factor) {
+    for (int64_t v = 0; v < VECTORS; v++) ((NAME(loose) *)to)[v] = ((const NAME(loose) *)from)[v] * factor;
 }
 
-/* a block from the matrix into panels; whole strips move in registers, the last columns one by one */
-TARGET static void NAME(copy_in)(REAL *restrict block, const REAL *restrict matrix, const NAME(job) *job,
-                                 NAME(layout) to) {
+/* a block from the matrix, times `scale` if given, into panels; whole strips move in registers, the last columns one by
+ * one */
+TARGET static void NAME(copy_in)(REAL *restrict block, const REAL *restrict matrix, const REAL *scale,
+                                 const NAME(job) *job, NAME(layout) to) {
     const int64_t whole = to.width / STRIP, rest = to.width % STRIP;
     for (int64_t i = 0; i < job->rows; i++, matrix += job->columns, block += to.row) {
+        const REAL factor = scale ? scale[i] : 1;
         if (whole == MOST) {
-            for (int64_t n = 0; n < MOST; n++) NAME(move)(block + to.at[n], matrix + n * STRIP);
+            for (int64_t n = 0; n < MOST; n++) NAME(move)(block + to.at[n], matrix + n * STRIP, factor);
         } else {
-            for (int64_t n = 0; n < whole; n++) NAME(move)(block + to.at[n], matrix + n * STRIP);
-            if (rest) {
-                memset(block + to.at[whole], 0, STRIP * sizeof(REAL));
-                memcpy(block + to.at[whole], matrix + whole * STRIP, (size_t)rest * sizeof(REAL));
-            }
+            for (int64_t n = 0; n < whole; n++) NAME(move)(block + to.at[n], matrix + n * STRIP, factor);
+            for (int64_t n = 0; n < STRIP && rest; n++)
+                block[to.at[whole] + n] = n < rest ? matrix[whole * STRIP + n] * factor : 0;
         }
     }
 }
@@ -49,22 +49,23 @@ TARGET static void NAME(copy_out)(REAL *restrict matrix, const REAL *restrict bl
     const int64_t whole = from.width / STRIP, rest = from.width % STRIP;
     for (int64_t i = 0; i < job->rows; i++, matrix += job->columns, block += from.row) {
         if (whole == MOST) {
-            for (int64_t n = 0; n < MOST; n++) NAME(move)(matrix + n * STRIP, block + from.at[n]);
+            for (int64_t n = 0; n < MOST; n++) NAME(move)(matrix + n * STRIP, block + from.at[n], 1);
         } else {
-            for (int64_t n = 0; n < whole; n++) NAME(move)(matrix + n * STRIP, block + from.at[n]);
+            for (int64_t n = 0; n < whole; n++) NAME(move)(matrix + n * STRIP, block + from.at[n], 1);
             if (rest) memcpy(matrix + whole * STRIP, block + from.at[whole], (size_t)rest * sizeof(REAL));
         }
     }
 }
 
-/* rows first..last - 1: out = scale * in; with `dot`, what step 0 of the gradients adds to dot and total */
-TARGET static void NAME(begin)(NAME(vector) *restrict out, NAME(vector) *restrict in, const NAME(vector) *restrict base,
-                               NAME(vector) *dot, REAL c, const REAL *scale, int64_t first, int64_t last, int64_t wide) {
+/* rows first..last - 1 of what step 0 of the gradients adds: to dot, and to total, which holds grad */
+TARGET static void NAME(begin)(NAME(vector) *restrict out, NAME(vector) *restrict total,
+                               const NAME(vector) *restrict base, NAME(vector) *dot, REAL c, const REAL *scale,
+                               int64_t first, int64_t last, int64_t wide) {
     for (int64_t i = first; i < last; i++) {
         const REAL factor = scale ? scale[i] : 1;
         for (int64_t w = 0, at = i * wide; w < wide; w++, at++) {
-            out[at] = in[at] * factor;
-            if (dot) dot[w] += in[at] * base[at], in[at] *= c;
+            out[at] = total[at] * factor;
+            dot[w] += total[at] * base[at], total[at] *= c;
         }
     }
 }
@@ -76,7 +77,8 @@ static double NAME(added)(const NAME(vector) *dot, int64_t wide) {
     return sum;
 }
 
-/* All steps on one panel of U, which receives the result; given `total`, a panel of grad, that one becomes dU.
+/* All steps on one panel of scale * U, which receives the result; given `total`, a panel of grad, that one becomes dU
+ * and U is as it is.
  * `value`: two panels with a row of zeros behind them; `done` and `number`, per step the rows done and the segment that
  * comes next, are 0. Returns the panel's part of dalpha. */
 static double NAME(panel)(const NAME(job) *job, NAME(vector) *base, NAME(vector) *total, NAME(vector) *const *value,
@@ -85,16 +87,21 @@ static double NAME(panel)(const NAME(job) *job, NAME(vector) *base, NAME(vector)
     double slope = 0;
     for (int64_t begun = 0, last_step = job->steps - 1; done[last_step] < job->rows;) {
         const int64_t ahead = begun + TILE < job->rows ? begun + TILE : job->rows;
-        memset(dot, 0, sizeof(dot));
-        NAME(begin)(value[0], total ? total : base, base, total ? dot : NULL, total ? (REAL)c[0] : 1, job->scale, begun,
-                    ahead, wide);
-        if (total) slope += d[0] * NAME(added)(dot, wide);
+        if (total) {
+            memset(dot, 0, sizeof(dot));
+            NAME(begin)(value[0], total, base, dot, (REAL)c[0], job->scale, begun, ahead, wide);
+            slope += d[0] * NAME(added)(dot, wide);
+        } else if (!last_step) {
+            /* the only step reads rows that it has written */
+            memcpy(value[0] + begun * wide, base + begun * wide, (size_t)((ahead - begun) * wide) * sizeof(*base));
+        }
         begun = ahead;
         for (int64_t t = 0, before = begun; t < job->steps; t++) {
             const int64_t first = done[t], last = before == job->rows ? job->rows : before - job->reach;
             if (last <= first) break;
             NAME(step) step = {.out = value[(t + 1) % 2], .in = value[t % 2], .base = base, .factor = job->inner};
             if (total) step.total = total, step.dot = dot, step.c = (REAL)c[t + 1];
+            else if (!t && last_step) step.in = base;
             /* nobody needs a row of U after its last step */
             else if (t == last_step) step.out = base, step.factor = job->outer;
             NAME(spread)(&step, job, first, last, number + t, wide);
@@ -113,9 +120,10 @@ static double NAME(block)(const NAME(job) *job, const REAL *grad, const REAL *u,
     NAME(vector) *value[2] = {memory, memory + size}, *base = memory + 2 * size, *total = base + whole;
     double slope = 0;
     for (int v = 0; v < 2; v++) memset(value[v] + job->rows * wide, 0, (size_t)wide * sizeof(NAME(vector)));
-    NAME(copy_in)((REAL *)base, u, job, layout);
-    if (grad) NAME(copy_in)((REAL *)total, grad, job, layout);
+    NAME(copy_in)((REAL *)base, u, grad ? NULL : job->scale, job, layout);
+    if (grad) NAME(copy_in)((REAL *)total, grad, NULL, job, layout);
     for (int64_t at = 0; at < whole; at += size) {
+        memset(base + at + job->rows * wide, 0, (size_t)wide * sizeof(NAME(vector)));
         memset(counts, 0, 2 * (size_t)job->steps * sizeof(int64_t));
         slope += NAME(panel)(job, base + at, grad ? total + at : NULL, value, counts, counts + job->steps, c, d, wide);
     }
@@ -162,8 +170,8 @@ static int NAME(prepare)(NAME(job) *job, const double *alpha) {
     free(plain);
     for (int64_t i = 0; i < rows && found; i++) {
         const REAL s = job->scale ? job->scale[i] : 1;
-        job->inner[i] = alpha ? (NAME(pair)){(REAL)(1 - *alpha) * s, (REAL)*alpha * s * s} : (NAME(pair)){s, s * s};
-        job->outer[i] = alpha ? (NAME(pair)){(REAL)(1 - *alpha), (REAL)*alpha * s} : job->inner[i];
+        job->inner[i] = alpha ? (NAME(pair)){(REAL)(1 - *alpha), (REAL)*alpha * s * s} : (NAME(pair)){s, s * s};
+        job->outer[i] = alpha ? (NAME(pair)){(REAL)(1 - *alpha) / s, (REAL)*alpha * s} : job->inner[i];
     }
     /* what is gathered of scaled values has the weights 1 and 0 */
     for (int64_t k = 0; k < job->chains.count && found && job->scale; k++) {

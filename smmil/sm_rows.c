@@ -7,7 +7,7 @@ typedef REAL NAME(vector) __attribute__((vector_size(BYTES), may_alias));
 typedef REAL NAME(loose) __attribute__((vector_size(BYTES), aligned(sizeof(REAL)), may_alias));
 #define LANES ((int64_t)(BYTES / sizeof(REAL)))
 
-/* factors of a row: of U and of the sum over the neighbours; with `backward`, of that sum for the power and the next */
+/* factors of a row: of scale * U and of the sum over the neighbours; with `backward`, of that sum for the power and the next */
 typedef struct {
     REAL first, second;
 } NAME(pair);
