@@ -1,17 +1,18 @@
 """Exact softmax attention with dropout and a learned positional bias, in bounded memory (SETMIL, IIB-MIL).
 
 softmax(s Q K^T + bias) V, dropout on the weights. The fused attention of torch has neither dropout nor a bias that is
-made on the fly, so long sequences are taken in slices of queries whose weights are computed again, with the same random
-numbers, in the backward pass: memory is linear in the length, time quadratic. With W the weights, M the scaled mask of
-dropout, L the logits and G the gradient of the result, that pass is, slice by slice,
+made on the fly, so this one takes slices of queries and heads that a processor's caches hold. Of short sequences the
+weights are kept for the backward pass; those of long ones are computed again there, with the same random numbers:
+memory is linear in the length, time quadratic. With W the weights, A those that dropout left (times its factor), L the
+logits and G the gradient of the result, that pass is, slice by slice,
 
-    dV += (W M)^T G    dW = M (G V^T)    dL = W (dW - rowsum(W dW))    dQ = s dL K    dK += s dL^T Q
+    dV += A^T G    P = A (G V^T)    dL = P - W rowsum(P)    dQ = s dL K    dK += s dL^T Q
 
 Shapes: (h,n,d), h heads of one sequence.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +21,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-# float32 elements: weights kept for the backward pass below the first, slices of the second above it, which a
-# processor's caches hold (2^24: twice as slow and more); a GPU wants long ones
-KEEP, SLICE, SLICE_GPU = 2**22, 2**19, 2**25
+from smmil.dropout import mask
+
+# float32 elements: sequences with no more weights than the first keep them, slices have the second (2^24: twice as
+# slow and more); a GPU wants long ones
+KEEP, SLICE, SLICE_GPU = 2**22, 2**18, 2**25
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Bias:
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Bias | None = None, dropout: float = 0.0
 ) -> Tensor:
-    """Attends; long sequences can be differentiated once.
+    """Attends; can be differentiated once.
 
     Args:
         q: (h,n,d).
@@ -59,16 +62,11 @@ def attention(
     Returns:
         (h,n,d').
     """
-    heads, n, _ = q.shape
     if bias is None and dropout == 0:
         return F.scaled_dot_product_attention(q[None], k[None], v[None], scale=scale)[0]
-    if heads * n * n > KEEP:
-        table, kinds = (None, None) if bias is None else (bias.table, bias.kinds)
-        out: Tensor = _Sliced.apply(q, k, v, table, kinds, scale, dropout)
-        return out
-    logits = scale * q @ k.mT
-    weights = torch.softmax(logits if bias is None else logits + bias(0, n), -1)
-    return (weights * _mask(weights, dropout) if dropout else weights) @ v
+    table, kinds = (None, None) if bias is None else (bias.table, bias.kinds)
+    out: Tensor = _Sliced.apply(q, k, v, table, kinds, scale, dropout)
+    return out
 
 
 class _Sliced(torch.autograd.Function):
@@ -86,15 +84,18 @@ class _Sliced(torch.autograd.Function):
         dropout: float,
     ) -> Tensor:
         ctx.save_for_backward(q, k, v, table)
-        ctx.kinds, ctx.scale, ctx.dropout, ctx.random = kinds, scale, dropout, _generator_states(q.device)
+        ctx.kinds, ctx.scale, ctx.dropout, ctx.random = kinds, scale, dropout, None
+        ctx.kept = [] if any(ctx.needs_input_grad) and len(q) * q.shape[1] ** 2 <= KEEP else None
+        if ctx.kept is None:
+            ctx.random = _generator_states(q.device)
         with torch.autocast(q.device.type, enabled=False):
             q, k, wide_v, table = _wide(q, k, v, table)
             out = torch.empty_like(wide_v)
             for rows, own, pairs in _slices(q, ctx.kinds):
-                weights = _weights(q[own, rows], k[own], scale, table, own, pairs)
-                if dropout:
-                    weights.mul_(_mask(weights, dropout))
-                out[own, rows] = weights @ wide_v[own]
+                weights, left = _weights(q[own, rows], k[own], scale, table, own, pairs, dropout)
+                if ctx.kept is not None:
+                    ctx.kept.append((weights, left))
+                out[own, rows] = left @ wide_v[own]
         return out.to(v.dtype)
 
     @staticmethod
@@ -105,21 +106,20 @@ class _Sliced(torch.autograd.Function):
         grad = grad.to(q.dtype)
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         dtable = None if table is None else torch.zeros_like(table)
-        with _again(ctx.random, q.device):
+        kept = None if ctx.kept is None else iter(ctx.kept)
+        with nullcontext() if ctx.random is None else _again(ctx.random, q.device):
             for rows, own, pairs in _slices(q, ctx.kinds):
-                weights = _weights(q[own, rows], k[own], ctx.scale, table, own, pairs)
-                dlogits, kept = grad[own, rows] @ v[own].mT, weights
-                if ctx.dropout:
-                    mask = _mask(weights, ctx.dropout)
-                    dlogits.mul_(mask)
-                    kept = mask.mul_(weights)
-                dv[own].baddbmm_(kept.mT, grad[own, rows])
-                dlogits.sub_((dlogits * weights).sum(-1, keepdim=True)).mul_(weights)
+                if kept is None:
+                    weights, left = _weights(q[own, rows], k[own], ctx.scale, table, own, pairs, ctx.dropout)
+                else:
+                    weights, left = next(kept)
+                dv[own].baddbmm_(left.mT, grad[own, rows])
+                dlogits = (grad[own, rows] @ v[own].mT).mul_(left)
+                dlogits.addcmul_(weights, dlogits.sum(-1, keepdim=True), value=-1)
                 if dtable is not None and pairs is not None:
                     dtable[own] += dlogits.flatten(1) @ pairs.flatten(1).T
-                dlogits.mul_(ctx.scale)
-                dq[own, rows] = dlogits @ k[own]
-                dk[own].baddbmm_(dlogits.mT, q[own, rows])
+                dq[own, rows] = ctx.scale * (dlogits @ k[own])
+                dk[own].baddbmm_(dlogits.mT, q[own, rows], alpha=ctx.scale)
         found = zip((dq, dk, dv, dtable), given, strict=True)
         return *(None if d is None else d.to(t.dtype) for d, t in found), None, None, None
 
@@ -142,23 +142,16 @@ def _slices(q: Tensor, kinds: Callable[[int, int], Tensor] | None) -> Iterator[t
             yield slice(start, stop), slice(head, head + together), pairs
 
 
-def _weights(q: Tensor, k: Tensor, scale: float, table: Tensor | None, own: slice, pairs: Tensor | None) -> Tensor:
-    """Softmax weights of some heads and queries, (h', rows, n)."""
-    logits = scale * q @ k.mT
-    if table is not None and pairs is not None:
-        logits += (table[own] @ pairs.flatten(1)).view_as(logits)
-    return torch.softmax(logits, -1)
-
-
-def _mask(weights: Tensor, p: float) -> Tensor:
-    """0 with probability p, else 1 / (1 - p); on the CPU with p in steps of 2^-16, of 16 of the generator's 64 bits."""
-    least, most = torch.iinfo(torch.int16).min, round(p * 2**16)
-    if weights.device.type != "cpu" or most == 2**16:
-        return F.dropout(torch.ones_like(weights), p)
-    # torch draws one number per weight, which takes longer than all else that is done to it here
-    drawn = torch.empty(-(-weights.numel() // 4), dtype=torch.int64).random_(torch.iinfo(torch.int64).min, None)
-    kept = drawn.view(torch.int16)[: weights.numel()].view(weights.shape) >= least + most
-    return kept.to(weights.dtype).mul_(1 / (1 - most / 2**16))
+def _weights(
+    q: Tensor, k: Tensor, scale: float, table: Tensor | None, own: slice, pairs: Tensor | None, dropout: float
+) -> tuple[Tensor, Tensor]:
+    """Softmax weights of some heads and queries, (h', rows, n), and what dropout leaves of them."""
+    if table is None or pairs is None:
+        logits = scale * q @ k.mT
+    else:
+        logits = (table[own] @ pairs.flatten(1)).view(len(q), *pairs.shape[1:]).baddbmm_(q, k.mT, alpha=scale)
+    weights = torch.softmax(logits, -1)
+    return weights, mask(weights, dropout).mul_(weights) if dropout else weights
 
 
 def _generator_states(device: torch.device) -> tuple[Tensor, ...]:

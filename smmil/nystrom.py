@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smmil.dense import Linear
+from smmil.dropout import Dropout
 
 
 def iterative_pinv(a: Tensor, iterations: int = 6) -> Tensor:
@@ -92,7 +93,7 @@ class NystromAttention(nn.Module):
             if value_conv
             else None
         )
-        self.out = nn.Sequential(Linear(width, width), nn.Dropout(dropout)) if out_proj else nn.Identity()
+        self.out = nn.Sequential(Linear(width, width), Dropout(dropout)) if out_proj else nn.Identity()
 
     def forward(self, x: Tensor, *, with_row: bool = False) -> tuple[Tensor, Tensor | None]:
         """Attends.

@@ -158,12 +158,13 @@ def test_sliced_attention_equals_whole_attention_with_gradients(monkeypatch):
     torch.testing.assert_close(results[0][0], expected)
 
 
+@pytest.mark.parametrize("keep", [2**22, 1])
 @pytest.mark.parametrize("biased", [True, False])
-def test_the_backward_pass_of_slices_leaves_out_the_weights_that_the_forward_pass_left_out(monkeypatch, biased):
+def test_the_backward_pass_of_slices_leaves_out_the_weights_that_the_forward_pass_left_out(monkeypatch, biased, keep):
     """Finite differences of a function whose mask hangs on the seed alone; only the forward pass draws."""
     (q, k, v), bias = heads_of(7), random_bias(7)
     monkeypatch.setattr("smmil.attention.SLICE", 30)
-    monkeypatch.setattr("smmil.attention.KEEP", 1)
+    monkeypatch.setattr("smmil.attention.KEEP", keep)
 
     def seeded(q, k, v, table):
         torch.manual_seed(5)
@@ -179,10 +180,11 @@ def test_the_backward_pass_of_slices_leaves_out_the_weights_that_the_forward_pas
         assert torch.equal(seeded(q, k, v, table), out)
 
 
-def test_slices_in_sixteen_bits_stay_near_those_in_float32(monkeypatch):
+@pytest.mark.parametrize("keep", [2**22, 1])
+def test_slices_in_sixteen_bits_stay_near_those_in_float32(monkeypatch, keep):
     (q, k, v), bias = heads_of(40), random_bias(40)
     monkeypatch.setattr("smmil.attention.SLICE", 300)
-    monkeypatch.setattr("smmil.attention.KEEP", 1)
+    monkeypatch.setattr("smmil.attention.KEEP", keep)
     found = []
     for dtype in (torch.float32, torch.bfloat16):
         inputs = [t.detach().to(dtype).requires_grad_() for t in (q, k, v)]

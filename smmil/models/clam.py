@@ -18,6 +18,7 @@ from torch.nn.utils.parametrizations import spectral_norm as normalise
 
 from smmil.data import BagBatch
 from smmil.dense import Linear
+from smmil.dropout import Dropout
 from smmil.models.base import MILModel, Output, graph_of
 from smmil.nn import attend, embedding, segment_rank
 from smmil.sm import Sm
@@ -34,7 +35,7 @@ class ClamAttention(nn.Module):
         self.U = Linear(width, attention_dim) if gated else None
         # shifts every f alike, so the softmax ignores it; kept because the original has it
         self.w = Linear(attention_dim, branches)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, h: Tensor) -> Tensor:
         """(M,D) -> f (M,branches), before the softmax."""
@@ -103,7 +104,7 @@ class CLAM(MILModel):
             raise ValueError(f"found k = {k} and bag_weight = {bag_weight}, expected k >= 0 and a weight in [0, 1]")
         self.k, self.bag_weight, self.inst_loss, self.subtyping = k, bag_weight, inst_loss, subtyping
         branches = 2 if multi_branch else 1
-        self.embed = nn.Sequential(*embedding(in_features, width, embed_act), nn.Dropout(dropout))
+        self.embed = nn.Sequential(*embedding(in_features, width, embed_act), Dropout(dropout))
         self.sm = Sm(alpha, T) if sm else None
         self.attention = ClamAttention(width, attention_dim, branches, gated=gated, dropout=dropout)
         if sm and spectral_norm:

@@ -23,6 +23,7 @@ from torch.nn.functional import log_softmax
 from smmil.attention import check_length, packed_attention
 from smmil.data import BagBatch
 from smmil.dense import Linear
+from smmil.dropout import Dropout
 from smmil.models.base import MILModel, Output
 from smmil.nn import embedding, segment_mean
 
@@ -43,7 +44,7 @@ class EncoderLayer(nn.Module):
         self.qkv, self.out = Linear(width, 3 * width), Linear(width, width)
         self.linear1, self.linear2 = Linear(width, hidden), Linear(hidden, width)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, bounds: list[int]) -> Tensor:
         """(M,D) -> (M,D)."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from smmil.data import BagBatch
 from smmil.dense import Linear
+from smmil.dropout import Dropout
 from smmil.graph_nn import GEN, plain_adjacency, propagate
 from smmil.models.base import MILModel, Output
 from smmil.nn import AttentionPool, attend, embedding
@@ -54,13 +55,13 @@ class PathGCN(MILModel):
         super().__init__(pos_weight=pos_weight)
         joined = hidden * (n_layers + 1)
         self.embed = embedding(in_features, width, embed_act)
-        self.reduce = nn.Sequential(Linear(width, hidden), nn.ReLU(), nn.Dropout(dropout))
+        self.reduce = nn.Sequential(Linear(width, hidden), nn.ReLU(), Dropout(dropout))
         self.layers = nn.ModuleList(GEN(hidden) for _ in range(n_layers))
         self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in range(n_layers - 1))
-        self.graph_dropout = nn.Dropout(graph_dropout)
-        self.join = nn.Sequential(Linear(joined, joined), nn.ReLU(), nn.Dropout(dropout))
-        self.V = nn.Sequential(Linear(joined, joined), nn.Tanh(), nn.Dropout(dropout))
-        self.U = nn.Sequential(Linear(joined, joined), nn.Sigmoid(), nn.Dropout(dropout))
+        self.graph_dropout = Dropout(graph_dropout)
+        self.join = nn.Sequential(Linear(joined, joined), nn.ReLU(), Dropout(dropout))
+        self.V = nn.Sequential(Linear(joined, joined), nn.Tanh(), Dropout(dropout))
+        self.U = nn.Sequential(Linear(joined, joined), nn.Sigmoid(), Dropout(dropout))
         self.w = Linear(joined, 1)
         self.classifier = nn.Sequential(Linear(joined, joined), nn.ReLU(), Linear(joined, 1))
 

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from smmil.attention import Bias, check_length, packed_attention, split_heads
 from smmil.data import BagBatch
 from smmil.dense import Linear
+from smmil.dropout import Dropout
 from smmil.lattice import Cells, lattice
 from smmil.models.base import MILModel, Output
 from smmil.nn import embedding
@@ -81,7 +82,7 @@ class PyramidLevel(nn.Module):
         self.K, self.dropout, self.scale = K, dropout, (width * K * K) ** -0.5
         self.norm = nn.LayerNorm(width * K * K)
         self.qkv = Linear(width * K * K, 3 * out, bias=False)
-        self.proj = nn.Sequential(Linear(out, out), nn.Dropout(dropout))
+        self.proj = nn.Sequential(Linear(out, out), Dropout(dropout))
         self.mlp = mlp(out, out, dropout)
 
     def unfold(self, e: Tensor, cells: Cells) -> Tensor:
@@ -108,7 +109,7 @@ class PyramidLevel(nn.Module):
 def mlp(width: int, hidden: int, dropout: float) -> nn.Sequential:
     """LN, Linear, GELU, Linear, each Linear with dropout."""
     first, second = Linear(width, hidden), Linear(hidden, width)
-    return nn.Sequential(nn.LayerNorm(width), first, nn.GELU(), nn.Dropout(dropout), second, nn.Dropout(dropout))
+    return nn.Sequential(nn.LayerNorm(width), first, nn.GELU(), Dropout(dropout), second, Dropout(dropout))
 
 
 class Block(nn.Module):
@@ -127,7 +128,7 @@ class Block(nn.Module):
         self.n_heads, self.dropout, self.scale = n_heads, dropout, (width // n_heads) ** -0.5
         self.norm = nn.LayerNorm(width)
         self.qkv = Linear(width, 3 * width, bias=False)
-        self.proj = nn.Sequential(Linear(width, width), nn.Dropout(dropout))
+        self.proj = nn.Sequential(Linear(width, width), Dropout(dropout))
         self.mlp = mlp(width, ratio * width, dropout)
         self.bias = nn.Parameter(torch.zeros(n_heads, BUCKETS)) if relative else None
 
@@ -220,7 +221,7 @@ class SETMIL(MILModel):
         self.margin = max(sides) // 2
         self.lift = nn.Identity() if pyramid else Linear(token_dim, dim)
         self.cls = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, dim), std=0.02))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(Block(dim, n_heads, mlp_ratio, dropout, relative) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
         self.classifier = Linear(dim, 1)
