@@ -5,6 +5,7 @@ Memory is the largest resident memory of a process that trained the method, the 
 the memory of the GPU where one was used.
 """
 
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -12,23 +13,19 @@ import numpy as np
 from smmil.fig_curves import logged_rows, runs_behind
 from smmil.fig_job import Drawn, Job, missing_runs, missing_text
 from smmil.plotting import NEUTRAL, colour_of, headline, new_figure, save, shown_name, style
+from smmil.runs import numbers
 
 MEMORY = {"memory_mib": "peak memory, MiB", "device_memory_mib": "peak GPU memory, MiB"}
 
 
 def epoch_seconds(logs: dict[str, list[dict[str, Any]]]) -> list[float]:
     """Per run the median of the seconds of its epochs; runs whose log has no times are left out."""
-    medians = []
-    for rows in logs.values():
-        seconds = [float(row["seconds"]) for row in rows if row.get("seconds") is not None]
-        if seconds:
-            medians.append(float(np.median(seconds)))
-    return medians
+    return [float(np.median(seconds)) for rows in logs.values() if (seconds := numbers(rows, "seconds"))]
 
 
 def peak(logs: dict[str, list[dict[str, Any]]], name: str) -> list[float]:
     """The largest number under a name in the logs of a method; none where no row has it."""
-    found = [float(row[name]) for rows in logs.values() for row in rows if row.get(name) is not None]
+    found = numbers(chain.from_iterable(logs.values()), name)
     return [max(found)] if found else []
 
 

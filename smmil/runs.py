@@ -185,6 +185,11 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
+def numbers(rows: Iterable[Mapping[str, Any]], name: str) -> list[float]:
+    """What rows of logs say under a name, where they say a number."""
+    return [float(row[name]) for row in rows if isinstance(row.get(name), int | float)]
+
+
 def truncate_log(path: Path, first_epoch: int) -> None:
     """Drops the rows of epochs that will run (again): `epoch >= first_epoch`."""
     rows = [row for row in read_log(path) if row["epoch"] < first_epoch]

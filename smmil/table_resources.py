@@ -8,12 +8,11 @@
 Any may be missing (a trimmed folder, a log from before memory was noted): the cell is empty then.
 """
 
-import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from smmil.results import read_json
+from smmil.runs import numbers, read_log
 
 # columns of a log
 MEMORY = ("memory_mib", "device_memory_mib")
@@ -36,7 +35,7 @@ def read_resources(path: Path) -> dict[str, Any]:
     missing = [key for key in ("dataset", "encoder", "method", "runs") if key not in runs]
     if missing:
         raise ValueError(f"{path}: not a runs.json, missing {missing}")
-    splits, logs = [], {run["run"]: read_rows(path.parent / run["run"] / "log.jsonl") for run in runs["runs"]}
+    splits, logs = [], {run["run"]: read_log(path.parent / run["run"] / "log.jsonl") for run in runs["runs"]}
     for run in runs["runs"]:
         seconds = sum(found) if (found := numbers(logs[run["run"]], "seconds")) else None
         test = {"train_seconds": seconds, "undefined": {} if seconds is not None else {"train_seconds": "no log"}}
@@ -50,22 +49,3 @@ def read_resources(path: Path) -> dict[str, Any]:
         "splits": splits,
         "job": {name: max(numbers(every, name), default=None) for name in MEMORY},
     }
-
-
-def read_rows(log: Path) -> list[dict[str, Any]]:
-    """The rows of a run's log; none without a log, and none for the line that a crash cut off."""
-    rows = []
-    for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else []:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            # the epoch is trained and written again
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
-
-
-def numbers(rows: Iterable[dict[str, Any]], name: str) -> list[float]:
-    """What rows of logs say under a name, where they say a number."""
-    return [float(row[name]) for row in rows if isinstance(row.get(name), int | float)]
