@@ -1,10 +1,11 @@
-"""Exact softmax attention with dropout and a learned positional bias, in bounded memory (SETMIL, IIB-MIL).
+"""Exact softmax attention, with dropout and a learned positional bias if asked for, in bounded memory.
 
 softmax(s Q K^T + bias) V, dropout on the weights. The fused attention of torch has neither dropout nor a bias that is
-made on the fly, so this one takes slices of queries and heads that a processor's caches hold. Of short sequences the
-weights are kept for the backward pass; those of long ones are computed again there, with the same random numbers:
-memory is linear in the length, time quadratic. With W the weights, A those that dropout left (times its factor), L the
-logits and G the gradient of the result, that pass is, slice by slice,
+made on the fly, and on a CPU it multiplies by a slow library (`smmil.dense`); so this takes slices of queries and
+heads that a processor's caches hold. Of short sequences the weights are kept for the backward pass; those of long ones
+are computed again there, with the same random numbers: memory is linear in the length, time quadratic. With W the
+weights, A those that dropout left (times its factor), L the logits and G the gradient of the result, that pass is,
+slice by slice,
 
     dV += A^T G    P = A (G V^T)    dL = P - W rowsum(P)    dQ = s dL K    dK += s dL^T Q
 
@@ -21,11 +22,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from smmil.dense import pays, product
 from smmil.dropout import mask
 
 # float32 elements: sequences with no more weights than the first keep them, slices have the second (2^24: twice as
 # slow and more); a GPU wants long ones
 KEEP, SLICE, SLICE_GPU = 2**22, 2**18, 2**25
+ROWS = 256  # queries of a slice at least, where every product is of one head
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,61 @@ def attention(
         (h,n,d').
     """
     if bias is None and dropout == 0:
+        if pays(q, q.shape[1] ** 2 * q.shape[2]) and q.dtype == k.dtype == v.dtype:
+            by_head: Tensor = _ByHead.apply(q, k, v, scale)
+            return by_head
         return F.scaled_dot_product_attention(q[None], k[None], v[None], scale=scale)[0]
     table, kinds = (None, None) if bias is None else (bias.table, bias.kinds)
     out: Tensor = _Sliced.apply(q, k, v, table, kinds, scale, dropout)
     return out
+
+
+class _ByHead(torch.autograd.Function):
+    """`attention` without bias and dropout, head by head, each product by `smmil.dense.product`."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        # an operand's rows must lie side by side
+        q, k, v = (t.contiguous() for t in (scale * q, k, v))
+        ctx.save_for_backward(q, k, v)
+        ctx.scale = scale
+        ctx.kept = [] if any(ctx.needs_input_grad) and len(q) * q.shape[1] ** 2 <= KEEP else None
+        out = torch.empty_like(v)
+        for head, rows in _by_head(q):
+            weights = torch.softmax(product(q[head, rows], k[head]), -1)
+            if ctx.kept is not None:
+                ctx.kept.append(weights)
+            out[head, rows] = product(weights, v[head].T)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v = ctx.saved_tensors
+        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        kept = None if ctx.kept is None else iter(ctx.kept)
+        for head, rows in _by_head(q):
+            if kept is None:
+                weights = torch.softmax(product(q[head, rows], k[head]), -1)
+            else:
+                weights = next(kept)
+            g = grad[head, rows].contiguous()
+            # the long matrix second, read as it lies
+            dv[head] += product(g.T, weights.T).T
+            dlogits = product(g, v[head]).mul_(weights)
+            dlogits.addcmul_(weights, dlogits.sum(-1, keepdim=True), value=-1)
+            dq[head, rows] = ctx.scale * product(dlogits, k[head].T)
+            dk[head] += product(q[head, rows].T, dlogits.T).T
+        return dq, dk, dv, None
+
+
+def _by_head(q: Tensor) -> Iterator[tuple[int, slice]]:
+    """Heads of (h,n,d), within them slices of queries."""
+    heads, n, _ = q.shape
+    step = min(n, max(SLICE // n, ROWS))
+    for head in range(heads):
+        for start in range(0, n, step):
+            yield head, slice(start, start + step)
 
 
 class _Sliced(torch.autograd.Function):
@@ -200,12 +254,14 @@ def packed_attention(
     Returns:
         (M, h d').
     """
+    sizes = [stop - start for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
     parts = []
-    for bag, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
-        heads = (split_heads(t[start:stop], n_heads) for t in (q, k, v))
+    # not by row numbers: the gradient of every such slice is as large as all bags
+    for bag, pieces in enumerate(zip(*(torch.split(t, sizes) for t in (q, k, v)), strict=True)):
+        heads = (split_heads(t, n_heads) for t in pieces)
         bias = None if biases is None else biases[bag]
         parts.append(attention(*heads, scale=scale, bias=bias, dropout=dropout).transpose(0, 1).flatten(1))
-    return torch.cat(parts)
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def check_length(bounds: list[int], max_tokens: int, method: str) -> None:

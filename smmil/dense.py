@@ -1,4 +1,4 @@
-"""Linear layers through oneDNN where torch would use a slower library.
+"""Linear layers, and the products of attention, through oneDNN where torch would use a slower library.
 
 torch multiplies float32 matrices on a CPU by MKL, which on AMD processors leaves out the 512-bit instructions; oneDNN,
 which torch carries for other operations, is about twice as fast there, in the same precision (float32 products, another
@@ -6,7 +6,7 @@ order of sums: results differ by rounding). The operator is the one torch's own 
 it is missing, off the CPU, in another precision, or for matrices so small that the call costs more than the product,
 `torch.nn.functional.linear` computes. `SMMIL_NATIVE=0` in the environment switches it off.
 
-Shapes: x (...,P), weight (D,P), bias (D,) -> (...,D).
+Shapes: x (...,P), weight (D,P), bias (D,) -> (...,D); a (r,d), b (n,d) -> (r,n).
 """
 
 import functools
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-SMALL = 2**18  # multiplications below which the plain call is as fast
+# multiplications below which the plain call is as fast: of a layer, and of one head (there several go together)
+SMALL, SMALL_HEAD = 2**18, 2**21
 
 
 @functools.cache
@@ -30,7 +31,7 @@ def available() -> bool:
     x, weight = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(4, 3)
     try:
         # an operator that torch does not document: believed only after it has given the right numbers
-        return torch.allclose(_product(x, weight, torch.ones(4)), F.linear(x, weight, torch.ones(4)))
+        return torch.allclose(product(x, weight, torch.ones(4)), F.linear(x, weight, torch.ones(4)))
     except (RuntimeError, TypeError):
         return False
 
@@ -61,8 +62,23 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
-def _product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A B^T + bias."""
+def pays(t: Tensor, multiplications: int) -> bool:
+    """Whether products of such matrices, with so many multiplications each, are better made by `product`."""
+    fits = t.device.type == "cpu" and t.dtype == torch.float32
+    return fits and multiplications >= SMALL_HEAD and not torch.is_autocast_enabled("cpu") and available()
+
+
+def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A B^T + bias by oneDNN, without gradient; only where it is `available`.
+
+    Args:
+        a: (r,d), its rows or its columns side by side: anything else takes a hundred times as long.
+        b: (n,d), likewise.
+        bias: (n,) or None.
+
+    Returns:
+        (r,n).
+    """
     out: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
     return out
 
@@ -71,7 +87,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _product(x, weight, bias)
+        return product(x, weight, bias)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -80,7 +96,7 @@ class _Linear(torch.autograd.Function):
         need_x, need_weight, need_bias = ctx.needs_input_grad
         grad = grad.contiguous()
         return (
-            _product(grad, weight.T) if need_x else None,
-            _product(grad.T, x.T) if need_weight else None,
+            product(grad, weight.T) if need_x else None,
+            product(grad.T, x.T) if need_weight else None,
             grad.sum(0) if need_bias else None,
         )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
+from smmil.attention import packed_attention
 from smmil.dense import Linear, linear
 from smmil.sm import Graph, Sm
 
@@ -218,35 +219,12 @@ class TransformerLayer(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.qkv = Linear(width, 3 * width, bias=False)
-        self.n_heads, self.sm = n_heads, sm
+        self.n_heads, self.scale, self.sm = n_heads, (width // n_heads) ** -0.5, sm
 
     def forward(self, x: Tensor, offsets: Tensor, graph: Graph | None = None) -> Tensor:
         """(M,D) -> (M,D); attention stays inside each bag."""
         q, k, v = self.qkv(self.norm(x)).chunk(3, -1)
-        heads = bag_attention(q, k, v, offsets, self.n_heads)
+        heads = packed_attention(q, k, v, offsets.tolist(), self.n_heads, scale=self.scale)
         if self.sm is not None and graph is not None:
             heads = self.sm(heads, graph, offsets)
         return x + heads
-
-
-def bag_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, n_heads: int) -> Tensor:
-    """softmax(Q K^T / sqrt(d)) V inside every bag, heads concatenated.
-
-    Nothing of size N x N is stored: the fused attention of torch works bag by bag.
-
-    Args:
-        q: (M,D).
-        k: (M,D).
-        v: (M,D).
-        offsets: (B+1,).
-        n_heads: divides D.
-
-    Returns:
-        (M,D).
-    """
-    bounds = offsets.tolist()
-    parts = []
-    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
-        a, b, c = (t[start:stop].view(1, stop - start, n_heads, -1).transpose(1, 2) for t in (q, k, v))
-        parts.append(F.scaled_dot_product_attention(a, b, c)[0].transpose(0, 1).flatten(1))
-    return torch.cat(parts)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from smmil.attention import attention
 from smmil.dense import Linear
 from smmil.dropout import Dropout
 
@@ -117,7 +118,7 @@ class NystromAttention(nn.Module):
         return out, row
 
     def _exact(self, q: Tensor, k: Tensor, v: Tensor, with_row: bool) -> tuple[Tensor, Tensor | None]:
-        heads = F.scaled_dot_product_attention(q, k, v)
+        heads = attention(*(t.flatten(0, 1) for t in (q, k, v)), scale=q.shape[-1] ** -0.5).reshape(q.shape)
         if not with_row:
             return heads, None
         first = q[:, :, :1] * q.shape[-1] ** -0.5 @ k.mT

@@ -4,7 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smmil.nn import attend, bag_attention, segment_max, segment_mean, segment_softmax, segment_sum
+from smmil.attention import packed_attention
+from smmil.nn import attend, segment_max, segment_mean, segment_softmax, segment_sum
 
 F64 = torch.float64
 
@@ -40,7 +41,7 @@ def test_segment_softmax_gradients():
     assert torch.autograd.gradcheck(lambda f: segment_softmax(f, offsets), (randn(9).requires_grad_(),))
 
 
-def test_bag_attention_equals_multi_head_attention_of_torch_bag_by_bag():
+def test_packed_attention_equals_multi_head_attention_of_torch_bag_by_bag():
     width, heads, sizes = 16, 4, [5, 1, 7]
     peer = torch.nn.MultiheadAttention(width, heads, bias=False, batch_first=True, dtype=F64)
     with torch.no_grad():
@@ -48,4 +49,5 @@ def test_bag_attention_equals_multi_head_attention_of_torch_bag_by_bag():
     x, offsets = randn(13, width), torch.tensor([0, *sizes]).cumsum(0)
     q, k, v = (x @ peer.in_proj_weight.T).chunk(3, -1)
     expected = torch.cat([peer(p[None], p[None], p[None], need_weights=False)[0][0] for p in x.split(sizes)])
-    torch.testing.assert_close(bag_attention(q, k, v, offsets, heads), expected)
+    bounds, scale = offsets.tolist(), (width // heads) ** -0.5
+    torch.testing.assert_close(packed_attention(q, k, v, bounds, heads, scale=scale), expected)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from smmil.data import BagBatch
 from smmil.dense import Linear
+from smmil.depthwise import depthwise
 from smmil.models.base import MILModel, Output
 from smmil.nn import embedding
 from smmil.nystrom import NystromAttention
@@ -38,7 +39,7 @@ class PPEG(nn.Module):
         kernel = self.dw7.weight + F.pad(self.dw5.weight, [1] * 4) + F.pad(self.dw3.weight, [2] * 4)
         bias = self.dw7.bias + self.dw5.bias + self.dw3.bias  # type: ignore[operator]
         picture = tokens.mT.reshape(len(tokens), -1, side, side)
-        encoded: Tensor = F.conv2d(picture, kernel, bias, padding=3, groups=tokens.shape[-1])
+        encoded = depthwise(picture, kernel, bias)
         return tokens + encoded.flatten(2).mT
 
 
