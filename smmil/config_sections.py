@@ -135,7 +135,19 @@ class TrainingConfig(Options):
     checkpoint_every: int = Field(default=1, ge=1, description="epochs between resumable states")
     checkpoint_seconds: float = Field(default=5.0, ge=0, description="least time between them; 0 = every such epoch")
     tensorboard: bool = Field(default=False, description="event files beside log.jsonl; needs the tensorboard package")
-    split_jobs: bool = Field(default=False, description="one training job per split instead of one for all splits")
+    split_jobs: bool | list[str] = Field(
+        default=False, description="one training job per split instead of one for all splits; true, or some methods"
+    )
+
+    @field_validator("split_jobs")
+    @classmethod
+    def _split_jobs(cls, value: bool | list[str]) -> bool | list[str]:
+        known_methods([] if isinstance(value, bool) else value)
+        return value
+
+    def is_split(self, method: str) -> bool:
+        """Whether a method (or variant of one) is trained by one job per split."""
+        return self.split_jobs if isinstance(self.split_jobs, bool) else base_method(method) in self.split_jobs
 
 
 class SweepConfig(Options):

@@ -86,6 +86,7 @@ def test_the_registry_and_the_names_of_methods_agree():
         ),
         (lambda c: c["training"].update(epochs=0), r"training\.epochs: .*greater than or equal to 1.*found 0"),
         (lambda c: c.update(methods=["abmill"]), r"unknown methods \['abmill'\]"),
+        (lambda c: c["training"].update(split_jobs=["abmill"]), r"split_jobs: .*unknown methods \['abmill'\]"),
         (lambda c: c.update(use=["camelion"]), r"unknown datasets \['camelion'\]"),
         (lambda c: c["datasets"]["rsna"].update(main_encoder="vgg"), r"main_encoder 'vgg' is not in encoders"),
         (lambda c: c["datasets"]["rsna"].update(instances={"ct": {"preset": "lung"}}), r"preset: found 'lung'"),

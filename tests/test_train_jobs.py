@@ -125,6 +125,16 @@ def test_a_pairing_can_be_one_job_per_split_and_one_that_gathers(tmp_path):
     assert jobs["train_runs"] == 1 and jobs["train_part"] == 3
 
 
+def test_single_methods_are_cut_into_parts_with_their_variants(tmp_path):
+    fake_raw(tmp_path, panda=1, scans=100)
+    rsna = {"encoders": ["resnet18"], "source": {"scans": 100}}
+    training = {"split_jobs": ["smap_early"], "splits": [1, 2, 3]}
+    config = write_config(tmp_path, {"use": ["rsna"], "datasets": {"rsna": rsna}, "training": training})
+    runs = [f"results/rsna/runs/resnet18/{method}/runs.json" for method in ("smap_early__t_5", "smap_early", "abmil")]
+    jobs = planned(tmp_path, *runs, "--configfile", config)
+    assert jobs["train_runs"] == 3 and jobs["train_part"] == 6
+
+
 def test_a_part_runs_the_same_command_as_the_whole_job():
     """Both rules spell it out; they differ in `--part` alone."""
     text = (ROOT / "workflow/rules/train.smk").read_text()

@@ -143,7 +143,7 @@ def training_json(wildcards):
 
 def parts_of(wildcards):
     """The parts of a training that is cut into one job per split; none where it is one job."""
-    if not CONFIG.training.split_jobs:
+    if not CONFIG.training.is_split(wildcards.method):
         return []
     folder = (
         f"{RESULTS}/{wildcards.dataset}/runs/{wildcards.encoder}/{wildcards.method}"

@@ -48,7 +48,7 @@ rule train_runs:
     conda:
         "../../envs/train.yaml"
     resources:
-        gpu=0 if CONFIG.training.split_jobs else 1,
+        gpu=lambda w: 0 if CONFIG.training.is_split(w.method) else 1,
         mem_mb=lambda w, attempt: 12000 * attempt,
         runtime=720,
     params:
