@@ -1,18 +1,18 @@
 """Exact softmax attention, with dropout and a learned positional bias if asked for, in bounded memory.
 
-softmax(s Q K^T + bias) V, dropout on the weights. The fused attention of torch has neither dropout nor a bias that is
-made on the fly, and on a CPU it multiplies by a slow library (`smmil.dense`); so this takes slices of queries and
-heads that a processor's caches hold. Of short sequences the weights are kept for the backward pass; those of long ones
-are computed again there, with the same random numbers: memory is linear in the length, time quadratic. With W the
-weights, A those that dropout left (times its factor), L the logits and G the gradient of the result, that pass is,
-slice by slice,
+softmax(s Q K^T + bias) V, dropout on the weights. In float32 on a CPU the compiled kernel computes
+(`smmil.fused_attention`). Elsewhere: torch's fused attention, where there is neither dropout nor a bias; else slices of
+queries and heads. Of short sequences the slices' weights are kept for the backward pass; those of long ones are
+computed again there, with the same random numbers: memory is linear in the length, time quadratic. With W the weights,
+A those that dropout left (times its factor), L the logits and G the gradient of the result, that pass is, slice by
+slice,
 
     dV += A^T G    P = A (G V^T)    dL = P - W rowsum(P)    dQ = s dL K    dK += s dL^T Q
 
-Shapes: (h,n,d), h heads of one sequence.
+Shapes: (h,n,d), h heads of one sequence; packed (M, h d), heads side by side.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -22,13 +22,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from smmil.dense import pays, product
 from smmil.dropout import mask
+from smmil.fused_attention import fused_attention, usable
 
 # float32 elements: sequences with no more weights than the first keep them, slices have the second (2^24: twice as
 # slow and more); a GPU wants long ones
 KEEP, SLICE, SLICE_GPU = 2**22, 2**18, 2**25
-ROWS = 256  # queries of a slice at least, where every product is of one head
 
 
 @dataclass(frozen=True)
@@ -37,22 +36,27 @@ class Bias:
 
     Attributes:
         table: (h,c).
-        kinds: `kinds(start, stop)` gives (c, stop - start, n): 1 where a query and a key make such a pair, else 0.
+        kinds: (n,n) uint8 below c, the kind of a query and a key; see `smmil.fused_attention.kinds_table`.
     """
 
     table: Tensor
-    kinds: Callable[[int, int], Tensor]
+    kinds: Tensor
 
     def __call__(self, start: int, stop: int) -> Tensor:
-        """(h, stop - start, n)."""
+        """Of the queries start..stop, (h, stop - start, n)."""
         # a product with indicators: its backward is a product too, not millions of scattered additions
-        return torch.einsum("hc,cij->hij", self.table, self.kinds(start, stop))
+        return torch.einsum("hc,cij->hij", self.table, indicators(self.kinds[start:stop], self.table))
+
+
+def indicators(kinds: Tensor, table: Tensor) -> Tensor:
+    """(r,n) kinds below c -> (c,r,n) in the type of the table (h,c): 1 where a pair is of the kind, else 0."""
+    return (kinds == torch.arange(table.shape[1], device=kinds.device)[:, None, None]).to(table.dtype)
 
 
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Bias | None = None, dropout: float = 0.0
 ) -> Tensor:
-    """Attends; can be differentiated once.
+    """Attends without the compiled kernel; can be differentiated once.
 
     Args:
         q: (h,n,d).
@@ -66,61 +70,10 @@ def attention(
         (h,n,d').
     """
     if bias is None and dropout == 0:
-        if pays(q, q.shape[1] ** 2 * q.shape[2]) and q.dtype == k.dtype == v.dtype:
-            by_head: Tensor = _ByHead.apply(q, k, v, scale)
-            return by_head
         return F.scaled_dot_product_attention(q[None], k[None], v[None], scale=scale)[0]
     table, kinds = (None, None) if bias is None else (bias.table, bias.kinds)
     out: Tensor = _Sliced.apply(q, k, v, table, kinds, scale, dropout)
     return out
-
-
-class _ByHead(torch.autograd.Function):
-    """`attention` without bias and dropout, head by head, each product by `smmil.dense.product`."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        # an operand's rows must lie side by side
-        q, k, v = (t.contiguous() for t in (scale * q, k, v))
-        ctx.save_for_backward(q, k, v)
-        ctx.scale = scale
-        ctx.kept = [] if any(ctx.needs_input_grad) and len(q) * q.shape[1] ** 2 <= KEEP else None
-        out = torch.empty_like(v)
-        for head, rows in _by_head(q):
-            weights = torch.softmax(product(q[head, rows], k[head]), -1)
-            if ctx.kept is not None:
-                ctx.kept.append(weights)
-            out[head, rows] = product(weights, v[head].T)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v = ctx.saved_tensors
-        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        kept = None if ctx.kept is None else iter(ctx.kept)
-        for head, rows in _by_head(q):
-            if kept is None:
-                weights = torch.softmax(product(q[head, rows], k[head]), -1)
-            else:
-                weights = next(kept)
-            g = grad[head, rows].contiguous()
-            # the long matrix second, read as it lies
-            dv[head] += product(g.T, weights.T).T
-            dlogits = product(g, v[head]).mul_(weights)
-            dlogits.addcmul_(weights, dlogits.sum(-1, keepdim=True), value=-1)
-            dq[head, rows] = ctx.scale * product(dlogits, k[head].T)
-            dk[head] += product(q[head, rows].T, dlogits.T).T
-        return dq, dk, dv, None
-
-
-def _by_head(q: Tensor) -> Iterator[tuple[int, slice]]:
-    """Heads of (h,n,d), within them slices of queries."""
-    heads, n, _ = q.shape
-    step = min(n, max(SLICE // n, ROWS))
-    for head in range(heads):
-        for start in range(0, n, step):
-            yield head, slice(start, start + step)
 
 
 class _Sliced(torch.autograd.Function):
@@ -133,7 +86,7 @@ class _Sliced(torch.autograd.Function):
         k: Tensor,
         v: Tensor,
         table: Tensor | None,
-        kinds: Callable[[int, int], Tensor] | None,
+        kinds: Tensor | None,
         scale: float,
         dropout: float,
     ) -> Tensor:
@@ -145,7 +98,7 @@ class _Sliced(torch.autograd.Function):
         with torch.autocast(q.device.type, enabled=False):
             q, k, wide_v, table = _wide(q, k, v, table)
             out = torch.empty_like(wide_v)
-            for rows, own, pairs in _slices(q, ctx.kinds):
+            for rows, own, pairs in _slices(q, table, ctx.kinds):
                 weights, left = _weights(q[own, rows], k[own], scale, table, own, pairs, dropout)
                 if ctx.kept is not None:
                     ctx.kept.append((weights, left))
@@ -162,7 +115,7 @@ class _Sliced(torch.autograd.Function):
         dtable = None if table is None else torch.zeros_like(table)
         kept = None if ctx.kept is None else iter(ctx.kept)
         with nullcontext() if ctx.random is None else _again(ctx.random, q.device):
-            for rows, own, pairs in _slices(q, ctx.kinds):
+            for rows, own, pairs in _slices(q, table, ctx.kinds):
                 if kept is None:
                     weights, left = _weights(q[own, rows], k[own], ctx.scale, table, own, pairs, ctx.dropout)
                 else:
@@ -182,7 +135,7 @@ def _wide(*tensors: Tensor | None) -> list[Any]:
     return [None if t is None else t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors]
 
 
-def _slices(q: Tensor, kinds: Callable[[int, int], Tensor] | None) -> Iterator[tuple[slice, slice, Tensor | None]]:
+def _slices(q: Tensor, table: Tensor | None, kinds: Tensor | None) -> Iterator[tuple[slice, slice, Tensor | None]]:
     """Slices of queries, within them of heads, and the kinds of their pairs (c, rows, n)."""
     heads, n, _ = q.shape
     most = SLICE if q.device.type == "cpu" else SLICE_GPU
@@ -191,7 +144,7 @@ def _slices(q: Tensor, kinds: Callable[[int, int], Tensor] | None) -> Iterator[t
     for start in range(0, n, step):
         stop = min(start + step, n)
         # for all heads: it takes as long as several of them
-        pairs = None if kinds is None else kinds(start, stop).to(q.dtype)
+        pairs = None if kinds is None or table is None else indicators(kinds[start:stop], table)
         for head in range(0, heads, together):
             yield slice(start, stop), slice(head, head + together), pairs
 
@@ -248,12 +201,16 @@ def packed_attention(
         bounds: B+1 row numbers, bag b is `bounds[b]:bounds[b+1]`.
         n_heads: h.
         scale: s.
-        biases: one per bag, or None.
+        biases: one per bag, of one table, or None.
         dropout: probability, 0 outside training.
 
     Returns:
         (M, h d').
     """
+    table = None if biases is None else biases[0].table
+    kinds = [] if biases is None else [bias.kinds for bias in biases]
+    if usable((q, k, v, table), 0 if table is None else table.shape[1]):
+        return fused_attention(q, k, v, bounds, n_heads, scale=scale, table=table, kinds=kinds, dropout=dropout)
     sizes = [stop - start for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
     parts = []
     # not by row numbers: the gradient of every such slice is as large as all bags

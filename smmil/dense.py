@@ -1,4 +1,4 @@
-"""Linear layers, and the products of attention, through oneDNN where torch would use a slower library.
+"""Linear layers through oneDNN where torch would use a slower library.
 
 torch multiplies float32 matrices on a CPU by MKL, which on AMD processors leaves out the 512-bit instructions; oneDNN,
 which torch carries for other operations, is about twice as fast there, in the same precision (float32 products, another
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# multiplications below which the plain call is as fast: of a layer, and of one head (there several go together)
-SMALL, SMALL_HEAD = 2**18, 2**21
+# multiplications below which the plain call is as fast
+SMALL = 2**18
 
 
 @functools.cache
@@ -60,12 +60,6 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """(...,P) -> (...,D)."""
         return linear(x, self.weight, self.bias)
-
-
-def pays(t: Tensor, multiplications: int) -> bool:
-    """Whether products of such matrices, with so many multiplications each, are better made by `product`."""
-    fits = t.device.type == "cpu" and t.dtype == torch.float32
-    return fits and multiplications >= SMALL_HEAD and not torch.is_autocast_enabled("cpu") and available()
 
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:

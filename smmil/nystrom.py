@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from smmil.attention import attention
+from smmil.attention import packed_attention, split_heads
 from smmil.dense import Linear
 from smmil.dropout import Dropout
 
@@ -107,9 +107,10 @@ class NystromAttention(nn.Module):
             (G,n,D), and (G,n) the mean over heads of the first token's (approximate) attention to every token, or None.
         """
         n = x.shape[1]
-        q, k, v = self.qkv(x).view(len(x), n, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+        qkv = self.qkv(x)
+        q, k, v = qkv.view(len(x), n, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
         if n <= self.m and not self.pad:
-            heads, row = self._exact(q, k, v, with_row)
+            heads, row = self._exact(qkv, with_row)
         else:
             heads, row = self._approximate(q, k, v, with_row)
         if self.conv is not None:
@@ -117,12 +118,18 @@ class NystromAttention(nn.Module):
         out: Tensor = self.out(heads.transpose(1, 2).flatten(2))
         return out, row
 
-    def _exact(self, q: Tensor, k: Tensor, v: Tensor, with_row: bool) -> tuple[Tensor, Tensor | None]:
-        heads = attention(*(t.flatten(0, 1) for t in (q, k, v)), scale=q.shape[-1] ** -0.5).reshape(q.shape)
+    def _exact(self, qkv: Tensor, with_row: bool) -> tuple[Tensor, Tensor | None]:
+        sequences, n, _ = qkv.shape
+        q, k, v = qkv.flatten(0, 1).chunk(3, -1)
+        scale = (q.shape[1] // self.n_heads) ** -0.5
+        bounds = [n * sequence for sequence in range(sequences + 1)]
+        heads = packed_attention(q, k, v, bounds, self.n_heads, scale=scale)
+        heads = heads.view(sequences, n, self.n_heads, -1).transpose(1, 2)
         if not with_row:
             return heads, None
-        first = q[:, :, :1] * q.shape[-1] ** -0.5 @ k.mT
-        return heads, torch.softmax(first, -1).mean(1)[:, 0]
+        first, keys = (split_heads(t, self.n_heads).view(self.n_heads, sequences, n, -1) for t in (q, k))
+        logits = scale * first[:, :, :1] @ keys.mT
+        return heads, torch.softmax(logits, -1).mean(0)[:, 0]
 
     def _approximate(self, q: Tensor, k: Tensor, v: Tensor, with_row: bool) -> tuple[Tensor, Tensor | None]:
         n, m = q.shape[2], self.m

@@ -10,7 +10,7 @@ from smmil.attention import Bias, attention
 from smmil.data import pack
 from smmil.lattice import lattice
 from smmil.models import build_model
-from smmil.models.setmil import distance_buckets, one_hot, sinusoid
+from smmil.models.setmil import distance_buckets, pair_kinds, sinusoid
 from tests.graphs import make_bag
 
 F64, P = torch.float64, 8
@@ -63,7 +63,7 @@ def test_neighbourhoods_equal_a_dense_unfold_and_never_leave_the_bag():
         torch.testing.assert_close(found[:, level.K**2 // 2], e)
 
 
-def test_distance_buckets_are_rounded_distances():
+def test_distance_buckets_are_rounded_distances(monkeypatch):
     place = torch.tensor([(r, c) for r in range(7) for c in range(7)])
     bucket = distance_buckets(place, 0, 50)
     assert (bucket[0] == 4).all() and (bucket[:, 0] == 4).all()
@@ -72,7 +72,8 @@ def test_distance_buckets_are_rounded_distances():
         for j in range(49):
             distance = round(math.dist(place[i].tolist(), place[j].tolist()))
             assert bucket[i + 1, j + 1] == expected.get(distance, 3)
-    torch.testing.assert_close(one_hot(place, F64)(5, 9).argmax(0), bucket[5:9])
+    monkeypatch.setattr("smmil.models.setmil.PAIRS", 30)
+    assert torch.equal(pair_kinds(place).long(), bucket)
 
 
 def test_the_sinusoid():
@@ -139,9 +140,9 @@ def heads_of(n: int, wide: int = 4) -> list[torch.Tensor]:
 
 
 def random_bias(n: int) -> Bias:
-    kind = torch.randint(3, (n, n))
+    kind = torch.randint(3, (n, n), dtype=torch.uint8)
     table = torch.randn(2, 3, dtype=F64, requires_grad=True)
-    return Bias(table, lambda start, stop: (kind[start:stop] == torch.arange(3)[:, None, None]).to(F64))
+    return Bias(table, kind)
 
 
 def test_sliced_attention_equals_whole_attention_with_gradients(monkeypatch):
@@ -189,7 +190,7 @@ def test_slices_in_sixteen_bits_stay_near_those_in_float32(monkeypatch, keep):
     for dtype in (torch.float32, torch.bfloat16):
         inputs = [t.detach().to(dtype).requires_grad_() for t in (q, k, v)]
         table = bias.table.detach().float().requires_grad_()
-        out = attention(*inputs, scale=0.6, bias=Bias(table, lambda a, b: bias.kinds(a, b).float()))
+        out = attention(*inputs, scale=0.6, bias=Bias(table, bias.kinds))
         assert out.dtype == dtype
         found.append([out, *torch.autograd.grad(out.float().square().sum(), (*inputs, table))])
     for exact, near in zip(*found, strict=True):

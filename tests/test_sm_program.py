@@ -4,10 +4,7 @@ A kernel that goes by a table of row numbers may read beyond its memory and give
 alone do not find that. The emulator (`qemu-aarch64-static` with `aarch64-linux-gnu-gcc`) is asked where there is one.
 """
 
-import os
 import shutil
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,38 +15,16 @@ from smmil import native
 from smmil.sm import Graph, coefficients, normalise_adjacency
 from tests.graphs import table
 from tests.lattices import TABLES, cells, lines, packed
-from tests.workflows import ROOT
+from tests.programs import ARM, SANITIZED, program, run_program
 
-SANITIZED = ("cc", "-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Wno-unknown-pragmas")
-ARM = ("aarch64-linux-gnu-gcc", "-O3", "-static")
 COLUMNS = (1, 16, 17, 70, 129)
 ALPHA = 0.6
-
-
-def program(folder: Path, compiler: tuple[str, ...]) -> Path:
-    """The built program; skips where the compiler is missing or cannot do what it is asked."""
-    if shutil.which(compiler[0]) is None:
-        pytest.skip(f"no {compiler[0]} on this machine")
-    built = folder / "sm"
-    flags = [flag for flag in native.FLAGS if flag not in ("-fPIC", "-shared", "-O3")]
-    command = [*compiler, *flags, str(ROOT / "tests" / "sm_program.c"), "-o", str(built)]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    if "-fsanitize=address,undefined" in compiler and "cannot find" in run.stderr:
-        pytest.skip("this compiler comes without the sanitizers")
-    assert run.returncode == 0, run.stderr
-    return built
-
-
-def run_program(command: list[str], text: bytes) -> subprocess.CompletedProcess[bytes]:
-    # looking for leaks takes rights that a container may not give
-    environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
-    return subprocess.run(command, input=text, capture_output=True, check=False, env=environment)
 
 
 @pytest.fixture(scope="module")
 def sanitized(tmp_path_factory):
     """The program with sanitizers; the compiler takes a while."""
-    return program(tmp_path_factory.mktemp("sanitized"), SANITIZED)
+    return program("sm_program.c", tmp_path_factory.mktemp("sanitized"), SANITIZED)
 
 
 def outlines(count: int, seed: int) -> list[Tensor]:
@@ -147,4 +122,4 @@ def test_an_arm_processor_computes_the_same(tmp_path):
     emulator = shutil.which("qemu-aarch64-static")
     if emulator is None:
         pytest.skip("no qemu-aarch64-static on this machine")
-    all_cases([16], count=60).check([emulator, str(program(tmp_path, ARM))])
+    all_cases([16], count=60).check([emulator, str(program("sm_program.c", tmp_path, ARM))])

@@ -12,7 +12,6 @@ Shapes: (M,P) and the grid (M,2) -> bag_logit (B,), instance_score (M,). Time is
 is not (a step on 20,000 cells: 4 GiB, 10 minutes of one core); bags beyond `max_tokens` are refused.
 """
 
-from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -23,10 +22,12 @@ from smmil.attention import Bias, check_length, packed_attention, split_heads
 from smmil.data import BagBatch
 from smmil.dense import Linear
 from smmil.dropout import Dropout
+from smmil.fused_attention import kinds_table
 from smmil.lattice import Cells, lattice
 from smmil.models.base import MILModel, Output
 from smmil.nn import embedding
 
+PAIRS = 2**20  # pairs whose distances are held at a time
 KEEP = 2**25  # neighbourhood elements of a batch that are kept for the backward pass
 BUCKETS = 5  # rounded distance 0, 1, 2-3, >= 4, and any pair with the class token
 
@@ -51,20 +52,15 @@ def distance_buckets(place: Tensor, start: int, stop: int) -> Tensor:
     return bucket
 
 
-def one_hot(place: Tensor, dtype: torch.dtype) -> Callable[[int, int], Tensor]:
-    """Buckets as (5, rows, n + 1) indicators, kept when asked for all rows of a small bag."""
-    kept: dict[tuple[int, int], Tensor] = {}
-
-    def encode(start: int, stop: int) -> Tensor:
-        if (start, stop) in kept:
-            return kept[start, stop]
-        bucket = distance_buckets(place, start, stop)
-        out = (bucket == torch.arange(BUCKETS, device=place.device)[:, None, None]).to(dtype)
-        if (start, stop) == (0, len(place) + 1):
-            kept[start, stop] = out
-        return out
-
-    return encode
+def pair_kinds(place: Tensor) -> Tensor:
+    """(n,2) cells of a bag -> (n + 1, n + 1) uint8 buckets of all its pairs of tokens, a few rows at a time."""
+    n = len(place) + 1
+    kinds = kinds_table(n, place.device)
+    step = max(1, PAIRS // n)
+    for start in range(0, n, step):
+        stop = min(start + step, n)
+        kinds[start:stop] = distance_buckets(place, start, stop)
+    return kinds
 
 
 class PyramidLevel(nn.Module):
@@ -132,10 +128,10 @@ class Block(nn.Module):
         self.mlp = mlp(width, ratio * width, dropout)
         self.bias = nn.Parameter(torch.zeros(n_heads, BUCKETS)) if relative else None
 
-    def forward(self, x: Tensor, bounds: list[int], encoders: list[Callable[[int, int], Tensor]]) -> Tensor:
+    def forward(self, x: Tensor, bounds: list[int], kinds: list[Tensor]) -> Tensor:
         """(T,D) -> (T,D) on packed tokens."""
         q, k, v = self.qkv(self.norm(x)).chunk(3, -1)
-        biases = None if self.bias is None else [Bias(self.bias, encode) for encode in encoders]
+        biases = None if self.bias is None else [Bias(self.bias, own) for own in kinds]
         dropout = self.dropout if self.training else 0.0
         x = x + self.proj(
             packed_attention(q, k, v, bounds, self.n_heads, scale=self.scale, biases=biases, dropout=dropout)
@@ -143,15 +139,15 @@ class Block(nn.Module):
         out: Tensor = x + self.mlp(x)
         return out
 
-    def class_attention(self, x: Tensor, bounds: list[int], encoders: list[Callable[[int, int], Tensor]]) -> Tensor:
+    def class_attention(self, x: Tensor, bounds: list[int], kinds: list[Tensor]) -> Tensor:
         """(T,D) block input -> attention of every bag's class token to its cells, mean over heads, (C,)."""
         q, k, _ = self.qkv(self.norm(x)).chunk(3, -1)
         rows = []
-        for start, stop, encode in zip(bounds[:-1], bounds[1:], encoders, strict=True):
+        for start, stop, own in zip(bounds[:-1], bounds[1:], kinds, strict=True):
             logits = self.scale * split_heads(q[start : start + 1], self.n_heads)
             logits = logits @ split_heads(k[start:stop], self.n_heads).mT
             if self.bias is not None:
-                logits = logits + Bias(self.bias, encode)(0, 1)
+                logits = logits + Bias(self.bias, own)(0, 1)
             rows.append(torch.softmax(logits, -1).mean(0)[0, 1:])
         return torch.cat(rows)
 
@@ -240,13 +236,13 @@ class SETMIL(MILModel):
         cls = self.cls + sinusoid(cells.number.new_zeros(1), x.shape[1], x.dtype)
         spans = list(zip(cells.bounds[:-1], cells.bounds[1:], strict=True))
         x = self.dropout(torch.cat([part for start, stop in spans for part in (cls, x[start:stop])]))
-        encoders = [one_hot(cells.place[start:stop], x.dtype) for start, stop in spans]
+        kinds = [pair_kinds(cells.place[start:stop]) for start, stop in spans]
         before = x
         for block in self.blocks:
-            before, x = x, block(x, bounds, encoders)
+            before, x = x, block(x, bounds, kinds)
         last = self.blocks[-1]
         assert isinstance(last, Block)
-        score = last.class_attention(before, bounds, encoders)
+        score = last.class_attention(before, bounds, kinds)
         first = torch.tensor(bounds[:-1], device=x.device)
         return Output(self.classifier(self.norm(x[first]))[:, 0], score[cells.of_instance])
 
