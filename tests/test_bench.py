@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import methods, sm
+from bench import attention, methods, sm
 from bench.bags import fill, make_batch, pad, sizes_of
 from bench.peers import NEEDS_GRAPH, PEERS
 from bench.timing import Case, Row, chosen, met, seconds
@@ -38,6 +38,11 @@ def test_methods_print_nothing_but_their_rows(capsys):
     assert rows[0]["target"] == pytest.approx(1 / fill(sizes_of("rsna", 2)))
     # the peer of SETMIL asks for more memory than there is and is left out
     assert rows[2]["peer"] is None and rows[2]["ratio"] is None and rows[3]["target"] == 5
+
+
+def test_attention_prints_nothing_but_its_rows_and_agrees_with_torch(capsys):
+    rows = rows_of(attention.main, ["--scale", "0.05", "--cases", "plain/1000,biased/500,dropped/500"], capsys)
+    assert [row["target"] for row in rows] == [0.9, 1, 2] and all(set(row) == KEYS for row in rows)
 
 
 def test_memory_is_measured_in_a_process_of_its_own(capsys):
