@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from smmil.calibration import calibration_error
 from smmil.froc import bag_dice
 from smmil.metrics import labelled
 
@@ -24,6 +25,7 @@ METRICS = ("instance_auroc", "instance_f1", "bag_auroc", "bag_f1")
 # where the predictions hold what they need
 EXTRA = (
     *("signed_instance_auroc", "signed_instance_f1", "instance_dice", "signed_instance_dice"),
+    *("instance_auprc", "signed_instance_auprc", "bag_auprc", "bag_ece"),
     *("dirichlet_raw", "dirichlet_normalised"),
 )
 LEVEL = 0.95
@@ -127,6 +129,49 @@ def sorted_auroc_resamples(
     return result
 
 
+def average_precision_resamples(
+    y: npt.NDArray[Any], score: npt.NDArray[Any], bag: npt.NDArray[Any], weights: Floats
+) -> Floats:
+    """(R,) average precision of every resample, NaN where no positive is drawn. Arguments of `sorted_auroc_resamples`.
+
+    Precision matters only at the scores of positives, and between two of them only how many rows of which bag lie
+    there: a sparse count (scores of positives, B) times the multiplicities, whatever M is.
+    """
+    from scipy.sparse import csr_array
+
+    positive = np.asarray(y) == 1
+    levels = -np.unique(-np.asarray(score)[positive])
+    # the first of the descending levels that a row reaches; rows below all of them are in no precision
+    level = np.searchsorted(-levels, -np.asarray(score))
+    counts = []
+    for mask in (positive, level < len(levels)):
+        places = (level[mask], np.asarray(bag)[mask])
+        counts.append(csr_array((np.ones(len(places[0])), places), shape=(len(levels), weights.shape[1])))
+    result: Floats = np.full(len(weights), np.nan)
+    block = max(1, SORTED_ELEMENTS // max(1, len(levels)))
+    for start in range(0, len(weights), block):
+        gained, called = (count @ weights[start : start + block].T for count in counts)
+        tp = np.cumsum(gained, axis=0)
+        precision = tp / np.maximum(np.cumsum(called, axis=0), 1)
+        np.divide(np.sum(gained * precision, axis=0), tp[-1], out=result[start : start + block], where=tp[-1] > 0)
+    return result
+
+
+def calibration_resamples(y: Floats, logit: Floats, bag: npt.NDArray[Any], weights: Floats) -> Floats:
+    """(R,) calibration error of every resample, NaN where no labelled bag is drawn.
+
+    Args:
+        y: (L,) labels of the labelled bags.
+        logit: (L,) their logits.
+        bag: (L,) their places among all bags.
+        weights: (R,B) multiplicities of all bags.
+    """
+    times = weights[:, bag].astype(np.int64)
+    # bins hold equally many of the drawn bags, so every resample has its own
+    drawn = (calibration_error(np.repeat(y, one), np.repeat(logit, one)) for one in times)
+    return np.array([np.nan if error is None else error for error in drawn], np.float64)
+
+
 def f1_resamples(weights: Floats, tp: Floats, fp: Floats, fn: Floats) -> Floats:
     """(R,) F1 of every resample from per-bag counts (B,); 0 for 0 / 0."""
     hits, errors = 2 * (weights @ tp), weights @ (fp + fn)
@@ -148,11 +193,13 @@ def run_resamples(
         signed_threshold: the same of `signed_score`.
 
     Returns:
-        {metric: (R,)} of `METRICS` and `EXTRA`; one without both classes, or whose arrays are missing, is left out.
+        {metric: (R,)} of `METRICS` and `EXTRA`; one that is undefined, or whose arrays are missing, is left out.
     """
     y, logit = np.asarray(part["y"], np.float64), np.asarray(part["bag_logit"], np.float64)
     known = ~np.isnan(y)
     found = _level("bag", y[known], logit[known], np.flatnonzero(known), 0.0, weights)
+    if known.any():
+        found["bag_ece"] = calibration_resamples(y[known], logit[known], np.flatnonzero(known), weights)
     for prefix, name, limit in (("", "instance_score", threshold), ("signed_", "signed_score", signed_threshold)):
         if name not in part:
             continue
@@ -181,7 +228,7 @@ def mean_resamples(weights: Floats, value: Floats) -> Floats:
 def _level(
     name: str, y: Floats, score: Floats, bag: npt.NDArray[Any], limit: float | None, weights: Floats
 ) -> dict[str, Floats]:
-    """AUROC and F1 of bags or of instances (M,), `bag` (M,) saying whose they are."""
+    """AUROC, AUPRC and F1 of bags or of instances (M,), `bag` (M,) saying whose they are."""
     n_bags = weights.shape[1]
     found: dict[str, Floats] = {}
     if np.any(np.asarray(y) == 1) and np.any(np.asarray(y) != 1):
@@ -189,6 +236,8 @@ def _level(
             found[f"{name}_auroc"] = sorted_auroc_resamples(y, score, bag, weights)
         else:
             found[f"{name}_auroc"] = auroc_resamples(weights, *concordant_pairs(y, score, bag, n_bags))
+    if np.any(np.asarray(y) == 1):
+        found[f"{name}_auprc"] = average_precision_resamples(y, score, bag, weights)
     if limit is not None and len(y):
         called = score > limit
         counts = [

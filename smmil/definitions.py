@@ -1,10 +1,35 @@
-"""What every metric means, in the words that stand under tables and figures; the computation is in the named module."""
+"""What every metric and protocol means, in the words that stand under tables and figures.
 
-DEFINITIONS: dict[str, str] = {
-    "instance_auroc": "Instance AUROC: raw, ungated instance scores pooled over all instances with a 0/1 label of all "
-    "test bags, positive and negative.",
-    "instance_f1": "Instance F1: the same instances; positive means score > threshold, the threshold being the "
-    "validation instance score with the largest TPR x (1 - FPR). It uses validation instance labels.",
+The words follow what was computed: a quirk of the released code that changes a metric changes its definition, and a
+protocol is named with the quirks that differ from its preset.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from smmil.protocol import active_quirks
+
+# quirks of evaluation (`smmil.evaluate`)
+GATE = "eval_gate_by_bag"
+HALVED = "eval_energy"
+PRESETS = {"as_written": "the paper's text", "as_released": "the released code"}
+
+# what a quirk changes in the words below: field -> (quirk, as written, as released)
+_FIELDS: dict[str, tuple[str, str, str]] = {
+    "scores": (
+        GATE,
+        "raw, ungated instance scores",
+        f"gated instance scores ({GATE}: every score of a bag called negative is −5)",
+    ),
+    "energy": (HALVED, "Dirichlet energy f^T L f", f"half the Dirichlet energy, ½ f^T L f ({HALVED}),"),
+    "ratio": (HALVED, "f^T L f / f^T f", f"½ f^T L f / f^T f ({HALVED})"),
+    "most": (HALVED, "2", "1"),
+}
+_TEXTS: dict[str, str] = {
+    "instance_auroc": "Instance AUROC: {scores} pooled over all instances with a 0/1 label of all test bags, positive "
+    "and negative.",
+    "instance_f1": "Instance F1: {scores}, pooled as for the AUROC; positive means score > threshold, the threshold "
+    "being the validation instance score with the largest TPR x (1 - FPR). It uses validation instance labels.",
     "instance_auprc": "Instance AUPRC: average precision of the same instances.",
     "instance_froc": "Average FROC: mean sensitivity for lesions at 1/4, 1/2, 1, 2, 4 and 8 false positives per "
     "negative bag. After CAMELYON16, on tiles: a lesion is a connected component (8 neighbours) of positive tiles, a "
@@ -16,9 +41,9 @@ DEFINITIONS: dict[str, str] = {
     "bag_f1": "Bag F1: positive means logit > 0; 0 where nothing is called positive.",
     "bag_ece": "Bag calibration error: expected calibration error of sigmoid(logit), |share of positive bags - mean "
     "probability| averaged over bins of equally many bags (15 at most, of 10 bags or more), weighted by their bags.",
-    "dirichlet_raw": "Energy: Dirichlet energy f^T L f of the raw instance scores f over the bag's graph (normalised "
-    "Laplacian, weights 1), mean over test bags; lower is smoother, and it grows with the square of the scores' scale.",
-    "dirichlet_normalised": "Normalised energy: f^T L f / f^T f, mean over test bags, in [0, 2]; lower is smoother, "
+    "dirichlet_raw": "Energy: {energy} of the raw instance scores f over the bag's graph (normalised Laplacian, "
+    "weights 1), mean over test bags; lower is smoother, and it grows with the square of the scores' scale.",
+    "dirichlet_normalised": "Normalised energy: {ratio}, mean over test bags, in [0, {most}]; lower is smoother, "
     "whatever the scale.",
     "signed_instance_auroc": "Sign-aware instance AUROC: as instance AUROC, of the sign-aware score: to first order, "
     "how far the bag's logit would rise if the whole bag moved from the average validation instance to this one. "
@@ -26,3 +51,41 @@ DEFINITIONS: dict[str, str] = {
     "signed_instance_f1": "Sign-aware instance F1: as instance F1, of the sign-aware score with its own validation "
     "threshold. Not the paper's.",
 }
+
+
+def definitions(quirks: Collection[str] = ()) -> dict[str, str]:
+    """Metric -> what it means under the active quirks."""
+    words = {field: released if quirk in quirks else written for field, (quirk, written, released) in _FIELDS.items()}
+    return {metric: text.format(**words) for metric, text in _TEXTS.items()}
+
+
+def quirks_of(one: Mapping[str, Any]) -> frozenset[str]:
+    """The active quirks behind a metrics object; without the key they are its protocol's preset."""
+    if one.get("quirks") is not None:
+        return frozenset(one["quirks"])
+    protocol = one["protocol"]
+    return active_quirks(protocol, {}) if protocol in PRESETS else frozenset()
+
+
+def protocol_text(protocol: str, quirks: Collection[str]) -> str:
+    """A protocol with the quirks that differ from its preset, `as_written with eval_energy`; names are in alphabet."""
+    preset = active_quirks(protocol, {}) if protocol in PRESETS else frozenset()
+    parts = [("with", set(quirks) - preset), ("without", preset - set(quirks))]
+    return " ".join([protocol, *(f"{word} {', '.join(sorted(names))}" for word, names in parts if names)])
+
+
+def shared_quirks(metrics: Iterable[Mapping[str, Any]], what: str) -> tuple[str, frozenset[str]]:
+    """The one protocol and the active quirks of all rows; "" and none without a row.
+
+    Args:
+        metrics: metrics objects.
+        what: they are to stand in, for the message: "table" or "figure".
+
+    Raises:
+        ValueError: rows of two protocols, or of different quirks.
+    """
+    found = {(str(one["protocol"]), quirks_of(one)) for one in metrics}
+    if len(found) > 1:
+        listed = sorted(protocol_text(*one) for one in found)
+        raise ValueError(f"--metrics: found the protocols {listed}, expected one per {what}; make one {what} each")
+    return found.pop() if found else ("", frozenset())

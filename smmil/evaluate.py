@@ -24,10 +24,9 @@ from preprocessing.cli import guard, write_json
 
 logger = logging.getLogger(__name__)
 
-STAGE_VERSION = 2
-GATE = "eval_gate_by_bag"
+STAGE_VERSION = 3
 LESS_IS_BETTER = ("bag_bce", "bag_ece", "instance_fpr_at_tpr90", "dirichlet_raw", "dirichlet_normalised")
-SHARED = ("dataset", "encoder", "method", "protocol")
+SHARED = ("dataset", "encoder", "method", "protocol", "quirks")
 
 
 def evaluate_runs(files: Sequence[Path | str], *, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
@@ -43,10 +42,10 @@ def evaluate_runs(files: Sequence[Path | str], *, resamples: int = 1000, seed: i
         run, threshold, test, val, gated, candidates), `spread`, `bootstrap`, `definitions`. None where undefined.
 
     Raises:
-        ValueError: runs of different datasets, encoders, methods or protocols, or splits with different test bags.
+        ValueError: runs of different datasets, encoders, methods, protocols or quirks, or with different test bags.
     """
     from smmil.bootstrap import LEVEL, METRICS, intervals
-    from smmil.metrics import DEFINITIONS
+    from smmil.definitions import definitions
     from smmil.results import load_predictions
 
     groups: dict[int, list[dict[str, Any]]] = {}
@@ -70,12 +69,11 @@ def evaluate_runs(files: Sequence[Path | str], *, resamples: int = 1000, seed: i
     return {
         **shared,
         "random_weights": any(bool(meta.get("random_weights")) for meta in metas),
-        "quirks": sorted({quirk for meta in metas for quirk in meta.get("quirks", [])}),
         "stage_version": STAGE_VERSION,
         "splits": splits,
         "spread": spread([split["test"] for split in splits]),
         "bootstrap": bootstrap,
-        "definitions": DEFINITIONS,
+        "definitions": definitions(shared["quirks"]),
     }
 
 
@@ -125,11 +123,13 @@ def _is_metric(name: str, value: Any) -> bool:
 
 
 def _evaluate_run(meta: Mapping[str, Any], test: Mapping[str, Any], val: Mapping[str, Any]) -> dict[str, Any]:
+    from smmil.definitions import GATE
     from smmil.metrics import run_metrics
 
-    quirks = meta.get("quirks", [])
-    raw, gated = (run_metrics(test, val, gated=gated, halved_energy="eval_energy" in quirks) for gated in (False, True))
-    by_bag = GATE in quirks
+    raw, gated = (
+        run_metrics(as_evaluated(meta, test, gated=one), as_evaluated(meta, val, gated=one)) for one in (False, True)
+    )
+    by_bag = GATE in meta.get("quirks", [])
     primary = gated if by_bag else raw
     return {
         "seed": int(meta["seed"]),
@@ -140,18 +140,31 @@ def _evaluate_run(meta: Mapping[str, Any], test: Mapping[str, Any], val: Mapping
         "gated": _instances(gated),
         **({"ungated": _instances(raw)} if by_bag else {}),
         **({"signed_agreement": meta["signed_agreement"]} if "signed_agreement" in meta else {}),
-        "_test": as_evaluated(meta, test),
+        "_test": as_evaluated(meta, test, gated=by_bag),
     }
 
 
-def as_evaluated(meta: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
-    """The arrays of a part with the scores that are primary under the run's quirks: gated, or as they are."""
+def as_evaluated(meta: Mapping[str, Any], part: Mapping[str, Any], *, gated: bool | None = None) -> dict[str, Any]:
+    """The arrays of a part as metrics and intervals take them under the run's quirks.
+
+    Args:
+        meta: of the run's predictions.
+        part: its test or validation arrays.
+        gated: whether scores of bags called negative become -5; None = what the quirk `eval_gate_by_bag` says.
+
+    Returns:
+        The same arrays, the scores gated or as they are, the energies halved under the quirk `eval_energy`.
+    """
+    from smmil.definitions import GATE, HALVED
     from smmil.metrics import gate
 
-    if GATE not in meta.get("quirks", []):
-        return dict(part)
-    scores = (name for name in ("instance_score", "signed_score") if name in part)
-    return {**part, **{name: gate(part[name], part["offsets"], part["bag_logit"]) for name in scores}}
+    quirks, changed = meta.get("quirks", []), {}
+    if GATE in quirks if gated is None else gated:
+        scores = (name for name in ("instance_score", "signed_score") if name in part)
+        changed = {name: gate(part[name], part["offsets"], part["bag_logit"]) for name in scores}
+    if HALVED in quirks and "energy" in part:
+        changed["energy"] = part["energy"] / 2
+    return {**part, **changed}
 
 
 def _instances(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,11 +191,13 @@ def _same_bags(path: Path, test: Mapping[str, Any], reference: list[str] | None)
 def _shared(metas: Sequence[Mapping[str, Any]], files: Sequence[Path | str]) -> dict[str, Any]:
     if not metas:
         raise ValueError("no predictions file given")
+    # a run as written has no quirks in its meta
+    facts = [{**meta, "quirks": sorted(meta.get("quirks", []))} for meta in metas]
     for key in SHARED:
-        found = sorted({str(meta[key]) for meta in metas})
+        found = sorted({str(one[key]) for one in facts})
         if len(found) > 1:
             raise ValueError(f"{key}: found {found} among {len(files)} runs, expected one; evaluate them apart")
-    return {key: metas[0][key] for key in SHARED}
+    return {key: facts[0][key] for key in SHARED}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

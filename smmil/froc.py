@@ -11,10 +11,10 @@ FROC (Ehteshami Bejnordi et al., JAMA 2017, task 1), adapted from points in a sl
 - detection: a tile whose score no neighbouring tile exceeds (8-neighbourhood), its score being the confidence; of
   equal neighbours the first in row-major order stands for them. It takes the place of the points that contestants sent.
 - true positive: a lesion is found at a threshold t when a detection with score >= t lies on one of its tiles; several
-  on one lesion count once. Detections on tiles of unknown label count for nothing.
-- false positives: detections with score >= t in NEGATIVE bags, per negative bag (the publication's "metastasis-free
-  slides only"; the challenge's script counts those beside lesions too, over all slides, which would punish here a tile
-  just outside an outline, or lesions that nobody outlined).
+  on one lesion count once. Other detections in a positive bag, on tiles of unknown label too, count for nothing.
+- false positives: detections with score >= t in NEGATIVE bags, whatever their tiles' labels, per negative bag (the
+  publication's "metastasis-free slides only"; the challenge's script counts those beside lesions too, over all slides,
+  which would punish here a tile just outside an outline, or lesions that nobody outlined).
 - average FROC: mean sensitivity at 1/4, 1/2, 1, 2, 4 and 8 false positives per negative bag, linear between the
   points of the curve, and beyond its last point the sensitivity there (as the challenge's script does).
 

@@ -3,7 +3,7 @@
 Shapes: bags `y` (B,) in {0, 1} or NaN (unlabelled), `logit` (B,); instances `y` (M,) in {0, 1, -1}, `score` (M,), bag b
 owning the rows `offsets[b]:offsets[b + 1]`. A higher score always means "more positive".
 
-Definitions (the same words stand under the tables, see `DEFINITIONS`):
+Definitions (the words under the tables: `smmil.definitions`):
 
 - bag AUROC: area under the ROC curve of the bag logits, Mann-Whitney form, ties count one half.
 - bag F1, accuracy, precision, recall: a bag is called positive when its logit is > 0; F1 of nothing is 0.
@@ -29,10 +29,9 @@ import numpy as np
 import numpy.typing as npt
 
 from smmil.calibration import calibration_error
-from smmil.definitions import DEFINITIONS
 from smmil.froc import RATES, bag_dice, froc
 
-__all__ = ["DEFINITIONS", "GATED_SCORE", "auroc", "average_precision", "bag_metrics", "best_threshold", "confusion"]
+__all__ = ["GATED_SCORE", "auroc", "average_precision", "bag_metrics", "best_threshold", "confusion"]
 __all__ += ["f1_score", "fpr_at_tpr", "gate", "instance_metrics", "labelled", "roc_points", "run_metrics"]
 
 Floats = npt.NDArray[np.float64]
@@ -145,13 +144,16 @@ def bag_metrics(y: npt.NDArray[Any], logit: npt.NDArray[Any]) -> dict[str, Any]:
     return {**values, **counts, "undefined": _reasons(values, "labelled bag", tp + fn, fp + tn)}
 
 
-def instance_metrics(y: npt.NDArray[Any], score: npt.NDArray[Any], threshold: float | None) -> dict[str, Any]:
+def instance_metrics(
+    y: npt.NDArray[Any], score: npt.NDArray[Any], threshold: float | None, no_threshold: str = "no threshold"
+) -> dict[str, Any]:
     """All instance metrics of one pooled vector.
 
     Args:
         y: (M,) labels in {0, 1, -1}; anything but 0 and 1 is left out.
         score: (M,) raw scores.
         threshold: from the validation instances (`best_threshold`), or None.
+        no_threshold: why it is None.
 
     Returns:
         `instance_auroc`, `instance_auprc`, `instance_f1`, `instance_f1_at_0`, `instance_fpr_at_tpr90` (float or None),
@@ -171,7 +173,7 @@ def instance_metrics(y: npt.NDArray[Any], score: npt.NDArray[Any], threshold: fl
     }
     undefined = _reasons(values, "labelled instance", positives, n - positives)
     if threshold is None and n:
-        undefined["instance_f1"] = "no threshold: the validation instances hold one class only"
+        undefined["instance_f1"] = no_threshold
     area = values["instance_auroc"]
     counts = {"n_instances": n, "n_positive_instances": positives, "inverted": area is not None and area < 0.5}
     return {**values, **counts, "undefined": undefined}
@@ -200,17 +202,14 @@ def gate(score: npt.NDArray[Any], offsets: npt.NDArray[Any], logit: npt.NDArray[
     return np.where(negative, GATED_SCORE, np.asarray(score, np.float64))
 
 
-def run_metrics(
-    test: Mapping[str, Any], val: Mapping[str, Any], *, gated: bool = False, halved_energy: bool = False
-) -> dict[str, Any]:
+def run_metrics(test: Mapping[str, Any], val: Mapping[str, Any]) -> dict[str, Any]:
     """Every metric of one run; nothing of `test` reaches a threshold.
 
     Args:
         test: `y` (B,), `bag_logit` (B,), `offsets` (B+1,), `instance_score` (M,), `y_inst` (M,) of the test bags; where
-            they are known also `grid` (M,2), `signed_score` (M,) and `energy` (B,2).
+            they are known also `grid` (M,2), `signed_score` (M,) and `energy` (B,2); as they are to be evaluated
+            (`smmil.evaluate.as_evaluated`).
         val: the same of the validation bags.
-        gated: apply `gate` to the scores of both before anything is pooled.
-        halved_energy: energies with the factor one half of the released script.
 
     Returns:
         `{"threshold": float | None, "test": {...}, "val": {...}}`, the inner dictionaries of `bag_metrics` and
@@ -218,40 +217,36 @@ def run_metrics(
         false positives) where the lattice is known, with `dirichlet_raw` and `dirichlet_normalised` where the energies
         are, and with `signed_*` where the sign-aware score is (then also `signed_threshold` beside `threshold`).
     """
-    result: dict[str, Any] = {name: bag_metrics(part["y"], part["bag_logit"]) for name, part in _parts(test, val)}
+    parts = (("test", test), ("val", val))
+    result: dict[str, Any] = {name: bag_metrics(part["y"], part["bag_logit"]) for name, part in parts}
     for prefix, array in (("", "instance_score"), ("signed_", "signed_score")):
         if array not in test or array not in val:
             continue
-        scores = {name: _scores(part, array, gated) for name, part in _parts(test, val)}
-        threshold = best_threshold(*labelled(val["y_inst"], scores["val"]))
+        y_val, score_val = labelled(val["y_inst"], val[array])
+        threshold = best_threshold(y_val, score_val)
+        found_in = "hold one class only" if len(y_val) else "have no label"
+        why = f"no threshold: the validation instances {found_in}"
         result[f"{prefix}threshold"] = threshold
-        for name, part in _parts(test, val):
-            found = instance_metrics(part["y_inst"], scores[name], threshold)
-            _add_lesions(found, part, scores[name], threshold)
-            result[name]["undefined"] |= {f"{prefix}{key}": why for key, why in found.pop("undefined").items()}
+        for name, part in parts:
+            found = instance_metrics(part["y_inst"], part[array], threshold, why)
+            _add_lesions(found, part, part[array], threshold, why)
+            result[name]["undefined"] |= {f"{prefix}{key}": reason for key, reason in found.pop("undefined").items()}
             counted = {key: value for key, value in found.items() if not (prefix and key.startswith("n_"))}
             result[name] |= {f"{prefix}{key}": value for key, value in counted.items()}
-    for name, part in _parts(test, val):
+    for name, part in parts:
         if "energy" in part and len(part["energy"]):
-            raw, normalised = np.asarray(part["energy"], np.float64).mean(0) / (2 if halved_energy else 1)
+            raw, normalised = np.asarray(part["energy"], np.float64).mean(0)
             result[name] |= {"dirichlet_raw": float(raw), "dirichlet_normalised": float(normalised)}
     return result
 
 
-def _parts(test: Mapping[str, Any], val: Mapping[str, Any]) -> tuple[tuple[str, Mapping[str, Any]], ...]:
-    return (("test", test), ("val", val))
-
-
-def _scores(part: Mapping[str, Any], array: str, gated: bool) -> Floats:
-    raw = np.asarray(part[array], np.float64)
-    return gate(raw, part["offsets"], part["bag_logit"]) if gated else raw
-
-
-def _add_lesions(found: dict[str, Any], part: Mapping[str, Any], score: Floats, threshold: float | None) -> None:
+def _add_lesions(
+    found: dict[str, Any], part: Mapping[str, Any], score: npt.NDArray[Any], threshold: float | None, no_threshold: str
+) -> None:
     """Dice, and FROC where the lattice is known."""
     found["instance_dice"] = None
     if threshold is None:
-        found["undefined"]["instance_dice"] = "no threshold: the validation instances hold one class only"
+        found["undefined"]["instance_dice"] = no_threshold
     else:
         dice = bag_dice(part["y_inst"], score, part["offsets"], threshold)
         dice = dice[~np.isnan(dice)]

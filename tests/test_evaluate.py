@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from smmil import metrics
 from smmil.calibration import calibration_error
-from smmil.evaluate import evaluate_runs, spread
+from smmil.definitions import definitions
+from smmil.evaluate import as_evaluated, evaluate_runs, spread
+from smmil.protocol import QUIRKS
 from tests.predictions import BAGS, part, write_run
 
 
@@ -73,8 +75,27 @@ def test_lesions_energies_and_signs_by_hand() -> None:
 
 def test_the_released_energies_are_halved() -> None:
     arrays = part(BAGS[2:], full=True), part(BAGS[:2], full=True)
-    test = metrics.run_metrics(*arrays, halved_energy=True)["test"]
+    test = metrics.run_metrics(*(as_evaluated({"quirks": ["eval_energy"]}, one) for one in arrays))["test"]
     assert (test["dirichlet_raw"], test["dirichlet_normalised"]) == (1.5, 0.25)
+    assert as_evaluated({"quirks": ["eval_energy"]}, part(BAGS[2:])).keys() == part(BAGS[2:]).keys()
+
+
+@pytest.mark.parametrize("quirks", [[], ["eval_energy"]])
+def test_the_interval_of_an_energy_holds_its_mean_whatever_the_quirk(tmp_path: Path, quirks: list[str]) -> None:
+    found = evaluate_runs([write_run(tmp_path, full=True, quirks=quirks)], resamples=200)
+    for name in ("dirichlet_raw", "dirichlet_normalised"):
+        low, high = found["bootstrap"]["intervals"][name]
+        assert low <= found["spread"][name]["mean"] <= high, name
+    assert ("½" in found["definitions"]["dirichlet_raw"]) == bool(quirks)
+
+
+def test_definitions_say_what_was_computed() -> None:
+    plain, released = definitions(), definitions(QUIRKS)
+    changed = {name for name in plain if plain[name] != released[name]}
+    assert changed == {"instance_auroc", "instance_f1", "dirichlet_raw", "dirichlet_normalised"}
+    assert "ungated" in plain["instance_auroc"] and "ungated" not in released["instance_auroc"]
+    assert "in [0, 2]" in plain["dirichlet_normalised"] and "in [0, 1]" in released["dirichlet_normalised"]
+    assert not [text for text in (*plain.values(), *released.values()) if "{" in text]
 
 
 def test_without_the_optional_arrays_the_metrics_are_left_out() -> None:
@@ -88,13 +109,14 @@ def test_without_the_optional_arrays_the_metrics_are_left_out() -> None:
 def test_permuted_test_labels_change_no_threshold_and_permuted_validation_labels_do(gated: bool, seed: int) -> None:
     rng = np.random.default_rng(seed)
     bags = [(f"b{i}", "", float(i % 2), rng.normal(), rng.normal(size=20), np.arange(20) < 9) for i in range(12)]
-    val, test = part(bags[:6], full=True), part(bags[6:], full=True)  # type: ignore[arg-type]
+    parts = (part(own, full=True) for own in (bags[:6], bags[6:]))  # type: ignore[arg-type]
+    val, test = (as_evaluated({}, one, gated=gated) for one in parts)
     names = ("threshold", "signed_threshold")
-    before = metrics.run_metrics(test, val, gated=gated)
-    after = metrics.run_metrics({**test, "y_inst": rng.permutation(test["y_inst"])}, val, gated=gated)
+    before = metrics.run_metrics(test, val)
+    after = metrics.run_metrics({**test, "y_inst": rng.permutation(test["y_inst"])}, val)
     assert [after[name] for name in names] == [before[name] for name in names]
     assert after["test"]["instance_auroc"] != before["test"]["instance_auroc"]
-    other = metrics.run_metrics(test, {**val, "y_inst": 1 - val["y_inst"]}, gated=gated)
+    other = metrics.run_metrics(test, {**val, "y_inst": 1 - val["y_inst"]})
     assert [other[name] for name in names] != [before[name] for name in names]
 
 

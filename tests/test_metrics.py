@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,14 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smmil import bootstrap, metrics
-from smmil.evaluate import choose_run, evaluate_runs, main
-from tests.predictions import BAGS, part, write_index, write_run
+from smmil.evaluate import as_evaluated, choose_run, evaluate_runs, main
+from tests.predictions import BAGS, Bag, part, write_index, write_run
 
 scored = st.lists(st.tuples(st.integers(0, 1), st.integers(-4, 4)), min_size=2, max_size=40)
 
 
 def vectors(pairs: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs], float) / 3
+
+
+def gated_part(bags: list[Bag]) -> dict[str, Any]:
+    return as_evaluated({}, part(bags), gated=True)
 
 
 def test_auroc_by_hand_counts_a_tie_as_one_half() -> None:
@@ -107,9 +112,18 @@ def test_undefined_is_none_with_a_reason_never_nan() -> None:
     assert nothing["bag_f1"] is None and nothing["undefined"]["bag_f1"] == "no labelled bag"
     unknown = metrics.instance_metrics(np.array([-1, -1]), np.array([0.1, 0.2]), None)
     assert unknown["instance_auroc"] is None and unknown["undefined"]["instance_f1"] == "no labelled instance"
-    no_threshold = metrics.instance_metrics(np.array([0, 1]), np.array([0.1, 0.2]), None)
-    assert no_threshold["undefined"] == {"instance_f1": "no threshold: the validation instances hold one class only"}
+    no_threshold = metrics.instance_metrics(np.array([0, 1]), np.array([0.1, 0.2]), None, "why")
+    assert no_threshold["undefined"] == {"instance_f1": "why"}
     json.dumps([nothing, unknown, no_threshold], allow_nan=False)
+
+
+@pytest.mark.parametrize(("label", "why"), [(0, "hold one class only"), (-1, "have no label")])
+def test_validation_of_one_class_and_validation_without_labels_are_told_apart(label: int, why: str) -> None:
+    val = part(BAGS[:2])
+    val["y_inst"] = np.full_like(val["y_inst"], label)
+    found = metrics.run_metrics(part(BAGS[2:]), val)["test"]
+    reason = f"no threshold: the validation instances {why}"
+    assert found["undefined"] == {"instance_f1": reason, "instance_dice": reason}
 
 
 def test_scores_that_are_not_finite_are_refused_by_row() -> None:
@@ -136,7 +150,7 @@ def test_gating_by_hand_pushes_every_score_of_a_bag_called_negative_to_minus_fiv
     test = part(BAGS[2:])
     gated = metrics.gate(test["instance_score"], test["offsets"], test["bag_logit"])
     assert gated.tolist() == pytest.approx([-5, -5, 0.8, 0.1, 0.95, -5, -5])
-    result = metrics.run_metrics(test, part(BAGS[:2]), gated=True)
+    result = metrics.run_metrics(gated_part(BAGS[2:]), gated_part(BAGS[:2]))
     # positives .8 .95 -5, negatives -5 -5 .1 -5: (-5) ties with three and loses to .1 -> (4 + 4 + 1.5) / 12
     assert result["test"]["instance_auroc"] == pytest.approx(9.5 / 12)
 
@@ -149,14 +163,14 @@ def test_order_of_bags_does_not_matter() -> None:
 
 @pytest.mark.parametrize("gated", [False, True])
 def test_threshold_never_sees_test_labels(gated: bool) -> None:
-    val, test = part(BAGS[:2]), part(BAGS[2:])
-    before = metrics.run_metrics(test, val, gated=gated)
+    val, test = (gated_part(bags) if gated else part(bags) for bags in (BAGS[:2], BAGS[2:]))
+    before = metrics.run_metrics(test, val)
     test["y_inst"] = 1 - test["y_inst"]
     test["y"] = 1 - test["y"]
-    after = metrics.run_metrics(test, val, gated=gated)
+    after = metrics.run_metrics(test, val)
     assert before["threshold"] == after["threshold"] and before["val"] == after["val"]
     val["y_inst"] = 1 - val["y_inst"]
-    assert metrics.run_metrics(test, val, gated=gated)["threshold"] != before["threshold"]
+    assert metrics.run_metrics(test, val)["threshold"] != before["threshold"]
 
 
 @settings(deadline=None, max_examples=40)
@@ -214,6 +228,9 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     other = write_run(tmp_path / "b", protocol="as_released", seed=2)
     with pytest.raises(ValueError, match="protocol: found"):
         evaluate_runs([one, other], resamples=0)
+    quirky = write_run(tmp_path / "d", quirks=["eval_energy"], seed=2)
+    with pytest.raises(ValueError, match="quirks: found .*eval_energy"):
+        evaluate_runs([one, quirky], resamples=0)
     fewer = write_run(tmp_path / "c", BAGS[:-1], seed=2)
     with pytest.raises(ValueError, match="test bags differ"):
         evaluate_runs([one, fewer], resamples=0)
