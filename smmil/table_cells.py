@@ -51,6 +51,8 @@ class Cell:
         note: why a value is missing, or "".
         applies: False where the column means nothing for this row (a difference of a method to itself).
         larger: whether larger is better.
+        fewest: of a rank, splits of the value behind it that has the fewest; None for other cells.
+        agreement: of a sign-aware metric, per run how far the bag logit follows its score (`smmil.signed`).
     """
 
     values: tuple[float, ...] = ()
@@ -60,6 +62,8 @@ class Cell:
     note: str = ""
     applies: bool = True
     larger: bool = True
+    fewest: int | None = None
+    agreement: tuple[float, ...] = ()
 
     @property
     def mean(self) -> float | None:
@@ -99,7 +103,10 @@ def metric_cell(metrics: Mapping[str, Any] | None, metric: str) -> Cell:
     note = "" if pairs else "; ".join(sorted(reasons)) or "no split"
     runs = tuple(split["run"] for split in splits)
     ci = (interval[0], interval[1]) if interval else None
-    return Cell(tuple(value for _, value in pairs), len(splits), ci, runs, note, larger=larger)
+    told = [split.get("signed_agreement") for split in splits] if metric.startswith("signed_") else []
+    agreement = tuple(float(value) for value in told if value is not None)
+    values = tuple(value for _, value in pairs)
+    return Cell(values, len(splits), ci, runs, note, larger=larger, agreement=agreement)
 
 
 def by_seed(metrics: Mapping[str, Any], metric: str) -> list[tuple[int, float]]:
@@ -141,14 +148,21 @@ def _difference(column: Column, methods: Sequence[str], found: Found) -> list[Ce
 def _rank(column: Column, methods: Sequence[str], found: Found) -> list[Cell]:
     from smmil.ranks import mean_ranks
 
-    grid = [
-        [metric_cell(found.get((*key, method)), metric).mean for method in methods]
+    behind = [
+        [metric_cell(found.get((*key, method)), metric) for method in methods]
         for key in column.keys
         for metric in column.metrics
     ]
-    ranks = mean_ranks(grid) if grid else [None for _ in methods]
-    reason = "a cell behind it is empty"
-    return [Cell(() if r is None else (r,), note=reason if r is None else "", larger=False) for r in ranks]
+    ranks = mean_ranks([[cell.mean for cell in own] for own in behind]) if behind else [None for _ in methods]
+    cells = []
+    for i, rank in enumerate(ranks):
+        if rank is None:
+            cells.append(Cell(note="a cell behind it is empty", larger=False))
+        else:
+            # a column in which nobody has a value counts for no rank
+            fewest = min(len(own[i].values) for own in behind if own[i].values)
+            cells.append(Cell((rank,), larger=False, fewest=fewest))
+    return cells
 
 
 def _inverted(column: Column, methods: Sequence[str], found: Found) -> list[Cell]:

@@ -6,6 +6,7 @@ in one row per method. LaTeX: `smmil.table_latex`; the report shows the Markdown
 
 import csv
 import io
+from statistics import median
 
 from smmil.methods_table import METHODS
 from smmil.table_cells import Cell, Column
@@ -13,13 +14,15 @@ from smmil.table_text import NOT_APPLICABLE, cell_text, dagger, row_name
 from smmil.tables import Section, Table
 
 MEAN = ("mean", "std", "n_splits", "ci95_low", "ci95_high", "median", "worst")
+AGREEMENT = ("agreement_median", "agreement_worst")
 
 
 def to_csv(table: Table) -> str:
     """One row per method, numbers in full precision, empty = missing.
 
     A metric has mean, std, n_splits, bootstrap interval, median, worst and, for AUROCs of instances, the number of
-    inverted runs; a difference has mean, std and n_splits; a rank is one number.
+    inverted runs; a sign-aware one also the median and the lowest agreement of its runs (`smmil.signed`). A difference
+    has mean, std and n_splits; a rank has itself and the splits of the value behind it that has the fewest.
     """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
@@ -40,7 +43,9 @@ def _csv_names(column: Column) -> list[str]:
     if column.kind == "spread":
         # median, worst and inverted runs stand beside the mean
         return []
-    if column.kind in ("rank", "job"):
+    if column.kind == "rank":
+        return [column.csv, f"{column.csv}.n_splits"]
+    if column.kind == "job":
         return [column.csv]
     if column.kind == "inverted":
         return [column.csv, f"{column.csv}_of"]
@@ -50,13 +55,17 @@ def _csv_names(column: Column) -> list[str]:
 def _csv_parts(column: Column) -> tuple[str, ...]:
     if column.kind == "difference":
         return ("mean", "std", "n_splits")
-    return (*MEAN, "inverted") if column.metrics[0].endswith("instance_auroc") else MEAN
+    metric = column.metrics[0]
+    inverted = ("inverted",) if metric.endswith("instance_auroc") else ()
+    return (*MEAN, *inverted, *(AGREEMENT if metric.startswith("signed_") else ()))
 
 
 def _csv_values(column: Column, cell: Cell) -> list[object]:
     if column.kind == "spread":
         return []
-    if column.kind in ("rank", "job"):
+    if column.kind == "rank":
+        return [_number(cell.mean), "" if cell.fewest is None else cell.fewest]
+    if column.kind == "job":
         return [_number(cell.mean)]
     if column.kind == "inverted":
         return [_number(cell.mean), cell.n_splits]
@@ -70,6 +79,8 @@ def _csv_values(column: Column, cell: Cell) -> list[object]:
         "median": _number(cell.median),
         "worst": _number(cell.worst),
         "inverted": cell.below_half if cell.values else "",
+        "agreement_median": _number(median(cell.agreement) if cell.agreement else None),
+        "agreement_worst": _number(min(cell.agreement, default=None)),
     }
     return [values[part] if cell.applies else "" for part in _csv_parts(column)]
 

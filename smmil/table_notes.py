@@ -1,35 +1,35 @@
 """The lines under a table: protocol, definitions, what is missing, what to distrust."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING
 
-from smmil.definitions import DEFINITIONS as MEASURED
+from smmil.definitions import PRESETS, definitions, protocol_text, shared_quirks
 from smmil.methods_table import METHODS, display_name
-from smmil.table_cells import NO_FILE, Cell, Column, Found, metric_cell
+from smmil.table_cells import NO_FILE, Cell, Column, Found, by_seed, metric_cell
 from smmil.table_specs import ENCODERS
 
 if TYPE_CHECKING:
     from smmil.tables import Section
 
-PROTOCOLS = {
-    "as_written": "as_written (the paper's text)",
-    "as_released": "as_released (every quirk of the released code)",
-}
 RANK_RULE = (
     "Rank: inside each group, methods are ranked in every metric × dataset column (ties share the average rank), then "
-    "averaged; no rank where a cell is empty."
+    "averaged; no rank where a cell is empty. In brackets: the fewest splits of a cell behind it, where any lacks some."
 )
 RANDOM_WEIGHTS = (
     "† RANDOM ENCODER WEIGHTS: the features of {where} come from an untrained encoder; these numbers only show that "
     "the pipeline runs."
 )
 SPREAD = (
-    "Spread over the runs: median / worst run, and for AUROC / the number of inverted runs (instance AUROC < 0.5): bag "
-    "labels do not fix the sign of the attention, so a mean can hide runs that point the wrong way."
+    "Spread over the runs: median / worst run (of energies the largest), and for AUROC / the number of inverted runs "
+    "(instance AUROC < 0.5): bag labels do not fix the sign of the attention, so a mean can hide runs that point the "
+    "wrong way."
 )
 DIFFERENCE = "Δ: the method with Sm minus the one without, split by split, mean ± standard deviation."
+# the direction of a sign-aware score explains r^2 of the variance of the validation bags' logits: below one half, most
+# of what the model does lies elsewhere, and a negative r says the opposite of the gradients it was made of
+LEAST_AGREEMENT = 0.5**0.5
 # the other metrics: `smmil.definitions`
 DEFINITIONS = {
     "train_seconds": "Seconds of one training: all epochs with their validation, from the run's log, mean ± standard "
@@ -62,19 +62,25 @@ def notes(
     kinds = {column.kind for column in columns}
     metrics = list(dict.fromkeys(metric for column in columns for metric in column.metrics))
     lines += _missing(sections, found, titles)
-    lines += _partial(sections, n_splits)
+    lines += _partial(sections, found, titles, n_splits)
     if any(metric.startswith("instance") for metric in metrics):
         lines += _inverted(found, titles)
-    protocols = sorted({str(one["protocol"]) for one in found.values()})
-    if protocols:
-        lines.append("Protocol: " + ", ".join(PROTOCOLS.get(p, p) for p in protocols) + ".")
+    if any(metric.startswith("signed") for metric in metrics):
+        lines += _low_agreement(found, titles)
+    protocol, quirks = shared_quirks(found.values(), "table")
+    if protocol:
+        # runs that record no quirks may have had some
+        recorded = protocol in PRESETS and all("quirks" in one for one in found.values())
+        preset = f" ({PRESETS[protocol]})" if recorded else ""
+        lines.append(f"Protocol: {protocol}{preset}{protocol_text(protocol, quirks).removeprefix(protocol)}.")
     lines += _features(columns, titles)
-    lines += _cells(metrics)
+    lines += _cells(kinds, metrics)
     lines += [SPREAD] if "spread" in kinds else []
     lines += [DIFFERENCE] if "difference" in kinds else []
-    lines += _definitions(metrics)
+    known = {**definitions(quirks), **DEFINITIONS}
+    lines += [known[metric] for metric in metrics if metric in known]
     lines += [RANK_RULE] if "rank" in kinds else []
-    return tuple(lines)
+    return (*lines, *_no_interval(columns, sections, found))
 
 
 @dataclass(frozen=True)
@@ -110,8 +116,7 @@ def _missing(sections: Sequence["Section"], found: Found, titles: Mapping[str, s
     where: dict[tuple[str, str], list[str]] = {}
     empty = [value for value in main if not value.cell.values]
     for value in empty:
-        dataset, encoder = value.key
-        title = titles[dataset] + (f" {ENCODERS.get(encoder, encoder)}" if several else "")
+        title = _where(value.key, titles, several=several)
         _add(where.setdefault((title, value.cell.note), []), display_name(value.method))
     if empty:
         listed = "; ".join(f"{title}: {_names(names)} ({why})" for (title, why), names in where.items())
@@ -141,30 +146,82 @@ def _no_job(sections: Sequence["Section"]) -> list[str]:
     return [f"Peak memory: {empty} of {len(cells)} cells are empty (no training, or no record of it)."] if empty else []
 
 
-def _partial(sections: Sequence["Section"], n_splits: int) -> list[str]:
-    few = []
-    section = sections[0]
-    for rows in section.blocks.values():
-        for row in rows:
-            for column, cell in zip(section.columns, row.cells, strict=True):
-                if column.kind in ("mean", "difference") and 0 < len(cell.values) < n_splits:
-                    few.append(f"{row.name} {column.head} {column.label} {len(cell.values)}")
-    return [f"Fewer than {n_splits} splits, number in brackets: {_names(few, '; ')}."] if few else []
+def _partial(sections: Sequence["Section"], found: Found, titles: Mapping[str, str], n_splits: int) -> list[str]:
+    """Cells of the paper's table that lack splits, then what stands behind its ranks alone, then beside it."""
+    section, shown, few = sections[0], set(), []
+    for i, column in enumerate(section.columns):
+        if column.kind not in ("mean", "difference"):
+            continue
+        shown |= {(metric, key) for metric in column.metrics for key in column.keys}
+        for row in (row for rows in section.blocks.values() for row in rows):
+            if 0 < len(row.cells[i].values) < n_splits:
+                few.append(f"{row.name} {column.head} {column.label} {len(row.cells[i].values)}")
+    # every learning rate is a run of its own there
+    unit = "runs" if any("train_seconds" in column.metrics for column in section.columns) else "splits"
+    lines = [f"Fewer than {n_splits} {unit}, number in brackets: {_names(few, '; ')}."] if few else []
+    places: dict[bool, list[str]] = {False: [], True: []}
+    several = len({key[1] for column in section.columns for key in column.keys}) > 1
+    for value in _values(sections, found):
+        if 0 < len(value.cell.values) < n_splits and (value.metric, value.key) not in shown:
+            where = _where(value.key, titles, several=several)
+            name = f"{display_name(value.method)} {where} {value.metric} {len(value.cell.values)}"
+            places[value.beside].append(name)
+    for beside, what in ((False, "Behind the ranks"), (True, "Beside the paper's table")):
+        if places[beside]:
+            lines.append(f"{what}, values of fewer than {n_splits} {unit}: {_names(places[beside], '; ')}.")
+    return lines
 
 
 def _inverted(found: Found, titles: Mapping[str, str]) -> list[str]:
-    order, odd, inverted, total = list(METHODS), [], 0, 0
-    several = len({key[1] for key in found}) > 1
-    for (dataset, encoder, method), one in sorted(found.items(), key=lambda i: (i[0][:2], order.index(i[0][2]))):
-        splits = [split for split in one["splits"] if split["test"].get("instance_auroc") is not None]
-        seeds = [str(split["seed"]) for split in splits if split["test"]["instance_auroc"] < 0.5]
-        inverted, total = inverted + len(seeds), total + len(splits)
-        if seeds:
-            where = titles[dataset] + (f" {ENCODERS.get(encoder, encoder)}" if several else "")
-            odd.append(f"{display_name(method)} on {where} (split {', '.join(seeds)})")
-    if not odd:
+    areas = {key: by_seed(one, "instance_auroc") for key, one in found.items()}
+    odd, count, total = _odd_runs(areas, titles, 0.5)
+    return [f"Inverted runs, instance AUROC < 0.5: {count} of {total}, in: {odd}."] if count else []
+
+
+def _low_agreement(found: Found, titles: Mapping[str, str]) -> list[str]:
+    told = {
+        key: [(split["seed"], value) for split in one["splits"] if (value := split.get("signed_agreement")) is not None]
+        for key, one in found.items()
+    }
+    odd, count, total = _odd_runs(told, titles, LEAST_AGREEMENT)
+    if not count:
         return []
-    return [f"Inverted runs, instance AUROC < 0.5: {inverted} of {total}, in: {_names(odd, '; ')}."]
+    why = "its direction explains less than half of the variance of the validation bags' logits"
+    return [
+        f"Sign-aware score not to be trusted, agreement < {LEAST_AGREEMENT:.2f} ({why}): {count} of {total}, in: {odd}."
+    ]
+
+
+def _odd_runs(
+    values: Mapping[tuple[str, str, str], Sequence[tuple[int, float]]], titles: Mapping[str, str], least: float
+) -> tuple[str, int, int]:
+    """Names of the runs with a value below `least`, how many they are, and of how many.
+
+    Args:
+        values: (seed, value) of the runs by (dataset, encoder, method).
+        titles: dataset name -> title.
+        least: of a value that is not odd.
+    """
+    order, odd = list(METHODS), []
+    several = len({key[1] for key in values}) > 1
+    low = {key: [str(seed) for seed, value in own if value < least] for key, own in values.items()}
+    for (*where, method), seeds in sorted(low.items(), key=lambda item: (item[0][:2], order.index(item[0][2]))):
+        if seeds:
+            place = _where((where[0], where[1]), titles, several=several)
+            odd.append(f"{display_name(method)} on {place} (split {', '.join(seeds)})")
+    return _names(odd, "; "), sum(map(len, low.values())), sum(map(len, values.values()))
+
+
+def _no_interval(columns: Sequence[Column], sections: Sequence["Section"], found: Found) -> list[str]:
+    """Metrics of the CSV whose bootstrap interval is empty, although runs have values."""
+    shown = {metric for column in columns if column.kind == "mean" for metric in column.metrics}
+    counts: dict[str, list[bool]] = {}
+    for value in _values(sections, found):
+        one = found.get((*value.key, value.method), {})
+        if value.metric in shown and value.cell.values and "bootstrap" in one:
+            counts.setdefault(value.metric, []).append(value.cell.ci is None)
+    without = [f"{metric} ({sum(gone)} of {len(gone)} cells)" for metric, gone in counts.items() if any(gone)]
+    return [f"No bootstrap interval in the CSV: {', '.join(without)}."] if without else []
 
 
 def _features(columns: Sequence[Column], titles: Mapping[str, str]) -> list[str]:
@@ -175,19 +232,19 @@ def _features(columns: Sequence[Column], titles: Mapping[str, str]) -> list[str]
     return [f"Features: {listed}."]
 
 
-def _cells(metrics: Sequence[str]) -> list[str]:
+def _cells(kinds: Collection[str], metrics: Sequence[str]) -> list[str]:
     best = "Best of the block in bold, second underlined. ◆ proposed in the paper."
     if "train_seconds" in metrics:
         return [best]
-    return [
-        "Cells: mean ± standard deviation (n − 1) over the training/validation splits; all splits share one test set, "
-        f"so they are not independent. Learning rate chosen per split on validation, never on test. {best}"
-    ]
+    over = "training/validation splits; all splits share one test set, so they are not independent"
+    cells = "mean ± standard deviation (n − 1)" if "mean" in kinds else "ranks of means"
+    return [f"Cells: {cells} over the {over}. Learning rate chosen per split on validation, never on test. {best}"]
 
 
-def _definitions(metrics: Sequence[str]) -> list[str]:
-    known = {**MEASURED, **DEFINITIONS}
-    return [known[metric] for metric in metrics if metric in known]
+def _where(key: tuple[str, str], titles: Mapping[str, str], *, several: bool) -> str:
+    """The title of a dataset, with the extractor where the table shows several."""
+    dataset, encoder = key
+    return titles[dataset] + (f" {ENCODERS.get(encoder, encoder)}" if several else "")
 
 
 def _add(names: list[str], name: str) -> None:

@@ -22,6 +22,7 @@ BAG = ("bag_auroc", "bag_f1")
 # not in the paper: what the field asks for beside AUROC and F1
 MORE_INSTANCE = ("instance_auprc", "instance_froc", "instance_dice")
 MORE_BAG = ("bag_auprc", "bag_ece")
+ENERGY = ("dirichlet_raw", "dirichlet_normalised")
 
 # metric -> (format of its numbers, whether larger is better); others are shares with three decimals, larger is better
 STYLES: dict[str, tuple[str, bool]] = {
@@ -33,7 +34,10 @@ STYLES: dict[str, tuple[str, bool]] = {
     "device_memory_mib": (".0f", False),
 }
 SHARE = (".3f", True)
-SHORT = {"auroc": "AUROC", "f1": "F1", "auprc": "AUPRC", "froc": "FROC", "dice": "Dice", "ece": "ECE"}
+SHORT = {
+    **{"auroc": "AUROC", "f1": "F1", "auprc": "AUPRC", "froc": "FROC", "dice": "Dice", "ece": "ECE"},
+    **{"raw": "Energy", "normalised": "Normalised energy"},
+}
 ENCODERS = {"resnet18": "ResNet18", "resnet50": "ResNet50", "vit_b_32": "ViT-B-32", "resnet50_bt": "ResNet50-BT"}
 
 # method with Sm -> the method under it, for columns of differences
@@ -48,19 +52,27 @@ def _rank(metrics: tuple[str, ...], csv: str, label: str = "Rank") -> dict[str, 
     return {"kind": "rank", "metrics": metrics, "label": label, "csv": csv}
 
 
-def _spread(by: str, metrics: tuple[str, ...], **columns: Any) -> dict[str, Any]:
+def _inverted(metric: str, label: str, csv: str) -> dict[str, Any]:
+    return {"kind": "inverted", "metrics": (metric,), "label": label, "csv": csv}
+
+
+def _spread(by: str, metrics: tuple[str, ...], of: str = "", key: str = "spread", **columns: Any) -> dict[str, Any]:
+    """The spread of metrics, `of` what the paper does not show; that one is left out where no run has it."""
     own = {"columns": [{**column, **columns} for column in _columns(metrics, "spread")]}
-    return {"key": "spread", "title": "Spread over the runs", "by": by, **own}
+    title = "Spread over the runs" + (f": {of}" if of else "")
+    return {"key": key, "title": title, "by": by, "optional": bool(of), **own}
 
 
-def _signed(by: str, columns: list[dict[str, Any]], *overall: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "key": "signed",
-        "title": "The same with the sign-aware score",
-        "by": by,
-        "columns": columns,
-        "overall": overall,
-    }
+def _signed(
+    by: str, columns: list[dict[str, Any]], *overall: dict[str, Any], **spread: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The sign-aware score's section and the spread of its metrics; `spread` as the columns of `_spread`."""
+    metrics = tuple(dict.fromkeys(column["metrics"][0] for column in columns))
+    own = {"by": by, "columns": columns, "overall": overall}
+    return (
+        {"key": "signed", "title": "The same with the sign-aware score", **own},
+        _spread(by, metrics, "sign-aware score", "signed-spread", **spread),
+    )
 
 
 def _more(metrics: tuple[str, ...]) -> dict[str, Any]:
@@ -73,7 +85,7 @@ def _one_metric(title: str, metric: str) -> dict[str, Any]:
     sections = [{"key": "", "title": "", "by": "encoder_dataset", "columns": one}]
     if metric in INSTANCE:
         signed = [{"kind": "mean", "metrics": (f"signed_{metric}",), "label": ""}]
-        sections += [_spread("encoder_dataset", (metric,), label=""), _signed("encoder_dataset", signed)]
+        sections += [_spread("encoder_dataset", (metric,), label=""), *_signed("encoder_dataset", signed, label="")]
     return {"title": title, "sections": sections}
 
 
@@ -92,8 +104,9 @@ TABLES: dict[str, dict[str, Any]] = {
         "sections": [
             _section("dataset", _columns(INSTANCE), _rank(INSTANCE, "rank")),
             _spread("dataset", INSTANCE),
-            _signed("dataset", _columns(SIGNED), _rank(SIGNED, "signed_rank")),
+            *_signed("dataset", _columns(SIGNED), _rank(SIGNED, "signed_rank")),
             _more(MORE_INSTANCE),
+            _spread("dataset", MORE_INSTANCE, "further metrics", "more-spread"),
         ],
     },
     "table2": {
@@ -117,7 +130,8 @@ TABLES: dict[str, dict[str, Any]] = {
                 "columns": [{"kind": "mean", "metrics": ("dirichlet_normalised",), "label": "Normalised energy"}],
             },
             _spread("dataset", INSTANCE),
-            _signed("dataset", _columns(SIGNED)),
+            _spread("dataset", ENERGY, "Dirichlet energies", "energy-spread"),
+            *_signed("dataset", _columns(SIGNED)),
         ],
     },
     "table4": {
@@ -135,7 +149,7 @@ TABLES: dict[str, dict[str, Any]] = {
                 ],
             ),
             _spread("dataset", INSTANCE),
-            _signed("dataset", _columns(SIGNED) + _columns(SIGNED, "difference", "Δ ")),
+            *_signed("dataset", _columns(SIGNED) + _columns(SIGNED, "difference", "Δ ")),
         ],
     },
     "table5": {
@@ -143,7 +157,7 @@ TABLES: dict[str, dict[str, Any]] = {
         "sections": [
             _section("dataset", _columns(INSTANCE, prefix="Inst. ") + _columns(BAG, prefix="Bag ")),
             _spread("dataset", INSTANCE),
-            _signed("dataset", _columns(SIGNED)),
+            *_signed("dataset", _columns(SIGNED)),
         ],
     },
     "table6": {
@@ -152,11 +166,12 @@ TABLES: dict[str, dict[str, Any]] = {
             _section("encoder", [_rank(INSTANCE, "instance_rank", "Inst."), _rank(BAG, "bag_rank", "Bag")]),
             {
                 "key": "signed",
-                "title": "Instance rank with the sign-aware score, and inverted runs of all runs",
+                "title": "Instance rank with the sign-aware score; inverted runs of all runs, without and with it",
                 "by": "encoder",
                 "columns": [
                     _rank(SIGNED, "signed_instance_rank", "Inst. rank"),
-                    {"kind": "inverted", "metrics": ("instance_auroc",), "label": "Inverted", "csv": "inverted"},
+                    _inverted(INSTANCE[0], "Inverted", "inverted"),
+                    _inverted(SIGNED[0], "Inv. sign-aware", "signed_inverted"),
                 ],
             },
         ],

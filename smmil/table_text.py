@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from smmil.methods_table import METHODS
 from smmil.table_cells import Cell, Column
-from smmil.table_specs import style
+from smmil.table_specs import INSTANCE, SIGNED, style
 
 if TYPE_CHECKING:
     from smmil.tables import Row, Table
@@ -17,26 +17,32 @@ NOT_APPLICABLE = "–"
 def parts(column: Column, cell: Cell, n_splits: int) -> tuple[str, str, str]:
     """Number, deviation and missing splits, e.g. `("0.912", "± 0.010", "[3]")`; all "" for an empty cell.
 
-    The deviation of a single split is "± -"; ranks, counts and spreads have none.
+    The deviation of a single split is "± -"; ranks, counts and spreads have none. What a rank lacks is what the value
+    behind it with the fewest splits lacks.
     """
     if not cell.applies:
         return NOT_APPLICABLE, "", ""
     if cell.mean is None:
         return "", "", ""
-    few = f"[{len(cell.values)}]" if len(cell.values) < n_splits else ""
+    splits = len(cell.values) if cell.fewest is None else cell.fewest
+    few = f"[{splits}]" if splits < n_splits else ""
     form = style(column.metrics[0])[0]
     if column.kind == "rank":
-        return f"{cell.mean:.3f}", "", ""
+        return f"{cell.mean:.3f}", "", few
     if column.kind == "inverted":
         return f"{cell.mean:.0f} / {cell.n_splits}", "", ""
     if column.kind == "job":
-        return format(cell.mean, form), "", ""
+        return _number(cell.mean, form), "", ""
     if column.kind == "spread":
-        count = f" / {cell.below_half}" if column.metrics[0] == "instance_auroc" else ""
-        return f"{cell.median:{form}} / {cell.worst:{form}}{count}", "", few
+        count = f" / {cell.below_half}" if column.metrics[0] in (INSTANCE[0], SIGNED[0]) else ""
+        return f"{_number(cell.median, form)} / {_number(cell.worst, form)}{count}", "", few
     sign = "+" if column.kind == "difference" else ""
-    deviation = "-" if cell.std is None else format(cell.std, form)
-    return format(cell.mean, sign + form if sign else form), f"± {deviation}", few
+    return _number(cell.mean, sign + form), f"± {_number(cell.std, form)}", few
+
+
+def _number(value: float | None, form: str) -> str:
+    """A number in the format of its metric, "-" for none; "#.3g" keeps zeros (2.00), and a point where none follow."""
+    return "-" if value is None else format(value, form).rstrip(".")
 
 
 def cell_text(column: Column, cell: Cell, n_splits: int) -> str:

@@ -18,7 +18,7 @@ Run alone:
 
 import argparse
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from smmil.table_specs import ENCODERS, TABLES
 
 logger = logging.getLogger(__name__)
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 
 Key = tuple[str, str]
 
@@ -70,7 +70,7 @@ class Table:
         title: its heading.
         sections: the paper's table first; all have the same rows.
         n_splits: splits of a complete cell.
-        protocol: of the runs behind it.
+        protocol: of the runs behind it, with the quirks that differ from its preset.
         notes: lines under it.
         random_keys: (dataset, encoder) with an untrained encoder.
     """
@@ -96,7 +96,8 @@ def build_table(name: str, metrics: Sequence[dict[str, Any]], layout: dict[str, 
         The table; rows in the paper's order inside their blocks.
 
     Raises:
-        ValueError: unknown table, layout key or method; two metrics of one cell; two protocols in one table.
+        ValueError: unknown table, layout key or method; two metrics of one cell; rows of two protocols, or of
+            different quirks.
     """
     if name not in TABLES:
         raise ValueError(f"--table: found {name!r}, expected one of {', '.join(TABLES)}")
@@ -120,11 +121,13 @@ def build_table(name: str, metrics: Sequence[dict[str, Any]], layout: dict[str, 
     sections = tuple(section for section, optional in made if section.has_values or not optional)
     n_splits = int(layout.get("splits", max((len(m["splits"]) for m in used.values()), default=0)))
     random = frozenset((dataset, encoder) for (dataset, encoder, _), one in used.items() if one.get("random_weights"))
+    from smmil.definitions import protocol_text, shared_quirks
     from smmil.table_notes import notes
 
+    protocol = protocol_text(*shared_quirks(used.values(), "table")) or "none (no metrics)"
     titles = {d["name"]: d.get("title", d["name"]) for d in datasets}
     lines = notes(sections, used, titles, n_splits, layout.get("note", ""))
-    return Table(name, spec["title"], sections, n_splits, _protocol(used.values()), lines, random)
+    return Table(name, spec["title"], sections, n_splits, protocol, lines, random)
 
 
 def check_layout(layout: dict[str, Any], *, fixed_rows: bool = False) -> None:
@@ -218,13 +221,6 @@ def _by_key(metrics: Sequence[dict[str, Any]]) -> dict[tuple[str, str, str], dic
             raise ValueError(f"--metrics: found two files for {' / '.join(key)}, expected one")
         found[key] = one
     return found
-
-
-def _protocol(metrics: Iterable[dict[str, Any]]) -> str:
-    protocols = sorted({str(one["protocol"]) for one in metrics})
-    if len(protocols) > 1:
-        raise ValueError(f"--metrics: found the protocols {protocols}, expected one per table; make one table each")
-    return protocols[0] if protocols else "none (no metrics)"
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smmil.methods_table import GROUPS, METHODS
+from smmil.protocol import QUIRKS
 from smmil.ranks import mean_ranks, places, rank_column
 from smmil.table_cells import Cell, Column
 from smmil.table_text import cell_text
@@ -32,6 +33,13 @@ def column(kind: str = "mean", metric: str = "instance_auroc") -> Column:
 def rows(table: Table, section: int = 0) -> dict[str, Row]:
     """The rows of one section by method."""
     return {row.method: row for own in table.sections[section].blocks.values() for row in own}
+
+
+def texts(table: Table, key: str, method: str) -> list[str]:
+    """How the cells of one row read, in the section of this key."""
+    i = [section.key for section in table.sections].index(key)
+    cells = rows(table, i)[method].cells
+    return [cell_text(c, cell, table.n_splits) for c, cell in zip(table.sections[i].columns, cells, strict=True)]
 
 
 def with_values(metrics: dict[str, Any], **values: list[float | None]) -> dict[str, Any]:
@@ -85,6 +93,14 @@ def test_cells_show_mean_and_sample_deviation() -> None:
     assert cell_text(column("difference"), Cell((-0.1, -0.1)), 2) == "-0.100 ± 0.000"
 
 
+def test_energies_have_three_digits_and_no_point_at_the_end() -> None:
+    energy = column(metric="dirichlet_raw")
+    assert cell_text(energy, Cell((123.4,), 1), 1) == "123 ± -"
+    assert cell_text(energy, Cell((0.0, 400.0), 2), 2) == "200 ± 283"
+    assert cell_text(energy, Cell((2.0, 2.0), 2), 2) == "2.00 ± 0.00"
+    assert cell_text(column("spread", "dirichlet_raw"), Cell((100.0, 999.0), 2, larger=False), 2) == "550 / 999"
+
+
 def test_spread_is_median_worst_and_inverted_runs() -> None:
     cell = Cell((0.9, 0.2, 0.8, 0.5, 0.4), 5)
     # sorted .2 .4 .5 .8 .9; .2 and .4 lie below a half, .5 does not
@@ -133,8 +149,13 @@ def test_the_sign_aware_score_has_a_section_of_its_own_and_leaves_the_papers_alo
         for i, one in enumerate(metrics())
     ]
     table = build_table("table1", signed, LAYOUT)
-    assert [section.key for section in table.sections] == ["", "spread", "signed", "more"]
+    beside = ["spread", "signed", "signed-spread", "more", "more-spread"]
+    assert [section.key for section in table.sections] == ["", *beside]
+    assert [section.key for section in without.sections] == ["", "spread", "signed", "more"]
     assert table.sections[0] == without.sections[0]
+    # .95 and .85: median .9, none inverted
+    assert texts(table, "signed-spread", "smap_early")[0] == "0.900 / 0.850 / 0"
+    assert texts(table, "more-spread", "smap_early")[0] == "0.500 / 0.500"
     assert rows(table, 2)["smap_early"].cells[0].mean == pytest.approx(0.9)
     # F1 0 against .1 on rsna, .2 against .3 on c16; AUROC is equal
     assert rows(table, 2)["abmil"].cells[-1].mean == pytest.approx((1.5 + 1 + 1.5 + 1) / 4)
@@ -143,6 +164,53 @@ def test_the_sign_aware_score_has_a_section_of_its_own_and_leaves_the_papers_alo
     assert "Beside the paper's table, 25 of 25 values are missing." in notes
     assert "signed_instance_auroc: SmAP, ABMIL, SmTAP (not in the metrics file)" in notes
     assert "Beside" not in "\n".join(table.notes)
+
+
+def test_a_low_agreement_of_the_sign_aware_score_is_told_by_run() -> None:
+    found = [with_values(one, signed_instance_auroc=[0.3, 0.9]) for one in metrics()]
+    for one in found:
+        for split, agreement in zip(one["splits"], (0.9, 0.71 if one["method"] != "abmil" else -0.6), strict=True):
+            split["signed_agreement"] = agreement
+    table = build_table("table1", found, LAYOUT)
+    low = next(note for note in table.notes if note.startswith("Sign-aware score not to be trusted"))
+    # r = .71 explains 50.4 % of the variance
+    assert "2 of 10, in: ABMIL on CAMELYON16 (split 2); ABMIL on RSNA (split 2)." in low
+    assert rows(table, 2)["abmil"].cells[0].agreement == (0.9, -0.6)
+    assert rows(table)["abmil"].cells[0].agreement == ()
+    bag = build_table("table2", found, LAYOUT)
+    assert not [note for note in bag.notes if "Sign-aware" in note]
+
+
+def test_the_protocol_line_names_the_quirks_that_differ_from_the_preset() -> None:
+    def lines(protocol: str, quirks: list[str]) -> tuple[Table, str]:
+        found = [{**one, "protocol": protocol, "quirks": quirks} for one in metrics()]
+        table = build_table("table1", found, LAYOUT)
+        return table, next(note for note in table.notes if note.startswith("Protocol"))
+
+    assert lines("as_written", [])[1] == "Protocol: as_written (the paper's text)."
+    table, line = lines("as_written", ["eval_gate_by_bag"])
+    assert line == "Protocol: as_written (the paper's text) with eval_gate_by_bag."
+    assert table.protocol == "as_written with eval_gate_by_bag"
+    assert any(note.startswith("Instance AUROC: gated instance scores") for note in table.notes)
+    assert not any("ungated" in note for note in table.notes)
+    assert lines("as_released", sorted(QUIRKS))[1] == "Protocol: as_released (the released code)."
+    most = sorted(set(QUIRKS) - {"train_lr", "softmax"})
+    assert lines("as_released", most)[1] == "Protocol: as_released (the released code) without softmax, train_lr."
+
+
+def test_rows_of_different_quirks_are_refused_and_equal_ones_are_not() -> None:
+    one, other = ({**found, "quirks": []} for found in metrics()[:2])
+    build_table("table1", [one, other], LAYOUT)
+    with pytest.raises(ValueError, match="as_written with eval_energy.*expected one per table"):
+        build_table("table1", [one, {**other, "quirks": ["eval_energy"]}], LAYOUT)
+
+
+def test_a_missing_interval_is_told_and_a_present_one_is_not() -> None:
+    found = [with_values(one, bag_auprc=[0.5, 0.5], bag_ece=[0.1, 0.1]) for one in metrics()]
+    for one in found[:3]:
+        one["bootstrap"]["intervals"]["bag_ece"] = [0.0, 0.2]
+    notes = build_table("table2", found, LAYOUT).notes
+    assert "No bootstrap interval in the CSV: bag_auprc (5 of 5 cells), bag_ece (2 of 5 cells)." in notes
 
 
 def test_a_calibration_error_is_better_when_it_is_smaller() -> None:

@@ -9,7 +9,7 @@ import pytest
 from smmil.table_resources import read_resources
 from smmil.tables import build_table, main
 from tests.predictions import metrics_object
-from tests.test_tables import rows, with_values
+from tests.test_tables import rows, texts, with_values
 
 ONE = {"datasets": [{"name": "c16", "title": "CAMELYON16", "encoder": "resnet18"}], "splits": 2}
 
@@ -117,8 +117,43 @@ def test_table_6_ranks_inside_one_extractor() -> None:
     # ResNet18: AUROC 1 on c16, a tie on rsna; F1 ties. ResNet50-BT: AUROC 2, F1 a tie
     ranks = [cell.mean for cell in rows(table)["smap_early"].cells]
     assert ranks == pytest.approx([(1 + 1.5 + 1.5 + 1.5) / 4, 1.5, (2 + 1.5) / 2, 1.5])
-    inverted = [rows(table, 1)["smap_early"].cells[i] for i in (1, 3)]
+    inverted = [rows(table, 1)["smap_early"].cells[i] for i in (1, 4)]
     assert [(cell.mean, cell.n_splits) for cell in inverted] == [(0, 2), (1, 1)]
+    cells = next(note for note in table.notes if note.startswith("Cells"))
+    assert cells.startswith("Cells: ranks of means over") and "standard deviation" not in " ".join(table.notes)
+
+
+def test_table_6_marks_ranks_that_rest_on_few_splits() -> None:
+    found, layout = by_encoder()
+    whole = []
+    for one in found:
+        area = one["splits"][0]["test"]["instance_auroc"]
+        more = {"encoder": one["encoder"]}
+        whole.append(metrics_object(one["dataset"], one["method"], {"instance_auroc": [area] * 3}, **more))
+    full = build_table("table6", whole, {**layout, "splits": 3})
+    assert not [note for note in full.notes if "fewer than" in note]
+    # SmAP on CAMELYON16 with ResNet18: one of three splits
+    few = [*whole[:2], found[2], *whole[3:]]
+    table = build_table("table6", few, {**layout, "splits": 3})
+    assert texts(table, "", "smap_early") == ["1.375 [1]", "1.500 [1]", "1.750", "1.500"]
+    assert not [text for text in texts(table, "", "abmil") if "[" in text]
+    line = next(note for note in table.notes if note.startswith("Behind the ranks"))
+    assert line.startswith(
+        "Behind the ranks, values of fewer than 3 splits: SmAP CAMELYON16 ResNet18 instance_auroc 1;"
+    )
+    assert line.count("ResNet18") == 4
+
+
+def test_the_spread_of_energies_stands_beside_table_3_and_the_largest_is_the_worst() -> None:
+    one = with_values(
+        metrics_object("c16", "abmil", {"bag_f1": [0.5, 0.7]}),
+        dirichlet_raw=[2.0, 300.0],
+        dirichlet_normalised=[0.5, 0.1],
+    )
+    table = build_table("table3", [one], ONE)
+    section = next(s for s in table.sections if s.key == "energy-spread")
+    assert [column.label for column in section.columns] == ["Energy", "Normalised energy"]
+    assert texts(table, "energy-spread", "abmil") == ["151 / 300", "0.300 / 0.500"]
 
 
 def test_table_6_counts_the_cells_behind_its_ranks() -> None:
@@ -198,7 +233,7 @@ def test_records_that_are_missing_or_cut_off_leave_empty_cells(tmp_path: Path) -
     assert [split["test"]["train_seconds"] for split in one["splits"]] == [1.5, None]
     assert one["job"] == {"memory_mib": None, "device_memory_mib": None}
     table = build_table("resources", [one], {**ONE, "methods": ["abmil"]})
-    assert "Fewer than 2 splits, number in brackets: ABMIL ResNet18 CAMELYON16 1." in table.notes
+    assert "Fewer than 2 runs, number in brackets: ABMIL ResNet18 CAMELYON16 1." in table.notes
     assert any(note.startswith("Peak memory: 1 of 1 cells are empty") for note in table.notes)
     (tmp_path / "runs.json").write_text("{}")
     with pytest.raises(ValueError, match=r"runs\.json: not a runs\.json, missing"):

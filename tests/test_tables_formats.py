@@ -65,6 +65,13 @@ def test_csv_holds_spread_and_sign_aware_score_in_the_methods_row() -> None:
     assert (row[f"{where}.median"], row[f"{where}.worst"], row[f"{where}.inverted"]) == ("0.25", "0.2", "2")
     assert row["c16.resnet18.signed_instance_auroc.mean"] == "0.6"
     assert row["c16.resnet18.signed_instance_auroc.inverted"] == "1" and row["rank"] == "1.625"
+    signed[3]["splits"][1]["signed_agreement"] = -0.25
+    signed[3]["splits"][0]["signed_agreement"] = 0.75
+    again = {row["method"]: row for row in csv.DictReader(io.StringIO(to_csv(build_table("table1", signed, LAYOUT))))}
+    told = [again["abmil"][f"c16.resnet18.signed_instance_auroc.agreement_{part}"] for part in ("median", "worst")]
+    assert told == ["0.25", "-0.25"] and again["abmil"]["rsna.resnet18.signed_instance_auroc.agreement_worst"] == ""
+    # the rank of SmAP rests on a cell of one split
+    assert [rows[method]["rank.n_splits"] for method in ("smap_early", "abmil", "clam")] == ["1", "2", ""]
     assert rows["clam"][f"{where}.inverted"] == "" and rows["clam"][f"{where}.n_splits"] == "0"
 
 
