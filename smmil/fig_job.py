@@ -3,9 +3,9 @@
 Layout (JSON, from the configuration by `figure_layout`):
     {"figure": "fig6a", "protocol": "as_written", "quirks": [], "splits": [1, 2, 3, 4, 5],
      "datasets": [{"name": "camelyon16", "title": "CAMELYON16", "encoder": "resnet50_bt", "methods": ["abmil", ...]}]}
-`quirks` are the differences of `smmil.protocol` in force that change a figure; without the key they follow from the
-runs' protocol. A run is one split of one method on one dataset; a run of the layout without metrics is missing, and
-is counted in the picture and in `{figure}.json`.
+`quirks` are the differences of `smmil.protocol` in force that change a figure, for runs that do not say theirs; without
+the key they follow from the runs' protocol. A run is one split of one method on one dataset; a run of the layout
+without metrics is missing, and is counted in the picture and in `{figure}.json`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smmil.definitions import protocol_text, shared_quirks
 from smmil.methods_table import METHODS
 from smmil.variants import base_method
 
@@ -61,15 +62,17 @@ class Job:
 
     @property
     def protocol(self) -> str:
-        """The protocol of the runs (they must agree), else the layout's."""
-        found = sorted({str(one["protocol"]) for one in self.metrics.values()})
-        return ", ".join(found) or str(self.layout.get("protocol", "as_written"))
+        """The protocol of the runs (they must agree) with the quirks that differ from its preset, else the layout's."""
+        protocol, quirks = shared_quirks(self.metrics.values(), "figure")
+        return protocol_text(protocol, quirks) if protocol else str(self.layout.get("protocol", "as_written"))
 
     def quirk(self, name: str) -> bool:
         """Whether a difference between the protocols is in force, a key of `smmil.protocol.QUIRKS`."""
-        if "quirks" in self.layout:
+        recorded = any("quirks" in one for one in self.metrics.values())
+        if "quirks" in self.layout and not recorded:
             return name in self.layout["quirks"]
-        return self.protocol == "as_released"
+        rows = list(self.metrics.values()) or [{"protocol": self.protocol}]
+        return name in shared_quirks(rows, "figure")[1]
 
     @property
     def random_weights(self) -> bool:
@@ -159,7 +162,7 @@ def by_key(files: Sequence[Path], layout: Mapping[str, Any]) -> tuple[dict[Key, 
     """The metrics files that belong to a layout.
 
     Raises:
-        ValueError: two files for one row, or runs of two protocols in one figure.
+        ValueError: two files for one row, or rows of two protocols or of different quirks in one figure.
     """
     from smmil.results import read_metrics
 
@@ -173,9 +176,7 @@ def by_key(files: Sequence[Path], layout: Mapping[str, Any]) -> tuple[dict[Key, 
             raise ValueError(f"{path}: found a second file for {' / '.join(key)} beside {paths[key]}, expected one")
         if key in wanted:
             metrics[key], paths[key] = one, path
-    protocols = sorted({str(one["protocol"]) for one in metrics.values()})
-    if len(protocols) > 1:
-        raise ValueError(f"--metrics: found the protocols {protocols}, expected one per figure; draw one figure each")
+    shared_quirks(metrics.values(), "figure")
     return metrics, paths
 
 
@@ -238,12 +239,13 @@ def inverted_note(job: Job) -> list[str]:
     for dataset in job.datasets:
         for method in in_order(dataset["methods"]):
             tests = [split["test"] for split in (job.of(dataset, method) or {"splits": ()})["splits"]]
-            n = sum((test.get("instance_auroc") or 1.0) < 0.5 for test in tests)
+            areas = [v for test in tests if (v := test.get("instance_auroc")) is not None]
+            n = sum(area < 0.5 for area in areas)
             signed = [v for test in tests if (v := test.get("signed_instance_auroc")) is not None]
             aware = f", sign-aware mean {mean(signed):.2f}" if signed else ""
             if n:
                 title = dataset.get("title", dataset["name"])
-                odd.append(f"{shown_name(method)} on {title} ({n} of {len(tests)}{aware})")
+                odd.append(f"{shown_name(method)} on {title} ({n} of {len(areas)}{aware})")
     return [f"Inverted runs, instance AUROC < 0.5: {'; '.join(odd)}."] if odd else []
 
 

@@ -1,7 +1,8 @@
 """Critical-difference diagram: mean ranks of all methods, bars join those that Nemenyi's test cannot tell apart.
 
-One diagram for instance AUROC and one for bag AUROC; a column of the test is one split of one dataset
-(`smmil.rank_tests`). The splits share their test set: the warning is printed in the picture.
+One diagram for instance AUROC, one for that of the sign-aware score where it was measured, and one for bag AUROC; a
+column of the test is one split of one dataset (`smmil.rank_tests`). The splits share their test set: the warning is
+printed in the picture.
 """
 
 import textwrap
@@ -11,7 +12,11 @@ from smmil.fig_job import Drawn, Job, in_order, inverted_note, missing_runs, mis
 from smmil.plotting import NEUTRAL, headline, look_of, new_figure, save, shown_name, style
 from smmil.rank_tests import RankTest, rank_test
 
-METRICS = (("instance_auroc", "Localisation: instance AUROC"), ("bag_auroc", "Classification: bag AUROC"))
+METRICS = (
+    ("instance_auroc", "Localisation: instance AUROC"),
+    ("signed_instance_auroc", "Localisation: instance AUROC of the sign-aware score"),
+    ("bag_auroc", "Classification: bag AUROC"),
+)
 WARNING = "Splits share one test set and most training bags: differences look surer than they are."
 
 
@@ -34,12 +39,13 @@ def _by_seed(job: Job, dataset: dict[str, Any], method: str, metric: str) -> dic
 
 
 def draw(job: Job) -> Drawn:
-    """Draws both diagrams."""
-    tests = [(label, *test_of(job, metric)) for metric, label in METRICS]
+    """Draws all diagrams; older metrics files have no sign-aware score."""
+    drawn = [(metric, label, *test_of(job, metric)) for metric, label in METRICS]
+    tests = [(label, test, out) for metric, label, test, out in drawn if test.names or not metric.startswith("signed_")]
     tallest = max((len(test.names) for _, test, _ in tests), default=0)
     notes = []
     with style(grid=False):
-        figure = new_figure(9.0, 2 * (1.5 + 0.13 * max(4, tallest)) + 0.8)
+        figure = new_figure(9.0, len(tests) * (1.5 + 0.13 * max(4, tallest)) + 0.8)
         axes = figure.subplots(len(tests), 1, squeeze=False)[:, 0]
         for ax, (label, test, out) in zip(axes, tests, strict=True):
             _diagram(ax, label, test, out)
@@ -51,7 +57,7 @@ def draw(job: Job) -> Drawn:
         save(figure, job.out)
     caption = (
         "Mean rank of every method over splits and datasets, 1 = best. Methods joined by a bar are closer than the "
-        "critical difference (CD, Nemenyi, 95 %)."
+        "critical difference (CD, Nemenyi, 95 %). The sign-aware score is not the paper's."
     )
     return Drawn("Critical difference of mean ranks", caption, [tests[0][1].warning, *notes, *inverted_note(job)])
 

@@ -2,7 +2,8 @@
 
 Paper, Section 5.3.2 and Appendix B.3. One row of panels per dataset, one column per metric. Small rings are single
 runs, so that spread and inverted runs show; a dashed line with its band is ABMIL (alpha = 0), a dotted one the
-trainable alpha. A point without runs is a gap with "no run", a point with fewer splits says how many.
+trainable alpha; thin lines are means of the sign-aware score, which the notes list, too. A point without runs is a gap
+with "no run", a point with fewer splits says how many.
 """
 
 from collections.abc import Callable
@@ -29,6 +30,7 @@ COMMON = (
     "Points: mean ± standard deviation (n − 1) over splits; small rings: single runs. Dashed line and band: ABMIL. "
     "All splits share one test set."
 )
+SIGN_AWARE = "thin: sign-aware score (means)"
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def draw_alpha(job: Job) -> Drawn:
         else f"Protocol {job.protocol}: a fixed α is used as in Eq. 8; the released code would call the same run 1 − α "
         "(upper axis), its figure may be mirrored."
     )
-    notes = [rule, "α = 0 is ABMIL (dashed); dotted: α trained from 0.5, which both protocols run alike."]
+    notes = [rule, "α = 0 is ABMIL (dashed); dotted: α trained from 0.5, to which that rule does not apply."]
     title = "Figure 6a. The trade-off α"
     return _draw(job, "alpha", title, rule, notes, _numeric_axis(swapped), words_as_lines=True)
 
@@ -97,6 +99,8 @@ def draw_alpha(job: Job) -> Drawn:
 def draw_spectral_norm(job: Job) -> Drawn:
     """Figure 6b: spectral normalisation on and off."""
     notes = ["With: the layers right after Sm are spectrally normalised; without: not. ABMIL has no Sm."]
+    if job.quirk("sm_spectral_norm"):
+        notes = ["Released code (sm_spectral_norm): nothing is spectrally normalised, whatever is asked for."]
     title = "Figure 6b. Spectral normalisation"
     return _draw(job, "spectral_norm", title, "", notes, _category_axis("spectral normalisation"), words_as_lines=False)
 
@@ -166,7 +170,27 @@ def _draw(
             axes[0, 0].text(0, 0.5, f"No run: the configuration sweeps {argument} of no method on these datasets.")
         headline(figure, title, rule, missing_text(missing_runs(job)), random=job.random_weights)
         save(figure, job.out)
-    return Drawn(title, COMMON, [*notes, *inverted_note(job)])
+    return Drawn(title, COMMON, [*notes, *inverted_note(job), *signed_note(job)])
+
+
+def signed_note(job: Job) -> list[str]:
+    """Mean instance AUROC of every row with its own and with the sign-aware score, a line per dataset that has any."""
+    lines = []
+    for dataset in job.datasets:
+        points = [Point(method, "", job.of(dataset, method)) for method in in_order(dataset["methods"])]
+        texts = [
+            f"{shown_name(point.method)} {_mean(point.values('instance_auroc'))} / {_mean(signed)}"
+            for point in points
+            if (signed := point.values("signed_instance_auroc"))
+        ]
+        if texts:
+            title = dataset.get("title", dataset["name"])
+            lines.append(f"Instance AUROC, own / sign-aware score, means over splits, {title}: {'; '.join(texts)}.")
+    return lines
+
+
+def _mean(values: list[float]) -> str:
+    return f"{mean_std(values)[0]:.2f}" if values else "–"
 
 
 def _panel(
@@ -191,6 +215,8 @@ def _panel(
         shift = unit * (i - (len(found) - 1) / 2)
         drawn = [(place(p.value) + shift, p) for p in own if p not in lines]
         _errorbars(ax, job, base, drawn, metric, DASHES[i % len(DASHES)])
+    if any(point.values(f"signed_{metric}") for point in (baseline, *points)):
+        ax.plot([], [], color=NEUTRAL, linewidth=0.7, label=SIGN_AWARE)
     # a bar of one standard deviation may leave the range of every metric here
     low, high = ax.get_ylim()
     ax.set_ylim(max(low, -0.03), min(high, 1.03))
@@ -205,6 +231,8 @@ def _line(ax: Any, point: Point, metric: str, dashes: str, label: str) -> None:
     mean, std = mean_std(values)
     ax.axhline(mean, color=colour, linestyle=dashes, linewidth=1.3, label=label)
     ax.axhspan(mean - std, mean + std, color=colour, alpha=0.09, linewidth=0)
+    if signed := point.values(f"signed_{metric}"):
+        ax.axhline(mean_std(signed)[0], color=colour, linestyle=dashes, linewidth=0.7)
 
 
 def _errorbars(ax: Any, job: Job, base: str, drawn: list[tuple[float, Point]], metric: str, dashes: Any) -> None:
@@ -238,3 +266,6 @@ def _errorbars(ax: Any, job: Job, base: str, drawn: list[tuple[float, Point]], m
         capsize=2.5,
         label=shown_name(base),
     )
+    aware = [(x, mean_std(signed)[0]) for x, p in drawn if (signed := p.values(f"signed_{metric}"))]
+    if aware:
+        ax.plot(*zip(*aware, strict=True), color=colour, marker=marker, markersize=2.5, linewidth=0.7, linestyle=dashes)

@@ -10,7 +10,7 @@ import pytest
 
 from smmil import fig_histograms, fig_ranks, fig_sweeps, figures
 from smmil.fig_histograms import histogram, shown_instances
-from smmil.fig_job import Job, by_key, describe, in_order, missing_note, missing_runs, spread_text
+from smmil.fig_job import Job, by_key, describe, in_order, inverted_note, missing_note, missing_runs, spread_text
 from smmil.fig_variants import parse_variant, value_of
 from smmil.map_blocks import strips_of
 from smmil.methods_table import METHODS
@@ -110,6 +110,61 @@ def test_figure_6a_of_the_released_protocol_says_that_it_is_mirrored(drawn: list
     assert "as_released" in drawn[0]._suptitle.get_text() and "runs as 1 − α" in drawn[0].axes[0].get_xlabel()
 
 
+def signed(row: dict[str, Any], values: list[float]) -> dict[str, Any]:
+    """Adds the sign-aware instance AUROC to the splits of a metrics object."""
+    for split, value in zip(row["splits"], values, strict=True):
+        split["test"]["signed_instance_auroc"] = value
+    return row
+
+
+def test_the_sign_aware_score_stands_beside_every_point_of_a_sweep(drawn: list[Any]) -> None:
+    names = ["smap_early", "smap_early__t_2", "smap_early__t_20", "abmil"]
+    areas = {"smap_early": 0.8, "smap_early__t_2": 0.6, "smap_early__t_20": 0.4, "abmil": 0.3}
+    rows = {m: signed(metrics_object("toy", m, {"instance_auroc": [areas[m]] * 2}), [0.7, 0.9]) for m in names}
+    del rows["smap_early__t_20"]["splits"][1]["test"]["signed_instance_auroc"]
+    result = fig_sweeps.draw_steps(job_of(rows, layout(names), Path("x.png")))
+    thin = [line for line in drawn[0].axes[0].lines if line.get_linewidth() == 0.7]
+    assert thin[0].get_ydata()[0] == pytest.approx(0.8), "ABMIL"
+    # T = 2, 10, 20; the last has one run with that score
+    assert [line.get_ydata().tolist() for line in thin[1:]] == [pytest.approx([0.8, 0.8, 0.7]), []]
+    assert "thin: sign-aware score (means)" in lines(drawn[0].axes[0])
+    assert not [line for line in drawn[0].axes[2].lines if line.get_linewidth() == 0.7]
+    note = next(note for note in result.notes if "sign-aware score" in note)
+    assert "Toy: SmAP ◆ 0.80 / 0.80; " in note and "T = 20 0.40 / 0.70; ABMIL 0.30 / 0.80." in note
+
+
+def test_without_the_sign_aware_score_a_sweep_does_not_speak_of_it(drawn: list[Any]) -> None:
+    names = ["smap_early", "smap_early__t_2", "abmil"]
+    rows = {m: metrics_object("toy", m, {"bag_f1": [0.5]}) for m in names}
+    result = fig_sweeps.draw_steps(job_of(rows, layout(names, splits=1), Path("x.png")))
+    assert "sign-aware" not in " ".join([*result.notes, *lines(drawn[0].axes[0])])
+
+
+def test_an_area_of_zero_is_inverted_and_undefined_runs_are_not_counted() -> None:
+    rows = {"abmil": metrics_object("toy", "abmil", {"instance_auroc": [0.0, 0.9, None]})}
+    job = job_of(rows, layout(["abmil"], splits=3), Path("x.png"))
+    assert inverted_note(job) == ["Inverted runs, instance AUROC < 0.5: ABMIL on Toy (1 of 2)."]
+
+
+def test_a_figure_names_the_quirks_of_its_runs_and_refuses_different_ones(drawn: list[Any], tmp_path: Path) -> None:
+    names = ["smap_early", "smap_early__alpha_0p1", "abmil"]
+    quirks = {"quirks": ["sm_alpha_rule"]}
+    rows = {m: metrics_object("toy", m, {"bag_f1": [0.5]}, **quirks) for m in names}
+    # what the runs record decides, not the layout
+    job = job_of(rows, {**layout(names, splits=1), "quirks": ["eval_histogram"]}, Path("x.png"))
+    assert job.quirk("sm_alpha_rule") and not job.quirk("eval_histogram")
+    assert job.protocol == "as_written with sm_alpha_rule"
+    fig_sweeps.draw_alpha(job)
+    assert "Protocol as_written with sm_alpha_rule: a fixed α runs as 1 − α" in drawn[0]._suptitle.get_text()
+    files = []
+    for name, one in {**rows, "abmil": {**rows["abmil"], "quirks": []}}.items():
+        (tmp_path / name).write_text(json.dumps(one))
+        files.append(tmp_path / name)
+    assert len(by_key(files[:2], layout(names))[0]) == 2
+    with pytest.raises(ValueError, match="as_written with sm_alpha_rule.*one per figure"):
+        by_key(files, layout(names))
+
+
 def test_figures_6b_and_7_place_the_default_and_the_exact_solution(drawn: list[Any]) -> None:
     names = ["smap_early", "smap_early__t_2", "smap_early__t_20", "smap_early__t_exact", "abmil"]
     rows = {m: metrics_object("toy", m, {"bag_auroc": [0.1 * i]}) for i, m in enumerate(names, start=1)}
@@ -143,6 +198,11 @@ def test_critical_difference_ranks_by_split_and_warns(drawn: list[Any]) -> None:
     assert "ABMIL  1.00" in texts and "no run: GTP" in texts
     assert "share one test set" in drawn[0]._suptitle.get_text() and "2 of 8 runs" in drawn[0]._suptitle.get_text()
     assert any("Left out, without any run: GTP" in note for note in result.notes)
+    assert len(drawn[0].axes) == 2
+    turned = {m: signed(one, [1 - v for v in values[m]]) for m, one in rows.items()}
+    result = fig_ranks.draw(job_of(turned, plan, Path("x.png")))
+    assert len(drawn[1].axes) == 3 and any("sign-aware score: Friedman" in note for note in result.notes)
+    assert "3.00  ABMIL" in [text.get_text() for text in drawn[1].axes[1].texts]
 
 
 def test_histogram_normalises_each_class() -> None:
