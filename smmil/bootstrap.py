@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from smmil.calibration import calibration_error
-from smmil.froc import bag_dice
+from smmil.froc import bag_dice, froc_resamples
 from smmil.metrics import labelled
 
 Floats = npt.NDArray[np.float64]
@@ -26,6 +26,7 @@ METRICS = ("instance_auroc", "instance_f1", "bag_auroc", "bag_f1")
 EXTRA = (
     *("signed_instance_auroc", "signed_instance_f1", "instance_dice", "signed_instance_dice"),
     *("instance_auprc", "signed_instance_auprc", "bag_auprc", "bag_ece"),
+    *("instance_froc", "signed_instance_froc"),
     *("dirichlet_raw", "dirichlet_normalised"),
 )
 LEVEL = 0.95
@@ -210,6 +211,10 @@ def run_resamples(
             dice = bag_dice(part["y_inst"], part[name], part["offsets"], limit)
             if not np.isnan(dice).all():
                 found[f"{prefix}instance_dice"] = mean_resamples(weights, dice)
+        if "grid" in part:
+            areas = froc_resamples(part["y"], part["offsets"], part["y_inst"], part[name], part["grid"], weights)
+            if not np.isnan(areas).all():
+                found[f"{prefix}instance_froc"] = areas
     if "energy" in part:
         for column, name in enumerate(("dirichlet_raw", "dirichlet_normalised")):
             found[name] = mean_resamples(weights, np.asarray(part["energy"], np.float64)[:, column])

@@ -61,22 +61,76 @@ def froc(
     grid: npt.NDArray[Any],
 ) -> Froc:
     """Average FROC of all bags; see the top of this file for the arguments and the definition."""
-    found: list[Floats] = []
-    wrong: list[Floats] = []
-    normal = 0
+    hits, _, wrong, _ = _events(y, offsets, y_inst, score, grid)
+    normal = int(np.sum(np.asarray(y) == 0))
+    if not len(hits) or not normal:
+        reason = "no lesion: no positive instance in a positive bag" if not len(hits) else "no negative bag"
+        return Froc(None, (), len(hits), normal, reason)
+    sensitivity = sensitivity_at(hits, wrong, normal)
+    return Froc(float(np.mean(sensitivity)), tuple(map(float, sensitivity)), len(hits), normal)
+
+
+def froc_resamples(
+    y: npt.NDArray[Any],
+    offsets: npt.NDArray[Any],
+    y_inst: npt.NDArray[Any],
+    score: npt.NDArray[Any],
+    grid: npt.NDArray[Any],
+    weights: Floats,
+) -> Floats:
+    """Average FROC when bags are drawn several times or not at all.
+
+    Args:
+        y: this and the next four as in `froc`.
+        offsets: see there.
+        y_inst: see there.
+        score: see there.
+        grid: see there.
+        weights: (R,B) how often each resample draws each bag.
+
+    Returns:
+        (R,), NaN where a resample has no lesion or no negative bag.
+    """
+    from scipy.sparse import csr_array
+
+    hits, hit_bag, wrong, wrong_bag = _events(y, offsets, y_inst, score, grid)
+    thresholds = _thresholds(hits, wrong)
+    counts = []
+    for values, bag in ((wrong, wrong_bag), (hits, hit_bag)):
+        # the first threshold that a value reaches; -inf reaches none
+        level, found = np.searchsorted(-thresholds, -values), np.isfinite(values)
+        places = (level[found] + 1, bag[found])
+        counts.append(csr_array((np.ones(len(places[0])), places), shape=(len(thresholds) + 1, len(y))))
+    lesions = weights @ np.bincount(hit_bag, minlength=len(y))
+    normal = weights @ (np.asarray(y) == 0).astype(np.float64)
+    result: Floats = np.full(len(weights), np.nan)
+    for r in np.flatnonzero((lesions > 0) & (normal > 0)):
+        fp, tp = (np.cumsum(count @ weights[r]) for count in counts)
+        result[r] = _read(fp / normal[r], tp / lesions[r], RATES).mean()
+    return result
+
+
+def _events(
+    y: npt.NDArray[Any],
+    offsets: npt.NDArray[Any],
+    y_inst: npt.NDArray[Any],
+    score: npt.NDArray[Any],
+    grid: npt.NDArray[Any],
+) -> tuple[Floats, Ints, Floats, Ints]:
+    """Best confidence on every lesion (L,) and its bag (L,), those of detections in negative bags (F,) and theirs."""
+    found: list[Floats] = [np.zeros(0)]
+    wrong: list[Floats] = [np.zeros(0)]
+    bags: tuple[list[int], list[int]] = ([], [])
     for bag, (start, stop) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
         rows = slice(int(start), int(stop))
         if y[bag] == 1 and np.any(y_inst[rows] == 1):
             found.append(lesion_confidence(y_inst[rows], score[rows], grid[rows]))
+            bags[0].extend([bag] * len(found[-1]))
         elif y[bag] == 0:
-            normal += 1
             wrong.append(np.asarray(score[rows], np.float64)[detections(score[rows], grid[rows])])
-    hits = np.concatenate(found) if found else np.zeros(0)
-    if not len(hits) or not normal:
-        reason = "no lesion: no positive instance in a positive bag" if not len(hits) else "no negative bag"
-        return Froc(None, (), len(hits), normal, reason)
-    sensitivity = sensitivity_at(hits, np.concatenate(wrong), normal)
-    return Froc(float(np.mean(sensitivity)), tuple(map(float, sensitivity)), len(hits), normal)
+            bags[1].extend([bag] * len(wrong[-1]))
+    hit_bag, wrong_bag = (np.array(one, np.int64) for one in bags)
+    return np.concatenate(found), hit_bag, np.concatenate(wrong), wrong_bag
 
 
 def sensitivity_at(hits: Floats, wrong: Floats, normal: int, rates: tuple[float, ...] = RATES) -> Floats:
@@ -88,11 +142,19 @@ def sensitivity_at(hits: Floats, wrong: Floats, normal: int, rates: tuple[float,
         normal: number of negative bags.
         rates: where the curve is read.
     """
-    thresholds = np.unique(np.concatenate([hits[np.isfinite(hits)], wrong]))[::-1]
-    fp, tp = _above(wrong, thresholds), _above(hits, thresholds)
+    thresholds = _thresholds(hits, wrong)
+    return _read(_above(wrong, thresholds) / normal, _above(hits, thresholds) / len(hits), rates)
+
+
+def _thresholds(hits: Floats, wrong: Floats) -> Floats:
+    return np.unique(np.concatenate([hits[np.isfinite(hits)], wrong]))[::-1]
+
+
+def _read(fp: Floats, tp: Floats, rates: tuple[float, ...]) -> Floats:
+    """The curve through the points `fp`, `tp` (T+1,) of descending thresholds, read at rates."""
     # of the thresholds with equally many false positives the lowest finds the most
     last = np.append(np.diff(fp) > 0, True)
-    return np.asarray(np.interp(rates, fp[last] / normal, tp[last] / len(hits)), np.float64)
+    return np.asarray(np.interp(rates, fp[last], tp[last]), np.float64)
 
 
 def _above(values: Floats, thresholds: Floats) -> Ints:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smmil import froc as module
-from smmil.froc import bag_dice, detections, froc, lesion_confidence, sensitivity_at
+from smmil.froc import bag_dice, detections, froc, froc_resamples, lesion_confidence, sensitivity_at
 
 # a picture per bag: score and label of every tile, None = no tile
 Picture = list[list[tuple[float, int] | None]]
@@ -83,11 +83,12 @@ def test_a_constant_score_is_one_detection_whatever_the_stored_order() -> None:
     assert detections(np.array([2.0]), np.array([[5, 5]])).tolist() == [True]
 
 
-def test_tiles_of_unknown_label_are_neither_lesion_nor_false() -> None:
+def test_tiles_of_unknown_label_count_in_negative_bags_only() -> None:
     positive = line([0.9, 0.1, 0.5], [-1, 0, 1])
     found = froc(*arrays([(1, positive), (0, line([0.7]))]))
     # the .9 counts for nothing; the lesion (.5) comes with one false positive
     assert found.lesions == 1 and found.sensitivity == (0.25, 0.5, 1.0, 1.0, 1.0, 1.0)
+    assert froc(*arrays([(1, positive), (0, line([0.7], [-1]))])) == found
 
 
 def test_unlabelled_bags_take_no_part_and_what_is_missing_is_said() -> None:
@@ -114,6 +115,24 @@ def test_a_monotone_map_a_turn_and_the_order_of_tiles_change_nothing(seed: int) 
         froc(y, offsets, y_inst[order], score[order], grid[order]),
     ]
     assert all(one == found for one in same)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10_000))
+def test_resampled_froc_is_that_of_the_repeated_bags(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    # few distinct scores: ties, and lesions without a detection on them; a bag without label; too few bags at times
+    bags: list[tuple[int, Picture]] = [
+        (b % 2, line(rng.integers(0, 4, 5).tolist(), (rng.integers(0, 2, 5) * (b % 2)).tolist())) for b in range(4)
+    ]
+    y, *rest = arrays(bags)
+    y[3] = y[3] if seed % 2 else np.nan
+    weights = rng.multinomial(4, [0.25] * 4, size=8).astype(float)
+    for w, drawn in zip(weights.astype(int), froc_resamples(y, *rest, weights=weights), strict=True):
+        picked = np.repeat(np.arange(4), w)
+        _, *repeated = arrays([bags[b] for b in picked])
+        slow = froc(y[picked], *repeated).average
+        assert np.isnan(drawn) if slow is None else drawn == pytest.approx(slow, abs=1e-12)
 
 
 def test_perfect_scores_find_everything_and_reversed_ones_do_not() -> None:
