@@ -44,7 +44,7 @@ def _csv_names(column: Column) -> list[str]:
         # median, worst and inverted runs stand beside the mean
         return []
     if column.kind == "rank":
-        return [column.csv, f"{column.csv}.n_splits"]
+        return [column.csv, f"{column.csv}_n_splits"]
     if column.kind == "job":
         return [column.csv]
     if column.kind == "inverted":

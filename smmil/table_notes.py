@@ -68,11 +68,9 @@ def notes(
     if any(metric.startswith("signed") for metric in metrics):
         lines += _low_agreement(found, titles)
     protocol, quirks = shared_quirks(found.values(), "table")
-    if protocol:
-        # runs that record no quirks may have had some
-        recorded = protocol in PRESETS and all("quirks" in one for one in found.values())
-        preset = f" ({PRESETS[protocol]})" if recorded else ""
-        lines.append(f"Protocol: {protocol}{preset}{protocol_text(protocol, quirks).removeprefix(protocol)}.")
+    # runs that record no quirks may have had some
+    recorded = all("quirks" in one for one in found.values())
+    lines += _protocol(protocol, quirks, recorded=recorded)
     lines += _features(columns, titles)
     lines += _cells(kinds, metrics)
     lines += [SPREAD] if "spread" in kinds else []
@@ -222,6 +220,11 @@ def _no_interval(columns: Sequence[Column], sections: Sequence["Section"], found
             counts.setdefault(value.metric, []).append(value.cell.ci is None)
     without = [f"{metric} ({sum(gone)} of {len(gone)} cells)" for metric, gone in counts.items() if any(gone)]
     return [f"No bootstrap interval in the CSV: {', '.join(without)}."] if without else []
+
+
+def _protocol(protocol: str, quirks: Collection[str], *, recorded: bool) -> list[str]:
+    preset = f"{protocol} ({PRESETS[protocol]})" if recorded and protocol in PRESETS else protocol
+    return [f"Protocol: {preset}{protocol_text(protocol, quirks).removeprefix(protocol)}."] if protocol else []
 
 
 def _features(columns: Sequence[Column], titles: Mapping[str, str]) -> list[str]:

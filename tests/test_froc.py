@@ -125,10 +125,10 @@ def test_resampled_froc_is_that_of_the_repeated_bags(seed: int) -> None:
     bags: list[tuple[int, Picture]] = [
         (b % 2, line(rng.integers(0, 4, 5).tolist(), (rng.integers(0, 2, 5) * (b % 2)).tolist())) for b in range(4)
     ]
-    y, *rest = arrays(bags)
+    y, offsets, y_inst, score, grid = arrays(bags)
     y[3] = y[3] if seed % 2 else np.nan
     weights = rng.multinomial(4, [0.25] * 4, size=8).astype(float)
-    for w, drawn in zip(weights.astype(int), froc_resamples(y, *rest, weights=weights), strict=True):
+    for w, drawn in zip(weights.astype(int), froc_resamples(y, offsets, y_inst, score, grid, weights), strict=True):
         picked = np.repeat(np.arange(4), w)
         _, *repeated = arrays([bags[b] for b in picked])
         slow = froc(y[picked], *repeated).average

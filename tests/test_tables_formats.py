@@ -71,7 +71,7 @@ def test_csv_holds_spread_and_sign_aware_score_in_the_methods_row() -> None:
     told = [again["abmil"][f"c16.resnet18.signed_instance_auroc.agreement_{part}"] for part in ("median", "worst")]
     assert told == ["0.25", "-0.25"] and again["abmil"]["rsna.resnet18.signed_instance_auroc.agreement_worst"] == ""
     # the rank of SmAP rests on a cell of one split
-    assert [rows[method]["rank.n_splits"] for method in ("smap_early", "abmil", "clam")] == ["1", "2", ""]
+    assert [rows[method]["rank_n_splits"] for method in ("smap_early", "abmil", "clam")] == ["1", "2", ""]
     assert rows["clam"][f"{where}.inverted"] == "" and rows["clam"][f"{where}.n_splits"] == "0"
 
 
