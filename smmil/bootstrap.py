@@ -167,10 +167,10 @@ def calibration_resamples(y: Floats, logit: Floats, bag: npt.NDArray[Any], weigh
         bag: (L,) their places among all bags.
         weights: (R,B) multiplicities of all bags.
     """
-    times = weights[:, bag].astype(np.int64)
     # bins hold equally many of the drawn bags, so every resample has its own
-    drawn = (calibration_error(np.repeat(y, one), np.repeat(logit, one)) for one in times)
-    return np.array([np.nan if error is None else error for error in drawn], np.float64)
+    rows = (np.repeat(np.arange(len(y)), drawn[bag].astype(np.int64)) for drawn in weights)
+    errors = (calibration_error(y[row], logit[row]) for row in rows)
+    return np.array([np.nan if error is None else error for error in errors], np.float64)
 
 
 def f1_resamples(weights: Floats, tp: Floats, fp: Floats, fn: Floats) -> Floats:

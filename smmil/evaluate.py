@@ -4,7 +4,7 @@ Per split the learning rate is the one whose run had the best VALIDATION selecti
 training); the test metrics of the runs not chosen stand beside it under `candidates` and enter no table. Definitions:
 `smmil.metrics`; intervals: `smmil.bootstrap`. Beside the raw metrics stand `gated` ones (every score of a bag called
 negative is -5); under the quirk `eval_gate_by_bag` the gated ones are the primary `test`, `val` and threshold, and the
-raw ones stand under `ungated`. The quirk `eval_energy` halves the energies.
+raw ones stand under `ungated`. The quirk `eval_energy` halves the energies, in means and intervals.
 
 `spread` tells of every test metric how it varies over the splits: mean, std (ddof 1, None for one split), median, worst
 (the smallest; the largest where less is better: losses, errors, false positive rates, energies), n splits that have
