@@ -25,7 +25,7 @@ def read_resources(path: Path) -> dict[str, Any]:
         path: runs.json of the pairing, the run folders beside it.
 
     Returns:
-        dataset, encoder, method, protocol, random_weights, `splits` (one entry per run, every learning rate: seed, lr,
+        dataset, encoder, method, protocol, quirks (where told), random_weights, `splits` (one entry per run, every learning rate: seed, lr,
         run, test.train_seconds) and `job` {memory_mib, device_memory_mib: number or None}.
 
     Raises:
@@ -45,6 +45,7 @@ def read_resources(path: Path) -> dict[str, Any]:
     return {
         **shared,
         "protocol": runs.get("protocol", "unknown"),
+        **({"quirks": runs["quirks"]} if "quirks" in runs else {}),
         "random_weights": bool(runs.get("random_weights")),
         "splits": splits,
         "job": {name: max(numbers(every, name), default=None) for name in MEMORY},

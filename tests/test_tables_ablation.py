@@ -238,3 +238,13 @@ def test_records_that_are_missing_or_cut_off_leave_empty_cells(tmp_path: Path) -
     (tmp_path / "runs.json").write_text("{}")
     with pytest.raises(ValueError, match=r"runs\.json: not a runs\.json, missing"):
         read_resources(tmp_path / "runs.json")
+
+
+def test_the_table_of_time_names_the_quirks_of_its_runs_and_refuses_to_mix_them(tmp_path: Path) -> None:
+    paths = [write_runs(tmp_path / "runs", method, [[row(1.0, 400)]]) for method in ("abmil", "clam")]
+    told = json.loads(paths[0].read_text())
+    paths[0].write_text(json.dumps({**told, "quirks": ["sm_alpha_rule"]}))
+    table = build_table("resources", [read_resources(paths[0])], {**ONE, "methods": ["abmil"]})
+    assert any("with sm_alpha_rule" in note for note in table.notes)
+    with pytest.raises(ValueError, match="sm_alpha_rule"):
+        build_table("resources", [read_resources(path) for path in paths], {**ONE, "methods": ["abmil", "clam"]})
