@@ -25,8 +25,8 @@ def read_resources(path: Path) -> dict[str, Any]:
         path: runs.json of the pairing, the run folders beside it.
 
     Returns:
-        dataset, encoder, method, protocol, quirks (where told), random_weights, `splits` (one entry per run, every learning rate: seed, lr,
-        run, test.train_seconds) and `job` {memory_mib, device_memory_mib: number or None}.
+        dataset, encoder, method, protocol, quirks (where told), random_weights, `splits` (one entry per run, every
+        learning rate: seed, lr, run, test.train_seconds) and `job` {memory_mib, device_memory_mib: number or None}.
 
     Raises:
         ValueError: no such file, or not a runs.json.
