@@ -4,7 +4,7 @@
 #   snakemake --cores 8 --configfile mine.yaml      the same with your overrides
 #
 # Targets: all metrics tables figures report qc scores features weights raw,
-# and every table and figure by its name: table1 ... table10, resources, fig4 ... fig12, cd.
+# and every table and figure by its name: table1 ... table10, resources, comparisons, fig4 ... fig12, cd, curves.
 import os
 import sys
 
@@ -19,7 +19,15 @@ configfile: os.path.join(workflow.basedir, "config.yaml")
 include: "workflow/rules/common.smk"
 include: "workflow/rules/raw.smk"
 include: "workflow/rules/preprocess.smk"
-include: "workflow/rules/train.smk"
+
+
+# a partial report takes the runs as they are: without these rules nothing can be trained for it
+if not CONFIG.report.partial:
+
+    include: "workflow/rules/train.smk"
+
+
+include: "workflow/rules/predict.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
 

@@ -9,7 +9,8 @@ metric(first) - metric(second) (`smmil.bootstrap`). Drawing pairs removes what b
 - p: two-sided, 2 min(#(d <= 0) + 1, #(d >= 0) + 1) / (R + 1), at most 1: never 0, and 1 for equal predictions.
 
 It answers for this test set and these trained runs: the spread over splits stands beside it, since retraining is a
-second source of chance that drawing bags does not see. Friedman's test over many columns: `smmil.rank_tests`.
+second source of chance that drawing bags does not see. Friedman's test over many columns: `smmil.rank_tests`. All pairs
+of a configuration in one table: `smmil.comparison_table`.
 
 Run alone:
     python -m smmil.comparisons --index P/smap_early/index.json P/abmil/index.json --metric instance_auroc bag_auroc \
@@ -51,7 +52,7 @@ def paired_bootstrap(
     Returns:
         {metric: {"first", "second", "difference", "splits": [...], "interval": [low, high], "p", "resamples"}}; the
         metric's values are None, with a "reason", where a run or most of the resamples lack it. `resamples` counts the
-        draws in which the metric was defined.
+        draws in which the metric was defined; without any draw (R = 0) interval and p are None.
 
     Raises:
         ValueError: another number of splits, or other test bags.
@@ -74,7 +75,8 @@ def _difference(first: Sequence[Floats | None], second: Sequence[Floats | None])
     splits = np.array(ours) - np.array(theirs)
     drawn = splits[:, 1:].mean(0)
     drawn = drawn[~np.isnan(drawn)]
-    if np.isnan(splits[:, 0]).any() or 2 * len(drawn) <= splits.shape[1] - 1:
+    asked = splits.shape[1] - 1
+    if np.isnan(splits[:, 0]).any() or (asked and 2 * len(drawn) <= asked):
         return {**empty, "resamples": len(drawn), "reason": "undefined in most resamples"}
     below, above = int((drawn <= 0).sum()), int((drawn >= 0).sum())
     return {
@@ -82,8 +84,8 @@ def _difference(first: Sequence[Floats | None], second: Sequence[Floats | None])
         "second": float(np.mean([one[0] for one in theirs])),
         "difference": float(splits[:, 0].mean()),
         "splits": [float(value) for value in splits[:, 0]],
-        "interval": [float(value) for value in np.quantile(drawn, (0.025, 0.975))],
-        "p": min(1.0, 2 * (min(below, above) + 1) / (len(drawn) + 1)),
+        "interval": [float(value) for value in np.quantile(drawn, (0.025, 0.975))] if asked else None,
+        "p": min(1.0, 2 * (min(below, above) + 1) / (len(drawn) + 1)) if asked else None,
         "resamples": len(drawn),
     }
 

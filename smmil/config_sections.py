@@ -172,6 +172,9 @@ class ReportConfig(Options):
     map_bags: int = Field(default=3, ge=0, description="test bags per dataset with attention maps")
     qc_bags: int = Field(default=200, ge=1, description="thumbnails per contact sheet, the oddest first")
     bootstrap: int = Field(default=1000, ge=0, description="resamples of the test bags behind each interval")
+    partial: bool = Field(
+        default=False, description="true = tables, figures and report of the finished trainings; nothing is trained"
+    )
 
     @field_validator("tables", "figures")
     @classmethod

@@ -1,7 +1,9 @@
 """Learning curves of every method on one dataset, from the logs of the runs that validation chose.
 
 Per method the training and validation loss (top) and the validation AUROC of bags and instances (bottom) over epochs,
-one thin line per split, the mean on top; a dot marks the epoch whose weights were kept.
+one thin line per split, the mean on top; a dot marks the epoch whose weights were kept. A split whose validation bags
+never define a quantity (instances of one class only) has no line and is not in the mean; how many have one is written
+in the panel and in the notes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -85,7 +87,7 @@ def draw(job: Job) -> Drawn:
     """
     name, dataset, logs = logged_rows(job)
     methods, title = list(logs), f"{name}: learning curves"
-    blocks = max(1, -(-len(methods) // PANELS_PER_ROW))
+    blocks, few = max(1, -(-len(methods) // PANELS_PER_ROW)), []
     columns = max(1, -(-len(methods) // blocks))
     with style():
         figure = new_figure(max(4.5, 2.7 * columns), 3.9 * blocks + 0.6)
@@ -93,7 +95,8 @@ def draw(job: Job) -> Drawn:
         for i in range(blocks * columns):
             pair = [axes[2 * (i // columns) + half, i % columns] for half in (0, 1)]
             if i < len(methods):
-                _pair(pair, methods[i], logs[methods[i]], first=i % columns == 0)
+                told = _pair(pair, methods[i], logs[methods[i]], first=i % columns == 0)
+                few += [f"{shown_name(methods[i])}: {text}" for text in told]
             else:
                 for ax in pair:
                     ax.set_axis_off()
@@ -103,18 +106,23 @@ def draw(job: Job) -> Drawn:
         "Learning curves of the runs that validation chose: thin lines are splits, thick lines their mean, dots the "
         "epochs whose weights were kept."
     )
-    return Drawn(title, caption, [], runs_behind(dataset, logs))
+    notes = [f"Means over fewer splits than were trained: {'; '.join(few)}."] if few else []
+    return Drawn(title, caption, notes, runs_behind(dataset, logs))
 
 
-def _pair(axes: Sequence[Any], method: str, logs: Mapping[str, Rows], *, first: bool) -> None:
+def _pair(axes: Sequence[Any], method: str, logs: Mapping[str, Rows], *, first: bool) -> list[str]:
+    """Both panels of a method; returns which means are over fewer splits than there are."""
     top, bottom = axes
     top.set_title(shown_name(method))
     bottom.set_xlabel("epoch")
     if not logs:
         top.text(0.5, 0.5, "no run", ha="center", transform=top.transAxes, color=NEUTRAL)
-        return
-    curves(top, logs, LOSSES)
-    curves(bottom, logs, AREAS)
+        return []
+    few = []
+    for ax, series in ((top, LOSSES), (bottom, AREAS)):
+        told = curves(ax, logs, series)
+        ax.text(0.02, 0.02, "\n".join(told), fontsize=6.5, color=NEUTRAL, transform=ax.transAxes, va="bottom")
+        few += told
     top.set_ylim(bottom=0)
     bottom.set_ylim(-0.03, 1.03)
     if first:
@@ -122,10 +130,21 @@ def _pair(axes: Sequence[Any], method: str, logs: Mapping[str, Rows], *, first: 
         bottom.set_ylabel("validation AUROC")
         top.legend(fontsize=7)
         bottom.legend(fontsize=7, loc="lower right")
+    return few
 
 
-def curves(ax: Any, logs: Mapping[str, Rows], series: Sequence[tuple[str, str]]) -> None:
-    """Draws two quantities of all runs, their means on top."""
+def curves(ax: Any, logs: Mapping[str, Rows], series: Sequence[tuple[str, str]]) -> list[str]:
+    """Draws two quantities of all runs, on top their means over the runs that define them.
+
+    Args:
+        ax: the axes.
+        logs: run -> rows of its log.
+        series: (key of a row, label) of both quantities.
+
+    Returns:
+        A text per quantity that some of the runs never define, e.g. `instances in 1 of 2 splits`.
+    """
+    few = []
     for (key, label), colour in zip(series, (NEGATIVE, POSITIVE), strict=True):
         lines = []
         for rows in logs.values():
@@ -134,10 +153,13 @@ def curves(ax: Any, logs: Mapping[str, Rows], series: Sequence[tuple[str, str]])
             kept = max((row["epoch"] for row in rows if row.get("kept")), default=None)
             if kept in epochs:
                 ax.plot(kept, values[epochs.index(kept)], "o", color=colour, markersize=2.8, alpha=0.8)
-            lines.append(dict(zip(epochs, values, strict=True)))
+            lines += [dict(zip(epochs, values, strict=True))] if epochs else []
+        if len(lines) < len(logs):
+            few.append(f"{label} in {len(lines)} of {len(logs)} splits")
         common = sorted(set.intersection(*map(set, lines))) if lines else []
         mean = [float(np.mean([line[epoch] for line in lines])) for epoch in common]
         ax.plot(common, mean, color=colour, linewidth=1.7, label=label)
+    return few
 
 
 def _series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 # figure -> module:function; imported when it is drawn
 DRAWERS = {
     "fig4": "smmil.fig_histograms:draw",

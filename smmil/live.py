@@ -1,6 +1,7 @@
 """A training job and the world around it: what a person watching sees, and how a scheduler asks it to stop.
 
-On a terminal one line moves; in a log there are a few plain lines per run.
+On a terminal one line moves; in a log there are a few plain lines per run, and after every epoch that ends 30 s or more
+after the last line another one.
 """
 
 import logging
@@ -17,6 +18,7 @@ from typing import Any, TextIO
 log = logging.getLogger(__name__)
 
 LINES_PER_RUN = 5
+SECONDS_BETWEEN_LINES = 30.0
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -36,6 +38,7 @@ class Progress:
         self.run, self.number = "", 0
         self.best: tuple[float, int] | None = None
         self.seen, self.started = 0, time.monotonic()
+        self.told = self.started
 
     def start(self, run: str) -> None:
         """The next run begins."""
@@ -50,10 +53,16 @@ class Progress:
         if self.moving:
             self.stream.write(f"\r{line[:200]}\x1b[K")
             self.stream.flush()
-        elif row["epoch"] in (1, self.epochs) or row["epoch"] % max(1, self.epochs // LINES_PER_RUN) == 0:
+        elif self._is_due(row["epoch"]):
             log.info("%s", line)
+            self.told = time.monotonic()
         if row["epoch"] == self.epochs and self.moving:
             self.stream.write("\n")
+
+    def _is_due(self, epoch: int) -> bool:
+        """Whether a log gets a line: first and last epoch, a few between, and when it has been silent for long."""
+        planned = epoch in (1, self.epochs) or epoch % max(1, self.epochs // LINES_PER_RUN) == 0
+        return planned or time.monotonic() - self.told >= SECONDS_BETWEEN_LINES
 
     def line(self, row: dict[str, Any]) -> str:
         """Run, epoch, losses, validation AUROC, best epoch seen in this sitting, time left."""

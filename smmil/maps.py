@@ -7,11 +7,12 @@ with one coloured bar per method. The rule of the colours stands under every col
 here, so a map cannot disagree with the metrics.
 
 Bags: positive test bags from the highest lesion share down to the median one, and negative ones of middle size; or
-`--bag-id`.
+`--bag-id`. Which methods are expected says the layout, as for the other figures (`smmil.fig_job`); a method without a
+run has no map, and is counted in the picture's heading and under it.
 
 Run alone:
-    python -m smmil.maps --dataset D --instances results/D/instances --index results/D/predictions/E/M/index.json ...
-        --metrics results/D/metrics/E/M.json ... --out results/D/maps/E
+    python -m smmil.maps --layout layout.json --instances results/D/instances
+        --index results/D/predictions/E/M/index.json ... --metrics results/D/metrics/E/M.json ... --out results/D/maps/E
 """
 
 import argparse
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 
 
 def select_bags(test: dict[str, npt.NDArray[Any]], n: int) -> list[str]:
@@ -72,14 +73,17 @@ def _spread(first: int, last: int, n: int, size: int) -> list[int]:
     return taken
 
 
-def draw_bag(instances: Path, bag_id: str, runs: "Sequence[ChosenRun]", out: Path) -> dict[str, Any]:
+def draw_bag(
+    instances: Path, bag_id: str, runs: "Sequence[ChosenRun]", out: Path, absent: Sequence[str] = ()
+) -> dict[str, Any]:
     """Draws one bag with all methods.
 
     Args:
         instances: folder with `store/` and `thumbnails/`.
         bag_id: which bag.
-        runs: one per method.
+        runs: one per method, at least one.
         out: PNG to write.
+        absent: expected methods that have no run.
 
     Returns:
         JSON-able entry: bag_id, label, file, caption, runs.
@@ -102,6 +106,7 @@ def draw_bag(instances: Path, bag_id: str, runs: "Sequence[ChosenRun]", out: Pat
     truth = {0.0: "negative", 1.0: "positive"}.get(label, "unlabelled")
     random = any(run.random_weights for run in runs)
     title = f"{bag_id} ({truth} test bag, {len(arrays['coords'])} instances)"
+    title += f"   {len(absent)} of {len(runs) + len(absent)} methods have no run" if absent else ""
     title += "   † RANDOM ENCODER WEIGHTS" if random else ""
     draw = draw_scan if attrs.get("modality") == "ct" else draw_slide
     draw(Shown(instances / "thumbnails", bag_id, attrs, arrays, runs, parts, title), out)
@@ -116,7 +121,7 @@ def draw_bag(instances: Path, bag_id: str, runs: "Sequence[ChosenRun]", out: Pat
         "files": [out.name, out.with_suffix(".pdf").name],
         "protocol": str(runs[0].predictions.meta["protocol"]),
         "random_weights": random,
-        "notes": inverted_runs(runs),
+        "notes": [*absent_methods(absent, len(runs) + len(absent)), *inverted_runs(runs)],
         "caption": caption + (" Random encoder weights." if random else ""),
         "runs": [f"{run.method}/{run.run}" for run in runs],
     }
@@ -126,17 +131,39 @@ def inverted_runs(runs: "Sequence[ChosenRun]") -> list[str]:
     """A line naming the maps whose run is inverted over all test bags, [] without any."""
     from smmil.plotting import shown_name
 
-    odd = [run for run in runs if (run.split["test"].get("instance_auroc") or 1.0) < 0.5]
+    odd = [run for run in runs if (area := run.split["test"].get("instance_auroc")) is not None and area < 0.5]
     named = ", ".join(f"{shown_name(run.method)} ({run.split['test']['instance_auroc']:.2f})" for run in odd)
     return [f"Inverted over all test bags (instance AUROC < 0.5): {named}."] if odd else []
 
 
+def absent_methods(absent: Sequence[str], expected: int) -> list[str]:
+    """A line that counts and names the expected methods without a run, [] without any."""
+    from smmil.plotting import shown_name
+
+    named = ", ".join(map(shown_name, absent))
+    return [f"{len(absent)} of {expected} methods have no run, and no map: {named}."] if absent else []
+
+
+def _expected(layout: dict[str, Any]) -> dict[str, Any]:
+    """The one dataset of a layout.
+
+    Raises:
+        ValueError: a layout that is none, or of other than one dataset.
+    """
+    from smmil.fig_job import check_layout
+
+    check_layout(layout)
+    if len(layout["datasets"]) != 1:
+        raise ValueError(f"--layout: found {len(layout['datasets'])} datasets, expected one; draw the maps of one each")
+    return dict(layout["datasets"][0])
+
+
 def _main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m smmil.maps", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--layout", required=True, help="JSON, or the path of a JSON file: the dataset and its methods")
     parser.add_argument("--instances", required=True, type=Path, help="folder of the instances stage")
-    parser.add_argument("--index", nargs="+", required=True, type=Path, help="index.json of the predictions per method")
-    parser.add_argument("--metrics", nargs="+", required=True, type=Path, help="metrics JSON per method")
+    parser.add_argument("--index", nargs="*", default=[], type=Path, help="index.json of the predictions per method")
+    parser.add_argument("--metrics", nargs="*", default=[], type=Path, help="metrics JSON per method; missing = a gap")
     parser.add_argument("--seed", type=int, help="split whose chosen runs are shown (default: the first)")
     parser.add_argument("--bags", type=int, default=3, help="number of test bags, chosen by lesion share")
     parser.add_argument("--bag-id", nargs="*", default=[], help="these bags instead")
@@ -144,17 +171,22 @@ def _main(argv: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if argv is None else list(argv)
     args = parser.parse_args(given)
     from smmil.chosen_runs import load_chosen
+    from smmil.fig_job import in_order
+    from smmil.results import json_argument
 
-    runs = load_chosen(args.index, args.metrics, dataset=args.dataset, seed=args.seed)
-    bags = args.bag_id or select_bags(runs[0].predictions.part("test"), args.bags)
+    dataset = _expected(json_argument(args.layout, "--layout"))
+    runs = load_chosen(args.index, args.metrics, dataset=dataset["name"], seed=args.seed)
+    absent = in_order([method for method in dataset["methods"] if method not in {run.method for run in runs}])
+    bags = args.bag_id or (select_bags(runs[0].predictions.part("test"), args.bags) if runs else [])
     maps = []
     command = shlex.join(["python", "-m", "smmil.maps", *given])
     for bag_id in bags:
-        maps.append(draw_bag(args.instances, bag_id, runs, args.out / f"{bag_id}.png"))
+        maps.append(draw_bag(args.instances, bag_id, runs, args.out / f"{bag_id}.png", absent))
         write_json(args.out / f"{bag_id}.json", {**maps[-1], "command": command, "stage_version": STAGE_VERSION})
         log.info("%s", args.out / f"{bag_id}.png")
-    entry = {"dataset": args.dataset, "encoder": runs[0].predictions.meta["encoder"], "maps": maps}
-    write_json(args.out / "maps.json", {**entry, "command": command, "stage_version": STAGE_VERSION})
+    entry = {"dataset": dataset["name"], "encoder": dataset["encoder"], "maps": maps}
+    notes = absent_methods(absent, len(runs) + len(absent))
+    write_json(args.out / "maps.json", {**entry, "notes": notes, "command": command, "stage_version": STAGE_VERSION})
     return 0
 
 

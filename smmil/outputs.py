@@ -1,12 +1,15 @@
 """Which trainings every table and figure of the paper rests on; `snakemake -n table3` asks for these and no others.
 
 A pairing is (dataset, encoder, method or variant). Rows of Tables 1, 2 and 6 to 10 are the configuration's `methods`
-(and `more_methods`); the rows of the ablations, Tables 3 to 5, are the paper's and stand here. A configuration that
-trains nothing has no tables and no figures.
+(and `more_methods`); the rows of the ablations, Tables 3 to 5, are the paper's and stand here. `comparisons` trains
+nothing of its own: its rows are the methods with Sm whose base is trained beside them. A configuration that trains
+nothing has no tables and no figures.
 """
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
+
+from smmil.methods_table import METHODS
 
 if TYPE_CHECKING:
     from smmil.config import Config
@@ -38,6 +41,7 @@ TABLES: dict[str, str] = {
     "table9": "Bag AUROC, every feature extractor",
     "table10": "Bag F1, every feature extractor",
     "resources": "Time and memory of every training",
+    "comparisons": "Sm against its base, paired over the test bags",
 }
 FIGURES: dict[str, str] = {
     "fig4": "Histograms of the instance scores",
@@ -47,6 +51,7 @@ FIGURES: dict[str, str] = {
     "fig7": "Number of steps",
     "fig12": "Effect of alpha on a map",
     "cd": "Critical difference of mean ranks",
+    "curves": "Learning curves",
 }
 SWEPT = {"fig6a": "alpha", "fig12": "alpha", "fig6b": "spectral_norm", "fig7": "T"}
 # Table 4 of the paper shows one dataset; where it is not trained, all that are
@@ -55,8 +60,35 @@ EVERY_ENCODER = ("table6", "table7", "table8", "table9", "table10", "resources")
 TITLES = {"camelyon16": "CAMELYON16", "panda": "PANDA", "rsna": "RSNA"}
 
 
+def bases() -> dict[str, str]:
+    """Method with Sm -> its base: in each block of Tables 3 and 4 the method that the paper does not propose."""
+    found: dict[str, str] = {}
+    for block in (*BLOCKS["table3"].values(), *BLOCKS["table4"].values()):
+        (base,) = (method for method in block if not METHODS[method][2])
+        found |= {method: base for method in block if method != base}
+    return found
+
+
+def compared(config: "Config", dataset: str) -> tuple[tuple[str, str], ...]:
+    """The comparisons of a dataset at its main encoder.
+
+    Args:
+        config: the experiment.
+        dataset: a trained one.
+
+    Returns:
+        (method with Sm, its base) where both are among `methods` and `more_methods`, or in a table that is asked for.
+    """
+    own = (dataset, config.datasets[dataset].table_encoder)
+    trained = {*config.methods, *config.more_methods}
+    for table in config.report.tables:
+        if table != "comparisons":
+            trained |= {method for *where, method in pairings(config, table) if tuple(where) == own}
+    return tuple(pair for pair in bases().items() if trained.issuperset(pair))
+
+
 def rows(config: "Config", target: str) -> tuple[str, ...]:
-    """The methods a table or figure shows, in no particular order; sweeps not included.
+    """The methods a table or figure shows (`comparisons`: those of `compared`), in no order; sweeps not included.
 
     Raises:
         ValueError: unknown target.
@@ -65,7 +97,9 @@ def rows(config: "Config", target: str) -> tuple[str, ...]:
         return tuple(method for methods in BLOCKS[target].values() for method in methods)
     if target in ("table1", "table2", "fig4", "fig5"):
         return tuple(config.methods)
-    if target in TABLES or target == "cd":
+    if target == "comparisons":
+        return tuple(dict.fromkeys(method for pair in bases().items() for method in pair))
+    if target in TABLES or target in ("cd", "curves"):
         return tuple(dict.fromkeys([*config.methods, *config.more_methods]))
     if target in FIGURES:
         # alpha = 0 and T = 0 are ABMIL; the middle of the range is the method as it is
@@ -105,6 +139,8 @@ def pairings(config: "Config", target: str) -> tuple[Pairing, ...]:
     found: list[Pairing] = []
     for dataset in datasets(config, target):
         names: Iterable[str] = rows(config, target)
+        if target == "comparisons":
+            names = [method for pair in compared(config, dataset) for method in pair]
         if target in SWEPT:
             points = [v.name for v in config.variants_on(dataset).values() if v.argument == SWEPT[target]]
             names = [*names, *points]
@@ -129,7 +165,8 @@ def table_layout(config: "Config", table: str) -> dict[str, Any]:
 
     Returns:
         datasets (name, title, and encoder, or encoders where the table shows several), methods, and the number of
-        splits of a complete cell; for `resources` the number of runs, since every learning rate is a training.
+        splits of a complete cell; for `resources` the number of runs, since every learning rate is a training. For
+        `comparisons` every dataset has its `pairs` (`compared`), and there are no methods (`smmil.comparison_table`).
 
     Raises:
         ValueError: unknown table.
@@ -141,5 +178,8 @@ def table_layout(config: "Config", table: str) -> dict[str, Any]:
         own = [*encoders(config, table, name)]
         shown.append({"name": name, "title": TITLES.get(name, name)})
         shown[-1].update({"encoder": own[0]} if len(own) == 1 else {"encoders": own})
+    if table == "comparisons":
+        pairs = [{**one, "pairs": [[*pair] for pair in compared(config, one["name"])]} for one in shown]
+        return {"datasets": [one for one in pairs if one["pairs"]], "splits": len(config.training.splits)}
     rates = len(config.training.learning_rates) if table == "resources" else 1
     return {"datasets": shown, "methods": [*rows(config, table)], "splits": len(config.training.splits) * rates}

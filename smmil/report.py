@@ -22,7 +22,7 @@ from preprocessing.cli import guard, write_text
 
 log = logging.getLogger(__name__)
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 MINIATURE_BAGS = 60
 
 Part = tuple[Path, dict[str, Any]]
@@ -36,6 +36,9 @@ def build_page(
     *,
     page: Path,
     tables: Sequence[tuple[Path, str]] = (),
+    layouts: Mapping[str, dict[str, Any]] | None = None,
+    configuration: str = "",
+    quirks: Sequence[str] = (),
     warnings: Sequence[str] = (),
     code_version: str = "",
 ) -> str:
@@ -44,10 +47,13 @@ def build_page(
     Args:
         title: of the page.
         layout: datasets and methods, as `smmil.tables` takes it.
-        metrics: objects of `smmil.evaluate`, for the list of runs.
+        metrics: objects of `smmil.evaluate` of every pairing behind the tables, for the list of runs.
         parts: "qc", "figures", "maps", "manifests", "status", "runs": (file, its JSON) each.
         page: where the page will lie; links are relative to it.
         tables: (Markdown file, its text) of every table.
+        layouts: table -> its layout, for the runs behind it and what is missing.
+        configuration: arguments that gave Snakemake its configuration, e.g. `--configfile mine.yaml`.
+        quirks: differences between the protocols that the configuration puts in force.
         warnings: lines to show on top.
         code_version: of what wrote this page.
 
@@ -59,13 +65,13 @@ def build_page(
     from smmil.report_sections import OF_DATASET, dataset_section, runs_table, summary, table_section
 
     protocol = ", ".join(sorted({str(one["protocol"]) for one in metrics})) or "none (no metrics)"
-    body, links = [], []
+    body, links, layouts = [], [], layouts or {}
     for path, text in tables:
         links.append((path.stem, path.stem))
-        body.append(table_section(path, text, page))
+        body.append(table_section(path, text, page, configuration, layouts.get(path.stem), metrics))
     if not tables:
         body.append(webpage.warning("No table was given."))
-    body.append(runs_table(metrics))
+    body.append(runs_table(metrics, missing_pairings(layouts, metrics)))
     for path, entry in parts.get("figures", ()):
         if entry["figure"] not in OF_DATASET:
             links.append((entry["figure"], entry["figure"]))
@@ -76,9 +82,20 @@ def build_page(
         body.append(dataset_section(name, shown, parts, page))
     alarms = "".join(webpage.warning(text) for text in [*warnings, *automatic_warnings(metrics, parts)])
     items = "".join(f'<li><a href="#{escape(key, quote=True)}">{escape(text)}</a></li>' for key, text in links)
-    header = f"{alarms}{summary(layout, metrics, protocol, code_version)}<nav><ul>{items}</ul></nav>"
+    header = f"{alarms}{summary(layout, metrics, protocol, code_version, quirks)}<nav><ul>{items}</ul></nav>"
     footer = f"<p>Code version {escape(code_version or 'unknown')}. Protocol {escape(protocol)}.</p>"
     return webpage.page(title, "".join(body), header=header, footer=footer)
+
+
+def missing_pairings(
+    layouts: Mapping[str, dict[str, Any]], metrics: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, str, str]]:
+    """The (dataset, encoder, method) of the tables' layouts that have no metrics, each once."""
+    from smmil.report_sections import behind_layout
+
+    wanted = dict.fromkeys(pairing for layout in layouts.values() for pairing in behind_layout(layout))
+    found = {(one["dataset"], one["encoder"], one["method"]) for one in metrics}
+    return [pairing for pairing in wanted if pairing not in found]
 
 
 def datasets_of(layout: Mapping[str, Any], parts: Mapping[str, Sequence[Part]]) -> list[tuple[str, str]]:
@@ -119,6 +136,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--layout", required=True, help="JSON, or the path of a JSON file: datasets and methods of the tables"
     )
     parser.add_argument("--tables", nargs="*", default=[], type=Path, help="tables as Markdown, CSV and LaTeX beside")
+    parser.add_argument("--layouts", default="{}", help="JSON, or the path of a JSON file: table -> its layout")
+    parser.add_argument("--configuration", default="", help="arguments that gave Snakemake its configuration")
+    parser.add_argument("--quirks", nargs="*", default=[], help="quirks that the configuration puts in force")
     parser.add_argument("--metrics", nargs="*", default=[], type=Path, help="metrics JSON files, for the list of runs")
     parser.add_argument(
         "--qc", nargs="*", default=[], type=Path, help="counts.json files, contact-sheet.jpg beside them"
@@ -159,6 +179,9 @@ def _main(argv: Sequence[str] | None = None) -> int:
         parts,
         page=args.out,
         tables=[(path, path.read_text(encoding="utf-8")) for path in args.tables],
+        layouts=json_argument(args.layouts, "--layouts"),
+        configuration=args.configuration,
+        quirks=args.quirks,
         warnings=args.warning,
         code_version=code_version(),
     )

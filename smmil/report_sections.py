@@ -16,10 +16,26 @@ from smmil.report_pictures import behind, figure, links, thumbnail
 # pictures of one dataset; every other figure is of the whole experiment
 OF_DATASET = ("histograms", "curves", "resources")
 Parts = Mapping[str, Sequence[tuple[Path, dict[str, Any]]]]
+Pairing = tuple[str, str, str]
+RUNS_HEAD = (
+    *("dataset", "encoder", "method", "split", "chosen lr", "run", "instance AUROC, ungated", "gated", "instance F1"),
+    *("threshold", "bag AUROC", "bag F1", "not chosen (lr: bag AUROC)"),
+)
+RUNS_NOTE = (
+    "⇅ = inverted (the instance AUROC of the tables is below .5). Gated: scores of bags called negative set to −5, as "
+    "the released code; the tables show the ungated one, or under the quirk eval_gate_by_bag the gated one."
+)
 
 
-def summary(layout: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], protocol: str, code_version: str) -> str:
-    """What was run, in one small table."""
+def summary(
+    layout: Mapping[str, Any],
+    metrics: Sequence[Mapping[str, Any]],
+    protocol: str,
+    code_version: str,
+    quirks: Sequence[str] = (),
+) -> str:
+    """What was run, in one small table; `quirks` are those in force by the configuration, the runs' own are added."""
+    acting = sorted({*quirks, *(quirk for one in metrics for quirk in one.get("quirks", ()))})
     titles = []
     for one in layout["datasets"]:
         encoders = one.get("encoders") or [one["encoder"]]
@@ -32,6 +48,7 @@ def summary(layout: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], pro
         ("Splits", ", ".join(map(str, seeds)) or "none yet"),
         ("Learning rates", ", ".join(f"{rate:g}" for rate in rates) + (" (chosen on validation)" if rates else "")),
         ("Protocol", protocol),
+        ("Quirks in force", ", ".join(acting) or "none"),
         ("Code version", code_version or "unknown"),
     ]
     return webpage.table(["", ""], rows).replace(
@@ -39,41 +56,90 @@ def summary(layout: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], pro
     )
 
 
-def runs_table(metrics: Sequence[Mapping[str, Any]]) -> str:
-    """Every run behind the tables with its own numbers, folded away."""
-    head = ["dataset", "method", "split", "chosen lr", "run", "instance AUROC", "gated", "instance F1", "threshold"]
-    head += ["bag AUROC", "bag F1", "not chosen (lr: bag AUROC)"]
-    rows = []
+def runs_table(metrics: Sequence[Mapping[str, Any]], missing: Sequence[Pairing] = ()) -> str:
+    """Every run behind the tables with its own numbers, folded away per dataset and encoder.
+
+    Args:
+        metrics: of every pairing.
+        missing: pairings behind the tables that have no metrics.
+    """
+    groups: dict[tuple[str, str], list[list[str]]] = {}
     order = in_order([one["method"] for one in metrics])
     for one in sorted(metrics, key=lambda m: (m["dataset"], m["encoder"], order.index(m["method"]))):
-        for split in one["splits"]:
-            test, gated = split["test"], split.get("gated", {}).get("instance_auroc")
-            others = [c for c in split.get("candidates", []) if not c["chosen"]]
-            rest = ", ".join(f"{c['lr']:g}: {_text(c['test'].get('bag_auroc'))}" for c in others)
-            flag = " ⇅" if test.get("inverted") else ""
-            numbers = [_text(test["instance_auroc"]) + flag, _text(gated), _text(test["instance_f1"])]
-            numbers += [_text(split.get("threshold")), _text(test["bag_auroc"]), _text(test["bag_f1"]), rest]
-            names = [one["dataset"], shown_name(one["method"]), str(split["seed"]), f"{split['lr']:g}", split["run"]]
-            rows.append([*names, *numbers])
-    if not rows:
-        return webpage.warning("No metrics were given: the tables are empty.")
-    note = (
-        "⇅ = inverted (instance AUROC below .5). Gated: scores of bags called negative set to −5, as the released code."
-    )
-    title = f"The {len(rows)} runs behind the tables"
-    return f"<details><summary>{title}</summary>{webpage.table(head, rows)}<p><small>{note}</small></p></details>"
+        groups.setdefault((one["dataset"], one["encoder"]), []).extend(_run_row(one, split) for split in one["splits"])
+    gap = f"{len(missing)} of {len(metrics) + len(missing)} trainings behind the tables have no result"
+    gaps = webpage.warning(f"{gap}: {', '.join('/'.join(one) for one in missing)}.") if missing else ""
+    if not groups:
+        return webpage.warning("No metrics were given: the tables are empty.") + gaps
+    total = sum(len(rows) for rows in groups.values())
+    text = f'<section id="runs"><h2>The {total} runs behind the tables</h2>{gaps}<p><small>{RUNS_NOTE}</small></p>'
+    for names, rows in groups.items():
+        title = escape(f"{' / '.join(names)} ({len(rows)} runs)")
+        text += f"<details><summary>{title}</summary>{webpage.table(RUNS_HEAD, rows)}</details>"
+    return text + "</section>"
+
+
+def _run_row(one: Mapping[str, Any], split: Mapping[str, Any]) -> list[str]:
+    test, gated = split["test"], split.get("gated", {}).get("instance_auroc")
+    # under the quirk eval_gate_by_bag `test` is the gated one
+    ungated = split.get("ungated", test)["instance_auroc"]
+    others = [c for c in split.get("candidates", []) if not c["chosen"]]
+    rest = ", ".join(f"{c['lr']:g}: {_text(c['test'].get('bag_auroc'))}" for c in others)
+    flag = " ⇅" if test.get("inverted") else ""
+    numbers = [_text(ungated) + flag, _text(gated), _text(test["instance_f1"])]
+    numbers += [_text(split.get("threshold")), _text(test["bag_auroc"]), _text(test["bag_f1"]), rest]
+    names = [one["dataset"], one["encoder"], shown_name(one["method"])]
+    return [*names, str(split["seed"]), f"{split['lr']:g}", split["run"], *numbers]
 
 
 def _text(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def table_section(path: Path, text: str, page: Path) -> str:
-    """One table from its Markdown file, with links to its files."""
+def behind_layout(layout: Mapping[str, Any]) -> list[Pairing]:
+    """The (dataset, encoder, method) that a table shows, from its layout (`smmil.outputs.table_layout`)."""
+    found = []
+    for dataset in layout["datasets"]:
+        methods = [m for pair in dataset["pairs"] for m in pair] if "pairs" in dataset else layout["methods"]
+        encoders = dataset.get("encoders") or [dataset["encoder"]]
+        found += [(dataset["name"], encoder, method) for encoder in encoders for method in methods]
+    return list(dict.fromkeys(found))
+
+
+def table_section(
+    path: Path,
+    text: str,
+    page: Path,
+    configuration: str = "",
+    layout: Mapping[str, Any] | None = None,
+    metrics: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """One table from its Markdown file, with links to its files, the command that makes it and the runs behind it.
+
+    Args:
+        path: the Markdown file; its name is the target.
+        text: what stands in it.
+        page: the HTML file, for the links.
+        configuration: arguments that gave Snakemake its configuration, e.g. `--configfile mine.yaml`.
+        layout: of the table; None = the runs behind it are not known.
+        metrics: of every pairing, for the number of runs.
+    """
     files = [path.with_suffix(f".{kind}") for kind in ("csv", "md", "tex")]
     name = escape(path.stem, quote=True)
-    made = behind(f"snakemake {path.stem}", ())
-    return f'<section id="{name}">{to_html(text)}<p>{links(files, page)}</p>{made}</section>'
+    made = f"<pre>{escape(f'snakemake {path.stem} {configuration}'.strip())}</pre>"
+    runs = {(one["dataset"], one["encoder"], one["method"]): len(one["splits"]) for one in metrics}
+    shown = behind_layout(layout) if layout else []
+    total = sum(runs.get(pairing, 0) for pairing in shown)
+    where: dict[tuple[str, str], list[str]] = {}
+    for dataset, encoder, method in shown:
+        count = runs.get((dataset, encoder, method), 0)
+        where.setdefault((dataset, encoder), []).append(f"{shown_name(method)} ({count or 'no run'})")
+    listed = "".join(f"<li>{escape(f'{d} / {e}: ' + ', '.join(names))}</li>" for (d, e), names in where.items())
+    if listed:
+        made += f'<p>Chosen runs, each with its numbers in <a href="#runs">the list of runs</a>:</p><ul>{listed}</ul>'
+    count_text = f" ({total} runs)" if listed else ""
+    details = f"<details><summary>How this was made{count_text}</summary>{made}</details>"
+    return f'<section id="{name}">{to_html(text)}<p>{links(files, page)}</p>{details}</section>'
 
 
 def dataset_section(name: str, title: str, parts: Parts, page: Path) -> str:
@@ -92,6 +158,7 @@ def dataset_section(name: str, title: str, parts: Parts, page: Path) -> str:
         text += f"<h3>{escape(item['title'])}</h3>{figure(path.parent, item, page)}"
     for path, item in own["maps"]:
         text += f"<h3>Maps of test bags ({escape(item['encoder'])})</h3>"
+        text += "" if item["maps"] else "".join(webpage.warning(note) for note in item.get("notes", ()))
         for one in item["maps"]:
             files = {"files": one.get("files", [one["file"]]), "notes": one.get("notes", ())}
             text += figure(path.parent, {**one, **files}, page, command=item["command"])

@@ -1,22 +1,28 @@
 """Report and maps on hand-made results: what is drawn, what is escaped, what is missing, how large the page is."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
 from PIL import Image
 
 from preprocessing.cli import write_json
 from preprocessing.store import write_bag
-from smmil import evaluate, figures, maps, report
+from smmil import evaluate, figures, map_panels, maps, report
+from smmil.chosen_runs import ChosenRun
 from smmil.map_panels import montage_with_bars, paint
 from smmil.maps import select_bags
-from smmil.plotting import min_max, percentile_rank
+from smmil.plotting import CONTINUOUS, NEUTRAL, POSITIVE, min_max, percentile_rank
 from smmil.report_markdown import inline, to_html
 from smmil.report_pictures import thumbnail
+from smmil.report_sections import runs_table
 from tests.pages import Page, put_slide
 from tests.predictions import BAGS, metrics_object, part, write_index, write_run
 
@@ -85,6 +91,14 @@ def results(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def drawn_maps(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures of maps that were to be saved, instead of files."""
+    seen: list[Any] = []
+    monkeypatch.setattr(map_panels, "save", lambda figure, path: seen.append(figure))
+    return seen
+
+
 def files(results: Path, pattern: str) -> list[str]:
     return [str(path) for path in sorted(results.glob(pattern))]
 
@@ -92,7 +106,7 @@ def files(results: Path, pattern: str) -> list[str]:
 def draw_maps(results: Path, *more: str) -> int:
     given = ["--index", *files(results, "predictions/*/*/index.json"), "--metrics", *files(results, "metrics/*/*.json")]
     where = ["--instances", str(results / "instances"), "--out", str(results / "maps")]
-    return maps.main(["--dataset", "toy", *where, *given, *more])
+    return maps.main(["--layout", json.dumps(PLAN), *where, *given, *more])
 
 
 def test_maps_draw_saved_predictions_twice_the_same(results: Path) -> None:
@@ -110,15 +124,34 @@ def test_maps_draw_saved_predictions_twice_the_same(results: Path) -> None:
     assert (results / "maps" / "t1.png").read_bytes() == first
 
 
+def test_an_expected_method_without_a_run_is_counted_under_every_map(results: Path, drawn_maps: list[Any]) -> None:
+    assert draw_maps(results) == 0
+    entry = json.loads((results / "maps" / "maps.json").read_text())
+    line = "1 of 3 methods have no run, and no map: CLAM."
+    assert entry["notes"] == [line] and all(line in one["notes"] for one in entry["maps"])
+    assert all("1 of 3 methods have no run" in figure._suptitle.get_text() for figure in drawn_maps)
+    for path in results.glob("metrics/*/*.json"):
+        path.unlink()
+    assert draw_maps(results) == 0
+    entry = json.loads((results / "maps" / "maps.json").read_text())
+    assert entry["maps"] == [] and entry["notes"][0].startswith("3 of 3 methods have no run") and len(drawn_maps) == 3
+    text = report.build_page("t", LAYOUT, [], {"maps": [(Path("maps.json"), entry)]}, page=results / "x.html")
+    assert "3 of 3 methods have no run" in text
+
+
+@pytest.mark.parametrize(("area", "inverted"), [(0.0, True), (0.49, True), (0.5, False), (None, False)])
+def test_a_run_is_inverted_below_one_half_down_to_zero(area: float | None, inverted: bool) -> None:
+    run = ChosenRun("abmil", "split1", {"test": {"instance_auroc": area}}, None, False)  # type: ignore[arg-type]
+    assert bool(maps.inverted_runs([run])) == inverted
+
+
 def test_a_store_that_changed_after_training_is_refused(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     put_slide(results / "instances", "t1", 7, 1)
     assert draw_maps(results) == 2
     assert "3 scores of bag t1, the store holds 7 instances" in capsys.readouterr().err
 
 
-def test_a_scan_is_drawn_as_curves_and_montage(results: Path) -> None:
-    from PIL import Image
-
+def test_a_scan_is_drawn_as_curves_and_montage(results: Path, drawn_maps: list[Any]) -> None:
     arrays = {
         "coords": np.array([[0], [5], [10]], np.float32),
         "grid": np.stack([np.arange(3), np.zeros(3)], axis=1).astype(np.int32),
@@ -126,11 +159,32 @@ def test_a_scan_is_drawn_as_curves_and_montage(results: Path) -> None:
         "coverage": np.array([1, 0, np.nan], np.float32),
     }
     write_bag(results / "instances" / "store", "t1", arrays, {"modality": "ct"}, schema="instances", key="k")
-    Image.new("RGB", (96, 32)).save(results / "instances" / "thumbnails" / "t1.jpg", "JPEG")
+    Image.new("RGB", (96, 32), (120, 120, 120)).save(results / "instances" / "thumbnails" / "t1.jpg", "JPEG")
     layout = {"columns": 3, "cell_px": 32, "slices": [0, 1, 2]}
     write_json(results / "instances" / "thumbnails" / "t1.json", {"montage": layout})
     assert draw_maps(results, "--bag-id", "t1") == 0
-    assert (results / "maps" / "t1.png").stat().st_size > 10_000
+    *curves, montage, bar = drawn_maps[0].get_axes()
+    assert [ax.get_title("left").split("   ")[0] for ax in curves] == ["SmAP ◆", "ABMIL"]
+    for ax in curves:
+        # the stored scores of t1 over its slices, and the threshold from validation: the only one between .3 and .6
+        scores, threshold = ax.get_lines()
+        assert scores.get_xdata().tolist() == [0, 1, 2] and scores.get_ydata() == pytest.approx([0.8, 0.1, 0.95])
+        assert threshold.get_ydata()[0] == pytest.approx(json.loads(metrics_text(results))["splits"][0]["threshold"])
+        spans = {to_hex(span.get_facecolor()): span.get_x() + span.get_width() / 2 for span in ax.patches}
+        assert spans == {to_hex(POSITIVE): 0.0, to_hex(NEUTRAL): 2.0}
+        assert "logit +1.50 · AUROC 1.00" in ax.get_title("left")
+    # below the slices one bar per method from the lowest score of the scan (slice 1) to the highest (slice 2)
+    picture = montage.get_images()[0].get_array()
+    assert (picture[:32] == 120).all() and "SmAP ◆, ABMIL" in bar.get_xlabel()
+    lowest, highest = (np.round(255 * np.array(colormaps[CONTINUOUS](end)[:3])) for end in (0.0, 1.0))
+    thick = 8
+    for row in (32 + 2 + thick // 2, 32 + 2 + thick + thick // 2):
+        assert (picture[row, 48] == lowest).all() and (picture[row, 80] == highest).all()
+
+
+def metrics_text(results: Path) -> str:
+    """The metrics file of ABMIL; SmAP's holds the same numbers."""
+    return (results / "metrics/resnet18/abmil.json").read_text()
 
 
 PLAN = {
@@ -179,7 +233,7 @@ def make_report(results: Path, *more: str) -> str:
     (results / "tables" / "table1.csv").write_text("x")
     inputs = ["--metrics", *files(results, "metrics/*/*.json"), "--figures", *drawn, "--tables"]
     inputs += [str(results / "tables" / "table1.md"), "--runs", *files(results, "runs/*/*/runs.json")]
-    inputs += ["--layout", json.dumps(LAYOUT), *more]
+    inputs += ["--layout", json.dumps(LAYOUT), "--layouts", json.dumps({"table1": LAYOUT}), *more]
     assert report.main(["--title", "A & B", *inputs, "--out", str(out)]) == 0
     return out.read_text()
 
@@ -207,8 +261,50 @@ def test_report_is_one_well_formed_page_without_requests(results: Path) -> None:
     assert "Random encoder weights (toy)" in text and "as_written" in text
     assert "1 of 3 runs are missing. Toy: CLAM (1)." in text
     assert text.count("python -m smmil.maps") == 3 and text.count("python -m smmil.figures --runs") == 5
-    assert "snakemake table1" in text and "smap_early/split1_lr0.0001" in text and "split1_lr0.0001: 2" in text
+    assert "snakemake table1</pre>" in text and "smap_early/split1_lr0.0001" in text and "split1_lr0.0001: 2" in text
     assert len(text) < 600_000
+
+
+def test_report_lists_the_runs_behind_every_table_and_the_command_that_makes_it(tmp_path: Path) -> None:
+    other = {**metrics_object("toy", "abmil", {"bag_f1": [0.5, 0.5]}), "encoder": "resnet50"}
+    metrics = [metrics_object("toy", "abmil", {}, quirks=["eval_energy"]), other]
+    several = {**LAYOUT, "datasets": [{"name": "toy", "encoders": ["resnet18", "resnet50"]}], "methods": ["abmil"]}
+    pairs = {"datasets": [{"name": "toy", "encoder": "resnet18", "pairs": [["smap_early", "abmil"]]}], "splits": 1}
+    layouts = {"table1": LAYOUT, "table7": several, "comparisons": pairs}
+    tables = [(tmp_path / f"{name}.md", "## x\n") for name in layouts]
+    text = report.build_page(
+        *("t", LAYOUT, metrics, {}),
+        page=tmp_path / "x.html",
+        tables=tables,
+        layouts=layouts,
+        configuration="--configfile a.yaml --config 'report={partial: true}'",
+        quirks=["sm_alpha_rule"],
+    )
+    Page(text)
+    assert "snakemake table7 --configfile a.yaml --config &#x27;report={partial: true}&#x27;</pre>" in text
+    sections = {name: text.split(f'<section id="{name}">')[1].split("</section>")[0] for name in (*layouts, "runs")}
+    assert "(3 runs)" in sections["table7"] and "toy / resnet50: ABMIL (2)" in sections["table7"]
+    assert "toy / resnet18: ABMIL (1)" in sections["table7"] and "SmAP" not in sections["table7"]
+    assert "toy / resnet18: SmAP ◆ (no run), ABMIL (1)" in sections["comparisons"]
+    # every pairing of any table with its encoder, and what is missing counted
+    assert "The 3 runs behind the tables" in text and "toy / resnet50 (2 runs)" in sections["runs"]
+    assert "2 of 4 trainings behind the tables have no result" in sections["runs"]
+    assert "toy/resnet18/smap_early, toy/resnet18/clam." in sections["runs"]
+    assert "<td>eval_energy, sm_alpha_rule</td>" in text
+
+
+def test_the_list_of_runs_tells_gated_from_ungated_under_the_quirk_too() -> None:
+    one = metrics_object("toy", "abmil", {"instance_auroc": [0.9]})
+    one["splits"][0]["gated"] = {"instance_auroc": 0.7}
+    # as smmil.evaluate writes it where gating is in force: what is primary is the gated one
+    quirky = metrics_object("toy", "clam", {"instance_auroc": [0.6]}, quirks=["eval_gate_by_bag"])
+    quirky["splits"][0] |= {"gated": {"instance_auroc": 0.6}, "ungated": {"instance_auroc": 0.8}}
+    text = runs_table([one, quirky])
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in text.split("<tr>")[2:]]
+    head = re.findall(r"<th[^>]*>(.*?)</th>", text)
+    at = head.index("instance AUROC, ungated")
+    assert head[at + 1] == "gated" and head[1] == "encoder"
+    assert [row[at : at + 2] for row in rows] == [["0.900", "0.700"], ["0.800", "0.600"]]
 
 
 def test_report_shows_the_state_of_preprocessing_where_it_is_known(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from preprocessing.features import STAGE_VERSION as FEATURES_VERSION
 from preprocessing.instances import STAGE_VERSION as INSTANCES_VERSION
 from preprocessing.qc import STAGE_VERSION as QC_VERSION
 from preprocessing.status import STAGE_VERSION as STATUS_VERSION
+from smmil.comparison_table import STAGE_VERSION as COMPARISONS_VERSION
 from smmil.config import parse_config, training_options
 from smmil.evaluate import STAGE_VERSION as METRICS_VERSION
 from smmil.figures import STAGE_VERSION as FIGURES_VERSION
@@ -53,6 +54,18 @@ wildcard_constraints:
     encoder="[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)?",
     method="[a-z0-9_]+",
     shard=r"\d{4}",
+
+
+def given_configuration():
+    """The arguments by which Snakemake was given this configuration, as one would type them again."""
+    settings, here = workflow.config_settings, Path.cwd()
+    files = [
+        str(path.relative_to(here) if path.is_relative_to(here) else path)
+        for path in settings.configfiles
+    ]
+    given = ["--configfile", *files] if files else []
+    given += ["--config", *settings.config_args] if settings.config_args else []
+    return shlex.join(given)
 
 
 @functools.cache
@@ -170,8 +183,13 @@ def table_files(table):
 
 
 def table_pairings(table):
-    """The trainings behind a table; a configuration that trains nothing has none, and is told so."""
+    """The trainings behind a table; a configuration that has none is told so."""
     found = pairings(CONFIG, table)
+    if not found and TRAINED:
+        raise WorkflowError(
+            f"{table}: no method with Sm is trained beside its base (methods, report.tables), so there is nothing to "
+            "compare"
+        )
     if not found:
         raise WorkflowError(
             f"{table}: no dataset in use is trained (datasets.*.train), so there is nothing to show"
@@ -179,28 +197,30 @@ def table_pairings(table):
     return found
 
 
-def metrics_of(wanted):
-    """The metrics files of pairings (dataset, encoder, method)."""
+def shown_tables():
+    """The tables of report.tables that have any training behind them."""
+    return [table for table in CONFIG.report.tables if pairings(CONFIG, table)]
+
+
+def files_of(kind, wanted):
+    """One file per pairing (dataset, encoder, method): its "metrics", or runs.json of its "runs", or index.json of its
+    "predictions". Under report.partial, of those alone whose training has ended."""
+    suffix = {"metrics": ".json", "runs": "/runs.json", "predictions": "/index.json"}
     return [
-        f"{RESULTS}/{dataset}/metrics/{encoder}/{method}.json"
+        f"{RESULTS}/{dataset}/{kind}/{encoder}/{method}{suffix[kind]}"
         for dataset, encoder, method in wanted
+        if not CONFIG.report.partial or is_trained(dataset, encoder, method)
     ]
 
 
-def runs_of(wanted):
-    """The runs.json of pairings (dataset, encoder, method)."""
-    return [
-        f"{RESULTS}/{dataset}/runs/{encoder}/{method}/runs.json"
-        for dataset, encoder, method in wanted
-    ]
+def is_trained(dataset, encoder, method):
+    return Path(f"{RESULTS}/{dataset}/runs/{encoder}/{method}/runs.json").exists()
 
 
-def of_methods(kind, wildcards, suffix):
-    """The files of every method on one dataset and encoder."""
-    return [
-        f"{RESULTS}/{wildcards.dataset}/{kind}/{wildcards.encoder}/{method}{suffix}"
-        for method in CONFIG.methods
-    ]
+def of_dataset(kind, figure, wildcards):
+    """The files of the methods behind a figure, on one dataset and encoder."""
+    own = [one for one in pairings(CONFIG, figure) if one[0] == wildcards.dataset]
+    return files_of(kind, [(one[0], wildcards.encoder, one[2]) for one in own])
 
 
 check_raw()

@@ -25,12 +25,12 @@ rule measure_runs:
 rule metrics:
     # every pairing of method and feature extractor
     input:
-        metrics_of(all_pairings(CONFIG)),
+        files_of("metrics", all_pairings(CONFIG)),
 
 
 rule make_table:
     input:
-        lambda w: metrics_of(table_pairings(w.table)),
+        lambda w: files_of("metrics", table_pairings(w.table)),
     output:
         csv=f"{RESULTS}/tables/{{table}}.csv",
         md=f"{RESULTS}/tables/{{table}}.md",
@@ -57,7 +57,7 @@ rule make_table:
 rule make_resources:
     # time and memory: from the runs' logs, which lie beside the inputs
     input:
-        lambda w: runs_of(table_pairings("resources")),
+        lambda w: files_of("runs", table_pairings("resources")),
     output:
         csv=f"{RESULTS}/tables/resources.csv",
         md=f"{RESULTS}/tables/resources.md",
@@ -80,6 +80,32 @@ rule make_resources:
         "2>&1 | tee {log:q}"
 
 
+rule make_comparisons:
+    # paired over the test bags: from predictions of both methods
+    input:
+        lambda w: files_of("predictions", table_pairings("comparisons")),
+    output:
+        csv=f"{RESULTS}/tables/comparisons.csv",
+        md=f"{RESULTS}/tables/comparisons.md",
+        tex=f"{RESULTS}/tables/comparisons.tex",
+    log:
+        f"{RESULTS}/logs/make_comparisons.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/make_comparisons.tsv"
+    conda:
+        "../../envs/report.yaml"
+    resources:
+        mem_mb=lambda w, attempt: 4000 * attempt,
+        runtime=120,
+    params:
+        layout=lambda w: table_layout("comparisons"),
+        resamples=CONFIG.report.bootstrap,
+        stage_version=COMPARISONS_VERSION,
+    shell:
+        "python -m smmil.comparison_table --index {input:q} --layout {params.layout:q} --resamples {params.resamples} "
+        "--out-csv {output.csv:q} --out-md {output.md:q} --out-tex {output.tex:q} 2>&1 | tee {log:q}"
+
+
 # `snakemake table3` and so on: one target per table
 for table in TABLES:
 
@@ -93,9 +119,4 @@ for table in TABLES:
 rule tables:
     # the tables of report.tables
     input:
-        [
-            file
-            for table in CONFIG.report.tables
-            for file in table_files(table)
-            if TRAINED
-        ],
+        [table_files(table) for table in shown_tables()],

@@ -5,23 +5,27 @@ from smmil.outputs import FIGURES, datasets as datasets_of
 
 wildcard_constraints:
     figure="|".join(FIGURES),
-    picture="histograms|curves|resources",
+    picture="histograms|resources",
 
 
-def of_figure(kind, suffix):
+def of_figure(kind):
     """Input function: one file per training behind a figure."""
-    return lambda w: [
-        f"{RESULTS}/{dataset}/{kind}/{encoder}/{method}{suffix}"
-        for dataset, encoder, method in pairings(CONFIG, w.figure)
-    ]
+    return lambda w: files_of(kind, pairings(CONFIG, w.figure))
 
 
 def figure_files(figure):
-    return [f"{RESULTS}/figures/{figure}.{kind}" for kind in ("png", "pdf", "json")]
+    """The pictures of a figure; learning curves have no picture of all datasets."""
+    kinds = [] if figure == "curves" else ["png", "pdf", "json"]
+    return [f"{RESULTS}/figures/{figure}.{kind}" for kind in kinds]
 
 
-def layout_json(figure, dataset=None):
-    return json.dumps(figure_layout(CONFIG, figure, dataset), sort_keys=True)
+def layout_json(figure, wildcards=None):
+    """Rows and columns of a figure, for its command line; of one dataset and encoder for its companions."""
+    layout = figure_layout(CONFIG, figure, getattr(wildcards, "dataset", None))
+    if wildcards is not None:
+        for dataset in layout["datasets"]:
+            dataset["encoder"] = wildcards.encoder
+    return json.dumps(layout, sort_keys=True)
 
 
 def shown_datasets(figure):
@@ -34,27 +38,48 @@ def drawn_figures():
 
 
 def companions(figure):
-    """Pictures of single datasets that belong to a figure: every dataset's histograms, curves and costs, or its maps."""
-    encoders = {
-        dataset: chosen.table_encoder
-        for dataset, chosen in TRAINED.items()
-        if figure in ("fig4", "fig5")
+    """Pictures of single datasets that belong to a figure: histograms and costs, maps, or learning curves."""
+    names = {
+        "fig4": ["figures/{}/histograms.json", "figures/{}/resources.json"],
+        "fig5": ["maps/{}/maps.json"],
+        "curves": ["figures/{}/curves.json"],
     }
-    if figure == "fig5":
-        return [
-            f"{RESULTS}/{d}/maps/{encoder}/maps.json" for d, encoder in encoders.items()
-        ]
     return [
-        f"{RESULTS}/{d}/figures/{encoder}/{picture}.json"
-        for d, encoder in encoders.items()
-        for picture in ("histograms", "curves", "resources")
+        f"{RESULTS}/{dataset}/{name.format(chosen.table_encoder)}"
+        for dataset, chosen in TRAINED.items()
+        for name in names.get(figure, [])
     ]
+
+
+def figure_jsons():
+    """The JSON files of all figures of the report and their companions; histograms and costs are always there."""
+    wanted = [*drawn_figures(), "fig4"]
+    drawn = [file for figure in wanted for file in companions(figure)]
+    drawn += [file for figure in drawn_figures() for file in figure_files(figure)]
+    jsons = [file for file in dict.fromkeys(drawn) if file.endswith(".json")]
+    return [file for file in jsons if not file.endswith("maps.json")]
+
+
+def report_pairings():
+    """The trainings behind the tables of the report, each once."""
+    return dict.fromkeys(one for t in shown_tables() for one in pairings(CONFIG, t))
+
+
+# the page shows it; not in `params`, since the name of a configfile changes no number
+CONFIGURATION = given_configuration()
+
+
+def table_layouts():
+    """The layouts of the tables of the report, for the list of runs behind each."""
+    return json.dumps(
+        {table: layout_of(CONFIG, table) for table in shown_tables()}, sort_keys=True
+    )
 
 
 rule draw_figure:
     # numbers only: alpha, spectral normalisation, steps, mean ranks
     input:
-        of_figure("metrics", ".json"),
+        of_figure("metrics"),
     output:
         multiext(f"{RESULTS}/figures/{{figure}}", ".png", ".pdf", ".json"),
     log:
@@ -79,8 +104,8 @@ rule draw_figure:
 rule draw_score_figure:
     # scores of single instances: histograms
     input:
-        metrics=of_figure("metrics", ".json"),
-        index=of_figure("predictions", "/index.json"),
+        metrics=of_figure("metrics"),
+        index=of_figure("predictions"),
     output:
         multiext(f"{RESULTS}/figures/{{figure}}", ".png", ".pdf", ".json"),
     log:
@@ -105,8 +130,8 @@ rule draw_score_figure:
 rule draw_map_figure:
     # scores and geometry: maps of one bag per dataset
     input:
-        metrics=of_figure("metrics", ".json"),
-        index=of_figure("predictions", "/index.json"),
+        metrics=of_figure("metrics"),
+        index=of_figure("predictions"),
         manifests=lambda w: [
             f"{RESULTS}/{dataset}/instances/shards/{shard}.json"
             for dataset in shown_datasets(w.figure)
@@ -138,11 +163,11 @@ rule draw_map_figure:
 
 
 rule draw_picture:
-    # companions, one dataset each: histograms, learning curves, time and memory
+    # companions, one dataset each: histograms, time and memory
     input:
-        runs=lambda w: of_methods("runs", w, "/runs.json"),
-        index=lambda w: of_methods("predictions", w, "/index.json"),
-        metrics=lambda w: of_methods("metrics", w, ".json"),
+        runs=lambda w: of_dataset("runs", "fig4", w),
+        index=lambda w: of_dataset("predictions", "fig4", w),
+        metrics=lambda w: of_dataset("metrics", "fig4", w),
     output:
         multiext(
             f"{RESULTS}/{{dataset}}/figures/{{encoder}}/{{picture}}",
@@ -160,7 +185,7 @@ rule draw_picture:
         mem_mb=lambda w, attempt: 4000 * attempt,
         runtime=60,
     params:
-        layout=lambda w: layout_json("fig4", w.dataset),
+        layout=lambda w: layout_json("fig4", w),
         stage_version=FIGURES_VERSION,
     shell:
         "python -m smmil.figures --figure {wildcards.picture} --layout {params.layout:q} --metrics {input.metrics:q} "
@@ -168,12 +193,41 @@ rule draw_picture:
         "2>&1 | tee {log:q}"
 
 
+rule draw_curves:
+    # learning curves of one dataset: from the runs' logs, which lie beside the inputs
+    input:
+        runs=lambda w: of_dataset("runs", "curves", w),
+        metrics=lambda w: of_dataset("metrics", "curves", w),
+    output:
+        multiext(
+            f"{RESULTS}/{{dataset}}/figures/{{encoder}}/curves",
+            ".png",
+            ".pdf",
+            ".json",
+        ),
+    log:
+        f"{RESULTS}/logs/draw_curves/{{dataset}}/{{encoder}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/draw_curves/{{dataset}}/{{encoder}}.tsv"
+    conda:
+        "../../envs/report.yaml"
+    resources:
+        mem_mb=lambda w, attempt: 2000 * attempt,
+        runtime=30,
+    params:
+        layout=lambda w: layout_json("curves", w),
+        stage_version=FIGURES_VERSION,
+    shell:
+        "python -m smmil.figures --figure curves --layout {params.layout:q} --metrics {input.metrics:q} "
+        "--runs {input.runs:q} --out {output[0]:q} 2>&1 | tee {log:q}"
+
+
 rule draw_maps:
     # attention maps beside the ground truth, several bags of one dataset
     input:
         manifests=instance_manifests,
-        index=lambda w: of_methods("predictions", w, "/index.json"),
-        metrics=lambda w: of_methods("metrics", w, ".json"),
+        index=lambda w: of_dataset("predictions", "fig5", w),
+        metrics=lambda w: of_dataset("metrics", "fig5", w),
     output:
         f"{RESULTS}/{{dataset}}/maps/{{encoder}}/maps.json",
     log:
@@ -187,10 +241,11 @@ rule draw_maps:
         runtime=60,
     params:
         instances=f"{RESULTS}/{{dataset}}/instances",
+        layout=lambda w: layout_json("fig5", w),
         bags=CONFIG.report.map_bags,
         stage_version=MAPS_VERSION,
     shell:
-        "python -m smmil.maps --dataset {wildcards.dataset} --instances {params.instances:q} --index {input.index:q} "
+        "python -m smmil.maps --layout {params.layout:q} --instances {params.instances:q} --index {input.index:q} "
         "--metrics {input.metrics:q} --bags {params.bags} --out $(dirname {output:q}) 2>&1 | tee {log:q}"
 
 
@@ -213,23 +268,20 @@ rule figures:
 
 rule write_report:
     input:
-        metrics=metrics_of(pairings(CONFIG, "table1")),
-        tables=[
-            f"{RESULTS}/tables/{table}.md" for table in CONFIG.report.tables if TRAINED
-        ],
+        metrics=files_of("metrics", report_pairings()),
+        tables=[f"{RESULTS}/tables/{table}.md" for table in shown_tables()],
         status=[f"{RESULTS}/{dataset}/status/status.json" for dataset in USED],
         qc=expand(
             "{results}/{dataset}/qc/counts.json", results=RESULTS, dataset=[*USED]
         ),
-        figures=[f"{RESULTS}/figures/{figure}.json" for figure in drawn_figures()]
-        + companions("fig4"),
+        figures=figure_jsons(),
         maps=companions("fig5"),
         manifests=lambda w: [
             manifest
             for dataset, chosen in USED.items()
             for manifest in feature_manifests(dataset, chosen.table_encoder)
         ],
-        runs=runs_of(pairings(CONFIG, "table1")),
+        runs=files_of("runs", report_pairings()),
     output:
         f"{RESULTS}/report/index.html",
     log:
@@ -243,12 +295,14 @@ rule write_report:
         runtime=30,
     params:
         layout=table_layout(),
+        layouts=table_layouts(),
+        quirks=sorted(CONFIG.active_quirks),
         stage_version=REPORT_VERSION,
     shell:
         "python -m smmil.report --title smmil --layout {params.layout:q} --metrics {input.metrics:q} "
         "--tables {input.tables:q} --qc {input.qc:q} --figures {input.figures:q} --maps {input.maps:q} "
-        "--manifests {input.manifests:q} --status {input.status:q} --runs {input.runs:q} --out {output:q} "
-        "2>&1 | tee {log:q}"
+        "--manifests {input.manifests:q} --status {input.status:q} --runs {input.runs:q} --layouts {params.layouts:q} "
+        "--quirks {params.quirks:q} --configuration={CONFIGURATION:q} --out {output:q} 2>&1 | tee {log:q}"
 
 
 rule report:
