@@ -121,7 +121,8 @@ def _pair(axes: Sequence[Any], method: str, logs: Mapping[str, Rows], *, first: 
     few = []
     for ax, series in ((top, LOSSES), (bottom, AREAS)):
         told = curves(ax, logs, series)
-        ax.text(0.02, 0.02, "\n".join(told), fontsize=6.5, color=NEUTRAL, transform=ax.transAxes, va="bottom")
+        if told:
+            ax.text(0.02, 0.02, "\n".join(told), fontsize=6.5, color=NEUTRAL, transform=ax.transAxes, va="bottom")
         few += told
     top.set_ylim(bottom=0)
     bottom.set_ylim(-0.03, 1.03)

@@ -1,6 +1,11 @@
-"""Paired bootstrap of two methods, Friedman's test and Nemenyi's critical difference, against oracles and by hand."""
+"""Paired bootstrap of two methods, the table of all pairs, Friedman's test and Nemenyi's critical difference.
 
+Against oracles and by hand.
+"""
+
+import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smmil import bootstrap, comparisons
+from smmil.comparison_table import METRICS
+from smmil.comparison_table import main as table_main
 from smmil.comparisons import compare, main, paired_bootstrap
+from smmil.evaluate import as_evaluated, evaluate_runs
 from smmil.metrics import run_metrics
+from smmil.provenance import locate
 from smmil.rank_tests import friedman, nemenyi_distance, rank_test
+from smmil.results import load_predictions
 from tests.predictions import BAGS, Bag, part, write_index, write_run
 
 matrices = st.integers(3, 6).flatmap(
@@ -150,6 +160,124 @@ def test_what_cannot_be_paired_is_refused_or_said(tmp_path: Path) -> None:
         compare(a, a, ["nonsense"])
     missing = compare(a, a, ["signed_instance_auroc"], resamples=5)["metrics"]["signed_instance_auroc"]
     assert missing["difference"] is None and "lacks the metric" in missing["reason"]
+
+
+@pytest.mark.parametrize("quirks", [[], ["eval_gate_by_bag"]])
+def test_thresholds_are_those_of_the_metrics_never_chosen_on_test_bags(tmp_path: Path, quirks: list[str]) -> None:
+    # few positives, and validation scores one higher than test scores: every threshold chosen on test bags differs
+    shifted = [(f"v{bag[0]}", "val", *bag[2:4], [s + 1 for s in bag[4]], bag[5]) for bag in random_bags(3, 1.0)]
+    bags = [[*shifted, *random_bags(seed, 1.0)] for seed in (1, 2)]
+    runs = [write_run(tmp_path, own, seed=i, full=True, quirks=quirks) for i, own in enumerate(bags, start=1)]
+    index = write_index(tmp_path, runs)
+    metrics = ["instance_f1", "signed_instance_f1", "instance_dice", "instance_auroc"]
+    found = compare(index, index, metrics, resamples=5)["metrics"]
+    for metric in metrics:
+        expected = [split["test"][metric] for split in evaluate_runs(runs, resamples=0)["splits"]]
+        assert found[metric]["first"] == pytest.approx(np.mean(expected), abs=1e-12)
+    on_test = []
+    for run in runs:
+        test = as_evaluated({"quirks": quirks}, load_predictions(run).part("test"))
+        on_test.append(run_metrics(test, test)["test"]["instance_f1"])
+    assert abs(np.mean(on_test) - found["instance_f1"]["first"]) > 0.05
+
+
+def test_without_draws_a_difference_stands_without_an_interval() -> None:
+    good, poor = (part(random_bags(seed, quality)) for seed, quality in ((1, 2.0), (2, 0.2)))
+    runs = [(good, 0.5, None)], [(poor, 0.5, None)]
+    none = paired_bootstrap(*runs, ["bag_auroc"], resamples=0)["bag_auroc"]
+    assert (none["interval"], none["p"]) == (None, None)
+    assert none["difference"] == paired_bootstrap(*runs, ["bag_auroc"], resamples=9)["bag_auroc"]["difference"]
+
+
+# ---- the table of all pairs
+
+PAIRS = [["smap_early", "abmil"], ["smtap", "t_ap"]]
+TOYS = {
+    "datasets": [
+        {"name": "toy", "title": "Toy", "encoder": "resnet18", "pairs": PAIRS},
+        {"name": "other", "title": "Other", "encoder": "resnet18", "pairs": PAIRS[:1]},
+    ],
+    "splits": 2,
+}
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> dict[tuple[str, str], Path]:
+    """Indexes of three methods on two datasets, two splits each; SmTAP lacks a run everywhere."""
+    found = {}
+    for dataset in ("toy", "other"):
+        for i, method in enumerate(("smap_early", "abmil", "t_ap")):
+            folder, facts = tmp_path / dataset / "predictions/resnet18" / method, {"dataset": dataset, "method": method}
+            bags = [*BAGS[:2], *random_bags(i, 2.0 - i)]
+            runs = [write_run(folder, bags, seed=seed, full=True, **facts) for seed in (1, 2)]
+            found[dataset, method] = write_index(folder, runs)
+    return found
+
+
+def make_table(grid: dict[tuple[str, str], Path], out: Path, *more: str) -> int:
+    files = [f"--out-{kind}={out / f'tables/comparisons.{kind}'}" for kind in ("csv", "md", "tex")]
+    return table_main(["--index", *map(str, grid.values()), "--layout", json.dumps(TOYS), *files, *more])
+
+
+def test_the_table_holds_the_paired_differences_and_their_intervals(
+    grid: dict[tuple[str, str], Path], tmp_path: Path
+) -> None:
+    assert make_table(grid, tmp_path, "--resamples", "100") == 0
+    rows = {
+        row["method"]: row for row in csv.DictReader((tmp_path / "tables/comparisons.csv").read_text().splitlines())
+    }
+    assert [*rows] == ["smap_early", "smtap"] and rows["smap_early"]["name"] == "SmAP − ABMIL"
+    for dataset in ("toy", "other"):
+        oracle = compare(grid[dataset, "smap_early"], grid[dataset, "abmil"], [*METRICS], resamples=100)["metrics"]
+        for metric in METRICS:
+            name = f"{dataset}.resnet18.{metric}.difference"
+            row, one = rows["smap_early"], oracle[metric]
+            assert float(row[f"{name}.mean"]) == pytest.approx(one["difference"])
+            assert [float(row[f"{name}.ci95_{end}"]) for end in ("low", "high")] == one["interval"]
+            assert row[f"{name}.n_splits"] == "2"
+    assert rows["smtap"]["toy.resnet18.bag_auroc.difference.mean"] == ""
+    # a cell leads back to the runs of the method with Sm, as in every other table
+    place = locate(tmp_path / "tables/comparisons.csv", ["smap_early", "other"])
+    assert (place.dataset, place.encoder, place.method) == ("other", "resnet18", "smap_early")
+
+
+def test_the_table_counts_gaps_and_says_what_the_interval_does_not_see(
+    grid: dict[tuple[str, str], Path], tmp_path: Path
+) -> None:
+    assert make_table(grid, tmp_path, "--resamples", "20") == 0
+    text = (tmp_path / "tables/comparisons.md").read_text()
+    toy, other = text.split("### Other (resnet18)")
+    assert "4 of 12 differences are empty. no predictions of one of the two: Toy SmTAP − T+AP Instance AUROC" in text
+    assert "20 draws" in text and "does not see the chance of training" in text
+    row = next(line for line in toy.splitlines() if line.startswith("| SmAP − ABMIL ◆"))
+    assert re.fullmatch(r"\| SmAP − ABMIL ◆ (\| [+-]\S+ ± \S+ \| -?\S+ \| -?\S+ ){4}\|", row), row
+    # empty where predictions are missing, a dash where there is no such pair
+    assert next(line for line in toy.splitlines() if line.startswith("| SmTAP")).count("|  |") > 0
+    assert next(line for line in other.splitlines() if line.startswith("| SmTAP")).count("–") == 12
+    latex = (tmp_path / "tables/comparisons.tex").read_text()
+    assert latex.count(r"\begin{table}") == 2 and r"SmAP $-$ ABMIL $\diamond$" in latex
+    assert make_table(grid, tmp_path, "--resamples", "0") == 0
+    text = (tmp_path / "tables/comparisons.md").read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| SmAP − ABMIL ◆"))
+    assert re.fullmatch(r"\| SmAP − ABMIL ◆ (\| [+-]\S+ ± \S+ \|  \|  ){4}\|", row), row
+
+
+def test_a_table_of_nothing_yet_is_all_gaps(tmp_path: Path) -> None:
+    assert make_table({}, tmp_path) == 0
+    text = (tmp_path / "tables/comparisons.md").read_text()
+    assert "12 of 12 differences are empty" in text and "none (no predictions)" in text
+
+
+def test_what_a_table_cannot_take_is_refused_by_name(
+    grid: dict[tuple[str, str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert make_table({**grid, ("x", "y"): grid["toy", "abmil"]}, tmp_path) == 2
+    assert "found a second index of toy / resnet18 / abmil" in capsys.readouterr().err
+    run = write_run(tmp_path / "released", method="smtap", protocol="as_released", full=True)
+    assert make_table({**grid, ("toy", "smtap"): write_index(run.parent, [run])}, tmp_path) == 2
+    assert "other bags" in capsys.readouterr().err
+    assert table_main(["--layout", '{"datasets": []}', "--out-csv=a", "--out-md=b", "--out-tex=c"]) == 2
+    assert "expected datasets" in capsys.readouterr().err
 
 
 def test_rank_tests_are_offered_beside_the_bootstrap() -> None:

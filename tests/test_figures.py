@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from smmil import fig_histograms, fig_ranks, fig_sweeps, figures
+from smmil import fig_curves, fig_histograms, fig_ranks, fig_sweeps, figures
 from smmil.fig_histograms import histogram, shown_instances
 from smmil.fig_job import Job, by_key, describe, in_order, inverted_note, missing_note, missing_runs, spread_text
 from smmil.fig_variants import parse_variant, value_of
@@ -35,7 +35,7 @@ def job_of(rows: Mapping[str, Any], plan: dict[str, Any], out: Path, **more: Any
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The figures that were to be saved, instead of files."""
     seen: list[Any] = []
-    for module in (fig_sweeps, fig_ranks, fig_histograms):
+    for module in (fig_sweeps, fig_ranks, fig_histograms, fig_curves):
         monkeypatch.setattr(module, "save", lambda figure, path: seen.append(figure))
     return seen
 
@@ -203,6 +203,41 @@ def test_critical_difference_ranks_by_split_and_warns(drawn: list[Any]) -> None:
     result = fig_ranks.draw(job_of(turned, plan, Path("x.png")))
     assert len(drawn[1].axes) == 3 and any("sign-aware score: Friedman" in note for note in result.notes)
     assert "3.00  ABMIL" in [text.get_text() for text in drawn[1].axes[1].texts]
+
+
+def write_logs(folder: Path, method: str, areas: Mapping[str, list[float | None]]) -> Path:
+    """runs.json of a method whose validation AUROC of instances per epoch is given for every run."""
+    for run, values in areas.items():
+        (folder / method / run).mkdir(parents=True)
+        fixed = {"loss": 1.0, "val_loss": 2.0, "val_bag_auroc": 0.5, "kept": False}
+        rows = [{"epoch": e, "val_instance_auroc": v, **fixed} for e, v in enumerate(values, start=1)]
+        (folder / method / run / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    runs = [{"run": run, "chosen": True} for run in areas]
+    path = folder / method / "runs.json"
+    path.write_text(json.dumps({"dataset": "toy", "encoder": "resnet18", "method": method, "runs": runs}))
+    return path
+
+
+def test_a_mean_curve_is_over_the_splits_that_define_it_and_says_how_many(tmp_path: Path, drawn: list[Any]) -> None:
+    # the second split's validation bags hold instances of one class only
+    runs = write_logs(tmp_path, "abmil", {"a": [0.2, 0.4, 0.6], "b": [None] * 3, "c": [0.4, 0.6, 1.0]})
+    plan = layout(["abmil", "clam"], splits=3, figure="curves")
+    result = fig_curves.draw(job_of({}, plan, Path("x.png"), runs=(runs,)))
+    losses, absent, areas, _ = drawn[0].get_axes()
+    means = lines(areas)
+    assert means["instances"].get_xdata().tolist() == [1, 2, 3]
+    assert means["instances"].get_ydata() == pytest.approx([0.3, 0.5, 0.8])
+    assert means["bags"].get_ydata() == pytest.approx([0.5] * 3)
+    assert [text.get_text() for text in areas.texts] == ["instances in 2 of 3 splits"]
+    assert not losses.texts and absent.texts[0].get_text() == "no run"
+    assert result.notes == ["Means over fewer splits than were trained: ABMIL: instances in 2 of 3 splits."]
+
+
+def test_a_quantity_that_no_split_defines_has_no_curve(tmp_path: Path, drawn: list[Any]) -> None:
+    runs = write_logs(tmp_path, "abmil", {"a": [None], "b": [None]})
+    result = fig_curves.draw(job_of({}, layout(["abmil"], figure="curves"), Path("x.png"), runs=(runs,)))
+    assert len(lines(drawn[0].get_axes()[1])["instances"].get_xdata()) == 0
+    assert result.notes == ["Means over fewer splits than were trained: ABMIL: instances in 0 of 2 splits."]
 
 
 def test_histogram_normalises_each_class() -> None:

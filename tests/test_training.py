@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smmil import train, training
+from smmil import live, train, training
 from smmil.batches import BagCache, chunks
 from smmil.data import Bag
 from smmil.live import Progress
@@ -229,6 +229,25 @@ def test_on_a_terminal_one_line_moves_and_in_a_log_a_few_lines_stand(caplog):
             assert shown.count("\r") == 50 and shown.count("\n") == 1 and not caplog.records
         else:
             assert shown == "" and len(caplog.records) == 6 and "best +0.3000 at 2" in caplog.text
+
+
+def test_a_log_is_never_silent_for_longer_than_half_a_minute_and_an_epoch(caplog, monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr(live.time, "monotonic", lambda: clock[0])
+    caplog.set_level("INFO")
+    progress = Progress(runs=1, epochs=1000, stream=io.StringIO())
+    progress.start(RUN)
+    told = []
+    for epoch in range(1, 101):
+        clock[0] += 7
+        row = {"epoch": epoch, "loss": 0.5, "val_loss": 0.6, "val_bag_auroc": 0.9, "selection": 0.3, "kept": False}
+        progress(row)
+        if len(caplog.records) > len(told):
+            told.append(epoch)
+    # the first epoch, and from then on every fifth: 35 s after the line before
+    assert told == [*range(1, 101, 5)]
+    for words in ("epoch 6/1000", "loss 0.5000", "val AUROC 0.9000", "left 1:55:58"):
+        assert words in caplog.messages[1]
 
 
 def test_a_method_hears_of_every_epoch_before_its_first_step(tmp_path, monkeypatch):
