@@ -110,6 +110,18 @@ def test_tables_hold_every_method_and_dataset(house):
         assert "random" in text.lower()
 
 
+def test_sm_is_compared_with_its_base_on_every_dataset(house):
+    rows = {row["method"]: row for row in read_rows(house / "results/tables/comparisons.csv")}
+    assert rows.keys() == {"smap_early", "smtap"}
+    for row in rows.values():
+        for dataset in ("camelyon16", "panda", "rsna"):
+            name = f"{dataset}.resnet18.bag_auroc.difference"
+            low, mean, high = (float(row[f"{name}.{part}"]) for part in ("ci95_low", "mean", "ci95_high"))
+            assert low <= mean <= high and row[f"{name}.n_splits"] == "2"
+    page = (house / "results/report/index.html").read_text()
+    assert "Sm against its base" in page and "snakemake comparisons --configfile mine.yaml" in page
+
+
 def test_a_bad_file_is_recorded_and_the_good_ones_are_scored(house):
     rows = {row["bag_id"]: row for row in read_rows(next(house.glob("results/mine/scores/**/scores.csv")))}
     assert rows["broken"]["state"] == "failed" and rows["broken"]["probability"] == ""
@@ -169,6 +181,32 @@ def test_a_restored_copy_of_the_results_needs_no_raw_pixels_again(house):
     snakemake(house, "report", "--configfile", write_config(house, tiny()))
     shutil.move(hidden, house / "raw/camelyon16/annotations")
     assert len(report.read_bytes()) == pytest.approx(len(before), rel=0.05)
+
+
+def test_a_partial_report_shows_gaps_and_is_made_again_once_a_run_is_there(house):
+    whole = write_config(house, tiny())
+    partial = ("--configfile", whole, "--config", "report={partial: true}")
+    runs = house / "results/panda/runs/resnet18/smtap/runs.json"
+    kept, table = runs.read_bytes(), house / "results/tables/table1.md"
+    before = table.read_text()
+    runs.unlink()
+    jobs = planned(house, *partial)
+    assert {"make_table", "draw_figure", "draw_maps", "write_report"} <= jobs.keys() and "train_runs" not in jobs
+    snakemake(house, *partial)
+    assert "cells are empty. PANDA: SmTAP (no metrics file)" in table.read_text()
+    page = (house / "results/report/index.html").read_text()
+    assert "1 of 12 trainings behind the tables have no result: panda/resnet18/smtap." in page
+    assert "1 of 4 methods have no run, and no map: SmTAP" in page
+    comparisons = (house / "results/tables/comparisons.md").read_text()
+    assert "4 of 24 differences are empty" in comparisons and "PANDA SmTAP − T+AP" in comparisons
+    assert not runs.exists() and planned(house, *partial) == {}
+    runs.write_bytes(kept)
+    assert planned(house, *partial)["make_table"] == jobs["make_table"]
+    snakemake(house, *partial)
+    assert table.read_text() == before and runs.read_bytes() == kept
+    # nothing was trained for it, and without the switch nothing is left to do
+    snakemake(house, "--configfile", whole)
+    assert planned(house, "--configfile", whole) == {}
 
 
 def tell(house, *arguments: str) -> subprocess.CompletedProcess[str]:

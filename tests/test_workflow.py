@@ -87,6 +87,27 @@ def test_own_slides_need_no_dataset_of_the_paper(tmp_path):
     assert jobs["cut_instances"] == 1 and jobs["extract_features"] == 1 and jobs["fetch_weights"] == 1
 
 
+def test_a_partial_report_is_made_of_the_finished_trainings_and_trains_nothing(tmp_path):
+    fake_raw(tmp_path, panda=1, scans=10)
+    rsna = {"encoders": ["resnet18"], "source": {"scans": 10}}
+    report = {"tables": ["table1", "resources", "comparisons"], "figures": ["fig4", "fig5", "cd", "curves"]}
+    given = {"use": ["rsna"], "datasets": {"rsna": rsna}, "methods": ["smap_early", "abmil"], "more_methods": []}
+    config = write_config(tmp_path, {**given, "report": report})
+    everything = planned(tmp_path, "--configfile", config)
+    assert everything["train_runs"] == everything["measure_runs"] == 2
+    # nested keys of --config merge into the section: tables and figures stay those of the file
+    partial = ("--configfile", config, "--config", "report={partial: true}")
+    shown = ("make_table", "make_resources", "make_comparisons", "draw_curves", "draw_maps", "draw_picture")
+    for n, method in enumerate(("abmil", "smap_early"), start=1):
+        touch(tmp_path / f"results/rsna/runs/resnet18/{method}", ["runs.json"])
+        jobs = planned(tmp_path, *partial)
+        assert "train_runs" not in jobs and jobs["measure_runs"] == jobs["predict_runs"] == n
+        assert {rule: jobs[rule] for rule in (*shown, "write_report")} == {
+            rule: everything[rule] for rule in (*shown, "write_report")
+        }
+    assert planned(tmp_path, "table1", *partial)["measure_runs"] == 2
+
+
 def test_every_rule_has_log_benchmark_environment_and_resources():
     run_rules = []
     for path in sorted((ROOT / "workflow/rules").glob("*.smk")):
