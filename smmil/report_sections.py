@@ -222,15 +222,16 @@ def stage_states(manifests: Sequence[Mapping[str, Any]]) -> str:
 
 
 def settings(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Training settings and the kept epochs of every method, folded away."""
+    """Training settings, the quirks in force and the kept epochs of every method, folded away."""
     rows = []
     for item in runs:
         training = ", ".join(f"{key} {value}" for key, value in sorted(item.get("training", {}).items()))
         kept = ", ".join(
             f"{run['run']}: {run['best_epoch']}" for run in item["runs"] if run.get("chosen") and "best_epoch" in run
         )
-        rows.append([item["encoder"], shown_name(item["method"]), training, kept])
+        quirks = ", ".join(item.get("quirks", ())) or "none"
+        rows.append([item["encoder"], shown_name(item["method"]), training, quirks, kept])
     if not rows:
         return ""
-    table = webpage.table(["encoder", "method", "settings", "kept epoch of the chosen runs"], rows)
+    table = webpage.table(["encoder", "method", "settings", "quirks", "kept epoch of the chosen runs"], rows)
     return f"<details><summary>Training settings</summary>{table}</details>"

@@ -87,6 +87,7 @@ def results(tmp_path: Path) -> Path:
         ]
         (runs / run.stem / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         summary = {"dataset": "toy", "encoder": "resnet18", "method": method, "training": {"epochs": 3}}
+        summary |= {"quirks": ["loader_shuffle"]}
         write_json(runs / "runs.json", {**summary, "runs": [{"run": run.stem, "chosen": True, "best_epoch": 2}]})
     return tmp_path
 
@@ -261,6 +262,7 @@ def test_report_is_one_well_formed_page_without_requests(results: Path) -> None:
     assert "Random encoder weights (toy)" in text and "as_written" in text
     assert "1 of 3 runs are missing. Toy: CLAM (1)." in text
     assert text.count("python -m smmil.maps") == 3 and text.count("python -m smmil.figures --runs") == 5
+    assert "<td>epochs 3</td><td>loader_shuffle</td>" in text
     assert "snakemake table1</pre>" in text and "smap_early/split1_lr0.0001" in text and "split1_lr0.0001: 2" in text
     assert len(text) < 600_000
 
