@@ -185,17 +185,18 @@ def _notes(
     if random:
         lines.append(RANDOM_WEIGHTS.format(where=", ".join(random)))
     pairs = [(one, pair) for one in layout["datasets"] for pair in one["pairs"]]
-    gaps: dict[str, list[str]] = {}
+    empty, gaps = 0, dict[str, list[str]]()
     for one, pair in pairs:
         values = found.get((one["name"], one["encoder"], pair[0]))
         for metric, title in METRICS.items():
             cell = _cells(values, metric)[0]
             if not cell.values:
-                gaps.setdefault(cell.note, []).append(f"{titles[one['name']]} {_name(*pair)} {title}")
+                empty += 1
+                what = f"{titles[one['name']]} {_name(*pair)}" + ("" if values is None else f" {title}")
+                gaps.setdefault(cell.note, []).append(what)
     if gaps:
-        count = sum(map(len, gaps.values()))
-        listed = "; ".join(f"{why}: {', '.join(names)}" for why, names in gaps.items())
-        lines.append(f"{count} of {len(pairs) * len(METRICS)} differences are empty. {listed}.")
+        listed = "; ".join(f"{why}: {', '.join(dict.fromkeys(names))}" for why, names in gaps.items())
+        lines.append(f"{empty} of {len(pairs) * len(METRICS)} differences are empty. {listed}.")
     features = "; ".join(f"{titles[one['name']]}: {one['encoder']}" for one in layout["datasets"])
     lines += [f"Protocol: {PROTOCOLS.get(protocol, protocol)}.", f"Features: {features}."]
     lines += [MEANING.format(resamples=f"{resamples:,}"), CHANCE, "◆ proposed in the paper; –: not trained here."]

@@ -12,6 +12,7 @@ from smmil.methods_table import METHODS, display_name
 from smmil.plotting import shown_name
 from smmil.report_markdown import to_html
 from smmil.report_pictures import behind, figure, links, thumbnail
+from smmil.table_notes import MOST_NAMED
 
 # pictures of one dataset; every other figure is of the whole experiment
 OF_DATASET = ("histograms", "curves", "resources")
@@ -68,7 +69,9 @@ def runs_table(metrics: Sequence[Mapping[str, Any]], missing: Sequence[Pairing] 
     for one in sorted(metrics, key=lambda m: (m["dataset"], m["encoder"], order.index(m["method"]))):
         groups.setdefault((one["dataset"], one["encoder"]), []).extend(_run_row(one, split) for split in one["splits"])
     gap = f"{len(missing)} of {len(metrics) + len(missing)} trainings behind the tables have no result"
-    gaps = webpage.warning(f"{gap}: {', '.join('/'.join(one) for one in missing)}.") if missing else ""
+    named = ", ".join("/".join(one) for one in missing[:MOST_NAMED])
+    more = f" and {len(missing) - MOST_NAMED} more" if len(missing) > MOST_NAMED else ""
+    gaps = webpage.warning(f"{gap}: {named}{more}.") if missing else ""
     if not groups:
         return webpage.warning("No metrics were given: the tables are empty.") + gaps
     total = sum(len(rows) for rows in groups.values())

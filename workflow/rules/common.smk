@@ -202,6 +202,18 @@ def shown_tables():
     return [table for table in CONFIG.report.tables if pairings(CONFIG, table)]
 
 
+def report_pairings():
+    """The trainings behind the tables of the report, each once."""
+    return dict.fromkeys(one for t in shown_tables() for one in pairings(CONFIG, t))
+
+
+def table_layouts():
+    """The layouts of the tables of the report, for the list of runs behind each."""
+    return json.dumps(
+        {table: layout_of(CONFIG, table) for table in shown_tables()}, sort_keys=True
+    )
+
+
 def files_of(kind, wanted):
     """One file per pairing (dataset, encoder, method): its "metrics", or runs.json of its "runs", or index.json of its
     "predictions". Under report.partial, of those alone whose training has ended."""

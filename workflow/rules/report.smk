@@ -60,20 +60,8 @@ def figure_jsons():
     return [file for file in jsons if not file.endswith("maps.json")]
 
 
-def report_pairings():
-    """The trainings behind the tables of the report, each once."""
-    return dict.fromkeys(one for t in shown_tables() for one in pairings(CONFIG, t))
-
-
 # the page shows it; not in `params`, since the name of a configfile changes no number
 CONFIGURATION = given_configuration()
-
-
-def table_layouts():
-    """The layouts of the tables of the report, for the list of runs behind each."""
-    return json.dumps(
-        {table: layout_of(CONFIG, table) for table in shown_tables()}, sort_keys=True
-    )
 
 
 rule draw_figure:
