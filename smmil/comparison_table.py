@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from preprocessing.cli import guard, write_text
-from smmil.definitions import DEFINITIONS
+from smmil.definitions import definitions, shared_quirks
 from smmil.methods_table import GROUPS, METHODS, display_name, group_of
 from smmil.table_cells import Cell, Column
-from smmil.table_notes import PROTOCOLS, RANDOM_WEIGHTS
+from smmil.table_notes import RANDOM_WEIGHTS, protocol_line
 from smmil.table_specs import style
 from smmil.tables import Row, Section, Table
 
@@ -72,7 +72,7 @@ def build(indexes: Mapping[Key, Path], layout: Mapping[str, Any], *, resamples: 
         The table; a dataset's section has all rows, "–" where it has no such pair.
 
     Raises:
-        ValueError: a wrong layout, predictions of other bags, or two protocols in one table.
+        ValueError: a wrong layout, predictions of other bags, or two protocols or sets of quirks.
     """
     from smmil.comparisons import compare
 
@@ -85,14 +85,17 @@ def build(indexes: Mapping[Key, Path], layout: Mapping[str, Any], *, resamples: 
                 log.info("%s: %s", one["name"], _name(*pair))
                 key = (one["name"], one["encoder"], pair[0])
                 found[key] = compare(ours, base, [*METRICS], resamples=resamples, seed=seed)
-    protocols = sorted({str(one[side]["protocol"]) for one in found.values() for side in ("first", "second")})
-    if len(protocols) > 1:
-        raise ValueError(f"--index: found the protocols {protocols}, expected one per table; make one table each")
+    protocol, quirks = shared_quirks((one[side] for one in found.values() for side in ("first", "second")), "table")
     sections = tuple(_section(one, _rows(layout), found) for one in layout["datasets"])
     random = frozenset(key[:2] for key, one in found.items() if one["random_weights"])
-    protocol = protocols[0] if protocols else "none (no predictions)"
-    lines = _notes(layout, found, protocol, resamples)
-    return Table("comparisons", "Sm against its base", sections, layout["splits"], protocol, lines, random)
+    lines = (
+        *_missing(layout, found),
+        *protocol_line(protocol, quirks),
+        *_meaning(layout, resamples),
+        *(definitions(quirks)[metric] for metric in METRICS),
+    )
+    shown = protocol or "none (no predictions)"
+    return Table("comparisons", "Sm against its base", sections, layout["splits"], shown, lines, random)
 
 
 def check_layout(layout: Mapping[str, Any]) -> None:
@@ -177,11 +180,14 @@ def _cells(one: Mapping[str, Any] | None, metric: str) -> list[Cell]:
     return [Cell(tuple(own), len(one["seeds"]), runs=runs, larger=larger) for own in (values["splits"], low, high)]
 
 
-def _notes(
-    layout: Mapping[str, Any], found: Mapping[Key, dict[str, Any]], protocol: str, resamples: int
-) -> tuple[str, ...]:
-    titles = {one["name"]: one.get("title", one["name"]) for one in layout["datasets"]}
-    lines, random = [], sorted({titles[key[0]] for key, one in found.items() if one["random_weights"]})
+def _titles(layout: Mapping[str, Any]) -> dict[str, str]:
+    return {one["name"]: one.get("title", one["name"]) for one in layout["datasets"]}
+
+
+def _missing(layout: Mapping[str, Any], found: Mapping[Key, dict[str, Any]]) -> list[str]:
+    """What to distrust and what is not there."""
+    titles, lines = _titles(layout), []
+    random = sorted({titles[key[0]] for key, one in found.items() if one["random_weights"]})
     if random:
         lines.append(RANDOM_WEIGHTS.format(where=", ".join(random)))
     pairs = [(one, pair) for one in layout["datasets"] for pair in one["pairs"]]
@@ -197,10 +203,14 @@ def _notes(
     if gaps:
         listed = "; ".join(f"{why}: {', '.join(dict.fromkeys(names))}" for why, names in gaps.items())
         lines.append(f"{empty} of {len(pairs) * len(METRICS)} differences are empty. {listed}.")
+    return lines
+
+
+def _meaning(layout: Mapping[str, Any], resamples: int) -> list[str]:
+    titles = _titles(layout)
     features = "; ".join(f"{titles[one['name']]}: {one['encoder']}" for one in layout["datasets"])
-    lines += [f"Protocol: {PROTOCOLS.get(protocol, protocol)}.", f"Features: {features}."]
-    lines += [MEANING.format(resamples=f"{resamples:,}"), CHANCE, "◆ proposed in the paper; –: not trained here."]
-    return (*lines, *(DEFINITIONS[metric] for metric in METRICS))
+    drawn = MEANING.format(resamples=f"{resamples:,}")
+    return [f"Features: {features}.", drawn, CHANCE, "◆ proposed in the paper; –: not trained here."]
 
 
 def _main(argv: Sequence[str] | None = None) -> int:

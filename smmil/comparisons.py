@@ -103,7 +103,7 @@ def compare(
         seed: of its draws.
 
     Returns:
-        JSON-able: dataset, `first`/`second` {encoder, method, protocol, runs}, `seeds` compared, `metrics` (see
+        JSON-able: dataset, `first`/`second` {encoder, method, protocol, quirks, runs}, `seeds` compared, `metrics` (see
         `paired_bootstrap`), random_weights, level and the draws.
 
     Raises:
@@ -157,7 +157,7 @@ def _run(predictions: Any) -> Run:
 def _who(side: dict[int, Any], seeds: Sequence[int]) -> dict[str, Any]:
     meta = side[seeds[0]].meta
     names = {key: meta[key] for key in ("encoder", "method", "protocol")}
-    return {**names, "runs": [side[seed].meta["run"] for seed in seeds]}
+    return {**names, "quirks": [*meta.get("quirks", [])], "runs": [side[seed].meta["run"] for seed in seeds]}
 
 
 def _check(first: Sequence[Run], second: Sequence[Run]) -> None:

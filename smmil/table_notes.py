@@ -70,7 +70,7 @@ def notes(
     protocol, quirks = shared_quirks(found.values(), "table")
     # runs that record no quirks may have had some
     recorded = all("quirks" in one for one in found.values())
-    lines += _protocol(protocol, quirks, recorded=recorded)
+    lines += protocol_line(protocol, quirks, recorded=recorded)
     lines += _features(columns, titles)
     lines += _cells(kinds, metrics)
     lines += [SPREAD] if "spread" in kinds else []
@@ -222,7 +222,8 @@ def _no_interval(columns: Sequence[Column], sections: Sequence["Section"], found
     return [f"No bootstrap interval in the CSV: {', '.join(without)}."] if without else []
 
 
-def _protocol(protocol: str, quirks: Collection[str], *, recorded: bool) -> list[str]:
+def protocol_line(protocol: str, quirks: Collection[str], *, recorded: bool = True) -> list[str]:
+    """The protocol and the quirks that differ from its preset, in one line; none without a protocol."""
     preset = f"{protocol} ({PRESETS[protocol]})" if recorded and protocol in PRESETS else protocol
     return [f"Protocol: {preset}{protocol_text(protocol, quirks).removeprefix(protocol)}."] if protocol else []
 

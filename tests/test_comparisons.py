@@ -241,6 +241,23 @@ def test_the_table_holds_the_paired_differences_and_their_intervals(
     assert (place.dataset, place.encoder, place.method) == ("other", "resnet18", "smap_early")
 
 
+def test_the_table_names_quirks_and_refuses_to_mix_them(
+    grid: dict[tuple[str, str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = {}
+    for i, method in enumerate(("smap_early", "abmil")):
+        facts = {"dataset": "toy", "method": method, "quirks": ["eval_energy"]}
+        folder = tmp_path / "halved" / method
+        bags = [*BAGS[:2], *random_bags(i, 2.0 - i)]
+        both["toy", method] = write_index(folder, [write_run(folder, bags, seed=1, full=True, **facts)])
+    assert make_table(both, tmp_path, "--resamples", "20") == 0
+    text = (tmp_path / "tables/comparisons.md").read_text()
+    assert "as_written (the paper's text) with eval_energy" in text and "½ f^T L f / f^T f" in text
+    mixed = both | {key: path for key, path in grid.items() if key[0] == "other"}
+    assert make_table(mixed, tmp_path, "--resamples", "20") == 2
+    assert "as_written with eval_energy" in capsys.readouterr().err
+
+
 def test_the_table_counts_gaps_and_says_what_the_interval_does_not_see(
     grid: dict[tuple[str, str], Path], tmp_path: Path
 ) -> None:
@@ -265,7 +282,7 @@ def test_the_table_counts_gaps_and_says_what_the_interval_does_not_see(
 def test_a_table_of_nothing_yet_is_all_gaps(tmp_path: Path) -> None:
     assert make_table({}, tmp_path) == 0
     text = (tmp_path / "tables/comparisons.md").read_text()
-    assert "12 of 12 differences are empty" in text and "none (no predictions)" in text
+    assert "12 of 12 differences are empty" in text and "Protocol:" not in text
 
 
 def test_what_a_table_cannot_take_is_refused_by_name(
