@@ -19,8 +19,8 @@ ORDER_DEPENDENT: frozenset[str] = frozenset({"transmil", "camil"})
 SPLIT_BY_PLACE: frozenset[str] = frozenset({"dftd", "dftd_maxmin", "dftd_max", "smdftd"})
 # at lambda = 1 a flat f is the minimum as soon as the transformer separates the bags without attention
 PLANTED_OPTIONS: dict[str, dict[str, float]] = {"t_penalty": {"penalty": 0.1}}
-# methods whose training step draws random numbers or updates state
-STOCHASTIC_TRAINING: frozenset[str] = frozenset({"dftd_maxmin", "dftd_max", "dftd", "smdftd", "iibmil"})
+# terms of a loss that compare a logit with the label of its bag; the others know no label, or those of instances
+OF_BAG_LABELS: frozenset[str] = frozenset({"bce", "critical", "pseudo"})
 
 
 def build(name: str, seed: int = 0, **options):
@@ -123,12 +123,32 @@ def test_the_same_seed_gives_the_same_training_step(name):
     assert losses[0] == losses[1]
 
 
-def test_class_weight_multiplies_the_loss_of_positive_bags(name):
-    plain, weighted = build(name), build(name, pos_weight=3.0)
-    logit = torch.tensor([0.3, -0.2])
-    positive, negative = torch.ones(2), torch.zeros(2)
-    torch.testing.assert_close(weighted.bag_loss(logit, positive), 3 * plain.bag_loss(logit, positive))
-    torch.testing.assert_close(weighted.bag_loss(logit, negative), plain.bag_loss(logit, negative))
+def loss_terms(name: str, weight: float | None, *labels: float, training: bool) -> dict[str, torch.Tensor]:
+    """The method's own loss() on bags with the given labels; same weights, bags and draws whatever the class weight."""
+    model = build(name, pos_weight=weight).train(training)
+    batch = pack([make_bag(7 + i, i, features=P, y=y) for i, y in enumerate(labels)])
+    torch.manual_seed(5)
+    return {key: term.detach() for key, term in model.loss(batch, model(batch)).items()}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_class_weight_multiplies_every_bag_label_term_of_positive_bags_in_the_methods_own_loss(name, training):
+    """Cross entropies of bag labels grow threefold, other terms stay; no term of a negative bag moves."""
+    for labels, factor in (((1, 1), 3.0), ((0, 0), 1.0)):
+        plain, weighted = (loss_terms(name, weight, *labels, training=training) for weight in (None, 3.0))
+        assert plain.keys() == weighted.keys() and plain["bce"] > 0
+        for term, value in plain.items():
+            expected = factor * value if term in OF_BAG_LABELS else value
+            torch.testing.assert_close(weighted[term], expected, rtol=1e-6, atol=0)
+
+
+def test_class_weight_counts_a_positive_bag_among_negative_ones_by_its_share_of_the_mean(name):
+    """One positive of three bags: (3 p + n + n') / 3 against (p + n + n') / 3, p the term of the positive bag alone."""
+    plain, weighted = (loss_terms(name, weight, 1, 0, 0, training=False) for weight in (None, 3.0))
+    alone = loss_terms(name, None, 1, training=False)
+    for term, value in plain.items():
+        more = 2 * alone[term] / 3 if term in OF_BAG_LABELS else 0.0
+        torch.testing.assert_close(weighted[term], value + more, rtol=1e-5, atol=1e-6)
 
 
 def planted(seed: int, positive: bool) -> Bag:

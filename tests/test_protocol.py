@@ -26,7 +26,7 @@ from smmil.train_specs import data_options, job_specs, options_of
 from smmil.training import Fit, validate
 from smmil.training_options import TrainingOptions
 from tests.graphs import make_bag, path, table
-from tests.train_helpers import make_dataset, train_arguments
+from tests.train_helpers import UNBALANCED, make_dataset, train_arguments
 
 F64 = torch.float64
 P = 6
@@ -301,9 +301,10 @@ def test_16_17_the_released_rules_of_bags_and_patches(paper):
 # ---- 4, 8, 10, 14: training; 5, 18, 19: evaluation
 
 
-def test_4_no_class_weight_reaches_the_model(dataset, tmp_path, paper):
+def test_4_no_class_weight_reaches_the_model(tmp_path, paper):
+    dataset = make_dataset(tmp_path / "tiny", states=UNBALANCED)
     asked = {"class_weight": True, "epochs": 1, "learning_rates": [0.0001]}
-    for quirks, weight in (({}, 1.0), ({"train_class_weight": True}, None)):
+    for quirks, weight in (({}, 4 / 3), ({"train_class_weight": True}, None)):
         out = tmp_path / str(weight)
         assert train.main(train_arguments(dataset, out, "abmil", quirks=quirks, **asked)) == 0
         assert json.loads((out / "split1_lr0.0001" / "config.json").read_text())["pos_weight"] == weight

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from smmil import live, train, training
 from smmil.batches import BagCache, chunks
@@ -19,14 +20,9 @@ from smmil.optimizer import warmup_factor
 from smmil.runs import RunSpec, load_state, load_weights, read_log, save_state, save_weights
 from smmil.training import Fit, class_weight, selection_score, validate
 from smmil.training_options import TrainingOptions
-from tests.train_helpers import make_dataset, train_arguments
+from tests.train_helpers import UNBALANCED, make_dataset, train_arguments
 
 RUN = "split1_lr0.01"
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    return make_dataset(tmp_path_factory.mktemp("tiny"))
 
 
 def test_warm_up_is_torchs_linear_lr():
@@ -103,9 +99,17 @@ def test_class_weight_reaches_training_gradient_and_validation_loss(tmp_path):
             assert losses[1][name] == pytest.approx(factor * losses[0][name], rel=1e-6)
 
 
-def test_the_workflow_setting_class_weight_sets_pos_weight(dataset, tmp_path):
-    assert train.main(train_arguments(dataset, tmp_path, "abmil", class_weight=True, epochs=1)) == 0
-    assert json.loads((tmp_path / RUN / "config.json").read_text())["pos_weight"] == 1.0
+def test_the_setting_class_weight_weighs_by_the_training_bags_of_the_split_alone(tmp_path):
+    """4 negative and 3 positive bags train: neither the bags that validate nor those that test are counted."""
+    dataset = make_dataset(tmp_path / "tiny", states=UNBALANCED)
+    for asked, weight in ((True, 4 / 3), (False, None)):
+        out = tmp_path / str(asked)
+        assert train.main(train_arguments(dataset, out, "abmil", class_weight=asked, epochs=1)) == 0
+        config = json.loads((out / RUN / "config.json").read_text())
+        assert (config["split"]["train_bags"], config["split"]["train_positive_bags"]) == (7, 3)
+        assert config["pos_weight"] == weight
+        weights = load_file(out / RUN / "best.safetensors")
+        assert weights["pos_weight"].item() == pytest.approx(weight or 1.0, rel=1e-6)
 
 
 def test_validation_bce_as_written_and_as_released(tmp_path):
