@@ -1,7 +1,6 @@
 """Training jobs: stopped and resumed is never stopped, bit for bit; what is redone, and what is left behind."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,9 +11,9 @@ import numpy as np
 import pytest
 
 from smmil import train, training
-from smmil.runs import MEASURED, load_state, read_log
+from smmil.runs import load_state, read_log
 from smmil.training import Fit
-from tests.train_helpers import make_dataset, register_noisy, train_arguments
+from tests.train_helpers import make_dataset, register_noisy, signal_after, timeless, train_arguments
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = "split1_lr0.01"
@@ -42,10 +41,6 @@ def straight(dataset, tmp_path_factory):
     out = tmp_path_factory.mktemp("straight")
     assert train.main(train_arguments(dataset, out, learning_rates=[0.01, 0.001])) == 0
     return out
-
-
-def timeless(path: Path) -> list[dict]:
-    return [{name: value for name, value in row.items() if name not in MEASURED} for row in read_log(path)]
 
 
 def assert_same_run(a: Path, b: Path) -> None:
@@ -97,15 +92,7 @@ def test_stopped_inside_an_epoch_by_a_signal_then_resumed_equals_never_stopped(
     dataset, straight, tmp_path, monkeypatch, batches
 ):
     arguments = train_arguments(dataset, tmp_path, learning_rates=[0.01, 0.001])
-    step, seen = Fit._step, []
-
-    def step_and_signal(fit, batch):
-        step(fit, batch)
-        seen.append(batch)
-        if len(seen) == batches:
-            os.kill(os.getpid(), signal.SIGUSR1)
-
-    monkeypatch.setattr(Fit, "_step", step_and_signal)
+    signal_after(monkeypatch, batches, signal.SIGUSR1)
     assert train.main(arguments) == 128 + signal.SIGUSR1
     state = load_state(tmp_path / RUN / "state.pt")
     # 8 training bags in batches of 3: three steps an epoch

@@ -1,10 +1,12 @@
 """A tiny bag store and a model with dropout, for the tests of loading, training and predictions."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from torch import nn
 
 from preprocessing.bags import BagRow, write_bags
@@ -12,6 +14,8 @@ from preprocessing.graph import chain_neighbors
 from preprocessing.store import coords_hash, write_bag
 from smmil.models import MODELS
 from smmil.models.abmil import ABMIL
+from smmil.runs import MEASURED, read_log
+from smmil.training import Fit
 
 FEATURES = 5
 # states without bag01: 4 negative and 3 positive bags train in any split at val_share .34 (6 to 5 with those that
@@ -33,29 +37,31 @@ def register_noisy() -> None:
     MODELS["noisy"] = Noisy
 
 
-def make_dataset(folder: Path, *, n_train: int = 12, n_test: int = 4, states: dict[str, str] | None = None) -> Path:
-    """Writes bags.csv, manifests and both stores; odd bags are positive and hold one shifted instance."""
+def make_dataset(
+    folder: Path, *, n_train: int = 12, n_test: int = 4, states: dict[str, str] | None = None, shift: float = 1.5
+) -> Path:
+    """Writes bags.csv, manifests and both stores; odd bags are positive and hold one instance shifted by `shift`."""
     rng = np.random.default_rng(0)
     rows, states = [], states or {}
     for i in range(n_train + n_test):
         bag_id, label = f"bag{i:02d}", i % 2
         rows.append(BagRow(bag_id, "wsi", (f"{bag_id}.tif",), label, "train" if i < n_train else "test"))
         if states.get(bag_id, "ok") == "ok":
-            write_one(folder, bag_id, label, int(rng.integers(1, 5)), rng)
+            write_one(folder, bag_id, label, int(rng.integers(1, 5)), rng, shift)
     write_bags(folder / "bags.csv", rows)
     for stage in ("instances", "features/tiny"):
         write_manifest(folder / stage / "shards" / "0000.json", {r.bag_id: states.get(r.bag_id, "ok") for r in rows})
     return folder
 
 
-def write_one(folder: Path, bag_id: str, label: int, n: int, rng: np.random.Generator) -> None:
+def write_one(folder: Path, bag_id: str, label: int, n: int, rng: np.random.Generator, shift: float = 1.5) -> None:
     """One bag in both stores: coverage .8 on the first instance of a positive bag, 0 elsewhere."""
     grid = np.stack([np.arange(n), np.zeros(n)], 1).astype(np.int32)
     coords = (grid[:, ::-1] * 512).astype(np.int32).copy()
     coverage = np.zeros(n, np.float32)
     features = rng.normal(size=(n, FEATURES))
     if label:
-        coverage[0], features[0] = 0.8, features[0] + 1.5
+        coverage[0], features[0] = 0.8, features[0] + shift
     geometry = {"coords": coords, "grid": grid, "neighbors": chain_neighbors(n), "coverage": coverage}
     write_bag(folder / "instances" / "store", bag_id, geometry, {"dataset": "tiny"}, schema="instances")
     write_bag(
@@ -95,3 +101,21 @@ def train_arguments(folder: Path, out: Path, method: str = "noisy", **training: 
         *("--dataset", "tiny", "--encoder", "tiny", "--method", method, *source_arguments(folder)),
         *("--config-json", json.dumps(config), "--out", str(out), "--done", str(out / "runs.json")),
     ]
+
+
+def timeless(path: Path) -> list[dict[str, Any]]:
+    """The rows of a run's log without what a clock or the machine's memory said."""
+    return [{name: value for name, value in row.items() if name not in MEASURED} for row in read_log(path)]
+
+
+def signal_after(monkeypatch: pytest.MonkeyPatch, steps: int, signum: int) -> None:
+    """From here on, over all runs of a job, the process sends itself a signal once, at the end of that step."""
+    step, seen = Fit._step, []
+
+    def step_and_signal(fit: Fit, batch: Any) -> None:
+        step(fit, batch)
+        seen.append(batch)
+        if len(seen) == steps:
+            os.kill(os.getpid(), signum)
+
+    monkeypatch.setattr(Fit, "_step", step_and_signal)
