@@ -1,7 +1,7 @@
 """The table `comparisons`: every method with Sm against its base, a paired bootstrap over the test bags each.
 
 One section per dataset, at its main encoder; a row is a method with Sm, and says which base is subtracted. Per metric
-the mean over splits of metric(with Sm) - metric(base) with its standard deviation over the splits, and the ends of the
+the mean over splits of metric(with Sm) - metric(base) with its standard deviation over the splits, and its
 95 % interval (`smmil.comparisons`). From stored predictions alone. A pair without predictions is an empty cell and is
 counted under the table.
 
@@ -30,7 +30,7 @@ from smmil.tables import Row, Section, Table
 
 log = logging.getLogger(__name__)
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 
 METRICS = {
     "instance_auroc": "Instance AUROC",
@@ -38,16 +38,10 @@ METRICS = {
     "bag_auroc": "Bag AUROC",
     "dirichlet_normalised": "Normalised energy",
 }
-# column of a metric: label, kind of cell, what follows the metric in the CSV
-PARTS = (
-    ("Δ", "difference", ".difference"),
-    ("from", "job", ".difference.ci95_low"),
-    ("to", "job", ".difference.ci95_high"),
-)
 MEANING = (
-    "Δ: the method with Sm minus its base, mean over the splits ± standard deviation over the splits (n − 1); from, "
-    "to: 95 % interval of the mean from a paired bootstrap over the test bags ({resamples} draws, in each the same "
-    "bags for both methods and all splits)."
+    "Δ: the method with Sm minus its base, mean over the splits ± standard deviation over the splits (n − 1); in "
+    "brackets the 95 % interval of the mean from a paired bootstrap over the test bags ({resamples} draws, in each the "
+    "same bags for both methods and all splits)."
 )
 CHANCE = (
     "The interval sees the chance in which test bags there are. It does not see the chance of training (split, initial "
@@ -149,9 +143,8 @@ def _section(
 ) -> Section:
     name, encoder = dataset["name"], dataset["encoder"]
     columns = tuple(
-        Column(title, label, kind, (metric,), ((name, encoder),), f"{name}.{encoder}.{metric}{csv}")
+        Column(title, "Δ (95 %)", "paired", (metric,), ((name, encoder),), f"{name}.{encoder}.{metric}.difference")
         for metric, title in METRICS.items()
-        for label, kind, csv in PARTS
     )
     blocks = {}
     for group, pairs in rows.items():
@@ -161,23 +154,23 @@ def _section(
                 cells = [Cell(applies=False) for _ in columns]
             else:
                 one = found.get((name, encoder, pair[0]))
-                cells = [cell for metric in METRICS for cell in _cells(one, metric)]
+                cells = [_cell(one, metric) for metric in METRICS]
             made.append(Row(pair[0], _name(*pair), tuple(cells), tuple(None for _ in cells)))
         blocks[group] = tuple(made)
     return Section(name, f"{dataset.get('title', name)} ({encoder})", columns, blocks)
 
 
-def _cells(one: Mapping[str, Any] | None, metric: str) -> list[Cell]:
-    """Difference and both ends of its interval; empty cells say why."""
+def _cell(one: Mapping[str, Any] | None, metric: str) -> Cell:
+    """A difference with its interval; an empty cell says why."""
     larger = style(metric)[1]
     if one is None:
-        return [Cell(note=NO_PREDICTIONS, larger=larger) for _ in PARTS]
+        return Cell(note=NO_PREDICTIONS, larger=larger)
     values = one["metrics"][metric]
     if values["difference"] is None:
-        return [Cell(note=values["reason"], larger=larger) for _ in PARTS]
+        return Cell(note=values["reason"], larger=larger)
     runs = (*one["first"]["runs"], *one["second"]["runs"])
-    low, high = ([end] for end in values["interval"]) if values["interval"] else ([], [])
-    return [Cell(tuple(own), len(one["seeds"]), runs=runs, larger=larger) for own in (values["splits"], low, high)]
+    ci = (values["interval"][0], values["interval"][1]) if values["interval"] else None
+    return Cell(tuple(values["splits"]), len(one["seeds"]), ci, runs, larger=larger)
 
 
 def _titles(layout: Mapping[str, Any]) -> dict[str, str]:
@@ -195,7 +188,7 @@ def _missing(layout: Mapping[str, Any], found: Mapping[Key, dict[str, Any]]) -> 
     for one, pair in pairs:
         values = found.get((one["name"], one["encoder"], pair[0]))
         for metric, title in METRICS.items():
-            cell = _cells(values, metric)[0]
+            cell = _cell(values, metric)
             if not cell.values:
                 empty += 1
                 what = f"{titles[one['name']]} {_name(*pair)}" + ("" if values is None else f" {title}")

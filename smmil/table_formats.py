@@ -22,7 +22,8 @@ def to_csv(table: Table) -> str:
 
     A metric has mean, std, n_splits, bootstrap interval, median, worst and, for AUROCs of instances, the number of
     inverted runs; a sign-aware one also the median and the lowest agreement of its runs (`smmil.signed`). A difference
-    has mean, std and n_splits; a rank has itself and the splits of the value behind it that has the fewest.
+    has mean, std and n_splits, a paired one its interval, too; a rank has itself and the splits of the value behind it
+    that has the fewest.
     """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
@@ -53,8 +54,8 @@ def _csv_names(column: Column) -> list[str]:
 
 
 def _csv_parts(column: Column) -> tuple[str, ...]:
-    if column.kind == "difference":
-        return ("mean", "std", "n_splits")
+    if column.kind in ("difference", "paired"):
+        return ("mean", "std", "n_splits", *(("ci95_low", "ci95_high") if column.kind == "paired" else ()))
     metric = column.metrics[0]
     inverted = ("inverted",) if metric.endswith("instance_auroc") else ()
     return (*MEAN, *inverted, *(AGREEMENT if metric.startswith("signed_") else ()))

@@ -17,8 +17,8 @@ NOT_APPLICABLE = "–"
 def parts(column: Column, cell: Cell, n_splits: int) -> tuple[str, str, str]:
     """Number, deviation and missing splits, e.g. `("0.912", "± 0.010", "[3]")`; all "" for an empty cell.
 
-    The deviation of a single split is "± -"; ranks, counts and spreads have none. What a rank lacks is what the value
-    behind it with the fewest splits lacks.
+    The deviation of a single split is "± -"; ranks, counts and spreads have none, and a paired difference has its
+    interval there, too. What a rank lacks is what the value behind it with the fewest splits lacks.
     """
     if not cell.applies:
         return NOT_APPLICABLE, "", ""
@@ -36,8 +36,11 @@ def parts(column: Column, cell: Cell, n_splits: int) -> tuple[str, str, str]:
     if column.kind == "spread":
         count = f" / {cell.below_half}" if column.metrics[0] in (INSTANCE[0], SIGNED[0]) else ""
         return f"{_number(cell.median, form)} / {_number(cell.worst, form)}{count}", "", few
-    sign = "+" if column.kind == "difference" else ""
-    return _number(cell.mean, sign + form), f"± {_number(cell.std, form)}", few
+    sign = "+" if column.kind in ("difference", "paired") else ""
+    deviation = f"± {_number(cell.std, form)}"
+    if column.kind == "paired" and cell.ci is not None:
+        deviation += " ({}, {})".format(*(_number(end, sign + form) for end in cell.ci))
+    return _number(cell.mean, sign + form), deviation, few
 
 
 def _number(value: float | None, form: str) -> str:
