@@ -2,7 +2,8 @@
 
 torch multiplies float32 matrices on a CPU by MKL, which on AMD processors leaves out the 512-bit instructions; oneDNN,
 which torch carries for other operations, is about twice as fast there, in the same precision (float32 products, another
-order of sums: results differ by rounding). The operator is the one torch's own compiler emits for linear layers. Where
+order of sums: results differ by rounding). On Intel's own processors MKL is as fast and needs no code made for every
+new number of rows, so there it stays. The operator is the one torch's own compiler emits for linear layers. Where
 it is missing, off the CPU, in another precision, or for matrices so small that the call costs more than the product,
 `torch.nn.functional.linear` computes. `SMMIL_NATIVE=0` in the environment switches it off.
 
@@ -11,6 +12,8 @@ Shapes: x (...,P), weight (D,P), bias (D,) -> (...,D); a (r,d), b (n,d) -> (r,n)
 
 import functools
 import os
+import platform
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,9 +26,29 @@ SMALL = 2**18
 
 @functools.cache
 def available() -> bool:
-    """Whether this build and this processor have it."""
-    if os.environ.get("SMMIL_NATIVE", "1") == "0":
-        return False
+    """Whether products are made by oneDNN here; by rule, not by timing: the next process has to get the same bits."""
+    return os.environ.get("SMMIL_NATIVE", "1") != "0" and not mkl_is_at_home(_processor()) and works()
+
+
+def mkl_is_at_home(processor: str) -> bool:
+    """Whether torch has MKL and the processor is Intel's.
+
+    Args:
+        processor: what the system says of it, as /proc/cpuinfo.
+    """
+    return "GenuineIntel" in processor and bool(torch.backends.mkl.is_available())  # type: ignore[no-untyped-call]
+
+
+def _processor() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.processor()  # not Linux
+
+
+@functools.cache
+def works() -> bool:
+    """Whether this build and this processor have the operator."""
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise") or "AVX512" not in torch.backends.cpu.get_cpu_capability():
         return False
     x, weight = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(4, 3)
@@ -63,7 +86,7 @@ class Linear(nn.Linear):
 
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A B^T + bias by oneDNN, without gradient; only where it is `available`.
+    """A B^T + bias by oneDNN, without gradient; only where it `works`.
 
     Args:
         a: (r,d), its rows or its columns side by side: anything else takes a hundred times as long.

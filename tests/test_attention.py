@@ -5,7 +5,7 @@ import torch
 
 from smmil import native
 from smmil.attention import Bias, attention, packed_attention
-from smmil.dense import available, product
+from smmil.dense import product, works
 from smmil.fused_attention import _function, fused_attention, kinds_table, usable
 
 SIZES = [7, 1, 23, 12]
@@ -224,7 +224,7 @@ def test_a_bag_attends_to_nothing_outside_it(monkeypatch, without):
     torch.testing.assert_close(grad, own)
 
 
-@pytest.mark.skipif(not available(), reason="oneDNN's linear layer is not usable on this machine")
+@pytest.mark.skipif(not works(), reason="oneDNN's linear layer is not usable on this machine")
 def test_products_of_matrices_that_lie_across():
     a, b = torch.randn(60, 50), torch.randn(70, 50)
     expected = (a.double() @ b.double().T).float()

@@ -13,7 +13,7 @@ from bench.bags import fill, make_batch, pad, sizes_of
 from bench.peers import NEEDS_GRAPH, PEERS
 from bench.timing import Case, Row, chosen, met, seconds
 from preprocessing.cli import guard
-from smmil.dense import SMALL, available, linear
+from smmil.dense import SMALL, linear, mkl_is_at_home, works
 from smmil.models import build_model
 
 KEYS = {"name", "ours", "peer", "ratio", "target", "unit"}
@@ -92,8 +92,9 @@ def test_the_peer_computes_the_same_on_ragged_bags(method):
         torch.testing.assert_close(peer(bags.X, *graph, bags.mask), ours(batch).bag_logit, rtol=0, atol=1e-5)
 
 
-@pytest.mark.skipif(not available(), reason="oneDNN's linear layer is not usable on this machine")
-def test_fast_linear_equals_torch_with_gradients():
+@pytest.mark.skipif(not works(), reason="oneDNN's linear layer is not usable on this machine")
+def test_fast_linear_equals_torch_with_gradients(monkeypatch):
+    monkeypatch.setattr("smmil.dense.available", lambda: True)
     generator = torch.Generator().manual_seed(0)
     x, weight, bias = (torch.randn(*size, generator=generator) for size in ((3, 70, 50), (40, 50), (40,)))
     inputs = [t.requires_grad_() for t in (x, weight, bias)]
@@ -105,6 +106,13 @@ def test_fast_linear_equals_torch_with_gradients():
         torch.autograd.grad(out.sum(), inputs), torch.autograd.grad(expected.sum(), inputs), strict=True
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-3)
+
+
+def test_mkl_stays_on_its_makers_processors_alone(monkeypatch):
+    intel, amd = "vendor_id\t: GenuineIntel\n", "vendor_id\t: AuthenticAMD\n"
+    for there in (True, False):
+        monkeypatch.setattr("torch.backends.mkl.is_available", lambda there=there: there)
+        assert [mkl_is_at_home(processor) for processor in (intel, amd, "")] == [there, False, False]
 
 
 def test_help_needs_no_torch():
