@@ -39,8 +39,8 @@ from tests.workflows import ROOT, snakemake, write_config
 log = logging.getLogger("campaign")
 RULES = (
     *("list_bags", "cut_instances", "extract_features", "train_runs", "predict_runs", "measure_runs", "score_bags"),
-    *("draw_contact_sheet", "tabulate_status", "make_table", "make_resources", "draw_figure", "draw_score_figure"),
-    *("draw_map_figure", "draw_picture", "draw_maps", "write_report"),
+    *("draw_contact_sheet", "tabulate_status", "make_table", "make_resources", "make_comparisons", "draw_figure"),
+    *("draw_score_figure", "draw_map_figure", "draw_picture", "draw_curves", "draw_maps", "write_report"),
 )
 # rules whose jobs finish pieces that are kept: where they leave them
 TRACES = {

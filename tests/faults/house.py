@@ -18,7 +18,7 @@ def settings(datasets: Sequence[str], size: str) -> dict[str, Any]:
     config["training"] |= {"epochs": 8 if size == "tiny" else 25, "device": "cpu", "checkpoint_seconds": 0}
     config["features"]["device"] = "cpu"
     config["report"] = {"bootstrap": 50, "map_bags": 1}
-    config["report"] |= {"tables": ["table1", "resources"], "figures": ["fig4", "fig5", "cd"]}
+    config["report"] |= {"tables": ["table1", "resources", "comparisons"], "figures": ["fig4", "fig5", "cd", "curves"]}
     config["datasets"]["mine"] = {
         **{"kind": "own", "root": "raw", "source": {"manifest": "raw/own.csv"}, "encoders": ["resnet18"]},
         **{"instances": config["datasets"]["camelyon16"]["instances"], "train": False, "allowed_failures": 1},
