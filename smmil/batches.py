@@ -72,7 +72,7 @@ class BagCache:
         told = ""
         try:
             self._features = [bag.x.to(self.device) for bag in self.bags]
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             told = first_line(error)

@@ -52,7 +52,7 @@ def each_bag(
                 at += 1
                 yield found
             continue
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             told = first_line(error)
@@ -80,7 +80,7 @@ def in_groups(
             if len(positions) > 1:
                 yield work(model, cache.batch(positions))
                 continue
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         yield from each_bag(model, cache, positions, work)
@@ -108,7 +108,7 @@ def _on_cpu(model: "MILModel", cache: "BagCache", i: int, work: "Callable[[MILMo
     cpu = copy.deepcopy(model).cpu()
     try:
         return work(cpu, cache.packed([i]))
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         told = first_line(error)

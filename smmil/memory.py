@@ -44,8 +44,8 @@ class OutOfMemory(ValueError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of torch says that memory is exhausted."""
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in MESSAGES)
+    """Whether an error of torch, or of a compiled kernel (`MemoryError`), says that memory is exhausted."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in MESSAGES)
 
 
 def first_line(error: BaseException) -> str:
@@ -192,7 +192,7 @@ class Frugal:
         while True:
             try:
                 return work()
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 told = first_line(error)

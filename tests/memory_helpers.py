@@ -47,6 +47,8 @@ class Budget:
         patch: pytest's monkeypatch.
     """
 
+    error: BaseException = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nsecond line")
+
     def __init__(self, running: Fit, fails: Callable[[Fit, BagBatch], bool], where: str, patch: pytest.MonkeyPatch):
         self.raised = 0
         self.passes: list[tuple[bool, int]] = []
@@ -55,7 +57,7 @@ class Budget:
 
         def refuse() -> None:
             self.raised += 1
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nsecond line")
+            raise self.error
 
         def entered(model, inputs, output) -> None:
             self.passes.append((model.training, inputs[0].n_bags))

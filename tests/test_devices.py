@@ -35,6 +35,7 @@ def test_real_allocators_are_understood():
         torch.empty(1 << 55, dtype=torch.uint8)
     assert is_out_of_memory(caught.value)
     assert is_out_of_memory(torch.cuda.OutOfMemoryError("whatever it says"))
+    assert is_out_of_memory(MemoryError("attention: no memory for the keys of 9 rows"))
     assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 

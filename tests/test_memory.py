@@ -81,6 +81,15 @@ def test_passes_halve_until_they_fit_and_stay_so(most, raised, tmp_path, monkeyp
     assert [event["then"]["bags_per_pass"] for event in running.memory.relief.events] == [2, 1][:raised]
 
 
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_a_compiled_kernel_may_run_out_of_memory_too(where, tmp_path, monkeypatch, caplog):
+    running = fit(tmp_path)
+    budget = Budget(running, more_than(2), where, monkeypatch)
+    budget.error = MemoryError("attention: no memory for the keys of 9 rows")
+    running.run()
+    assert budget.raised == 1 and "attention: no memory" in caplog.text
+
+
 def test_validation_alone_may_run_out_of_memory_too(tmp_path, monkeypatch):
     whole = fit(tmp_path / "whole")
     whole.run()
