@@ -90,6 +90,13 @@ def keep_primitives() -> None:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32768")
 
 
+def flushes_denormals() -> bool:
+    """Whether arithmetic of this thread takes numbers below the normal ones (float32: 1.2e-38) for 0."""
+    import torch
+
+    return not bool(torch.tensor(1e-39) * 1.0)
+
+
 def _set_deterministic(mode: bool, *, warn_only: bool) -> None:
     """`torch.use_deterministic_algorithms` without its import of torch's compiler, which costs a job 5 s of CPU."""
     import torch
@@ -125,6 +132,7 @@ def numerics(
         torch.get_num_threads(),
         torch.get_float32_matmul_precision(),
         torch.backends.cudnn.allow_tf32,
+        flushes_denormals(),
     )
     if deterministic:
         # cuBLAS reads this when its first handle is made; harmless without CUDA
@@ -135,6 +143,9 @@ def numerics(
     if device.type == "cpu":
         keep_freed_memory()
         keep_primitives()
+        # weights of attention and gradients fall below the normal numbers as a training fits its bags; some processors
+        # take a hundred times as long over those, a whole epoch six times. Threads begun later do as this one
+        torch.set_flush_denormal(True)
     if threads:
         torch.set_num_threads(threads)
     # also sets torch.backends.cuda.matmul.allow_tf32; cuDNN has a switch of its own, on by default
@@ -148,6 +159,7 @@ def numerics(
         torch.set_num_threads(before[3])
         torch.set_float32_matmul_precision(before[4])
         torch.backends.cudnn.allow_tf32 = before[5]
+        torch.set_flush_denormal(before[6])
 
 
 def numerics_facts(device: "torch.device", precision: str) -> dict[str, Any]:
@@ -172,6 +184,7 @@ def numerics_facts(device: "torch.device", precision: str) -> dict[str, Any]:
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "deterministic_warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
         "threads": torch.get_num_threads(),
+        "denormals_flushed": flushes_denormals(),
     }
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from smmil.dense import works
-from smmil.devices import numerics, numerics_facts
+from smmil.devices import flushes_denormals, numerics, numerics_facts
 from smmil.memory import is_out_of_memory
 from tests.workflows import ROOT
 
@@ -25,9 +25,17 @@ def test_every_switch_is_set_and_put_back(precision):
         **{"device": "cpu", "precision": precision, "autocast": "bfloat16" if precision == "bf16" else None},
         **{"float32_matmul_precision": "high" if tf32 else "highest", "threads": 1},
         **{"cuda_matmul_allow_tf32": tf32, "cudnn_allow_tf32": tf32},
-        **{"deterministic": True, "deterministic_warn_only": False},
+        **{"deterministic": True, "deterministic_warn_only": False, "denormals_flushed": True},
     }
     assert numerics_facts(CPU, "float32") == before
+
+
+def test_denormal_numbers_are_flushed_inside_and_kept_outside():
+    """Numbers below the normal ones are 0 inside and what they are outside."""
+    tiny = torch.full((64,), 1e-39)
+    with numerics(CPU):
+        assert not (tiny * 0.5).any() and flushes_denormals()
+    assert (tiny * 0.5).all() and not flushes_denormals()
 
 
 def test_real_allocators_are_understood():
