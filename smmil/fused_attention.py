@@ -77,13 +77,18 @@ def _function(name: str) -> Any:
 
 def kinds_table(n: int, device: torch.device) -> Tensor:
     """(n,n) uint8 zeros, the view of a wider table: the kernel reads rows to the end of a tile."""
-    return torch.zeros((n, -(-n // PADDED) * PADDED), dtype=torch.uint8, device=device)[:, :n]
+    return torch.zeros((n, _padded(n)), dtype=torch.uint8, device=device)[:, :n]
+
+
+def _padded(n: int) -> int:
+    return -(-n // PADDED) * PADDED
 
 
 def _readable(kinds: Tensor) -> Tensor:
     """The kinds where their rows may be read to the end of a tile."""
-    table = kinds_table(len(kinds), kinds.device)
-    return kinds if kinds.stride() == table.stride() else table.copy_(kinds)
+    if kinds.stride() == (_padded(len(kinds)), 1):
+        return kinds
+    return kinds_table(len(kinds), kinds.device).copy_(kinds)
 
 
 def fused_attention(

@@ -146,6 +146,15 @@ def test_dropout_leaves_out_each_weight_by_itself_with_its_probability(width):
 
 
 @compiled
+def test_kinds_may_lie_in_memory_as_they_like():
+    _, parts, bounds = packed([40], 2, 3, 3)
+    table, kinds = torch.randn(2, 3), kinds_of(40)
+    expected = fused_attention(*parts, bounds, 2, scale=0.3, table=table, kinds=[kinds])
+    for other in (kinds.contiguous(), kinds.T.contiguous().T):
+        assert torch.equal(fused_attention(*parts, bounds, 2, scale=0.3, table=table, kinds=[other]), expected)
+
+
+@compiled
 def test_the_seed_is_drawn_from_torch_and_no_bit_hangs_on_threads():
     table, parts, bounds = packed([50, 300], 4, 12, 12)
     results = []
