@@ -141,7 +141,7 @@ def _cell(table: Table, section: Section, row: Row, i: int) -> str:
     main = f"$-${number[1:]}" if number.startswith("-") else escape(number)
     main = {1: rf"\textbf{{{main}}}", 2: rf"\underline{{{main}}}"}.get(row.places[i] or 0, main)
     # "± 0.010" closed up: the columns are narrow
-    small = escape(deviation.replace("± ", "±")) + (rf"\,{escape(few)}" if few else "")
+    small = escape(re.sub(r"-(?=\d)", "−", deviation.replace("± ", "±"))) + (rf"\,{escape(few)}" if few else "")
     return f"{main}{{\\tiny{small}}}" if small else main
 
 

@@ -272,6 +272,7 @@ def test_the_table_counts_gaps_and_says_what_the_interval_does_not_see(
     assert next(line for line in toy.splitlines() if line.startswith("| SmTAP")).count("|  |") > 0
     assert next(line for line in other.splitlines() if line.startswith("| SmTAP")).count("–") == 4
     latex = (tmp_path / "tables/comparisons.tex").read_text()
+    assert re.search(r"\{\\tiny\$\\pm\$\S+ \(\$-\$\S+, ", latex), latex
     assert latex.count(r"\begin{table}") == 2 and r"SmAP $-$ ABMIL $\diamond$" in latex
     assert make_table(grid, tmp_path, "--resamples", "0") == 0
     text = (tmp_path / "tables/comparisons.md").read_text()
