@@ -204,7 +204,7 @@ def readers(folder: Path) -> dict[str, tuple[Any, list[str]]]:
     instances = str(folder / "instances")
     sheet = ["--dataset", "toy", "--bags", str(folder / "bags.csv"), "--report", str(folder / "report.json")]
     return {
-        "maps": (maps.main, ["--dataset", "toy", "--instances", instances, *given, "--out", str(folder / "maps")]),
+        "maps": (maps.main, ["--layout", layout, "--instances", instances, *given, "--out", str(folder / "maps")]),
         "fig_maps": (
             figures.main,
             [
