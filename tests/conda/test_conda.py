@@ -98,9 +98,10 @@ def test_every_rule_runs_in_its_environment_and_imports_the_project_there(tmp_pa
     config["use"] = ["camelyon16", "rsna"]
     config["datasets"]["rsna"]["train"] = False
     config["datasets"]["rsna"]["score_with"] = {"dataset": "camelyon16", "encoder": "resnet18", "method": "abmil"}
-    config["methods"] = ["abmil"]
+    config["methods"] = ["abmil", "smap_early"]
     config["training"]["epochs"] = 2
-    config["report"] = {"bootstrap": 20, "map_bags": 1, "tables": ["table1", "resources"], "figures": ["fig4", "cd"]}
+    config["report"] = {"bootstrap": 20, "map_bags": 1}
+    config["report"] |= {"tables": ["table1", "resources", "comparisons"], "figures": ["fig4", "cd", "curves"]}
     arguments = ("--use-conda", "--configfile", write_config(tmp_path, config))
     snakemake(tmp_path, "--conda-create-envs-only", *arguments)
     # made once, before any job, and nothing has run in them
