@@ -1,7 +1,7 @@
 """A training job and the world around it: what a person watching sees, and how a scheduler asks it to stop.
 
-On a terminal one line moves; in a log there are a few plain lines per run, and after every epoch that ends 30 s or more
-after the last line another one.
+On a terminal one line moves; in a log there are a few plain lines per run, and another one whenever nothing was said
+for 30 s, within an epoch too.
 """
 
 import logging
@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 LINES_PER_RUN = 5
 SECONDS_BETWEEN_LINES = 30.0
+SECONDS_BETWEEN_MOVES = 1.0
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -37,27 +38,41 @@ class Progress:
         self.moving = self.stream.isatty()
         self.run, self.number = "", 0
         self.best: tuple[float, int] | None = None
-        self.seen, self.started = 0, time.monotonic()
+        self.last = ""
+        # epochs of this sitting, and the part of the one under way
+        self.seen, self.part, self.started = 0, 0.0, time.monotonic()
         self.told = self.started
 
     def start(self, run: str) -> None:
         """The next run begins."""
         self.run, self.number, self.best = run, self.number + 1, None
+        self.last, self.part = "", 0.0
 
     def __call__(self, row: dict[str, Any]) -> None:
         """One epoch is done; `row` is its log row."""
-        self.seen += 1
+        self.seen, self.part = self.seen + 1, 0.0
         if row["kept"]:
             self.best = (row["selection"], row["epoch"])
-        line = self.line(row)
+        self.last = f"  (epoch {row['epoch']}: {self._figures(row)})"
+        if self.moving or self._is_due(row["epoch"]):
+            self._tell(self.line(row))
+        if row["epoch"] == self.epochs and self.moving:
+            self.stream.write("\n")
+
+    def step(self, epoch: int, step: int, steps: int) -> None:
+        """Step `step` of `steps` of an epoch is done. Losses are not read here: on a GPU that would wait for it."""
+        self.part += 1 / steps
+        silent = time.monotonic() - self.told
+        if silent >= (SECONDS_BETWEEN_MOVES if self.moving else SECONDS_BETWEEN_LINES):
+            self._tell(f"{self._where(epoch)} step {step}/{steps}{self.last}  left {self.remaining(epoch - 1)}")
+
+    def _tell(self, line: str) -> None:
         if self.moving:
             self.stream.write(f"\r{line[:200]}\x1b[K")
             self.stream.flush()
-        elif self._is_due(row["epoch"]):
+        else:
             log.info("%s", line)
-            self.told = time.monotonic()
-        if row["epoch"] == self.epochs and self.moving:
-            self.stream.write("\n")
+        self.told = time.monotonic()
 
     def _is_due(self, epoch: int) -> bool:
         """Whether a log gets a line: first and last epoch, a few between, and when it has been silent for long."""
@@ -66,17 +81,21 @@ class Progress:
 
     def line(self, row: dict[str, Any]) -> str:
         """Run, epoch, losses, validation AUROC, best epoch seen in this sitting, time left."""
+        return f"{self._where(row['epoch'])}  {self._figures(row)}  left {self.remaining(row['epoch'])}"
+
+    def _where(self, epoch: int) -> str:
+        return f"{self.run} ({self.number}/{self.runs})  epoch {epoch}/{self.epochs}"
+
+    def _figures(self, row: dict[str, Any]) -> str:
         auroc = "undefined" if row["val_bag_auroc"] is None else f"{row['val_bag_auroc']:.4f}"
         best = f"  best {self.best[0]:+.4f} at {self.best[1]}" if self.best else ""
-        return (
-            f"{self.run} ({self.number}/{self.runs})  epoch {row['epoch']}/{self.epochs}  loss {row['loss']:.4f}"
-            f"  val loss {row['val_loss']:.4f}  val AUROC {auroc}{best}  left {self.remaining(row['epoch'])}"
-        )
+        return f"loss {row['loss']:.4f}  val loss {row['val_loss']:.4f}  val AUROC {auroc}{best}"
 
     def remaining(self, epoch: int) -> str:
-        """Time left for the whole job at the pace so far, h:mm:ss."""
-        epochs = (self.runs - self.number) * self.epochs + self.epochs - epoch
-        seconds = round((time.monotonic() - self.started) / max(1, self.seen) * epochs)
+        """Time left for the whole job after `epoch` epochs of this run, at the pace so far, h:mm:ss."""
+        done = self.seen + self.part
+        epochs = (self.runs - self.number) * self.epochs + self.epochs - epoch - self.part
+        seconds = round((time.monotonic() - self.started) / (done or 1) * epochs)
         return f"{seconds // 3600}:{seconds % 3600 // 60:02d}:{seconds % 60:02d}"
 
 

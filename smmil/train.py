@@ -193,6 +193,7 @@ def _train_run(
             key=spec.key,
             stop=stop,
             report=report,
+            on_step=progress.step,
             method=job.name,
         )
         best = fit.run()

@@ -94,6 +94,7 @@ class Fit:
         key: of the run; a state with another key is ignored.
         stop: asked before every batch; True saves the state and raises `Interrupted`.
         report: called with every finished epoch's log row.
+        on_step: called after every step with its epoch, its number and how many the epoch has.
         method: its name, for messages; "" = that of the model's class.
     """
 
@@ -111,12 +112,13 @@ class Fit:
         key: str,
         stop: Callable[[], bool] = lambda: False,
         report: Callable[[dict[str, Any]], None] = lambda row: None,
+        on_step: Callable[[int, int, int], None] = lambda epoch, step, steps: None,
         method: str = "",
     ) -> None:
         self.model, self.cache, self.options = model, cache, options
         self.train, self.val = list(train), list(val)
         self.base_lr, self.folder, self.key = base_lr, folder, key
-        self.stop, self.report = stop, report
+        self.stop, self.report, self.on_step = stop, report, on_step
         self.optimizer = make_adam(model.parameters(), base_lr)
         self.generator = torch.Generator().manual_seed(seed)
         self.cursor, self.best = Cursor(), Best()
@@ -184,7 +186,8 @@ class Fit:
 
     def _steps(self) -> None:
         """The steps that are left of the epoch under way."""
-        left = chunks(self.cursor.order, self.options.batch_size)[self.cursor.step :]
+        steps = chunks(self.cursor.order, self.options.batch_size)
+        left = steps[self.cursor.step :]
         batches = [self.memory.relief.passes(index) for index in left]
         stream = self.cache.batches(chain.from_iterable(batches), self.model.needs)
         for index, passes in zip(left, batches, strict=True):
@@ -197,6 +200,7 @@ class Fit:
             else:
                 self._step(batch)
             self.cursor.step += 1
+            self.on_step(self.cursor.epoch, self.cursor.step, len(steps))
 
     def _taken(self, passes: Iterable[Sequence[int]], stream: Iterator[BagBatch]) -> Iterator[BagBatch]:
         """The batches of some passes, each made known before it is packed."""

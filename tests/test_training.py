@@ -254,6 +254,47 @@ def test_a_log_is_never_silent_for_longer_than_half_a_minute_and_an_epoch(caplog
         assert words in caplog.messages[1]
 
 
+def test_a_long_epoch_is_not_silent(caplog, monkeypatch):
+    """Epochs of 200 steps, half a second each: a line every 30 s, with the last epoch's figures and the time left."""
+    clock = [1000.0]
+    monkeypatch.setattr(live.time, "monotonic", lambda: clock[0])
+    caplog.set_level("INFO")
+    progress = Progress(runs=1, epochs=10, stream=io.StringIO())
+    progress.start(RUN)
+    for epoch in (1, 2):
+        for step in range(1, 201):
+            clock[0] += 0.5
+            progress.step(epoch, step, 200)
+        row = {"epoch": epoch, "loss": 0.5, "val_loss": 0.6, "val_bag_auroc": 0.9, "selection": 0.3, "kept": True}
+        progress(row)
+    # after 30, 60 and 90 s; 100 s the epoch; 130, 160 and 190 s; 200 s the epoch
+    assert [("step" in line) for line in caplog.messages] == [True, True, True, False] * 2
+    # 10 epochs of 100 s less 30 s; of the first epoch nothing is known yet
+    assert caplog.messages[0] == f"{RUN} (1/1)  epoch 1/10 step 60/200  left 0:16:10"
+    assert caplog.messages[3].endswith("best +0.3000 at 1  left 0:15:00")
+    assert caplog.messages[4].endswith(
+        "epoch 2/10 step 60/200  (epoch 1: loss 0.5000  val loss 0.6000  val AUROC 0.9000  best +0.3000 at 1)"
+        "  left 0:14:30"
+    )
+
+
+def test_a_run_tells_of_every_step_once_also_after_a_stop(tmp_path):
+    told: list[tuple[int, int, int]] = []
+    bags = [tiny_bag(i) for i in range(7)]
+
+    def attempt(stop):
+        running = fit(bags, tmp_path, epochs=2)
+        running.on_step = lambda *step: told.append(step)
+        running.stop = stop
+        running.run()
+
+    with pytest.raises(training.Interrupted):
+        attempt(lambda: len(told) == 3)
+    attempt(lambda: False)
+    steps = max(step for _, step, _ in told)
+    assert told == [(epoch, step, steps) for epoch in (1, 2) for step in range(1, steps + 1)] and steps > 1
+
+
 def test_a_method_hears_of_every_epoch_before_its_first_step(tmp_path, monkeypatch):
     heard: list[int] = []
     monkeypatch.setattr(MODELS["abmil"], "start_epoch", lambda self, epoch: heard.append(epoch))
