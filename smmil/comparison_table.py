@@ -30,7 +30,7 @@ from smmil.tables import Row, Section, Table
 
 log = logging.getLogger(__name__)
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 
 METRICS = {
     "instance_auroc": "Instance AUROC",

@@ -44,8 +44,16 @@ def parts(column: Column, cell: Cell, n_splits: int) -> tuple[str, str, str]:
 
 
 def _number(value: float | None, form: str) -> str:
-    """A number in the format of its metric, "-" for none; "#.3g" keeps zeros (2.00), and a point where none follow."""
-    return "-" if value is None else format(value, form).rstrip(".")
+    """A number in the format of its metric, "-" for none; "#.3g" keeps zeros (2.00), and a point where none follow.
+
+    Up to a million an exponent (1.41e+03 ± 187) reads worse than a whole number.
+    """
+    if value is None:
+        return "-"
+    text = format(value, form)
+    if "e+" in text and abs(value) < 1e6:
+        text = format(value, f"{'+' if form.startswith('+') else ''}.0f")
+    return text.rstrip(".")
 
 
 def cell_text(column: Column, cell: Cell, n_splits: int) -> str:

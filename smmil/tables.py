@@ -31,7 +31,7 @@ from smmil.table_specs import ENCODERS, TABLES
 
 logger = logging.getLogger(__name__)
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 
 Key = tuple[str, str]
 

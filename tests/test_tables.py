@@ -99,6 +99,9 @@ def test_energies_have_three_digits_and_no_point_at_the_end() -> None:
     assert cell_text(energy, Cell((0.0, 400.0), 2), 2) == "200 ± 283"
     assert cell_text(energy, Cell((2.0, 2.0), 2), 2) == "2.00 ± 0.00"
     assert cell_text(column("spread", "dirichlet_raw"), Cell((100.0, 999.0), 2, larger=False), 2) == "550 / 999"
+    assert cell_text(energy, Cell((1000.0, 2820.0), 2), 2) == "1910 ± 1287"
+    assert cell_text(energy, Cell((999.7, 2e6), 2), 2) == "1.00e+06 ± 1.41e+06"
+    assert cell_text(column("difference", "dirichlet_raw"), Cell((1234.0, 1234.0), 2), 2) == "+1234 ± 0.00"
 
 
 def test_spread_is_median_worst_and_inverted_runs() -> None:
