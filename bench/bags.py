@@ -112,6 +112,6 @@ def coo(graphs: Sequence[Graph], n: int) -> Tensor:
         i, j = torch.cat([i, alone]), torch.cat([j, alone])
         indices.append(torch.stack([torch.full_like(i, bag), i, j]))
         values += [graph.weight[graph.weight > 0], graph.self_weight[graph.self_weight > 0]]
-    return torch.sparse_coo_tensor(
-        torch.cat(indices, 1), torch.cat(values), (len(graphs), n, n), check_invariants=False
-    ).coalesce()
+    # said for the whole process, for torch 2.11 warns where `check_invariants=False` says it of one tensor
+    with torch.sparse.check_sparse_tensor_invariants(False):  # type: ignore[no-untyped-call]
+        return torch.sparse_coo_tensor(torch.cat(indices, 1), torch.cat(values), (len(graphs), n, n)).coalesce()
