@@ -17,6 +17,7 @@ from torch import nn
 from preprocessing import cli
 from smmil import train, training
 from smmil.background import Writer, frozen
+from smmil.models import MODELS
 from smmil.optimizer import make_adam
 from smmil.runs import MEASURED, load_state, read_log, save_state
 from tests.train_helpers import make_dataset, register_noisy, train_arguments
@@ -28,6 +29,8 @@ RUN = "split1_lr0.01"
 @pytest.fixture(autouse=True)
 def noisy():
     register_noisy()
+    yield
+    MODELS.pop("noisy")
 
 
 @pytest.fixture(scope="module")
