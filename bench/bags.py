@@ -1,4 +1,4 @@
-"""Synthetic bags of the shapes that the benches time, and the same bags as torchmil's collate would hand them over.
+"""Synthetic bags of the shapes that the benches time, and the same bags as torchmil's collate returns them.
 
 In: bag sizes, features P. Out: a packed batch of ours; padded X (B,N,P), mask (B,N) uint8, adjacency (B,N,N) float32.
 
@@ -22,7 +22,7 @@ from smmil.sm import Graph, normalise_adjacency
 
 
 def sizes_of(shape: str, n_bags: int = 32) -> list[int]:
-    """Bag sizes, smallest and largest included, in a fixed mixed order."""
+    """Return bag sizes, smallest and largest included, in a fixed mixed order."""
     if shape == "panda":
         spaced = np.geomspace(10, 300, n_bags)
     elif shape == "rsna":
@@ -33,23 +33,23 @@ def sizes_of(shape: str, n_bags: int = 32) -> list[int]:
 
 
 def fill(sizes: Sequence[int]) -> float:
-    """Share of real rows in the padded batch."""
+    """Return the share of real rows in the padded batch."""
     return sum(sizes) / (len(sizes) * max(sizes))
 
 
 def square(n: int) -> "np.ndarray[tuple[int, int], np.dtype[np.int32]]":
-    """(n,2) cells that fill a square row by row."""
+    """Return (n,2) cells that fill a square row by row."""
     side = math.isqrt(n - 1) + 1
     return np.stack(np.divmod(np.arange(n, dtype=np.int32), side), 1)
 
 
 def lattice_table(n: int) -> Tensor:
-    """(n,8) neighbours of n cells that fill a square row by row."""
+    """Return the (n,8) neighbours of n cells that fill a square row by row."""
     return torch.from_numpy(grid_neighbors(square(n)).astype(np.int64))
 
 
 def make_batch(sizes: Sequence[int], features: int, *, chain: bool = False) -> BagBatch:
-    """Random bags of these sizes, labels in turn."""
+    """Make random bags of these sizes with alternating labels."""
     generator = torch.Generator().manual_seed(0)
     bags = []
     for number, n in enumerate(sizes):
@@ -72,10 +72,10 @@ def make_batch(sizes: Sequence[int], features: int, *, chain: bool = False) -> B
 
 @dataclass(frozen=True)
 class Padded:
-    """The bags of a batch as torchmil wants them.
+    """The bags of a batch as torchmil takes them.
 
     Attributes:
-        X: (B,N,P), zeros behind the end of a bag.
+        X: (B,N,P), zeros after the end of a bag.
         adj: (B,N,N) float32 normalised adjacency, COO.
         mask: (B,N) uint8, 1 = real; None for a single bag, which needs none.
         coords: (B,N,2) lattice cells.
@@ -90,7 +90,7 @@ class Padded:
 
 
 def pad(batch: BagBatch) -> Padded:
-    """Pads a packed batch."""
+    """Pad a packed batch."""
     longest, singles = int(batch.sizes.max()), batch.split()
     X = batch.x.new_zeros((batch.n_bags, longest, batch.x.shape[1]))
     mask = torch.zeros((batch.n_bags, longest), dtype=torch.uint8)
@@ -103,7 +103,7 @@ def pad(batch: BagBatch) -> Padded:
 
 
 def coo(graphs: Sequence[Graph], n: int) -> Tensor:
-    """(B,n,n) float32 COO of normalised graphs of at most n nodes each."""
+    """Build the (B,n,n) float32 COO tensor of normalised graphs of at most n nodes each."""
     indices, values = [], []
     for bag, graph in enumerate(graphs):
         rows = torch.arange(len(graph.index))
@@ -112,6 +112,6 @@ def coo(graphs: Sequence[Graph], n: int) -> Tensor:
         i, j = torch.cat([i, alone]), torch.cat([j, alone])
         indices.append(torch.stack([torch.full_like(i, bag), i, j]))
         values += [graph.weight[graph.weight > 0], graph.self_weight[graph.self_weight > 0]]
-    # said for the whole process, for torch 2.11 warns where `check_invariants=False` says it of one tensor
+    # set for the whole process: torch 2.11 warns about `check_invariants=False` for a single tensor
     with torch.sparse.check_sparse_tensor_invariants(False):  # type: ignore[no-untyped-call]
         return torch.sparse_coo_tensor(torch.cat(indices, 1), torch.cat(values), (len(graphs), n, n)).coalesce()

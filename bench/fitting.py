@@ -1,4 +1,4 @@
-"""The plain training loop of the benches: Adam, shuffled batches, last weights; and the drawing of a text table.
+"""A plain training loop for the benches (Adam, shuffled batches, last weights), and text tables.
 
 In: bags and a registry name. Out: bag logits (B,) and instance scores, one array per bag, both float64.
 The protocol of the paper (warm-up, selection on validation) is in `smmil.train`; these tasks are too small for it.
@@ -37,7 +37,7 @@ class FitOptions:
 
 
 def fit(name: str, bags: "Sequence[Bag]", options: FitOptions, seed: int, **model_options: Any) -> "MILModel":
-    """Builds a method and trains it on labelled bags.
+    """Build a method and train it on labelled bags.
 
     Args:
         name: registry key.
@@ -68,7 +68,7 @@ def fit(name: str, bags: "Sequence[Bag]", options: FitOptions, seed: int, **mode
 
 
 def predict(model: "MILModel", bags: "Sequence[Bag]", batch_size: int = 64) -> tuple[Floats, list[Floats]]:
-    """Bag logits (B,) and one array of instance scores per bag."""
+    """Return bag logits (B,) and one array of instance scores per bag."""
     import torch
 
     from smmil.data import pack
@@ -84,7 +84,7 @@ def predict(model: "MILModel", bags: "Sequence[Bag]", batch_size: int = 64) -> t
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns padded to their widest cell, the first one to the left, the others to the right."""
+    """Align columns to their widest cell, the first to the left, the others to the right."""
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     return "\n".join(
         "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
@@ -92,8 +92,9 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def add_fit_arguments(parser: argparse.ArgumentParser, defaults: FitOptions) -> None:
-    """--methods, --seeds, --threads, --json and the fields of `FitOptions`."""
+def make_fit_parser(name: str, doc: str | None, defaults: FitOptions) -> argparse.ArgumentParser:
+    """Return the parser of `bench.NAME`: --methods, --seeds, --threads, --json and the fields of `FitOptions`."""
+    parser = argparse.ArgumentParser(prog=f"python -m bench.{name}", description=(doc or "").split("\n")[0])
     parser.add_argument("--methods", help="comma-separated registry keys (default: see the top of the file)")
     parser.add_argument("--seeds", type=int, default=1, help="repetitions; the mean is shown")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
@@ -102,15 +103,16 @@ def add_fit_arguments(parser: argparse.ArgumentParser, defaults: FitOptions) -> 
     parser.add_argument("--batch-size", type=int, default=defaults.batch_size)
     parser.add_argument("--lr", type=float, default=defaults.lr)
     parser.add_argument("--weight-decay", type=float, default=defaults.weight_decay)
+    return parser
 
 
 def fit_options(arguments: argparse.Namespace) -> FitOptions:
-    """The parsed `FitOptions`."""
+    """Return the parsed `FitOptions`."""
     return FitOptions(arguments.epochs, arguments.batch_size, arguments.lr, arguments.weight_decay)
 
 
 def chosen_methods(text: str | None, default: Callable[[], Sequence[str]]) -> list[str]:
-    """The registry keys named in `text`, or the default.
+    """Return the registry keys named in `text`, or the default.
 
     Raises:
         ValueError: a name the registry does not have.
@@ -125,6 +127,6 @@ def chosen_methods(text: str | None, default: Callable[[], Sequence[str]]) -> li
 
 
 def mean(values: Sequence[float | None]) -> float | None:
-    """Mean of the defined values; None when there is none."""
-    found = [value for value in values if value is not None]
-    return float(np.mean(found)) if found else None
+    """Average the defined values; None when there is none."""
+    defined = [value for value in values if value is not None]
+    return float(np.mean(defined)) if defined else None

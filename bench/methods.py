@@ -10,18 +10,15 @@ largest resident memory in GiB, which has to stay below 8.
 """
 
 import argparse
-import json
 import logging
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from pathlib import Path
+from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
-from bench.timing import Case, Row, Step, add_arguments, run, scale_of, show
-from preprocessing.cli import guard, setup_logging
+from bench.timing import Case, Row, Step, make_parser, run, scale_of, show
+from preprocessing.cli import guard
 
 if TYPE_CHECKING:
     from smmil.data import BagBatch
@@ -42,7 +39,7 @@ LIMIT_GIB, MEMORY_BAG = 8.0, 20_000
 def make(
     method: str, batch: "Callable[[], BagBatch]", *, with_peer: bool = True, **options: Any
 ) -> tuple[Step, Step | None]:
-    """One training step of ours and of the peer on the same bags."""
+    """Prepare one training step of ours and of the peer on the same bags."""
     import torch
 
     from bench.bags import pad
@@ -66,7 +63,7 @@ def make(
 
 
 def step(model: "MILModel", bags: "BagBatch") -> None:
-    """Forward, losses, backward."""
+    """Run forward, losses and backward."""
     import torch
 
     model.zero_grad()
@@ -74,7 +71,7 @@ def step(model: "MILModel", bags: "BagBatch") -> None:
 
 
 def cases(scale: float, *, every_peer: bool = False) -> list[Case]:
-    """The rows of the table.
+    """List the cases of the table.
 
     Args:
         scale: share of the instances of the large bag and of the bags of a batch.
@@ -106,8 +103,8 @@ def cases(scale: float, *, every_peer: bool = False) -> list[Case]:
     return out
 
 
-def memory_step(method: str, n: int) -> int:
-    """One training step on one bag of n x 2048, in this process; prints GiB and seconds."""
+def memory_step(method: str, n: int) -> float:
+    """Run one training step on one bag of n x 2048; return the peak memory of this process in GiB."""
     import torch
 
     from bench.bags import make_batch
@@ -115,30 +112,25 @@ def memory_step(method: str, n: int) -> int:
     from smmil.models import build_model
 
     torch.set_num_threads(1)
-    bags, model = make_batch([n], WIDE_FEATURES), build_model(method, WIDE_FEATURES).train()
-    start = time.perf_counter()
-    step(model, bags)
-    peak = peak_memory(torch.device("cpu"))["memory_mib"] / 2**10
-    print(json.dumps({"gib": peak, "seconds": time.perf_counter() - start}))
-    return 0
+    step(build_model(method, WIDE_FEATURES).train(), make_batch([n], WIDE_FEATURES))
+    return float(peak_memory(torch.device("cpu"))["memory_mib"]) / 2**10
 
 
 def memory_row(method: str, scale: float) -> Row:
-    """`memory_step` in a process of its own."""
-    n = max(2, round(MEMORY_BAG * scale))
-    command = [sys.executable, "-m", "bench.methods", "--memory-of", method, "--instances", str(n)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).resolve().parent.parent)
-    name = f"{method}, one bag, {n} x {WIDE_FEATURES}, memory"
-    if done.returncode:
-        log.info("%s: %s", method, (done.stderr.strip().splitlines() or ["killed"])[-1])
-        return Row(name, None, None, None, LIMIT_GIB, "GiB")
-    found = json.loads(done.stdout)
-    log.info("%s: %.2f GiB, %.1f s", method, found["gib"], found["seconds"])
-    return Row(name, found["gib"], None, None, LIMIT_GIB, "GiB")
+    """Run `memory_step` in a new process."""
+    n, gib = max(2, round(MEMORY_BAG * scale)), None
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        try:
+            gib = pool.submit(memory_step, method, n).result()
+            log.info("%s: %.2f GiB", method, gib)
+        except RuntimeError as error:
+            # a process that the system killed, or torch's error when memory runs out
+            log.info("%s: %s", method, error)
+    return Row(f"{method}, one bag, {n} x {WIDE_FEATURES}, memory", gib, None, None, LIMIT_GIB, "GiB")
 
 
 def memory(arguments: argparse.Namespace) -> int:
-    """The memory table; `--cases` names methods."""
+    """Print the memory table; `--cases` names methods."""
     from smmil.methods_table import METHODS
 
     wanted = list(METHODS) if arguments.cases is None else arguments.cases.split(",")
@@ -149,17 +141,11 @@ def memory(arguments: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line, see the top of this file."""
-    parser = argparse.ArgumentParser(prog="python -m bench.methods", description=(__doc__ or "").split("\n")[0])
-    add_arguments(parser)
+    """Run the command line."""
+    parser = make_parser("methods", __doc__)
     parser.add_argument("--memory", action="store_true", help="memory of one step on one large bag, by method")
     parser.add_argument("--run-out-of-memory", action="store_true", help="also run SETMIL's peer")
-    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
-    parser.add_argument("--instances", type=int, default=MEMORY_BAG, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
-    setup_logging()
-    if arguments.memory_of:
-        return memory_step(arguments.memory_of, arguments.instances)
     if arguments.memory:
         return memory(arguments)
     return run(cases(scale_of(arguments), every_peer=arguments.run_out_of_memory), arguments)

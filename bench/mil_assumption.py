@@ -1,4 +1,4 @@
-"""Does a method respect the MIL assumption? The algorithmic unit tests of Raff and Holt (NeurIPS 2023).
+"""Test whether methods respect the MIL assumption: the algorithmic unit tests of Raff and Holt (NeurIPS 2023).
 
 Three synthetic tasks of B bags, x (N,D). In each, training offers a shortcut that no MIL-respecting model may take (a
 bag is positive because of what it holds, never because of what it lacks or how often), and testing turns it round:
@@ -20,7 +20,6 @@ kind; else `violates` up to 0.5 on the turned kind; else `passes`. Passing is ne
 Default methods: the whole registry.
 """
 
-import argparse
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -28,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench.fitting import FitOptions, add_fit_arguments, chosen_methods, fit, fit_options, mean, predict, text_table
+from bench.fitting import FitOptions, chosen_methods, fit, fit_options, make_fit_parser, mean, predict, text_table
 from preprocessing.cli import guard
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ Parts = list[tuple[tuple[float, float], int, int]]
 
 
 def single(rng: Rng, positive: bool, turned: bool) -> Parts:
-    """One concept of two shapes; the poison marks the other class in training."""
+    """Use one concept of two shapes; the poison marks the other class in training."""
     parts: Parts = [(BACKGROUND, 10, 0)]
     if positive:
         parts += [(SINGLE_CONCEPT[rng.integers(2)], 1, 1) for _ in range(rng.integers(1, 4))]
@@ -54,7 +53,7 @@ def single(rng: Rng, positive: bool, turned: bool) -> Parts:
 
 
 def multi(rng: Rng, positive: bool, turned: bool) -> Parts:
-    """Both concepts make a bag positive, one alone does not; the poison as in `single`."""
+    """Require both concepts, one is not enough; the poison as in `single`."""
     parts: Parts = [(BACKGROUND, int(rng.integers(1, 10)), 0)]
     if positive:
         count = int(rng.integers(1, 4))
@@ -65,7 +64,7 @@ def multi(rng: Rng, positive: bool, turned: bool) -> Parts:
 
 
 def frequency(rng: Rng, positive: bool, turned: bool) -> Parts:
-    """Both concepts make a bag positive; one concept does not, however often."""
+    """Require both concepts; one is not enough, however often."""
     parts: Parts = [(BACKGROUND, int(rng.integers(1, 10)), 0)]
     if positive:
         return parts + [(concept, int(rng.integers(1, 3)), 1) for concept in TWO_CONCEPTS]
@@ -77,7 +76,7 @@ TESTS: dict[str, Callable[[Rng, bool, bool], Parts]] = {"single": single, "multi
 
 
 def make_bags(test: str, n_bags: int, *, turned: bool, seed: int, features: int = 16) -> "list[Bag]":
-    """Bags of one test, half of them positive.
+    """Make the bags of one test, half of them positive.
 
     Args:
         test: a key of `TESTS`.
@@ -102,7 +101,7 @@ def _bag(rng: Rng, test: str, number: int, positive: bool, turned: bool, feature
 
 
 def chain_bag(bag_id: str, x: Any, labels: Any, positive: bool) -> "Bag":
-    """A bag (N,D) whose instances neighbour the one before and the one after."""
+    """Make a bag (N,D) whose instances form a chain."""
     import torch
 
     from preprocessing.graph import chain_neighbors
@@ -124,48 +123,49 @@ def chain_bag(bag_id: str, x: Any, labels: Any, positive: bool) -> "Bag":
 
 
 def verdict(straight: float | None, turned: float | None) -> str:
-    """The verdict of the two AUROCs, see the top of this file."""
+    """Return the verdict of the two AUROCs, see the module docstring."""
     if straight is None or turned is None or straight < LEARNED:
         return "not learned"
     return "passes" if turned > CHANCE else "violates"
 
 
 def measure(method: str, test: str, *, n_bags: int, seeds: int, options: FitOptions) -> dict[str, Any]:
-    """Trains one method on one test.
+    """Train one method on one test.
 
     Returns:
         {"method", "test", "auroc" (bags of the training kind), "auroc_turned", "verdict"}, means over the seeds.
     """
     from smmil.metrics import auroc
 
-    found: list[tuple[float | None, float | None]] = []
+    aurocs: list[tuple[float | None, float | None]] = []
     for seed in range(seeds):
         model = fit(method, make_bags(test, n_bags, turned=False, seed=seed), options, seed)
         fresh = [make_bags(test, n_bags, turned=turned, seed=1000 + seed) for turned in (False, True)]
         straight, reverse = (auroc(np.array([b.y for b in bags]), predict(model, bags)[0]) for bags in fresh)
-        found.append((straight, reverse))
-    straight, reverse = mean([a for a, _ in found]), mean([b for _, b in found])
+        aurocs.append((straight, reverse))
+    straight, reverse = mean([a for a, _ in aurocs]), mean([b for _, b in aurocs])
     name = {"method": method, "test": test}
     return {**name, "auroc": straight, "auroc_turned": reverse, "verdict": verdict(straight, reverse)}
 
 
 def as_table(results: Sequence[dict[str, Any]]) -> str:
-    """One line per method: verdict and both AUROCs of every test."""
+    """Format one line per method: verdict and both AUROCs of every test."""
     tests = list(dict.fromkeys(result["test"] for result in results))
     rows = []
     for method in dict.fromkeys(result["method"] for result in results):
-        own = {result["test"]: result for result in results if result["method"] == method}
-        cells = [f"{own[t]['verdict']} ({own[t]['auroc']:.2f} / {own[t]['auroc_turned']:.2f})" for t in tests]
+        by_test = {result["test"]: result for result in results if result["method"] == method}
+        cells = [
+            f"{by_test[t]['verdict']} ({by_test[t]['auroc']:.2f} / {by_test[t]['auroc_turned']:.2f})" for t in tests
+        ]
         rows.append([method, *cells])
     return text_table(["method", *tests], rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line, see the top of this file."""
-    parser = argparse.ArgumentParser(prog="python -m bench.mil_assumption", description=(__doc__ or "").split("\n")[0])
+    """Run the command line."""
+    parser = make_fit_parser("mil_assumption", __doc__, DEFAULTS)
     parser.add_argument("--tests", default=",".join(TESTS), help="comma-separated (default: all)")
     parser.add_argument("--bags", type=int, default=256, help="training bags, and bags of each kind to test")
-    add_fit_arguments(parser, DEFAULTS)
     arguments = parser.parse_args(argv)
     tests = arguments.tests.split(",")
     if set(tests) - set(TESTS):

@@ -1,10 +1,10 @@
-"""The usual ways to read what ours reads, as peers: OpenSlide + Pillow + torchvision, pydicom + NumPy, npy, Zarr, HDF5.
+"""Peers of our readers: OpenSlide + Pillow + torchvision, and pydicom + NumPy.
 
-Written from the public interfaces of those libraries, as their users write it; nothing is slowed down. Where a common
-tool does more (CLAM opens its HDF5 file of coordinates for every tile), the peer here is spared it.
+Written against the public interfaces of those libraries, as their users do; nothing is slowed down. Extra work of
+common tools (CLAM opens its HDF5 file of coordinates for every tile) is left out.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,36 +18,13 @@ Image = npt.NDArray[np.uint8]
 
 
 def openslide_tiles(handle: Any, coords: npt.NDArray[np.integer], side: int) -> Iterator[Image]:
-    """Tiles of level 0 as RGB arrays."""
+    """Read tiles of level 0 as RGB arrays."""
     for x, y in coords.tolist():
         yield np.asarray(handle.read_region((x, y), 0, (side, side)).convert("RGB"))
 
 
-def bare_decoder(path: Path, n: int) -> Callable[[], None]:
-    """A step that decodes n JPEG tiles held in memory into one place: what no reader with this codec can go below."""
-    import imagecodecs
-    import tifffile
-
-    from preprocessing.tile_memory import tile_memory
-
-    with tifffile.TiffFile(path) as tiff, open(path, "rb") as stream:
-        page: Any = tiff.pages[0]
-        data = []
-        for offset, count in list(zip(page.dataoffsets, page.databytecounts, strict=True))[:n]:
-            stream.seek(offset)
-            data.append(stream.read(count))
-        how = {"tables": page.jpegtables, "colorspace": page.photometric.name, "outcolorspace": "RGB"}
-        tile = tile_memory((page.tilelength, page.tilewidth, 3))
-
-    def decode() -> None:
-        for code in data:
-            imagecodecs.jpeg8_decode(code, **how, out=tile)
-
-    return decode
-
-
 class ClamTiles:
-    """A map-style dataset as CLAM's for feature extraction: read_region, Pillow, torchvision's transforms."""
+    """Map-style dataset like CLAM's for feature extraction: read_region, Pillow, torchvision's transforms."""
 
     def __init__(
         self,
@@ -76,7 +53,7 @@ class ClamTiles:
 
 
 def clam_batches(tiles: ClamTiles, batch_size: int) -> Iterator["Tensor"]:
-    """Encoder input (B, 3, h, w) float32, loaded in this process so that its CPU time counts."""
+    """Yield encoder input (B, 3, h, w) float32, loaded in this process so that its CPU time counts."""
     from torch.utils.data import DataLoader
 
     dataset: Any = tiles  # a loader takes anything with a length and items
@@ -84,7 +61,7 @@ def clam_batches(tiles: ClamTiles, batch_size: int) -> Iterator["Tensor"]:
 
 
 def dicom_windows(path: Path, windows: Sequence[tuple[float, float]]) -> npt.NDArray[np.float32]:
-    """A slice as windowed channels (H, W, C) in [0, 1]."""
+    """Read a slice as windowed channels (H, W, C) in [0, 1]."""
     import pydicom
 
     data = pydicom.dcmread(path)

@@ -24,7 +24,7 @@ Loss = Callable[[Padded], Tensor]
 
 
 def copy(peer: Any, ours: Any) -> None:
-    """Weight and, where both have one, bias of a linear layer or norm; torchmil hides some in `.module`."""
+    """Copy the weight and, where both have one, the bias of a layer; torchmil wraps some in `.module`."""
     target = getattr(peer, "module", peer)
     with torch.no_grad():
         target.weight.copy_(ours.weight)
@@ -33,7 +33,7 @@ def copy(peer: Any, ours: Any) -> None:
 
 
 def features(ours: Any) -> nn.Sequential:
-    """Linear and GELU with our weights."""
+    """Return Linear and GELU with our weights."""
     layer = ours.embed[0]
     out = nn.Sequential(nn.Linear(layer.in_features, layer.out_features), nn.GELU())
     copy(out[0], layer)
@@ -168,7 +168,7 @@ NO_MASK = frozenset({"transmil", "setmil"})
 
 
 def peer_loss(method: str, ours: MILModel, P: int) -> tuple[Any, Loss]:
-    """The peer of a method, and its loss of padded bags."""
+    """Return the peer of a method, and its loss of padded bags."""
     peer = PEERS[method](ours, P).train()
 
     def loss(bags: Padded) -> Tensor:

@@ -16,7 +16,7 @@ _BLOCK = 2048
 
 
 def tissue(side: int, seed: int = 0) -> Image:
-    """Pink and violet noise of several scales, (side, side, 3)."""
+    """Draw pink and violet noise of several scales, (side, side, 3)."""
     import cv2
 
     rng = np.random.default_rng(seed)
@@ -28,7 +28,7 @@ def tissue(side: int, seed: int = 0) -> Image:
 
 
 def write_slide(path: Path, side: int, *, tile: int = TILE_PX, seed: int = 0) -> Path:
-    """A square slide; blocks of 2048 px repeat, which no decoder knows of."""
+    """Write a square slide of repeated blocks of 2048 px."""
     import tifffile
 
     block = tissue(min(side, _BLOCK), seed)
@@ -50,7 +50,7 @@ def write_slide(path: Path, side: int, *, tile: int = TILE_PX, seed: int = 0) ->
 
 
 def lattice(dimensions: tuple[int, int], *, offset: int = 0, most: int | None = None) -> npt.NDArray[np.int32]:
-    """(N, 2) level-0 (x, y) of tiles side by side, row by row; `most` keeps whole rows near the middle."""
+    """Return (N, 2) level-0 (x, y) of tiles side by side, row by row; `most` keeps whole rows near the middle."""
     columns, rows = ((size - offset) // TILE_PX for size in dimensions)
     if columns < 1 or rows < 1:
         raise ValueError(f"--slide: found {dimensions[0]} x {dimensions[1]} px, expected {TILE_PX + offset} at least")
@@ -65,7 +65,7 @@ def lattice(dimensions: tuple[int, int], *, offset: int = 0, most: int | None = 
 
 
 def attributes() -> dict[str, Any]:
-    """What a bag of unscaled 512-px tiles of level 0 records for its reader."""
+    """Return the attributes that a bag of unscaled 512-px tiles of level 0 records for its reader."""
     return {
         **{"tile_px": TILE_PX, "read_px": TILE_PX, "read_level": 0, "l0_step_px": TILE_PX},
         **{"l0_footprint_px": TILE_PX, "resize_filter": "none", "recipe": "clam", "max_bad_tiles": 0},

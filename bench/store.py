@@ -7,7 +7,6 @@ Zarr reads the very files of our store; HDF5 is one contiguous array, the layout
 chunks of 32 rows, as CLAM writes.
 """
 
-import argparse
 import importlib.util
 import tempfile
 from collections.abc import Callable, Sequence
@@ -18,9 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.timing import Step, add_arguments, scale_of
-from bench.trials import Different, Trial, run_trials
-from preprocessing.cli import guard, setup_logging
+from bench.timing import Case, Different, Step, make_parser, run, scale_of
+from preprocessing.cli import guard
 
 N, P = 10_000, 2048
 PARITY = 0.9
@@ -29,7 +27,7 @@ Array = npt.NDArray[Any]
 
 
 def write_all(folder: Path, n: int) -> None:
-    """The same features in every layout."""
+    """Write the same features in every layout."""
     from preprocessing.store import write_bag
 
     features = np.random.default_rng(0).random((n, P), np.float32).astype(np.float16)
@@ -44,27 +42,27 @@ def write_all(folder: Path, n: int) -> None:
 
 
 def read_ours(folder: Path, via: Any = "path") -> Array:
-    """The way training reads a bag."""
+    """Read a bag as training does."""
     from preprocessing.store import read_arrays
 
     return read_arrays(folder / "store", BAG, ["features"], via=via)["features"]
 
 
 def read_npy(folder: Path) -> Array:
-    """`np.load` of one file."""
+    """Read one npy file."""
     array: Array = np.load(folder / "bag.npy")
     return array
 
 
 def read_zarr(folder: Path) -> Array:
-    """Zarr's public interface on the files of our store."""
+    """Read the files of our store through Zarr's public interface."""
     import zarr
 
     return np.asarray(zarr.open_array(folder / "store" / BAG / "features", mode="r")[...])
 
 
 def read_hdf5(folder: Path, name: str = "features") -> Array:
-    """A whole array of one HDF5 file."""
+    """Read a whole array of one HDF5 file."""
     import h5py
 
     with h5py.File(folder / "bag.h5", "r") as file:
@@ -72,15 +70,15 @@ def read_hdf5(folder: Path, name: str = "features") -> Array:
 
 
 def same(ours: Array, theirs: Array) -> None:
-    """Raises `Different` unless type, shape and every bit agree."""
+    """Raise `Different` unless type, shape and every bit agree."""
     if ours.dtype != theirs.dtype or not np.array_equal(ours.view(np.uint16), theirs.view(np.uint16)):
         raise Different(
             f"bag read as {ours.dtype}{ours.shape}, the peer has {theirs.dtype}{theirs.shape} or other bits"
         )
 
 
-def trials(folder: Path, n: int) -> list[Trial]:
-    """One trial per peer."""
+def cases(folder: Path, n: int) -> list[Case]:
+    """List one case per peer."""
     peers: list[tuple[str, str, Callable[[Path], Array], float | None]] = [
         ("npy", "np.load of npy", read_npy, PARITY),
         ("zarr", "Zarr on our files", read_zarr, 1.0),
@@ -93,19 +91,16 @@ def trials(folder: Path, n: int) -> list[Trial]:
         return partial(read_ours, folder), partial(read, folder)
 
     name = f"bag {n} x {P} float16 against"
-    return [Trial(key, f"{name} {title}", partial(sides, read), least, same) for key, title, read, least in peers]
+    return [Case(key, f"{name} {title}", partial(sides, read), least, same) for key, title, read, least in peers]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line, see the top of this file."""
-    parser = argparse.ArgumentParser(prog="python -m bench.store", description=(__doc__ or "").split("\n")[0])
-    add_arguments(parser)
-    arguments = parser.parse_args(argv)
-    setup_logging()
+    """Run the command line."""
+    arguments = make_parser("store", __doc__).parse_args(argv)
     n = max(2, round(N * scale_of(arguments)))
     with tempfile.TemporaryDirectory(prefix="bench-store-") as folder:
         write_all(Path(folder), n)
-        return run_trials(trials(Path(folder), n), arguments)
+        return run(cases(Path(folder), n), arguments)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ training bags; the weights are those of the last epoch; nothing is chosen on tes
 Default methods: ridge_mean, ridge_max, mean_pool, max_pool, abmil, abmil_gated, clam, dsmil, dftd.
 """
 
-import argparse
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -20,14 +19,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.fitting import FitOptions, add_fit_arguments, chosen_methods, fit, fit_options, mean, predict, text_table
+from bench.fitting import FitOptions, chosen_methods, fit, fit_options, make_fit_parser, mean, predict, text_table
 from preprocessing.cli import guard
 
 if TYPE_CHECKING:
     from smmil.data import Bag
 
 Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 log = logging.getLogger(__name__)
 DEFAULTS = FitOptions(epochs=40, batch_size=8, lr=5e-4, weight_decay=1e-3)
 POOLS: dict[str, Callable[[Floats], Floats]] = {
@@ -38,30 +36,8 @@ POOLS: dict[str, Callable[[Floats], Floats]] = {
 METHODS = ("mean_pool", "max_pool", "abmil", "abmil_gated", "clam", "dsmil", "dftd")
 
 
-def stratified_folds(labels: npt.NDArray[Any], n_folds: int, seed: int) -> list[Ints]:
-    """Test rows of every fold; each class is dealt out in random order, so class counts differ by at most one.
-
-    Args:
-        labels: (B,) bag labels.
-        n_folds: at most the bags of the rarer class.
-        seed: of the order.
-
-    Raises:
-        ValueError: fewer bags of a class than folds.
-    """
-    rng = np.random.default_rng(seed)
-    classes = [np.flatnonzero(labels == value) for value in np.unique(labels)]
-    if len(classes) < 2 or min(map(len, classes)) < n_folds:
-        raise ValueError(
-            f"found {[len(rows) for rows in classes]} bags per class, expected two classes of >= {n_folds}"
-        )
-    # one deal through all classes keeps the folds' sizes even too
-    dealt = np.concatenate([rng.permutation(rows) for rows in classes])
-    return [np.sort(dealt[fold::n_folds]) for fold in range(n_folds)]
-
-
 def fold_logits(method: str, train: "Sequence[Bag]", test: "Sequence[Bag]", options: FitOptions, seed: int) -> Floats:
-    """Bag logits (B,) of the test fold."""
+    """Return the bag logits (B,) of the test fold."""
     if method not in POOLS:
         return predict(fit(method, train, options, seed), test)[0]
     from sklearn.linear_model import LogisticRegression
@@ -75,28 +51,32 @@ def fold_logits(method: str, train: "Sequence[Bag]", test: "Sequence[Bag]", opti
 def cross_validate(
     method: str, bags: "Sequence[Bag]", *, folds: int, repeats: int, options: FitOptions
 ) -> dict[str, Any]:
-    """{"method", "accuracy", "deviation", "auroc"} over folds x repeats."""
+    """Return {"method", "accuracy", "deviation", "auroc"} over folds x repeats."""
+    from sklearn.model_selection import StratifiedKFold
+
     from smmil.bag_table import standardise
     from smmil.metrics import auroc
 
     labels = np.array([bag.y for bag in bags])
+    classes = np.unique(labels, return_counts=True)[1].tolist()
+    if len(classes) < 2 or min(classes) < folds:
+        raise ValueError(f"--folds: found {classes} bags per class, expected two classes of >= {folds}")
     accuracies: list[float] = []
     aurocs: list[float | None] = []
     for repeat in range(repeats):
-        for number, rows in enumerate(stratified_folds(labels, folds, repeat)):
-            held = set(rows.tolist())
-            fit_ids = [bag.bag_id for i, bag in enumerate(bags) if i not in held]
-            scaled = standardise(bags, fit_ids)
-            train = [bag for i, bag in enumerate(scaled) if i not in held]
-            logits = fold_logits(method, train, [scaled[i] for i in rows], options, 1000 * repeat + number)
-            accuracies.append(float(((logits > 0) == (labels[rows] == 1)).mean()))
-            aurocs.append(auroc(labels[rows], logits))
+        splitter = StratifiedKFold(folds, shuffle=True, random_state=repeat)
+        for number, (fitted, held) in enumerate(splitter.split(labels, labels)):
+            scaled = standardise(bags, [bags[i].bag_id for i in fitted])
+            train, test = ([scaled[i] for i in rows] for rows in (fitted, held))
+            logits = fold_logits(method, train, test, options, 1000 * repeat + number)
+            accuracies.append(float(((logits > 0) == (labels[held] == 1)).mean()))
+            aurocs.append(auroc(labels[held], logits))
     accuracy, deviation = float(np.mean(accuracies)), float(np.std(accuracies))
     return {"method": method, "accuracy": accuracy, "deviation": deviation, "auroc": mean(aurocs)}
 
 
 def labelled_bags(path: str, graph: str) -> "list[Bag]":
-    """The labelled bags of the table."""
+    """Load the labelled bags of the table."""
     from smmil.bag_table import load_table
 
     return [bag for bag in load_table(path, graph=graph) if not np.isnan(bag.y)]
@@ -107,12 +87,11 @@ def _text(value: float | None) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line, see the top of this file."""
-    parser = argparse.ArgumentParser(prog="python -m bench.tabular", description=(__doc__ or "").split("\n")[0])
+    """Run the command line."""
+    parser = make_fit_parser("tabular", __doc__, DEFAULTS)
     parser.add_argument("table", help="CSV file")
     parser.add_argument("--graph", default="none", help="declared graph: none or chain (file order)")
     parser.add_argument("--folds", type=int, default=10)
-    add_fit_arguments(parser, DEFAULTS)
     parser.set_defaults(seeds=5)
     arguments = parser.parse_args(argv)
     import torch

@@ -1,8 +1,7 @@
-"""Comparing ours with a peer: interleaved repetitions in one process, minimum of the process's CPU time.
+"""Time ours against a peer: interleaved repetitions in one process, minimum of the process's CPU time.
 
-In: two functions without arguments. Out: seconds of each, and a `Row` per case for the table or the JSON list.
-CPU time, because a shared machine stops a process as it likes; the minimum, because disturbances only add; interleaved,
-because clock and caches drift. With several threads CPU time adds up over them, so then the wall clock counts.
+CPU time, because other processes interrupt this one; the minimum, because disturbances only add; interleaved, because
+clock rate and caches drift. CPU time adds up over threads, so the wall clock is used with several.
 """
 
 import argparse
@@ -11,11 +10,30 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any, Generic, TypeVar
 
 from bench.fitting import text_table
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 Step = Callable[[], object]
+
+
+class Different(RuntimeError):
+    """The two sides of a bench did not compute the same."""
+
+
+@dataclass(frozen=True)
+class Fresh(Generic[T]):
+    """A step that works on an object made before, and closed after, every repetition; only `work` is timed."""
+
+    make: Callable[[], T]
+    work: Callable[[T], object]
+    close: Callable[[T], object]
+
+    def __call__(self) -> object:
+        """Run one repetition."""
+        return _timed(self, time.perf_counter)[1]
 
 
 @dataclass(frozen=True)
@@ -24,10 +42,10 @@ class Row:
 
     Attributes:
         name: of the case.
-        ours: our figure, None = ours was not measured.
-        peer: the peer's figure, None = no peer, or one that cannot run.
+        ours: our value, None = it could not be measured.
+        peer: the peer's value, None = no peer, or one that cannot run.
         ratio: peer / ours (of times: how many times faster ours is), None without both.
-        target: the least ratio wanted; of a row without a peer the largest `ours`; None = it has to run.
+        target: the smallest ratio wanted; without a peer the largest `ours`; None = it has to run.
         unit: of `ours` and `peer`.
     """
 
@@ -47,21 +65,36 @@ class Case:
         key: name on the command line, group/shape.
         name: in the table.
         make: prepares both sides and returns their steps; the peer's may be None.
-        target: the least ratio, None = ours has to run.
+        target: the smallest ratio wanted, None = ours has to run.
+        check: gets the results of both steps; raises `Different`.
+        items: tiles, slices, ... that one repetition handles; times are per item.
+        unit: of the times, starting with "ms".
     """
 
     key: str
     name: str
     make: Callable[[], tuple[Step, Step | None]]
     target: float | None
+    check: Callable[[Any, Any], None] | None = None
+    items: int = 1
+    unit: str = "ms"
 
 
-def seconds(steps: Sequence[Step], *, budget: float = 4.0, rounds: int = 30, wall: bool = False) -> list[float]:
-    """Smallest time of every step; they take turns.
+def seconds(
+    steps: Sequence[Step],
+    *,
+    check: Callable[..., None] | None = None,
+    budget: float = 4.0,
+    rounds: int = 30,
+    wall: bool = False,
+) -> list[float]:
+    """Measure the smallest time of every step; the steps take turns.
 
     Args:
         steps: functions without arguments.
-        budget: seconds that all repetitions of one step may take; a step whose first call is longer runs once only.
+        check: called with the results of the first calls, before the repetitions.
+        budget: seconds for all repetitions of a step; without `check`, a step whose first call takes longer is not
+            repeated.
         rounds: most repetitions.
         wall: wall clock instead of CPU time.
 
@@ -69,35 +102,48 @@ def seconds(steps: Sequence[Step], *, budget: float = 4.0, rounds: int = 30, wal
         Seconds, in the order of `steps`.
     """
     clock = time.perf_counter if wall else time.process_time
-
-    def once(step: Step) -> float:
-        start = clock()
-        step()
-        return clock() - start
-
-    first = [once(step) for step in steps]
-    # the first call also allocates and builds: it counts only where there is no time for another one
-    best = [duration if duration > budget else float("inf") for duration in first]
+    first, results = zip(*(_timed(step, clock) for step in steps), strict=True)
+    if check is not None:
+        check(*results)
+    del results
+    # the first call also imports and allocates, so it counts only for slow steps whose results are not compared
+    least = [2 if duration <= budget else int(check is not None) for duration in first]
+    best = [float("inf") if n else duration for n, duration in zip(least, first, strict=True)]
     spent = [0.0] * len(steps)
     for number in range(rounds):
         for i, step in enumerate(steps):
-            if first[i] <= budget and (number < 2 or spent[i] < budget):
-                duration = once(step)
+            if number < least[i] or (least[i] and spent[i] < budget):
+                duration = _timed(step, clock)[0]
                 best[i], spent[i] = min(best[i], duration), spent[i] + duration
     return best
 
 
+def _timed(step: Step, clock: Callable[[], float]) -> tuple[float, object]:
+    if isinstance(step, Fresh):
+        made = step.make()
+        try:
+            return _timed(lambda: step.work(made), clock)
+        finally:
+            step.close(made)
+    start = clock()
+    result = step()
+    return clock() - start, result
+
+
 def run_case(case: Case, *, budget: float, wall: bool = False) -> Row:
-    """Prepares and times one case."""
-    ours, peer = case.make()
-    times = [1e3 * t for t in seconds([ours] if peer is None else [ours, peer], budget=budget, wall=wall)]
-    if peer is None:
-        return Row(case.name, times[0], None, None, case.target, "ms")
-    return Row(case.name, times[0], times[1], times[1] / times[0], case.target, "ms")
+    """Prepare, compare and time one case.
+
+    Raises:
+        Different: the sides disagree.
+    """
+    steps = [step for step in case.make() if step is not None]
+    times = [1e3 * t / case.items for t in seconds(steps, check=case.check, budget=budget, wall=wall)]
+    peer = times[1] if len(times) > 1 else None
+    return Row(case.name, times[0], peer, None if peer is None else peer / times[0], case.target, case.unit)
 
 
 def chosen(cases: Sequence[Case], text: str | None) -> list[Case]:
-    """The cases whose key, or a part of it before or after a slash, is named.
+    """Select the cases whose key, or a part of it before or after a slash, is named.
 
     Raises:
         ValueError: a name without a case.
@@ -111,8 +157,15 @@ def chosen(cases: Sequence[Case], text: str | None) -> list[Case]:
     return [case for case in cases if {case.key, *case.key.split("/")} & set(wanted)]
 
 
+def make_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
+    """Return the parser of `bench.NAME` with the options that all benches share."""
+    parser = argparse.ArgumentParser(prog=f"python -m bench.{name}", description=(doc or "").split("\n")[0])
+    add_arguments(parser)
+    return parser
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """--cases, --json, --quick, --scale, --budget and --threads."""
+    """Add --cases, --json, --quick, --scale, --budget and --threads."""
     parser.add_argument("--cases", help="comma-separated keys, or parts of keys, as in the first column (default: all)")
     parser.add_argument("--json", action="store_true", help="print a JSON list instead of the table")
     parser.add_argument("--quick", action="store_true", help="an eighth of the size, few repetitions; not for quoting")
@@ -122,7 +175,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def scale_of(arguments: argparse.Namespace) -> float:
-    """Share of the full size.
+    """Return the share of the full size.
 
     Raises:
         ValueError: not in (0, 1].
@@ -133,30 +186,27 @@ def scale_of(arguments: argparse.Namespace) -> float:
     return float(scale)
 
 
-def budget_of(arguments: argparse.Namespace) -> float:
-    """Seconds of repetitions."""
-    return float(arguments.budget if arguments.budget is not None else 0.3 if arguments.quick else 4.0)
-
-
 def run(cases: Sequence[Case], arguments: argparse.Namespace) -> int:
-    """Runs the chosen cases one after the other and prints them."""
+    """Run the chosen cases one after the other and print them."""
     import torch
+
+    budget = arguments.budget if arguments.budget is not None else 0.3 if arguments.quick else 4.0
 
     torch.set_num_threads(arguments.threads)
     # the first such call imports modules for a third of a second, longer than a quick row's budget
-    one = torch.ones(1, requires_grad=True)
-    torch.autograd.grad(2 * one, one, torch.ones(1))
+    x = torch.ones(1, requires_grad=True)
+    torch.autograd.grad(2 * x, x, torch.ones(1))
     rows = []
     for case in chosen(cases, arguments.cases):
         torch.manual_seed(0)
-        rows.append(run_case(case, budget=budget_of(arguments), wall=arguments.threads > 1))
-        log.info("%s: %s", case.key, as_line(rows[-1]))
+        rows.append(run_case(case, budget=budget, wall=arguments.threads > 1))
+        log.info("%s: %s", case.key, " ".join(cells(rows[-1])[1:]))
     show(rows, as_json=arguments.json)
     return 0
 
 
 def show(rows: Iterable[Row], *, as_json: bool) -> None:
-    """Prints the table, or nothing but the JSON list."""
+    """Print the table, or nothing but the JSON list."""
     if as_json:
         print(json.dumps([asdict(row) for row in rows], indent=1))
     else:
@@ -164,22 +214,15 @@ def show(rows: Iterable[Row], *, as_json: bool) -> None:
 
 
 def met(row: Row) -> bool:
-    """Whether a row reaches its target."""
-    if row.ours is None or (row.ratio is None and row.peer is None and row.target is None):
+    """Return whether a row reaches its target."""
+    if row.ours is None or row.target is None:
         return row.ours is not None
-    if row.ratio is None:
-        return row.target is None or row.ours <= row.target
-    return row.target is None or row.ratio >= row.target
+    return row.ours <= row.target if row.ratio is None else row.ratio >= row.target
 
 
 def cells(row: Row) -> list[str]:
-    """A row as text."""
+    """Format a row as text."""
     numbers = [("-" if v is None else f"{v:.2f}") for v in (row.ours, row.peer)]
     ratio = "-" if row.ratio is None else f"{row.ratio:.2f}x"
     target = "runs" if row.target is None else f"{row.target:.2f}" + ("" if row.ratio is None else "x")
     return [row.name, *numbers, row.unit, ratio, target, "yes" if met(row) else "no"]
-
-
-def as_line(row: Row) -> str:
-    """A row for the log."""
-    return " ".join(cells(row)[1:])

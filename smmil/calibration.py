@@ -1,12 +1,11 @@
-"""How far a bag's probability can be believed: expected calibration error with bins of equally many bags.
+"""Expected calibration error of bag probabilities, with bins of equally many bags.
 
 Shapes: `y` (B,) in {0, 1}, `logit` (B,); p = sigmoid(logit).
 
-ECE = sum over bins of (bags in it / B) x |mean y - mean p|. Bags are put in order of p and cut into K bins of equal
-mass, K = B / 10 rounded down, at least 1 and at most 15: bins of equal width would be empty or hold single bags, since
-test sets have tens to a few hundred bags and trained logits lie near the ends. Bags of one p stay in one bin, whatever
-their order. With few bags ECE is above 0 even for a calibrated model (a bin of 10 is off by about 0.1 by chance alone),
-so compare methods on the same bags, not numbers between data sets.
+ECE = sum over bins of (bags in it / B) x |mean y - mean p|. Bags are sorted by p and cut into K bins of equal mass,
+K = B / 10 rounded down, between 1 and 15. Bins of equal width would be empty or hold single bags: test sets have tens
+to a few hundred bags, and trained logits lie near the ends. Bags with equal p share a bin. With few bags ECE is above 0
+even for a calibrated model (a bin of 10 is off by about 0.1 by chance), so compare methods on the same bags only.
 """
 
 from typing import Any
@@ -19,7 +18,7 @@ MOST_BINS = 15
 
 
 def calibration_error(y: npt.NDArray[Any], logit: npt.NDArray[Any], *, bins: int | None = None) -> float | None:
-    """Expected calibration error.
+    """Compute the expected calibration error.
 
     Args:
         y: (B,) labels in {0, 1}.
@@ -36,7 +35,7 @@ def calibration_error(y: npt.NDArray[Any], logit: npt.NDArray[Any], *, bins: int
     p = np.exp(-np.logaddexp(0.0, -z))
     k = bins or min(MOST_BINS, max(1, n // BAGS_PER_BIN))
     _, group, counts = np.unique(p, return_inverse=True, return_counts=True)
-    # the middle of the places that equal probabilities share
+    # the middle of the ranks that equal probabilities share
     middle = np.cumsum(counts) - counts / 2
     bin_of = np.minimum((middle * k / n).astype(np.int64), k - 1)[group]
     gap = np.bincount(bin_of, labels - p, minlength=k)

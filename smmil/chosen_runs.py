@@ -1,4 +1,4 @@
-"""Pairs metrics with prediction files: which run of a method stands for a split in figures."""
+"""Pair metrics with prediction files: the run that represents a split of a method in figures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,12 +31,12 @@ class ChosenRun:
 def load_chosen(
     indexes: Sequence[Path | str], metrics: Sequence[Path | str], *, dataset: str, seed: int | None = None
 ) -> list[ChosenRun]:
-    """Loads, per method, the predictions of the chosen run of one split.
+    """Load, per method, the predictions of the chosen run of one split.
 
     Args:
         indexes: `index.json` of every method.
         metrics: metrics JSON of every method.
-        dataset: all must be of this one, and of one encoder.
+        dataset: of all metrics files, which must also share one encoder.
         seed: which split; None = the first of each metrics file.
 
     Returns:
@@ -45,29 +45,29 @@ def load_chosen(
     Raises:
         ValueError: another dataset, two encoders, a metrics file without its index, no such split.
     """
-    files = {path.resolve().parent.joinpath(path.stem): path for index in indexes for path in read_index(index)}
-    by_name: dict[tuple[str, str], list[Path]] = {}
-    for path in files.values():
-        by_name.setdefault((path.resolve().parent.name, path.stem), []).append(path)
+    files = {path.resolve(): path for index in indexes for path in read_index(index)}
     chosen, encoders = [], set()
     for source in metrics:
-        one = read_metrics(source)
-        encoders.add(one["encoder"])
-        if one["dataset"] != dataset or len(encoders) > 1:
-            raise ValueError(f"{source}: of {one['dataset']} / {one['encoder']}, expected one encoder of {dataset}")
-        splits = [split for split in one["splits"] if seed in (None, split["seed"])]
-        if not splits:
-            raise ValueError(f"{source}: no split {seed}, found {[split['seed'] for split in one['splits']]}")
-        split = splits[0]
-        predictions = _find(by_name.get((one["method"], split["run"]), []), one, split["run"], source)
-        chosen.append(ChosenRun(one["method"], split["run"], split, predictions, bool(one.get("random_weights"))))
+        content = read_metrics(source)
+        method, encoder = content["method"], content["encoder"]
+        encoders.add(encoder)
+        if content["dataset"] != dataset or len(encoders) > 1:
+            raise ValueError(f"{source}: of {content['dataset']} / {encoder}, expected one encoder of {dataset}")
+        split = next((split for split in content["splits"] if seed in (None, split["seed"])), None)
+        if split is None:
+            raise ValueError(f"{source}: no split {seed}, found {[split['seed'] for split in content['splits']]}")
+        run = split["run"]
+        paths = [path for full, path in files.items() if (full.parent.name, full.stem) == (method, run)]
+        chosen.append(
+            ChosenRun(method, run, split, _find(paths, content, run, source), bool(content.get("random_weights")))
+        )
     order = list(METHODS)
     return sorted(chosen, key=lambda run: order.index(run.method) if run.method in METHODS else len(order))
 
 
 def _find(paths: Sequence[Path], metrics: dict[str, Any], run: str, source: Path | str) -> Predictions:
     for path in paths:
-        found = load_predictions(path)
-        if all(found.meta[key] == metrics[key] for key in ("dataset", "encoder", "method")):
-            return found
+        predictions = load_predictions(path)
+        if all(predictions.meta[key] == metrics[key] for key in ("dataset", "encoder", "method")):
+            return predictions
     raise ValueError(f"{source}: run {run} of {metrics['method']} is in none of the --index files; give its index.json")

@@ -1,15 +1,15 @@
-"""Is one method better than another on the same test bags? Paired bootstrap of a difference, from predictions alone.
+"""Compare two methods on the same test bags by a paired bootstrap of saved predictions.
 
 For every split the runs that validation chose for both methods are compared on the shared test bags; a resample draws
 the bags with replacement, the SAME draw for both methods and for every split, and takes the mean over splits of
-metric(first) - metric(second) (`smmil.bootstrap`). Drawing pairs removes what both methods share: easy and hard bags.
+metric(first) - metric(second) (`smmil.bootstrap`). Pairing cancels the variation due to easy and hard bags.
 
 - difference: of the means over splits, on the test bags as they are; `splits` holds it per split.
 - interval: 95 % percentile range of the resampled differences.
 - p: two-sided, 2 min(#(d <= 0) + 1, #(d >= 0) + 1) / (R + 1), at most 1: never 0, and 1 for equal predictions.
 
-It answers for this test set and these trained runs: the spread over splits stands beside it, since retraining is a
-second source of chance that drawing bags does not see. Friedman's test over many columns: `smmil.rank_tests`. All pairs
+The interval holds for this test set and these trained runs; resampling bags does not see the variation between
+trainings, so the spread over splits is reported beside it. Friedman's test over many columns: `smmil.ranks`. All pairs
 of a configuration in one table: `smmil.comparison_table`.
 
 Run alone:
@@ -22,15 +22,15 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from preprocessing.cli import guard, write_json
-from smmil.rank_tests import WARNING, RankTest, friedman, nemenyi_distance, rank_test
 
-__all__ = ["WARNING", "RankTest", "compare", "friedman", "nemenyi_distance", "paired_bootstrap", "rank_test"]
+if TYPE_CHECKING:
+    from smmil.results import Predictions
 
 Floats = npt.NDArray[np.float64]
 # test arrays, threshold of the instance score, threshold of the signed score (see `smmil.bootstrap.run_resamples`)
@@ -40,11 +40,11 @@ Run = tuple[dict[str, Any], float | None, float | None]
 def paired_bootstrap(
     first: Sequence[Run], second: Sequence[Run], metrics: Sequence[str], *, resamples: int = 2000, seed: int = 0
 ) -> dict[str, dict[str, Any]]:
-    """Differences first - second of metrics over paired runs.
+    """Estimate the differences first - second of metrics over paired runs.
 
     Args:
         first: per split the test arrays and thresholds of one method.
-        second: the same of the other, on the same bags in the same order.
+        second: the same for the other method, on the same bags in the same order.
         metrics: names of `smmil.bootstrap.METRICS` or `EXTRA`.
         resamples: R.
         seed: of the draws.
@@ -63,41 +63,42 @@ def paired_bootstrap(
     n_bags = len(first[0][0]["y"])
     # row 0 draws every bag once: the observed value goes through the same code as the resampled ones
     weights = np.concatenate([np.ones((1, n_bags)), draw_weights(n_bags, resamples, seed)])
-    found = [[run_resamples(part, cut, weights, signed) for part, cut, signed in runs] for runs in (first, second)]
-    return {metric: _difference(*([one.get(metric) for one in runs] for runs in found)) for metric in metrics}
+    resampled = [[run_resamples(part, cut, weights, signed) for part, cut, signed in runs] for runs in (first, second)]
+    return {metric: _difference(*([run.get(metric) for run in runs] for runs in resampled)) for metric in metrics}
 
 
 def _difference(first: Sequence[Floats | None], second: Sequence[Floats | None]) -> dict[str, Any]:
     empty = dict.fromkeys(("first", "second", "difference", "splits", "interval", "p"))
-    ours, theirs = ([one for one in runs if one is not None] for runs in (first, second))
-    if len(ours) < len(first) or len(theirs) < len(second):
+    defined = [[values for values in runs if values is not None] for runs in (first, second)]
+    if len(defined[0]) < len(first) or len(defined[1]) < len(second):
         return {**empty, "resamples": 0, "reason": "a run lacks the metric (one class only, or older predictions)"}
-    splits = np.array(ours) - np.array(theirs)
-    drawn = splits[:, 1:].mean(0)
-    drawn = drawn[~np.isnan(drawn)]
-    asked = splits.shape[1] - 1
-    if np.isnan(splits[:, 0]).any() or (asked and 2 * len(drawn) <= asked):
-        return {**empty, "resamples": len(drawn), "reason": "undefined in most resamples"}
-    below, above = int((drawn <= 0).sum()), int((drawn >= 0).sum())
+    values = np.array(defined)
+    splits = values[0] - values[1]
+    differences = splits[:, 1:].mean(0)
+    differences = differences[~np.isnan(differences)]
+    n, resamples = len(differences), splits.shape[1] - 1
+    if np.isnan(splits[:, 0]).any() or (resamples and 2 * n <= resamples):
+        return {**empty, "resamples": n, "reason": "undefined in most resamples"}
+    tail = min(int((differences <= 0).sum()), int((differences >= 0).sum()))
     return {
-        "first": float(np.mean([one[0] for one in ours])),
-        "second": float(np.mean([one[0] for one in theirs])),
+        "first": float(np.mean(values[0, :, 0])),
+        "second": float(np.mean(values[1, :, 0])),
         "difference": float(splits[:, 0].mean()),
-        "splits": [float(value) for value in splits[:, 0]],
-        "interval": [float(value) for value in np.quantile(drawn, (0.025, 0.975))] if asked else None,
-        "p": min(1.0, 2 * (min(below, above) + 1) / (len(drawn) + 1)) if asked else None,
-        "resamples": len(drawn),
+        "splits": splits[:, 0].tolist(),
+        "interval": np.quantile(differences, (0.025, 0.975)).tolist() if resamples else None,
+        "p": min(1.0, 2 * (tail + 1) / (n + 1)) if resamples else None,
+        "resamples": n,
     }
 
 
 def compare(
     first: Path | str, second: Path | str, metrics: Sequence[str], *, resamples: int = 2000, seed: int = 0
 ) -> dict[str, Any]:
-    """Paired comparison of two methods from their prediction indexes.
+    """Compare two methods from their prediction indexes.
 
     Args:
         first: `index.json` of one method.
-        second: of the other; same dataset, and the same split seeds and test bags where both have them.
+        second: `index.json` of the other; same dataset, with the same test bags in the splits that both have.
         metrics: names of `smmil.bootstrap.METRICS` or `EXTRA`.
         resamples: of the bootstrap.
         seed: of its draws.
@@ -121,11 +122,11 @@ def compare(
     seeds = sorted(set(sides[0]) & set(sides[1]))
     if not seeds:
         raise ValueError(f"{first} has the splits {sorted(sides[0])}, {second} {sorted(sides[1])}: none in common")
-    runs = [[_run(side[one]) for one in seeds] for side in sides]
+    runs = [[_run(side[split]) for split in seeds] for side in sides]
     return {
         "dataset": datasets.pop(),
-        "first": _who(sides[0], seeds),
-        "second": _who(sides[1], seeds),
+        "first": _describe(sides[0], seeds),
+        "second": _describe(sides[1], seeds),
         "seeds": seeds,
         "metrics": paired_bootstrap(runs[0], runs[1], metrics, resamples=resamples, seed=seed),
         "random_weights": any(bool(run.meta.get("random_weights")) for side in sides for run in side.values()),
@@ -133,19 +134,19 @@ def compare(
     }
 
 
-def _chosen(index: Path | str) -> dict[int, Any]:
-    """Per split the predictions of the run that validation chose."""
+def _chosen(index: Path | str) -> "dict[int, Predictions]":
+    """Load, per split, the predictions of the run that validation chose."""
     from smmil.evaluate import choose_run
     from smmil.results import load_predictions, read_index
 
     by_seed: dict[int, list[dict[str, Any]]] = {}
     for path in read_index(index):
-        found = load_predictions(path)
-        by_seed.setdefault(int(found.meta["seed"]), []).append({**found.meta, "predictions": found})
+        predictions = load_predictions(path)
+        by_seed.setdefault(int(predictions.meta["seed"]), []).append({**predictions.meta, "predictions": predictions})
     return {seed: choose_run(entries)["predictions"] for seed, entries in by_seed.items()}
 
 
-def _run(predictions: Any) -> Run:
+def _run(predictions: "Predictions") -> Run:
     from smmil.evaluate import as_evaluated
     from smmil.metrics import best_threshold, labelled
 
@@ -154,7 +155,7 @@ def _run(predictions: Any) -> Run:
     return test, best_threshold(*labelled(val["y_inst"], val["instance_score"])), signed
 
 
-def _who(side: dict[int, Any], seeds: Sequence[int]) -> dict[str, Any]:
+def _describe(side: "dict[int, Predictions]", seeds: Sequence[int]) -> dict[str, Any]:
     meta = side[seeds[0]].meta
     names = {key: meta[key] for key in ("encoder", "method", "protocol")}
     return {**names, "quirks": [*meta.get("quirks", [])], "runs": [side[seed].meta["run"] for seed in seeds]}
@@ -174,7 +175,7 @@ def _check(first: Sequence[Run], second: Sequence[Run]) -> None:
 
 @guard
 def main(argv: Sequence[str] | None = None) -> int:
-    """Two indexes in, the paired comparison as JSON out."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m smmil.comparisons", description=(__doc__ or "").split("\n")[0])
     parser.add_argument(
         "--index", nargs=2, required=True, metavar=("FIRST", "SECOND"), help="index.json of both methods"
@@ -185,11 +186,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
     arguments = parser.parse_args(argv)
     first, second = arguments.index
-    found = compare(first, second, arguments.metric, resamples=arguments.resamples, seed=arguments.seed)
+    comparison = compare(first, second, arguments.metric, resamples=arguments.resamples, seed=arguments.seed)
     if arguments.out:
-        write_json(arguments.out, found)
+        write_json(arguments.out, comparison)
     else:
-        sys.stdout.write(json.dumps(found, indent=1, sort_keys=True, allow_nan=False) + "\n")
+        sys.stdout.write(json.dumps(comparison, indent=1, sort_keys=True, allow_nan=False) + "\n")
     return 0
 
 

@@ -1,7 +1,7 @@
-"""What every metric and protocol means, in the words that stand under tables and figures.
+"""Definitions of metrics and names of protocols, as printed under tables and figures.
 
-The words follow what was computed: a quirk of the released code that changes a metric changes its definition, and a
-protocol is named with the quirks that differ from its preset.
+A quirk of the released code that changes a metric changes its definition, and a protocol is named with the quirks that
+differ from its preset.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -14,7 +14,7 @@ GATE = "eval_gate_by_bag"
 HALVED = "eval_energy"
 PRESETS = {"as_written": "the paper's text", "as_released": "the released code"}
 
-# what a quirk changes in the words below: field -> (quirk, as written, as released)
+# what a quirk changes in the texts below: field -> (quirk, as written, as released)
 _FIELDS: dict[str, tuple[str, str, str]] = {
     "scores": (
         GATE,
@@ -54,38 +54,40 @@ _TEXTS: dict[str, str] = {
 
 
 def definitions(quirks: Collection[str] = ()) -> dict[str, str]:
-    """Metric -> what it means under the active quirks."""
-    words = {field: released if quirk in quirks else written for field, (quirk, written, released) in _FIELDS.items()}
-    return {metric: text.format(**words) for metric, text in _TEXTS.items()}
+    """Return {metric: definition} under the active quirks."""
+    fields = {name: released if quirk in quirks else written for name, (quirk, written, released) in _FIELDS.items()}
+    return {metric: text.format(**fields) for metric, text in _TEXTS.items()}
 
 
-def quirks_of(one: Mapping[str, Any]) -> frozenset[str]:
-    """The active quirks behind a metrics object; without the key they are its protocol's preset."""
-    if one.get("quirks") is not None:
-        return frozenset(one["quirks"])
-    protocol = one["protocol"]
+def quirks_of(metrics: Mapping[str, Any]) -> frozenset[str]:
+    """Return the active quirks of a metrics object; without the key they are its protocol's preset."""
+    quirks = metrics.get("quirks")
+    return _preset(metrics["protocol"]) if quirks is None else frozenset(quirks)
+
+
+def _preset(protocol: str) -> frozenset[str]:
     return active_quirks(protocol, {}) if protocol in PRESETS else frozenset()
 
 
 def protocol_text(protocol: str, quirks: Collection[str]) -> str:
-    """A protocol with the quirks that differ from its preset, `as_written with eval_energy`; names are in alphabet."""
-    preset = active_quirks(protocol, {}) if protocol in PRESETS else frozenset()
+    """Name a protocol and the quirks that differ from its preset, sorted: `as_written with eval_energy`."""
+    preset = _preset(protocol)
     parts = [("with", set(quirks) - preset), ("without", preset - set(quirks))]
-    return " ".join([protocol, *(f"{word} {', '.join(sorted(names))}" for word, names in parts if names)])
+    return " ".join([protocol, *(f"{sign} {', '.join(sorted(names))}" for sign, names in parts if names)])
 
 
 def shared_quirks(metrics: Iterable[Mapping[str, Any]], what: str) -> tuple[str, frozenset[str]]:
-    """The one protocol and the active quirks of all rows; "" and none without a row.
+    """Return the protocol and the active quirks that all rows share; "" and none without a row.
 
     Args:
         metrics: metrics objects.
-        what: they are to stand in, for the message: "table" or "figure".
+        what: "table" or "figure", for the message.
 
     Raises:
         ValueError: rows of two protocols, or of different quirks.
     """
-    found = {(str(one["protocol"]), quirks_of(one)) for one in metrics}
-    if len(found) > 1:
-        listed = sorted(protocol_text(*one) for one in found)
-        raise ValueError(f"--metrics: found the protocols {listed}, expected one per {what}; make one {what} each")
-    return found.pop() if found else ("", frozenset())
+    protocols = {(str(row["protocol"]), quirks_of(row)) for row in metrics}
+    if len(protocols) > 1:
+        names = sorted(protocol_text(*protocol) for protocol in protocols)
+        raise ValueError(f"--metrics: found the protocols {names}, expected one per {what}; make one {what} each")
+    return protocols.pop() if protocols else ("", frozenset())

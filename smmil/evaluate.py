@@ -1,14 +1,14 @@
-"""From saved predictions to the metrics of one (dataset, encoder, method); CPU only (paper section 5).
+"""Compute the metrics of one (dataset, encoder, method) from saved predictions; CPU only (paper section 5).
 
-Per split the learning rate is the one whose run had the best VALIDATION selection score (bag AUROC - BCE, stored by
-training); the test metrics of the runs not chosen stand beside it under `candidates` and enter no table. Definitions:
-`smmil.metrics`; intervals: `smmil.bootstrap`. Beside the raw metrics stand `gated` ones (every score of a bag called
-negative is -5); under the quirk `eval_gate_by_bag` the gated ones are the primary `test`, `val` and threshold, and the
-raw ones stand under `ungated`. The quirk `eval_energy` halves the energies, in means and intervals.
+Per split the run with the best VALIDATION selection score is chosen (bag AUROC - BCE, stored by training); the test
+metrics of all runs are listed under `candidates`, and no table uses them. Definitions: `smmil.metrics`; intervals:
+`smmil.bootstrap`. `gated` holds the metrics with every score of a bag called negative set to -5; under the quirk
+`eval_gate_by_bag` the gated metrics are the primary `test`, `val` and threshold, and the raw ones are stored under
+`ungated`. The quirk `eval_energy` halves the energies, in means and intervals.
 
-`spread` tells of every test metric how it varies over the splits: mean, std (ddof 1, None for one split), median, worst
+`spread` describes how every test metric varies over the splits: mean, std (ddof 1, None for one split), median, worst
 (the smallest; the largest where less is better: losses, errors, false positive rates, energies), n splits that have
-it, and `inverted`: in how many the score behind it ranks instances upside down (AUROC < 0.5); None for bag metrics.
+it, and `inverted`: the number of splits whose score ranks instances upside down (AUROC < 0.5); None for bag metrics.
 
 Run alone:
     python -m smmil.evaluate --index results/D/predictions/E/M/index.json --out results/D/metrics/E/M.json
@@ -29,12 +29,33 @@ LESS_IS_BETTER = ("bag_bce", "bag_ece", "instance_fpr_at_tpr90", "dirichlet_raw"
 SHARED = ("dataset", "encoder", "method", "protocol", "quirks")
 
 
+def evaluate(index: Path | str, out: Path | str, *, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
+    """Write and return the metrics of the runs that an index lists.
+
+    Args:
+        index: `index.json` of the predictions of one method.
+        out: metrics JSON to write.
+        resamples: of the bootstrap over test bags; 0 omits the intervals.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: see `smmil.results.read_index` and `evaluate_runs`.
+    """
+    from smmil.results import read_index
+
+    files = read_index(index)
+    metrics = evaluate_runs(files, resamples=resamples, seed=seed)
+    write_json(out, metrics)
+    logger.info("%s: %d runs, %d splits", out, len(files), len(metrics["splits"]))
+    return metrics
+
+
 def evaluate_runs(files: Sequence[Path | str], *, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
-    """Metrics of all runs of one method on one dataset.
+    """Compute the metrics of all runs of one method on one dataset.
 
     Args:
         files: predictions files, every split and learning rate.
-        resamples: of the bootstrap over test bags; 0 leaves the intervals out.
+        resamples: of the bootstrap over test bags; 0 omits the intervals.
         seed: of the bootstrap.
 
     Returns:
@@ -64,21 +85,26 @@ def evaluate_runs(files: Sequence[Path | str], *, resamples: int = 1000, seed: i
         chosen.append((best.pop("_test"), best["threshold"], best.get("signed_threshold")))
         candidates = [_candidate(entry, best) for entry in sorted(groups[split_seed], key=lambda entry: -entry["lr"])]
         splits.append({**best, "candidates": candidates})
-    found = intervals(chosen, resamples=resamples, seed=seed) if resamples else dict.fromkeys(METRICS)
-    bootstrap = {"resamples": resamples, "seed": seed, "level": LEVEL, "over": "test bags", "intervals": found}
+    limits = intervals(chosen, resamples=resamples, seed=seed) if resamples else dict.fromkeys(METRICS)
     return {
         **shared,
         "random_weights": any(bool(meta.get("random_weights")) for meta in metas),
         "stage_version": STAGE_VERSION,
         "splits": splits,
         "spread": spread([split["test"] for split in splits]),
-        "bootstrap": bootstrap,
+        "bootstrap": {
+            "resamples": resamples,
+            "seed": seed,
+            "level": LEVEL,
+            "over": "test bags",
+            "intervals": limits,
+        },
         "definitions": definitions(shared["quirks"]),
     }
 
 
 def choose_run(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The run of one split with the best validation selection score; on a tie the larger learning rate.
+    """Return the run of one split with the best validation selection score; on a tie the larger learning rate.
 
     Raises:
         ValueError: one learning rate twice.
@@ -90,7 +116,7 @@ def choose_run(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def spread(tests: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """How the metrics of one method vary over its splits.
+    """Describe how the metrics of one method vary over its splits.
 
     Args:
         tests: per split its test metrics.
@@ -127,7 +153,7 @@ def _evaluate_run(meta: Mapping[str, Any], test: Mapping[str, Any], val: Mapping
     from smmil.metrics import run_metrics
 
     raw, gated = (
-        run_metrics(as_evaluated(meta, test, gated=one), as_evaluated(meta, val, gated=one)) for one in (False, True)
+        run_metrics(as_evaluated(meta, test, gated=flag), as_evaluated(meta, val, gated=flag)) for flag in (False, True)
     )
     by_bag = GATE in meta.get("quirks", [])
     primary = gated if by_bag else raw
@@ -145,15 +171,15 @@ def _evaluate_run(meta: Mapping[str, Any], test: Mapping[str, Any], val: Mapping
 
 
 def as_evaluated(meta: Mapping[str, Any], part: Mapping[str, Any], *, gated: bool | None = None) -> dict[str, Any]:
-    """The arrays of a part as metrics and intervals take them under the run's quirks.
+    """Apply the run's quirks of evaluation to the arrays of a part.
 
     Args:
         meta: of the run's predictions.
         part: its test or validation arrays.
-        gated: whether scores of bags called negative become -5; None = what the quirk `eval_gate_by_bag` says.
+        gated: whether scores of bags called negative become -5; None = whether the quirk `eval_gate_by_bag` is active.
 
     Returns:
-        The same arrays, the scores gated or as they are, the energies halved under the quirk `eval_energy`.
+        The arrays with gated scores where asked for, and energies halved under the quirk `eval_energy`.
     """
     from smmil.definitions import GATE, HALVED
     from smmil.metrics import gate
@@ -167,9 +193,9 @@ def as_evaluated(meta: Mapping[str, Any], part: Mapping[str, Any], *, gated: boo
     return {**part, **changed}
 
 
-def _instances(found: Mapping[str, Any]) -> dict[str, Any]:
-    own = {key: value for key, value in found["test"].items() if key.startswith("instance_")}
-    return {"threshold": found["threshold"], **own}
+def _instances(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    instance_metrics = {key: value for key, value in metrics["test"].items() if key.startswith("instance_")}
+    return {"threshold": metrics["threshold"], **instance_metrics}
 
 
 def _candidate(entry: Mapping[str, Any], best: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,28 +218,23 @@ def _shared(metas: Sequence[Mapping[str, Any]], files: Sequence[Path | str]) -> 
     if not metas:
         raise ValueError("no predictions file given")
     # a run as written has no quirks in its meta
-    facts = [{**meta, "quirks": sorted(meta.get("quirks", []))} for meta in metas]
+    metas = [{**meta, "quirks": sorted(meta.get("quirks", []))} for meta in metas]
     for key in SHARED:
-        found = sorted({str(one[key]) for one in facts})
-        if len(found) > 1:
-            raise ValueError(f"{key}: found {found} among {len(files)} runs, expected one; evaluate them apart")
-    return {key: facts[0][key] for key in SHARED}
+        values = sorted({str(meta[key]) for meta in metas})
+        if len(values) > 1:
+            raise ValueError(f"{key}: found {values} among {len(files)} runs, expected one; evaluate them apart")
+    return {key: metas[0][key] for key in SHARED}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line: index in, metrics JSON out."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m smmil.evaluate", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--index", required=True, help="index.json of the predictions of one method")
     parser.add_argument("--out", required=True, help="metrics JSON to write")
     parser.add_argument("--resamples", type=int, default=1000, help="bootstrap resamples over test bags, 0 = none")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
     arguments = parser.parse_args(argv)
-    from smmil.results import read_index
-
-    files = read_index(arguments.index)
-    metrics = evaluate_runs(files, resamples=arguments.resamples, seed=arguments.seed)
-    write_json(arguments.out, metrics)
-    logger.info("%s: %d runs, %d splits", arguments.out, len(files), len(metrics["splits"]))
+    evaluate(arguments.index, arguments.out, resamples=arguments.resamples, seed=arguments.seed)
     return 0
 
 

@@ -1,7 +1,7 @@
 """Critical-difference diagram: mean ranks of all methods, bars join those that Nemenyi's test cannot tell apart.
 
 One diagram for instance AUROC, one for that of the sign-aware score where it was measured, and one for bag AUROC; a
-column of the test is one split of one dataset (`smmil.rank_tests`). The splits share their test set: the warning is
+column of the test is one split of one dataset (`smmil.ranks`). The splits share their test set: the warning is
 printed in the picture.
 """
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from smmil.fig_job import Drawn, Job, in_order, inverted_note, missing_runs, missing_text
 from smmil.plotting import NEUTRAL, headline, look_of, new_figure, save, shown_name, style
-from smmil.rank_tests import RankTest, rank_test
+from smmil.ranks import RankTest, rank_test
 
 METRICS = (
     ("instance_auroc", "Localisation: instance AUROC"),

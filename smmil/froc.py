@@ -9,17 +9,17 @@ FROC (Ehteshami Bejnordi et al., JAMA 2017, task 1), adapted from points in a sl
   lattice is a line, so a lesion is a run of positive slices. The challenge leaves out isolated tumour cells by size;
   tiles carry no such mark, so every component counts.
 - detection: a tile whose score no neighbouring tile exceeds (8-neighbourhood), its score being the confidence; of
-  equal neighbours the first in row-major order stands for them. It takes the place of the points that contestants sent.
+  equal neighbours only the first in row-major order counts. Detections replace the points that contestants sent.
 - true positive: a lesion is found at a threshold t when a detection with score >= t lies on one of its tiles; several
-  on one lesion count once. Other detections in a positive bag, on tiles of unknown label too, count for nothing.
+  on one lesion count once. Other detections in a positive bag are ignored, also on tiles of unknown label.
 - false positives: detections with score >= t in NEGATIVE bags, whatever their tiles' labels, per negative bag (the
-  publication's "metastasis-free slides only"; the challenge's script counts those beside lesions too, over all slides,
-  which would punish here a tile just outside an outline, or lesions that nobody outlined).
+  publication's "metastasis-free slides only"; the challenge's script also counts those beside lesions, over all slides,
+  which would penalise tiles just outside an outline, and lesions without an outline).
 - average FROC: mean sensitivity at 1/4, 1/2, 1, 2, 4 and 8 false positives per negative bag, linear between the
   points of the curve, and beyond its last point the sensitivity there (as the challenge's script does).
 
 Dice of a bag with at least one positive tile: 2 |called and positive| / (|called| + |positive|) over its labelled
-tiles; the mean over such bags. Over pooled tiles Dice would be the F1 and say nothing new.
+tiles; the mean over such bags. Over pooled tiles Dice would equal F1.
 """
 
 from dataclasses import dataclass
@@ -60,7 +60,7 @@ def froc(
     score: npt.NDArray[Any],
     grid: npt.NDArray[Any],
 ) -> Froc:
-    """Average FROC of all bags; see the top of this file for the arguments and the definition."""
+    """Compute the average FROC of all bags; arguments and definition: see the module docstring."""
     hits, _, wrong, _ = _events(y, offsets, y_inst, score, grid)
     normal = int(np.sum(np.asarray(y) == 0))
     if not len(hits) or not normal:
@@ -78,15 +78,15 @@ def froc_resamples(
     grid: npt.NDArray[Any],
     weights: Floats,
 ) -> Floats:
-    """Average FROC when bags are drawn several times or not at all.
+    """Compute the average FROC of every resample.
 
     Args:
-        y: this and the next four as in `froc`.
-        offsets: see there.
-        y_inst: see there.
-        score: see there.
-        grid: see there.
-        weights: (R,B) how often each resample draws each bag.
+        y: labels of the bags; this and the next four as in `froc`.
+        offsets: first rows of the bags.
+        y_inst: labels of the instances.
+        score: scores of the instances.
+        grid: cells of the instances.
+        weights: (R,B) multiplicities of the bags.
 
     Returns:
         (R,), NaN where a resample has no lesion or no negative bag.
@@ -98,9 +98,9 @@ def froc_resamples(
     counts = []
     for values, bag in ((wrong, wrong_bag), (hits, hit_bag)):
         # the first threshold that a value reaches; -inf reaches none
-        level, found = np.searchsorted(-thresholds, -values), np.isfinite(values)
-        places = (level[found] + 1, bag[found])
-        counts.append(csr_array((np.ones(len(places[0])), places), shape=(len(thresholds) + 1, len(y))))
+        level, finite = np.searchsorted(-thresholds, -values), np.isfinite(values)
+        cells = (level[finite] + 1, bag[finite])
+        counts.append(csr_array((np.ones(finite.sum()), cells), shape=(len(thresholds) + 1, len(y))))
     lesions = weights @ np.bincount(hit_bag, minlength=len(y))
     normal = weights @ (np.asarray(y) == 0).astype(np.float64)
     result: Floats = np.full(len(weights), np.nan)
@@ -117,24 +117,21 @@ def _events(
     score: npt.NDArray[Any],
     grid: npt.NDArray[Any],
 ) -> tuple[Floats, Ints, Floats, Ints]:
-    """Best confidence on every lesion (L,) and its bag (L,), those of detections in negative bags (F,) and theirs."""
-    found: list[Floats] = [np.zeros(0)]
-    wrong: list[Floats] = [np.zeros(0)]
-    bags: tuple[list[int], list[int]] = ([], [])
-    for bag, (start, stop) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
-        rows = slice(int(start), int(stop))
+    """Return the best confidence on every lesion (L,), its bag (L,), false detections' confidence (F,) and bag (F,)."""
+    hits: list[Floats] = [np.zeros(0)] * len(y)
+    wrong: list[Floats] = [np.zeros(0)] * len(y)
+    for bag in range(len(y)):
+        rows = slice(int(offsets[bag]), int(offsets[bag + 1]))
         if y[bag] == 1 and np.any(y_inst[rows] == 1):
-            found.append(lesion_confidence(y_inst[rows], score[rows], grid[rows]))
-            bags[0].extend([bag] * len(found[-1]))
+            hits[bag] = lesion_confidence(y_inst[rows], score[rows], grid[rows])
         elif y[bag] == 0:
-            wrong.append(np.asarray(score[rows], np.float64)[detections(score[rows], grid[rows])])
-            bags[1].extend([bag] * len(wrong[-1]))
-    hit_bag, wrong_bag = (np.array(one, np.int64) for one in bags)
-    return np.concatenate(found), hit_bag, np.concatenate(wrong), wrong_bag
+            wrong[bag] = np.asarray(score[rows], np.float64)[detections(score[rows], grid[rows])]
+    hit_bag, wrong_bag = (np.repeat(np.arange(len(y)), [len(v) for v in values]) for values in (hits, wrong))
+    return np.concatenate([[], *hits]), hit_bag, np.concatenate([[], *wrong]), wrong_bag
 
 
 def sensitivity_at(hits: Floats, wrong: Floats, normal: int, rates: tuple[float, ...] = RATES) -> Floats:
-    """Sensitivity at rates of false positives per negative bag.
+    """Read the sensitivity at rates of false positives per negative bag.
 
     Args:
         hits: (L,) best confidence on every lesion, -inf = never found.
@@ -151,20 +148,20 @@ def _thresholds(hits: Floats, wrong: Floats) -> Floats:
 
 
 def _read(fp: Floats, tp: Floats, rates: tuple[float, ...]) -> Floats:
-    """The curve through the points `fp`, `tp` (T+1,) of descending thresholds, read at rates."""
+    """Interpolate the curve through the points `fp`, `tp` (T+1,) of descending thresholds at the rates."""
     # of the thresholds with equally many false positives the lowest finds the most
     last = np.append(np.diff(fp) > 0, True)
     return np.asarray(np.interp(rates, fp[last], tp[last]), np.float64)
 
 
 def _above(values: Floats, thresholds: Floats) -> Ints:
-    """(T+1,) how many values reach no threshold at all (0), then each of the descending thresholds."""
+    """Count the values at or above each of the descending thresholds: (T+1,), 0 first."""
     ordered = np.sort(values)
     return np.append(0, len(ordered) - np.searchsorted(ordered, thresholds)).astype(np.int64)
 
 
 def lesion_confidence(y_inst: npt.NDArray[Any], score: npt.NDArray[Any], grid: npt.NDArray[Any]) -> Floats:
-    """(L,) the best detection on each lesion of one bag, -inf where none lies on it."""
+    """Return the best detection (L,) on each lesion of one bag, -inf where there is none."""
     from scipy import ndimage
 
     rows, cols, shape = _place(grid)
@@ -178,18 +175,18 @@ def lesion_confidence(y_inst: npt.NDArray[Any], score: npt.NDArray[Any], grid: n
 
 
 def detections(score: npt.NDArray[Any], grid: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """(N,) whether a tile of one bag is a local maximum on the lattice; of equal neighbours the first in row order."""
+    """Mark (N,) the local maxima of one bag on its lattice; of equal neighbours the first in row order."""
     from scipy import ndimage
 
     if len(score) == 0:
         return np.zeros(0, bool)
     rows, cols, shape = _place(grid)
-    # a total order of the tiles: by score, equal ones by their place, so that every comparison has a winner
+    # ordered by score, then by position, so that no two tiles are equal
     order = np.lexsort((-cols, -rows, np.asarray(score, np.float64)))
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(1, len(order) + 1)
     surface = np.zeros(shape, np.int64)
-    # two tiles in one cell (overlapping lattices): the better one stands for it
+    # of two tiles in one cell (overlapping lattices) the better one counts
     np.maximum.at(surface, (rows, cols), rank)
     highest = ndimage.maximum_filter(surface, size=3, mode="constant", cval=0)
     return np.asarray(highest[rows, cols] == rank)
@@ -203,7 +200,7 @@ def _place(grid: npt.NDArray[Any]) -> tuple[Ints, Ints, tuple[int, int]]:
 
 
 def bag_dice(y_inst: npt.NDArray[Any], score: npt.NDArray[Any], offsets: npt.NDArray[Any], threshold: float) -> Floats:
-    """(B,) Dice of `score > threshold` against the labelled tiles; NaN for a bag without a positive tile."""
+    """Compute Dice (B,) of `score > threshold` on the labelled tiles; NaN for a bag without a positive tile."""
     n_bags = len(offsets) - 1
     bag = np.repeat(np.arange(n_bags), np.diff(offsets))
     positive, known = np.asarray(y_inst) == 1, np.isin(y_inst, (0, 1))

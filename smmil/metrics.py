@@ -3,10 +3,10 @@
 Shapes: bags `y` (B,) in {0, 1} or NaN (unlabelled), `logit` (B,); instances `y` (M,) in {0, 1, -1}, `score` (M,), bag b
 owning the rows `offsets[b]:offsets[b + 1]`. A higher score always means "more positive".
 
-Definitions (the words under the tables: `smmil.definitions`):
+Definitions (the texts under the tables: `smmil.definitions`):
 
 - bag AUROC: area under the ROC curve of the bag logits, Mann-Whitney form, ties count one half.
-- bag F1, accuracy, precision, recall: a bag is called positive when its logit is > 0; F1 of nothing is 0.
+- bag F1, accuracy, precision, recall: a bag is called positive when its logit is > 0; F1 is 0 where it is 0 / 0.
 - BCE: mean over bags of the unweighted binary cross-entropy of the logit, nats.
 - AUPRC: average precision, the sum over distinct scores of (recall gained) x (precision there).
 - instance metrics: all instances of all bags, positive and negative bags alike, pooled into one vector; instances whose
@@ -18,8 +18,7 @@ Definitions (the words under the tables: `smmil.definitions`):
 - signed_*: the same instance metrics of the sign-aware score (`smmil.signed`), with a validation threshold of its own.
 - FPR at TPR .90: the smallest false positive rate among ROC points whose true positive rate is at least .90.
 
-A metric that is undefined (one class only, no instance labels) is None and the reason stands in `undefined`; NaN never
-leaves this module.
+An undefined metric (one class only, no instance labels) is None, with its reason in `undefined`; NaN is never returned.
 """
 
 from collections.abc import Mapping
@@ -31,88 +30,73 @@ import numpy.typing as npt
 from smmil.calibration import calibration_error
 from smmil.froc import RATES, bag_dice, froc
 
-__all__ = ["GATED_SCORE", "auroc", "average_precision", "bag_metrics", "best_threshold", "confusion"]
-__all__ += ["f1_score", "fpr_at_tpr", "gate", "instance_metrics", "labelled", "roc_points", "run_metrics"]
-
 Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 GATED_SCORE = -5.0
 
 
-def roc_points(y: npt.NDArray[Any], score: npt.NDArray[Any]) -> tuple[Ints, Ints, Floats]:
-    """Counts above every distinct score, from the largest down.
+def auroc(y: npt.NDArray[Any], score: npt.NDArray[Any]) -> float | None:
+    """Return the area under the ROC curve, None when only one class is present.
 
     Args:
         y: (M,) labels in {0, 1}.
         score: (M,) finite scores.
 
-    Returns:
-        `tp` (K,), `fp` (K,) with `score >= threshold` counted as positive, and `threshold` (K,) descending.
-
     Raises:
         ValueError: lengths differ, a label is not 0/1 or a score is not finite.
     """
-    labels, scores = _checked(y, score)
-    order = np.argsort(-scores, kind="stable")
-    labels, scores = labels[order], scores[order]
-    # the last row of every run of equal scores: ties enter together, whatever their order
-    last = np.flatnonzero(np.append(np.diff(scores) != 0, True)) if len(scores) else np.zeros(0, np.int64)
-    tp = np.cumsum(labels)[last]
-    return tp.astype(np.int64), (last + 1 - tp).astype(np.int64), scores[last]
+    from sklearn.metrics import auc
 
-
-def auroc(y: npt.NDArray[Any], score: npt.NDArray[Any]) -> float | None:
-    """Area under the ROC curve; None when only one class is present. Arguments as in `roc_points`."""
-    tp, fp, _ = roc_points(y, score)
-    if len(tp) == 0 or tp[-1] == 0 or fp[-1] == 0:
+    tp, fp, _ = _cumulative_counts(y, score)
+    if not _has_both_classes(tp, fp):
         return None
-    steps, before = np.diff(np.append(0, fp)), np.append(0, tp[:-1])
-    return float(np.sum(steps * (tp + before)) / (2.0 * tp[-1] * fp[-1]))
+    # the area in counts is exact, so equal rankings give equal bits
+    return float(auc(np.append(0, fp), np.append(0, tp)) / (tp[-1] * fp[-1]))
 
 
 def average_precision(y: npt.NDArray[Any], score: npt.NDArray[Any]) -> float | None:
-    """Step-wise area under the precision-recall curve; None without a positive."""
-    tp, fp, _ = roc_points(y, score)
+    """Return the step-wise area under the precision-recall curve, None without a positive."""
+    tp, fp, _ = _cumulative_counts(y, score)
     if len(tp) == 0 or tp[-1] == 0:
         return None
-    return float(np.sum(np.diff(np.append(0, tp)) / tp[-1] * (tp / (tp + fp))))
+    return float(np.sum(np.diff(tp, prepend=0) / tp[-1] * (tp / (tp + fp))))
 
 
 def fpr_at_tpr(y: npt.NDArray[Any], score: npt.NDArray[Any], tpr: float = 0.90) -> float | None:
-    """Smallest FPR of a ROC point with TPR at least `tpr`; None when only one class is present."""
-    tp, fp, _ = roc_points(y, score)
-    if len(tp) == 0 or tp[-1] == 0 or fp[-1] == 0:
+    """Return the smallest FPR with a TPR of at least `tpr`, None when only one class is present."""
+    tp, fp, _ = _cumulative_counts(y, score)
+    if not _has_both_classes(tp, fp):
         return None
-    # an epsilon far below one count: .9 * 10 must not miss the point 9 / 10
-    reached = tp >= tpr * tp[-1] - 1e-9
-    return float(fp[np.argmax(reached)] / fp[-1])
+    # the tolerance is far below one count: .9 * 10 must not miss the point 9 / 10
+    return float(fp[np.argmax(tp >= tpr * tp[-1] - 1e-9)] / fp[-1])
 
 
 def best_threshold(y: npt.NDArray[Any], score: npt.NDArray[Any]) -> float | None:
-    """The score with the largest TPR x (1 - FPR), the largest score on a tie; None when only one class is present."""
-    tp, fp, threshold = roc_points(y, score)
-    if len(tp) == 0 or tp[-1] == 0 or fp[-1] == 0:
+    """Return the largest score that maximises TPR x (1 - FPR), None when only one class is present."""
+    tp, fp, threshold = _cumulative_counts(y, score)
+    if not _has_both_classes(tp, fp):
         return None
-    # in whole counts: exact, so that a tie is a tie
+    # products of counts are exact, so that a tie is a tie
     return float(threshold[np.argmax(tp * (fp[-1] - fp))])
 
 
-def confusion(y: npt.NDArray[Any], positive: npt.NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    """(tp, fp, fn, tn) of a boolean prediction (M,) against labels (M,) in {0, 1}."""
-    truth = np.asarray(y) == 1
-    tp, fp = int(np.sum(truth & positive)), int(np.sum(~truth & positive))
-    return tp, fp, int(np.sum(truth)) - tp, int(np.sum(~truth)) - fp
+def _cumulative_counts(y: npt.NDArray[Any], score: npt.NDArray[Any]) -> tuple[Floats, Floats, Floats]:
+    """Return true and false positives (K,) at `score >= threshold`, and the K distinct scores, descending."""
+    from sklearn.metrics import confusion_matrix_at_thresholds
+
+    labels, scores = _checked(y, score)
+    if len(labels) == 0:
+        return labels, labels, scores
+    _, fp, _, tp, thresholds = confusion_matrix_at_thresholds(labels, scores, pos_label=1)
+    return tp, fp, thresholds
 
 
-def f1_score(y: npt.NDArray[Any], positive: npt.NDArray[np.bool_]) -> float:
-    """2 tp / (2 tp + fp + fn), 0 when that is 0 / 0."""
-    tp, fp, fn, _ = confusion(y, positive)
-    return _ratio(2 * tp, 2 * tp + fp + fn)
+def _has_both_classes(tp: Floats, fp: Floats) -> bool:
+    return len(tp) > 0 and bool(tp[-1] > 0 and fp[-1] > 0)
 
 
 def bag_metrics(y: npt.NDArray[Any], logit: npt.NDArray[Any]) -> dict[str, Any]:
-    """All bag metrics; bags whose label is NaN are left out and counted.
+    """Compute all bag metrics; bags whose label is NaN are left out and counted.
 
     Args:
         y: (B,) labels in {0, 1} or NaN.
@@ -125,29 +109,31 @@ def bag_metrics(y: npt.NDArray[Any], logit: npt.NDArray[Any]) -> dict[str, Any]:
     Raises:
         ValueError: a logit that is not finite or a label that is not 0, 1 or NaN.
     """
+    from sklearn.metrics import precision_recall_fscore_support
+
     labels, logits = np.asarray(y, np.float64), np.asarray(logit, np.float64)
     known = ~np.isnan(labels)
     labels, logits = _checked(labels[known], logits[known])
-    tp, fp, fn, tn = confusion(labels, logits > 0)
-    n = len(labels)
+    n, positives, called = len(labels), int(np.sum(labels)), logits > 0
     values: dict[str, float | None] = {
         "bag_auroc": auroc(labels, logits),
         "bag_auprc": average_precision(labels, logits),
-        "bag_f1": _ratio(2 * tp, 2 * tp + fp + fn) if n else None,
-        "bag_accuracy": (tp + tn) / n if n else None,
-        "bag_precision": _ratio(tp, tp + fp) if n else None,
-        "bag_recall": _ratio(tp, tp + fn) if n else None,
-        "bag_bce": float(np.mean(_cross_entropy(labels, logits))) if n else None,
+        **dict.fromkeys(("bag_f1", "bag_accuracy", "bag_precision", "bag_recall", "bag_bce")),
         "bag_ece": calibration_error(labels, logits),
     }
-    counts = {"n_bags": n, "n_positive_bags": tp + fn, "n_unlabelled_bags": int(np.sum(~known))}
-    return {**values, **counts, "undefined": _reasons(values, "labelled bag", tp + fn, fp + tn)}
+    if n:
+        precision, recall, f1, _ = precision_recall_fscore_support(labels, called, average="binary", zero_division=0)
+        values |= {"bag_f1": float(f1), "bag_precision": float(precision), "bag_recall": float(recall)}
+        values["bag_accuracy"] = float(np.mean(called == labels))
+        values["bag_bce"] = float(np.mean(_cross_entropy(labels, logits)))
+    counts = {"n_bags": n, "n_positive_bags": positives, "n_unlabelled_bags": int(np.sum(~known))}
+    return {**values, **counts, "undefined": _reasons(values, "labelled bag", positives, n - positives)}
 
 
 def instance_metrics(
     y: npt.NDArray[Any], score: npt.NDArray[Any], threshold: float | None, no_threshold: str = "no threshold"
 ) -> dict[str, Any]:
-    """All instance metrics of one pooled vector.
+    """Compute all instance metrics of one pooled vector.
 
     Args:
         y: (M,) labels in {0, 1, -1}; anything but 0 and 1 is left out.
@@ -167,8 +153,8 @@ def instance_metrics(
     values: dict[str, float | None] = {
         "instance_auroc": auroc(labels, scores),
         "instance_auprc": average_precision(labels, scores),
-        "instance_f1": f1_score(labels, scores > threshold) if n and threshold is not None else None,
-        "instance_f1_at_0": f1_score(labels, scores > 0) if n else None,
+        "instance_f1": _f1(labels, scores > threshold) if n and threshold is not None else None,
+        "instance_f1_at_0": _f1(labels, scores > 0) if n else None,
         "instance_fpr_at_tpr90": fpr_at_tpr(labels, scores),
     }
     undefined = _reasons(values, "labelled instance", positives, n - positives)
@@ -180,7 +166,7 @@ def instance_metrics(
 
 
 def labelled(y: npt.NDArray[Any], score: npt.NDArray[Any]) -> tuple[Floats, Floats]:
-    """The rows of `y` (M,) and `score` (M,) whose label is 0 or 1; every score must be finite."""
+    """Return the rows of `y` (M,) and `score` (M,) whose label is 0 or 1; every score must be finite."""
     labels, scores = np.asarray(y), np.asarray(score, np.float64)
     keep = (labels == 0) | (labels == 1)
     _checked(keep, scores)
@@ -188,7 +174,7 @@ def labelled(y: npt.NDArray[Any], score: npt.NDArray[Any]) -> tuple[Floats, Floa
 
 
 def gate(score: npt.NDArray[Any], offsets: npt.NDArray[Any], logit: npt.NDArray[Any]) -> Floats:
-    """The released code's variant: every score of a bag called negative (logit <= 0) becomes -5.0.
+    """Set every score of a bag called negative (logit <= 0) to -5.0, as the released code does.
 
     Args:
         score: (M,) raw scores.
@@ -203,12 +189,12 @@ def gate(score: npt.NDArray[Any], offsets: npt.NDArray[Any], logit: npt.NDArray[
 
 
 def run_metrics(test: Mapping[str, Any], val: Mapping[str, Any]) -> dict[str, Any]:
-    """Every metric of one run; nothing of `test` reaches a threshold.
+    """Compute every metric of one run; thresholds come from `val` alone.
 
     Args:
         test: `y` (B,), `bag_logit` (B,), `offsets` (B+1,), `instance_score` (M,), `y_inst` (M,) of the test bags; where
-            they are known also `grid` (M,2), `signed_score` (M,) and `energy` (B,2); as they are to be evaluated
-            (`smmil.evaluate.as_evaluated`).
+            known also `grid` (M,2), `signed_score` (M,) and `energy` (B,2); prepared by
+            `smmil.evaluate.as_evaluated`.
         val: the same of the validation bags.
 
     Returns:
@@ -224,15 +210,16 @@ def run_metrics(test: Mapping[str, Any], val: Mapping[str, Any]) -> dict[str, An
             continue
         y_val, score_val = labelled(val["y_inst"], val[array])
         threshold = best_threshold(y_val, score_val)
-        found_in = "hold one class only" if len(y_val) else "have no label"
-        why = f"no threshold: the validation instances {found_in}"
+        problem = "hold one class only" if len(y_val) else "have no label"
+        reason = f"no threshold: the validation instances {problem}"
         result[f"{prefix}threshold"] = threshold
         for name, part in parts:
-            found = instance_metrics(part["y_inst"], part[array], threshold, why)
-            _add_lesions(found, part, part[array], threshold, why)
-            result[name]["undefined"] |= {f"{prefix}{key}": reason for key, reason in found.pop("undefined").items()}
-            counted = {key: value for key, value in found.items() if not (prefix and key.startswith("n_"))}
-            result[name] |= {f"{prefix}{key}": value for key, value in counted.items()}
+            values = instance_metrics(part["y_inst"], part[array], threshold, reason)
+            _add_lesions(values, part, part[array], threshold, reason)
+            result[name]["undefined"] |= {f"{prefix}{key}": text for key, text in values.pop("undefined").items()}
+            # the counts are the same for both scores
+            kept = {key: value for key, value in values.items() if not (prefix and key.startswith("n_"))}
+            result[name] |= {f"{prefix}{key}": value for key, value in kept.items()}
     for name, part in parts:
         if "energy" in part and len(part["energy"]):
             raw, normalised = np.asarray(part["energy"], np.float64).mean(0)
@@ -241,24 +228,24 @@ def run_metrics(test: Mapping[str, Any], val: Mapping[str, Any]) -> dict[str, An
 
 
 def _add_lesions(
-    found: dict[str, Any], part: Mapping[str, Any], score: npt.NDArray[Any], threshold: float | None, no_threshold: str
+    values: dict[str, Any], part: Mapping[str, Any], score: npt.NDArray[Any], threshold: float | None, no_threshold: str
 ) -> None:
-    """Dice, and FROC where the lattice is known."""
-    found["instance_dice"] = None
+    """Add Dice, and FROC where the lattice is known."""
+    values["instance_dice"] = None
     if threshold is None:
-        found["undefined"]["instance_dice"] = no_threshold
+        values["undefined"]["instance_dice"] = no_threshold
     else:
         dice = bag_dice(part["y_inst"], score, part["offsets"], threshold)
         dice = dice[~np.isnan(dice)]
-        found["instance_dice"] = float(dice.mean()) if len(dice) else None
+        values["instance_dice"] = float(dice.mean()) if len(dice) else None
         if not len(dice):
-            found["undefined"]["instance_dice"] = "no bag with a positive instance"
+            values["undefined"]["instance_dice"] = "no bag with a positive instance"
     if "grid" in part:
         curve = froc(part["y"], part["offsets"], part["y_inst"], score, part["grid"])
-        found["instance_froc"] = curve.average
-        found["froc_sensitivity"] = dict(zip((f"{rate:g}" for rate in RATES), curve.sensitivity, strict=False))
+        values["instance_froc"] = curve.average
+        values["froc_sensitivity"] = dict(zip((f"{rate:g}" for rate in RATES), curve.sensitivity, strict=False))
         if curve.average is None:
-            found["undefined"]["instance_froc"] = curve.reason
+            values["undefined"]["instance_froc"] = curve.reason
 
 
 def _cross_entropy(y: Floats, logit: Floats) -> Floats:
@@ -266,8 +253,10 @@ def _cross_entropy(y: Floats, logit: Floats) -> Floats:
     return np.asarray(np.maximum(logit, 0) - logit * y + np.log1p(np.exp(-np.abs(logit))), np.float64)
 
 
-def _ratio(numerator: float, denominator: float) -> float:
-    return numerator / denominator if denominator else 0.0
+def _f1(y: Floats, called: npt.NDArray[np.bool_]) -> float:
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(y, called, zero_division=0))
 
 
 def _reasons(values: Mapping[str, float | None], what: str, positives: int, negatives: int) -> dict[str, str]:

@@ -1,18 +1,19 @@
-"""The story of one result, back to the raw files: which runs, weights, features, bags and images it rests on.
+"""Trace one result back to the raw files: the runs, weights, features, bags and images that it depends on.
 
 Run alone:
     python -m smmil.provenance results/tables/table1.csv --cell smap_early camelyon16
     python -m smmil.provenance results/camelyon16/metrics/resnet18/abmil.json --verify
     python -m smmil.provenance results/camelyon16/predictions/resnet18/abmil/split1_lr0.0001.npz --bag tumor_001
 
-RESULT is a table, a metrics file, a predictions file or a run directory below a results folder. `--verify` computes
-every hash on the way again (files of runs and predictions, bag list, manifests, arrays of the bags); exit code 1 if one
-differs. What is told was written beside the results when they were made; nothing is guessed.
+RESULT is a table, a metrics file, a predictions file or a run directory below a results folder. `--verify` recomputes
+every recorded hash (files of runs and predictions, bag list, manifests, arrays of the bags); exit code 1 on a mismatch.
+All facts were recorded with the results; nothing is inferred.
 """
 
 import argparse
 import csv
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,7 @@ KINDS = ("metrics", "predictions", "runs")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a result stands: `root/dataset/{metrics,predictions,runs}/encoder/method`, and one run or all (None)."""
+    """Location of a result: `root/dataset/{metrics,predictions,runs}/encoder/method`, and one run or all (None)."""
 
     root: Path
     dataset: str
@@ -34,27 +35,27 @@ class Place:
     run: str | None = None
 
     def folder(self, kind: str) -> Path:
-        """The folder of the pairing's files of one kind."""
+        """Return the folder of one kind of files."""
         return self.root / self.dataset / kind / self.encoder / self.method
 
 
 @dataclass
 class Checks:
-    """Hashes computed again; `wrong` lists those that differ."""
+    """Recomputed hashes; `wrong` lists those that differ."""
 
     wanted: bool
     done: int = 0
     wrong: list[str] = field(default_factory=list)
 
-    def same(self, what: str, found: str, expected: str) -> None:
-        """Notes one comparison."""
+    def compare(self, name: str, actual: str, expected: str) -> None:
+        """Record one comparison."""
         self.done += 1
-        if found != expected:
-            self.wrong.append(f"{what}: found {found[:16]}, expected {expected[:16]}")
+        if actual != expected:
+            self.wrong.append(f"{name}: found {actual[:16]}, expected {expected[:16]}")
 
 
 def locate(result: Path, cell: Sequence[str] | None) -> Place:
-    """The pairing a file or folder belongs to.
+    """Find the dataset, encoder, method and run of a file or folder.
 
     Args:
         result: a table, metrics file, predictions file or run directory.
@@ -74,10 +75,11 @@ def locate(result: Path, cell: Sequence[str] | None) -> Place:
         for at in range(len(parts) - 3, 0, -1):
             if parts[at] != kind:
                 continue
-            below = [*parts[at + 1 :]]
-            below[-1] = below[-1].removesuffix(".json").removesuffix(".npz")
-            run = None if kind == "metrics" or below[-1] in ("index", "runs") else below[-1]
-            names = below if kind == "metrics" else below[:-1]
+            names = [*parts[at + 1 : -1], parts[-1].removesuffix(".json").removesuffix(".npz")]
+            run = None
+            if kind != "metrics":
+                last = names.pop()
+                run = None if last in ("index", "runs") else last
             return Place(Path(*parts[: at - 1]), parts[at - 1], "/".join(names[:-1]), names[-1], run)
     raise ValueError(
         f"{result}: found no result, expected a file of tables/, metrics/ or predictions/, or a run's folder"
@@ -89,26 +91,25 @@ def _cell_of(table: Path, cell: Sequence[str] | None) -> Place:
     with open(path, encoding="utf-8", newline="") as stream:
         reader = csv.DictReader(stream)
         methods = [row["method"] for row in reader]
-        found = {tuple(name.split(".")[:2]) for name in reader.fieldnames or () if name.count(".") >= 2}
-    columns = sorted(found)
-    listed = f"methods {', '.join(dict.fromkeys(methods))}; columns {', '.join('/'.join(c) for c in columns)}"
+        columns = sorted({tuple(name.split(".")[:2]) for name in reader.fieldnames or () if name.count(".") >= 2})
+    options = f"methods {', '.join(dict.fromkeys(methods))}; columns {', '.join('/'.join(c) for c in columns)}"
     if not cell or not 2 <= len(cell) <= 3:
-        raise ValueError(f"{table}: a table has many cells; add --cell METHOD DATASET [ENCODER] ({listed})")
+        raise ValueError(f"{table}: a table has many cells; add --cell METHOD DATASET [ENCODER] ({options})")
     encoders = [c[1] for c in columns if c[0] == cell[1] and (len(cell) == 2 or c[1] == cell[2])]
     if cell[0] not in methods or len(encoders) != 1:
         raise ValueError(
-            f"{table}: found {len(encoders)} columns for --cell {' '.join(cell)}, expected one of {listed}"
+            f"{table}: found {len(encoders)} columns for --cell {' '.join(cell)}, expected one of {options}"
         )
     return Place(table.parent.parent, cell[1], encoders[0], cell[0])
 
 
-def tell(place: Place, *, verify: bool = False, bag: str | None = None) -> dict[str, Any]:
-    """Everything recorded about a result.
+def trace(place: Place, *, verify: bool = False, bag: str | None = None) -> dict[str, Any]:
+    """Collect everything recorded about a result.
 
     Args:
         place: from `locate`.
-        verify: compute hashes again.
-        bag: tell of this bag alone instead of counting all.
+        verify: recompute the hashes.
+        bag: also describe this bag.
 
     Returns:
         JSON-able: `pairing`, `runs`, `features`, `bags`, `checks`.
@@ -131,10 +132,10 @@ def tell(place: Place, *, verify: bool = False, bag: str | None = None) -> dict[
     for run in chosen:
         folder, entry = place.folder("runs") / run["run"], index.get(run["run"])
         if verify:
-            checks.same(f"weights of {run['run']}", hash_file(folder / "best.safetensors"), run["weights_sha256"])
+            checks.compare(f"weights of {run['run']}", hash_file(folder / "best.safetensors"), run["weights_sha256"])
             if entry:
                 file = place.folder("predictions") / entry["file"]
-                checks.same(f"predictions of {run['run']}", hash_file(file), entry["sha256"])
+                checks.compare(f"predictions of {run['run']}", hash_file(file), entry["sha256"])
         runs.append(_run(run, read_json(folder / "config.json"), entry, splits.get(run["run"])))
     bags = _bags(place, listed, bag, checks)
     return {
@@ -176,8 +177,8 @@ def _bags(place: Place, listed: dict[str, Any], bag: str | None, checks: Checks)
     rows = {row.bag_id: row for row in read_bags(path)}
     manifests = sorted((dataset / "features" / place.encoder / "shards").glob("*.json"))
     if checks.wanted:
-        checks.same(str(path), hash_file(path), listed["inputs"]["bags"])
-        checks.same(f"{len(manifests)} shard manifests", hash_files(manifests), listed["inputs"]["manifests"])
+        checks.compare(str(path), hash_file(path), listed["inputs"]["bags"])
+        checks.compare(f"{len(manifests)} shard manifests", hash_files(manifests), listed["inputs"]["manifests"])
     states = _states(manifests)
     if bag is not None and bag not in rows:
         raise ValueError(f"--bag: {path} lists no bag {bag!r}")
@@ -185,13 +186,11 @@ def _bags(place: Place, listed: dict[str, Any], bag: str | None, checks: Checks)
     if checks.wanted:
         for name in finished:
             _check_bag(dataset, place.encoder, name, states[name]["hash"], checks)
-    counts: dict[str, int] = {}
-    for state in states.values():
-        counts[state["state"]] = counts.get(state["state"], 0) + 1
-    told: dict[str, Any] = {"listed": len(rows), "states": counts, "excluded": listed["excluded"]}
+    counts = dict(Counter(state["state"] for state in states.values()))
+    summary: dict[str, Any] = {"listed": len(rows), "states": counts, "excluded": listed["excluded"]}
     if bag is not None:
-        told["bag"] = _bag(dataset, place.encoder, bag, rows[bag], states.get(bag))
-    return {**told, "inputs": listed["inputs"]}
+        summary["bag"] = _bag(dataset, place.encoder, bag, rows[bag], states.get(bag))
+    return {**summary, "inputs": listed["inputs"]}
 
 
 def _states(manifests: Sequence[Path]) -> dict[str, dict[str, Any]]:
@@ -211,28 +210,28 @@ def _check_bag(dataset: Path, encoder: str, bag: str, content: str, checks: Chec
             checks.wrong.append(str(error))
             continue
         if schema == "features":
-            checks.same(f"{bag}: features against the manifest", attrs["store"]["content"], content)
+            checks.compare(f"{bag}: features against the manifest", attrs["store"]["content"], content)
 
 
 def _bag(dataset: Path, encoder: str, bag: str, row: Any, state: dict[str, Any] | None) -> dict[str, Any]:
     from preprocessing.store import read_attrs
 
-    told: dict[str, Any] = {"bag_id": bag, "images": list(row.images), "split": row.split, "state": state}
-    told |= {"label": row.label, "annotation": row.annotation}
+    facts: dict[str, Any] = {"bag_id": bag, "images": list(row.images), "split": row.split, "state": state}
+    facts |= {"label": row.label, "annotation": row.annotation}
     if state is None or state["state"] != "ok":
-        return told
+        return facts
     instances = read_attrs(dataset / "instances" / "store", bag)
     features = read_attrs(dataset / "features" / encoder / "store", bag)
     for name in ("mpp", "mpp_source", "preset", "read_level", "tile_px", "windows", "pixels_key", "software"):
         if name in instances:
-            told[name] = instances[name]
+            facts[name] = instances[name]
     kept = ("encoder", "weights_sha256", "resize_policy", "precision", "software", "unreadable_tiles")
-    told["features"] = {name: features[name] for name in kept if name in features}
-    return told
+    facts["features"] = {name: features[name] for name in kept if name in features}
+    return facts
 
 
-def as_text(story: dict[str, Any]) -> str:
-    """The story for people: indented lines, hashes shortened."""
+def as_text(provenance: dict[str, Any]) -> str:
+    """Format a provenance as indented lines with shortened hashes."""
     lines: list[str] = []
 
     def add(name: str, value: Any, depth: int) -> None:
@@ -248,7 +247,7 @@ def as_text(story: dict[str, Any]) -> str:
             text = value if isinstance(value, str) else json.dumps(value)
             lines.append(f"{pad}{name}: {text[:16] + '...' if _is_hash(text) else text}")
 
-    for name, value in story.items():
+    for name, value in provenance.items():
         add(name, value, 0)
     return "\n".join(lines) + "\n"
 
@@ -259,17 +258,17 @@ def _is_hash(text: str) -> bool:
 
 @guard
 def main(argv: Sequence[str] | None = None) -> int:
-    """Tells the story of one result; exit code 1 if `--verify` finds a difference."""
+    """Run the command line; exit code 1 if `--verify` finds a difference."""
     parser = argparse.ArgumentParser(prog="python -m smmil.provenance", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("result", type=Path, help="a table, metrics or predictions file, or a run directory")
     parser.add_argument("--cell", nargs="+", metavar="NAME", help="of a table: METHOD DATASET [ENCODER]")
-    parser.add_argument("--bag", help="tell of this bag too, back to its images")
-    parser.add_argument("--verify", action="store_true", help="compute every hash again")
+    parser.add_argument("--bag", help="describe this bag too, back to its images")
+    parser.add_argument("--verify", action="store_true", help="recompute every hash")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)
-    story = tell(locate(arguments.result, arguments.cell), verify=arguments.verify, bag=arguments.bag)
-    print(json.dumps(story, indent=1) if arguments.json else as_text(story), end="")
-    return 1 if story["checks"] and story["checks"]["different"] else 0
+    provenance = trace(locate(arguments.result, arguments.cell), verify=arguments.verify, bag=arguments.bag)
+    print(json.dumps(provenance, indent=1) if arguments.json else as_text(provenance), end="")
+    return 1 if provenance["checks"] and provenance["checks"]["different"] else 0
 
 
 if __name__ == "__main__":

@@ -1,65 +1,192 @@
-"""Mean ranks inside a group of methods (paper Tables 1 and 2, last column).
+"""Ranks of methods: mean ranks, places, Friedman's test and Nemenyi's critical difference (Demsar, JMLR 7, 2006).
 
-Rule: in every metric x dataset column the methods that have a value are ranked, 1 = the largest, tied methods sharing
-the average of the ranks they cover (1, 2.5, 2.5, 4); the mean rank is the mean over columns. Six columns with the ranks
-1, 2, 2, 2, 2, 2 give 11 / 6 = 1.833. Columns in which nobody of the group has a value do not count; a method that lacks
-a value in a column that counts has no mean rank, since its mean would be over other columns than its neighbours'.
+Shapes: K columns (dataset x metric, or dataset x split) of N values, one per method, None = missing; tied methods share
+the average of the ranks they cover (1, 2.5, 2.5, 4).
+
+- Mean ranks in tables (paper Tables 1 and 2, last column): every column ranks the methods that have a value. Columns
+  without any value do not count; a method without a value in a column that counts has no mean rank, since its mean
+  would be over other columns than the other methods'. Six columns with the ranks 1, 2, 2, 2, 2, 2 give 11 / 6 = 1.833.
+- `rank_test` uses complete columns only. With the ranks r and the mean ranks R_j, Friedman's statistic, corrected for
+  ties, is chi2 = K sum_j (R_j - (N + 1) / 2)^2 / v, v = sum (r - (N + 1) / 2)^2 / (K (N - 1)), compared with
+  chi-square of N - 1 degrees of freedom. Two methods differ when their mean ranks are at least
+  CD = q sqrt(N (N + 1) / (6 K)) apart, q being the studentised range of N means (infinite degrees of freedom) over
+  sqrt 2.
+
+Both tests assume independent columns. Splits of one dataset share its test set and most of their training bags, so the
+tests are too confident there; `RankTest.warning` says so and is printed with every figure.
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Column = Sequence[float | None]
+Floats = npt.NDArray[np.float64]
+
+WARNING = (
+    "Friedman's test and Nemenyi's critical difference take the columns as independent. Splits share one test set and "
+    "most of their training bags, and metrics of one dataset are computed from the same predictions: differences look "
+    "surer than they are."
+)
 
 
-def rank_column(values: Sequence[float | None]) -> list[float | None]:
-    """Average ranks of one column, larger is better.
-
-    Args:
-        values: one value per method, None = missing.
-
-    Returns:
-        Rank per method, 1 = best, None where the value is missing.
-    """
-    present = [value for value in values if value is not None]
-    ranks: list[float | None] = []
-    for value in values:
-        if value is None:
-            ranks.append(None)
-            continue
-        above = sum(other > value for other in present)
-        ranks.append(above + (sum(other == value for other in present) + 1) / 2)
-    return ranks
+def rank_column(values: Column) -> list[float | None]:
+    """Rank one column, 1 = the largest value, ties averaged; None where the value is missing."""
+    return [None if math.isnan(rank) else float(rank) for rank in _ranks([values])[0]]
 
 
-def mean_ranks(columns: Sequence[Sequence[float | None]]) -> list[float | None]:
-    """Mean rank per method over columns.
+def mean_ranks(columns: Sequence[Column]) -> list[float | None]:
+    """Average the ranks of every method over columns.
 
     Args:
-        columns: per column one value per method, None = missing; columns without any value are left out.
+        columns: (K, N) values; columns without any value are left out.
 
     Returns:
-        Mean rank per method, None for a method with a missing value or where no column counts.
+        (N,) mean ranks, None for a method with a missing value or where no column counts.
     """
-    ranked = [rank_column(column) for column in columns if any(value is not None for value in column)]
-    if not ranked:
+    counted = [column for column in columns if any(value is not None for value in column)]
+    if not counted:
         return [None for _ in (columns[0] if columns else ())]
-    result: list[float | None] = []
-    for method in range(len(ranked[0])):
-        own = [rank for column in ranked if (rank := column[method]) is not None]
-        result.append(sum(own) / len(own) if len(own) == len(ranked) else None)
-    return result
+    return [None if math.isnan(mean) else float(mean) for mean in _ranks(counted).mean(0)]
 
 
-def places(values: Sequence[float | None], *, larger: bool = True) -> list[int | None]:
-    """Competition places for marking best (1) and second (2): tied methods share the better place (1, 1, 3).
+def places(values: Column, *, larger: bool = True) -> list[int | None]:
+    """Return competition places for marking best (1) and second (2); tied methods share the better place (1, 1, 3).
 
     Args:
-        values: one value per method, None = missing.
+        values: (N,) values, None = missing.
         larger: whether the largest value is the best one (False for ranks).
 
     Returns:
-        Place per method; all None where fewer than two methods have a value or all are equal: nothing to mark then.
+        (N,) places; all None where fewer than two methods have a value or all are equal: nothing to mark then.
     """
-    present = [value for value in values if value is not None]
-    if len(set(present)) < 2:
+    if len({value for value in values if value is not None}) < 2:
         return [None for _ in values]
-    sign = 1 if larger else -1
-    return [None if v is None else 1 + sum(sign * other > sign * v for other in present) for v in values]
+    return [None if math.isnan(rank) else int(rank) for rank in _ranks([values], larger=larger, method="min")[0]]
+
+
+def _ranks(columns: Sequence[Column], *, larger: bool = True, method: str = "average") -> Floats:
+    """Rank every column, 1 = the best: (K, N), NaN where the value is missing."""
+    from scipy.stats import rankdata
+
+    values = np.array(columns, np.float64)
+    return np.asarray(rankdata(-values if larger else values, method=method, axis=1, nan_policy="omit"), np.float64)
+
+
+@dataclass(frozen=True)
+class RankTest:
+    """Outcome of `rank_test`.
+
+    Attributes:
+        names: (N,) methods in the given order.
+        mean_ranks: (N,) 1 = best; empty when no column is complete.
+        statistic: Friedman's chi-square, None without a complete column or with fewer than two methods.
+        p: its p value.
+        critical_difference: of two mean ranks, None where the statistic is.
+        level: confidence of the critical difference, e.g. 0.95.
+        columns: complete columns used.
+        dropped: columns left out because a method has no value there.
+        groups: maximal sets of at least two methods (names, best first) that do not differ by the critical difference:
+            the bars of the diagram.
+        warning: to be printed with every use.
+    """
+
+    names: tuple[str, ...]
+    mean_ranks: tuple[float, ...]
+    statistic: float | None
+    p: float | None
+    critical_difference: float | None
+    level: float
+    columns: int
+    dropped: int
+    groups: tuple[tuple[str, ...], ...]
+    warning: str = WARNING
+
+
+def rank_test(names: Sequence[str], columns: Sequence[Column], *, larger: bool = True, level: float = 0.95) -> RankTest:
+    """Compute mean ranks, Friedman's test, the critical difference and the groups within it.
+
+    Args:
+        names: (N,) methods, each once.
+        columns: (K, N) values, None = missing.
+        larger: whether the largest value is the best.
+        level: confidence.
+
+    Raises:
+        ValueError: a column of another length, or a name twice.
+    """
+    if len(set(names)) != len(names):
+        raise ValueError(f"methods: found {sorted({n for n in names if list(names).count(n) > 1})} more than once")
+    for i, column in enumerate(columns):
+        if len(column) != len(names):
+            raise ValueError(f"column {i}: found {len(column)} values, expected {len(names)}, one a method")
+    complete = [[value for value in column if value is not None] for column in columns]
+    complete = [column for column in complete if len(column) == len(names)]
+    means = tuple(_ranks(complete, larger=larger).mean(0).tolist()) if complete and names else ()
+    statistic, p, distance = None, None, None
+    if len(means) >= 2:
+        statistic, p = friedman(complete)
+        distance = nemenyi_distance(len(names), len(complete), level=level)
+    groups = () if distance is None else _groups(names, means, distance)
+    dropped = len(columns) - len(complete)
+    return RankTest(tuple(names), means, statistic, p, distance, level, len(complete), dropped, groups)
+
+
+def friedman(columns: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Compute Friedman's chi-square, corrected for ties, and its p value; the direction of better does not matter.
+
+    Args:
+        columns: (K, N) values, K >= 1, N >= 2, none missing.
+
+    Returns:
+        (statistic, p); (0, 1) when every column is one tie.
+
+    Raises:
+        ValueError: no column, or fewer than two methods.
+    """
+    # scipy.stats.friedmanchisquare refuses two methods and returns NaN where everything is tied
+    from scipy.stats import chi2
+
+    if not columns or len(columns[0]) < 2:
+        raise ValueError(f"friedman: found {len(columns)} columns, expected at least one, of two or more methods")
+    k, n = len(columns), len(columns[0])
+    centred = _ranks(columns) - (n + 1) / 2
+    variance = float((centred**2).sum()) / (k * (n - 1))
+    statistic = k * float((centred.mean(0) ** 2).sum()) / variance if variance else 0.0
+    return statistic, float(chi2.sf(statistic, n - 1))
+
+
+def nemenyi_distance(methods: int, columns: int, *, level: float = 0.95) -> float:
+    """Return the critical difference of two mean ranks.
+
+    Args:
+        methods: N >= 2.
+        columns: K >= 1.
+        level: confidence.
+
+    Raises:
+        ValueError: fewer methods or columns.
+    """
+    from scipy.stats import studentized_range
+
+    if methods < 2 or columns < 1:
+        raise ValueError(f"found {methods} methods and {columns} columns, expected at least 2 and 1")
+    quantile = float(studentized_range.ppf(level, methods, math.inf)) / math.sqrt(2)
+    return quantile * math.sqrt(methods * (methods + 1) / (6 * columns))
+
+
+def _groups(names: Sequence[str], means: Sequence[float], distance: float) -> tuple[tuple[str, ...], ...]:
+    """Return maximal runs of methods, in order of rank, whose ends are closer than the critical difference."""
+    order = sorted(range(len(names)), key=lambda j: (means[j], j))
+    groups: list[tuple[str, ...]] = []
+    reached = 0
+    for first in range(len(order)):
+        last = max(i for i in range(first, len(order)) if means[order[i]] - means[order[first]] < distance)
+        # a run that ends where the one before it ended is part of that one
+        if last > first and last + 1 > reached:
+            groups.append(tuple(names[j] for j in order[first : last + 1]))
+        reached = max(reached, last + 1)
+    return tuple(groups)

@@ -1,4 +1,4 @@
-"""Reads what training leaves behind: prediction files, their index and metrics files; every reader checks at the door.
+"""Read and check prediction files, their index and metrics files.
 
 Predictions npz of one run (validation and test bags, B bags, M instances): `bag_id` (B,), `split` (B,) "val" | "test",
 `y` (B,), `bag_logit` (B,), `offsets` (B+1,), `instance_score` (M,), `coverage` (M,), `y_inst` (M,) and `meta`, a JSON
@@ -21,8 +21,6 @@ BAG_ARRAYS = ("bag_id", "split", "y", "bag_logit", "energy")
 INSTANCE_ARRAYS = ("instance_score", "coverage", "y_inst", "signed_score", "grid")
 OPTIONAL = ("signed_score", "grid", "energy")
 META = ("dataset", "encoder", "method", "protocol", "run", "seed", "lr", "selection_score")
-
-
 AGAIN = "delete the index.json beside it and run the workflow again: it predicts this run again, and no other"
 
 
@@ -41,11 +39,11 @@ class Predictions:
     arrays: dict[str, npt.NDArray[Any]]
 
     def part(self, split: str) -> dict[str, npt.NDArray[Any]]:
-        """The bags of one split ("val" or "test") with their instances, in stored order, `offsets` starting at 0."""
+        """Return the bags of one split ("val" or "test") with their instances, in stored order, `offsets` from 0."""
         return self.select(self.arrays["split"] == split)
 
     def select(self, bags: npt.NDArray[np.bool_]) -> dict[str, npt.NDArray[Any]]:
-        """The bags of a mask (B,) with their instances."""
+        """Return the bags of a mask (B,) with their instances."""
         sizes = np.diff(self.arrays["offsets"])
         rows = np.repeat(bags, sizes)
         chosen = {name: self.arrays[name][bags] for name in BAG_ARRAYS if name in self.arrays}
@@ -53,7 +51,7 @@ class Predictions:
         return chosen | {"offsets": np.append(0, np.cumsum(sizes[bags]))}
 
     def bag(self, bag_id: str) -> dict[str, npt.NDArray[Any]]:
-        """One bag.
+        """Return one bag.
 
         Raises:
             ValueError: the file holds no such bag.
@@ -65,7 +63,7 @@ class Predictions:
 
 
 def load_predictions(path: Path | str) -> Predictions:
-    """Loads and checks one predictions file.
+    """Load and check one predictions file.
 
     Raises:
         ValueError: a damaged file, a missing array or meta key, or lengths that do not fit; the message names the file.
@@ -92,8 +90,8 @@ def _check_lengths(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
     n_bags, offsets = len(arrays["bag_id"]), arrays["offsets"]
     expected = dict.fromkeys(BAG_ARRAYS, n_bags) | {"offsets": n_bags + 1}
     expected |= dict.fromkeys(INSTANCE_ARRAYS, int(offsets[-1]) if len(offsets) else 0)
-    found = {name: len(array) for name, array in arrays.items()}
-    wrong = [f"{name}: found {n}, expected {expected[name]}" for name, n in found.items() if n != expected[name]]
+    lengths = {name: len(array) for name, array in arrays.items()}
+    wrong = [f"{name}: found {n}, expected {expected[name]}" for name, n in lengths.items() if n != expected[name]]
     if np.any(np.diff(offsets) < 0) or (len(offsets) and offsets[0] != 0):
         wrong.append("offsets must start at 0 and not decrease")
     if wrong:
@@ -106,7 +104,7 @@ def _check_lengths(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
 
 
 def read_index(path: Path | str) -> list[Path]:
-    """The prediction files an `index.json` lists, in its order.
+    """Return the prediction files that an `index.json` lists, in its order.
 
     The index is `{"runs": [{"run": NAME, "file": FILE}, ...]}`; FILE is relative to the index.
 
@@ -126,7 +124,7 @@ def read_index(path: Path | str) -> list[Path]:
 
 
 def read_json(path: Path | str) -> dict[str, Any]:
-    """A JSON object.
+    """Read a JSON object.
 
     Raises:
         ValueError: the file is missing or is not a JSON object.
@@ -143,7 +141,7 @@ def read_json(path: Path | str) -> dict[str, Any]:
 
 
 def json_argument(text: str, name: str) -> dict[str, Any]:
-    """A JSON object given on the command line, either itself or as the path of a file.
+    """Parse a JSON object given on the command line, as text or as the path of a file.
 
     Raises:
         ValueError: neither; the message names the argument.
@@ -158,7 +156,7 @@ def json_argument(text: str, name: str) -> dict[str, Any]:
 
 
 def read_metrics(path: Path | str) -> dict[str, Any]:
-    """A metrics file of `smmil.evaluate`.
+    """Read a metrics file of `smmil.evaluate`.
 
     Raises:
         ValueError: a key is missing; the message names the file.

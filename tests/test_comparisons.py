@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smmil import bootstrap, comparisons
+from smmil import bootstrap
 from smmil.comparison_table import METRICS
 from smmil.comparison_table import main as table_main
 from smmil.comparisons import compare, main, paired_bootstrap
 from smmil.evaluate import as_evaluated, evaluate_runs
 from smmil.metrics import run_metrics
 from smmil.provenance import locate
-from smmil.rank_tests import friedman, nemenyi_distance, rank_test
+from smmil.ranks import friedman, nemenyi_distance, rank_test
 from smmil.results import load_predictions
 from tests.predictions import BAGS, Bag, part, write_index, write_run
 
@@ -296,7 +296,3 @@ def test_what_a_table_cannot_take_is_refused_by_name(
     assert "other bags" in capsys.readouterr().err
     assert table_main(["--layout", '{"datasets": []}', "--out-csv=a", "--out-md=b", "--out-tex=c"]) == 2
     assert "expected datasets" in capsys.readouterr().err
-
-
-def test_rank_tests_are_offered_beside_the_bootstrap() -> None:
-    assert comparisons.rank_test is rank_test and comparisons.friedman is friedman

@@ -2,6 +2,7 @@
 
 import json
 import math
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smmil import bootstrap, metrics
-from smmil.evaluate import as_evaluated, choose_run, evaluate_runs, main
+from smmil.evaluate import as_evaluated, choose_run, evaluate, evaluate_runs, main
 from tests.predictions import BAGS, Bag, part, write_index, write_run
 
 scored = st.lists(st.tuples(st.integers(0, 1), st.integers(-4, 4)), min_size=2, max_size=40)
@@ -174,16 +175,41 @@ def test_threshold_never_sees_test_labels(gated: bool) -> None:
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.lists(st.tuples(st.integers(0, 1), st.integers(-3, 3), st.integers(0, 3)), min_size=4, max_size=30))
-def test_resampled_auroc_and_f1_equal_the_metric_of_repeated_bags(rows: list[tuple[int, int, int]]) -> None:
+@given(
+    st.lists(st.tuples(st.integers(0, 1), st.integers(-3, 3), st.integers(0, 3)), min_size=4, max_size=30),
+    st.sampled_from([1, 4_000_000]),
+)
+def test_resampled_curves_equal_those_of_repeated_bags(rows: list[tuple[int, int, int]], elements: int) -> None:
     y, score, bag = (np.array(column) for column in zip(*rows, strict=True))
     weights = bootstrap.draw_weights(4, 5, seed=3)
     assert (weights.sum(1) == 4).all()
-    areas = bootstrap.auroc_resamples(weights, *bootstrap.concordant_pairs(y, score, bag, 4, chunk=3))
-    for w, area in zip(weights, areas, strict=True):
-        repeats = w[bag].astype(int)
-        slow = metrics.auroc(np.repeat(y, repeats), np.repeat(score, repeats))
-        assert (slow is None and np.isnan(area)) or slow == pytest.approx(area, abs=1e-12)
+    with pytest.MonkeyPatch.context() as patch:
+        # blocks of one resample change nothing
+        patch.setattr(bootstrap, "BLOCK_ELEMENTS", elements)
+        curves = bootstrap.curve_resamples(y, score, bag, weights)
+    for metric, resampled in zip((metrics.auroc, metrics.average_precision), curves, strict=True):
+        for w, value in zip(weights, resampled, strict=True):
+            repeats = w[bag].astype(int)
+            slow = metric(np.repeat(y, repeats), np.repeat(score, repeats))
+            assert (slow is None and np.isnan(value)) or slow == pytest.approx(value, abs=1e-12)
+
+
+def test_intervals_of_many_bags_need_no_matrix_of_bags() -> None:
+    rng, bags = np.random.default_rng(2), 1200
+    y = np.arange(bags) % 2
+    arrays = {
+        "y": y.astype(np.float32),
+        "bag_logit": rng.normal(size=bags) + y,
+        "offsets": np.arange(bags + 1) * 2,
+        "y_inst": np.repeat(y, 2).astype(np.int8),
+        "instance_score": rng.normal(size=2 * bags).astype(np.float32),
+    }
+    tracemalloc.start()
+    assert bootstrap.intervals([(arrays, 0.0, None)], resamples=40)["bag_auroc"] is not None
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # one matrix of bags would take bags^2 x 8 bytes
+    assert peak < bags**2 * 8
 
 
 def test_interval_holds_the_metric_and_one_bag_gives_a_point() -> None:
@@ -213,10 +239,9 @@ def test_command_line_writes_the_chosen_runs_and_equal_bytes(tmp_path: Path) -> 
     ]
     index = write_index(tmp_path / "p", runs)
     outs = [tmp_path / "a.json", tmp_path / "b" / "b.json"]
-    for out in outs:
-        assert main(["--index", str(index), "--out", str(out), "--resamples", "20"]) == 0
-    assert outs[0].read_bytes() == outs[1].read_bytes()
-    found = json.loads(outs[0].read_text())
+    assert main(["--index", str(index), "--out", str(outs[0]), "--resamples", "20"]) == 0
+    found = evaluate(index, outs[1], resamples=20)
+    assert outs[0].read_bytes() == outs[1].read_bytes() and found == json.loads(outs[0].read_text())
     assert [split["run"] for split in found["splits"]] == ["split1_lr1e-05", "split2_lr0.0001"]
     assert found["random_weights"] is True and found["splits"][0]["threshold"] == pytest.approx(0.6)
     assert [(c["lr"], c["chosen"]) for c in found["splits"][0]["candidates"]] == [(1e-4, False), (1e-5, True)]

@@ -103,7 +103,13 @@ NEVER_CALLED = {
     "train": {"pydicom", "openpyxl", "scipy"},
     "preprocess": set(),
 }
-PACKAGE_OF = {"cv2": "py-opencv", "PIL": "pillow", "torch": "pytorch", "openslide": "openslide-python"}
+PACKAGE_OF = {
+    "sklearn": "scikit-learn",
+    "cv2": "py-opencv",
+    "PIL": "pillow",
+    "torch": "pytorch",
+    "openslide": "openslide-python",
+}
 
 
 def module_file(name: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""Cross-validation on tables: folds, and the measured anchors on MUSK1."""
+"""Cross-validation on tables, and the measured anchors on MUSK1."""
 
 import json
 
@@ -6,24 +6,8 @@ import numpy as np
 import pytest
 
 from bench.fitting import FitOptions
-from bench.tabular import cross_validate, labelled_bags, main, stratified_folds
+from bench.tabular import cross_validate, labelled_bags, main
 from preprocessing.cli import guard
-
-
-def test_folds_are_a_stratified_partition_that_the_seed_decides():
-    labels = np.array([1] * 47 + [0] * 45)
-    folds = stratified_folds(labels, 10, 0)
-    assert sorted(np.concatenate(folds).tolist()) == list(range(92))
-    assert {len(fold) for fold in folds} == {9, 10}
-    assert {int(labels[fold].sum()) for fold in folds} <= {4, 5}
-    again, other = stratified_folds(labels, 10, 0), stratified_folds(labels, 10, 1)
-    assert all(np.array_equal(a, b) for a, b in zip(folds, again, strict=True))
-    assert not all(np.array_equal(a, b) for a, b in zip(folds, other, strict=True))
-
-
-def test_fewer_bags_than_folds_are_refused():
-    with pytest.raises(ValueError, match=r"\[9, 3\]"):
-        stratified_folds(np.array([0] * 9 + [1] * 3), 10, 0)
 
 
 @pytest.fixture
@@ -48,6 +32,8 @@ def test_command_line_solves_an_easy_table(table, capsys):
     assert results["ridge_max"]["auroc"] > 0.95 and results["abmil"]["accuracy"] > 0.8
     assert guard(main)([str(table), "--methods", "ridge_max,other"]) == 2
     assert "other" in capsys.readouterr().err
+    assert guard(main)([str(table), "--methods", "ridge_max", "--folds", "13"]) == 2
+    assert "found [12, 12] bags per class" in capsys.readouterr().err
 
 
 def test_musk1_reaches_the_anchors_of_pooled_bags(shared_data):
