@@ -1,11 +1,10 @@
-"""Peers of our readers: OpenSlide + Pillow + torchvision, and pydicom + NumPy.
+"""Peers for our readers, written as users write them: OpenSlide + Pillow + torchvision, npy, Zarr, HDF5.
 
-Written against the public interfaces of those libraries, as their users do; nothing is slowed down. Extra work of
-common tools (CLAM opens its HDF5 file of coordinates for every tile) is left out.
+Only public interfaces are used, and nothing is slowed down. Where a common tool does more (CLAM opens its HDF5 file of
+coordinates for every tile), the peer here is spared it.
 """
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,13 +57,3 @@ def clam_batches(tiles: ClamTiles, batch_size: int) -> Iterator["Tensor"]:
 
     dataset: Any = tiles  # a loader takes anything with a length and items
     yield from DataLoader(dataset, batch_size=batch_size, shuffle=False, num_workers=0)
-
-
-def dicom_windows(path: Path, windows: Sequence[tuple[float, float]]) -> npt.NDArray[np.float32]:
-    """Read a slice as windowed channels (H, W, C) in [0, 1]."""
-    import pydicom
-
-    data = pydicom.dcmread(path)
-    hu = data.pixel_array.astype(np.float32) * np.float32(data.RescaleSlope) + np.float32(data.RescaleIntercept)
-    channels = [np.clip((hu - np.float32(lv - wd / 2)) / np.float32(wd), 0, 1) for lv, wd in windows]
-    return np.stack(channels, axis=-1).astype(np.float32, copy=False)

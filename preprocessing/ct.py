@@ -1,12 +1,11 @@
-"""CT scans as bags: one slice = one instance, in anatomical order.
+"""CT scans as bags: each slice is one instance, in anatomical order.
 
-`ct_instances` reads headers and makes a montage; `read_slices` reads the windowed slices in the stored order for the
-encoders. Resizing happens after windowing (resizing HU first would change the edge of the skull). Attributes hold
-file names relative to the dataset's root, spacing and windows; never an identifier from a header.
+Slices are resized after windowing, because resizing HU would change the edge of the skull. Attributes hold file names
+relative to the dataset's root, spacing and windows, never an identifier from a header.
 """
 
 import math
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,8 @@ import numpy.typing as npt
 
 from preprocessing.bag_checks import SLICES, resolve
 from preprocessing.bags import BagRow
-from preprocessing.ct_windows import windowed
-from preprocessing.dicom import (
-    Header,
-    check_series,
-    read_header,
-    read_slice,
-    read_stored,
-    slice_order,
-    to_hu,
-    window,
-)
+from preprocessing.ct_windows import window_slice
+from preprocessing.dicom import Header, check_series, read_header, read_slice, slice_order
 from preprocessing.graph import chain_neighbors
 from preprocessing.instances_types import Instances
 from preprocessing.options import CtOptions
@@ -40,7 +30,7 @@ _FRAME = (220, 40, 40)
 def ct_instances(
     paths: Sequence[Path | str] | None, options: CtOptions, row: BagRow, root: Path | str, *, thumbnail: bool = True
 ) -> Instances:
-    """Turns one scan into instances.
+    """Turn one scan into instances.
 
     Args:
         paths: the slices' files, aligned with `row.images`; None = `row.images` below the root.
@@ -50,8 +40,8 @@ def ct_instances(
         thumbnail: whether to read the pixels for a montage.
 
     Returns:
-        N instances in anatomical order: coords (N,1) float32 in mm along the slice normal starting at 0, grid (i, 0),
-        a chain of neighbours, coverage 0, 1 or NaN (unknown); a negative scan without annotation is 0 everywhere.
+        N instances in anatomical order: coords (N, 1) float32 in mm along the slice normal starting at 0, grid (i, 0),
+        a chain of neighbours, coverage 0, 1 or NaN (unknown). A negative scan without annotation has coverage 0.
 
     Raises:
         ValueError: a file that is no CT slice, two series, mixed sizes, or an annotation of another length.
@@ -80,36 +70,23 @@ def ct_instances(
     return instances
 
 
-def read_slices(root: Path | str, attrs: Mapping[str, Any]) -> Generator[Slice, Slice | None, None]:
-    """Reads the slices of a stored scan for an encoder; who has memory for the next one may `send` it.
+def read_slices(root: Path | str, attrs: Mapping[str, Any]) -> Iterator[Slice]:
+    """Read the slices of a stored scan for an encoder.
 
     Args:
         root: the dataset's root folder.
         attrs: the bag's attributes: `files` in anatomical order, `windows`, `slice_px`.
 
     Yields:
-        (slice_px, slice_px, 3) float32 in [0,1], one per instance, in the order of the instances.
+        (slice_px, slice_px, 3) float32 in [0, 1], one per instance, in the order of the instances.
 
     Raises:
-        ValueError: a file missing, truncated or not decodable; it is named.
+        ValueError: a file is missing, truncated or cannot be decoded; the message names it.
     """
     windows = [(float(level), float(width)) for level, width in attrs["windows"]]
-    out: Slice | None = None
-    for name, path in zip(attrs["files"], _resolved(root, attrs["files"]), strict=True):
-        raw, header = read_stored(path, name)
-        out = yield _resized(windowed(raw, header, windows, out), int(attrs["slice_px"]))
-
-
-def _resolved(root: Path | str, names: Sequence[str]) -> Iterator[Path]:
-    """`resolve` for each name; a folder is resolved once, which takes longer than a slice's header otherwise."""
-    folders: dict[str, Path] = {}
-    for name in names:
-        folder, _, file = name.rpartition("/")
-        if folder not in folders:
-            folders[folder] = resolve(root, folder or ".")
-        path = folders[folder] / file
-        plain = file not in ("", ".", "..") and not name.startswith("/") and not path.is_symlink()
-        yield path if plain else resolve(root, name)
+    for name in attrs["files"]:
+        raw, header = read_slice(resolve(root, name), name)
+        yield _resize(window_slice(raw, header, windows), int(attrs["slice_px"]))
 
 
 def _coverage(row: BagRow) -> npt.NDArray[np.float32]:
@@ -135,12 +112,11 @@ def _attributes(headers: Sequence[Header], along: npt.NDArray[np.float64], optio
     if any(not width > 0 for _, width in options.windows):
         raise ValueError(f"windows: found {list(options.windows)}, expected (level, width) with a width above 0 HU")
     gaps = np.diff(along)
-    spacing = {
-        "pixel": list(first.pixel_spacing) if first.pixel_spacing else None,
-        "slices_min": float(gaps.min()) if len(gaps) else None,
-        "slices_median": float(np.median(gaps)) if len(gaps) else None,
-        "slices_max": float(gaps.max()) if len(gaps) else None,
+    spacing: dict[str, object] = {
+        "pixel": [round(mm, 6) for mm in first.pixel_spacing] if first.pixel_spacing else None
     }
+    for name, statistic in (("slices_min", np.min), ("slices_median", np.median), ("slices_max", np.max)):
+        spacing[name] = round(float(statistic(gaps)), 6) if len(gaps) else None
     return {
         "modality": "ct",
         "preset": options.preset,
@@ -149,25 +125,19 @@ def _attributes(headers: Sequence[Header], along: npt.NDArray[np.float64], optio
         "source_px": [first.rows, first.columns],
         "resize_filter": None if first.rows == first.columns == options.slice_px else "bilinear_antialias",
         "files": [h.name for h in headers],
-        "spacing_mm": {k: _rounded(v) for k, v in spacing.items()},
+        "spacing_mm": spacing,
         "slices_at_one_position": int((gaps < 1e-3).sum()),
         "slices_repaired_12bit": sum(h.needs_repair for h in headers),
     }
 
 
-def _rounded(value: Any) -> Any:
-    if isinstance(value, list):
-        return [round(v, 6) for v in value]
-    return value if value is None else round(value, 6)
-
-
-def _resized(channels: npt.NDArray[np.float32], side: int) -> npt.NDArray[np.float32]:
+def _resize(channels: npt.NDArray[np.float32], side: int) -> npt.NDArray[np.float32]:
     if channels.shape[:2] == (side, side):
         return channels
     from PIL import Image
 
     planes = [Image.fromarray(np.ascontiguousarray(channels[..., c])) for c in range(channels.shape[2])]
-    # Pillow's bilinear filter widens with the reduction, which OpenCV's does not
+    # Pillow's bilinear filter is antialiased, OpenCV's is not
     small = [np.asarray(plane.resize((side, side), Image.Resampling.BILINEAR)) for plane in planes]
     resized: npt.NDArray[np.float32] = np.clip(np.stack(small, axis=-1), 0, 1).astype(np.float32, copy=False)
     return resized
@@ -176,7 +146,7 @@ def _resized(channels: npt.NDArray[np.float32], side: int) -> npt.NDArray[np.flo
 def montage(
     files: Sequence[Path], attrs: Mapping[str, Any], coverage: npt.NDArray[np.float32]
 ) -> tuple[npt.NDArray[np.uint8], dict[str, Any]]:
-    """Draws the slices in order, first window in grey, a red frame around those known to be positive.
+    """Draw the slices in order, first window in grey, with a red frame around those known to be positive.
 
     Args:
         files: the N slices in anatomical order.
@@ -184,32 +154,31 @@ def montage(
         coverage: (N,).
 
     Returns:
-        (h,w,3) uint8 and the layout: `columns`, `cell_px`, `slices` (index shown in each cell, row by row; at most 64,
-        evenly spread).
+        (h, w, 3) uint8 and the layout: `columns`, `cell_px`, `slices` (the index in each cell, row by row; at most 64,
+        evenly spaced).
     """
     import cv2
 
     n = len(files)
-    shown = np.unique(np.linspace(0, n - 1, min(n, MONTAGE_SLICES)).round().astype(int))
-    # about square, as slides are
-    columns = math.ceil(math.sqrt(len(shown)))
-    rows = -(-len(shown) // columns)
+    indices = np.unique(np.linspace(0, n - 1, min(n, MONTAGE_SLICES)).round().astype(int))
+    columns = math.ceil(math.sqrt(len(indices)))
+    rows = -(-len(indices) // columns)
     picture = np.zeros((rows * CELL_PX, columns * CELL_PX, 3), dtype=np.uint8)
     level, width = attrs["windows"][0]
-    for cell, index in enumerate(shown):
+    for cell, index in enumerate(indices):
         raw, header = read_slice(files[index], attrs["files"][index])
-        grey = _fitted(window(to_hu(raw, header), level, width))
+        grey = _fit(window_slice(raw, header, [(level, width)])[..., 0])
         tile = np.repeat(grey[..., None], 3, axis=2)
         cv2.putText(tile, str(index), (4, CELL_PX - 5), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (200, 200, 200), 1, cv2.LINE_AA)
         if coverage[index] > 0:
             cv2.rectangle(tile, (0, 0), (CELL_PX - 1, CELL_PX - 1), _FRAME, 2)
         y, x = cell // columns * CELL_PX, cell % columns * CELL_PX
         picture[y : y + CELL_PX, x : x + CELL_PX] = tile
-    return picture, {"columns": columns, "cell_px": CELL_PX, "slices": [int(i) for i in shown]}
+    return picture, {"columns": columns, "cell_px": CELL_PX, "slices": [int(i) for i in indices]}
 
 
-def _fitted(grey: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """Scales (H,W) in [0,1] into a black square cell, aspect kept."""
+def _fit(grey: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """Scale (H, W) in [0, 1] into a black square cell, keeping the aspect ratio."""
     import cv2
 
     height, width = grey.shape

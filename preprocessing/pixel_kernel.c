@@ -1,14 +1,11 @@
-/* Pixels on their way to an encoder, on a CPU: bytes resized and normalised, stored CT values looked up.
+/* Resize and normalise 8-bit RGB tiles on a CPU.
  *
- * resize_u8: (height, width, 3) bytes to (out_height, out_width, 3), every output a weighted sum of neighbours, rows
- * first, rounded to a byte, then columns. Weights are 16-bit integers of `precision` binary digits that the caller
- * computes; they come in pairs, for that is what one instruction multiplies. Rows are shrunk just before the columns
- * need them, so that they are still in the cache.
+ * resize_u8: (height, width, 3) -> (out_height, out_width, 3) uint8. Each output is a weighted sum of neighbours, along
+ * rows first, rounded to a byte, then along columns. The caller computes the weights: 16-bit fixed point with `precision`
+ * fractional bits, in pairs because one instruction multiplies a pair. Each row is resized just before it is needed, so
+ * that it is still in the cache.
  *
- * normalise_u8: (count, 3) bytes to as many floats, each less its channel's `shift` and divided by its `scale`, in one
- * pass: a batch of floats does not fit the cache.
- *
- * look_up_f32: (count,) 16-bit values to (count, 3) floats through a table of 65536 records of four.
+ * normalise_u8: (count, 3) uint8 -> (count, 3) float32, (value - shift) / scale per channel.
  */
 #include <stdint.h>
 #include <stdlib.h>
@@ -16,7 +13,7 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* Weights of one direction: output i reads the inputs first[i]... with the 2 * pairs weights at weight + 2 * pairs * i. */
+/* One direction: output i is the sum of inputs first[i]... times the 2 * pairs weights at weight + 2 * pairs * i. */
 typedef struct {
     const int32_t *first;
     const int16_t *weight;
@@ -24,26 +21,26 @@ typedef struct {
     int precision;
 } axis;
 
-/* PLAIN leaves out what only some machines have, for tests */
+/* Tests define PLAIN to build the portable code. */
 #if defined(__x86_64__) && !defined(PLAIN)
 #include <immintrin.h>
 #define AVX2 __attribute__((target("avx2")))
-/* what the widest load may read beyond a row, and what the last store may write beyond it */
+/* bytes that a load may read, or a store write, beyond the end of a row */
 #define SLACK 32
-/* shrunk rows kept beyond those of one output row: few enough for the first cache */
+/* resized rows kept beyond those of one output row; few enough for the L1 cache */
 #define AHEAD 16
 
 int resize_supported(void) { return __builtin_cpu_supports("avx2"); }
 
 INLINE AVX2 __m256i pair_of(const int16_t *weight) {
-    int32_t both;
-    memcpy(&both, weight, sizeof(both));
-    return _mm256_set1_epi32(both);
+    int32_t pair;
+    memcpy(&pair, weight, sizeof(pair));
+    return _mm256_set1_epi32(pair);
 }
 
-/* One output pixel of two rows, one in each half of a register: red, green, blue and nothing, 32 bits each. */
+/* One output pixel of two rows, one row in each half of the register: red, green, blue, unused, 32 bits each. */
 INLINE AVX2 __m256i shrink_pixel(const uint8_t *a, const uint8_t *b, axis x, int64_t i, const int64_t pairs) {
-    /* red, green, blue of two pixels side by side, as 16 bits */
+    /* from RGBRGB bytes to the 16-bit pairs R R, G G, B B */
     const __m128i half = _mm_setr_epi8(0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1);
     const __m256i apart = _mm256_broadcastsi128_si256(half);
     const uint8_t *from_a = a + 3 * (int64_t)x.first[i], *from_b = b + 3 * (int64_t)x.first[i];
@@ -57,7 +54,7 @@ INLINE AVX2 __m256i shrink_pixel(const uint8_t *a, const uint8_t *b, axis x, int
     return _mm256_sra_epi32(sum, _mm_cvtsi32_si128(x.precision));
 }
 
-/* Two rows; `pairs` is a constant where this is called. What is stored beyond a pixel is overwritten by the next. */
+/* Two rows. Callers pass `pairs` as a constant to unroll the loop. The next store overwrites the bytes beyond a pixel. */
 INLINE AVX2 void shrink_rows(const uint8_t *a, const uint8_t *b, uint8_t *out_a, uint8_t *out_b, int64_t out_width,
                              axis x, const int64_t pairs) {
     const __m128i half = _mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1);
@@ -72,10 +69,10 @@ INLINE AVX2 void shrink_rows(const uint8_t *a, const uint8_t *b, uint8_t *out_a,
         _mm_storeu_si128((__m128i *)(out_b + 3 * i), _mm256_extracti128_si256(four, 1));
     }
     for (; i < out_width; i++) {
-        __m256i one = shrink_pixel(a, b, x, i, pairs);
-        one = _mm256_packs_epi32(one, one);
-        one = _mm256_packus_epi16(one, one);
-        const int32_t first = _mm256_cvtsi256_si32(one), second = _mm256_extract_epi32(one, 4);
+        __m256i pixel = shrink_pixel(a, b, x, i, pairs);
+        pixel = _mm256_packs_epi32(pixel, pixel);
+        pixel = _mm256_packus_epi16(pixel, pixel);
+        const int32_t first = _mm256_cvtsi256_si32(pixel), second = _mm256_extract_epi32(pixel, 4);
         memcpy(out_a + 3 * i, &first, 4);
         memcpy(out_b + 3 * i, &second, 4);
     }
@@ -110,14 +107,14 @@ INLINE AVX2 __m256i shrink_columns(const uint8_t *rows, int64_t stride, const in
     return _mm256_packus_epi16(_mm256_packs_epi32(sum[0], sum[1]), _mm256_packs_epi32(sum[2], sum[3]));
 }
 
-/* `shrunk` holds shrunk rows kept, kept + 1, ..., as many as `room` says; when it is full, those still needed move up. */
+/* `shrunk` holds up to `room` resized rows from row `kept` on; when it is full, the rows still needed move to its start. */
 AVX2 static void resize(const uint8_t *in, uint8_t *out, int64_t height, int64_t width, int64_t out_height,
                         int64_t out_width, axis x, axis y, uint8_t *shrunk, int64_t room, int64_t stride,
                         uint8_t *padded) {
     const int64_t line = 3 * width, out_line = 3 * out_width;
     int64_t farthest = 0, done = 0, kept = 0;
     for (int64_t i = 0; i < out_width; i++) farthest = x.first[i] > farthest ? x.first[i] : farthest;
-    /* bytes from the start of a row that its loads may touch */
+    /* bytes from the start of a row that loads may read */
     const int64_t reach = 3 * farthest + 6 * x.pairs + SLACK;
     for (int64_t i = 0; i < out_height; i++) {
         int64_t needed = y.first[i] + 2 * y.pairs;
@@ -152,13 +149,13 @@ AVX2 static void resize(const uint8_t *in, uint8_t *out, int64_t height, int64_t
     }
 }
 
-/* Returns 1 when memory ran out. */
+/* Returns 1 if memory cannot be allocated. */
 int resize_u8(const uint8_t *in, uint8_t *out, int64_t height, int64_t width, int64_t out_height, int64_t out_width,
               const int32_t *x_first, const int16_t *x_weight, int64_t x_pairs, int x_precision,
               const int32_t *y_first, const int16_t *y_weight, int64_t y_pairs, int y_precision) {
     const axis x = {x_first, x_weight, x_pairs, x_precision}, y = {y_first, y_weight, y_pairs, y_precision};
     const int64_t stride = (3 * out_width + 31) / 32 * 32 + SLACK, reach = 3 * width + 6 * x_pairs + SLACK;
-    /* what one output row needs and some more; rows beyond the last are read with weight 0 */
+    /* rows beyond the last are read with weight 0 */
     const int64_t room = 2 * y_pairs + AHEAD;
     uint8_t *shrunk = malloc((size_t)((room + 2 * y_pairs) * stride));
     uint8_t *padded = calloc(2, (size_t)reach);
@@ -169,13 +166,13 @@ int resize_u8(const uint8_t *in, uint8_t *out, int64_t height, int64_t width, in
     return failed;
 }
 
-/* Eight pixels at a time; returns how many are done. */
+/* Normalises eight pixels at a time; returns the number of pixels done. */
 AVX2 static int64_t normalise_eights(const uint8_t *in, float *out, int64_t count, const float *shift,
                                      const float *scale) {
-    float less[24], by[24];
-    for (int i = 0; i < 24; i++) less[i] = shift[i % 3], by[i] = scale[i % 3];
+    float shifts[24], scales[24];
+    for (int i = 0; i < 24; i++) shifts[i] = shift[i % 3], scales[i] = scale[i % 3];
     __m256 minus[3], over[3];
-    for (int k = 0; k < 3; k++) minus[k] = _mm256_loadu_ps(less + 8 * k), over[k] = _mm256_loadu_ps(by + 8 * k);
+    for (int k = 0; k < 3; k++) minus[k] = _mm256_loadu_ps(shifts + 8 * k), over[k] = _mm256_loadu_ps(scales + 8 * k);
     int64_t i = 0;
     for (; i + 8 <= count; i += 8)
         for (int k = 0; k < 3; k++) {
@@ -203,10 +200,4 @@ void normalise_u8(const uint8_t *in, float *out, int64_t count, const float *shi
     int64_t i = resize_supported() ? normalise_eights(in, out, count, shift, scale) : 0;
     for (; i < count; i++)
         for (int c = 0; c < 3; c++) out[3 * i + c] = ((float)in[3 * i + c] - shift[c]) / scale[c];
-}
-
-void look_up_f32(const uint16_t *values, const float *table, float *out, int64_t count) {
-    /* records of four floats are copied whole; the fourth is overwritten by the next pixel */
-    for (int64_t i = 0; i + 1 < count; i++) memcpy(out + 3 * i, table + 4 * (int64_t)values[i], 16);
-    if (count > 0) memcpy(out + 3 * (count - 1), table + 4 * (int64_t)values[count - 1], 12);
 }

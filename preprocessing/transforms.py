@@ -1,16 +1,15 @@
-"""Tiles to encoder input, on the device: resize, then normalise.
+"""Turn tiles into encoder input: resize, then normalise.
 
-One resize for every encoder and tile: bilinear with antialias. 8-bit tiles stay 8-bit, as in Pillow, CLAM and the
-training of the encoders: rows first, rounded, then columns, rounded. On the CPU that is torch's integer kernel (pixels
-of Pillow's bilinear resize from 512 to 224 px, else at most one grey level off, in under 1 % of the values), several
-times faster than floats, or a compiled loop with the same bits, `TileResize`, where tiles are decoded; a GPU does the
-same two passes on floats. CT slices are resized as float32. Policies:
+Every resize is bilinear with antialias. 8-bit tiles stay 8-bit, as in Pillow, CLAM and the training of the encoders:
+rows are resized and rounded, then columns. CPUs use torch's integer kernel, which equals Pillow's resize from 512 to
+224 px and is otherwise off by at most one grey level in under 1 % of the values, or `TileResize`, a compiled loop with
+the same results. GPUs do the same two passes in float32. CT slices are resized in float32. Policies:
 
-| policy | what the encoder sees of a tile |
+| policy | encoder input |
 |---|---|
 | `resize224` (default), `resize{n}` | the whole tile, resized to 224 x 224 (n x n) |
-| `weights` | the resize and centre crop the weights were published with, e.g. 256 then 224: the tile's rim is lost |
-| `native` | the tile as it was read (not for transformers of fixed input size) |
+| `weights` | the published resize and centre crop, e.g. 256 then 224, which cuts off the tile's border |
+| `native` | the tile as read (not for transformers of fixed input size) |
 """
 
 from __future__ import annotations
@@ -29,14 +28,20 @@ from preprocessing.tile_memory import Reused
 if TYPE_CHECKING:
     from torch import Tensor
 
-# the last batch's memory: a network is done with its input before the next one
+# batches share memory, because a network has finished with its input before the next batch is normalised
 _BATCH = Reused()
 _SQUARE = re.compile(r"resize([1-9][0-9]{1,3})")
 
 
 @dataclass(frozen=True)
 class Resize:
-    """A resolved policy: `side` = square resize of the whole tile; `crop` = centre crop after it; 0 = none of it."""
+    """A resolved policy, in px; 0 = no such step.
+
+    Attributes:
+        side: side of the resized square, or of its shorter side if `shorter`.
+        shorter: whether the aspect ratio is kept.
+        crop: side of the centre crop after the resize.
+    """
 
     side: int = 0
     shorter: bool = False
@@ -44,31 +49,27 @@ class Resize:
 
     @property
     def output(self) -> int:
-        """Side of the result in px, 0 if it is the tile's own."""
+        """Side of the result in px; 0 = that of the tile."""
         return self.crop or self.side
 
 
 def check_policy(policy: str) -> None:
-    """Refuses unknown names of resize policies.
-
-    Raises:
-        ValueError: naming what is expected.
-    """
+    """Raise ValueError if a policy's name is unknown."""
     if policy not in ("weights", "native") and not _SQUARE.fullmatch(policy):
         raise ValueError(f"resize policy {policy!r}, expected resize224 (or another side), weights or native")
 
 
 def resolve_policy(policy: str, *, published: tuple[int, int], fixed_input: int = 0, encoder: str = "") -> Resize:
-    """Turns a policy's name into numbers for one encoder.
+    """Resolve a policy's name for one encoder.
 
     Args:
         policy: name of the policy.
-        published: (resize of the shorter side, centre crop) the weights were published with, px.
-        fixed_input: the only side the encoder accepts, 0 = any.
-        encoder: its name, for the message.
+        published: (resize of the shorter side, centre crop) published with the weights, px.
+        fixed_input: the only side the encoder accepts, px; 0 = any.
+        encoder: the encoder's name for error messages.
 
     Raises:
-        ValueError: an unknown policy, or one that the encoder cannot take.
+        ValueError: an unknown policy, or one that the encoder does not accept.
     """
     check_policy(policy)
     if policy == "weights":
@@ -85,20 +86,20 @@ def resolve_policy(policy: str, *, published: tuple[int, int], fixed_input: int 
 
 
 class TileResize:
-    """The square resize to `side` px of single 8-bit tiles on the CPU, without torch: the pixels of `resized`.
+    """Resize single 8-bit tiles to a square on the CPU without torch; same pixels as `resized`.
 
-    Tiles of floats stay as they are.
+    Float tiles are copied unchanged.
     """
 
     def __init__(self, side: int) -> None:
         self.side = side
 
     def shape(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, ...]:
-        """Shape of the result for a tile of this shape and type."""
+        """Return the output shape for a tile of this shape and type."""
         return (self.side, self.side, 3) if dtype == np.uint8 else shape
 
     def __call__(self, tile: npt.NDArray[Any], out: npt.NDArray[Any]) -> None:
-        """Puts a tile (H, W, 3) into `out`."""
+        """Resize a tile (H, W, 3) into `out` of shape `self.shape(...)`."""
         if tile.shape == out.shape:
             out[...] = tile
         else:
@@ -106,21 +107,21 @@ class TileResize:
 
 
 def tile_resize(resizes: Iterable[Resize]) -> TileResize | None:
-    """What can be done to every tile once for all these policies; None if they differ, crop, or nothing is compiled."""
-    found = set(resizes)
-    side = max((resize.side for resize in found), default=0)
-    return TileResize(side) if side and found == {Resize(side)} and pixel_kernel.can_resize() else None
+    """Return the one square resize that all policies share; None if there is none or it cannot be compiled."""
+    distinct = set(resizes)
+    side = max((resize.side for resize in distinct), default=0)
+    return TileResize(side) if side and distinct == {Resize(side)} and pixel_kernel.can_resize() else None
 
 
 def resized(tiles: Tensor, resize: Resize) -> Tensor:
-    """Resizes a batch.
+    """Resize a batch.
 
     Args:
         tiles: (B, H, W, 3) uint8, or float32 in [0, 1].
-        resize: what to do.
+        resize: the resolved policy.
 
     Returns:
-        (B, 3, h, w) as the tiles are, uint8 or float32 in [0, 1], channels last in memory.
+        (B, 3, h, w) of the same type, channels last in memory.
     """
     import torch
 
@@ -144,35 +145,35 @@ def resized(tiles: Tensor, resize: Resize) -> Tensor:
 
 
 def _interpolated(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear with antialias, (B, 3, H, W) to `size` (h, w); bytes are rounded after each of the two passes."""
+    """Interpolate (B, 3, H, W) to `size` (h, w), bilinear with antialias; uint8 is rounded after each pass."""
     import torch
     from torch.nn.functional import interpolate
 
-    how: dict[str, Any] = {"mode": "bilinear", "align_corners": False, "antialias": True}
+    options: dict[str, Any] = {"mode": "bilinear", "align_corners": False, "antialias": True}
     if x.dtype == torch.uint8 and x.device.type == "cpu":
-        return interpolate(x, size=size, **how)
+        return interpolate(x, size=size, **options)
     if x.dtype == torch.uint8:
-        rows = interpolate(x.float(), size=(int(x.shape[2]), size[1]), **how).round_()
-        return interpolate(rows, size=size, **how).round_().to(torch.uint8)
-    # resizing planes of contiguous rows is what the vectorised kernel for floats is fast at
-    return interpolate(x.contiguous(), size=size, **how)
+        rows = interpolate(x.float(), size=(int(x.shape[2]), size[1]), **options).round_()
+        return interpolate(rows, size=size, **options).round_().to(torch.uint8)
+    # the vectorised float kernel needs contiguous planes
+    return interpolate(x.contiguous(), size=size, **options)
 
 
 def normalised(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Subtracts the channels' mean and divides by their deviation.
+    """Subtract the mean and divide by the standard deviation of each channel.
 
     Args:
         x: (B, 3, h, w), uint8 or float32 in [0, 1].
-        mean: of the channels in [0, 1].
-        std: likewise.
+        mean: (3,), for values in [0, 1].
+        std: (3,), for values in [0, 1].
 
     Returns:
-        (B, 3, h, w) float32, channels last in memory, which may be an earlier batch's that nobody holds any more.
+        (B, 3, h, w) float32, channels last in memory; may reuse the memory of an earlier batch that was released.
     """
     import torch
 
-    # Every pass over a batch of floats costs as much as resizing it: bytes are scaled through mean and std, and rows of
-    # whole pixels (B, h, w * 3) let the arithmetic run along memory, which three channels in the last place do not.
+    # A pass over a float batch costs as much as its resize, so mean and std are scaled instead of the bytes, and the
+    # arithmetic runs on contiguous rows (B, h, w * 3).
     unit = 255.0 if x.dtype == torch.uint8 else 1.0
     batch, channels, height, width = x.shape
     shift, scale = (torch.tensor(values, device=x.device).mul_(unit) for values in (mean, std))

@@ -1,4 +1,4 @@
-"""Tiny CT slices written with pydicom, for the tests of DICOM reading and of the datasets."""
+"""Tiny CT slices written with pydicom."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ PATIENT = {"PatientName": "Marker^Secretname", "PatientID": "SECRETID77", "Patie
 
 
 def slice_dataset(pixels: npt.NDArray[Any], z: float = 0.0, **tags: Any) -> Dataset:
-    """A CT slice with sensible tags; keyword arguments replace them, None removes one."""
+    """Return a CT slice with plausible tags; keyword arguments replace tags, None removes them."""
     data = Dataset()
     data.file_meta = FileMetaDataset()
     data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -52,7 +52,7 @@ def slice_dataset(pixels: npt.NDArray[Any], z: float = 0.0, **tags: Any) -> Data
 
 
 def write_slice(path: Path, pixels: npt.NDArray[Any] | None = None, z: float = 0.0, **tags: Any) -> Path:
-    """Writes a slice; identifiers that are no valid UIDs are written as they are, as the RSNA files have them."""
+    """Write a slice, also with invalid UIDs, as the RSNA files have them."""
     if pixels is None:
         pixels = np.full((16, 16), 1024, dtype=np.int16)
     path.parent.mkdir(parents=True, exist_ok=True)

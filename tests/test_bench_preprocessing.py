@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench import dicom, graph, slides, store
+from bench import graph, slides, store
 from bench.slide_files import lattice, write_slide
 from bench.timing import Case, Different, Fresh, run_case
 from preprocessing import tile_reader
@@ -81,20 +81,6 @@ def test_store(capsys):
         store.same(bag, -bag)
 
 
-def test_dicom(tmp_path, capsys):
-    assert rows_of(dicom.main, ["--scale", "0.05"], capsys)[0]["target"] == 3
-    names = dicom.write_series(tmp_path, 2)
-    assert rows_of(dicom.main, ["--series", str(tmp_path)], capsys)[0]["unit"] == "ms per slice"
-    dicom.same_slices(tmp_path, names)
-
-
-def test_windows_that_differ_are_not_timed(tmp_path, monkeypatch):
-    names = dicom.write_series(tmp_path, 2)
-    monkeypatch.setattr(dicom, "peer_slices", lambda *a: (s + 1e-6 for s in dicom.read_all(*a)))
-    with pytest.raises(Different, match=r"slice000\.dcm"):
-        dicom.same_slices(tmp_path, names)
-
-
 def test_every_repetition_starts_afresh_and_is_closed():
     events: list[str] = []
 
@@ -114,11 +100,11 @@ def test_every_repetition_starts_afresh_and_is_closed():
     assert events.count("close") == 2
 
 
-@pytest.mark.parametrize("name", ["slides", "graph", "store", "dicom"])
+@pytest.mark.parametrize("name", ["slides", "graph", "store"])
 def test_help_needs_nothing_heavy(name, repository):
     code = (
         f"import sys\nfrom bench.{name} import main\ntry:\n main(['--help'])\nexcept SystemExit:\n pass\n"
-        "assert not {'torch', 'torchmil', 'openslide', 'zarr', 'pydicom', 'shapely'} & set(sys.modules)"
+        "assert not {'torch', 'torchmil', 'openslide', 'zarr', 'shapely'} & set(sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

@@ -1,7 +1,8 @@
-"""CT reading: order, Hounsfield units, windows, refusals; pydicom's own LUT functions serve as oracles."""
+"""CT reading: order, Hounsfield units, windows, errors; pydicom's LUT functions are the oracles."""
 
 import logging
 import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import dcmread
 from pydicom.pixels import apply_rescale, apply_windowing
+from pydicom.uid import (
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGLosslessSV1,
+    RLELossless,
+)
 
 from preprocessing.bags import BagRow
 from preprocessing.ct import ct_instances, read_slices
-from preprocessing.dicom import (
-    check_series,
-    read_header,
-    read_slice,
-    slice_order,
-    to_hu,
-    window,
-    window_channels,
-)
+from preprocessing.ct_windows import to_hu, window, window_channels
+from preprocessing.dicom import check_series, read_header, read_slice, slice_order
 from preprocessing.options import CtOptions, ct_options
 from tests.dicoms import PATIENT, slice_dataset, write_slice
 
@@ -109,10 +110,10 @@ def test_declared_padding_is_believed_only_outside_tissue(tmp_path: Path) -> Non
 
 def test_rescale_is_per_slice_and_pixels_are_not_changed(tmp_path: Path) -> None:
     pixels = np.full((4, 4), 100, dtype=np.int16)
-    one = write_slice(tmp_path / "a.dcm", pixels, RescaleIntercept=0)
-    two = write_slice(tmp_path / "b.dcm", pixels, RescaleIntercept=-100, z=1)
-    assert (hu_of(one).mean(), hu_of(two).mean()) == (100, 0)
-    raw, header = read_slice(one)
+    first = write_slice(tmp_path / "a.dcm", pixels, RescaleIntercept=0)
+    second = write_slice(tmp_path / "b.dcm", pixels, RescaleIntercept=-100, z=1)
+    assert (hu_of(first).mean(), hu_of(second).mean()) == (100, 0)
+    raw, header = read_slice(first)
     before = raw.copy()
     to_hu(raw, header)
     np.testing.assert_array_equal(raw, before)
@@ -197,6 +198,48 @@ def test_truncated_files_are_one_clear_error(tmp_path: Path, keep: int) -> None:
         read_slice(path)
 
 
+@pytest.mark.parametrize(("length", "rows"), [(510, 16), (0, 16), (512, 17)])
+def test_wrong_lengths_are_one_clear_error(tmp_path: Path, length: int, rows: int) -> None:
+    path = write_slice(tmp_path / "a.dcm", Rows=rows)
+    content, element = path.read_bytes(), b"\xe0\x7f\x10\0OW\0\0"
+    assert content.count(element + struct.pack("<I", 512)) == 1
+    path.write_bytes(content.replace(element + struct.pack("<I", 512), element + struct.pack("<I", length)))
+    with pytest.raises(ValueError, match=r"a\.dcm: pixel data truncated"):
+        read_slice(path, "a.dcm")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_any_damage_is_a_named_error(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    path = write_slice(tmp_path_factory.mktemp("damage") / "a.dcm", np.arange(16, dtype=np.int16).reshape(4, 4))
+    content = bytearray(path.read_bytes())
+    if data.draw(st.booleans()):
+        del content[data.draw(st.integers(0, len(content) - 1)) :]
+    else:
+        content[data.draw(st.integers(128, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    try:
+        read_slice(path, "a.dcm")
+    except ValueError as error:
+        assert "a.dcm" in str(error)
+
+
+def test_links_out_of_the_root_are_refused_for_every_slice(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    write_slice(root / "scan" / "a.dcm")
+    write_slice(tmp_path / "secret" / "b.dcm")
+    (root / "scan" / "b.dcm").symlink_to(tmp_path / "secret" / "b.dcm")
+    (root / "scan" / "inside.dcm").symlink_to(root / "scan" / "a.dcm")
+    (root / "linked").symlink_to(tmp_path / "secret")
+    attrs = {"windows": BSB, "slice_px": 16}
+    for name in ("scan/b.dcm", "linked/b.dcm", "../secret/b.dcm", "scan/../../secret/b.dcm"):
+        with pytest.raises(ValueError, match="leaves the dataset's root"):
+            list(read_slices(root, {**attrs, "files": ["scan/a.dcm", name]}))
+    names = ["scan/a.dcm", "scan/inside.dcm", str(root / "scan" / "a.dcm")]
+    assert len(list(read_slices(root, {**attrs, "files": names}))) == 3
+
+
 def test_missing_and_foreign_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such file"):
         read_header(tmp_path / "none.dcm")
@@ -205,9 +248,20 @@ def test_missing_and_foreign_files(tmp_path: Path) -> None:
         read_header(tmp_path / "text.dcm")
 
 
-def test_compressed_slices(tmp_path: Path) -> None:
-    from pydicom.uid import JPEGLosslessSV1, RLELossless
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian])
+def test_every_uncompressed_syntax(tmp_path: Path, syntax: str) -> None:
+    pixels = np.arange(-128, 128, dtype=np.int16).reshape(16, 16)
+    data = slice_dataset(pixels)
+    data.PixelData = pixels.astype(">i2" if syntax == ExplicitVRBigEndian else "<i2").tobytes()
+    data.file_meta.TransferSyntaxUID = syntax
+    data.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    np.testing.assert_array_equal(read_slice(tmp_path / "a.dcm")[0], pixels)
+    bag = ct_instances(None, CtOptions(slice_px=16), row_of(["a.dcm"]), tmp_path, thumbnail=False)
+    (channels,) = read_slices(tmp_path, bag.attrs)
+    np.testing.assert_array_equal(channels, window_channels(pixels.astype(np.float32) - 1024, BSB))
 
+
+def test_compressed_slices(tmp_path: Path) -> None:
     pixels = np.arange(256, dtype=np.int16).reshape(16, 16)
     data = slice_dataset(pixels)
     data.compress(RLELossless, generate_instance_uid=False)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from preprocessing import dicom_header
+from preprocessing import dicom
 from preprocessing.bags import write_bags
 from preprocessing.datasets import rsna_select
 from preprocessing.store import read_attrs, validate_bag
@@ -216,7 +216,7 @@ SCANS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("case", SCANS)
 def test_a_damaged_scan_costs_its_bag_and_no_other(tmp_path, case: str, monkeypatch) -> None:
-    monkeypatch.setattr(dicom_header, "MAX_INFLATED", 16 << 20)
+    monkeypatch.setattr(dicom, "MAX_INFLATED", 16 << 20)
     damage, reason = SCANS[case]
     cohort = Cohort(tmp_path)
     write_scan(cohort.raw / "good")

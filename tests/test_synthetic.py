@@ -1,4 +1,4 @@
-"""The synthetic cohorts' folders: the same bytes from the same seed, finished once, resumed, rebuilt, never overrun."""
+"""Folders of synthetic cohorts: reproducible, resumable, rebuilt for other parameters, never over foreign files."""
 
 import hashlib
 import subprocess
@@ -52,7 +52,7 @@ def test_second_call_touches_nothing(tiny: dict[str, Path]) -> None:
 def test_killed_run_resumes_to_the_same_bytes(
     tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: str
 ) -> None:
-    real, calls = cohort.make_one, []
+    real, calls = cohort.make_item, []
 
     def dies(folder: Path, item: cohort.Item) -> None:
         calls.append(item)
@@ -61,14 +61,14 @@ def test_killed_run_resumes_to_the_same_bytes(
             raise KeyboardInterrupt
         real(folder, item)
 
-    monkeypatch.setattr(cohort, "make_one", dies)
+    monkeypatch.setattr(cohort, "make_item", dies)
     with pytest.raises(KeyboardInterrupt):
         cohort.build(tmp_path, "tiny", SEED, [dataset], SMALL)
     folder = tmp_path / dataset
     assert not (folder / cohort.COMPLETE).exists()
     kept = [folder / calls[0].files[0], folder / calls[2].files[-1]]
     before = [p.stat().st_mtime_ns for p in kept]
-    monkeypatch.setattr(cohort, "make_one", real)
+    monkeypatch.setattr(cohort, "make_item", real)
     cohort.build(tmp_path, "tiny", SEED, [dataset], SMALL)
     assert hashes(folder) == hashes(tiny[dataset])
     assert [p.stat().st_mtime_ns for p in kept] == before

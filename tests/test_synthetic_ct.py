@@ -1,4 +1,4 @@
-"""The synthetic CT scans: DICOM with the faults of the real files, and blood exactly where the tables say."""
+"""Synthetic CT scans: DICOM with the faults of the real files, and blood exactly where the tables say."""
 
 import csv
 import warnings
@@ -115,8 +115,8 @@ def test_haemorrhages_are_contiguous_and_equal_the_table(
     for slices in studies.values():
         ordered = sorted(slices, key=height)
         for data in ordered:
-            own = slice_labels[data.SOPInstanceUID]
-            assert own["any"] == max(v for k, v in own.items() if k != "any") and len(own) == 6
+            labels = slice_labels[data.SOPInstanceUID]
+            assert labels["any"] == max(v for k, v in labels.items() if k != "any") and len(labels) == 6
         flags = np.array([slice_labels[d.SOPInstanceUID]["any"] for d in ordered])
         if flags.any():
             positive += 1
@@ -153,11 +153,11 @@ def test_rsna_tables(
     assert bags < set(studies)
     assert {r["bag_label"] for r in test} == {"0", "1"}
     for bag in bags:
-        own = [r for r in test if r["bag_name"] == bag]
+        slices_of_bag = [r for r in test if r["bag_name"] == bag]
         ordered = [f"{d.SOPInstanceUID}.dcm" for d in sorted(studies[bag], key=height)]
-        assert [r["instance_name"] for r in sorted(own, key=lambda r: int(r["order"]))] == ordered
-        assert all(int(r["instance_label"]) == slice_labels[r["instance_name"][:-4]]["any"] for r in own)
-        assert int(own[0]["bag_label"]) == max(int(r["instance_label"]) for r in own)
+        assert [r["instance_name"] for r in sorted(slices_of_bag, key=lambda r: int(r["order"]))] == ordered
+        assert all(int(r["instance_label"]) == slice_labels[r["instance_name"][:-4]]["any"] for r in slices_of_bag)
+        assert int(slices_of_bag[0]["bag_label"]) == max(int(r["instance_label"]) for r in slices_of_bag)
     patients = defaultdict(set)
     for study, slices in studies.items():
         patients[slices[0].PatientID].add(study)

@@ -1,4 +1,4 @@
-"""The synthetic slides: pyramids that OpenSlide opens, annotations and masks that the pixels bear out."""
+"""Synthetic slides: pyramids that OpenSlide opens, annotations and masks that agree with the pixels."""
 
 import csv
 from collections import defaultdict
@@ -38,10 +38,10 @@ def saturation(rgb: np.ndarray) -> np.ndarray:
 
 def polygons(xml: Path) -> list[tuple[str, np.ndarray]]:
     out = []
-    for one in ElementTree.parse(xml).iter("Annotation"):
-        places = sorted(one.iter("Coordinate"), key=lambda c: int(c.attrib["Order"]))
-        xy = np.array([[float(c.attrib["X"]), float(c.attrib["Y"])] for c in places])
-        out.append((one.attrib["PartOfGroup"], xy))
+    for annotation in ElementTree.parse(xml).iter("Annotation"):
+        points = sorted(annotation.iter("Coordinate"), key=lambda c: int(c.attrib["Order"]))
+        xy = np.array([[float(c.attrib["X"]), float(c.attrib["Y"])] for c in points])
+        out.append((annotation.attrib["PartOfGroup"], xy))
     return out
 
 

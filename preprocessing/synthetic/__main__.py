@@ -1,7 +1,7 @@
-"""Command line of the generator: `python -m preprocessing.synthetic --out DIR --size demo --seed 0`.
+"""Generate miniature cohorts: `python -m preprocessing.synthetic --out DIR --size demo --seed 0`.
 
-Writes DIR/camelyon16, DIR/panda and DIR/rsna in the real raw formats. A folder that is finished with the same
-parameters is left alone; one that was interrupted is completed; one with other parameters is built anew.
+Writes DIR/camelyon16, DIR/panda and DIR/rsna in the real raw formats. A finished folder with the same parameters is
+kept, an interrupted one is completed, and one with other parameters is rebuilt.
 """
 
 import argparse
@@ -14,27 +14,31 @@ from preprocessing.synthetic.sizes import SIZES
 
 
 def parser() -> argparse.ArgumentParser:
-    """Arguments of the command line."""
+    """Return the parser of the command line."""
     p = argparse.ArgumentParser(prog="python -m preprocessing.synthetic", description=__doc__.split("\n")[0])
-    p.add_argument("--out", type=Path, required=True, help="folder that gets one folder per data set")
+    p.add_argument("--out", type=Path, required=True, help="folder for one folder per data set")
     p.add_argument("--size", choices=list(SIZES), default="demo", help="preset (default: demo)")
-    p.add_argument("--seed", type=int, default=0, help="seed of everything (default: 0)")
+    p.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
     p.add_argument("--datasets", default=",".join(DATASETS), help=f"comma-separated (default: {','.join(DATASETS)})")
-    p.add_argument("--workers", type=int, default=1, help="processes; the bytes do not depend on it (default: 1)")
-    own = p.add_argument_group("single parameters, instead of the preset's")
-    own.add_argument("--slides", type=int, help="slides per slide data set")
-    own.add_argument("--scans", type=int, help="CT scans")
-    own.add_argument("--side", type=int, help="mean side of a CAMELYON16 slide, px at level 0")
-    own.add_argument("--length", type=int, help="mean length of a PANDA strip, px at level 0")
-    own.add_argument("--matrix", type=int, help="rows and columns of a CT slice")
-    own.add_argument("--empty-slide", action="store_true", default=None, help="add a CAMELYON16 slide without tissue")
-    own.add_argument("--fraction", type=float, help="rehearsal: share of the paper's counts (default: 1)")
+    p.add_argument(
+        "--workers", type=int, default=1, help="processes; the result is the same for any number (default: 1)"
+    )
+    parameters = p.add_argument_group("parameters that replace the preset's")
+    parameters.add_argument("--slides", type=int, help="slides per slide data set")
+    parameters.add_argument("--scans", type=int, help="CT scans")
+    parameters.add_argument("--side", type=int, help="mean side of a CAMELYON16 slide, px at level 0")
+    parameters.add_argument("--length", type=int, help="mean length of a PANDA strip, px at level 0")
+    parameters.add_argument("--matrix", type=int, help="rows and columns of a CT slice")
+    parameters.add_argument(
+        "--empty-slide", action="store_true", default=None, help="add a CAMELYON16 slide without tissue"
+    )
+    parameters.add_argument("--fraction", type=float, help="rehearsal: share of the paper's counts (default: 1)")
     return p
 
 
 @guard
 def main(argv: Sequence[str] | None = None) -> int:
-    """Build the cohorts; see the module."""
+    """Build the cohorts."""
     args = parser().parse_args(argv)
     names = ("slides", "scans", "side", "length", "matrix", "empty_slide", "fraction")
     overrides = {name: getattr(args, name) for name in names}

@@ -1,12 +1,10 @@
-"""Draws one prostate needle biopsy: strips of stroma with glands, cancer zones by Gleason pattern, and label planes.
+"""Draw one prostate needle biopsy: strips of stroma with glands, cancer zones by Gleason pattern, and labels.
 
-Benign glands are large, branched and open; pattern 3 is many small round glands, pattern 4 fused nests with punched
-lumina, pattern 5 sheets of cells without lumen. Distractors without cancer: clusters of small benign glands (close to
-pattern 3), crowded benign glands (close to pattern 4) and inflammation (dense, close to pattern 5). Labels follow the
-two centres: Radboud outlines glands (0 background, 1 stroma, 2 benign epithelium, 3 4 5 Gleason), Karolinska paints
-zones (0 background, 1 benign, 2 cancer).
-
-Shapes: RGB (H, W, 3) uint8; labels (H, W) uint8; coarse fields are `LOW` times smaller.
+Benign glands are large, branched and open; pattern 3 is many small round glands, pattern 4 fused nests with several
+lumina, pattern 5 sheets of cells without lumen. Each pattern has a benign look-alike: atrophy for 3, crowded glands for
+4, inflammation for 5. Labels follow the two centres: Radboud outlines glands (0 background, 1 stroma, 2 benign
+epithelium, 3 4 5 Gleason), Karolinska zones (0 background, 1 benign, 2 cancer). Full-resolution arrays are (H, W);
+coarse maps (h, w) are `LOW` times smaller.
 """
 
 from dataclasses import dataclass, replace
@@ -43,7 +41,7 @@ BENIGN, ATROPHY, INFLAMED, CROWDED = 2, 6, 7, 8
 
 @dataclass(frozen=True)
 class Glands:
-    """Glands of one zone: lattice spacing and share kept, radius range px, wobble, lumen size and number."""
+    """Glands of one zone: lattice spacing px, share of places kept, radius range px, wobble, lumina, dyes."""
 
     spacing: float
     keep: float
@@ -76,16 +74,16 @@ LYMPHOCYTE = Cells(8.6, 0.72, 2.9, 0.10, 1.1, 0.88, 0.12)
 
 @dataclass(frozen=True)
 class BiopsySpec:
-    """What one slide shows.
+    """Content of one slide.
 
     Attributes:
-        provider: "radboud" or "karolinska"; decides stain and labels.
+        provider: "radboud" or "karolinska"; determines stain and labels.
         gleason: primary and secondary pattern, or None for a benign slide.
-        cancer_share: share of the strips' length taken by cancer.
+        cancer_share: share of the strips' length with cancer.
         strips: number of strips.
         length: mean length of a strip, px at level 0.
         width: mean width of a strip, px at level 0.
-        pen: whether a pen mark crosses the slide.
+        pen: whether the slide has a pen mark.
     """
 
     provider: str
@@ -97,11 +95,11 @@ class BiopsySpec:
     pen: bool
 
 
-def lay_strips(rng: np.random.Generator, spec: BiopsySpec) -> tuple[F32, F32, I64]:
-    """Strips side by side on the coarse grid.
+def lay_strips(rng: np.random.Generator, spec: BiopsySpec) -> tuple[F32, F32]:
+    """Lay out the strips side by side on the coarse grid.
 
     Returns:
-        Tissue field (h, w), > 0 inside; position along all strips together (h, w) in 0..1; strip index (h, w).
+        Tissue field (h, w), > 0 inside, and position along all strips together (h, w) in 0..1.
     """
     unit = 2 * LOW
     widths = spec.width * rng.uniform(0.85, 1.15, spec.strips) / LOW
@@ -112,7 +110,7 @@ def lay_strips(rng: np.random.Generator, spec: BiopsySpec) -> tuple[F32, F32, I6
     ys, xs = np.mgrid[:h, :w].astype(np.float32)
     noise = smooth_field(rng, (h, w), 16.0, 3)
     tissue = np.full((h, w), -1.0, np.float32)
-    along, index = np.zeros((h, w), np.float32), np.zeros((h, w), np.int64)
+    along = np.zeros((h, w), np.float32)
     ends = np.concatenate([[0.0], np.cumsum(lengths)]) / lengths.sum()
     left = gap
     for k in range(spec.strips):
@@ -122,15 +120,15 @@ def lay_strips(rng: np.random.Generator, spec: BiopsySpec) -> tuple[F32, F32, I6
         top = (h - lengths[k]) / 2
         beyond = np.maximum(np.maximum(top + half - ys, ys - (top + lengths[k] - half)), 0)
         field = 1 - np.maximum(across / half, np.hypot(across, beyond * 1.1) / half) + 0.05 * noise
-        own = field > tissue
-        tissue[own], index[own] = field[own], k
-        along[own] = (ends[k] + (ends[k + 1] - ends[k]) * np.clip((ys - top) / lengths[k], 0, 1))[own]
+        strip = field > tissue
+        tissue[strip] = field[strip]
+        along[strip] = (ends[k] + (ends[k + 1] - ends[k]) * np.clip((ys - top) / lengths[k], 0, 1))[strip]
         left += widths[k] + gap
-    return tissue, along, index
+    return tissue, along
 
 
 def zones(rng: np.random.Generator, spec: BiopsySpec, tissue: F32, along: F32) -> npt.NDArray[np.uint8]:
-    """Coarse zone map (h, w) uint8: 2 6 8 benign glands, 7 inflammation, 3 4 5 cancer."""
+    """Draw the coarse zone map (h, w) uint8: 2 6 8 benign glands, 7 inflammation, 3 4 5 cancer."""
     zone = np.full(tissue.shape, BENIGN, np.uint8)
     field = smooth_field(rng, tissue.shape, 34.0, 2)
     zone[field > 0.45] = ATROPHY
@@ -140,9 +138,9 @@ def zones(rng: np.random.Generator, spec: BiopsySpec, tissue: F32, along: F32) -
         primary, secondary = spec.gleason
         start = rng.uniform(0, 1 - spec.cancer_share)
         place = (along + 0.012 * smooth_field(rng, tissue.shape, 14.0, 2) - start) / spec.cancer_share
-        # Benign islands stay inside the cancer, as infiltrating growth leaves them.
+        # infiltrating growth leaves benign islands
         cancer = (place >= 0) & (place < 1) & (smooth_field(rng, tissue.shape, 14.0, 2) < 1.1)
-        # The primary pattern is by definition the larger one.
+        # the primary pattern is by definition the larger one
         part = rng.uniform(0.62, 0.75)
         from_start = place < part if rng.random() < 0.5 else place > 1 - part
         zone[cancer] = np.where(from_start[cancer], primary, secondary)
@@ -150,7 +148,7 @@ def zones(rng: np.random.Generator, spec: BiopsySpec, tissue: F32, along: F32) -
 
 
 def draw_glands(rng: np.random.Generator, planes: tuple[U8, U8, U8], points: I64, kind: int) -> npt.NDArray[np.int64]:
-    """Draw the glands of one kind into (haematoxylin, eosin, label) in place; returns places of nuclei (n, 2)."""
+    """Draw the glands of one kind into (haematoxylin, eosin, label) in place; return positions of nuclei (n, 2)."""
     import cv2
 
     h_plane, e_plane, label = planes
@@ -179,7 +177,7 @@ def draw_glands(rng: np.random.Generator, planes: tuple[U8, U8, U8], points: I64
 
 
 def lining(rng: np.random.Generator, unit: npt.NDArray[np.float64], spacing: float, *, filled: bool) -> I64:
-    """Places of a gland's nuclei relative to its centre: along the wall, or all over a nest."""
+    """Place a gland's nuclei (n, 2) relative to its centre, along the wall or, if `filled`, all over a nest."""
     radius = float(np.hypot(*unit.T).mean())
     rings = np.arange(0.88 * radius, 0.3 * radius, -spacing) / radius if filled else np.array([0.84])
     places = []
@@ -191,13 +189,13 @@ def lining(rng: np.random.Generator, unit: npt.NDArray[np.float64], spacing: flo
 
 
 def at(coarse: npt.NDArray[Any], points: I64) -> npt.NDArray[Any]:
-    """Value of a coarse map at level-0 points (n, 2)."""
+    """Return the values (n,) of a coarse map at level-0 points (n, 2)."""
     x, y = np.clip(points[:, 0] // LOW, 0, coarse.shape[1] - 1), np.clip(points[:, 1] // LOW, 0, coarse.shape[0] - 1)
     return np.asarray(coarse[y, x])
 
 
 def draw_cells(rng: np.random.Generator, planes: tuple[U8, U8, U8], tissue: F32, zone: npt.NDArray[np.uint8]) -> None:
-    """Glands, their nuclei, stroma, sheets and inflammation, drawn into (haematoxylin, eosin, label) in place."""
+    """Draw glands, nuclei, stroma, sheets and inflammation into (haematoxylin, eosin, label) in place."""
     h_plane, e_plane, label = planes
     shape = (h_plane.shape[0], h_plane.shape[1])
     grow, shade = 1 + 0.05 * rng.standard_normal(), 1 + 0.05 * rng.standard_normal()
@@ -213,7 +211,7 @@ def draw_cells(rng: np.random.Generator, planes: tuple[U8, U8, U8], tissue: F32,
         places = draw_glands(rng, planes, points, kind)
         inside = (places >= 0).all(1) & (places[:, 0] < shape[1]) & (places[:, 1] < shape[0])
         places = places[inside]
-        # Lumina are almost free of eosin; nuclei that a neighbour's lumen cut off are left out.
+        # skip nuclei inside a neighbour's lumen, which is almost free of eosin
         stamp(h_plane, places[e_plane[places[:, 1], places[:, 0]] > 25], varied(LINING[kind]), rng)
     for kind, cells in ((5, SHEET), (INFLAMED, LYMPHOCYTE)):
         points = lattice_points(rng, shape, cells.spacing, cells.keep)
@@ -225,15 +223,15 @@ def draw_biopsy(rng: np.random.Generator, spec: BiopsySpec) -> tuple[U8, U8]:
     """Draw one slide.
 
     Args:
-        rng: source of randomness, private to the slide.
-        spec: what to draw.
+        rng: random stream of the slide.
+        spec: content of the slide.
 
     Returns:
         RGB (H, W, 3) uint8 and labels (H, W) uint8 in the provider's coding; H and W are multiples of 16.
     """
     import cv2
 
-    tissue, along, _ = lay_strips(rng, spec)
+    tissue, along = lay_strips(rng, spec)
     zone = zones(rng, spec, tissue, along)
     low = (tissue.shape[0], tissue.shape[1])
     h, w = low[0] * LOW, low[1] * LOW
@@ -253,7 +251,7 @@ def draw_biopsy(rng: np.random.Generator, spec: BiopsySpec) -> tuple[U8, U8]:
     if spec.provider == "karolinska":
         cancer = cv2.resize(((zone >= 3) & (zone <= 5)).astype(np.uint8), (w, h), interpolation=cv2.INTER_NEAREST)
         label = np.asarray(cancer + 1, np.uint8)
-    # The public slides are cut out of their scans: beyond a margin around the tissue there is pure white.
+    # the public slides are cut out of their scans, so everything beyond a margin around the tissue is white
     near = cv2.dilate((tissue > 0).astype(np.uint8), np.ones((9, 9), np.uint8))
     if not spec.pen:
         rgb[cv2.resize(near, (w, h), interpolation=cv2.INTER_NEAREST) == 0] = 255

@@ -3,23 +3,21 @@
 `images/{normal,tumor,test}_NNN.tif` (tiled JPEG pyramids, factors 1 2 4 8, mpp of the two centres in turn),
 `annotations/*.xml` (ASAP: groups `_0`, `_1`, `_2` in training, `Tumor`, `Exclusion` in test; cut-outs and a
 self-intersecting outline occur) and `evaluation/reference.csv` (no header: name, Normal or Tumor, type, size).
-Training slides of the real set's partly annotated numbers with several lesions leave the last one out of their XML;
-the numbers that the real set does not have (normal_086, test_049) are not used.
-Source of names and formats: the CAMELYON16 readme.
+As in the real set, `PARTLY_ANNOTATED` slides with several lesions lack one in their XML, and the numbers in `ABSENT` do
+not occur. Source of names and formats: the CAMELYON16 readme.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import numpy.typing as npt
 
-from preprocessing.synthetic.cohort import Item, Plan, stream
+from preprocessing.synthetic.cohort import Item, Plan, put, stream
 from preprocessing.synthetic.lymph_node import NodeSpec, Outlines, draw_node
 from preprocessing.synthetic.sizes import Camelyon16Size
-from preprocessing.synthetic.tiff import write_pyramid
+from preprocessing.synthetic.tiff import encode_pyramid
 
 MPP = (0.243, 0.2263)
 ABSENT = ("normal_086", "test_049")
@@ -32,7 +30,7 @@ LESION_SHARES = (0.05, 0.40)
 
 @dataclass(frozen=True)
 class SlideSpec:
-    """One slide: its name, seed, what it shows, and how its annotation is written."""
+    """One slide: its name, seed, picture and pyramid, and whether an outline crosses itself."""
 
     name: str
     seed: int
@@ -43,13 +41,13 @@ class SlideSpec:
 
 
 def numbered(kind: str, count: int) -> list[str]:
-    """First `count` names of a kind, without the numbers the real set lacks."""
+    """Return the first `count` names of a kind, skipping the numbers that the real set lacks."""
     names = (f"{kind}_{n:03d}" for n in range(1, count + 1 + len(ABSENT)))
     return [name for name in names if name not in ABSENT][:count]
 
 
 def slide_labels(size: Camelyon16Size, seed: int) -> dict[str, bool]:
-    """Name -> whether it has a lesion, for every slide with tissue; both classes in both parts."""
+    """Map each slide with tissue to whether it has a lesion; both classes occur in both parts."""
     test = max(2, round(size.slides * size.test_share))
     train = size.slides - test
     tumors = {"train": max(2, round(train * size.tumor_share)), "test": max(1, round(test * size.tumor_share))}
@@ -60,30 +58,29 @@ def slide_labels(size: Camelyon16Size, seed: int) -> dict[str, bool]:
 
 
 def slide_spec(size: Camelyon16Size, seed: int, name: str, tumor: bool, special: str) -> SlideSpec:
-    """Decide everything about one slide but its pixels."""
+    """Draw the parameters of one slide."""
     rng = stream(seed, "camelyon16", "spec", name)
     unit = 2 ** max(size.levels - 1, 3)
     w, h = (int(round(size.side * f / unit)) * unit for f in (rng.uniform(0.88, 1.16), rng.uniform(0.86, 1.10)))
     low, high = LESION_SHARES
     share = float(np.exp(rng.uniform(np.log(low), np.log(high)))) if tumor else 0.0
-    # A lesion fills a few 128-px tiles even on the smallest slides; tissue is a little under half of a slide.
+    # a lesion fills at least six 128-px tiles; tissue is a little under half of a slide
     share = max(share, 6 * 128**2 / (0.45 * w * h)) if tumor else 0.0
     lesions = int(rng.choice([1, 2, 3], p=[0.55, 0.30, 0.15])) if share > 0.1 else 1
     if name in PARTLY_ANNOTATED:
         lesions = max(lesions, 2)
-    # Both artefacts of the outlines are certain on the first two positive slides of each part, rare elsewhere.
+    # tests need each fault of the outlines once, so it is certain on the first positive slides and rare elsewhere
     number = int(name.split("_")[1])
     cut_out = tumor and (name == "tumor_001" or special == "cut_out" or (share > 0.2 and rng.random() < 0.4))
     if cut_out:
         share, lesions = max(share, 0.22), 1
     twisted = tumor and (name == "tumor_002" or rng.random() < 0.08)
-    shown = special if special != "cut_out" else ""
-    node = NodeSpec((w, h), number % 2, share, lesions, cut_out, shown)
+    node = NodeSpec((w, h), number % 2, share, lesions, cut_out, "" if special == "cut_out" else special)
     return SlideSpec(name, seed, node, size.levels, size.tile, twisted)
 
 
 def specials(labels: dict[str, bool]) -> dict[str, str]:
-    """Name -> special look. Pen and pale stain fall on either class, so that neither tells the label."""
+    """Map names to artefacts. Pen and pale stain occur in both classes, so that neither predicts the label."""
     test_positive = [n for n, tumor in labels.items() if n.startswith("test") and tumor]
     chosen = {"normal_001": "pen", "normal_002": "two_pieces", "tumor_002": "pale", test_positive[0]: "cut_out"}
     extra = {"normal_005": "pale", "tumor_005": "pen", "tumor_006": "two_pieces"}
@@ -91,14 +88,14 @@ def specials(labels: dict[str, bool]) -> dict[str, str]:
 
 
 def twist(polygon: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    """Swap two neighbouring vertices so that the outline crosses itself: a small bow tie, as drawn by hand."""
+    """Swap two neighbouring vertices of a polygon (n, 2) so that it crosses itself, as hand-drawn outlines do."""
 
     def side(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64], c: npt.NDArray[np.float64]) -> float:
         return float((b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0]))
 
     for k in rng.permutation(np.arange(1, len(polygon) - 2)).tolist():
         a, b, c, d = polygon[k - 1 : k + 3]
-        # After the swap the edges a-c and b-d follow each other; they have to cross.
+        # the swapped outline crosses itself if the segments a-c and b-d cross
         if side(a, c, b) * side(a, c, d) < 0 and side(b, d, a) * side(b, d, c) < 0:
             out = polygon.copy()
             out[[k, k + 1]] = out[[k + 1, k]]
@@ -107,28 +104,28 @@ def twist(polygon: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.NDA
 
 
 def asap_xml(outlines: Outlines, *, test: bool) -> bytes:
-    """ASAP annotation file: one `Annotation` per polygon, coordinates as level-0 floats."""
+    """Encode outlines as an ASAP file: one `Annotation` per polygon, level-0 coordinates."""
     root = ElementTree.Element("ASAP_Annotations")
-    holder = ElementTree.SubElement(root, "Annotations")
+    annotations = ElementTree.SubElement(root, "Annotations")
     groups = [("Tumor" if test else f"_{min(k, 1)}", p) for k, p in enumerate(outlines.tumor)]
     groups += [("Exclusion" if test else "_2", p) for p in outlines.cut]
     for k, (group, polygon) in enumerate(groups):
-        one = ElementTree.SubElement(
-            holder, "Annotation", Name=f"Annotation {k}", Type="Polygon", PartOfGroup=group, Color="#F4FA58"
+        annotation = ElementTree.SubElement(
+            annotations, "Annotation", Name=f"Annotation {k}", Type="Polygon", PartOfGroup=group, Color="#F4FA58"
         )
-        places = ElementTree.SubElement(one, "Coordinates")
+        coordinates = ElementTree.SubElement(annotation, "Coordinates")
         for order, (x, y) in enumerate(polygon):
-            ElementTree.SubElement(places, "Coordinate", Order=str(order), X=f"{x:.4f}", Y=f"{y:.4f}")
-    tail = ElementTree.SubElement(root, "AnnotationGroups")
+            ElementTree.SubElement(coordinates, "Coordinate", Order=str(order), X=f"{x:.4f}", Y=f"{y:.4f}")
+    names = ElementTree.SubElement(root, "AnnotationGroups")
     for group in sorted({g for g, _ in groups}):
-        entry = ElementTree.SubElement(tail, "Group", Name=group, PartOfGroup="None", Color="#00ff00")
+        entry = ElementTree.SubElement(names, "Group", Name=group, PartOfGroup="None", Color="#00ff00")
         ElementTree.SubElement(entry, "Attributes")
     ElementTree.indent(root, "\t")
     return f'<?xml version="1.0"?>\n{ElementTree.tostring(root, encoding="unicode")}\n'.encode()
 
 
 def make_slide(folder: Path, spec: SlideSpec) -> None:
-    """Write the annotation, if any, and then the slide."""
+    """Write one slide and, if it has a lesion, its annotation."""
     rng = stream(spec.seed, "camelyon16", "draw", spec.name)
     rgb, outlines = draw_node(rng, spec.node)
     if outlines.tumor:
@@ -136,18 +133,15 @@ def make_slide(folder: Path, spec: SlideSpec) -> None:
             outlines.tumor[0] = twist(outlines.tumor[0], rng)
         if spec.name in PARTLY_ANNOTATED and len(outlines.tumor) > 1:
             outlines.tumor.pop()
-        target = folder / "annotations" / f"{spec.name}.xml"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.tmp")
-        temporary.write_bytes(asap_xml(outlines, test=spec.name.startswith("test")))
-        temporary.replace(target)
+        xml = asap_xml(outlines, test=spec.name.startswith("test"))
+        put(folder / "annotations" / f"{spec.name}.xml", xml)
     factors = [2**k for k in range(spec.levels)]
-    image = folder / "images" / f"{spec.name}.tif"
-    write_pyramid(image, rgb, factors, MPP[spec.node.centre], spec.tile, lossless=False)
+    data = encode_pyramid(rgb, factors, MPP[spec.node.centre], spec.tile, lossless=False)
+    put(folder / "images" / f"{spec.name}.tif", data)
 
 
 def reference_csv(specs: list[SlideSpec]) -> str:
-    """Label table of the test part, with CR LF line ends and no header."""
+    """Write the label table of the test part, with CR LF line ends and no header."""
     lines = []
     for spec in specs:
         share = spec.node.lesion_share
@@ -157,23 +151,16 @@ def reference_csv(specs: list[SlideSpec]) -> str:
 
 
 def plan(size: Camelyon16Size, seed: int) -> Plan:
-    """All slides of the cohort and the label table.
-
-    Args:
-        size: parameters.
-        seed: of everything.
-    """
+    """Plan the slides and the label table."""
     labels = slide_labels(size, seed)
     look = specials(labels)
     specs = [slide_spec(size, seed, n, t, look.get(n, "")) for n, t in labels.items()]
     if size.empty_slide:
         name = numbered("normal", sum(n.startswith("normal") for n in labels) + 1)[-1]
         specs.append(slide_spec(size, seed, name, False, "empty"))
-    items: list[Item] = []
+    items = []
     for spec in specs:
-        files: tuple[Any, ...] = (f"images/{spec.name}.tif",)
-        if spec.node.lesion_share > 0:
-            files += (f"annotations/{spec.name}.xml",)
-        items.append(Item(spec.name, files, make_slide, spec))
+        annotation = [f"annotations/{spec.name}.xml"] if spec.node.lesion_share > 0 else []
+        items.append(Item(spec.name, (f"images/{spec.name}.tif", *annotation), make_slide, spec))
     tests = [spec for spec in specs if spec.name.startswith("test")]
     return Plan(items, {"evaluation/reference.csv": reference_csv(tests)})

@@ -1,12 +1,9 @@
-"""Draws one head CT in Hounsfield units: anatomy that changes along z, haemorrhages by subtype, and look-alikes.
+"""Draw one head CT in Hounsfield units: anatomy that changes along z, haemorrhages by subtype, and look-alikes.
 
 Coordinates: x right, y back, both -1..1 over the field of view; z from 0 (skull base) to 1 (vertex). Brain about 35 HU,
-CSF 8, fat -90, skull 500 to 1300, air -1000, blood 45 to 75 with soft edges. Every scan has structures that are as
-dense as blood without being blood: venous sinuses, falx, vessels at the base, beam hardening under the skull, streaks
-between the petrous bones, calcifications. Which slices carry which subtype is decided beforehand (`Bleed`), so that the
-labels do not depend on the pixels.
-
-Shapes: volume (n, m, m) float32 HU, slices from base to vertex.
+CSF 8, fat -90, skull 500 to 1300, air -1000, blood 45 to 75 with soft edges. Every scan has structures as dense as
+blood: venous sinuses, falx, vessels at the base, beam hardening under the skull, streaks between the petrous bones and
+calcifications. Volumes are (n, m, m) float32 HU, slices from base to vertex.
 """
 
 from dataclasses import dataclass
@@ -17,7 +14,7 @@ import numpy.typing as npt
 F32 = npt.NDArray[np.float32]
 
 SUBTYPES = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural")
-# Part of the head, as z from..to, in which each subtype may lie.
+# range of z in which each subtype occurs
 EXTENT = {
     "epidural": (0.28, 0.92),
     "intraparenchymal": (0.28, 0.82),
@@ -31,7 +28,7 @@ VENTRICLES = (0.38, 0.82)
 
 @dataclass(frozen=True)
 class Bleed:
-    """One haemorrhage: subtype and first and last slice, both included."""
+    """One haemorrhage: subtype and first and last slice, inclusive."""
 
     subtype: str
     first: int
@@ -49,12 +46,12 @@ class Frame:
 
     @property
     def inner(self) -> F32:
-        """Depth below the inner table of the skull."""
+        """Depth (n, m, m) below the inner table of the skull."""
         return self.depth - np.float32(SCALP + SKULL)
 
 
 def volume_field(rng: np.random.Generator, shape: tuple[int, int, int], scale: float) -> F32:
-    """Smooth random volume (n, m, m), zero mean, unit variance; `scale` px in plane, about two slices across."""
+    """Draw a smooth volume (n, m, m), zero mean and unit variance; `scale` px in plane, about two slices along z."""
     import cv2
 
     n, m, _ = shape
@@ -70,7 +67,7 @@ def volume_field(rng: np.random.Generator, shape: tuple[int, int, int], scale: f
 
 
 def head_frame(rng: np.random.Generator, n: int, m: int) -> Frame:
-    """Outline of one patient's head in a slightly turned and shifted frame."""
+    """Draw the outline of one head, slightly rotated and shifted."""
     axis = np.linspace(-1, 1, m, dtype=np.float32)
     angle = rng.normal(0, 0.09)
     y0, x0 = np.meshgrid(axis - rng.normal(-0.03, 0.03), axis - rng.normal(0, 0.03), indexing="ij")
@@ -80,7 +77,7 @@ def head_frame(rng: np.random.Generator, n: int, m: int) -> Frame:
     size = rng.uniform(0.92, 1.06)
     profile = np.sqrt(1 - ((z - 0.42) / 0.74) ** 2)
     a, b = 0.72 * size * profile, 0.89 * size * profile * rng.uniform(0.94, 1.04)
-    # The skull is broader behind than in front.
+    # the skull is wider at the back than at the front
     r = np.sqrt((x / (a * (1 + 0.10 * y))) ** 2 + (y / b) ** 2)
     return Frame(
         np.asarray(x, np.float32), np.asarray(y, np.float32), z, np.asarray((1 - r) * np.sqrt(a * b), np.float32)
@@ -88,13 +85,13 @@ def head_frame(rng: np.random.Generator, n: int, m: int) -> Frame:
 
 
 def ball(frame: Frame, centre: tuple[float, float, float], radii: tuple[float, float, float]) -> npt.NDArray[np.bool_]:
-    """Ellipsoid (n, m, m) around centre x, y, z."""
+    """Return the mask (n, m, m) of an ellipsoid around centre x, y, z."""
     (cx, cy, cz), (rx, ry, rz) = centre, radii
     return np.asarray(((frame.x - cx) / rx) ** 2 + ((frame.y - cy) / ry) ** 2 + ((frame.z - cz) / rz) ** 2 < 1)
 
 
 def ventricles(frame: Frame, wide: float) -> npt.NDArray[np.bool_]:
-    """Lateral and third ventricles (n, m, m); `wide` scales their width."""
+    """Return the mask (n, m, m) of the lateral and third ventricles; `wide` scales their width."""
     mid = np.clip((frame.z - VENTRICLES[0]) / (VENTRICLES[1] - VENTRICLES[0]), 0, 1)
     there = (frame.z > VENTRICLES[0]) & (frame.z < VENTRICLES[1])
     height = np.sqrt(np.clip(1 - (2 * mid - 1) ** 2, 0, 1)) * 0.5 + 0.5
@@ -106,7 +103,7 @@ def ventricles(frame: Frame, wide: float) -> npt.NDArray[np.bool_]:
 
 
 def draw_bone_and_air(rng: np.random.Generator, volume: F32, frame: Frame, grain: F32) -> None:
-    """Scalp, skull, petrous bones, sinuses, orbits and the head rest, in place."""
+    """Draw scalp, skull, petrous bones, nasal sinuses, orbits and the head rest, in place."""
     depth, inner, z = frame.depth, frame.inner, frame.z
     scalp = (depth > 0) & (depth <= SCALP)
     volume[scalp] = np.where(depth[scalp] < 0.018, 20.0, -80.0)
@@ -128,7 +125,7 @@ def draw_bone_and_air(rng: np.random.Generator, volume: F32, frame: Frame, grain
 
 
 def draw_brain(rng: np.random.Generator, volume: F32, frame: Frame, sulcus: F32, vent: npt.NDArray[np.bool_]) -> None:
-    """Grey and white matter, sulci, ventricles, in place."""
+    """Draw grey and white matter, sulci and ventricles, in place."""
     brain = frame.inner > 0
     folds = frame.inner + 0.035 * sulcus
     tissue = 29.5 + 7.5 / (1 + np.exp((folds - 0.11) / 0.015)) + rng.normal(0, 1.0)
@@ -144,11 +141,10 @@ def draw_brain(rng: np.random.Generator, volume: F32, frame: Frame, sulcus: F32,
 
 
 def draw_look_alikes(rng: np.random.Generator, volume: F32, frame: Frame, vent: npt.NDArray[np.bool_]) -> None:
-    """Dense structures that are not blood, in place."""
+    """Draw dense structures that are not blood, in place."""
     brain = frame.inner > 0
     falx = brain & (np.abs(frame.x) < 0.011) & (np.abs(frame.y) > 0.22) & (frame.z > 0.40)
     volume[falx] = rng.uniform(42, 56)
-    # Venous sinuses hug the inner table behind, in the midline above and on both sides below.
     sagittal = brain & (frame.inner < 0.055) & (np.abs(frame.x) < 0.045) & (frame.y > 0.2) & (frame.z > 0.30)
     volume[sagittal] = rng.uniform(48, 66)
     lateral = brain & (frame.inner < 0.05) & (np.abs(frame.z - 0.22) < 0.05) & (frame.y > 0.35)
@@ -170,7 +166,7 @@ def draw_look_alikes(rng: np.random.Generator, volume: F32, frame: Frame, vent: 
 
 
 def profile(n: int, bleed: Bleed) -> F32:
-    """Size of a haemorrhage over the slices (n, 1, 1): 0 outside its range, 1 in its middle, 0.65 or more inside."""
+    """Return the size of a haemorrhage per slice (n, 1, 1): 0 outside its range, 0.65 to 1 inside."""
     k = np.arange(n, dtype=np.float32)
     half = (bleed.last - bleed.first) / 2 + 0.5
     u = np.clip(np.abs(k - (bleed.first + bleed.last) / 2) / half, 0, 1)
@@ -187,7 +183,7 @@ def bleed_mask(
     vent: npt.NDArray[np.bool_],
     scale: float,
 ) -> npt.NDArray[np.bool_]:
-    """Voxels of one haemorrhage (n, m, m)."""
+    """Return the mask (n, m, m) of one haemorrhage."""
     size = scale * profile(len(frame.z), bleed)
     here, brain = size > 0, frame.inner > 0
     side, where = rng.choice([-1.0, 1.0]), rng.uniform(-0.9, 0.9)
@@ -225,12 +221,12 @@ def draw_head(
     """Draw one scan.
 
     Args:
-        rng: source of randomness, private to the scan.
+        rng: random stream of the scan.
         n: number of slices.
         m: rows and columns.
         bleeds: haemorrhages.
-        scale: of their size in the plane.
-        blood_hu: range of the density of blood.
+        scale: in-plane scale of the haemorrhages.
+        blood_hu: minimum and maximum density of blood, HU.
 
     Returns:
         (n, m, m) float32 HU from skull base to vertex, within -1000..2800.
@@ -244,11 +240,11 @@ def draw_head(
     volume = np.full((n, m, m), -1000.0, np.float32)
     draw_brain(rng, volume, frame, sulcus, vent)
     draw_look_alikes(rng, volume, frame, vent)
-    # Blood has a stream of its own: the same scan without it is the same everywhere else.
-    own = rng.spawn(1)[0]
+    # blood has its own stream, so that everything else is the same with and without it
+    blood_rng = rng.spawn(1)[0]
     for bleed in bleeds:
-        mask = bleed_mask(own, frame, bleed, sulcus, bend, vent, scale)
-        blood = own.uniform(*blood_hu) + 4.0 * bend
+        mask = bleed_mask(blood_rng, frame, bleed, sulcus, bend, vent, scale)
+        blood = blood_rng.uniform(*blood_hu) + 4.0 * bend
         volume[mask] = np.maximum(volume, blood)[mask]
     draw_bone_and_air(rng, volume, frame, grain)
     volume = np.stack([cv2.GaussianBlur(s, (0, 0), 0.55 * m / 128) for s in volume])

@@ -1,11 +1,9 @@
-"""Draws one lymph-node slide: tissue outline, compartments, lesions with their outlines, special artefacts.
+"""Draw one lymph-node slide: tissue, compartments, lesions with their outlines, and artefacts.
 
 Compartments: capsule and trabeculae (eosin, few spindle nuclei), cortex (small dense lymphocytes), germinal centres
-(dense, a little larger and paler: the distractor that looks most like a lesion), histiocytic sinuses (large pale
-cells), fat. A lesion is a contiguous region of larger, vesicular, less regular nuclei in denser cytoplasm. Cell types
-mix at borders and infiltrate each other, and every slide scales size, darkness and stain, so single tiles overlap.
-
-Shapes: RGB (H, W, 3) uint8; outlines are lists of (n, 2) float64 level-0 px, x y.
+(dense, larger and paler, most similar to a lesion), histiocytic sinuses (large pale cells) and fat. A lesion is a
+contiguous region of larger, vesicular, less regular nuclei in denser cytoplasm. Cell types mix at borders, and size,
+darkness and stain vary between slides, so that the classes overlap in single tiles.
 """
 
 from dataclasses import dataclass, field, replace
@@ -19,7 +17,6 @@ from preprocessing.synthetic.texture import (
     LOW,
     U8,
     Cells,
-    Stain,
     add_glass,
     blob,
     enlarge,
@@ -49,20 +46,20 @@ CELLS: dict[int, Cells] = {
 }
 EOSIN = np.array([118, 52, 64, 70, 84, 46], np.float32)
 HAEMATOXYLIN = np.array([12, 30, 35, 35, 20, 6], np.float32)
-# Share of a compartment's lattice places taken by another cell type: (cell type, compartment) -> share.
+# (cell type, compartment) -> share of the compartment's places taken by that type
 INFILTRATE = {(CORTEX, LESION): 0.20, (CORTEX, STROMA): 0.12, (SINUS, CORTEX): 0.12, (STROMA, LESION): 0.10}
 
 
 @dataclass(frozen=True)
 class NodeSpec:
-    """What one slide shows.
+    """Content of one slide.
 
     Attributes:
         size: (width, height) px at level 0.
-        centre: scanner centre, 0 or 1.
+        centre: medical centre, 0 or 1.
         lesion_share: lesion area as a share of tissue area; 0 = normal.
         lesions: number of lesions.
-        cut_out: whether a normal island lies inside the largest lesion.
+        cut_out: whether the largest lesion encloses a normal island.
         special: "" | "pen" | "pale" | "two_pieces" | "empty".
     """
 
@@ -76,33 +73,31 @@ class NodeSpec:
 
 @dataclass
 class Outlines:
-    """Lesion outlines: tumour polygons, the largest first, and cut-outs."""
+    """Polygons (n, 2) float64, x y in level-0 px: lesions, the largest first, and cut-outs."""
 
     tumor: list[npt.NDArray[np.float64]] = field(default_factory=list)
     cut: list[npt.NDArray[np.float64]] = field(default_factory=list)
 
 
 def tissue_field(rng: np.random.Generator, shape: tuple[int, int], pieces: int) -> F32:
-    """Coarse tissue field (h, w), > 0 inside, growing inwards."""
+    """Draw the coarse tissue field (h, w), > 0 inside and increasing inwards."""
     h, w = shape
     noise = smooth_field(rng, shape, 0.16 * min(h, w), 3) * np.float32(0.10)
     if pieces == 1:
         centre = (w * rng.uniform(0.47, 0.53), h * rng.uniform(0.47, 0.53))
-        return blob(
-            shape, centre, (w * rng.uniform(0.38, 0.43), h * rng.uniform(0.37, 0.42)), rng.uniform(-0.2, 0.2), noise
-        )
+        radii = (w * rng.uniform(0.38, 0.43), h * rng.uniform(0.37, 0.42))
+        return blob(shape, centre, radii, rng.uniform(-0.2, 0.2), noise)
     split = rng.uniform(0.44, 0.56)
-    left = blob(shape, (w * split * 0.5, h * 0.5), (w * split * 0.40, h * 0.38), rng.uniform(-0.1, 0.1), noise)
-    right = blob(
-        shape, (w * (1 + split) * 0.5, h * 0.5), (w * (1 - split) * 0.40, h * 0.36), rng.uniform(-0.1, 0.1), noise
-    )
-    return np.asarray(np.maximum(left, right), np.float32)
+    left, right = (w * split * 0.40, h * 0.38), (w * (1 - split) * 0.40, h * 0.36)
+    first = blob(shape, (w * split * 0.5, h * 0.5), left, rng.uniform(-0.1, 0.1), noise)
+    second = blob(shape, (w * (1 + split) * 0.5, h * 0.5), right, rng.uniform(-0.1, 0.1), noise)
+    return np.asarray(np.maximum(first, second), np.float32)
 
 
 def grow_region(
     rng: np.random.Generator, allowed: npt.NDArray[np.bool_], depth: F32, area: float
 ) -> npt.NDArray[np.bool_]:
-    """One contiguous region of about `area` coarse px inside `allowed`, around a random deep place."""
+    """Draw one contiguous region (h, w) of about `area` coarse px inside `allowed`, around a random deep point."""
     import cv2
 
     ys, xs = np.nonzero(allowed & (depth > np.quantile(depth[allowed], 0.35)))
@@ -112,17 +107,15 @@ def grow_region(
     distance = np.hypot(gx - xs[k], gy - ys[k]) / radius
     distance = distance + 0.22 * smooth_field(rng, allowed.shape, max(radius * 0.9, 4.0), 2)
     distance = np.where(allowed, distance, np.inf)
-    limit = np.partition(distance[allowed], min(int(area), int(allowed.sum()) - 1))[
-        min(int(area), int(allowed.sum()) - 1)
-    ]
-    region = (distance <= limit).astype(np.uint8)
+    rank = min(int(area), int(allowed.sum()) - 1)
+    region = (distance <= np.partition(distance[allowed], rank)[rank]).astype(np.uint8)
     region = cv2.morphologyEx(region, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
     _, parts, stats, _ = cv2.connectedComponentsWithStats(region, connectivity=4)
     return np.asarray(parts == 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA])))
 
 
 def outline_of(region: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-    """Outer outline of a contiguous coarse region as a level-0 polygon (n, 2) float64."""
+    """Trace a contiguous coarse region (h, w) as a level-0 polygon (n, 2) float64."""
     import cv2
 
     fine = cv2.resize(region.astype(np.uint8) * 255, None, fx=4, fy=4, interpolation=cv2.INTER_LINEAR)
@@ -133,7 +126,7 @@ def outline_of(region: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
 
 
 def plan_lesions(rng: np.random.Generator, spec: NodeSpec, tissue: F32) -> tuple[npt.NDArray[np.bool_], Outlines]:
-    """Lesion mask on the coarse grid and its outlines; the mask is drawn from the outlines, so that they agree."""
+    """Draw the lesion outlines and, from them so that they agree, the coarse lesion mask (h, w)."""
     import cv2
 
     mask = np.zeros(tissue.shape, np.uint8)
@@ -143,7 +136,7 @@ def plan_lesions(rng: np.random.Generator, spec: NodeSpec, tissue: F32) -> tuple
     inside = tissue > 0.02
     portions = np.sort(rng.dirichlet(np.full(spec.lesions, 4.0)))[::-1] if spec.lesions > 1 else np.ones(1)
     for k, portion in enumerate(portions):
-        # A margin keeps the outlines of neighbouring lesions apart.
+        # a margin keeps neighbouring outlines apart
         free = inside & (cv2.dilate(mask, np.ones((9, 9), np.uint8)) == 0)
         region = grow_region(rng, free, tissue, max(30.0, portion * spec.lesion_share * inside.sum()))
         polygon = outline_of(region)
@@ -152,21 +145,15 @@ def plan_lesions(rng: np.random.Generator, spec: NodeSpec, tissue: F32) -> tuple
         if k == 0 and spec.cut_out:
             core = cv2.erode(region.astype(np.uint8), np.ones((3, 3), np.uint8), iterations=2) > 0
             if core.sum() > 40:
-                island = outline_of(
-                    grow_region(
-                        rng,
-                        core,
-                        np.asarray(cv2.distanceTransform(core.astype(np.uint8), 2, 3), np.float32),
-                        0.18 * core.sum(),
-                    )
-                )
+                depth = np.asarray(cv2.distanceTransform(core.astype(np.uint8), 2, 3), np.float32)
+                island = outline_of(grow_region(rng, core, depth, 0.18 * core.sum()))
                 outlines.cut.append(island)
                 cv2.fillPoly(mask, [np.rint(island / LOW - 0.5).astype(np.int32)], 0)
     return mask.astype(bool), outlines
 
 
 def compartments(rng: np.random.Generator, tissue: F32, lesion: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
-    """Coarse map (h, w) uint8 of compartments; only meaningful where tissue > 0."""
+    """Draw the coarse map (h, w) uint8 of compartments, valid where tissue > 0."""
     shape = tissue.shape
     scale = 0.10 * min(shape)
     kind = np.where(smooth_field(rng, shape, scale, 3) > -0.35, CORTEX, STROMA).astype(np.uint8)
@@ -187,29 +174,29 @@ def place_nuclei(
     rng: np.random.Generator, plane: U8, kind: npt.NDArray[np.uint8], inside: npt.NDArray[np.bool_]
 ) -> None:
     """Stamp the nuclei of every compartment into the haematoxylin plane (H, W) in place."""
-    h, w = plane.shape
+    last = np.array([inside.shape[1] - 1, inside.shape[0] - 1])
     crowd = np.clip(1 + 0.16 * smooth_field(rng, (inside.shape[0], inside.shape[1]), 14.0), 0.5, 1.3)
     grow, shade = 1 + 0.05 * rng.standard_normal(), 1 + 0.05 * rng.standard_normal()
     for cell, cells in CELLS.items():
         radius = cells.radius * grow * (1 + 0.05 * rng.standard_normal())
         dark = min(1.0, cells.dark * shade * (1 + 0.05 * rng.standard_normal()))
         varied = replace(cells, radius=radius, dark=dark)
-        points = lattice_points(rng, (h, w), cells.spacing, cells.keep)
-        # Looking the compartment up at a jittered place blurs the borders between cell types.
-        looked: I64 = np.rint(points + rng.normal(0, 5.0, points.shape)).astype(np.int64) // LOW
-        looked = np.clip(looked, 0, np.array([inside.shape[1] - 1, inside.shape[0] - 1]))
-        there = kind[looked[:, 1], looked[:, 0]]
-        keep = there == cell
+        points = lattice_points(rng, (plane.shape[0], plane.shape[1]), cells.spacing, cells.keep)
+        # jitter blurs the borders between cell types
+        jittered: I64 = np.rint(points + rng.normal(0, 5.0, points.shape)).astype(np.int64) // LOW
+        x, y = np.clip(jittered, 0, last).T
+        compartment = kind[y, x]
+        keep = compartment == cell
         for (guest, host), share in INFILTRATE.items():
             if guest == cell:
-                keep |= (there == host) & (rng.random(len(points)) < share)
-        own = np.clip(points // LOW, 0, np.array([inside.shape[1] - 1, inside.shape[0] - 1]))
-        keep &= inside[own[:, 1], own[:, 0]] & (rng.random(len(points)) < crowd[own[:, 1], own[:, 0]])
+                keep |= (compartment == host) & (rng.random(len(points)) < share)
+        x, y = np.clip(points // LOW, 0, last).T
+        keep &= inside[y, x] & (rng.random(len(points)) < crowd[y, x])
         stamp(plane, points[keep], nucleus_stamps(rng, varied), rng)
 
 
 def draw_fat(rng: np.random.Generator, planes: tuple[U8, U8], kind: npt.NDArray[np.uint8]) -> None:
-    """Empty both dye planes inside fat vacuoles, leaving thin membranes."""
+    """Clear both dye planes inside fat vacuoles, leaving thin membranes, in place."""
     import cv2
 
     h, w = planes[0].shape
@@ -224,8 +211,8 @@ def draw_node(rng: np.random.Generator, spec: NodeSpec) -> tuple[U8, Outlines]:
     """Draw one slide.
 
     Args:
-        rng: source of randomness, private to the slide.
-        spec: what to draw; width and height are multiples of `LOW`.
+        rng: random stream of the slide.
+        spec: content of the slide; width and height are multiples of `LOW`.
 
     Returns:
         RGB (H, W, 3) uint8 and the lesion outlines.
@@ -234,7 +221,7 @@ def draw_node(rng: np.random.Generator, spec: NodeSpec) -> tuple[U8, Outlines]:
 
     w, h = spec.size
     low = (h // LOW, w // LOW)
-    stain: Stain = sample_stain(rng, spec.centre, 0.5 if spec.special == "pale" else 1.0)
+    stain = sample_stain(rng, spec.centre, 0.5 if spec.special == "pale" else 1.0)
     if spec.special == "empty":
         zero = np.zeros((h, w), np.uint8)
         return add_glass(rng, render(zero, zero, stain)), Outlines()
@@ -242,7 +229,7 @@ def draw_node(rng: np.random.Generator, spec: NodeSpec) -> tuple[U8, Outlines]:
     lesion, outlines = plan_lesions(rng, spec, tissue)
     kind = compartments(rng, tissue, lesion)
     crack = to_u8(128 + 60 * smooth_field(rng, low, 26.0, 2))
-    # Steep curves after enlarging turn coarse ramps into crisp borders and thin fissures.
+    # steep curves after enlarging give sharp borders and thin fissures
     border = look_up(enlarge(to_u8(128 + tissue * 1800), (h, w)), sigmoid(128.0, 9.0))
     fissure = look_up(enlarge(crack, (h, w)), to_u8(64 * np.abs(np.arange(256) - 128.0) + 70))
     crisp = times(border, fissure, 255)

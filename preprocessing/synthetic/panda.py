@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocessing.synthetic.biopsy import BiopsySpec, draw_biopsy
-from preprocessing.synthetic.cohort import Item, Plan, hex_id, stream
+from preprocessing.synthetic.cohort import Item, Plan, hex_id, put, stream
 from preprocessing.synthetic.sizes import PandaSize
-from preprocessing.synthetic.tiff import write_pyramid
+from preprocessing.synthetic.tiff import encode_pyramid
 
 FACTORS = (1, 4, 16)
 MPP = {"radboud": (0.48,), "karolinska": (0.452, 0.503)}
@@ -36,7 +36,7 @@ PARTITION_COLUMNS = (
 
 @dataclass(frozen=True)
 class SlideSpec:
-    """One slide: identifier, seed, grade (0..5), split part and what it shows."""
+    """One slide: identifier, seed, ISUP grade (0..5), part of the split, picture, and whether it has a mask."""
 
     name: str
     seed: int
@@ -49,7 +49,7 @@ class SlideSpec:
 
 
 def parts(size: PandaSize, isup: npt.NDArray[np.int64], rng: np.random.Generator) -> list[str]:
-    """Part of every slide, stratified by cancer yes or no."""
+    """Assign every slide to a part, stratified by whether it has cancer."""
     out = ["train"] * len(isup)
     for positive in (False, True):
         members = rng.permutation(np.flatnonzero((isup > 0) == positive)).tolist()
@@ -63,14 +63,14 @@ def parts(size: PandaSize, isup: npt.NDArray[np.int64], rng: np.random.Generator
 
 
 def gleason_score(spec: SlideSpec) -> str:
-    """Score as the table writes it; the two centres write benign differently."""
+    """Format the Gleason score; the two centres write benign differently."""
     if spec.biopsy.gleason is None:
         return "negative" if spec.biopsy.provider == "radboud" else "0+0"
     return "{}+{}".format(*spec.biopsy.gleason)
 
 
 def slide_specs(size: PandaSize, seed: int) -> list[SlideSpec]:
-    """Decide everything about every slide but its pixels, sorted by identifier."""
+    """Draw the parameters of every slide, sorted by identifier."""
     rng = stream(seed, "panda", "plan")
     benign = max(3, round(size.slides * BENIGN_SHARE))
     isup = np.concatenate([np.zeros(benign, np.int64), 1 + np.arange(size.slides - benign) % 5])
@@ -78,14 +78,14 @@ def slide_specs(size: PandaSize, seed: int) -> list[SlideSpec]:
     benign_train = [k for k in range(benign) if part[k] == "train"]
     specs = []
     for k, grade in enumerate(isup.tolist()):
-        own = stream(seed, "panda", "spec", k)
+        slide_rng = stream(seed, "panda", "spec", k)
         turn = k if grade == 0 else (k - benign) // 5 + (k - benign) % 5
         provider = ("radboud", "karolinska")[turn % 2]
-        gleason = GLEASON[grade][int(own.integers(len(GLEASON[grade])))] if grade else None
-        strips = int(own.integers(size.strips[0], size.strips[1] + 1))
+        gleason = GLEASON[grade][int(slide_rng.integers(len(GLEASON[grade])))] if grade else None
+        strips = int(slide_rng.integers(size.strips[0], size.strips[1] + 1))
         low, high = size.cancer_share
-        share = float(np.exp(own.uniform(np.log(low), np.log(high)))) if grade else 0.0
-        # Both patterns need room for some glands, and windows more than half covered have to exist.
+        share = float(np.exp(slide_rng.uniform(np.log(low), np.log(high)))) if grade else 0.0
+        # both patterns need room for some glands, and some windows must be covered by more than half
         least = (460 if gleason and gleason[0] != gleason[1] else 340) / (strips * size.length)
         share = min(0.85, max(share, least)) if grade else 0.0
         pen = k == benign_train[-1] or (grade == 2 and k == int(np.flatnonzero(isup == 2)[0]))
@@ -97,24 +97,25 @@ def slide_specs(size: PandaSize, seed: int) -> list[SlideSpec]:
 
 
 def make_slide(folder: Path, spec: SlideSpec) -> None:
-    """Write the mask, if there is one, and the slide."""
+    """Write one slide and, if it has one, its mask."""
     rgb, label = draw_biopsy(stream(spec.seed, "panda", "draw", spec.name), spec.biopsy)
     if spec.mask:
         channels = np.zeros((*label.shape, 3), np.uint8)
         channels[..., 0] = label
-        target = folder / "train_label_masks" / f"{spec.name}_mask.tiff"
-        write_pyramid(target, channels, FACTORS, spec.mpp, spec.tile, lossless=True)
-    write_pyramid(folder / "train_images" / f"{spec.name}.tiff", rgb, FACTORS, spec.mpp, spec.tile, lossless=False)
+        mask = encode_pyramid(channels, FACTORS, spec.mpp, spec.tile, lossless=True)
+        put(folder / "train_label_masks" / f"{spec.name}_mask.tiff", mask)
+    slide = encode_pyramid(rgb, FACTORS, spec.mpp, spec.tile, lossless=False)
+    put(folder / "train_images" / f"{spec.name}.tiff", slide)
 
 
 def train_csv(specs: list[SlideSpec]) -> str:
-    """Label table of all slides."""
+    """Write the label table of all slides."""
     rows = [f"{s.name},{s.biopsy.provider},{s.isup},{gleason_score(s)}\n" for s in specs]
     return "image_id,data_provider,isup_grade,gleason_score\n" + "".join(rows)
 
 
 def partition_csv(specs: list[SlideSpec]) -> str:
-    """Split table: part, patterns present, one-hot grade and one-hot Gleason sum."""
+    """Write the split table: part, patterns present, one-hot grade and one-hot Gleason sum."""
     lines = [",".join(PARTITION_COLUMNS)]
     for k, spec in enumerate(specs):
         present = set(spec.biopsy.gleason or ())
@@ -127,17 +128,10 @@ def partition_csv(specs: list[SlideSpec]) -> str:
 
 
 def plan(size: PandaSize, seed: int) -> Plan:
-    """All slides of the cohort and the two tables.
-
-    Args:
-        size: parameters.
-        seed: of everything.
-    """
+    """Plan the slides and the two tables."""
     specs = slide_specs(size, seed)
     items = []
     for spec in specs:
-        files: tuple[str, ...] = (f"train_images/{spec.name}.tiff",)
-        if spec.mask:
-            files += (f"train_label_masks/{spec.name}_mask.tiff",)
-        items.append(Item(spec.name, files, make_slide, spec))
+        mask = [f"train_label_masks/{spec.name}_mask.tiff"] if spec.mask else []
+        items.append(Item(spec.name, (f"train_images/{spec.name}.tiff", *mask), make_slide, spec))
     return Plan(items, {"train.csv": train_csv(specs), "partition_PANDA.csv": partition_csv(specs)})

@@ -1,20 +1,15 @@
-"""The three data sets at the paper's counts, every bag as small as the readers take it: a rehearsal of scale.
+"""The three data sets at the paper's numbers of bags, with the smallest possible bags, to rehearse jobs and files.
 
-`--size rehearsal` writes the raw files in the layouts and formats of `camelyon16`, `panda` and `rsna`, with the tables,
-splits and exclusions of the real sets: 399 slides (and test_049, which the rules leave out), 10,616 slides of which the
-rules leave 10,503 (one is the known blank, 100 have no mask, 3 a broken one, 9 hold no tissue), and 1,150 scans of
-which 150 are listed for testing. A slide is one file tile, a scan three slices. Pixels are one of a few pictures per
-class, so that thousands of files are written in seconds; each file ends in its own name, so that no two are equal.
-Nothing here means anything to a model: the number of bags, files and jobs is the point.
-
-`fraction` takes that share of every count, at least one each. Sources of the counts: `preprocessing.datasets`.
+The layouts, tables, splits and exclusions are those of the real sets: CAMELYON16 has 399 slides and the excluded
+test_049; PANDA has 10,616 slides, of which 10,503 remain (one is blank, 100 have no mask, 3 a broken one, 9 no tissue);
+RSNA has 1,150 scans, 150 of them for testing. A slide is one file tile and a scan three slices. The files of a class
+share a few pictures, so that thousands are written in seconds; each slide ends in its own name, so that no two are
+equal. `fraction` scales every count, to at least 1. Sources of the counts: `preprocessing.datasets`.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import numpy.typing as npt
@@ -22,20 +17,20 @@ import numpy.typing as npt
 from preprocessing.datasets.panda import BLANK, BROKEN_MASKS
 from preprocessing.synthetic import camelyon16, panda, rsna
 from preprocessing.synthetic.biopsy import BiopsySpec
-from preprocessing.synthetic.cohort import Item, Plan, hex_id, stream
+from preprocessing.synthetic.cohort import Item, Plan, hex_id, put, stream
 from preprocessing.synthetic.head_ct import Bleed
 from preprocessing.synthetic.lymph_node import Outlines
 from preprocessing.synthetic.sizes import RehearsalSize
-from preprocessing.synthetic.tiff import write_pyramid
+from preprocessing.synthetic.tiff import encode_pyramid
 
 U8 = npt.NDArray[np.uint8]
 PICTURES = 8
 GLASS, TISSUE, LESION = (244, 242, 243), (204, 140, 178), (130, 78, 150)
 
-# camelyon16: counts as its readers expect them; the lesion is the left one of two tiles of 32 px
+# camelyon16: the lesion fills the left of two tiles of 32 px
 CAMELYON = {"normal": 159, "tumor": 111, "test": 129, "test_positive": 49}
 NODE_BOX, LESION_BOX = (16, 16, 80, 48), (16, 16, 48, 48)
-# panda: two windows of 32 px, step 16; the cancer covers more than half of the first, less of the second
+# panda: two windows of 32 px, 16 px apart; cancer covers more than half of the first and less of the second
 PARTS = {"train": 8_469, "val": 353, "test": 1_794}
 UNMASKED, WHITE = 100, 9
 STRIP_BOX, CANCER_BOX = (0, 2, 48, 30), (0, 2, 24, 30)
@@ -46,12 +41,12 @@ SLICES, MATRIX = 3, 32
 
 
 def share(count: int, fraction: float) -> int:
-    """That share of a count, at least 1."""
+    """Return a share of a count, at least 1."""
     return max(1, round(count * fraction))
 
 
 def box(shape: tuple[int, int], corners: tuple[int, int, int, int]) -> npt.NDArray[np.bool_]:
-    """(h, w) mask of a rectangle x0, y0, x1, y1."""
+    """Return the (h, w) mask of a rectangle x0, y0, x1, y1."""
     x0, y0, x1, y1 = corners
     inside = np.zeros(shape, bool)
     inside[y0:y1, x0:x1] = True
@@ -59,7 +54,7 @@ def box(shape: tuple[int, int], corners: tuple[int, int, int, int]) -> npt.NDArr
 
 
 def stained(shape: tuple[int, int], number: int, tissue: tuple[int, ...], lesion: tuple[int, ...]) -> U8:
-    """Picture `number` (h, w, 3): glass, a rectangle of tissue, in it one of lesion, and grain; () = none."""
+    """Draw picture `number` (h, w, 3): glass, a rectangle of tissue, one of lesion in it, and grain; () = none."""
     rng = stream("rehearsal", shape, number)
     rgb = np.full((*shape, 3), GLASS, np.float64)
     for corners, colour in ((tissue, TISSUE), (lesion, LESION)):
@@ -71,7 +66,7 @@ def stained(shape: tuple[int, int], number: int, tissue: tuple[int, ...], lesion
 
 @cache
 def slide_bytes(kind: str, number: int, positive: bool, mpp: float) -> bytes:
-    """A slide's file, without its own name: kind camelyon16, panda, white (no tissue) or a PANDA label mask."""
+    """Encode a slide: kind camelyon16, panda, white (no tissue), or a PANDA provider for a label mask."""
     if kind == "camelyon16":
         image = stained((64, 96), number, NODE_BOX, LESION_BOX if positive else ())
     elif kind in ("panda", "white"):
@@ -83,22 +78,11 @@ def slide_bytes(kind: str, number: int, positive: bool, mpp: float) -> bytes:
         image[box((32, 48), STRIP_BOX), 0] = benign
         if positive:
             image[box((32, 48), CANCER_BOX), 0] = cancer
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "slide.tif"
-        write_pyramid(path, image, (1,), mpp, 96, lossless=kind in ("radboud", "karolinska"))
-        return path.read_bytes()
-
-
-def put(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    return encode_pyramid(image, (1,), mpp, 96, lossless=kind in ("radboud", "karolinska"))
 
 
 def make_node(folder: Path, spec: tuple[str, int, bool]) -> None:
-    """Writes one CAMELYON16 slide (name, number, lesion?) and its annotation."""
+    """Write one CAMELYON16 slide (name, number, whether it has a lesion) and its annotation."""
     name, number, positive = spec
     if positive:
         x0, y0, x1, y1 = LESION_BOX
@@ -110,7 +94,7 @@ def make_node(folder: Path, spec: tuple[str, int, bool]) -> None:
 
 
 def plan_camelyon16(size: RehearsalSize, seed: int) -> Plan:
-    """399 slides, and test_049, which the rules leave out."""
+    """Plan 399 slides, and test_049, which the real set's rules exclude."""
     counts = {kind: share(count, size.fraction) for kind, count in CAMELYON.items()}
     counts["test"] = max(counts["test"], counts["test_positive"] + 1)
     labels = dict.fromkeys(camelyon16.numbered("normal", counts["normal"]), False)
@@ -122,13 +106,13 @@ def plan_camelyon16(size: RehearsalSize, seed: int) -> Plan:
     for k, (name, lesion) in enumerate(labels.items()):
         files = (f"images/{name}.tif", *([f"annotations/{name}.xml"] if lesion else []))
         items.append(Item(name, files, make_node, (name, k, lesion)))
-    words = {True: "Tumor,IDC,Macro", False: "Normal,None,None"}
-    reference = "".join(f"{n},{words[lesion]}\r\n" for n, lesion in labels.items() if n.startswith("test"))
+    columns = {True: "Tumor,IDC,Macro", False: "Normal,None,None"}
+    reference = "".join(f"{n},{columns[lesion]}\r\n" for n, lesion in labels.items() if n.startswith("test"))
     return Plan(items, {"evaluation/reference.csv": reference})
 
 
 def make_biopsy(folder: Path, spec: tuple[panda.SlideSpec, int, str]) -> None:
-    """Writes one PANDA slide (spec, number, kind panda or white) and its mask, if it has one."""
+    """Write one PANDA slide (spec, number, kind panda or white) and, if it has one, its mask."""
     slide, number, kind = spec
     positive, provider = slide.isup > 0, slide.biopsy.provider
     if slide.mask:
@@ -139,7 +123,7 @@ def make_biopsy(folder: Path, spec: tuple[panda.SlideSpec, int, str]) -> None:
 
 
 def panda_names(size: RehearsalSize, seed: int) -> Iterator[tuple[str, str, bool]]:
-    """(name, kind, mask?) of every slide: the blank, the broken masks, the unmasked, the white, all others."""
+    """Yield (name, kind, whether it has a mask) of every slide: blank, broken masks, unmasked, white, all others."""
     total = sum(share(count, size.fraction) for count in PARTS.values())
     unmasked, white = (share(count, size.fraction) for count in (UNMASKED, WHITE))
     yield BLANK, "white", True
@@ -150,13 +134,16 @@ def panda_names(size: RehearsalSize, seed: int) -> Iterator[tuple[str, str, bool
 
 
 def panda_specs(size: RehearsalSize, seed: int) -> list[tuple[panda.SlideSpec, int, str]]:
-    """Every slide, sorted by name. Slides without a usable mask show cancer: an unmasked benign slide would be kept."""
+    """Draw the parameters of every slide, sorted by name.
+
+    Slides without a usable mask show cancer, because a benign slide without a mask is not excluded.
+    """
     rng = stream(seed, "rehearsal", "panda")
-    found = [*panda_names(size, seed)]
+    slides = [*panda_names(size, seed)]
     parts = [part for part, count in PARTS.items() for _ in range(share(count, size.fraction))]
-    parts = [parts[k] for k in rng.permutation(len(found))]
+    parts = [parts[k] for k in rng.permutation(len(slides))]
     specs = []
-    for k, ((name, kind, mask), part) in enumerate(zip(found, parts, strict=True)):
+    for k, ((name, kind, mask), part) in enumerate(zip(slides, parts, strict=True)):
         usable = mask and name not in BROKEN_MASKS
         grade = k % 5 + 1 if not usable or k % 100 >= 100 * panda.BENIGN_SHARE else 0
         provider = ("radboud", "karolinska")[k // 5 % 2]
@@ -168,7 +155,7 @@ def panda_specs(size: RehearsalSize, seed: int) -> list[tuple[panda.SlideSpec, i
 
 
 def plan_panda(size: RehearsalSize, seed: int) -> Plan:
-    """10,616 slides, of which the rules leave 10,503."""
+    """Plan 10,616 slides, of which 10,503 remain after exclusions."""
     items = []
     for spec in panda_specs(size, seed):
         name = spec[0].name
@@ -179,7 +166,7 @@ def plan_panda(size: RehearsalSize, seed: int) -> Plan:
 
 
 def head(number: int, positive: bool) -> npt.NDArray[np.float32]:
-    """One slice (m, m) in HU: air, skull, brain with grain, and blood."""
+    """Draw one slice (m, m) float32 in HU: air, skull, brain with noise, and blood if positive."""
     axis = np.linspace(-1, 1, MATRIX)
     radius = np.hypot(axis[:, None], axis[None, :])
     rng = stream("rehearsal", "head", number)
@@ -190,17 +177,15 @@ def head(number: int, positive: bool) -> npt.NDArray[np.float32]:
 
 
 def make_scan(folder: Path, spec: rsna.ScanSpec) -> None:
-    """Writes the slices of one scan."""
-    target = folder / "stage_2_train"
-    target.mkdir(parents=True, exist_ok=True)
+    """Write the slices of one scan."""
     for k, labels in enumerate(spec.labels()):
         hu = head((spec.index + k) % PICTURES, bool(labels.any()))
         stored = rsna.encode(hu, spec.encoding, -1024, np.zeros(hu.shape, bool))
-        rsna.write_slice(target, spec, k, stored, -1024, [-120.0, -120.0, 5.0 * k])
+        rsna.write_slice(folder / "stage_2_train", spec, k, stored, -1024, [-120.0, -120.0, 5.0 * k])
 
 
 def plan_rsna(size: RehearsalSize, seed: int) -> Plan:
-    """1,150 scans of three slices, 150 of them listed for testing; the middle slice of a positive scan shows blood."""
+    """Plan 1,150 scans, 150 of them for testing; the middle one of three slices shows blood in positive scans."""
     specs: list[rsna.ScanSpec] = []
     for part, count in SCANS.items():
         scans = share(count, size.fraction)

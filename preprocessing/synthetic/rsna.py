@@ -1,33 +1,31 @@
 """A miniature RSNA intracranial haemorrhage set in the layout of the challenge's download.
 
-`stage_2_train/ID_<9 hex>.dcm` (names at random, so that alphabetical is not anatomical; no InstanceNumber; position and
-orientation always), `stage_2_train.csv` (ID,Label with six rows per slice and some exact duplicates) and
-`test_scans.csv` (instance_label, instance_name, bag_name, bag_label, order, as the published test lists). Studies are
-stored in the ways that occur in the real set: see `ENCODINGS`. Identifiers are drawn from the seed and mean nobody.
+`stage_2_train/ID_<9 hex>.dcm` (random names, so that alphabetical order is not anatomical; position and orientation but
+no InstanceNumber), `stage_2_train.csv` (ID,Label with six rows per slice and some exact duplicates) and
+`test_scans.csv` (instance_label, instance_name, bag_name, bag_label, order, as the published test lists). Studies use
+the encodings that occur in the real set. Identifiers are random and belong to nobody.
 """
 
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from preprocessing.synthetic.cohort import Item, Plan, hex_id, stream
+from preprocessing.synthetic.cohort import Item, Plan, hex_id, put, stream
 from preprocessing.synthetic.head_ct import EXTENT, SUBTYPES, Bleed, draw_head
 from preprocessing.synthetic.sizes import RsnaSize
 
 Stored = npt.NDArray[np.int16] | npt.NDArray[np.uint16]
 PADDING = -2000
-# signed: intercept -1024; zero: intercept 0; mixed: either, slice by slice; half: slope 0.5; unsigned: padding read as
-# 63536; twelve: 12 bits unsigned with an intercept of 0, HU wrapped at 4096 (the fault that readers have to repair).
-ENCODINGS = ("signed", "zero", "mixed", "half", "unsigned", "twelve")
 DUPLICATED_SLICES = 2
 TWO_STUDIES_SHARE = 0.08
 
 
 @dataclass(frozen=True)
 class ScanSpec:
-    """One study: identifiers, geometry, encoding and haemorrhages; `files[k]` is the k-th slice from base to vertex."""
+    """One study: identifiers, geometry, encoding and haemorrhages; `files` run from base to vertex."""
 
     seed: int
     index: int
@@ -46,7 +44,7 @@ class ScanSpec:
     blood_hu: tuple[float, float]
 
     def labels(self) -> npt.NDArray[np.bool_]:
-        """(slices, 5) by subtype."""
+        """Return (slices, 5) labels by subtype."""
         out = np.zeros((len(self.files), len(SUBTYPES)), bool)
         for bleed in self.bleeds:
             out[bleed.first : bleed.last + 1, SUBTYPES.index(bleed.subtype)] = True
@@ -54,7 +52,7 @@ class ScanSpec:
 
 
 def plan_bleeds(rng: np.random.Generator, n: int, slices: tuple[int, int]) -> tuple[Bleed, ...]:
-    """One haemorrhage over neighbouring slices (least, most), now and then with a second subtype within its range."""
+    """Draw one haemorrhage over `slices` (min, max) of n slices, sometimes with a second subtype within its range."""
 
     def room(subtype: str) -> tuple[int, int]:
         low, high = EXTENT[subtype]
@@ -74,14 +72,18 @@ def plan_bleeds(rng: np.random.Generator, n: int, slices: tuple[int, int]) -> tu
 
 
 def encodings(rng: np.random.Generator, scans: int) -> list[str]:
-    """Encoding of every study: one twelve, unsigned and half, a quarter mixed, some zero, the rest signed."""
+    """Draw the encoding of every study.
+
+    "signed" has intercept -1024, "zero" intercept 0, "mixed" either per slice, "half" slope 0.5. "unsigned" stores the
+    padding as 63536. "twelve" has 12 unsigned bits, intercept 0 and HU that wrap around, which readers must repair.
+    """
     rare = ["twelve", "unsigned", "half"] + ["mixed"] * max(1, scans // 4) + ["zero"] * max(1, scans // 8)
     out = rare + ["signed"] * (scans - len(rare))
     return [out[k] for k in rng.permutation(scans)]
 
 
 def test_scans(rng: np.random.Generator, size: RsnaSize, patient: list[int], positive: list[bool]) -> set[int]:
-    """Studies of the test part, stratified by label; patients with two studies stay in training."""
+    """Draw the studies of the test part, stratified by label; patients with two studies stay in training."""
     chosen: set[int] = set()
     for label in (False, True):
         members = [k for k in range(size.scans) if positive[k] == label]
@@ -92,7 +94,7 @@ def test_scans(rng: np.random.Generator, size: RsnaSize, patient: list[int], pos
 
 
 def scan_specs(size: RsnaSize, seed: int) -> list[ScanSpec]:
-    """Decide everything about every study but its pixels."""
+    """Draw the parameters of every study."""
     rng = stream(seed, "rsna", "plan")
     pairs = max(1, round(size.scans * TWO_STUDIES_SHARE))
     patient = list(range(size.scans - pairs)) + list(range(pairs))
@@ -102,10 +104,10 @@ def scan_specs(size: RsnaSize, seed: int) -> list[ScanSpec]:
     stored = encodings(rng, size.scans)
     specs = []
     for k in range(size.scans):
-        own = stream(seed, "rsna", "spec", k)
-        n = int(own.integers(size.slices[0], size.slices[1] + 1))
-        thick = float(own.choice([4.8, 5.0, 5.5])) * 26 / n
-        # One study in eight changes from thin to thick slices above the skull base, as head protocols do.
+        study_rng = stream(seed, "rsna", "spec", k)
+        n = int(study_rng.integers(size.slices[0], size.slices[1] + 1))
+        thick = float(study_rng.choice([4.8, 5.0, 5.5])) * 26 / n
+        # head protocols change from thin to thick slices above the skull base
         spacing = tuple(thick * (0.5 if k % 8 == 3 and i < n // 3 else 1.0) for i in range(n))
         specs.append(
             ScanSpec(
@@ -117,11 +119,11 @@ def scan_specs(size: RsnaSize, seed: int) -> list[ScanSpec]:
                 files=tuple(f"ID_{hex_id(9, seed, 'slice', k, i)}" for i in range(n)),
                 matrix=size.matrix,
                 spacing=spacing,
-                tilt=float(own.choice([0.0, 0.0, 1.0])) * float(np.round(own.uniform(8, 22), 1)),
+                tilt=float(study_rng.choice([0.0, 0.0, 1.0])) * float(np.round(study_rng.uniform(8, 22), 1)),
                 encoding=stored[k],
-                padded=bool(own.random() < 0.75) and stored[k] != "twelve",
+                padded=bool(study_rng.random() < 0.75) and stored[k] != "twelve",
                 test=k in test,
-                bleeds=plan_bleeds(own, n, size.bleed_slices) if positive[k] else (),
+                bleeds=plan_bleeds(study_rng, n, size.bleed_slices) if positive[k] else (),
                 bleed_scale=size.bleed_scale,
                 blood_hu=size.blood_hu,
             )
@@ -130,7 +132,7 @@ def scan_specs(size: RsnaSize, seed: int) -> list[ScanSpec]:
 
 
 def encode(hu: npt.NDArray[np.float32], encoding: str, intercept: int, outside: npt.NDArray[np.bool_]) -> Stored:
-    """Stored values (m, m) int16 or uint16 of one slice; `outside` is the padding beyond the field of view."""
+    """Turn HU (m, m) of one slice into stored values, int16 or uint16; `outside` the field of view lies padding."""
     slope = 0.5 if encoding == "half" else 1.0
     stored = np.rint((hu - intercept) / slope).astype(np.int32)
     if encoding == "twelve":
@@ -142,7 +144,7 @@ def encode(hu: npt.NDArray[np.float32], encoding: str, intercept: int, outside: 
 
 
 def write_slice(folder: Path, spec: ScanSpec, k: int, stored: Stored, intercept: int, position: list[float]) -> None:
-    """Write one DICOM file whole or not at all, with the elements that the real files have and no others."""
+    """Write one DICOM file with exactly the elements of the real files."""
     from pydicom import config
     from pydicom.dataelem import DataElement
     from pydicom.dataset import Dataset, FileMetaDataset
@@ -179,7 +181,7 @@ def write_slice(folder: Path, spec: ScanSpec, k: int, stored: Stored, intercept:
         (0x00281053, "DS", "0.5" if spec.encoding == "half" else "1"),
         (0x7FE00010, "OW", stored.astype(stored.dtype.newbyteorder("<")).tobytes()),
     ):
-        # The real identifiers are no valid UIDs either; validation would refuse them.
+        # identifiers are no valid UIDs in the real set either
         data.add(DataElement(tag, vr, value, validation_mode=config.IGNORE))
     meta = FileMetaDataset()
     meta.FileMetaInformationGroupLength = 0  # computed on writing
@@ -191,16 +193,14 @@ def write_slice(folder: Path, spec: ScanSpec, k: int, stored: Stored, intercept:
     meta.ImplementationVersionName = "SYNTHETIC"
     data.file_meta = meta
     data.preamble = bytes(128)
-    temporary = folder / f".{name}.tmp"
-    dcmwrite(temporary, data, enforce_file_format=False, overwrite=True)
-    temporary.replace(folder / f"{name}.dcm")
+    buffer = BytesIO()
+    dcmwrite(buffer, data, enforce_file_format=False)
+    put(folder / f"{name}.dcm", buffer.getvalue())
 
 
 def make_scan(root: Path, spec: ScanSpec) -> None:
     """Write all slices of one study."""
     rng = stream(spec.seed, "rsna", "draw", spec.index)
-    folder = root / "stage_2_train"
-    folder.mkdir(parents=True, exist_ok=True)
     n, m = len(spec.files), spec.matrix
     volume = draw_head(rng, n, m, spec.bleeds, scale=spec.bleed_scale, blood_hu=spec.blood_hu)
     axis = np.linspace(-1, 1, m)
@@ -212,11 +212,11 @@ def make_scan(root: Path, spec: ScanSpec) -> None:
         if spec.encoding == "mixed" and rng.random() < 0.5:
             intercept = 0
         stored = encode(volume[k], spec.encoding, intercept, outside)
-        write_slice(folder, spec, k, stored, intercept, [x, y, float(heights[k])])
+        write_slice(root / "stage_2_train", spec, k, stored, intercept, [x, y, float(heights[k])])
 
 
 def labels_csv(specs: list[ScanSpec], seed: int) -> str:
-    """Six rows per slice, slices in alphabetical order, a few slices twice."""
+    """Write the label table: six rows per slice, slices in alphabetical order, a few slices twice."""
     rows: dict[str, str] = {}
     for spec in specs:
         for name, flags in zip(spec.files, spec.labels().tolist(), strict=True):
@@ -230,21 +230,16 @@ def labels_csv(specs: list[ScanSpec], seed: int) -> str:
 
 
 def test_csv(specs: list[ScanSpec]) -> str:
-    """Slices of the test studies, base to vertex, studies in alphabetical order."""
+    """Write the test list: slices from base to vertex, studies in alphabetical order."""
     lines = ["instance_label,instance_name,bag_name,bag_label,order"]
     for spec in sorted((s for s in specs if s.test), key=lambda s: s.study):
-        for order, (name, flag) in enumerate(zip(spec.files, [bool(row.any()) for row in spec.labels()], strict=True)):
-            lines.append(f"{int(flag)},{name}.dcm,{spec.study},{int(bool(spec.bleeds))},{order}")
+        for order, (name, labels) in enumerate(zip(spec.files, spec.labels(), strict=True)):
+            lines.append(f"{int(labels.any())},{name}.dcm,{spec.study},{int(bool(spec.bleeds))},{order}")
     return "\n".join(lines) + "\n"
 
 
 def plan(size: RsnaSize, seed: int) -> Plan:
-    """All studies of the cohort and the two tables.
-
-    Args:
-        size: parameters.
-        seed: of everything.
-    """
+    """Plan the studies and the two tables."""
     specs = scan_specs(size, seed)
     items = [Item(s.study, tuple(f"stage_2_train/{f}.dcm" for f in s.files), make_scan, s) for s in specs]
     return Plan(items, {"stage_2_train.csv": labels_csv(specs, seed), "test_scans.csv": test_csv(specs)})

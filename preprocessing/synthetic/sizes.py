@@ -1,8 +1,8 @@
-"""Size presets of the synthetic cohorts: every parameter that decides what is written, fixed before any training.
+"""Size presets of the synthetic cohorts.
 
-Counts are bags; lengths are px at level 0 for slides and px of the matrix for scans; "rehearsal" has the paper's counts
-and next to no pixels. `version` is part of the marker of a finished folder: raise it whenever the same parameters give
-other bytes.
+Counts are bags; lengths are px at level 0 for slides and px of the matrix for scans. "rehearsal" has as many bags as
+the paper, each as small as possible. Finished folders record `GENERATOR_VERSION`: raise it whenever the same parameters
+give other bytes.
 """
 
 from collections.abc import Mapping
@@ -17,12 +17,12 @@ class Camelyon16Size:
 
     Attributes:
         slides: number of slides with tissue.
-        test_share: share of them in the official test part.
-        tumor_share: share of slides with a lesion, in both parts.
+        test_share: share in the test part.
+        tumor_share: share with a lesion, in both parts.
         side: mean side of a slide, px at level 0.
-        levels: pyramid levels, each half of the one before.
+        levels: number of pyramid levels, each half the size of the previous one.
         tile: side of a file tile, px.
-        empty_slide: whether one more normal training slide without tissue is added.
+        empty_slide: whether to add a normal training slide without tissue.
     """
 
     slides: int
@@ -39,14 +39,14 @@ class PandaSize:
     """Prostate biopsies.
 
     Attributes:
-        slides: number of slides, the one without a mask included.
-        test_share: share in the test part of the split file.
-        val_share: share in its validation part.
-        strips: least and most tissue strips per slide.
+        slides: number of slides, including the one without a mask.
+        test_share: share in the test part.
+        val_share: share in the validation part.
+        strips: minimum and maximum number of tissue strips per slide.
         length: mean length of a strip, px at level 0.
         width: mean width of a strip, px at level 0.
         tile: side of a file tile, px.
-        cancer_share: least and most share of the strips' length taken by cancer.
+        cancer_share: minimum and maximum share of the strips' length with cancer.
     """
 
     slides: int
@@ -65,13 +65,13 @@ class RsnaSize:
 
     Attributes:
         scans: number of studies.
-        test_share: share in the published-style test list.
-        positive_share: share of scans with a haemorrhage.
-        slices: least and most slices per scan.
+        test_share: share in the test list.
+        positive_share: share with a haemorrhage.
+        slices: minimum and maximum number of slices per scan.
         matrix: rows and columns of a slice, px.
-        bleed_slices: least and most neighbouring slices of a haemorrhage.
-        bleed_scale: its size in the plane, 1 = small to moderate.
-        blood_hu: least and most density of blood, HU.
+        bleed_slices: minimum and maximum number of neighbouring slices with a haemorrhage.
+        bleed_scale: in-plane size of a haemorrhage, 1 = small to moderate.
+        blood_hu: minimum and maximum density of blood, HU.
     """
 
     scans: int
@@ -86,11 +86,7 @@ class RsnaSize:
 
 @dataclass(frozen=True)
 class RehearsalSize:
-    """Tiny bags at the paper's counts (`rehearsal`).
-
-    Attributes:
-        fraction: share of every count.
-    """
+    """Tiny bags, as many as a `fraction` of the paper's."""
 
     fraction: float
 
@@ -118,23 +114,23 @@ SIZES: dict[str, dict[str, Size]] = {
 
 
 def resolve_size(size: str, dataset: str, overrides: Mapping[str, object] | None = None) -> Size:
-    """Preset of one dataset with single parameters replaced.
+    """Return the preset of one data set with some parameters replaced.
 
     Args:
         size: key of `SIZES`.
         dataset: camelyon16, panda or rsna.
-        overrides: parameter name -> value; names the dataset does not have are left out.
+        overrides: parameter name -> value; None and parameters that the data set does not have are ignored.
 
     Raises:
-        ValueError: unknown size or dataset, or a parameter that cannot give a usable cohort.
+        ValueError: unknown size or data set, or a cohort too small to be usable.
     """
     if size not in SIZES:
         raise ValueError(f"--size {size}: unknown; choose one of {', '.join(SIZES)}")
     if dataset not in SIZES[size]:
         raise ValueError(f"--datasets {dataset}: unknown; choose from {', '.join(SIZES[size])}")
     preset = SIZES[size][dataset]
-    own = {k: v for k, v in (overrides or {}).items() if v is not None and k in asdict(preset)}
-    preset = replace(preset, **own)  # type: ignore[arg-type]
+    changes = {k: v for k, v in (overrides or {}).items() if v is not None and k in asdict(preset)}
+    preset = replace(preset, **changes)  # type: ignore[arg-type]
     if isinstance(preset, RehearsalSize):
         if not 0 < preset.fraction <= 1:
             raise ValueError(f"--fraction {preset.fraction}: expected a share above 0, at most 1")

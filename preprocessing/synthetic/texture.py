@@ -1,12 +1,9 @@
-"""Fields, nuclei and stain: the parts the synthetic H&E slides are drawn from.
+"""Random fields, nuclei and stain for synthetic H&E slides.
 
-A slide is drawn as two stain planes, haematoxylin and eosin (uint8 concentrations), and turned into RGB by
-Beer-Lambert absorption, I = glass * exp(-(cH*odH + cE*odE)) (Ruifrok and Johnston 2001). Slow structure (tissue
-outline, compartments) is computed on a grid `LOW` times coarser and enlarged; nuclei are stamped at full resolution
-from a bank of small pictures. Structures are drawn at roughly a third of their physical size, so that a
-128-px tile shows about as many cells as a 512-px tile of a real slide.
-
-Shapes: planes (H, W) uint8, coarse fields (H/LOW, W/LOW) float32, points (n, 2) int64 as x, y; out RGB (H, W, 3) uint8.
+A slide is drawn as two dye planes (H, W) uint8, haematoxylin and eosin, and turned into RGB by Beer-Lambert absorption,
+I = glass * exp(-(cH*odH + cE*odE)) (Ruifrok and Johnston 2001). Tissue outline and compartments are computed on a grid
+`LOW` times coarser and enlarged; nuclei are stamped at full resolution. Structures have about a third of their physical
+size, so that a 128-px tile shows about as many cells as a 512-px tile of a real slide. Points are (n, 2) int64, x y.
 """
 
 from dataclasses import dataclass
@@ -26,11 +23,11 @@ OD_EOSIN = np.array([0.10, 0.62, 0.30])
 
 @dataclass(frozen=True)
 class Cells:
-    """How the nuclei of one compartment look.
+    """Appearance of the nuclei of one compartment.
 
     Attributes:
         spacing: distance between neighbouring nuclei in px.
-        keep: share of lattice places that hold a nucleus.
+        keep: share of lattice points with a nucleus.
         radius: mean radius in px.
         spread: relative standard deviation of the radius.
         elongation: mean ratio of the axes.
@@ -49,7 +46,7 @@ class Cells:
 
 @dataclass(frozen=True)
 class Stain:
-    """Stain of one slide: absorbances of the two dyes (3,), and the colour of the bare glass (3,) in 0..255."""
+    """Stain of one slide: absorbances (3,) of the two dyes, and the colour (3,) of bare glass in 0..255."""
 
     haematoxylin: npt.NDArray[np.float64]
     eosin: npt.NDArray[np.float64]
@@ -57,23 +54,20 @@ class Stain:
 
 
 def smooth_field(rng: np.random.Generator, shape: tuple[int, int], scale: float, octaves: int = 2) -> F32:
-    """Smooth random field of zero mean and unit variance.
+    """Draw a smooth field (h, w) float32 of zero mean and unit variance.
 
     Args:
-        rng: source of randomness.
-        shape: (h, w) of the result.
-        scale: correlation length in px of the result.
+        rng: random stream.
+        shape: (h, w).
+        scale: correlation length in px.
         octaves: number of layers; each halves the scale and the amplitude.
-
-    Returns:
-        (h, w) float32.
     """
     import cv2
 
     h, w = shape
     out = np.zeros(shape, np.float32)
     for octave in range(octaves):
-        # Blurring on a finer grid than the scale keeps the field isotropic; bare interpolation shows its axes.
+        # blurring on a grid finer than the scale keeps the field isotropic; interpolation alone shows the grid
         step = max(scale / 2**octave / 3.0, 1.0)
         coarse = rng.standard_normal((int(h / step) + 12, int(w / step) + 12)).astype(np.float32)
         coarse = np.asarray(cv2.GaussianBlur(coarse, (0, 0), 1.4), np.float32)
@@ -83,21 +77,21 @@ def smooth_field(rng: np.random.Generator, shape: tuple[int, int], scale: float,
 
 
 def enlarge(field: U8, shape: tuple[int, int]) -> U8:
-    """Enlarge a coarse map to (h, w) by linear interpolation."""
+    """Enlarge a coarse map to `shape` (H, W) by linear interpolation."""
     import cv2
 
     return np.asarray(cv2.resize(field, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
 def look_up(plane: U8, table: U8) -> U8:
-    """Value of a (256,) table at every px."""
+    """Map every px of a plane through a (256,) table."""
     import cv2
 
     return np.asarray(cv2.LUT(plane, table), np.uint8)
 
 
 def times(a: U8, b: U8, one: int) -> U8:
-    """Product of two planes in which `one` stands for 1, saturating."""
+    """Multiply two planes in which the value `one` stands for 1, saturating."""
     import cv2
 
     return np.asarray(cv2.multiply(a, b, scale=1 / one), np.uint8)
@@ -111,7 +105,7 @@ def soften(plane: U8) -> U8:
 
 
 def sigmoid(middle: float, width: float) -> U8:
-    """Look-up table (256,) uint8 rising from 0 to 255 around `middle`."""
+    """Return a table (256,) uint8 that rises from 0 to 255 around `middle`."""
     return to_u8(255 / (1 + np.exp(-(np.arange(256) - middle) / width)))
 
 
@@ -123,14 +117,14 @@ def to_u8(field: npt.NDArray[np.floating]) -> U8:
 def blob(
     shape: tuple[int, int], centre: tuple[float, float], radii: tuple[float, float], angle: float, noise: F32
 ) -> F32:
-    """Irregular ellipse: > 0 inside, 1 at the centre.
+    """Return an irregular ellipse (h, w) float32: > 0 inside, 1 at the centre.
 
     Args:
         shape: (h, w).
         centre: (x, y) in px.
-        radii: half axes in px.
+        radii: semi-axes in px.
         angle: rotation in radians.
-        noise: (h, w) field added to bend the outline.
+        noise: (h, w) field that deforms the outline.
     """
     ys, xs = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
     dx, dy = xs - centre[0], ys - centre[1]
@@ -140,11 +134,11 @@ def blob(
 
 
 def fibres(rng: np.random.Generator, shape: tuple[int, int], wave: float = 30.0) -> U8:
-    """Wavy fibrous grain around 128 for the eosin plane, (h, w) uint8."""
+    """Draw wavy fibrous grain around 128 for the eosin plane, (h, w) uint8."""
     import cv2
 
     h, w = shape
-    # The noise is padded with itself before the blur so that the picture tiles without seams.
+    # wrapped before the blur, so that it tiles without seams
     noise = np.pad(rng.integers(0, 256, (512, 512), dtype=np.uint8), 32, mode="wrap")
     grain = cv2.GaussianBlur(noise, (0, 0), sigmaX=6.0, sigmaY=1.6)[32:-32, 32:-32]
     fine = cv2.GaussianBlur(noise, (0, 0), sigmaX=1.6)[32:-32, 32:-32]
@@ -153,7 +147,7 @@ def fibres(rng: np.random.Generator, shape: tuple[int, int], wave: float = 30.0)
     turn = smooth_field(rng, low, 28.0, 1) * np.float32(1.1)
     ys, xs = np.mgrid[: low[0], : low[1]].astype(np.float32) * np.float32(LOW)
     bend = smooth_field(rng, low, 16.0, 3) * np.float32(wave)
-    # Wrapping the coordinates of a slowly rotating frame gives fibre bundles that change direction over the slide.
+    # a slowly rotating frame gives fibre bundles that change direction over the slide
     mx = xs * np.cos(turn * 0.35) + ys * np.sin(turn * 0.35) + bend
     my = -xs * np.sin(turn * 0.35) + ys * np.cos(turn * 0.35) + bend[::-1]
     map_x, map_y = (cv2.resize(m.astype(np.float32), (w, h), interpolation=cv2.INTER_LINEAR) for m in (mx, my))
@@ -161,7 +155,7 @@ def fibres(rng: np.random.Generator, shape: tuple[int, int], wave: float = 30.0)
 
 
 def nucleus_stamps(rng: np.random.Generator, cells: Cells, count: int = 40) -> list[U8]:
-    """Pictures of single nuclei (s, s) uint8 haematoxylin, s odd and common to all."""
+    """Draw `count` single nuclei, each (s, s) uint8 haematoxylin with one odd s."""
     half = int(np.ceil(cells.radius * (1 + 2.2 * cells.spread) * np.sqrt(cells.elongation))) + 2
     ys, xs = np.mgrid[-half : half + 1, -half : half + 1].astype(np.float32)
     stamps = []
@@ -181,7 +175,7 @@ def nucleus_stamps(rng: np.random.Generator, cells: Cells, count: int = 40) -> l
 
 
 def lattice_points(rng: np.random.Generator, shape: tuple[int, int], spacing: float, keep: float) -> I64:
-    """Jittered hexagonal points (n, 2) int64 x, y inside (h, w); never two on one lattice place."""
+    """Draw points (n, 2) inside (h, w) on a jittered hexagonal lattice, each kept with probability `keep`."""
     h, w = shape
     rows, cols = int(h / (spacing * 0.87)) + 1, int(w / spacing) + 1
     gy, gx = np.mgrid[:rows, :cols].astype(np.float32)
@@ -193,7 +187,7 @@ def lattice_points(rng: np.random.Generator, shape: tuple[int, int], spacing: fl
 
 
 def stamp(plane: U8, points: I64, stamps: list[U8], rng: np.random.Generator) -> None:
-    """Draw nuclei into `plane` in place, keeping the darker value; those over the border are left out."""
+    """Draw nuclei into `plane` in place, keeping the darker value; skip those that cross the border."""
     half = stamps[0].shape[0] // 2
     h, w = plane.shape
     ok = (points >= half).all(1) & (points[:, 0] < w - half) & (points[:, 1] < h - half)
@@ -205,12 +199,12 @@ def stamp(plane: U8, points: I64, stamps: list[U8], rng: np.random.Generator) ->
 
 
 def sample_stain(rng: np.random.Generator, centre: int, strength: float = 1.0) -> Stain:
-    """Stain of one slide: the centre's habit plus variation from slide to slide.
+    """Draw the stain of one slide: that of its centre plus variation between slides.
 
     Args:
-        rng: source of randomness.
-        centre: 0 or 1; the second stains more bluish, with less eosin.
-        strength: overall dye, 1 = ordinary, 0.5 = pale.
+        rng: random stream.
+        centre: 0 or 1; the second is more bluish, with less eosin.
+        strength: amount of dye, 1 = normal, 0.5 = pale.
     """
     shift = (np.array([1.0, 1.0, 1.0]), np.array([1.10, 0.97, 0.88]))[centre % 2]
     amount = (1.0, 0.88)[centre % 2]
@@ -221,7 +215,7 @@ def sample_stain(rng: np.random.Generator, centre: int, strength: float = 1.0) -
 
 
 def render(h_plane: U8, e_plane: U8, stain: Stain) -> U8:
-    """Beer-Lambert: two dye planes (H, W) uint8 -> RGB (H, W, 3) uint8."""
+    """Turn two dye planes (H, W) uint8 into RGB (H, W, 3) uint8 by Beer-Lambert absorption."""
     import cv2
 
     levels = np.arange(256) * CONCENTRATION
@@ -234,7 +228,7 @@ def render(h_plane: U8, e_plane: U8, stain: Stain) -> U8:
 
 
 def pen_line(rgb: U8, rng: np.random.Generator, box: tuple[int, int, int, int], colour: tuple[int, int, int]) -> None:
-    """Felt-pen stroke over the glass inside box (x0, y0, x1, y1), drawn in place with soft ink edges."""
+    """Draw a felt-pen stroke with soft edges inside `box` (x0, y0, x1, y1) in place."""
     import cv2
 
     x0, y0, x1, y1 = box
@@ -243,16 +237,16 @@ def pen_line(rgb: U8, rng: np.random.Generator, box: tuple[int, int, int, int], 
     along_x = (x1 - x0) > (y1 - y0)
     xs, ys = (x0 + t * (x1 - x0), y0 + wave * (y1 - y0)) if along_x else (x0 + wave * (x1 - x0), y0 + t * (y1 - y0))
     line = np.stack([xs, ys], 1).astype(np.int32)
-    drawn = np.zeros(rgb.shape[:2], np.uint8)
-    cv2.polylines(drawn, [line], False, 215, thickness=max(8, min(rgb.shape[:2]) // 45), lineType=cv2.LINE_AA)
-    ink = np.asarray(cv2.GaussianBlur(drawn, (0, 0), 2.0), np.uint8)
+    stroke = np.zeros(rgb.shape[:2], np.uint8)
+    cv2.polylines(stroke, [line], False, 215, thickness=max(8, min(rgb.shape[:2]) // 45), lineType=cv2.LINE_AA)
+    ink = np.asarray(cv2.GaussianBlur(stroke, (0, 0), 2.0), np.uint8)
     for c in range(3):
         paint = times(ink, np.full_like(ink, 255 - colour[c]), 255)
         rgb[..., c] = times(np.ascontiguousarray(rgb[..., c]), 255 - paint, 255)
 
 
 def add_glass(rng: np.random.Generator, rgb: U8) -> U8:
-    """Add the camera's grain and a few specks of dust, in place; returns the same array."""
+    """Add camera noise and a few specks of dust in place; return the same array."""
     import cv2
 
     h, w = rgb.shape[:2]

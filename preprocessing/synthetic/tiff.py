@@ -1,28 +1,26 @@
-"""Pyramidal tiled TIFF as the public data sets distribute it, with bytes that depend on the pixels only.
+"""Pyramidal tiled TIFF as the public data sets distribute it; the bytes depend on the pixels only.
 
-JPEG pyramids are YCbCr 4:2:0 (photometric 6), label pyramids deflate-compressed RGB; resolution is stored in px per cm,
-which OpenSlide turns into `openslide.mpp-x`. Level k of factor f has 1/f of the rows and columns of level 0.
+JPEG pyramids are YCbCr 4:2:0 (photometric 6), label pyramids are deflate-compressed RGB. Resolution is stored in px per
+cm, from which OpenSlide derives `openslide.mpp-x`.
 """
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
+from io import BytesIO
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 
-def write_pyramid(
-    path: Path, image: npt.NDArray[np.uint8], factors: Sequence[int], mpp: float, tile: int, *, lossless: bool
-) -> None:
-    """Write a pyramid whole or not at all.
+def encode_pyramid(
+    image: npt.NDArray[np.uint8], factors: Sequence[int], mpp: float, tile: int, *, lossless: bool
+) -> bytes:
+    """Encode a pyramid.
 
     Args:
-        path: target; missing folders are made.
         image: (H, W, 3) uint8, level 0; H and W divisible by the largest factor.
-        factors: downsampling of each level, 1 first.
-        mpp: um per px at level 0, written as px per cm.
+        factors: downsampling factor of each level, 1 first.
+        mpp: um per px at level 0.
         tile: side of a file tile, a multiple of 16.
         lossless: deflate and nearest neighbour (labels) instead of JPEG and area means (pictures).
 
@@ -34,14 +32,13 @@ def write_pyramid(
 
     h, w = image.shape[:2]
     if h % factors[-1] or w % factors[-1]:
-        raise ValueError(f"{path.name}: {w}x{h} px is not divisible by the last level's factor {factors[-1]}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        raise ValueError(f"slide of {w} x {h} px, expected multiples of the last level's factor {factors[-1]}")
     if lossless:
         coding: dict[str, Any] = {"compression": "zlib", "predictor": True}
     else:
         coding = {"compression": "jpeg", "compressionargs": {"level": 80}, "subsampling": (2, 2)}
-    with tifffile.TiffWriter(temporary) as writer:
+    buffer = BytesIO()
+    with tifffile.TiffWriter(buffer) as writer:
         for factor in factors:
             if lossless:
                 level = np.ascontiguousarray(image[factor // 2 :: factor, factor // 2 :: factor])
@@ -59,4 +56,4 @@ def write_pyramid(
                 maxworkers=1,
                 **coding,
             )
-    temporary.replace(path)
+    return buffer.getvalue()
