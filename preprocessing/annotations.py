@@ -1,9 +1,8 @@
-"""Lesion annotations: polygons of pathologists and the exact share of each tile they cover.
+"""Lesion annotations: read polygons of pathologists and compute the exact share of each tile they cover.
 
-Readers: ASAP XML (CAMELYON16: groups `_0`, `_1`, `Tumor` are tumour, `_2`, `Exclusion` are cut out of it), GeoJSON as
-QuPath writes it, and the JSON of the NCRF project (`positive` / `negative` lists). Lesion = union(tumour) -
-union(cut-outs), level-0 px. Hand-drawn outlines cross themselves: they are repaired, counted and logged.
-Coverage is geometry, not a raster: area(lesion in tile) / area(tile), float.
+Formats: ASAP XML (CAMELYON16: groups `_0`, `_1`, `Tumor` are tumour, `_2`, `Exclusion` are cut out of it), GeoJSON of
+QuPath, and the JSON of the NCRF project (`positive` / `negative` lists). Lesion = union(tumour) - union(exclusions),
+level-0 px. Self-crossing outlines are repaired, counted and logged. Coverage = area(lesion in tile) / area(tile).
 """
 
 from __future__ import annotations
@@ -16,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-
-from preprocessing.coverage import shares
 
 if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
@@ -36,7 +33,7 @@ class Lesion:
     """A slide's lesion.
 
     Attributes:
-        geometry: shapely polygon or multipolygon, level-0 px; empty if nothing is tumour.
+        geometry: shapely polygon or multipolygon, level-0 px; empty without tumour.
         counts: `tumour`, `exclusion` (outlines used), `repaired` (self-crossing), `dropped` (without area),
             `ignored` (dots and measurements).
     """
@@ -50,12 +47,12 @@ def read_lesion(path: Path | str, *, origin: tuple[int, int] = (0, 0)) -> Lesion
 
     Args:
         path: the file.
-        origin: level-0 position of the scanned region on the canvas. QuPath counts from it (MIRAX), so GeoJSON is
-            moved by it; ASAP and NCRF count from the canvas.
+        origin: level-0 position of the scanned region on the canvas. It is added to GeoJSON, because QuPath measures
+            from the region (MIRAX); ASAP and NCRF measure from the canvas.
 
     Raises:
-        ValueError: unreadable file, entities in the XML, an unknown group, or coordinates that are no numbers; the
-            message names the file.
+        ValueError: unreadable file, entities in the XML, an unknown group, or non-numeric coordinates; the message
+            names the file.
     """
     path = Path(path)
     if not path.is_file():
@@ -69,7 +66,7 @@ def read_lesion(path: Path | str, *, origin: tuple[int, int] = (0, 0)) -> Lesion
 
 @dataclass
 class _Outlines:
-    """Outlines as read: (is tumour, rings); the first ring is the outline, further ones its holes."""
+    """Outlines of a file: (is tumour, rings); the first ring is the outline, further ones are its holes."""
 
     polygons: list[tuple[bool, list[Ring]]] = field(default_factory=list)
     ignored: int = 0
@@ -191,7 +188,7 @@ def _build(outlines: _Outlines, path: Path) -> Lesion:
 
 
 def _polygonal(geometry: BaseGeometry) -> BaseGeometry:
-    """The parts of a geometry that have an area, as one (multi)polygon; repairs may leave lines and points."""
+    """Return the parts of a geometry with an area as one (multi)polygon, without lines and points left by repairs."""
     import shapely
 
     parts = shapely.get_parts(geometry)
@@ -200,15 +197,28 @@ def _polygonal(geometry: BaseGeometry) -> BaseGeometry:
     return shapely.union_all([part for part in parts if part.geom_type == "Polygon"])
 
 
-def coverage(lesion: BaseGeometry, coords: npt.NDArray[np.integer], footprint: int) -> npt.NDArray[np.float32]:
-    """Share of each tile inside the lesion, as it is stored; see `preprocessing.coverage`.
+def coverage(lesion: BaseGeometry, coords: npt.NDArray[np.integer], footprint_l0_px: int) -> npt.NDArray[np.float32]:
+    """Return the share of each tile that lies inside the lesion.
 
     Args:
         lesion: valid (multi)polygon, level-0 px.
-        coords: (N, 2) top-left corners (x, y), level-0 px.
-        footprint: side of a tile, level-0 px.
+        coords: (N, 2) top-left corners (x, y), level-0 px, in any order, also overlapping.
+        footprint_l0_px: side of a tile, level-0 px.
 
     Returns:
-        (N,) float32 in [0, 1].
+        (N,) float32 in [0, 1]; exactly 0 and 1 for tiles wholly outside and inside.
     """
-    return shares(lesion, coords, footprint).astype(np.float32)
+    import shapely
+
+    x, y = coords.astype(np.float64).T
+    tiles = shapely.box(x, y, x + footprint_l0_px, y + footprint_l0_px)
+    tree = shapely.STRtree(tiles)
+    area = np.zeros(len(tiles))
+    for part in shapely.get_parts(lesion):
+        shapely.prepare(part)
+        near = tree.query(part, predicate="intersects")
+        inside = shapely.covers(part, tiles[near])
+        area[near[inside]] = footprint_l0_px**2
+        crossed = near[~inside]
+        area[crossed] += shapely.area(shapely.intersection(part, tiles[crossed]))
+    return np.asarray(np.minimum(area / footprint_l0_px**2, 1), np.float32)

@@ -1,6 +1,6 @@
-"""What a list of bags has to fulfil before a job is planned on it: all problems at once, each naming its bag.
+"""Validate a list of bags before jobs are planned: all problems at once, each naming its bag.
 
-Paths are relative to the dataset's root folder and may not leave it; a patient's bags stay in one split.
+Paths are relative to the dataset's root folder and may not leave it; all bags of a patient are in one split.
 """
 
 import re
@@ -20,9 +20,9 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f|]")
 
 
 def resolve(root: Path | str, relative: str) -> Path:
-    """Turns a path of `bags.csv` into a real one.
+    """Resolve a path of `bags.csv`.
 
-    The root itself may be a link; links or `..` inside it that lead out of it are refused.
+    The root itself may be a link; links or `..` inside it that lead out of it are rejected.
 
     Args:
         root: the dataset's root folder.
@@ -33,7 +33,7 @@ def resolve(root: Path | str, relative: str) -> Path:
     """
     base = Path(root).resolve()
     target = (base / relative).resolve()
-    # an absolute path may be spelled through the root's own link, hence resolved before it is compared
+    # both are resolved, because an absolute path may contain the link to the root
     if not target.is_relative_to(base):
         raise ValueError(
             f"{relative!r}: leaves the dataset's root {root}; only files inside it are read. "
@@ -43,21 +43,21 @@ def resolve(root: Path | str, relative: str) -> Path:
 
 
 def validate_bags(rows: Sequence["BagRow"], root: Path | str, *, source: str) -> None:
-    """Checks a whole list and reports every problem at once.
+    """Check a whole list and report all problems at once.
 
     Args:
         rows: the list.
         root: the dataset's root folder.
-        source: what the message names as the origin of the rows (a file).
+        source: origin of the rows for messages, e.g. a file.
 
     Raises:
-        ValueError: naming each problem, 20 lines at most.
+        ValueError: listing the problems, at most 20.
     """
     problems = [f"{row.bag_id!r}: {text}" for row in rows for text in _row_problems(row, root)]
-    spelled: dict[str, list[str]] = {}
+    spellings: dict[str, list[str]] = {}
     for row in rows:
-        spelled.setdefault(row.bag_id.casefold(), []).append(row.bag_id)
-    for names in spelled.values():
+        spellings.setdefault(row.bag_id.casefold(), []).append(row.bag_id)
+    for names in spellings.values():
         if len(names) > 1:
             problems.append(f"{names[0]!r}: bag_id occurs {len(names)} times ({', '.join(sorted(set(names)))})")
     problems += _leaks(rows)
@@ -65,7 +65,7 @@ def validate_bags(rows: Sequence["BagRow"], root: Path | str, *, source: str) ->
 
 
 def raise_all(problems: Sequence[str], source: str) -> None:
-    """Raises one `ValueError` that lists the problems of one source; does nothing if there are none."""
+    """Raise one `ValueError` that lists the problems of one source, if there are any."""
     if not problems:
         return
     lines = list(problems[:MAX_LINES])
@@ -76,32 +76,34 @@ def raise_all(problems: Sequence[str], source: str) -> None:
 
 
 def _row_problems(row: "BagRow", root: Path | str) -> list[str]:
-    found: list[str] = []
+    problems: list[str] = []
     if not _ID.fullmatch(row.bag_id):
-        found.append("bag_id: expected letters, digits, '.', '_' or '-', starting with a letter or digit")
+        problems.append("bag_id: expected letters, digits, '.', '_' or '-', starting with a letter or digit")
     if row.modality not in MODALITIES:
-        found.append(f"modality: found {row.modality!r}, expected one of {', '.join(MODALITIES)}")
+        problems.append(f"modality: found {row.modality!r}, expected one of {', '.join(MODALITIES)}")
     if row.split not in SPLITS:
-        found.append(f"split: found {row.split!r}, expected train, val, test or nothing")
+        problems.append(f"split: found {row.split!r}, expected train, val, test or nothing")
     if row.label not in (0, 1, None):
-        found.append(f"label: found {row.label!r}, expected 0, 1 or nothing")
+        problems.append(f"label: found {row.label!r}, expected 0, 1 or nothing")
     if row.label is None and row.split in ("train", "val", "test"):
-        found.append(f"label: empty, but split is {row.split}; give 0 or 1, or leave the split empty to score only")
+        problems.append(f"label: empty, but split is {row.split}; give 0 or 1, or leave the split empty to score only")
     if row.mpp is not None and not 0 < row.mpp < 100:
-        found.append(f"mpp: found {row.mpp}, expected um per px at level 0, e.g. 0.25")
+        problems.append(f"mpp: found {row.mpp}, expected um per px at level 0, e.g. 0.25")
     if not row.images:
-        found.append("image: empty, expected a file inside the root")
+        problems.append("image: empty, expected a file inside the root")
     if row.modality == "wsi" and len(row.images) > 1:
-        found.append(f"image: found {len(row.images)} files, expected one file for a slide")
+        problems.append(f"image: found {len(row.images)} files, expected one file for a slide")
     if row.annotation.startswith(SLICES):
         states = row.annotation[len(SLICES) :]
         if row.modality != "ct" or len(states) != len(row.images) or set(states) - set("01x"):
-            found.append(f"annotation: expected '{SLICES}' and one of 0, 1, x for each of {len(row.images)} CT slices")
+            problems.append(
+                f"annotation: expected '{SLICES}' and one of 0, 1, x for each of {len(row.images)} CT slices"
+            )
     if row.skip:
-        # a bag is often left out because its files are damaged or gone; the paths must stay inside all the same
-        return found + [text for name in row.images for text in _path_problems(root, name, must_exist=False)]
+        # the files of a skipped bag may be missing, but their paths must not leave the root either
+        return problems + [text for name in row.images for text in _path_problems(root, name, must_exist=False)]
     files = [*row.images, *([row.annotation] if row.annotation and not row.annotation.startswith(SLICES) else [])]
-    return found + [text for name in files for text in _path_problems(root, name)]
+    return problems + [text for name in files for text in _path_problems(root, name)]
 
 
 def _path_problems(root: Path | str, name: str, *, must_exist: bool = True) -> list[str]:
@@ -119,7 +121,7 @@ def _leaks(rows: Sequence["BagRow"]) -> list[str]:
     for row in rows:
         if row.group and row.split:
             splits.setdefault(row.group, {}).setdefault(row.split, row.bag_id)
-    # bags are named, not the group: in a manifest of one's own the group may be a patient's identifier
+    # the message names bags, because the group of a custom manifest may identify a patient
     return [
         f"{', '.join(f'{bag!r} ({split})' for split, bag in sorted(by.items()))}: the same group (patient) in "
         "different splits; keep a patient on one side"

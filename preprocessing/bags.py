@@ -1,10 +1,9 @@
 """The list of bags (`bags.csv`): one row per slide or scan, written by a dataset module, read by every later stage.
 
-Columns: bag_id, modality, images, label, split, group, annotation, annotation_complete, provider, mpp, note (see
-`BagRow`), and, if any bag has an override, skip and overrides. The file is sorted by bag_id and byte-deterministic. All
-paths in it are relative to the dataset's root and may not leave it. `python -m preprocessing.bags` writes it, with a
-report of what was found beside it. The option `overrides` names a CSV file of settings of single bags
-(`preprocessing.overrides`).
+The columns are the fields of `BagRow`; skip and overrides are present only if a bag has an override. The file is sorted
+by bag_id and byte-deterministic. All paths in it are relative to the dataset's root and may not leave it.
+`python -m preprocessing.bags` writes it together with a report. The option `overrides` names a CSV file with settings
+of single bags (`preprocessing.overrides`).
 """
 
 import argparse
@@ -49,17 +48,17 @@ class BagRow:
         bag_id: letters, digits, `.`, `_`, `-`, starting with a letter or digit; unique whatever the case.
         modality: "wsi" or "ct".
         images: paths relative to the dataset's root. WSI: one file; CT: the files of one series.
-        label: 0, 1, or None (a bag to be scored only).
-        split: "train", "val", "test", or "" (to be scored only).
-        group: patient or study, a running index (never a real identifier); "" = a group of its own.
+        label: 0, 1, or None (the bag is only scored).
+        split: "train", "val", "test", or "" (the bag is only scored).
+        group: patient or study, a running index (never a real identifier); "" = a separate group.
         annotation: "" or a path relative to the root, or for CT "slices:" and one character (0, 1, x = unknown) per
             entry of `images`.
-        annotation_complete: whether what lies outside the annotation is known to be negative. True also for a negative
-            bag without an annotation.
+        annotation_complete: whether everything outside the annotation is known to be negative; also True for a
+            negative bag without an annotation.
         provider: PANDA's radboud or karolinska, otherwise "".
-        mpp: replaces the file's own metadata, um per px at level 0.
-        note: a remark for people, e.g. "partly annotated".
-        skip: why the bag is left out; "" = it is not.
+        mpp: um per px at level 0, replaces the file's metadata.
+        note: a remark for readers, e.g. "partly annotated".
+        skip: reason why the bag is skipped; "" = it is not.
         overrides: settings of this bag alone, one JSON object with sorted keys (`preprocessing.overrides`), or "".
     """
 
@@ -79,11 +78,10 @@ class BagRow:
 
 
 def write_bags(path: Path | str, rows: Iterable[BagRow]) -> None:
-    """Writes `bags.csv` atomically, sorted by bag_id; equal rows give equal bytes."""
+    """Write `bags.csv` atomically, sorted by bag_id; equal rows give equal bytes."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     rows = sorted(rows, key=lambda r: r.bag_id)
-    # without overrides the file is byte for byte what it was before there were any
     columns = COLUMNS + (OVERRIDE_COLUMNS if any(row.skip or row.overrides for row in rows) else ())
     writer.writerow(columns)
     for row in rows:
@@ -99,7 +97,7 @@ def write_bags(path: Path | str, rows: Iterable[BagRow]) -> None:
 
 
 def read_bags(path: Path | str) -> list[BagRow]:
-    """Reads what `write_bags` wrote.
+    """Read `bags.csv`.
 
     Raises:
         ValueError: no such file, other columns, or a cell that cannot be parsed; file and line are named.
@@ -142,7 +140,7 @@ def _parse(cells: Mapping[str, str], where: str) -> BagRow:
 
 
 def shard_rows(rows: Sequence[BagRow], shard: int, bags_per_shard: int) -> list[BagRow]:
-    """The rows of one shard, in file order; a shard beyond the last bag is empty.
+    """Return the rows of one shard, in file order; a shard beyond the last bag is empty.
 
     Raises:
         ValueError: a negative shard or a shard size below 1.
@@ -153,8 +151,9 @@ def shard_rows(rows: Sequence[BagRow], shard: int, bags_per_shard: int) -> list[
 
 
 def summarise(rows: Sequence[BagRow]) -> dict[str, Any]:
-    """Counts of a list: bags in all, per split and label, and labelled slices of CT bags."""
+    """Count the bags of a list: in total, per split and label, annotated, skipped and overridden."""
     label = {None: "unlabelled", 0: "negative", 1: "positive"}
+    special = {"skipped": sum(bool(r.skip) for r in rows), "overridden": sum(bool(r.overrides) for r in rows)}
     return {
         "bags": len(rows),
         "by_split": {
@@ -165,14 +164,8 @@ def summarise(rows: Sequence[BagRow]) -> dict[str, Any]:
         "images": sum(len(r.images) for r in rows),
         "annotated": sum(bool(r.annotation) for r in rows),
         "annotation_incomplete": sum(not r.annotation_complete for r in rows),
-        **{
-            name: n for name, n in (("skipped", _having(rows, "skip")), ("overridden", _having(rows, "overrides"))) if n
-        },
+        **{name: n for name, n in special.items() if n},
     }
-
-
-def _having(rows: Sequence[BagRow], field: str) -> int:
-    return sum(bool(getattr(row, field)) for row in rows)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -216,7 +209,7 @@ def _main(argv: Sequence[str] | None = None) -> int:
 
 
 def _overridden(rows: list[BagRow], kind: str, root: Path, options: Mapping[str, Any]) -> list[BagRow]:
-    """The rows with the overrides of the file that the option `overrides` names, if it does."""
+    """Return the rows with the overrides of the file named by the option `overrides`, if any."""
     from preprocessing.datasets.base import option_file
     from preprocessing.overrides import apply_overrides, read_overrides
 

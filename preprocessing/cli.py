@@ -1,4 +1,4 @@
-"""What every command line of the project shares: one error line for what its user can mend, plain logs, whole files."""
+"""Shared by all command lines: one-line errors for what the user can fix, plain logs, atomic writes."""
 
 import errno
 import functools
@@ -10,34 +10,34 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
-# no room, over the quota, over the file size limit, read-only: no work's own fault, and all that follows fails alike
+# Disk full, over the quota, over the file size limit, read-only: every later write would fail too.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class Abort(Exception):
-    """An error that is not one bag's (a device that fails, a lost encoder): ends the job instead of one bag."""
+    """An error that concerns the whole job, not one bag, such as a failing device."""
 
 
 class Main(Protocol):
-    """A command line: `main(argv) -> exit code`; argv None = the process's own arguments."""
+    """A command line: `main(argv) -> exit code`; None stands for the arguments of the process."""
 
     def __call__(self, argv: Sequence[str] | None = None) -> int:
-        """Runs it."""
+        """Run the command."""
 
 
 def setup_logging(level: int = logging.INFO) -> None:
-    """Sends plain log lines to stderr; a second call changes nothing."""
+    """Send plain log lines to stderr; a second call changes nothing."""
     logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
 def guard(main: Main) -> Main:
-    """Turns what the user of a command line can mend into one line on stderr.
+    """Report errors that the user can fix in one line on stderr.
 
-    That is a `ValueError` (exit code 2), and a disk that is full, read-only or forbidden (exit code 1). Every other
-    exception is a fault of the program and keeps its traceback.
+    These are a `ValueError` (exit code 2), and a disk that is full, read-only or forbidden (exit code 1). Every other
+    exception is a bug and keeps its traceback.
 
     Args:
         main: `main(argv) -> exit code`.
@@ -55,33 +55,21 @@ def guard(main: Main) -> Main:
             print(f"error: {error}", file=sys.stderr)
             return 2
         except (OSError, Abort) as error:
-            told = disk_trouble(error)
-            if told is None:
+            message = disk_trouble(error)
+            if message is None:
                 raise
-            print(f"error: {told}", file=sys.stderr)
+            print(f"error: {message}", file=sys.stderr)
             return 1
 
     return guarded
 
 
-def leave(status: int) -> NoReturn:
-    """Ends the process at once, with what it has said flushed: for a command line's last line.
-
-    The interpreter's own farewell takes a library of torch's size apart, piece by piece, before the memory goes back to
-    the system anyway: 0.6 s after a training job.
-    """
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
-
-
 def disk_trouble(error: OSError | Abort) -> str | None:
-    """What a full, read-only or forbidden disk asks its user to do, in one line; None for every other error."""
+    """Return what to do about a full, read-only or forbidden disk, in one line; None for every other error."""
     if isinstance(error, Abort):
         return str(error) if isinstance(error.__cause__, OSError) and disk_trouble(error.__cause__) else None
     file, reason = error.filename or "a file", error.strerror or str(error)
-    # without a file it is no matter of files: a process that may not be signalled, say
+    # permission errors without a file have other causes, such as a process that may not be signalled
     if error.errno in _FORBIDDEN and error.filename:
         advice = "see that you may write there (read, if it is an input), or name another folder"
         return f"cannot open or write {file}: {reason}; {advice}, then run the same command again"
@@ -92,8 +80,8 @@ def disk_trouble(error: OSError | Abort) -> str | None:
 
 
 @contextmanager
-def naming(path: Path | str) -> Iterator[None]:
-    """Says of which file a disk error is: a failing write does not know, and a temporary name tells nobody anything."""
+def name_in_errors(path: Path | str) -> Iterator[None]:
+    """Put the path into disk errors: a failing write does not know it, or knows only the temporary name."""
     try:
         yield
     except OSError as error:
@@ -104,15 +92,15 @@ def naming(path: Path | str) -> Iterator[None]:
 
 @contextmanager
 def whole_file(path: Path | str) -> Iterator[Path]:
-    """Yields a temporary path beside `path` and renames it into place after the block (fsync first); never half a file.
+    """Write a file atomically: yield a temporary path, then fsync it and rename it to `path`.
 
-    A crash leaves at most a hidden `.tmp` file behind, which nothing reads.
+    A crash leaves at most a hidden `.tmp` file, which nothing reads.
 
     Raises:
         OSError: a full, read-only or forbidden disk, naming `path`.
     """
     path = Path(path)
-    with naming(path):
+    with name_in_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         os.close(handle)
@@ -121,7 +109,7 @@ def whole_file(path: Path | str) -> Iterator[Path]:
             yield temporary
             with open(temporary, "rb+") as stream:
                 os.fsync(stream.fileno())
-            # mkstemp makes files private; results are meant to be shared like any other output
+            # mkstemp makes files private, but results get the usual permissions
             temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
         except BaseException:
@@ -130,18 +118,18 @@ def whole_file(path: Path | str) -> Iterator[Path]:
 
 
 def write_bytes(path: Path | str, data: bytes | memoryview) -> None:
-    """Writes a file whole or not at all."""
+    """Write a file atomically."""
     with whole_file(path) as temporary:
         temporary.write_bytes(data)
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Writes a text file whole or not at all."""
+    """Write a UTF-8 text file atomically."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    """Writes JSON atomically with sorted keys, so that equal content gives equal bytes.
+    """Write JSON atomically with sorted keys, so that equal content gives equal bytes.
 
     Raises:
         ValueError: for NaN or infinity, which JSON does not have.

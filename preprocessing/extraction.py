@@ -1,9 +1,9 @@
-"""One decode pass for all encoders: tiles of many bags in, one feature matrix (N, P) per bag and encoder out.
+"""Extract features with all encoders in one decode pass: one matrix (N, P) per bag and encoder.
 
-Batches have one size and cross bags; the last one is filled up with zeros, so that every tile meets the same kernels
-whatever the number of tiles, threads or bags around it. Tiles go to the device once; encoders with the same resize
-share its result, which on a CPU the decoding threads make, if it is one square for all. On a GPU a batch is collected
-only after the next one has been sent.
+Batches have a fixed size and may span bags. The last one is padded with zeros, so that every tile runs through the same
+kernels whatever the number of tiles, threads or bags. Tiles are copied to the device once. Encoders with the same
+resize share its result; on a CPU the decoding threads compute it if all encoders need the same square. On a GPU a batch
+is collected after the next one has been sent.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Features = npt.NDArray[np.float32]
-# where rows of a batch go: (bag, first row in the batch, first row in the bag, number of rows)
+# rows of a batch that belong to one bag: (bag, first row in the batch, first row in the bag, number of rows)
 Part = tuple["BagPlan", int, int, int]
 
 
 @dataclass
 class BagPlan:
-    """A bag to be extracted.
+    """A bag whose features are to be extracted.
 
     Attributes:
-        bag_id: its name.
-        n: its number of tiles, at least 1.
+        bag_id: name.
+        n: number of tiles, at least 1.
         open: iterates over the tiles start..stop, (H, W, 3) uint8 or float32 in [0, 1].
-        encoders: names of the encoders it still needs.
+        encoders: names of the encoders whose features are missing.
     """
 
     bag_id: str
@@ -53,7 +53,7 @@ class BagPlan:
 
 
 class Extraction:
-    """Runs encoders over bags; `result(bag_id)` drives the pass until that bag is done."""
+    """Run encoders over bags; `result(bag_id)` advances the pass until that bag is done."""
 
     def __init__(
         self, plans: Sequence[BagPlan], encoders: Mapping[str, LoadedEncoder], batch_size: int, workers: int
@@ -67,7 +67,7 @@ class Extraction:
         on_cpu = all(encoder.device.type == "cpu" for encoder in self._encoders.values())
         early = tile_resize(encoder.resize for encoder in self._encoders.values()) if on_cpu else None
         self._prefetcher = Prefetcher(todo, workers, early)
-        self._blocks = self._all_blocks()
+        self._blocks = iter(self._prefetcher)
         self._buffer: npt.NDArray[Any] | None = None
         self._spare: npt.NDArray[Any] | None = None
         self._parts: list[Part] = []
@@ -85,10 +85,10 @@ class Extraction:
         self._bar.close()
 
     def result(self, bag_id: str) -> dict[str, Features]:
-        """Features (N, P) float32 of a bag, per encoder it needed; handed out once.
+        """Return the missing features of a bag, (N, P) float32 per encoder; only once per bag.
 
         Raises:
-            Exception: whatever reading its images raised.
+            Exception: the error of reading its images.
         """
         plan = self._plans[bag_id]
         while plan.error is None and plan.collected < plan.n:
@@ -104,9 +104,6 @@ class Extraction:
         if plan.error is not None:
             raise plan.error
         return features
-
-    def _all_blocks(self) -> Iterator[Block]:
-        yield from self._prefetcher
 
     def _add(self, block: Block) -> None:
         plan = self._plans[block.bag_id]
@@ -127,12 +124,12 @@ class Extraction:
         self._prefetcher.release(block.tiles)
 
     def _buffer_for(self, tiles: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The batch under way; a tile of another size or type ends it."""
+        """Return the current batch; tiles of another size or type start a new one."""
         shape = (self._batch_size, *tiles.shape[1:])
         if self._buffer is not None and (self._buffer.shape != shape or self._buffer.dtype != tiles.dtype):
             self._send()
         if self._buffer is None:
-            # the last batch's memory: new pages for every batch cost as much as resizing it
+            # reuse the last batch's memory: new pages for every batch cost as much as resizing it
             spare, self._spare = self._spare, None
             fits = spare is not None and spare.shape == shape and spare.dtype == tiles.dtype
             self._buffer = spare if spare is not None and fits else np.empty(shape, tiles.dtype)
@@ -150,7 +147,7 @@ class Extraction:
         self._collect(keep=1)
 
     def _collect(self, keep: int) -> None:
-        """Copies finished batches, all but the last `keep`, into the matrices of their bags."""
+        """Copy finished batches, all but the last `keep`, into the matrices of their bags."""
         while len(self._sent) > keep:
             parts, outputs = self._sent.popleft()
             with _device_errors(self._batch_size):
@@ -167,11 +164,11 @@ class Extraction:
 
 @contextlib.contextmanager
 def _device_errors(size: int) -> Iterator[None]:
-    """Errors of the device or of an encoder are no bag's fault: they end the job.
+    """Turn errors of the device or of an encoder into errors that end the job.
 
     Raises:
         MemoryError: the device has too little memory for the batch.
-        Abort: anything else that went wrong there.
+        Abort: any other error of the encoders.
     """
     import torch
 
@@ -184,7 +181,7 @@ def _device_errors(size: int) -> Iterator[None]:
 
 
 def _forward(batch: npt.NDArray[Any], encoders: Mapping[str, LoadedEncoder]) -> dict[str, Tensor]:
-    """Features of one batch on the device, per encoder."""
+    """Compute the features of one batch on the device, per encoder."""
     import torch
 
     out: dict[str, Tensor] = {}

@@ -1,7 +1,7 @@
-"""The work of one feature job: which bags need which encoders, their tiles, their stored features.
+"""Work of one feature job: find the bags and encoders that are missing, read their tiles, store their features.
 
-Per bag and encoder one stored bag with the array `features` (N, P) float16 or float32. A bag's key is made of the stage
-version, the pixels its instances show, coordinates, encoder, weights, resize policy, dtype and precision.
+Each bag and encoder gives one stored bag with the array `features` (N, P) float16 or float32. A bag's key consists of
+the stage version, the pixels and coordinates of its instances, encoder, weights, resize policy, dtype and precision.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ STAGE = "features"
 STAGE_VERSION = 2
 PRECISIONS = ("float32", "bf16")
 DTYPES = ("float16", "float32")
-# What the instances say about a tile that is worth repeating beside its features.
-_REPEATED = ("modality", "preset", "tile_px", "l0_footprint_px", "mpp", "mpp_source", "tile_mpp", "windows", "slice_px")
+# Attributes of the instances that are copied to the features.
+_COPIED = ("modality", "preset", "tile_px", "l0_footprint_px", "mpp", "mpp_source", "tile_mpp", "windows", "slice_px")
 _PACKAGES = ("numpy", "torch", "torchvision", "timm", "openslide-python", "pydicom", "tifffile", "imagecodecs")
 
 
 @dataclass(frozen=True)
 class FeatureSettings:
-    """What decides the numbers, the same for every encoder of a job."""
+    """Settings that determine the features, the same for every encoder of a job."""
 
     weights: Path
     mode: str
@@ -45,23 +45,25 @@ class FeatureSettings:
     precision: str
 
     def check(self) -> None:
-        """Refuses unknown values.
-
-        Raises:
-            ValueError: naming the setting and what is expected.
-        """
+        """Raise a `ValueError` if a setting has an unknown value."""
         check_policy(self.policy)
-        known = {"mode": MODES, "dtype": DTYPES, "precision": PRECISIONS}
-        for name, allowed in known.items():
+        choices = {"mode": MODES, "dtype": DTYPES, "precision": PRECISIONS}
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: found {getattr(self, name)!r}, expected one of {', '.join(allowed)}")
 
 
 @dataclass
 class _Bag:
-    """One bag of the shard: its row, its instances' attributes, keys per encoder, what is left to do, what is stored.
+    """A bag of the shard.
 
-    `stored` are the attributes of the main encoder's features if they were found finished.
+    Attributes:
+        row: row of `bags.csv`.
+        attrs: attributes of its stored instances.
+        keys: key of its features, per encoder.
+        missing: encoders whose features are not stored.
+        stored: attributes of the main encoder's features if they are stored.
+        bad_tiles: positions of unreadable tiles.
     """
 
     row: BagRow
@@ -73,7 +75,7 @@ class _Bag:
 
 
 class FeatureStage:
-    """Work of one shard for one encoder (the first) and, in the same pass, others."""
+    """Work of one shard for the main encoder (the first) and, in the same pass, others."""
 
     def __init__(
         self,
@@ -89,21 +91,21 @@ class FeatureStage:
         self.dataset, self.root, self.out, self.instances = dataset, root, out, instances / "store"
         self.manifest, self.settings = manifest, settings
         self.main, self.encoders = encoders[0], tuple(dict.fromkeys(encoders))
-        self.hashes = {n: weights_hash(n, settings.weights, settings.mode, settings.seed) for n in self.encoders}
+        self.hashes = {e: weights_hash(e, settings.weights, settings.mode, settings.seed) for e in self.encoders}
         self.software: dict[str, str] = {}
         self._bags: dict[str, _Bag] = {}
         self._errors: dict[str, ValueError | OSError] = {}
         self._extraction: Extraction | None = None
 
     def store(self, encoder: str) -> Path:
-        """The tree of one encoder's features."""
+        """Return the folder of one encoder's stored features."""
         return self.out / encoder / "store"
 
     def prepare(self, rows: Sequence[BagRow]) -> list[BagPlan]:
-        """Finds out what is left to do; errors of single bags are kept for `work`.
+        """List the bags to extract; errors of single bags are kept for `work`.
 
         Raises:
-            ValueError: the instances' manifest is of another shard.
+            ValueError: the instances' manifest belongs to another shard.
         """
         absent = [row.bag_id for row in rows if row.bag_id not in self.manifest]
         if absent:
@@ -118,36 +120,35 @@ class FeatureStage:
                 self._bags[row.bag_id] = self._bag(row)
             except (ValueError, OSError) as error:
                 self._errors[row.bag_id] = error
-        todo = [bag for bag in self._bags.values() if self.main in bag.missing]
-        return [self._plan(bag) for bag in todo] if todo else []
+        return [self._plan(bag) for bag in self._bags.values() if self.main in bag.missing]
 
     @contextlib.contextmanager
     def extracting(self, plans: Sequence[BagPlan], *, device: str, batch_size: int, workers: int) -> Iterator[None]:
-        """Loads the encoders that are needed and opens the decode pass; does nothing if there is nothing to do."""
+        """Load the encoders that are needed and open the decode pass; do nothing without plans."""
         if not plans:
             yield
             return
         from preprocessing.encoder_model import load_encoder
         from preprocessing.extraction import Extraction
 
-        where = choose_device(device)
+        device = choose_device(device)
         s = self.settings
-        self.software = {**software(_PACKAGES), "device": where}
+        self.software = {**software(_PACKAGES), "device": device}
         needed = [name for name in self.encoders if any(name in plan.encoders for plan in plans)]
         loaded = {
             name: load_encoder(
-                name, s.weights, mode=s.mode, seed=s.seed, policy=s.policy, device=where, precision=s.precision
+                name, s.weights, mode=s.mode, seed=s.seed, policy=s.policy, device=device, precision=s.precision
             )
             for name in needed
         }
         tiles = sum(plan.n for plan in plans)
-        log.info("%d bags, %d tiles, encoders %s on %s", len(plans), tiles, ", ".join(needed), where)
-        with _threads(workers, where), Extraction(plans, loaded, batch_size, workers) as self._extraction:
+        log.info("%d bags, %d tiles, encoders %s on %s", len(plans), tiles, ", ".join(needed), device)
+        with _threads(workers, device), Extraction(plans, loaded, batch_size, workers) as self._extraction:
             yield
         self._extraction = None
 
     def work(self, row: BagRow) -> Outcome:
-        """Features of one bag: stored already, extracted now, or the reason why not."""
+        """Return the outcome of one bag; extract and store its features unless they are stored."""
         entry = self.manifest[row.bag_id]
         if entry["state"] in ("empty", "skipped"):
             return Outcome(entry["state"], reason=str(entry["reason"]), redone=False)
@@ -175,17 +176,23 @@ class FeatureStage:
             )
         keys = {name: self._key(name, attrs) for name in self.encoders}
         stored = {name: finished_attrs(self.store(name), row.bag_id, key) for name, key in keys.items()}
-        missing = frozenset(name for name, found in stored.items() if found is None)
+        missing = frozenset(name for name, attributes in stored.items() if attributes is None)
         return _Bag(row, attrs, keys, missing, stored[self.main])
 
     def _key(self, encoder: str, attrs: Mapping[str, Any]) -> str:
         s = self.settings
         return json_hash(
             {
-                **{"stage": STAGE, "version": STAGE_VERSION, "dataset": self.dataset},
-                **{"pixels": attrs["pixels_key"], "coords": attrs["coords_hash"]},
-                **{"encoder": encoder_id(encoder, s.mode, s.seed), "weights": self.hashes[encoder]},
-                **{"policy": s.policy, "dtype": s.dtype, "precision": s.precision},
+                "stage": STAGE,
+                "version": STAGE_VERSION,
+                "dataset": self.dataset,
+                "pixels": attrs["pixels_key"],
+                "coords": attrs["coords_hash"],
+                "encoder": encoder_id(encoder, s.mode, s.seed),
+                "weights": self.hashes[encoder],
+                "policy": s.policy,
+                "dtype": s.dtype,
+                "precision": s.precision,
             }
         )
 
@@ -197,9 +204,9 @@ class FeatureStage:
         )
 
     def _write(self, bag: _Bag, features: Mapping[str, Features]) -> str:
-        """Stores a bag for every encoder of the pass; trouble of another encoder is left to its own job.
+        """Store the features of every encoder of the pass and return the content hash of the main encoder's.
 
-        Returns the content hash of the main encoder's.
+        Errors of the other encoders are logged only: their own jobs report them.
         """
         bad, allowed = sorted(bag.bad_tiles), int(bag.attrs.get("max_bad_tiles", 0))
         if len(bad) > allowed:
@@ -209,7 +216,9 @@ class FeatureStage:
             try:
                 self._write_one(bag, name, features[name], bad)
             except ValueError as error:
-                log.warning("bag %s, encoder %s: %s; its own job will say so", bag.row.bag_id, name, error)
+                log.warning(
+                    "bag %s, encoder %s: %s; the job of this encoder will report it", bag.row.bag_id, name, error
+                )
         return content
 
     def _write_one(self, bag: _Bag, name: str, features: Features, bad: list[int]) -> str:
@@ -217,19 +226,25 @@ class FeatureStage:
 
         s = self.settings
         attrs = {
-            **{key: bag.attrs[key] for key in _REPEATED if key in bag.attrs},
-            **{"dataset": self.dataset, "stage_version": STAGE_VERSION},
-            **{"instances_stage_version": bag.attrs.get("stage_version"), "coords_hash": bag.attrs["coords_hash"]},
-            **{"encoder": encoder_id(name, s.mode, s.seed), "weights_sha256": self.hashes[name]},
-            **{"random_weights": s.mode == "random", "resize_policy": s.policy, "precision": s.precision},
-            **{"unreadable_tiles": bad, "software": self.software},
+            **{key: bag.attrs[key] for key in _COPIED if key in bag.attrs},
+            "dataset": self.dataset,
+            "stage_version": STAGE_VERSION,
+            "instances_stage_version": bag.attrs.get("stage_version"),
+            "coords_hash": bag.attrs["coords_hash"],
+            "encoder": encoder_id(name, s.mode, s.seed),
+            "weights_sha256": self.hashes[name],
+            "random_weights": s.mode == "random",
+            "resize_policy": s.policy,
+            "precision": s.precision,
+            "unreadable_tiles": bad,
+            "software": self.software,
         }
         arrays = {"features": as_stored(features, s.dtype)}
         return write_bag(self.store(name), bag.row.bag_id, arrays, attrs, schema="features", key=bag.keys[name])
 
 
 def _tiles_of(bag: _Bag, root: Path, instances: Path) -> Any:
-    """How to iterate over the tiles start..stop of a bag, by modality."""
+    """Return a function that iterates over the tiles start..stop of a bag."""
     from preprocessing.store import read_arrays
 
     row, attrs = bag.row, bag.attrs
@@ -255,7 +270,7 @@ def _tiles_of(bag: _Bag, root: Path, instances: Path) -> Any:
 
 @contextlib.contextmanager
 def _threads(workers: int, device: str) -> Iterator[None]:
-    """On the CPU the encoders take as many threads as the job was given, not all of the machine."""
+    """Limit torch on the CPU to the threads of the job instead of all cores of the machine."""
     import torch
 
     before = torch.get_num_threads()
@@ -268,10 +283,10 @@ def _threads(workers: int, device: str) -> Iterator[None]:
 
 
 def choose_device(device: str) -> str:
-    """Resolves "auto" (the GPU if there is one); any other name is taken as torch knows it.
+    """Resolve "auto" to the GPU if there is one; other names are those of torch.
 
     Raises:
-        ValueError: a GPU was asked for and there is none.
+        ValueError: the device is a GPU and there is none.
     """
     import torch
 

@@ -1,8 +1,8 @@
 """Neighbour tables of one bag: 8 lattice neighbours, neighbours by true distance, or the slice chain of a scan.
 
-A table is `(N, K) int32`: row i holds the indices of the neighbours of instance i in ascending order, filled up with
--1 at the end. Every table is symmetric (j in row i <=> i in row j) and free of self loops and duplicates. Weights and
-normalisation belong to training and are computed at load.
+A table is `(N, K) int32`: row i holds the indices of the neighbours of instance i in ascending order, padded with -1.
+Every table is symmetric (j in row i <=> i in row j) and has no self loops or duplicates. Weights and normalisation are
+computed in training when bags are loaded.
 
 * `grid_neighbors`: one lattice, edge <=> Chebyshev distance 1 between (row, col) cells (Euclidean <= sqrt 2 steps).
 * `distance_neighbors`: several overlapping lattices, edge <=> Euclidean distance of the level-0 origins <= reach;
@@ -17,15 +17,15 @@ import numpy.typing as npt
 
 GRID_K = 8
 CHAIN_K = 2
-# A dense look-up raster is the fastest way while the lattice fills it reasonably; beyond this many cells per instance
-# (a few instances far apart) a binary search needs less memory.
+# A dense look-up raster is fastest unless few instances are far apart; beyond this many cells per instance a binary
+# search needs less memory.
 _RASTER_CELLS_PER_INSTANCE = 64
 _RASTER_CELLS_FREE = 1 << 20
 _OFFSETS = [(-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)]
 
 
 def grid_neighbors(grid: npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:
-    """Eight-neighbourhood of lattice cells.
+    """Return the eight-neighbourhood of lattice cells.
 
     Args:
         grid: (N, 2) integer cells (row, col), each cell at most once; may be negative and in any order.
@@ -50,30 +50,30 @@ def grid_neighbors(grid: npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:
         table = _lookup_raster(keys, steps, (height + 2) * pitch)
     else:
         table = _lookup_sorted(keys, steps)
-    table.view(np.uint32).sort(axis=1)  # as unsigned numbers -1 is the largest, so the filling ends up last
+    table.view(np.uint32).sort(axis=1)  # -1 as unsigned is the largest number, so padding ends up last
     return table
 
 
 def _lookup_raster(keys: npt.NDArray[np.int64], steps: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int32]:
-    """Neighbours through a dense raster of `size` cells; `-1` where there is none."""
+    """Look neighbours up in a dense raster of `size` cells; `-1` where there is none."""
     index = np.arange(len(keys), dtype=np.int32)
     raster = np.full(size, -1, np.int32)
     raster[keys] = index
     if not np.array_equal(raster[keys], index):
         _raise_shared_cell(keys)
-    found: npt.NDArray[np.int32] = raster[keys[:, None] + steps]
-    return found
+    table: npt.NDArray[np.int32] = raster[keys[:, None] + steps]
+    return table
 
 
 def _lookup_sorted(keys: npt.NDArray[np.int64], steps: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
-    """Neighbours through a binary search in the sorted keys; `-1` where there is none."""
+    """Look neighbours up by binary search in the sorted keys; `-1` where there is none."""
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
     if np.any(ordered[1:] == ordered[:-1]):
         _raise_shared_cell(keys)
-    wanted = keys[:, None] + steps
-    slot = np.minimum(np.searchsorted(ordered, wanted), len(keys) - 1)
-    return np.where(ordered[slot] == wanted, order[slot], -1).astype(np.int32)
+    targets = keys[:, None] + steps
+    slot = np.minimum(np.searchsorted(ordered, targets), len(keys) - 1)
+    return np.where(ordered[slot] == targets, order[slot], -1).astype(np.int32)
 
 
 def _raise_shared_cell(keys: npt.NDArray[np.int64]) -> None:
@@ -85,7 +85,7 @@ def _raise_shared_cell(keys: npt.NDArray[np.int64]) -> None:
 
 
 def distance_neighbors(coords: npt.NDArray[np.number], reach_l0_px: float) -> npt.NDArray[np.int32]:
-    """Neighbours by true distance, for tiles that do not lie on one lattice.
+    """Return neighbours by distance, for tiles that do not lie on one lattice.
 
     Args:
         coords: (N, 2) origins (x, y) in level-0 px; equal origins are neighbours of each other.
@@ -105,7 +105,7 @@ def distance_neighbors(coords: npt.NDArray[np.number], reach_l0_px: float) -> np
         return np.full((n, GRID_K), -1, np.int32)
     from scipy.spatial import cKDTree
 
-    # The relative slack keeps diagonal neighbours at exactly sqrt(2) footprints in, whatever the last bit of the root.
+    # The relative slack includes diagonal neighbours at exactly sqrt(2) footprints despite rounding of the root.
     tree = cKDTree(np.ascontiguousarray(coords, dtype=np.float64))
     pairs = tree.query_pairs(float(reach_l0_px) * (1.0 + 1e-9), output_type="ndarray").astype(np.int64)
     source = np.concatenate([pairs[:, 0], pairs[:, 1]])
@@ -120,7 +120,7 @@ def distance_neighbors(coords: npt.NDArray[np.number], reach_l0_px: float) -> np
 
 
 def chain_neighbors(n: int) -> npt.NDArray[np.int32]:
-    """Neighbours along a chain of `n` slices in anatomical order: (n, 2) int32.
+    """Return the neighbours in a chain of `n` slices in anatomical order, (n, 2) int32.
 
     Raises:
         ValueError: `n` is negative.
@@ -137,15 +137,15 @@ def chain_neighbors(n: int) -> npt.NDArray[np.int32]:
 
 
 def degrees(neighbors: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
-    """Number of neighbours of each instance, (N, K) -> (N,) int64."""
+    """Count the neighbours of each instance, (N, K) -> (N,) int64."""
     return np.asarray((neighbors >= 0).sum(axis=1), np.int64)
 
 
 def check_neighbors(neighbors: npt.NDArray[np.integer]) -> None:
-    """Check every promise of a neighbour table (N, K): range, order, filling, no self loop, symmetry.
+    """Check the invariants of a neighbour table (N, K): range, order, padding, no self loop, symmetry.
 
     Raises:
-        ValueError: naming the first broken promise.
+        ValueError: naming the first violated invariant.
     """
     if neighbors.ndim != 2 or not np.issubdtype(neighbors.dtype, np.integer):
         raise ValueError(f"neighbors is {neighbors.dtype}{neighbors.shape}, expected integers of shape (N, K)")

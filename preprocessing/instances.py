@@ -1,18 +1,19 @@
-"""Bags to instances: one shard of slides or scans becomes positions, neighbours and coverage in the bag store.
+"""Turn a shard of slides or scans into instances: positions, neighbours and coverage in the bag store.
 
-`python -m preprocessing.instances` writes per bag `{out}/store/{bag_id}` (see `preprocessing.store`), a picture
+`python -m preprocessing.instances` writes per bag `{out}/store/{bag_id}` (see `preprocessing.store`), a thumbnail
 `{out}/thumbnails/{bag_id}.jpg` and its outlines `{bag_id}.json`, and the shard's manifest. A bag is redone only if its
-key changes: stage version, settings, the images (name, size, a probe of their bytes; not their times, so touching or
-copying a slide redoes nothing), annotation content, label, its own overrides (`preprocessing.overrides`). A bag that is
-to be skipped is not opened; the manifest gives the reason.
+key changes: stage version, settings, images (name, size, hash of head and tail, but not their times, so a copied slide
+is not redone), annotation, label and overrides (`preprocessing.overrides`). The files of a skipped bag are not opened;
+the manifest gives the reason.
 
-The bag's attribute `pixels_key` is the part of this that decides which pixels the instances show. Features depend on it
-alone: a new annotation or label redoes instances in seconds and leaves features as they are.
+The attribute `pixels_key` covers the part of the key that determines the pixels of the instances. Features depend on it
+alone: a new annotation or label redoes the instances in seconds and keeps the features.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import io
 import json
@@ -20,8 +21,7 @@ import logging
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,17 +40,17 @@ STAGE_VERSION = 1
 
 PROBE_BYTES = 1 << 16
 WHOLE_FILE_BYTES = 1 << 24
-# Attribute with the resolved settings of a bag; bags of before it was recorded have none, and stay finished.
+# Attribute with the resolved settings of a bag.
 OPTIONS_ATTR = "instance_options"
-# Attributes that do not change which pixels an instance shows (prefixes): all others enter `pixels_key`.
+# Prefixes of attributes that do not affect the pixels of an instance; all others are part of `pixels_key`.
 NOT_PIXELS = ("annotation", "coverage", "lesion", "label", "empty_reason", "thumbnail")
 _PACKAGES = ("numpy", "openslide-python", "opencv-python-headless", "pydicom", "shapely", "tifffile")
 
 
 def image_identity(root: Path | str, names: Sequence[str]) -> list[list[Any]]:
-    """What identifies the images of a bag without reading them whole: [name, bytes, SHA-256 of head and tail] each.
+    """Identify the images of a bag without reading them whole: [name, bytes, SHA-256 of head and tail] each.
 
-    An edit in the middle of a file that keeps its length goes unnoticed; bump the stage version after one.
+    An edit in the middle of a file that keeps its length is not detected.
 
     Raises:
         ValueError: a file is missing or outside the root.
@@ -59,7 +59,7 @@ def image_identity(root: Path | str, names: Sequence[str]) -> list[list[Any]]:
 
 
 def annotation_identity(root: Path | str, annotation: str) -> str:
-    """SHA-256 of an annotation file (of its probe beyond 16 MiB), or the annotation itself if it is written inline."""
+    """Return the SHA-256 of an annotation file (of head and tail beyond 16 MiB), or an inline annotation itself."""
     if not annotation or annotation.startswith("slices:"):
         return annotation
     path = _existing(root, annotation)
@@ -86,12 +86,12 @@ def _probe(path: Path) -> tuple[int, str]:
 
 
 def json_hash(value: Any) -> str:
-    """SHA-256 of a JSON value, independent of the order of its keys."""
+    """Return the SHA-256 of a JSON value, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def options_for(modality: str, values: Mapping[str, dict[str, Any]]) -> WsiOptions | CtOptions:
-    """Settings of one modality, presets resolved."""
+    """Return the settings of one modality, presets resolved."""
     from preprocessing.options import ct_options, wsi_options
 
     if modality == "ct":
@@ -102,7 +102,7 @@ def options_for(modality: str, values: Mapping[str, dict[str, Any]]) -> WsiOptio
 
 
 def compute(row: BagRow, options: WsiOptions | CtOptions, root: Path) -> Instances:
-    """Instances of one bag, by modality."""
+    """Compute the instances of one bag."""
     from preprocessing.options import CtOptions
 
     if isinstance(options, CtOptions):
@@ -111,12 +111,11 @@ def compute(row: BagRow, options: WsiOptions | CtOptions, root: Path) -> Instanc
         return ct_instances(None, options, row, root)
     from preprocessing.wsi import wsi_instances
 
-    found: Instances = wsi_instances(resolve(root, row.images[0]), options, row, root)
-    return found
+    return wsi_instances(resolve(root, row.images[0]), options, row, root)
 
 
 class InstanceStage:
-    """Work of one shard of this stage: `work(row)` stores one bag and says what became of it."""
+    """Work of one shard of this stage: `work(row)` stores one bag and returns its outcome."""
 
     def __init__(self, dataset: str, root: Path, out: Path, options: Mapping[str, dict[str, Any]]) -> None:
         self.dataset, self.root, self.out = dataset, root, out
@@ -125,7 +124,7 @@ class InstanceStage:
         self.software = software(_PACKAGES)
 
     def work(self, row: BagRow) -> Outcome:
-        """Computes and stores one bag unless it is finished."""
+        """Compute and store one bag unless it is finished."""
         from preprocessing.store import coords_hash, finished_attrs, write_bag
 
         if row.skip:
@@ -137,24 +136,28 @@ class InstanceStage:
         stored = finished_attrs(self.store, row.bag_id, key)
         if stored is not None and outlines.is_file():
             return _outcome(stored, int(stored["store"]["n"]), str(stored["store"]["content"]), redone=False)
-        found = compute(row, options, self.root)
-        arrays = {name: getattr(found, name) for name in ("coords", "grid", "neighbors", "coverage")}
+        bag = compute(row, options, self.root)
+        arrays = {name: getattr(bag, name) for name in ("coords", "grid", "neighbors", "coverage")}
         attrs = {
-            **found.attrs,
-            **{"dataset": self.dataset, "modality": row.modality, "label": row.label},
-            **{"mpp_override": row.mpp, "stage_version": STAGE_VERSION, "software": self.software},
-            # said for who cuts an image of his own the same way; what follows from them is in `pixels_key` already
+            **bag.attrs,
+            "dataset": self.dataset,
+            "modality": row.modality,
+            "label": row.label,
+            "mpp_override": row.mpp,
+            "stage_version": STAGE_VERSION,
+            "software": self.software,
+            # recorded for `smmil.predict`, which cuts new images the same way
             OPTIONS_ATTR: options.model_dump(mode="json"),
         }
         if row.overrides:
             attrs["overrides"] = json.loads(row.overrides)
-        attrs["pixels_key"] = self._pixels_key(row, found, images, coords_hash(found.coords, found.grid))
-        self._write_picture(row.bag_id, found, outlines)
+        attrs["pixels_key"] = _pixels_key(row, bag, images, coords_hash(bag.coords, bag.grid))
+        self._write_thumbnail(row.bag_id, bag, outlines)
         content = write_bag(self.store, row.bag_id, arrays, attrs, schema="instances", key=key)
-        return _outcome(attrs, len(found.coords), content)
+        return _outcome(attrs, len(bag.coords), content)
 
     def _options(self, row: BagRow) -> WsiOptions | CtOptions:
-        """Settings of one bag: the dataset's, and for a slide its overrides."""
+        """Return the dataset's settings with the overrides of one bag."""
         from preprocessing.options import WsiOptions
         from preprocessing.overrides import bag_options
 
@@ -164,35 +167,37 @@ class InstanceStage:
         return bag_options(options, row) if isinstance(options, WsiOptions) else options
 
     def _key(self, row: BagRow, options: WsiOptions | CtOptions, images: list[list[Any]]) -> str:
-        facts = asdict(row)
-        # the split is read from bags.csv when bags are loaded: another split must not redo a slide
-        kept = {name: facts[name] for name in ("label", "mpp", "provider", "annotation_complete")}
-        # only bags that have overrides are told apart by them: all others keep the key they had
-        own = {"overrides": row.overrides, "mask": self._mask_identity(row)} if row.overrides else {}
-        return json_hash(
-            {
-                **{"stage": STAGE, "version": STAGE_VERSION, "dataset": self.dataset},
-                **{"options": options.model_dump(mode="json"), "images": images, "row": kept},
-                **{"annotation": annotation_identity(self.root, row.annotation), **own},
-            }
-        )
+        key = {
+            "stage": STAGE,
+            "version": STAGE_VERSION,
+            "dataset": self.dataset,
+            "options": options.model_dump(mode="json"),
+            "images": images,
+            # without the split, which is read from bags.csv when bags are loaded: a new split must not redo a slide
+            "row": {name: getattr(row, name) for name in ("label", "mpp", "provider", "annotation_complete")},
+            "annotation": annotation_identity(self.root, row.annotation),
+        }
+        if row.overrides:
+            key |= {"overrides": row.overrides, "mask": self._mask_identity(row)}
+        return json_hash(key)
 
     def _mask_identity(self, row: BagRow) -> str:
         from preprocessing.overrides import overrides_of
 
         return annotation_identity(self.root, overrides_of(row).mask)
 
-    def _pixels_key(self, row: BagRow, found: Instances, images: list[list[Any]], coords: str) -> str:
-        shown = {name: value for name, value in found.attrs.items() if not name.startswith(NOT_PIXELS)}
-        return json_hash({"images": images, "mpp": row.mpp, "coords": coords, "attrs": shown})
-
-    def _write_picture(self, bag_id: str, found: Instances, outlines: Path) -> None:
-        picture = self.thumbnails / f"{bag_id}.jpg"
-        if found.thumbnail is None:
-            picture.unlink(missing_ok=True)
+    def _write_thumbnail(self, bag_id: str, bag: Instances, outlines: Path) -> None:
+        path = self.thumbnails / f"{bag_id}.jpg"
+        if bag.thumbnail is None:
+            path.unlink(missing_ok=True)
         else:
-            write_jpeg(picture, found.thumbnail)
-        write_json(outlines, found.outlines)
+            write_jpeg(path, bag.thumbnail)
+        write_json(outlines, bag.outlines)
+
+
+def _pixels_key(row: BagRow, bag: Instances, images: list[list[Any]], coords: str) -> str:
+    attrs = {name: value for name, value in bag.attrs.items() if not name.startswith(NOT_PIXELS)}
+    return json_hash({"images": images, "mpp": row.mpp, "coords": coords, "attrs": attrs})
 
 
 def _outcome(attrs: Mapping[str, Any], n: int, content: str, *, redone: bool = True) -> Outcome:
@@ -204,7 +209,7 @@ def _outcome(attrs: Mapping[str, Any], n: int, content: str, *, redone: bool = T
 
 
 def write_jpeg(path: Path, picture: Any) -> None:
-    """Writes (h,w,3) uint8 as JPEG, whole or not at all."""
+    """Write an (h, w, 3) uint8 picture as JPEG, atomically."""
     from PIL import Image
 
     data = io.BytesIO()
@@ -213,20 +218,16 @@ def write_jpeg(path: Path, picture: Any) -> None:
 
 
 def software(packages: Sequence[str]) -> dict[str, str]:
-    """Versions of Python and of the packages that are installed."""
-    from importlib.metadata import PackageNotFoundError
-
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of those packages that are installed."""
+    versions = {"python": platform.python_version()}
     for name in packages:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
 
 
 def add_shard_arguments(parser: argparse.ArgumentParser, stage_version: int) -> None:
-    """Arguments that every stage over shards of bags has."""
+    """Add the arguments of every stage over shards of bags."""
     parser.add_argument("--dataset", required=True, help="name of the dataset in the config")
     parser.add_argument("--bags", required=True, type=Path, help="bags.csv")
     parser.add_argument("--root", required=True, type=Path, help="folder with the raw data")
@@ -241,7 +242,7 @@ def add_shard_arguments(parser: argparse.ArgumentParser, stage_version: int) -> 
 
 
 def check_stage_version(expected: int | None, actual: int) -> None:
-    """Says so if the caller expects another version; the program's own always counts."""
+    """Log a warning if the caller expects another version; the program's version counts."""
     if expected is not None and expected != actual:
         log.warning("--stage-version %d, but this program is version %d, which counts", expected, actual)
 

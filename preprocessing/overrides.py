@@ -1,20 +1,20 @@
-"""Overrides of single bags: what one slide needs that its dataset does not, or the reason why it is left out.
+"""Overrides of single bags: settings that differ from the dataset's, or the reason why a bag is skipped.
 
-They stand in further columns of an own manifest, or, for every kind of dataset, in a CSV file that the source key
-`overrides` names (column bag_id and any of the following). An empty cell = no override.
+They are further columns of a custom manifest or, for every kind of dataset, a CSV file named by the source key
+`overrides` (column bag_id and any of the following). An empty cell means no override.
 
 | column | meaning |
 |---|---|
-| `skip` | a reason: the bag is not processed, and every list and table says so |
-| `mpp` | um per px at level 0, replaces the file's own |
+| `skip` | a reason: the bag is not processed; every list and table names it |
+| `mpp` | um per px at level 0, replaces the file's |
 | `preset` | tissue thresholds: bwh_biopsy, bwh_resection, tcga, default or mil4wsi |
 | `sthresh`, `use_otsu`, `mthresh`, `close`, `seg_level` | tissue mask: threshold, Otsu's, filters, pyramid level |
 | `a_t`, `a_h`, `max_n_holes`, `fallback` | tissue mask: areas, holes, a second try with loosened thresholds |
-| `min_tissue` | PANDA's windows: tissue share that a window needs |
-| `mask` | own tissue mask, a PNG below the root: any size of the slide's aspect ratio, more than 0 = tissue |
+| `min_tissue` | PANDA's windows: minimum tissue share of a window |
+| `mask` | tissue mask, a PNG below the root of any size with the slide's aspect ratio, more than 0 = tissue |
 
-An override never changes tile size, level or lattice: all bags of a dataset keep one scale. Unknown columns, bags and
-values are refused when the bags are listed. A bag's overrides are part of its key alone, so only that bag is redone.
+Overrides cannot change tile size, level or lattice: all bags of a dataset have one scale. Unknown columns, bags and
+values are rejected when the bags are listed. Overrides are part of the bag's key, so only that bag is redone.
 """
 
 import csv
@@ -42,8 +42,8 @@ class BagOverrides(Options):
     skip: str = Field("", max_length=300, description="reason to leave the bag out")
     mpp: float | None = Field(None, ge=MPP_MIN, le=MPP_MAX, description="um per px at level 0")
     preset: str | None = Field(None, description="name of a set of tissue thresholds")
-    mask: str = Field("", description="own tissue mask, PNG, path relative to the root")
-    min_tissue: float | None = Field(None, ge=0, le=1, description="panda recipe: least tissue share of a window")
+    mask: str = Field("", description="tissue mask, PNG, path relative to the root")
+    min_tissue: float | None = Field(None, ge=0, le=1, description="panda recipe: minimum tissue share of a window")
     seg_level: int | None = Field(None, ge=-1, description="pyramid level of the tissue mask; -1 = chosen")
     sthresh: int | None = Field(None, ge=0, le=255, description="saturation threshold, grey levels")
     mthresh: int | None = Field(None, ge=1, description="side of the median filter, px, odd")
@@ -78,7 +78,7 @@ class BagOverrides(Options):
         return self
 
     def given(self) -> dict[str, Any]:
-        """What is overridden, by name."""
+        """Return the overridden settings, by name."""
         return {name: value for name, value in self.model_dump().items() if value is not None and value != ""}
 
 
@@ -86,10 +86,10 @@ COLUMNS = tuple(BagOverrides.model_fields)
 
 
 def parse_overrides(cells: Mapping[str, str]) -> BagOverrides:
-    """Types the cells of one row; other columns are ignored.
+    """Parse the cells of one row; other columns are ignored.
 
     Raises:
-        ValueError: a value that its column does not take; the column is named.
+        ValueError: an invalid value; the column is named.
     """
     return _validated({name: cells[name].strip() for name in COLUMNS if cells.get(name, "").strip()})
 
@@ -107,10 +107,10 @@ def _validated(values: Mapping[str, Any]) -> BagOverrides:
 
 
 def read_overrides(path: Path) -> dict[str, BagOverrides]:
-    """Reads an overrides file, every problem reported at once.
+    """Read an overrides file and report all problems at once.
 
     Raises:
-        ValueError: no UTF-8 CSV, unknown columns, a bag twice, or a bad value; file and line are named.
+        ValueError: not a UTF-8 CSV, unknown columns, a bag twice, or a bad value; file and line are named.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
@@ -125,33 +125,33 @@ def read_overrides(path: Path) -> dict[str, BagOverrides]:
             f"{path}: found the columns {list(names)}, expected bag_id and any of {', '.join(COLUMNS)}"
             + (f"; unknown: {', '.join(unknown)}" if unknown else "")
         )
-    found: dict[str, BagOverrides] = {}
+    overrides: dict[str, BagOverrides] = {}
     problems: list[str] = []
     for number, cells in enumerate(lines, start=2):
         name = cells.get("bag_id", "").strip()
         try:
-            if not name or name in found:
+            if not name or name in overrides:
                 raise ValueError("bag_id occurs twice, expected one line per bag" if name else "bag_id is empty")
-            found[name] = parse_overrides(cells)
+            overrides[name] = parse_overrides(cells)
         except ValueError as error:
             problems.append(f"line {number} ({name!r}): {error}")
     raise_all(problems, str(path))
-    return found
+    return overrides
 
 
 def apply_overrides(
     rows: Iterable["BagRow"], overrides: Mapping[str, BagOverrides], root: Path, source: str
 ) -> list["BagRow"]:
-    """Puts overrides on rows, every problem reported at once.
+    """Apply overrides to rows and report all problems at once.
 
     Args:
         rows: the bags.
         overrides: by bag id.
         root: the dataset's root folder.
-        source: what messages name as the origin of the overrides (a file).
+        source: origin of the overrides for messages, e.g. a file.
 
     Raises:
-        ValueError: a bag that is not listed, a second value for what a row has already, or see `override`.
+        ValueError: a bag that is not listed, or as `override`.
     """
     listed = {row.bag_id: row for row in rows}
     problems = [
@@ -169,10 +169,10 @@ def apply_overrides(
 
 
 def override(row: "BagRow", given: BagOverrides, root: Path) -> "BagRow":
-    """One row with its overrides.
+    """Return one row with its overrides.
 
     Raises:
-        ValueError: a slide's override on a scan, a value the row has already, or a mask that is not there.
+        ValueError: a slide's override on a scan, a value that the row has already, or a missing mask.
     """
     values = given.given()
     before = overrides_of(row).given() | {n: getattr(row, n) for n in ("skip", "mpp") if getattr(row, n)}
@@ -188,14 +188,14 @@ def override(row: "BagRow", given: BagOverrides, root: Path) -> "BagRow":
         values["mask"] = path.relative_to(Path(root).resolve()).as_posix()
     skip, mpp = values.pop("skip", row.skip), values.pop("mpp", row.mpp)
     merged = {**json.loads(row.overrides or "{}"), **values}
-    # values of two files are consistent each, maybe not together
+    # values of two files may be inconsistent with each other
     _validated(merged)
     text = json.dumps(merged, sort_keys=True, separators=(",", ":")) if merged else ""
     return replace(row, skip=skip, mpp=mpp, overrides=text)
 
 
 def overrides_of(row: "BagRow") -> BagOverrides:
-    """The typed overrides of a row of `bags.csv` (but `skip` and `mpp`, which are fields of the row).
+    """Parse the overrides of a row of `bags.csv`, without `skip` and `mpp`, which are fields of the row.
 
     Raises:
         ValueError: the cell was edited by hand; the bag is named.
@@ -211,7 +211,7 @@ def overrides_of(row: "BagRow") -> BagOverrides:
 
 
 def bag_options(options: WsiOptions, row: "BagRow") -> WsiOptions:
-    """The dataset's settings with those of one slide put in.
+    """Return the dataset's settings with the overrides of one slide.
 
     Raises:
         ValueError: an override without effect in the dataset's recipe; bag and override are named.
@@ -220,10 +220,10 @@ def bag_options(options: WsiOptions, row: "BagRow") -> WsiOptions:
     values = given.given()
     if not values:
         return options
-    idle = {"preset", *_TISSUE} if options.recipe == "panda" else {"min_tissue"}
-    if idle & values.keys():
+    unused = {"preset", *_TISSUE} if options.recipe == "panda" else {"min_tissue"}
+    if unused & values.keys():
         raise ValueError(
-            f"{row.bag_id}: override of {', '.join(sorted(idle & values.keys()))} has no effect on windows of the "
+            f"{row.bag_id}: override of {', '.join(sorted(unused & values.keys()))} has no effect on windows of the "
             f"recipe {options.recipe!r}; remove it"
         )
     tissue: dict[str, Any] = {**options.tissue.model_dump(), **TISSUE_PRESETS.get(given.preset or "", {})}

@@ -1,10 +1,10 @@
 """PANDA's windows (recipe of Silva-Rodriguez et al. 2021): overlapping windows over the whole slide, Otsu on grey.
 
-Windows of `window_px` level-0 px every `step_px` from (0, 0), fully inside; slides smaller than a window are padded
-with white, centred. Tissue = grey <= Otsu's threshold of the whole slide; a window is kept if its tissue share is
-above `min_tissue`. Cancer share from the label mask, nearest pixels only. The slide is streamed once in cells of
-`step_px`: per cell only a 256-bin grey histogram is kept, windows are sums of cells, so nothing is decoded or counted
-twice although windows overlap. Out: level-0 coords (x, y), grid = (row, col) of the step lattice.
+Windows of `window_px` level-0 px lie every `step_px` from (0, 0), fully inside the slide. Slides smaller than a window
+are padded with white and centred. Tissue is grey <= Otsu's threshold of the whole slide; a window is kept if its tissue
+share is above `min_tissue`. The cancer share is counted on the label mask. The slide is read once in cells of `step_px`
+and only a 256-bin grey histogram is kept per cell. Windows are sums of cells, so nothing is decoded twice although
+windows overlap. Results are level-0 coords (x, y) and grid = (row, col) of the step lattice.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ class PandaWindows:
         grid: (N, 2) int32 (row, col).
         tissue: (N,) float32 tissue share.
         threshold: Otsu's grey level; -1 if the slide was skipped.
-        marks: "padded", "too large: ..." where they apply.
+        marks: "padded", "too large: ...", "unreadable: ..." where they apply.
+        unreadable: number of cells that could not be read and count as white.
     """
 
     coords: npt.NDArray[np.int32]
@@ -78,10 +79,11 @@ class PandaWindows:
     tissue: npt.NDArray[np.float32]
     threshold: int
     marks: list[str] = field(default_factory=list)
+    unreadable: int = 0
 
 
 def plan_windows(options: WsiOptions, name: str) -> TilePlan:
-    """Sizes of the recipe; the window is twice the tile unless `window_px` says otherwise.
+    """Return the sizes of the recipe; the window is twice the tile unless `window_px` is set.
 
     Raises:
         ValueError: a window that is no multiple of the step, or smaller than the tile.
@@ -96,14 +98,14 @@ def plan_windows(options: WsiOptions, name: str) -> TilePlan:
 
 
 def make_canvas(dimensions: tuple[int, int], plan: TilePlan) -> Canvas:
-    """Pad (centred, the odd pixel right and below) what is smaller than a window."""
+    """Return the canvas of a slide; sides smaller than a window are padded, an odd pixel right and below."""
     width, height = (max(side, plan.footprint) for side in dimensions)
     left, top = (width - dimensions[0]) // 2, (height - dimensions[1]) // 2
     return Canvas(left, top, width, height, plan.step, plan.footprint // plan.step)
 
 
 def panda_windows(slide: Slide, plan: TilePlan, options: WsiOptions) -> PandaWindows:
-    """Find the windows of a slide that hold tissue.
+    """Find the windows of a slide with enough tissue.
 
     Args:
         slide: level 0 is read completely, once.
@@ -118,20 +120,23 @@ def panda_windows(slide: Slide, plan: TilePlan, options: WsiOptions) -> PandaWin
     size = _level2_px(slide)
     if options.max_level2_px is not None and size >= options.max_level2_px:
         marks.append(f"too large: {size} px at level 2, limit {options.max_level2_px}")
-        return _kept(canvas, np.zeros(canvas.windows), 1.0, -1, marks)
+        return kept_windows(canvas, np.zeros(canvas.windows), 1.0, -1, marks)
     histograms, unreadable = grey_histograms(slide, canvas, options)
     if unreadable:
         marks.append(f"unreadable: {unreadable} cells counted as white")
     threshold = otsu_threshold(histograms.sum(axis=(0, 1)))
     bright = histograms[..., threshold + 1 :].sum(axis=-1)
     share = 1 - sum_windows(bright, canvas) / plan.footprint**2
-    return _kept(canvas, share, options.min_tissue, threshold, marks)
+    windows = kept_windows(canvas, share, options.min_tissue, threshold, marks)
+    windows.unreadable = unreadable
+    return windows
 
 
-def _kept(
-    canvas: Canvas, share: npt.NDArray[np.float64], least: float, threshold: int, marks: list[str]
+def kept_windows(
+    canvas: Canvas, share: npt.NDArray[np.float64], min_tissue: float, threshold: int, marks: list[str]
 ) -> PandaWindows:
-    grid = np.argwhere(share > least).astype(np.int32)
+    """Return the windows whose tissue share (rows, columns) is above `min_tissue`."""
+    grid = np.argwhere(share > min_tissue).astype(np.int32)
     coords = grid[:, ::-1] * np.int32(canvas.cell) - np.array([canvas.left, canvas.top], np.int32)
     tissue = share[grid[:, 0], grid[:, 1]].astype(np.float32)
     return PandaWindows(np.ascontiguousarray(coords, np.int32), grid, tissue, threshold, marks)
@@ -144,7 +149,7 @@ def _level2_px(slide: Slide) -> int:
 
 
 def grey_histograms(slide: Slide, canvas: Canvas, options: WsiOptions) -> tuple[npt.NDArray[np.int64], int]:
-    """Grey histogram of every cell; padding counts as white.
+    """Compute the grey histogram of every cell; padding counts as white.
 
     Args:
         slide: read at level 0.
@@ -204,7 +209,7 @@ def otsu_threshold(histogram: npt.NDArray[np.int64]) -> int:
 
 
 def sum_windows(cells: npt.NDArray[np.int64], canvas: Canvas) -> npt.NDArray[np.int64]:
-    """Sums over the cells of every window, (rows, columns) of cells -> (rows, columns) of windows."""
+    """Sum over the cells of every window, (rows, columns) of cells -> (rows, columns) of windows."""
     rows, columns = canvas.windows
     k = canvas.per_window
     return np.asarray(sum(cells[i : i + rows, j : j + columns] for i in range(k) for j in range(k)), np.int64)
@@ -213,7 +218,7 @@ def sum_windows(cells: npt.NDArray[np.int64], canvas: Canvas) -> npt.NDArray[np.
 def mask_coverage(
     mask: Slide, windows: PandaWindows, plan: TilePlan, dimensions: tuple[int, int], provider: str
 ) -> npt.NDArray[np.float32]:
-    """Cancer share of each kept window from the label mask.
+    """Return the cancer share of each kept window from the label mask.
 
     Args:
         mask: the mask file; channel R of level 0 is read, only where windows were kept.
@@ -241,7 +246,7 @@ def mask_coverage(
     counts = np.zeros(canvas.cells, np.int64)
     for row, column in np.argwhere(needed):
         size = canvas.box(row, column)
-        # not on white: what the mask lacks is background (0), never 255
+        # pixels missing from the mask are background (0), not white
         values = mask.read(*canvas.origin(int(row), int(column)), 0, size, white=False)[..., 0]
         counts[row, column] = np.count_nonzero(mask_is_positive(values, provider, str(mask.path)))
     share = sum_windows(counts, canvas)[windows.grid[:, 0], windows.grid[:, 1]] / plan.footprint**2
@@ -249,7 +254,7 @@ def mask_coverage(
 
 
 def mask_outlines(mask: Slide, provider: str, *, max_px: int = 2048) -> list[npt.NDArray[np.int32]]:
-    """Outlines of the cancer in a label mask, for control pictures, from the finest level of at most `max_px` a side.
+    """Return the outlines of the cancer in a label mask, from the finest level of at most `max_px` a side.
 
     Returns:
         Polygons (V,2) int32, level-0 px (x, y).
@@ -266,7 +271,7 @@ def mask_outlines(mask: Slide, provider: str, *, max_px: int = 2048) -> list[npt
 
 
 def mask_is_positive(values: npt.NDArray[np.uint8], provider: str, name: str) -> npt.NDArray[np.bool_]:
-    """Which pixels of a PANDA label mask are cancer; the two providers number differently.
+    """Return which pixels of a PANDA label mask are cancer; the numbering depends on the provider.
 
     Args:
         values: mask values, channel R.

@@ -1,11 +1,11 @@
-"""Decoding ahead of the device: blocks of tiles from many bags, by a pool of threads, in an order that never changes.
+"""Decode tiles of many bags ahead of the device with a pool of threads, in a deterministic order.
 
-Bags are cut into segments of consecutive tiles. A few segments ("lanes") are open at a time, each a running iterator
-of one slide; every lane has one block being decoded or waiting, so the queue is bounded, and threads outlive slides.
-Blocks are handed out lane after lane in turn. Which tiles share a batch therefore depends on the list of bags alone,
-not on timing, and a rerun gives the same bytes. A segment that fails is handed out as an error in its turn; the others
-go on. Tiles can be resized where they are decoded, while they are in the cache. New memory for every tile would cost a
-tenth of decoding it: generators are sent memory for the next one, and blocks given back with `release` are filled anew.
+Bags are split into segments of consecutive tiles. A fixed number of segments ("lanes") is open at a time, each an
+iterator over one slide. Every lane has one block that is being decoded or waits, so the queue is bounded. Blocks are
+yielded lane by lane in turn. Which tiles share a batch therefore depends on the list of bags alone, not on timing, and
+a rerun gives the same bytes. A segment that fails yields its error in turn; the others continue. Tiles can be resized
+in the thread that decoded them, while they are in the cache. Allocating memory for every tile would cost a tenth of
+decoding it, so generators are sent memory for the next tile and blocks returned with `release` are reused.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LANES = 32
 
 @dataclass(frozen=True)
 class Segment:
-    """Consecutive tiles of one bag: `open(start, stop)` iterates over exactly those."""
+    """Consecutive tiles of one bag; `open(start, stop)` iterates over them."""
 
     bag_id: str
     start: int
@@ -47,7 +47,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Block:
-    """Some tiles of a bag from `start` on, (b, H, W, 3), or the error that ended its segment."""
+    """Tiles of a bag from position `start` on, (b, H, W, 3), or the error that ended the segment."""
 
     bag_id: str
     start: int
@@ -56,19 +56,19 @@ class Block:
 
 
 def segments(bag_id: str, n: int, open_tiles: OpenTiles) -> list[Segment]:
-    """Cuts a bag of n tiles: long enough to keep the reader's locality, short enough to fill the lanes."""
+    """Split a bag of n tiles: long enough for the reader's locality, short enough to fill the lanes."""
     length = max(SEGMENT_TILES, -(-n // LANES))
     return [Segment(bag_id, start, min(start + length, n), open_tiles) for start in range(0, n, length)]
 
 
 class _Memory(threading.local):
-    """A thread's memory for a tile that is resized at once; one for all its lanes, so that it stays in the cache."""
+    """A thread's memory for a tile before its resize; shared by all lanes, so that it stays in the cache."""
 
     tile: Tile | None = None
 
 
 class _Lane:
-    """One open segment: its iterator and the block that is being decoded."""
+    """An open segment: its iterator and the block that is being decoded."""
 
     def __init__(self, segment: Segment, resize: TileResize | None, spare: deque[Tile], memory: _Memory) -> None:
         self.segment = segment
@@ -78,10 +78,10 @@ class _Lane:
         self._form: tuple[tuple[int, ...], np.dtype[Any]] | None = None
 
     def decode(self) -> Tile:
-        """The next block; runs in a thread of the pool, never twice at a time for one lane."""
-        wanted = min(BLOCK_TILES, self.segment.stop - self.position)
-        block = None if self._form is None else self._block(wanted, *self._form)
-        for row in range(wanted):
+        """Decode the next block; runs in a thread of the pool, one call at a time per lane."""
+        length = min(BLOCK_TILES, self.segment.stop - self.position)
+        block = None if self._form is None else self._block(length, *self._form)
+        for row in range(length):
             place = None if block is None else block[row]
             tile = self._next(row, place if self._resize is None else self._memory.tile)
             form = tile.shape, tile.dtype
@@ -90,18 +90,18 @@ class _Lane:
             if form != self._form:
                 raise ValueError(f"bag {self.segment.bag_id}: a tile is {form}, those before {self._form}")
             if block is None:
-                block = self._block(wanted, *form)
+                block = self._block(length, *form)
             self._place(tile, block[row] if place is None else place)
         assert block is not None
         return block
 
     def _next(self, row: int, memory: Tile | None) -> Tile:
-        """The next tile, which may be in `memory`."""
+        """Return the next tile, which may be in `memory`."""
         try:
             if self._tiles is None:
                 self._tiles = self.segment.open(self.segment.start, self.segment.stop)
                 return next(self._tiles)
-            # generators that do not ask for memory ignore it
+            # generators that do not reuse memory ignore it
             return self._tiles.send(memory) if isinstance(self._tiles, Generator) else next(self._tiles)
         except StopIteration:
             raise ValueError(
@@ -110,10 +110,10 @@ class _Lane:
             ) from None
 
     def _block(self, length: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Tile:
-        """Memory of a block of such tiles."""
+        """Return memory for a block of tiles."""
         shape = (length, *(shape if self._resize is None else self._resize.shape(shape, dtype)))
         if length == BLOCK_TILES:
-            with contextlib.suppress(IndexError):  # nothing to spare, or another thread was quicker
+            with contextlib.suppress(IndexError):  # no spare block
                 block = self._spare.pop()
                 if block.shape == shape and block.dtype == dtype:
                     return block
@@ -128,23 +128,23 @@ class _Lane:
             place[...] = tile
 
     def close(self) -> None:
-        """Ends the iterator, so that it closes its slide."""
+        """Close the iterator, which closes its slide."""
         close = getattr(self._tiles, "close", None)
         if close is not None:
             close()
 
 
 class Prefetcher:
-    """Iterates over the blocks of all segments; a context manager that ends its threads.
+    """Iterate over the blocks of all segments; a context manager that ends its threads.
 
     Args:
-        todo: the segments, in order.
-        workers: decoding threads.
-        resize: done to every tile by the thread that decoded it.
+        pending: the segments, in order.
+        workers: number of decoding threads.
+        resize: applied to every tile by the thread that decoded it.
     """
 
-    def __init__(self, todo: Sequence[Segment], workers: int, resize: TileResize | None = None) -> None:
-        self._waiting = deque(todo)
+    def __init__(self, pending: Sequence[Segment], workers: int, resize: TileResize | None = None) -> None:
+        self._pending = deque(pending)
         self._resize, self._spare, self._memory = resize, deque[Tile](maxlen=LANES), _Memory()
         self._pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="decode")
         self._lanes: deque[tuple[_Lane, Future[Tile]]] = deque()
@@ -161,11 +161,11 @@ class Prefetcher:
             lane.close()
 
     def drop(self, bag_id: str) -> None:
-        """Decodes nothing more of a bag (it has failed); blocks in flight are thrown away."""
+        """Stop decoding a bag that has failed and discard its pending blocks."""
         self._dropped.add(bag_id)
 
     def release(self, tiles: Tile) -> None:
-        """Takes back the tiles of a block that nobody uses any more: another block will be written there."""
+        """Return the memory of a block that is no longer used, for another block."""
         if len(tiles) == BLOCK_TILES:
             self._spare.append(tiles)
 
@@ -174,9 +174,7 @@ class Prefetcher:
         while self._lanes:
             lane, future = self._lanes.popleft()
             error, bag = future.exception(), lane.segment.bag_id
-            if error is not None and not isinstance(error, Exception):
-                raise error
-            if isinstance(error, MemoryError):
+            if error is not None and (isinstance(error, MemoryError) or not isinstance(error, Exception)):
                 raise error
             tiles = None if error is not None else future.result()
             start = lane.position
@@ -190,8 +188,8 @@ class Prefetcher:
                 yield Block(bag, start, tiles, error)
 
     def _fill(self) -> None:
-        while self._waiting and len(self._lanes) < LANES:
-            segment = self._waiting.popleft()
+        while self._pending and len(self._lanes) < LANES:
+            segment = self._pending.popleft()
             if segment.bag_id not in self._dropped:
                 lane = _Lane(segment, self._resize, self._spare, self._memory)
                 self._lanes.append((lane, self._submit(lane)))
@@ -200,5 +198,5 @@ class Prefetcher:
         try:
             return self._pool.submit(lane.decode)
         except RuntimeError as error:
-            # no thread can be started any more (limits of the machine): no bag's fault
+            # a limit of the machine, not an error of one bag
             raise Abort(f"no decoding thread can be started ({error}); lower features.workers") from error

@@ -1,16 +1,15 @@
-"""One preprocessing job: a shard of bags, each with its own outcome, and the shard's manifest.
+"""One preprocessing job: process a shard of bags, record the outcome of each, write the shard's manifest.
 
-Here, and only here, an error of one bag is caught: it is recorded with its reason, its traceback goes to the log, and
-the next bag is tried. What is no fault of one bag ends the job: `MemoryError`, `KeyboardInterrupt`, `Abort`, a full
+Errors of single bags are caught here and nowhere else: the reason is recorded, the traceback goes to the log, and the
+next bag is processed. Errors that concern the whole job end it: `MemoryError`, `KeyboardInterrupt`, `Abort`, a full
 disk.
 
-Two files come out:
-* the manifest (JSON, the job's declared output): bags, states, sizes, hashes; no times and no order of events, so equal
-  results give equal bytes. It is written only if no more bags failed than allowed.
-* the status (JSONL, not declared, appended): one line per bag tried, with seconds and the time. A workflow engine
-  deletes the declared outputs of a failed job; the status is where failures survive. While a bag is worked on, a file
-  `{shard}.working` beside it names it: what is left of one tells which bag a killed job (out of memory, out of time)
-  was at.
+Outputs:
+* the manifest (JSON, the job's declared output): bags, states, sizes, hashes; no times, and sorted, so equal results
+  give equal bytes. It is written only if no more bags failed than allowed.
+* the status (JSONL, not declared, appended): one line per processed bag, with duration and time. A workflow engine
+  deletes the declared outputs of a failed job, so failures are kept here. The file `{shard}.working` in the same folder
+  names the current bag; after a kill (out of memory, out of time) it tells at which bag the job was.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ import errno
 import json
 import logging
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,7 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from preprocessing.bags import BagRow
-from preprocessing.cli import DISK_ERRORS, naming, write_json
+from preprocessing.cli import DISK_ERRORS, name_in_errors, write_json
 from preprocessing.cli import Abort as Abort
 
 log = logging.getLogger(__name__)
@@ -38,21 +36,20 @@ State = Literal["ok", "empty", "skipped", "failed"]
 STATES: tuple[str, ...] = ("ok", "empty", "skipped", "failed")
 _MAKE_ROOM = "make room, then run the same command again: finished bags are kept"
 _REASON_CHARACTERS = 500
-_LOCK_REPORT_S = 60.0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one bag.
+    """Outcome of one bag.
 
     Attributes:
-        state: "ok", "empty" (no instances: an outcome, not an error), "skipped" (as somebody decided) or "failed".
+        state: "ok", "empty" (no instances, which is not an error), "skipped" (by an override) or "failed".
         n: number of instances.
         hash: content hash of the stored bag.
-        reason: one line for all but "ok".
-        redone: False if the bag was found finished.
+        reason: one line, empty for "ok".
+        redone: False if the bag was already finished.
         counted: False for a failure that an earlier stage has already reported and allowed.
-        bad_tiles: unreadable places of the image that were replaced by white.
+        bad_tiles: number of unreadable tiles of the image that were replaced by white.
     """
 
     state: State
@@ -64,14 +61,14 @@ class Outcome:
     bad_tiles: int = 0
 
     def facts(self) -> dict[str, Any]:
-        """What a manifest and a status line both say; `bad_tiles` only where there are any."""
+        """Return the fields of manifest entries and status lines; `bad_tiles` only if there are any."""
         facts = {"state": self.state, "n": self.n, "reason": self.reason}
         return {**facts, "bad_tiles": self.bad_tiles} if self.bad_tiles else facts
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Names of a job: they head its manifest."""
+    """Identity of a job, the head of its manifest."""
 
     dataset: str
     stage: str
@@ -80,7 +77,7 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """Shard number as file names have it, e.g. "0003"."""
+        """Shard number as in file names, e.g. "0003"."""
         return f"{self.shard:04d}"
 
 
@@ -96,21 +93,21 @@ def run_shard(
     *,
     shard: Shard,
 ) -> int:
-    """Tries every bag and writes the manifest.
+    """Process every bag and write the manifest.
 
     Args:
-        rows: the shard's bags; none is fine (a shard beyond the last bag).
-        work: turns a row into its outcome; may raise.
+        rows: the shard's bags; may be empty (a shard beyond the last bag).
+        work: computes the outcome of a row; may raise.
         manifest_path: the declared output.
         allowed_failures: failed bags up to which the job still succeeds.
         status_path: JSONL to append to.
-        shard: what heads the manifest.
+        shard: head of the manifest.
 
     Returns:
-        Exit code: 0, or 1 if more bags failed than allowed (there is no manifest then).
+        Exit code: 0, or 1 without a manifest if more bags failed than allowed.
 
     Raises:
-        Abort: the disk is full or read-only; also whatever else is no fault of one bag.
+        Abort: the disk is full or read-only, or `work` raised it.
     """
     entries: list[dict[str, Any]] = []
     failures: list[str] = []
@@ -123,7 +120,7 @@ def run_shard(
             try:
                 outcome = _try(row, work)
             except (MemoryError, Abort) as error:
-                # the job ends; the table of states still has to know at which bag and why
+                # the status records at which bag and why the job ended
                 with contextlib.suppress(OSError):
                     _record(status, row, Outcome("failed", reason=one_line(error)), time.monotonic() - started)
                 raise
@@ -136,7 +133,12 @@ def run_shard(
         Path(manifest_path).unlink(missing_ok=True)
         log.error(
             "%s %s: %d of %d bags failed, %d allowed; reasons in %s\n  %s",
-            *(shard.stage, shard.name, len(failures), len(rows), allowed_failures, status_path),
+            shard.stage,
+            shard.name,
+            len(failures),
+            len(rows),
+            allowed_failures,
+            status_path,
             "\n  ".join(failures),
         )
         return 1
@@ -159,7 +161,7 @@ def _try(row: BagRow, work: Work) -> Outcome:
 
 @contextlib.contextmanager
 def _working(status_path: Path) -> Iterator[Callable[[str], None]]:
-    """The file that names the bag under way; only a process that cannot clean up any more leaves it behind."""
+    """Yield a function that writes the current bag into a file, which remains only if the process is killed."""
     path = status_path.with_suffix(".working")
 
     def mark(bag_id: str) -> None:
@@ -173,7 +175,7 @@ def _working(status_path: Path) -> Iterator[Callable[[str], None]]:
 
 
 def one_line(error: BaseException) -> str:
-    """The reason of a failure as one line; the type is named unless it is a message for the user."""
+    """Return an error as one line, with its type unless it is a `ValueError`, whose message is for the user."""
     text = " ".join(str(error).split())
     if not isinstance(error, ValueError):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
@@ -188,13 +190,13 @@ def _record(status: Any, row: BagRow, outcome: Outcome, seconds: float) -> None:
         "redone": outcome.redone,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    with naming(status.name):
+    with name_in_errors(status.name):
         status.write(json.dumps(line, sort_keys=True) + "\n")
         status.flush()
 
 
 def _end_line(status: Any, path: Path) -> None:
-    """Ends the half line that a job left whose disk was full; the next line must not grow onto it."""
+    """Terminate the incomplete last line of a job whose disk was full, before new lines are appended."""
     with path.open("rb") as stream:
         if stream.seek(0, os.SEEK_END) and stream.seek(-1, os.SEEK_END) is not None and stream.read(1) != b"\n":
             status.write("\n")
@@ -206,7 +208,7 @@ def _line(row: BagRow, outcome: Outcome) -> str:
 
 
 def read_manifest(path: Path | str) -> dict[str, dict[str, Any]]:
-    """Bags of a shard manifest, by id.
+    """Read the entries of a shard manifest, by bag id.
 
     Raises:
         ValueError: no such file, or not a manifest.
@@ -226,36 +228,30 @@ def read_manifest(path: Path | str) -> dict[str, dict[str, Any]]:
 
 @contextlib.contextmanager
 def shard_lock(path: Path | str) -> Iterator[None]:
-    """Holds the lock of one shard; a second job waits, then finds the bags finished.
+    """Hold the lock of one shard; a second job waits for it and then skips the finished bags.
 
-    The lock goes with the process, so a killed job leaves none behind. Where the file system has no locks the job
-    goes on with a warning: two jobs on one shard do the work twice, but bags are written whole in any case.
+    A killed job releases its lock. On a file system without locks the job goes on with a warning: two jobs on one shard
+    then do the work twice, but bags are written atomically in any case.
 
     Args:
-        path: lock file; stays behind, empty of meaning.
+        path: lock file; it stays on disk.
     """
-    import fcntl
+    from filelock import FileLock, Timeout
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+", encoding="utf-8") as stream:
-        reported = -_LOCK_REPORT_S
-        while True:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() - reported >= _LOCK_REPORT_S:
-                    reported = time.monotonic()
-                    stream.seek(0)
-                    log.info("waiting: %s works on this shard (%s)", stream.read().strip() or "another job", path)
-                time.sleep(0.2)
-            except OSError as error:
-                if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
-                    raise
-                log.warning("%s: this file system has no locks (%s); going on without", path, error)
-                break
-        stream.truncate(0)
-        stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        stream.flush()
+    lock = FileLock(path, poll_interval=0.2, fallback_to_soft=False)
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.info("waiting: another job works on this shard (%s)", path)
+            lock.acquire()
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        log.warning("%s: this file system has no locks (%s); going on without", path, error)
+    try:
         yield
+    finally:
+        lock.release()

@@ -1,11 +1,10 @@
-"""Memory for decoded tiles and for batches of floats, of the kind that is quick to fill.
+"""Memory for decoded tiles and for batches of floats that is fast to fill.
 
-libjpeg-turbo on x86 writes rows that begin at a multiple of 32 bytes (16 with SSE2) past the cache, which costs an
-eighth of decoding a tile, and whoever uses the tile next has to fetch it from main memory. NumPy's memory begins at
-such an address every other time. Tile widths in a TIFF are multiples of 16 px, rows thus of 48 bytes: 8 bytes past a
-multiple of 16, no row begins at such an address.
+On x86 libjpeg-turbo bypasses the cache for rows that begin at a multiple of 32 bytes (16 with SSE2), which makes
+decoding an eighth slower and the next access a cache miss. Tile widths in a TIFF are multiples of 16 px, so rows are
+multiples of 48 bytes: starting 8 bytes past a multiple of 16, no row begins at such an address.
 
-New pages for every batch cost more than filling them: `Reused` hands the same ones out, never under somebody's hands.
+Allocating new pages for every batch costs more than filling them, so `Reused` returns the same memory once it is free.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ ALIGNMENT, PAST = 16, 8
 
 
 def tile_memory(shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    """An array (..., H, W, 3) of bytes, not filled, that begins 8 bytes past a multiple of 16."""
+    """Return an uninitialised uint8 array (..., H, W, 3) that begins 8 bytes past a multiple of 16."""
     size = math.prod(shape)
     block = np.empty(size + ALIGNMENT, np.uint8)
     first = (PAST - block.ctypes.data) % ALIGNMENT
@@ -33,19 +32,19 @@ def tile_memory(shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
 
 
 class Reused(threading.local):
-    """A thread's float32 memory for one tensor at a time; memory that somebody still holds is left to him."""
+    """A thread's float32 memory for one tensor at a time; memory that is still referenced is not reused."""
 
     _whole: npt.NDArray[np.float32] | None = None
     _lent: weakref.ref[Any] | None = None
 
     def tensor(self, shape: tuple[int, ...]) -> Tensor:
-        """A tensor, not filled: in the memory of the last one if that is gone, with all its views, and was as large."""
+        """Return an uninitialised tensor, in the previous one's memory if that has this shape and no references."""
         import torch
 
         whole = self._whole
         if whole is None or whole.shape != shape or (self._lent is not None and self._lent() is not None):
             whole = self._whole = np.empty(shape, np.float32)
-        # the tensor's storage, which its views share, keeps this very array alive
+        # the tensor's storage, which its views share, keeps this array object alive
         lent = whole[:]
         self._lent = weakref.ref(lent)
         return torch.from_numpy(lent)

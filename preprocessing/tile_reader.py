@@ -1,8 +1,8 @@
-"""Pixels of stored tiles: from a bag's coordinates and attributes back to (tile_px, tile_px, 3) uint8.
+"""Read the pixels of stored tiles, (tile_px, tile_px, 3) uint8, from a bag's coordinates and attributes.
 
-Tiles are read at the recorded level and size; where that level is finer than wanted they are shrunk (box mean), never
-enlarged. Half-overlapping windows are assembled from cells that are decoded and shrunk once: bit-identical to shrinking
-every window, as an integer box mean does not look beyond its box.
+Tiles are read at the recorded level and size. If that level is finer than the target they are shrunk, never enlarged.
+Half-overlapping windows are assembled from cells that are decoded and shrunk once. This is bit-identical to shrinking
+every window, because an integer box mean depends on its box only.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ log = logging.getLogger(__name__)
 
 
 class ReadTile(Protocol):
-    """Reads the tile at level-0 (x, y), into `out` if that fits."""
+    """Read the tile at level-0 (x, y), into `out` if its shape and type fit."""
 
     def __call__(self, x: int, y: int, out: Image | None = None) -> Image:
-        """The tile, (tile_px, tile_px, 3)."""
+        """Return the tile, (tile_px, tile_px, 3)."""
         ...
 
 
@@ -39,7 +39,7 @@ def shrink(region: Image, side: int, resize_filter: str) -> Image:
 
     Args:
         region: (s, s, 3) uint8, s >= side.
-        side: wanted px.
+        side: target, px.
         resize_filter: `none`, `area` (box mean) or `linear` (OpenCV's; for an exact half a 2 x 2 mean).
 
     Raises:
@@ -56,14 +56,14 @@ def shrink(region: Image, side: int, resize_filter: str) -> Image:
 
 
 def read_tile(slide: Slide, attrs: Mapping[str, Any], l0_x: int, l0_y: int, out: Image | None = None) -> Image:
-    """One tile.
+    """Read one tile.
 
     Args:
         slide: open slide; several threads may read it.
         attrs: of the bag: `read_level`, `read_px`, `tile_px`, `resize_filter`.
         l0_x: left edge, level-0 px.
         l0_y: top edge, level-0 px.
-        out: memory that may be used for the tile, if it fits; its content is lost.
+        out: array to reuse for the tile if its shape and type fit; its content is lost.
 
     Returns:
         (tile_px, tile_px, 3) uint8, `out` or a new array.
@@ -86,17 +86,17 @@ def iter_tiles(
     max_bad_tiles: int | None = None,
     raw: bool = True,
 ) -> Generator[Image, Image | None, None]:
-    """All tiles of a bag, in the order of `coords`.
+    """Iterate over all tiles of a bag, in the order of `coords`.
 
-    Who has memory for the next tile may `send` it, and gets the tile in it or in a new array.
+    An array that is sent to the generator may be reused for the next tile.
 
     Args:
         path: the slide.
-        attrs: of the bag, as `wsi_instances` wrote them.
+        attrs: attributes of the bag from `wsi_instances`.
         coords: (N, 2) level-0 (x, y).
-        mpp_override: from the manifest; the geometry is recorded, so it only replaces the file's number.
-        on_bad_tile: called with (position, error) for every unreadable tile, which is handed out white.
-        max_bad_tiles: how many of those are allowed; None = as recorded in `attrs`.
+        mpp_override: replaces the file's resolution; the geometry is recorded and does not change.
+        on_bad_tile: called with (position, error) for every unreadable tile; the tile is white.
+        max_bad_tiles: number of unreadable tiles allowed; None = as recorded in `attrs`.
         raw: allow direct decoding of JPEG tiles.
 
     Yields:
@@ -126,10 +126,10 @@ def iter_tiles(
 
 
 def check_same_slide(slide: Slide, attrs: Mapping[str, Any]) -> None:
-    """Refuse a file whose level-0 size is not the recorded one.
+    """Check that a file has the recorded level-0 size.
 
     Raises:
-        ValueError: sizes differ, or the recorded level does not exist.
+        ValueError: the sizes differ.
     """
     recorded = attrs.get("dimensions")
     if recorded is not None and tuple(recorded) != slide.dimensions:
@@ -140,7 +140,7 @@ def check_same_slide(slide: Slide, attrs: Mapping[str, Any]) -> None:
 
 
 def tile_source(slide: Slide, attrs: Mapping[str, Any]) -> ReadTile:
-    """How to get a tile at level-0 (x, y): plainly, or assembled from shared cells where windows overlap."""
+    """Return the reader of a bag's tiles: plain, or from shared cells where windows overlap."""
     read_px, tile_px, step = int(attrs["read_px"]), int(attrs["tile_px"]), int(attrs["l0_step_px"])
     ratio = read_px // tile_px
     overlapping = attrs.get("recipe") == "panda" and int(attrs["read_level"]) == 0 and step < read_px
@@ -150,18 +150,18 @@ def tile_source(slide: Slide, attrs: Mapping[str, Any]) -> ReadTile:
 
 
 class _CellReader:
-    """Windows from cells of one lattice step; the cells of the last rows are kept (not shared between threads)."""
+    """Assemble windows from cells of one lattice step, with a cache of the last rows; not thread-safe."""
 
     def __init__(self, slide: Slide, read_px: int, tile_px: int, step: int, resize_filter: str) -> None:
         self._slide, self._step, self._filter = slide, step, resize_filter
         self._per_side = read_px // step
         self._side = tile_px // self._per_side
         self._cells: OrderedDict[tuple[int, int], Image] = OrderedDict()
-        in_rows = (self._per_side + 1) * (slide.dimensions[0] // step + 2)
-        self._most = max(min(in_rows, _CACHE_BYTES // (3 * self._side**2)), self._per_side**2)
+        cells_of_rows = (self._per_side + 1) * (slide.dimensions[0] // step + 2)
+        self._capacity = max(min(cells_of_rows, _CACHE_BYTES // (3 * self._side**2)), self._per_side**2)
 
     def tile(self, x: int, y: int, out: Image | None = None) -> Image:
-        """The window at level-0 (x, y), (tile_px, tile_px, 3)."""
+        """Return the window at level-0 (x, y), (tile_px, tile_px, 3)."""
         side, k = self._side, self._per_side
         if out is None or out.shape != (side * k, side * k, 3) or out.dtype != np.uint8:
             out = np.empty((side * k, side * k, 3), np.uint8)
@@ -177,7 +177,7 @@ class _CellReader:
             region = self._slide.read(x, y, 0, (self._step, self._step))
             cell = shrink(region, self._side, self._filter)
             self._cells[x, y] = cell
-            if len(self._cells) > self._most:
+            if len(self._cells) > self._capacity:
                 self._cells.popitem(last=False)
         else:
             self._cells.move_to_end((x, y))

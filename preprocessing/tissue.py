@@ -1,10 +1,10 @@
 """Tissue contours of a slide: CLAM's segmentation (Lu et al. 2021, the released tool's behaviour, from a description).
 
-Saturation of HSV at a low-resolution level -> median filter -> threshold (fixed or Otsu) -> closing -> contours with
-holes -> area filter -> level-0 coordinates. What a faithful version has to keep: OpenCV's fixed-point saturation; even
-closing kernels that shift the mask by one pixel right and down (`anchor_corrected` undoes it); areas by the shoelace
-formula through pixel centres; the net area subtracts all holes, also those not kept; OpenCV's order of contours.
-In: (h, w, 3) uint8 RGB at the segmentation level, transparent = black. Out: contours of int32 level-0 (x, y).
+HSV saturation at a low-resolution level -> median filter -> threshold (fixed or Otsu) -> closing -> contours with holes
+-> area filter -> level-0 coordinates. A faithful version depends on: OpenCV's fixed-point saturation; even closing
+kernels that shift the mask by one pixel right and down (`anchor_corrected` undoes it); areas by the shoelace formula
+through pixel centres; a net area without all holes, also those not kept; OpenCV's order of contours.
+Input is (h, w, 3) uint8 RGB at the segmentation level, transparent = black; contours are int32 level-0 (x, y).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CLAM_PRESETS: Mapping[str, dict[str, Any]] = {
     name: {"seg_level": -1, **values, **_DRAWING, "line_thickness": _LINE_PX[name]}
     for name, values in TISSUE_PRESETS.items()
 }
-"""The complete rows of CLAM's preset table (the drawing values matter for exports only)."""
+"""Complete rows of CLAM's preset table; the drawing values are used by exports only."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Tissue:
         contours: kept contours in OpenCV's order; may be empty.
         level: pyramid level read.
         downsample: (x, y) level-0 px per px of the mask.
-        marks: what differed from the plain run, for the record: "shrunk:<factor>", "level:<n>", "fallback", "own mask".
+        marks: deviations from the standard procedure: "shrunk:<factor>", "level:<n>", "fallback", "own mask".
         unreadable: file tiles of the level that could not be decoded and count as background.
     """
 
@@ -69,7 +69,7 @@ class Tissue:
 
 
 def tissue_mask(rgb: Image, options: TissueOptions) -> Image:
-    """Binary tissue mask, (h, w, 3) uint8 RGB -> (h, w) uint8 in {0, 255}."""
+    """Compute the binary tissue mask, (h, w, 3) uint8 RGB -> (h, w) uint8 in {0, 255}."""
     import cv2
 
     saturation = np.ascontiguousarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV)[..., 1])
@@ -82,10 +82,10 @@ def tissue_mask(rgb: Image, options: TissueOptions) -> Image:
 
 
 def _close(mask: Image, side: int, anchor_corrected: bool) -> Image:
-    """Morphological closing with a square of ones.
+    """Close a mask with a square of ones.
 
-    OpenCV puts the anchor at side // 2 for dilation and erosion alike, which moves the result of an even kernel by one
-    pixel; the mirrored anchor in the erosion gives the closing of the textbook.
+    OpenCV uses the anchor side // 2 for dilation and erosion, which shifts the result of an even kernel by one pixel;
+    mirroring the anchor in the erosion gives the textbook closing.
     """
     import cv2
 
@@ -111,8 +111,8 @@ def tissue_contours(
         rgb: (h, w, 3) uint8 at the segmentation level.
         downsample: (x, y) level-0 px per px of `rgb`, not rounded.
         options: thresholds; areas count in 512 x 512 px level-0 patches.
-        keep_ids: positions in the result to keep; empty = all.
-        exclude_ids: positions in the result to drop.
+        keep_ids: indices of the contours to keep; empty = all.
+        exclude_ids: indices of the contours to drop.
 
     Returns:
         Contours in OpenCV's order, empty for a blank picture.
@@ -124,11 +124,11 @@ def tissue_contours(
 
     if options.mthresh % 2 == 0:
         raise ValueError(f"tissue.mthresh: found {options.mthresh}, expected an odd number (side of a median filter)")
-    found, hierarchy = cv2.findContours(tissue_mask(rgb, options), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    outlines, hierarchy = cv2.findContours(tissue_mask(rgb, options), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     if hierarchy is None:
         return []
     parent = np.asarray(hierarchy).reshape(-1, 4)[:, 3]
-    area = np.array([cv2.contourArea(contour) for contour in found])
+    area = np.array([cv2.contourArea(outline) for outline in outlines])
     unit = int(REFERENCE_PATCH_PX**2 / (downsample[0] * downsample[1]))
     kept = []
     for outer in np.flatnonzero(parent == -1):
@@ -138,10 +138,10 @@ def tissue_contours(
             continue
         largest = holes[np.argsort(-area[holes], kind="stable")][: options.max_n_holes]
         chosen = [outer, *(hole for hole in largest if area[hole] > options.a_h * unit)]
-        rings = [_to_level0(np.asarray(found[int(i)]), downsample) for i in chosen]
+        rings = [_to_level0(np.asarray(outlines[int(i)]), downsample) for i in chosen]
         kept.append(Contour(rings[0], tuple(rings[1:])))
-    wanted = set(keep_ids or range(len(kept))) - set(exclude_ids)
-    return [contour for i, contour in enumerate(kept) if i in wanted]
+    ids = set(keep_ids or range(len(kept))) - set(exclude_ids)
+    return [contour for i, contour in enumerate(kept) if i in ids]
 
 
 def _to_level0(contour: npt.NDArray[Any], downsample: tuple[float, float]) -> Polygon:
@@ -149,10 +149,10 @@ def _to_level0(contour: npt.NDArray[Any], downsample: tuple[float, float]) -> Po
 
 
 def segmentation_level(slide: Slide, options: TissueOptions) -> int:
-    """The level to segment: as asked, or for -1 the best for downsample 64 (0 on a single-level slide).
+    """Return the level to segment: `seg_level`, or for -1 the best for downsample 64 (0 on a single-level slide).
 
     Raises:
-        ValueError: the asked level does not exist.
+        ValueError: the level does not exist.
     """
     if options.seg_level >= len(slide.level_dimensions):
         raise ValueError(
@@ -161,19 +161,19 @@ def segmentation_level(slide: Slide, options: TissueOptions) -> int:
         )
     if options.seg_level >= 0:
         return options.seg_level
-    # the corrected mode also accepts 64.003 as 64; CLAM asks OpenSlide, which then returns the next finer level
+    # CLAM asks OpenSlide, which rejects a level of 64.003 for 64; the corrected mode accepts it
     return slide.level_at(SEG_DOWNSAMPLE, LEVEL_TOLERANCE if options.anchor_corrected else 0.0)
 
 
 def segment_tissue(slide: Slide, options: TissueOptions, *, max_bad_tiles: int = 0) -> Tissue:
     """Segment a slide at its segmentation level.
 
-    A level of more than 1e8 px, where CLAM gives up, is read coarser: from a coarser level if there is one, else
-    shrunk block by block towards downsample 64. If nothing is found and `options.fallback` is set, thresholds are
-    loosened once. Both are noted in `marks`. Up to `max_bad_tiles` unreadable file tiles of the level are background.
+    If the level has more than 1e8 px, where CLAM gives up, a coarser level is read, or without one the level is shrunk
+    block by block towards downsample 64. If nothing is found and `options.fallback` is set, thresholds are loosened
+    once. Both are recorded in `marks`. Up to `max_bad_tiles` unreadable file tiles of the level count as background.
 
     Raises:
-        TileReadError: the level cannot be decoded, or more of its tiles than allowed cannot.
+        TileReadError: more tiles of the level than allowed cannot be decoded.
     """
     level, marks = segmentation_level(slide, options), []
     if _pixels(slide, level) > SEG_MAX_PX:
@@ -197,10 +197,10 @@ def segment_tissue(slide: Slide, options: TissueOptions, *, max_bad_tiles: int =
 
 
 def read_despite_damage(slide: Slide, level: int, factor: int, allowed: int) -> tuple[Image, int]:
-    """A whole level as `Slide.read_level` gives it, transparent = black, but for up to `allowed` unreadable file tiles.
+    """Read a whole level like `Slide.read_level`, transparent = black, with up to `allowed` unreadable file tiles.
 
     Returns:
-        (h, w, 3) uint8 with the unreadable tiles black, and their number.
+        (h, w, 3) uint8, unreadable tiles black, and the number of these.
 
     Raises:
         TileReadError: more tiles than allowed cannot be decoded.
@@ -244,7 +244,7 @@ def read_despite_damage(slide: Slide, level: int, factor: int, allowed: int) -> 
 
 
 def _spanned(start: int, length: int, tile: int) -> range:
-    """Numbers of the file tiles that start .. start + length touches."""
+    """Return the indices of the file tiles that overlap start .. start + length."""
     return range(start // tile, -(-(start + length) // tile))
 
 
@@ -254,7 +254,7 @@ def _read_tile(slide: Slide, level: int, corner: tuple[int, int], size: tuple[in
 
 
 def loosened(options: TissueOptions) -> TissueOptions:
-    """Thresholds for pale or tiny tissue: half the saturation, a sixteenth of the area, no Otsu."""
+    """Return thresholds for pale or tiny tissue: half the saturation, a sixteenth of the area, no Otsu."""
     return options.model_copy(
         update={"sthresh": max(options.sthresh // 2, 1), "a_t": options.a_t / 16, "use_otsu": False}
     )

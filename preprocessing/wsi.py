@@ -1,7 +1,7 @@
-"""From one slide to one bag of instances: tissue or windows, lattice, lesion coverage, neighbours, control picture.
+"""Turn one slide into one bag of instances: tissue or windows, lattice, lesion coverage, neighbours, thumbnail.
 
-`wsi_instances` makes the geometry (no encoder, no features); `iter_tiles` and `read_tile` (from `tile_reader`) give the
-pixels back from the stored coordinates and attributes. Level-0 coordinates throughout, rows sorted by (y, x).
+`wsi_instances` computes the geometry; `iter_tiles` and `read_tile` (from `tile_reader`) read the pixels of stored
+instances. All coordinates are level-0, rows sorted by (y, x).
 Shapes: coords, grid (N, 2) int32; neighbors (N, K) int32; coverage (N,) float32.
 """
 
@@ -39,13 +39,13 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class _Geometry:
-    """What a recipe found: tiles, coverage and facts for the record."""
+    """Result of a recipe: tiles, coverage and attributes."""
 
     plan: TilePlan
     coords: npt.NDArray[np.int32]
     grid: npt.NDArray[np.int32]
     coverage: npt.NDArray[np.float32]
-    facts: dict[str, Any]
+    attrs: dict[str, Any]
     empty_reason: str
     contours: list[Contour] = field(default_factory=list)
     lesion: Lesion | None = None
@@ -53,10 +53,9 @@ class _Geometry:
 
 
 def wsi_instances(path: Path | str, options: WsiOptions, row: BagRow, root: Path | str) -> Instances:
-    """Make the instances of one slide.
+    """Compute the instances of one slide.
 
-    Coverage is NaN where nothing is known: a positive or unlabelled slide without annotation. A slide labelled
-    negative has no lesion, so its coverage is 0.
+    Coverage is NaN for a positive or unlabelled slide without annotation, and 0 for a negative one.
 
     Args:
         path: the slide.
@@ -68,31 +67,31 @@ def wsi_instances(path: Path | str, options: WsiOptions, row: BagRow, root: Path
         Instances; N = 0 for a slide without tissue.
 
     Raises:
-        ValueError: unreadable slide, unbelievable resolution, bad annotation; the message names the file.
+        ValueError: unreadable slide, implausible resolution, bad annotation; the message names the file.
     """
     with open_slide(path, mpp_override=row.mpp) as slide:
-        mask = _own_mask(slide, row, root)
-        make = _panda if options.recipe == "panda" else _clam
-        found = make(slide, options, row, root, mask)
-        neighbors = _neighbors(found, options)
-        attrs = _attrs(slide, options, row, found)
-        if len(found.coords) > 1 and not (neighbors >= 0).any():
-            log.warning("%s: %d tiles and no two of them are neighbours", path, len(found.coords))
+        mask = _override_mask(slide, row, root)
+        recipe = _panda if options.recipe == "panda" else _clam
+        geometry = recipe(slide, options, row, root, mask)
+        neighbors = _neighbors(geometry, options)
+        attrs = _attrs(slide, options, row, geometry)
+        if len(geometry.coords) > 1 and not (neighbors >= 0).any():
+            log.warning("%s: %d tiles and no two of them are neighbours", path, len(geometry.coords))
             attrs["zero_edges"] = True
-        if len(found.coords) == 0:
-            attrs["empty_reason"] = found.empty_reason
+        if len(geometry.coords) == 0:
+            attrs["empty_reason"] = geometry.empty_reason
         try:
-            picture, downsample = slide.thumbnail(THUMBNAIL_PX)
+            thumbnail, downsample = slide.thumbnail(THUMBNAIL_PX)
         except TileReadError as error:
-            # a damaged coarse level must not cost the bag: its tiles come from another level
-            log.warning("%s: no control picture (%s)", path, error)
-            picture, downsample = None, 1.0
-    outlines = _outlines(found, downsample)
-    return Instances(found.coords, found.grid, neighbors, found.coverage, attrs, picture, outlines)
+            # the tiles are read from another level, so the bag is usable although a coarse level is damaged
+            log.warning("%s: no thumbnail (%s)", path, error)
+            thumbnail, downsample = None, 1.0
+    outlines = _outlines(geometry, downsample)
+    return Instances(geometry.coords, geometry.grid, neighbors, geometry.coverage, attrs, thumbnail, outlines)
 
 
-def _own_mask(slide: Slide, row: BagRow, root: Path | str) -> npt.NDArray[np.bool_] | None:
-    """The tissue mask that the bag's overrides name, (h, w)."""
+def _override_mask(slide: Slide, row: BagRow, root: Path | str) -> npt.NDArray[np.bool_] | None:
+    """Read the tissue mask of the bag's overrides, (h, w)."""
     from preprocessing.bags import resolve
     from preprocessing.overrides import overrides_of
     from preprocessing.tissue_image import read_mask
@@ -115,14 +114,14 @@ def _clam(
 ) -> _Geometry:
     plan = plan_tiles(slide.level_downsamples, slide.mpp, options, str(slide.path))
     tissue = _tissue(slide, options, mask)
-    make = global_tiles if options.lattice == "global" else contour_tiles
-    tiles = make(tissue.contours, plan, slide.dimensions, options)
+    place_tiles = global_tiles if options.lattice == "global" else contour_tiles
+    tiles = place_tiles(tissue.contours, plan, slide.dimensions, options)
     lesion = _lesion(slide, row, root)
     if lesion is None:
         share = _unannotated(len(tiles.coords), row)
     else:
         share = coverage(lesion.geometry, tiles.coords, plan.footprint)
-    facts: dict[str, Any] = {
+    attrs: dict[str, Any] = {
         "lattice": options.lattice,
         "contour_fn": options.contour_fn,
         "use_padding": options.use_padding,
@@ -137,35 +136,30 @@ def _clam(
         "tiles_in_shared_cells": tiles.shared_cells,
     }
     if tissue.unreadable:
-        facts["unreadable_tiles"] = tissue.unreadable
+        attrs["unreadable_tiles"] = tissue.unreadable
     if options.lattice == "contour":
-        facts["contour_of_tile"] = tiles.contour.tolist()
+        attrs["contour_of_tile"] = tiles.contour.tolist()
     if lesion is not None:
-        facts["annotation_counts"] = lesion.counts
+        attrs["annotation_counts"] = lesion.counts
     reason = "no tile inside the tissue" if tissue.contours else "no tissue found"
-    return _Geometry(plan, tiles.coords, tiles.grid, share, facts, reason, tissue.contours, lesion)
+    return _Geometry(plan, tiles.coords, tiles.grid, share, attrs, reason, tissue.contours, lesion)
 
 
-def _windows(
-    slide: Slide, plan: TilePlan, options: WsiOptions, mask: npt.NDArray[np.bool_] | None
-) -> tuple[PandaWindows, int]:
-    """The windows and the number of cells that could not be read."""
-    if mask is not None:
-        from preprocessing.tissue_image import masked_windows
+def _windows(slide: Slide, plan: TilePlan, options: WsiOptions, mask: npt.NDArray[np.bool_] | None) -> PandaWindows:
+    if mask is None:
+        return panda_windows(slide, plan, options)
+    from preprocessing.tissue_image import masked_windows
 
-        windows = masked_windows(mask, slide.dimensions, plan, options.min_tissue)
-        windows.marks.append("own mask")
-        return windows, 0
-    windows = panda_windows(slide, plan, options)
-    counts = [mark.split()[1] for mark in windows.marks if mark.startswith("unreadable: ")]
-    return windows, sum(map(int, counts))
+    windows = masked_windows(mask, slide.dimensions, plan, options.min_tissue)
+    windows.marks.append("own mask")
+    return windows
 
 
 def _panda(
     slide: Slide, options: WsiOptions, row: BagRow, root: Path | str, mask: npt.NDArray[np.bool_] | None
 ) -> _Geometry:
     plan = plan_windows(options, str(slide.path))
-    windows, unreadable = _windows(slide, plan, options, mask)
+    windows = _windows(slide, plan, options, mask)
     annotation = _annotation_path(row, root)
     lesion, outlines = None, []
     if annotation is None:
@@ -178,17 +172,17 @@ def _panda(
         lesion = _lesion(slide, row, root)
         assert lesion is not None
         share = coverage(lesion.geometry, windows.coords, plan.footprint)
-    facts: dict[str, Any] = {
+    attrs: dict[str, Any] = {
         "lattice": "global",
         "otsu_threshold": windows.threshold,
         "otsu_bgr": options.otsu_bgr,
         "min_tissue": options.min_tissue,
         "marks": windows.marks,
     }
-    if unreadable:
-        facts["unreadable_tiles"] = unreadable
+    if windows.unreadable:
+        attrs["unreadable_tiles"] = windows.unreadable
     reason = next((mark for mark in windows.marks if mark.startswith("too large")), "no window with enough tissue")
-    return _Geometry(plan, windows.coords, windows.grid, share, facts, reason, [], lesion, outlines)
+    return _Geometry(plan, windows.coords, windows.grid, share, attrs, reason, [], lesion, outlines)
 
 
 def _annotation_path(row: BagRow, root: Path | str) -> Path | None:
@@ -221,15 +215,15 @@ def _unannotated(n: int, row: BagRow) -> npt.NDArray[np.float32]:
     return np.full(n, 0.0 if row.label == 0 else math.nan, np.float32)
 
 
-def _neighbors(found: _Geometry, options: WsiOptions) -> npt.NDArray[np.int32]:
+def _neighbors(geometry: _Geometry, options: WsiOptions) -> npt.NDArray[np.int32]:
     if options.recipe == "panda" or options.lattice == "global":
-        return grid_neighbors(found.grid)
-    # lattices of several contours do not match: neighbours by true distance, diagonal steps included
-    return distance_neighbors(found.coords, math.sqrt(2) * found.plan.step)
+        return grid_neighbors(geometry.grid)
+    # the lattices of several contours are not aligned, so neighbours are found by distance, diagonals included
+    return distance_neighbors(geometry.coords, math.sqrt(2) * geometry.plan.step)
 
 
-def _attrs(slide: Slide, options: WsiOptions, row: BagRow, found: _Geometry) -> dict[str, Any]:
-    plan = found.plan
+def _attrs(slide: Slide, options: WsiOptions, row: BagRow, geometry: _Geometry) -> dict[str, Any]:
+    plan = geometry.plan
     halved = options.recipe == "panda" and plan.read_px == 2 * plan.tile_px
     shrunk = plan.read_px != plan.tile_px
     return {
@@ -253,12 +247,12 @@ def _attrs(slide: Slide, options: WsiOptions, row: BagRow, found: _Geometry) -> 
         "provider": row.provider,
         "annotation_present": bool(row.annotation),
         "annotation_complete": row.annotation_complete,
-        **found.facts,
+        **geometry.attrs,
     }
 
 
-def _outlines(found: _Geometry, downsample: float) -> dict[str, Any]:
-    """Polygons for the control picture, simplified to one pixel of the thumbnail."""
+def _outlines(geometry: _Geometry, downsample: float) -> dict[str, Any]:
+    """Return the polygons for the thumbnail, simplified to one of its pixels."""
     import cv2
     import shapely
 
@@ -266,15 +260,14 @@ def _outlines(found: _Geometry, downsample: float) -> dict[str, Any]:
         short = cv2.approxPolyDP(polygon.reshape(-1, 1, 2), downsample, True)
         return [[int(x), int(y)] for x, y in short.reshape(-1, 2)]
 
-    lesion: list[Any] = [simple(outline) for outline in found.mask_outlines]
-    if found.lesion is not None:
-        parts = shapely.get_parts(shapely.simplify(found.lesion.geometry, downsample))
-        for part in parts:
+    lesion: list[Any] = [simple(outline) for outline in geometry.mask_outlines]
+    if geometry.lesion is not None:
+        for part in shapely.get_parts(shapely.simplify(geometry.lesion.geometry, downsample)):
             for ring in (part.exterior, *part.interiors):
                 lesion.append([[round(x, 1), round(y, 1)] for x, y in ring.coords])
     return {
         "downsample": downsample,
-        "tissue": [simple(contour.outer) for contour in found.contours],
-        "holes": [simple(hole) for contour in found.contours for hole in contour.holes],
+        "tissue": [simple(contour.outer) for contour in geometry.contours],
+        "holes": [simple(hole) for contour in geometry.contours for hole in contour.holes],
         "lesion": lesion,
     }

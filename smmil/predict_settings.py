@@ -4,9 +4,6 @@ A run's `config.json` names the encoder, the hash of its weights and the resize 
 stored is recorded with every bag of the dataset the run learned from (`results/D/instances`, `results/D/features/E`);
 that folder is found from the run's place or given. Settings that were not recorded are not guessed: the error names the
 argument that states them. After cutting, the new bag is compared with bags of that dataset.
-
-Bags name the settings they were cut with (`instance_options`). Those of before they did name most of it: what is left
-must follow from the preset.
 """
 
 import json
@@ -18,7 +15,6 @@ from typing import Any
 
 REFERENCE_BAGS = 64
 TILE_MPP_TOLERANCE = 0.10
-SHRUNK_TOLERANCE = 0.01
 _RANDOM = re.compile(r"(.+)@random-(\d+)")
 _SAME = {
     "wsi": ("recipe", "tile_px", "lattice", "contour_fn", "use_padding", "min_tissue", "otsu_bgr"),
@@ -162,7 +158,7 @@ def instance_options(modality: str, reference: Reference, given: str | None) -> 
         given: `--options`, which come first.
 
     Raises:
-        ValueError: another modality than the dataset's, or settings that its bags do not record.
+        ValueError: another modality than the dataset's, or settings that its bags do not record or disagree about.
     """
     from preprocessing.options import instance_options as parse
 
@@ -177,69 +173,24 @@ def instance_options(modality: str, reference: Reference, given: str | None) -> 
             "lies; give it with --dataset-folder results/NAME, or state the settings with --options "
             """'{"wsi": {"preset": ...}}'"""
         )
-    recorded = recorded_options(reference)
-    if recorded is not None:
-        return {modality: recorded}
-    if any(attrs.get("imported_from") for attrs in reference.instances):
-        raise ValueError("the run's dataset was imported, its cutting is not known here; state it with --options")
-    return {modality: _ct_options(reference) if modality == "ct" else _wsi_options(reference)}
+    return {modality: _recorded_options(reference)}
 
 
-def recorded_options(reference: Reference) -> dict[str, Any] | None:
-    """The settings that the dataset's bags name, presets resolved; None if none does.
-
-    Raises:
-        ValueError: they name several.
-    """
+def _recorded_options(reference: Reference) -> dict[str, Any]:
+    """Return the settings that the dataset's bags record, presets resolved."""
     from preprocessing.instances import OPTIONS_ATTR
 
-    told = {json.dumps(attrs[OPTIONS_ATTR], sort_keys=True) for attrs in reference.instances if OPTIONS_ATTR in attrs}
-    if len(told) > 1:
-        one, other = (json.loads(text) for text in sorted(told)[:2])
-        differs = sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
+    if any(OPTIONS_ATTR not in attrs for attrs in reference.instances):
+        raise ValueError("the run's dataset was imported, its cutting is not known here; state it with --options")
+    recorded = {json.dumps(attrs[OPTIONS_ATTR], sort_keys=True) for attrs in reference.instances}
+    first, *others = (json.loads(text) for text in sorted(recorded))
+    if others:
+        differs = sorted(name for name in first.keys() | others[0].keys() if first.get(name) != others[0].get(name))
         raise ValueError(
             f"bags of the run's dataset were cut with different settings ({', '.join(differs)}); run its instances "
             "stage again, or state the settings with --options"
         )
-    return None if not told else dict(json.loads(told.pop()))
-
-
-def _ct_options(reference: Reference) -> dict[str, Any]:
-    first = reference.instances[0]
-    return {name: first[name] for name in ("preset", "windows", "slice_px")}
-
-
-def _wsi_options(reference: Reference) -> dict[str, Any]:
-    """Preset and overrides from what the bags record; what is not recorded must follow from the preset."""
-    from preprocessing.options import TissueOptions, WsiOptions, wsi_options
-
-    first = reference.instances[0]
-    names = set(WsiOptions.model_fields) - {"tissue", "read_level"}
-    values: dict[str, Any] = {name: first[name] for name in sorted(names) if name in first}
-    tissue = first.get("tissue", {})
-    values["tissue"] = {name: tissue[name] for name in TissueOptions.model_fields if name in tissue}
-    if first["recipe"] == "panda":
-        return {**values, "window_px": first["read_px"], "step_px": first["l0_step_px"]}
-    per_level = first["l0_step_px"] / first["read_downsample"]
-    values["step_px"] = round(per_level * first["tile_px"] / first["read_px"])
-    target = wsi_options({"preset": first["preset"]}).target_mpp
-    if target is None:
-        levels = {attrs["read_level"] for attrs in reference.instances}
-        if len(levels) > 1 or any(attrs["read_px"] != attrs["tile_px"] for attrs in reference.instances):
-            raise _unrecorded("target_mpp")
-        return {**values, "read_level": levels.pop()}
-    for attrs in reference.instances:
-        tolerance = TILE_MPP_TOLERANCE if attrs["read_px"] == attrs["tile_px"] else SHRUNK_TOLERANCE
-        if abs(attrs["tile_mpp"] / target - 1) > tolerance + 1e-6:
-            raise _unrecorded("target_mpp")
-    return values
-
-
-def _unrecorded(name: str) -> ValueError:
-    return ValueError(
-        f"the bags of the run's dataset do not follow from their preset: it was cut with its own {name}, which is not "
-        """recorded; state the settings as in the config with --options '{"wsi": {...}}'"""
-    )
+    return dict(first)
 
 
 def check_like_training(attrs: Mapping[str, Any], reference: Reference, *, any_resolution: bool) -> list[str]:

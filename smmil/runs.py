@@ -32,7 +32,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from preprocessing.cli import naming, write_bytes, write_text
+from preprocessing.cli import name_in_errors, write_bytes, write_text
 
 log = logging.getLogger(__name__)
 
@@ -171,7 +171,7 @@ MEASURED = frozenset({"seconds", "memory_mib", "device_memory_mib"})
 
 def append_log(path: Path, row: Mapping[str, Any]) -> None:
     """Appends one JSON line and makes it durable."""
-    with naming(path), open(path, "a", encoding="utf-8") as stream:
+    with name_in_errors(path), open(path, "a", encoding="utf-8") as stream:
         stream.write(json.dumps(dict(row), allow_nan=False) + "\n")
         stream.flush()
         os.fsync(stream.fileno())

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preprocessing.cli import guard, leave, write_json
+from preprocessing.cli import guard, write_json
 from smmil.live import Progress, StopRequest, check_tensorboard, reporting
 from smmil.runs import RUN_STAGE_VERSION, RunSpec, hash_json, load_weights, read_done, save_weights, versions
 from smmil.train_specs import data_options, job_specs, options_of, summary
@@ -246,4 +246,4 @@ def run_config(spec: RunSpec, job: Job, facts: dict[str, Any], device: "torch.de
 
 
 if __name__ == "__main__":
-    leave(main())
+    raise SystemExit(main())

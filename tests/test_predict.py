@@ -307,65 +307,33 @@ def test_a_slide_without_tissue_is_an_outcome(slides, tmp_path):
     assert not any((tmp_path / name).exists() for name in predict.FILES)
 
 
-def cut_as(values: dict[str, object], **attrs: object) -> Reference:
-    """A bag as a slide of 0.25 um/px with these settings would record it."""
-    options = wsi_options(values)
-    facts = {name: value for name, value in options.model_dump(mode="json").items() if value is not None}
-    for name in ("target_mpp", "mpp_tolerance", "step_px", "window_px", "max_level2_px"):
-        facts.pop(name, None)
-    shape = {"modality": "wsi", "read_level": 1, "read_downsample": 2, "read_px": options.tile_px, "l0_step_px": 1024}
-    return Reference([{**facts, **shape, "tile_mpp": 0.5, **attrs}])
-
-
-@pytest.mark.parametrize(
-    "values", [{"preset": "20x"}, {"preset": "20x", "tissue": {"sthresh": 9}, "contour_fn": "center"}]
-)
-def test_settings_come_back_from_the_bags_of_the_dataset(values):
-    got = instance_options("wsi", cut_as(values), None)["wsi"]
-    assert wsi_options(got) == wsi_options(values)
-
-
-def test_panda_windows_come_back_from_the_bags_of_the_dataset():
-    values = {"preset": "panda", "window_px": 256, "step_px": 128, "tile_px": 128}
-    shape = {"read_level": 0, "read_downsample": 1, "read_px": 256, "l0_step_px": 128}
-    got = wsi_options(instance_options("wsi", cut_as(values, **shape), None)["wsi"])
-    assert (got.window_px, got.step_px, got.tile_px, got.recipe) == (256, 128, 128, "panda")
-
-
 @pytest.mark.parametrize("modality", ["wsi", "ct"])
-def test_recorded_settings_come_first_and_whole(modality):
+def test_recorded_settings_are_used_unless_others_are_given(modality):
     resolve = {"wsi": wsi_options, "ct": ct_options}[modality]
     values = {"wsi": {"preset": "20x", "target_mpp": 0.7, "mpp_tolerance": 0.02, "max_bad_tiles": 3}}
     values["ct"] = {"preset": "bone", "slice_px": 64, "resize_slices": False}
     options = resolve(values[modality])
-    told = {"modality": modality, "instance_options": options.model_dump(mode="json")}
-    older = {"modality": modality, "tile_mpp": 1.0}
-    got = instance_options(modality, Reference([older, told, told]), None)
-    assert resolve(got[modality]) == options
-    given = instance_options(modality, Reference([told]), json.dumps({modality: {"preset": "paper"}}))
+    attrs = {"modality": modality, "instance_options": options.model_dump(mode="json")}
+    recorded = instance_options(modality, Reference([attrs, attrs]), None)
+    assert resolve(recorded[modality]) == options
+    given = instance_options(modality, Reference([attrs]), json.dumps({modality: {"preset": "paper"}}))
     assert given == {modality: {"preset": "paper"}}
 
 
 def test_bags_of_different_settings_are_refused():
-    told = [{"modality": "wsi", "instance_options": wsi_options({"tile_px": px}).model_dump()} for px in (64, 96)]
+    bags = [{"modality": "wsi", "instance_options": wsi_options({"tile_px": px}).model_dump()} for px in (64, 96)]
     with pytest.raises(ValueError, match=r"different settings \(tile_px\)"):
-        instance_options("wsi", Reference(told), None)
+        instance_options("wsi", Reference(bags), None)
 
 
-@pytest.mark.parametrize(
-    ("values", "attrs"),
-    [
-        ({"preset": "20x"}, {"tile_mpp": 1.0}),
-        ({"preset": "20x"}, {"read_px": 600, "tile_mpp": 0.53}),
-        ({"preset": "paper"}, {"read_px": 1024}),
-    ],
-)
-def test_a_target_that_was_not_recorded_is_asked_for(values, attrs):
-    with pytest.raises(ValueError, match="target_mpp.*--options"):
-        instance_options("wsi", cut_as(values, **attrs), None)
+def test_settings_of_imported_bags_are_asked_for():
+    imported = Reference([{"modality": "wsi", "imported_from": "clam", "tile_mpp": 0.5}])
+    with pytest.raises(ValueError, match="was imported.*--options"):
+        instance_options("wsi", imported, None)
 
 
 def test_tissue_thresholds_are_compared():
-    trained, here = cut_as({"preset": "paper"}), cut_as({"preset": "paper", "tissue": {"sthresh": 20}})
+    attrs = wsi_options({"preset": "paper"}).model_dump()
+    here = {**attrs, "tissue": {**attrs["tissue"], "sthresh": 20}}
     with pytest.raises(ValueError, match="tissue.sthresh: 20 here, 15 trained"):
-        check_like_training(here.instances[0], trained, any_resolution=True)
+        check_like_training(here, Reference([attrs]), any_resolution=True)

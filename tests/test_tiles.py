@@ -6,9 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preprocessing.lattice import lattice_test
 from preprocessing.options import WsiOptions
-from preprocessing.tiles import TilePlan, contour_passes, contour_tiles, count_shared, global_tiles, plan_tiles
+from preprocessing.tiles import (
+    TilePlan,
+    contour_passes,
+    contour_tiles,
+    count_shared,
+    global_tiles,
+    plan_tiles,
+    points_in_polygon,
+)
 from preprocessing.tissue import Contour
 from tests.oracles import clam
 
@@ -26,10 +33,10 @@ def plan(footprint: int, step: int | None = None) -> TilePlan:
 
 @settings(max_examples=200, deadline=None)
 @given(POINTS)
-def test_lattice_equals_opencv_and_loop_everywhere(points: list[tuple[int, int]]) -> None:
+def test_points_in_polygon_equal_opencv_and_the_loop(points: list[tuple[int, int]]) -> None:
     # any closed chain of points, self-crossing and degenerate ones included
     xs, ys = np.arange(-2, 27), np.arange(-1, 28)
-    found = lattice_test(polygon(points), xs, ys)
+    found = points_in_polygon(polygon(points), xs, ys)
     expected = [[clam.inside(points, (x, y)) for x in xs.tolist()] for y in ys.tolist()]
     np.testing.assert_array_equal(found, expected)
     opencv = [
@@ -38,24 +45,13 @@ def test_lattice_equals_opencv_and_loop_everywhere(points: list[tuple[int, int]]
     np.testing.assert_array_equal(found, opencv)
 
 
-@settings(max_examples=60, deadline=None)
-@given(POINTS, st.integers(1, 5), st.integers(1, 5), st.integers(-3, 5))
-def test_sparse_lattice_is_a_selection_of_the_dense_one(points, step_x: int, step_y: int, start: int) -> None:
-    xs, ys = np.arange(start, 26, step_x), np.arange(start, 26, step_y)
-    dense = lattice_test(polygon(points), np.arange(-3, 27), np.arange(-3, 27))
-    np.testing.assert_array_equal(lattice_test(polygon(points), xs, ys), dense[np.ix_(ys + 3, xs + 3)])
-
-
-def test_lattice_in_blocks_equals_one_block(monkeypatch) -> None:
+def test_points_in_a_polygon_of_slide_size_equal_opencv() -> None:
     rng = np.random.default_rng(0)
     points = rng.integers(0, 2**17, (50, 2)).astype(np.int32)
-    xs, ys = np.arange(0, 2**17, 900), np.arange(0, 2**17, 700)
-    whole = lattice_test(points, xs, ys)
-    monkeypatch.setattr("preprocessing.lattice._BLOCK_POINTS", 1000)
-    np.testing.assert_array_equal(lattice_test(points, xs, ys), whole)
-    for i, j in rng.integers(0, [len(ys), len(xs)], (200, 2)):
-        point = (float(xs[j]), float(ys[i]))
-        assert whole[i, j] == cv2.pointPolygonTest(points.reshape(-1, 1, 2), point, False)
+    xs, ys = np.arange(0, 2**17, 9000), np.arange(0, 2**17, 7000)
+    outline = points.reshape(-1, 1, 2)
+    opencv = [[cv2.pointPolygonTest(outline, (float(x), float(y)), False) for x in xs] for y in ys]
+    np.testing.assert_array_equal(points_in_polygon(points, xs, ys), opencv)
 
 
 @settings(max_examples=150, deadline=None)
