@@ -81,15 +81,6 @@ def keep_freed_memory() -> None:
         any(mallopt(threshold, size) for size in KEPT)
 
 
-def keep_primitives() -> None:
-    """Lets oneDNN keep the code it makes for every new shape of its operands: 32,768 pieces instead of 1,024.
-
-    Bags have hundreds of sizes, so that a training has more shapes than that and would make code at every step: a sixth
-    of SETMIL's time. They may take a GiB; no number depends on it. Read by oneDNN before its first product.
-    """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32768")
-
-
 def flushes_denormals() -> bool:
     """Whether arithmetic of this thread takes numbers below the normal ones (float32: 1.2e-38) for 0."""
     import torch
@@ -142,7 +133,6 @@ def numerics(
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if device.type == "cpu":
         keep_freed_memory()
-        keep_primitives()
         # weights of attention and gradients fall below the normal numbers as a training fits its bags; some processors
         # take a hundred times as long over those, a whole epoch six times. Threads begun later do as this one
         torch.set_flush_denormal(True)

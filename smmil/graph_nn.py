@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from smmil.dense import Linear
 from smmil.nn import segment_sum
 from smmil.sm import Graph, normalise_adjacency
 
@@ -104,10 +103,10 @@ class GEN(nn.Module):
         super().__init__()
         self.t = nn.Parameter(torch.ones(()))
         self.mlp = nn.Sequential(
-            Linear(width, 2 * width, bias=False),
+            nn.Linear(width, 2 * width, bias=False),
             nn.LayerNorm(2 * width),
             nn.ReLU(),
-            Linear(2 * width, width, bias=False),
+            nn.Linear(2 * width, width, bias=False),
         )
 
     def forward(self, x: Tensor, neighbors: Tensor) -> Tensor:

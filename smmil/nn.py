@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from smmil.attention import packed_attention
-from smmil.dense import Linear, linear
 from smmil.sm import Graph, Sm
 
 
@@ -117,7 +116,7 @@ def embedding(in_features: int, width: int = 512, act: str = "gelu") -> nn.Seque
     acts: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "none": nn.Identity}
     if act not in acts:
         raise ValueError(f"embed_act: found {act!r}, expected one of {', '.join(acts)}")
-    return nn.Sequential(Linear(in_features, width), acts[act]())
+    return nn.Sequential(nn.Linear(in_features, width), acts[act]())
 
 
 class AttentionPool(nn.Module):
@@ -148,9 +147,9 @@ class AttentionPool(nn.Module):
         super().__init__()
         if placement not in ("early", "mid", "late"):
             raise ValueError(f"placement: found {placement!r}, expected 'early', 'mid' or 'late'")
-        self.W = Linear(width, attention_dim)
-        self.w = Linear(attention_dim, 1, bias=False)
-        self.gate = Linear(width, attention_dim) if gated else None
+        self.W = nn.Linear(width, attention_dim)
+        self.w = nn.Linear(attention_dim, 1, bias=False)
+        self.gate = nn.Linear(width, attention_dim) if gated else None
         self.sm, self.placement = sm, placement
         self.plain_softmax = False
         if sm is not None and spectral and placement != "late":
@@ -195,8 +194,8 @@ class AttentionPool(nn.Module):
 
         So P H W^T = P (H W^T) needs Sm on L columns instead of D, and z = (P H)^T s = H^T (P s) on one more.
         """
-        projected = linear(h, self.W.weight)
-        gates = [] if self.gate is None else [linear(h, self.gate.weight)]
+        projected = F.linear(h, self.W.weight)
+        gates = [] if self.gate is None else [F.linear(h, self.gate.weight)]
         smoothed = sm(torch.cat([projected, *gates], 1), graph, offsets)
         hidden = torch.tanh(smoothed[:, : projected.shape[1]] + self.W.bias)
         if self.gate is not None:
@@ -218,7 +217,7 @@ class TransformerLayer(nn.Module):
     def __init__(self, width: int = 512, n_heads: int = 8, sm: Sm | None = None) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.qkv = Linear(width, 3 * width, bias=False)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.n_heads, self.scale, self.sm = n_heads, (width // n_heads) ** -0.5, sm
 
     def forward(self, x: Tensor, offsets: Tensor, graph: Graph | None = None) -> Tensor:

@@ -15,8 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from smmil.attention import packed_attention, split_heads
-from smmil.dense import Linear
 from smmil.dropout import Dropout
 
 
@@ -88,13 +86,13 @@ class NystromAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.n_heads, self.m, self.iterations, self.pad = n_heads, n_landmarks, iterations, pad_to_landmarks
-        self.qkv = Linear(width, 3 * width, bias=False)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.conv = (
             nn.Conv2d(n_heads, n_heads, (value_conv, 1), padding=(value_conv // 2, 0), groups=n_heads, bias=False)
             if value_conv
             else None
         )
-        self.out = nn.Sequential(Linear(width, width), Dropout(dropout)) if out_proj else nn.Identity()
+        self.out = nn.Sequential(nn.Linear(width, width), Dropout(dropout)) if out_proj else nn.Identity()
 
     def forward(self, x: Tensor, *, with_row: bool = False) -> tuple[Tensor, Tensor | None]:
         """Attends.
@@ -107,29 +105,20 @@ class NystromAttention(nn.Module):
             (G,n,D), and (G,n) the mean over heads of the first token's (approximate) attention to every token, or None.
         """
         n = x.shape[1]
-        qkv = self.qkv(x)
-        q, k, v = qkv.view(len(x), n, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
-        if n <= self.m and not self.pad:
-            heads, row = self._exact(qkv, with_row)
-        else:
-            heads, row = self._approximate(q, k, v, with_row)
+        q, k, v = self.qkv(x).view(len(x), n, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+        attend = self._exact if n <= self.m and not self.pad else self._approximate
+        heads, row = attend(q, k, v, with_row)
         if self.conv is not None:
             heads = heads + self.conv(v)
         out: Tensor = self.out(heads.transpose(1, 2).flatten(2))
         return out, row
 
-    def _exact(self, qkv: Tensor, with_row: bool) -> tuple[Tensor, Tensor | None]:
-        sequences, n, _ = qkv.shape
-        q, k, v = qkv.flatten(0, 1).chunk(3, -1)
-        scale = (q.shape[1] // self.n_heads) ** -0.5
-        bounds = [n * sequence for sequence in range(sequences + 1)]
-        heads = packed_attention(q, k, v, bounds, self.n_heads, scale=scale)
-        heads = heads.view(sequences, n, self.n_heads, -1).transpose(1, 2)
+    def _exact(self, q: Tensor, k: Tensor, v: Tensor, with_row: bool) -> tuple[Tensor, Tensor | None]:
+        heads = F.scaled_dot_product_attention(q, k, v)
         if not with_row:
             return heads, None
-        first, keys = (split_heads(t, self.n_heads).view(self.n_heads, sequences, n, -1) for t in (q, k))
-        logits = scale * first[:, :, :1] @ keys.mT
-        return heads, torch.softmax(logits, -1).mean(0)[:, 0]
+        logits = q.shape[-1] ** -0.5 * q[:, :, :1] @ k.mT
+        return heads, torch.softmax(logits, -1).mean(1)[:, 0]
 
     def _approximate(self, q: Tensor, k: Tensor, v: Tensor, with_row: bool) -> tuple[Tensor, Tensor | None]:
         n, m = q.shape[2], self.m

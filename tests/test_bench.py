@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import attention, methods, sm
+from bench import methods, sm
 from bench.bags import fill, make_batch, pad, sizes_of
 from bench.peers import NEEDS_GRAPH, PEERS
 from bench.timing import Case, Row, chosen, met, seconds
 from preprocessing.cli import guard
-from smmil.dense import SMALL, linear, mkl_is_at_home, works
 from smmil.models import build_model
 
 KEYS = {"name", "ours", "peer", "ratio", "target", "unit"}
@@ -38,11 +37,6 @@ def test_methods_print_nothing_but_their_rows(capsys):
     assert rows[0]["target"] == pytest.approx(1 / fill(sizes_of("rsna", 2)))
     # the peer of SETMIL asks for more memory than there is and is left out
     assert rows[2]["peer"] is None and rows[2]["ratio"] is None and rows[3]["target"] == 5
-
-
-def test_attention_prints_nothing_but_its_rows_and_agrees_with_torch(capsys):
-    rows = rows_of(attention.main, ["--scale", "0.05", "--cases", "plain/1000,biased/500,dropped/500"], capsys)
-    assert [row["target"] for row in rows] == [0.9, 1, 2] and all(set(row) == KEYS for row in rows)
 
 
 def test_memory_is_measured_in_a_process_of_its_own(capsys):
@@ -90,29 +84,6 @@ def test_the_peer_computes_the_same_on_ragged_bags(method):
     graph = [bags.adj] if method in NEEDS_GRAPH else []
     with torch.no_grad():
         torch.testing.assert_close(peer(bags.X, *graph, bags.mask), ours(batch).bag_logit, rtol=0, atol=1e-5)
-
-
-@pytest.mark.skipif(not works(), reason="oneDNN's linear layer is not usable on this machine")
-def test_fast_linear_equals_torch_with_gradients(monkeypatch):
-    monkeypatch.setattr("smmil.dense.available", lambda: True)
-    generator = torch.Generator().manual_seed(0)
-    x, weight, bias = (torch.randn(*size, generator=generator) for size in ((3, 70, 50), (40, 50), (40,)))
-    inputs = [t.requires_grad_() for t in (x, weight, bias)]
-    out, expected = linear(*inputs), torch.nn.functional.linear(*inputs)
-    assert x.numel() * len(weight) >= SMALL
-    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
-    # an expanded gradient, as the backward pass of a sum hands over
-    for ours, theirs in zip(
-        torch.autograd.grad(out.sum(), inputs), torch.autograd.grad(expected.sum(), inputs), strict=True
-    ):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-3)
-
-
-def test_mkl_stays_on_its_makers_processors_alone(monkeypatch):
-    intel, amd = "vendor_id\t: GenuineIntel\n", "vendor_id\t: AuthenticAMD\n"
-    for there in (True, False):
-        monkeypatch.setattr("torch.backends.mkl.is_available", lambda there=there: there)
-        assert [mkl_is_at_home(processor) for processor in (intel, amd, "")] == [there, False, False]
 
 
 def test_help_needs_no_torch():

@@ -10,7 +10,7 @@ from smmil.attention import Bias, attention
 from smmil.data import pack
 from smmil.lattice import lattice
 from smmil.models import build_model
-from smmil.models.setmil import distance_buckets, pair_kinds, sinusoid
+from smmil.models.setmil import distance_buckets, sinusoid
 from tests.graphs import make_bag
 
 F64, P = torch.float64, 8
@@ -63,7 +63,7 @@ def test_neighbourhoods_equal_a_dense_unfold_and_never_leave_the_bag():
         torch.testing.assert_close(found[:, level.K**2 // 2], e)
 
 
-def test_distance_buckets_are_rounded_distances(monkeypatch):
+def test_distance_buckets_are_rounded_distances():
     place = torch.tensor([(r, c) for r in range(7) for c in range(7)])
     bucket = distance_buckets(place, 0, 50)
     assert (bucket[0] == 4).all() and (bucket[:, 0] == 4).all()
@@ -72,8 +72,8 @@ def test_distance_buckets_are_rounded_distances(monkeypatch):
         for j in range(49):
             distance = round(math.dist(place[i].tolist(), place[j].tolist()))
             assert bucket[i + 1, j + 1] == expected.get(distance, 3)
-    monkeypatch.setattr("smmil.models.setmil.PAIRS", 30)
-    assert torch.equal(pair_kinds(place).long(), bucket)
+    rows = [distance_buckets(place, start, start + 9) for start in range(0, 50, 9)]
+    assert torch.equal(torch.cat(rows), bucket)
 
 
 def test_the_sinusoid():
@@ -139,39 +139,28 @@ def heads_of(n: int, wide: int = 4) -> list[torch.Tensor]:
     return [torch.randn(2, n, d, dtype=F64, requires_grad=True) for d in (3, 3, wide)]
 
 
-def random_bias(n: int) -> Bias:
-    kind = torch.randint(3, (n, n), dtype=torch.uint8)
-    table = torch.randn(2, 3, dtype=F64, requires_grad=True)
-    return Bias(table, kind)
+def random_bias(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(2, 3, dtype=F64, requires_grad=True), torch.randint(3, (n, n))
 
 
-def test_sliced_attention_equals_whole_attention_with_gradients(monkeypatch):
-    (q, k, v), bias = heads_of(11), random_bias(11)
-    monkeypatch.setattr("smmil.attention.SLICE", 70)
-    results = []
-    for keep in (2**22, 1):
-        monkeypatch.setattr("smmil.attention.KEEP", keep)
-        out = attention(q, k, v, scale=0.6, bias=bias)
-        results.append((out, *torch.autograd.grad(out.square().sum(), (q, k, v, bias.table))))
-    for whole, sliced in zip(*results, strict=True):
-        torch.testing.assert_close(whole, sliced)
-    expected = torch.softmax(0.6 * q @ k.mT + bias(0, 11), -1) @ v
-    torch.testing.assert_close(results[0][0], expected)
+def bias_of(table: torch.Tensor, kinds: torch.Tensor) -> Bias:
+    return lambda start, stop: table[:, kinds[start:stop]]
 
 
 @pytest.mark.parametrize("keep", [2**22, 1])
 @pytest.mark.parametrize("biased", [True, False])
-def test_the_backward_pass_of_slices_leaves_out_the_weights_that_the_forward_pass_left_out(monkeypatch, biased, keep):
+def test_the_backward_pass_of_chunks_leaves_out_the_weights_that_the_forward_pass_left_out(monkeypatch, biased, keep):
     """Finite differences of a function whose mask hangs on the seed alone; only the forward pass draws."""
-    (q, k, v), bias = heads_of(7), random_bias(7)
-    monkeypatch.setattr("smmil.attention.SLICE", 30)
+    (q, k, v), (table, kinds) = heads_of(7), random_bias(7)
+    monkeypatch.setattr("smmil.attention.CHUNK", 30)
+    monkeypatch.setattr("smmil.attention.QUERIES", 1)
     monkeypatch.setattr("smmil.attention.KEEP", keep)
 
     def seeded(q, k, v, table):
         torch.manual_seed(5)
-        return attention(q, k, v, scale=0.6, bias=Bias(table, bias.kinds) if biased else None, dropout=0.4)
+        return attention(q, k, v, scale=0.6, bias=bias_of(table, kinds) if biased else None, dropout=0.4)
 
-    table = bias.table if biased else bias.table.detach()
+    table = table if biased else table.detach()
     assert torch.autograd.gradcheck(seeded, (q, k, v, table))
     seeded(q, k, v, table)
     expected, out = torch.rand(3), seeded(q, k, v, table)
@@ -182,15 +171,16 @@ def test_the_backward_pass_of_slices_leaves_out_the_weights_that_the_forward_pas
 
 
 @pytest.mark.parametrize("keep", [2**22, 1])
-def test_slices_in_sixteen_bits_stay_near_those_in_float32(monkeypatch, keep):
-    (q, k, v), bias = heads_of(40), random_bias(40)
-    monkeypatch.setattr("smmil.attention.SLICE", 300)
+def test_chunks_in_sixteen_bits_stay_near_those_in_float32(monkeypatch, keep):
+    (q, k, v), (addends, kinds) = heads_of(40), random_bias(40)
+    monkeypatch.setattr("smmil.attention.CHUNK", 300)
+    monkeypatch.setattr("smmil.attention.QUERIES", 1)
     monkeypatch.setattr("smmil.attention.KEEP", keep)
     found = []
     for dtype in (torch.float32, torch.bfloat16):
         inputs = [t.detach().to(dtype).requires_grad_() for t in (q, k, v)]
-        table = bias.table.detach().float().requires_grad_()
-        out = attention(*inputs, scale=0.6, bias=Bias(table, bias.kinds))
+        table = addends.detach().float().requires_grad_()
+        out = attention(*inputs, scale=0.6, bias=bias_of(table, kinds))
         assert out.dtype == dtype
         found.append([out, *torch.autograd.grad(out.float().square().sum(), (*inputs, table))])
     for exact, near in zip(*found, strict=True):

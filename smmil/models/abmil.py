@@ -4,8 +4,9 @@ f = tanh(H W^T + b) w, z = softmax(f)^T H, logit = c z + c0. Score: f, before th
 the bag's size and is not comparable between bags.
 """
 
+from torch import nn
+
 from smmil.data import BagBatch
-from smmil.dense import Linear
 from smmil.models.base import MILModel, Output
 from smmil.nn import AttentionPool, embedding
 
@@ -35,7 +36,7 @@ class ABMIL(MILModel):
         super().__init__(pos_weight=pos_weight)
         self.embed = embedding(in_features, width, embed_act)
         self.pool = AttentionPool(width, attention_dim, gated=gated)
-        self.classifier = Linear(width, 1)
+        self.classifier = nn.Linear(width, 1)
 
     def forward(self, batch: BagBatch) -> Output:
         """(M,P) -> bag_logit (B,), instance_score f (M,)."""

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding_bag
 
 from smmil.data import BagBatch
-from smmil.dense import Linear
 from smmil.models.base import MILModel, Output, graph_of
 from smmil.nn import AttentionPool, attend, embedding, segment_softmax
 from smmil.nystrom import NystromAttention
@@ -131,10 +130,10 @@ class CAMIL(MILModel):
             dropout=dropout,
             pad_to_landmarks=pad_to_landmarks,
         )
-        self.q, self.k = (Linear(width, key_dim, bias=False) for _ in range(2))
-        self.v = Linear(width, width)
+        self.q, self.k = (nn.Linear(width, key_dim, bias=False) for _ in range(2))
+        self.v = nn.Linear(width, width)
         self.pool = AttentionPool(width, attention_dim, gated=gated)
-        self.classifier = Linear(width, 1)
+        self.classifier = nn.Linear(width, 1)
 
     def forward(self, batch: BagBatch) -> Output:
         """(M,P) and the graph -> bag_logit (B,), instance_score f (M,)."""

@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm as normalise
 
 from smmil.data import BagBatch
-from smmil.dense import Linear
 from smmil.dropout import Dropout
 from smmil.models.base import MILModel, Output, graph_of
 from smmil.nn import attend, embedding, segment_rank
@@ -31,10 +30,10 @@ class ClamAttention(nn.Module):
 
     def __init__(self, width: int, attention_dim: int, branches: int, *, gated: bool, dropout: float) -> None:
         super().__init__()
-        self.V = Linear(width, attention_dim)
-        self.U = Linear(width, attention_dim) if gated else None
+        self.V = nn.Linear(width, attention_dim)
+        self.U = nn.Linear(width, attention_dim) if gated else None
         # shifts every f alike, so the softmax ignores it; kept because the original has it
-        self.w = Linear(attention_dim, branches)
+        self.w = nn.Linear(attention_dim, branches)
         self.dropout = Dropout(dropout)
 
     def forward(self, h: Tensor) -> Tensor:
@@ -109,9 +108,9 @@ class CLAM(MILModel):
         self.attention = ClamAttention(width, attention_dim, branches, gated=gated, dropout=dropout)
         if sm and spectral_norm:
             self.attention.normalise()
-        self.classifier = Linear(width, branches)
+        self.classifier = nn.Linear(width, branches)
         # two logits (out, in) for each of the two classes
-        self.instance_classifiers = Linear(width, 4)
+        self.instance_classifiers = nn.Linear(width, 4)
 
     def forward(self, batch: BagBatch) -> Output:
         """(M,P) -> bag_logit (B,), instance_score f (M,)."""

@@ -13,10 +13,9 @@ Shapes: (M,P) and the graph -> bag_logit (B,), instance_score (M,).
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from smmil.data import BagBatch
-from smmil.dense import Linear
 from smmil.graph_nn import chebyshev_basis, largest_eigenvalue, propagate
 from smmil.models.base import MILModel, Output, graph_of
 from smmil.nn import attend, embedding
@@ -66,12 +65,12 @@ class DeepGraphSurv(MILModel):
         self.variant, self.K, self.lambda_max, self.n_steps = variant, K, lambda_max, n_steps
         self.embed = embedding(in_features, width, embed_act or ("gelu" if variant == "chebyshev" else "relu"))
         if variant == "chebyshev":
-            self.represent = Linear(K * width, width, bias=False)
-            self.attention = Linear(K * width, attention_dim, bias=False)
+            self.represent = nn.Linear(K * width, width, bias=False)
+            self.attention = nn.Linear(K * width, attention_dim, bias=False)
         else:
-            self.attention = Linear(width, attention_dim)
-        self.w = Linear(attention_dim, 1)
-        self.classifier = Linear(width, 1)
+            self.attention = nn.Linear(width, attention_dim)
+        self.w = nn.Linear(attention_dim, 1)
+        self.classifier = nn.Linear(width, 1)
 
     def forward(self, batch: BagBatch) -> Output:
         """(M,P) and the graph -> bag_logit (B,), instance_score f (M,)."""

@@ -17,11 +17,10 @@ import zlib
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smmil.data import BagBatch
-from smmil.dense import Linear, linear
 from smmil.models.base import MILModel, Output, graph_of
 from smmil.nn import AttentionPool, bag_index, embedding, segment_rank, segment_softmax
 from smmil.sm import Graph, Sm, normalise_adjacency
@@ -77,14 +76,14 @@ class DFTD(MILModel):
         self.embed = embedding(in_features, width, embed_act)
         smooth = Sm(alpha, T) if sm else None
         self.pool = AttentionPool(width, attention_dim, gated=True, sm=smooth, spectral=spectral_norm)
-        self.classifier = Linear(width, 1)
+        self.classifier = nn.Linear(width, 1)
         self.bag_pool = AttentionPool(width, attention_dim, gated=True)
-        self.bag_classifier = Linear(width, 1)
+        self.bag_classifier = nn.Linear(width, 1)
 
     def forward(self, batch: BagBatch) -> Output:
         """(M,P) -> bag_logit (B,), instance_score c h_i (M,)."""
         h = self.embed(batch.x)
-        score = linear(h, self.classifier.weight)
+        score = F.linear(h, self.classifier.weight)
         if self.pool.sm is not None:
             score = self.pool.sm(score, graph_of(batch), batch.offsets)
         if self.training:
@@ -125,7 +124,7 @@ class DFTD(MILModel):
 
     def _select(self, f: Tensor, features: Tensor, offsets: Tensor) -> Tensor:
         """Rows of the highest (and lowest) class activation a_i (c h_i) of each pseudo-bag; a row may be both."""
-        cam = segment_softmax(f, offsets) * linear(features, self.classifier.weight)[:, 0]
+        cam = segment_softmax(f, offsets) * F.linear(features, self.classifier.weight)[:, 0]
         rank = segment_rank(cam.detach(), offsets)
         rows = (rank < self.k).nonzero()[:, 0]
         if self.distill == "max":

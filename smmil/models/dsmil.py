@@ -11,11 +11,11 @@ so it runs on the 129 columns that the first linear layers make of H, and on a, 
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm as normalise
 
 from smmil.data import BagBatch
-from smmil.dense import Linear, linear
 from smmil.models.base import MILModel, Output, graph_of
 from smmil.nn import embedding, segment_rank, segment_softmax, weighted_sum
 from smmil.sm import Sm
@@ -76,11 +76,11 @@ class DSMIL(MILModel):
         self.predict, self.score = predict, score
         self.bag_weight, self.instance_weight = bag_weight, instance_weight
         self.embed = embedding(in_features, width, embed_act)
-        self.instance = Linear(width, 1)
-        self.query = Linear(width, q_dim)
-        self.query_2 = Linear(q_dim, q_dim) if nonlinear_q else None
-        self.value = Linear(width, width) if passing_v else None
-        self.classifier = Linear(width, 1)
+        self.instance = nn.Linear(width, 1)
+        self.query = nn.Linear(width, q_dim)
+        self.query_2 = nn.Linear(q_dim, q_dim) if nonlinear_q else None
+        self.value = nn.Linear(width, width) if passing_v else None
+        self.classifier = nn.Linear(width, 1)
         self.sm = Sm(alpha, T) if sm else None
         if sm and spectral_norm:
             for layer in (self.query, self.query_2):
@@ -115,7 +115,7 @@ class DSMIL(MILModel):
 
     def _linear(self, h: Tensor, smooth: "Smoother") -> tuple[Tensor, Tensor]:
         """(M,), (M,q_dim): both streams' first linear layer of Sm(H), by Sm(H) W^T = Sm(H W^T)."""
-        columns = smooth(torch.cat([linear(h, self.instance.weight), linear(h, self.query.weight)], 1))
+        columns = smooth(torch.cat([F.linear(h, self.instance.weight), F.linear(h, self.query.weight)], 1))
         return columns[:, 0] + self.instance.bias, columns[:, 1:] + self.query.bias
 
 

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smmil.data import BagBatch
-from smmil.dense import Linear, linear
 from smmil.graph_nn import mincut_pool, plain_adjacency, propagate
 from smmil.graphcam import Block, graphcam
 from smmil.models.base import MILModel, Output, graph_of
@@ -72,13 +71,13 @@ class GTP(MILModel):
             raise ValueError(f"relevance: found {relevance!r}, expected 'lrp' or 'attention'")
         self.adjacency, self.relevance, self.score_in_training = adjacency, relevance, score_in_training
         self.embed = embedding(in_features, width, embed_act)
-        self.conv = Linear(width, hidden)
+        self.conv = nn.Linear(width, hidden)
         self.bn = nn.BatchNorm1d(hidden)
-        self.assign = Linear(hidden, n_clusters)
+        self.assign = nn.Linear(hidden, n_clusters)
         self.cls = nn.Parameter(torch.zeros(hidden))
         self.blocks = nn.ModuleList(Block(hidden, n_heads, mlp_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(hidden, eps=1e-6)
-        self.classifier = Linear(hidden, 1)
+        self.classifier = nn.Linear(hidden, 1)
 
     def forward(self, batch: BagBatch) -> Output:
         """(M,P) and the graph -> bag_logit (B,), instance_score (M,); extra: "cut" (B,), "orthogonality" (B,)."""
@@ -120,7 +119,7 @@ class GTP(MILModel):
     def _nodes(self, h: Tensor, graph: Graph) -> Tensor:
         """(M,width) -> (M,hidden)."""
         # (A H + H) W = A (H W) + H W: the graph acts on the narrow side
-        projected = linear(h, self.conv.weight)
+        projected = F.linear(h, self.conv.weight)
         y = F.normalize(propagate(projected, graph) + projected + self.conv.bias, dim=1)
         if self.training and len(y) == 1:
             return F.batch_norm(

@@ -22,7 +22,6 @@ from torch.nn.functional import log_softmax
 
 from smmil.attention import check_length, packed_attention
 from smmil.data import BagBatch
-from smmil.dense import Linear
 from smmil.dropout import Dropout
 from smmil.models.base import MILModel, Output
 from smmil.nn import embedding, segment_mean
@@ -41,8 +40,8 @@ class EncoderLayer(nn.Module):
     def __init__(self, width: int, n_heads: int = 2, hidden: int = 2048, dropout: float = 0.1) -> None:
         super().__init__()
         self.n_heads, self.scale, self.p = n_heads, (width // n_heads) ** -0.5, dropout
-        self.qkv, self.out = Linear(width, 3 * width), Linear(width, width)
-        self.linear1, self.linear2 = Linear(width, hidden), Linear(hidden, width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.linear1, self.linear2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.dropout = Dropout(dropout)
 
@@ -65,7 +64,7 @@ class Stage(nn.Module):
         widths = [inputs, 2 * z, 4 * z, 2 * z, 2 * z, z]
         layers: list[nn.Module] = []
         for a, b in zip(widths[:-1], widths[1:], strict=True):
-            layers += [Linear(a, b), nn.Tanh(), nn.LayerNorm(b)]
+            layers += [nn.Linear(a, b), nn.Tanh(), nn.LayerNorm(b)]
         self.stack = nn.Sequential(*layers)
         self.transformer = EncoderLayer(z, dropout=dropout)
 
@@ -158,13 +157,13 @@ class IIBMIL(MILModel):
         self.warmup_epochs, self.max_tokens, self.epoch = warmup_epochs, max_tokens, 1
         self.embed = embedding(in_features, width, embed_act)
         self.stages = nn.ModuleList(Stage(width if i == 0 else z, z, dropout) for i in range(depth))
-        self.skips = nn.ModuleList(Linear(width, z) for _ in range(depth))
-        self.instance_head = nn.Sequential(nn.LayerNorm(z), Linear(z, 2))
+        self.skips = nn.ModuleList(nn.Linear(width, z) for _ in range(depth))
+        self.instance_head = nn.Sequential(nn.LayerNorm(z), nn.Linear(z, 2))
         self.queries = nn.Parameter(torch.randn(n_queries, z))
         self.decoder = nn.ModuleList(
             nn.TransformerDecoderLayer(z, 4, 2 * z, dropout, batch_first=True) for _ in range(decoder_depth)
         )
-        self.classifier = Linear(n_queries * z, 1)
+        self.classifier = nn.Linear(n_queries * z, 1)
         self.register_buffer("prototypes", torch.zeros(2, z))
         self.labels = SoftLabels()
 

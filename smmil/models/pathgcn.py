@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from smmil.data import BagBatch
-from smmil.dense import Linear
 from smmil.dropout import Dropout
 from smmil.graph_nn import GEN, plain_adjacency, propagate
 from smmil.models.base import MILModel, Output
@@ -55,15 +54,15 @@ class PathGCN(MILModel):
         super().__init__(pos_weight=pos_weight)
         joined = hidden * (n_layers + 1)
         self.embed = embedding(in_features, width, embed_act)
-        self.reduce = nn.Sequential(Linear(width, hidden), nn.ReLU(), Dropout(dropout))
+        self.reduce = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), Dropout(dropout))
         self.layers = nn.ModuleList(GEN(hidden) for _ in range(n_layers))
         self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in range(n_layers - 1))
         self.graph_dropout = Dropout(graph_dropout)
-        self.join = nn.Sequential(Linear(joined, joined), nn.ReLU(), Dropout(dropout))
-        self.V = nn.Sequential(Linear(joined, joined), nn.Tanh(), Dropout(dropout))
-        self.U = nn.Sequential(Linear(joined, joined), nn.Sigmoid(), Dropout(dropout))
-        self.w = Linear(joined, 1)
-        self.classifier = nn.Sequential(Linear(joined, joined), nn.ReLU(), Linear(joined, 1))
+        self.join = nn.Sequential(nn.Linear(joined, joined), nn.ReLU(), Dropout(dropout))
+        self.V = nn.Sequential(nn.Linear(joined, joined), nn.Tanh(), Dropout(dropout))
+        self.U = nn.Sequential(nn.Linear(joined, joined), nn.Sigmoid(), Dropout(dropout))
+        self.w = nn.Linear(joined, 1)
+        self.classifier = nn.Sequential(nn.Linear(joined, joined), nn.ReLU(), nn.Linear(joined, 1))
 
     def forward(self, batch: BagBatch) -> Output:
         """(M,P) and the graph -> bag_logit (B,), instance_score f (M,)."""
@@ -107,11 +106,11 @@ class PlainGCN(MILModel):
     ) -> None:
         super().__init__(pos_weight=pos_weight)
         self.embed = embedding(in_features, width, embed_act)
-        self.layers = nn.ModuleList(Linear(width, width) for _ in range(n_layers))
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(n_layers))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(n_layers))
-        self.join = nn.Sequential(Linear((n_layers + 1) * width, width), nn.ReLU())
+        self.join = nn.Sequential(nn.Linear((n_layers + 1) * width, width), nn.ReLU())
         self.pool = AttentionPool(width, attention_dim)
-        self.classifier = Linear(width, 1)
+        self.classifier = nn.Linear(width, 1)
 
     def forward(self, batch: BagBatch) -> Output:
         """(M,P) and the graph -> bag_logit (B,), instance_score f (M,)."""

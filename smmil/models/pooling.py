@@ -5,8 +5,9 @@ mean: logit = mean_i s_i = c (mean of H) + c0. max over instances: logit = max_i
 Score: s_i.
 """
 
+from torch import nn
+
 from smmil.data import BagBatch
-from smmil.dense import Linear
 from smmil.models.base import MILModel, Output
 from smmil.nn import embedding, segment_max, segment_mean
 
@@ -41,7 +42,7 @@ class Pooling(MILModel):
             raise ValueError(f"pool: found {pool!r}, expected one of {', '.join(POOLS)}")
         self.pool = pool
         self.embed = embedding(in_features, width, embed_act)
-        self.classifier = Linear(width, 1)
+        self.classifier = nn.Linear(width, 1)
 
     def forward(self, batch: BagBatch) -> Output:
         """(M,P) -> bag_logit (B,), instance_score s (M,)."""

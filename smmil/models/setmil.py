@@ -9,25 +9,23 @@ Attention is restricted to occupied cells (`tokens="all"`: every cell of the box
 Score: the last block's attention from the class token to the cell, mean over heads, read back by coordinate.
 
 Shapes: (M,P) and the grid (M,2) -> bag_logit (B,), instance_score (M,). Time is quadratic in the cells of a bag, memory
-is not (a step on 20,000 cells: 4 GiB, 10 minutes of one core); bags beyond `max_tokens` are refused.
+is not (a step on 20,000 cells: 4 GiB, ten minutes or more of one core); bags beyond `max_tokens` are refused.
 """
 
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from smmil.attention import Bias, check_length, packed_attention, split_heads
 from smmil.data import BagBatch
-from smmil.dense import Linear
 from smmil.dropout import Dropout
-from smmil.fused_attention import kinds_table
 from smmil.lattice import Cells, lattice
 from smmil.models.base import MILModel, Output
 from smmil.nn import embedding
 
-PAIRS = 2**20  # pairs whose distances are held at a time
 KEEP = 2**25  # neighbourhood elements of a batch that are kept for the backward pass
 BUCKETS = 5  # rounded distance 0, 1, 2-3, >= 4, and any pair with the class token
 
@@ -41,26 +39,15 @@ def sinusoid(number: Tensor, width: int, dtype: torch.dtype) -> Tensor:
 
 
 def distance_buckets(place: Tensor, start: int, stop: int) -> Tensor:
-    """(stop - start, n + 1) buckets of the tokens start..stop to all; token 0 is the class token, 1.. are the cells."""
-    rows = torch.arange(start, stop, device=place.device)
-    padded = torch.cat([place.new_zeros((1, 2)), place])
-    squared = (padded[start:stop, None] - padded[None]).square().sum(-1)
-    # integers: sqrt(2) rounds to 1, sqrt(12) to 3, sqrt(13) to 4
-    bucket = (squared > 0).long() + (squared > 2) + (squared > 12)
-    bucket[:, 0] = 4
-    bucket[rows == 0] = 4
+    """(n,2) cells of a bag -> (stop - start, n + 1) buckets of the tokens start..stop to all; token 0 is the class."""
+    tokens = F.pad(place, (0, 0, 1, 0)).float()
+    # not by a matrix product, which would round the distances
+    distance = torch.cdist(tokens[start:stop], tokens, compute_mode="donot_use_mm_for_euclid_dist")
+    bucket = torch.bucketize(distance, distance.new_tensor([0.5, 1.5, 3.5]))
+    bucket[:, 0] = BUCKETS - 1
+    if start == 0:
+        bucket[0] = BUCKETS - 1
     return bucket
-
-
-def pair_kinds(place: Tensor) -> Tensor:
-    """(n,2) cells of a bag -> (n + 1, n + 1) uint8 buckets of all its pairs of tokens, a few rows at a time."""
-    n = len(place) + 1
-    kinds = kinds_table(n, place.device)
-    step = max(1, PAIRS // n)
-    for start in range(0, n, step):
-        stop = min(start + step, n)
-        kinds[start:stop] = distance_buckets(place, start, stop)
-    return kinds
 
 
 class PyramidLevel(nn.Module):
@@ -77,8 +64,8 @@ class PyramidLevel(nn.Module):
         super().__init__()
         self.K, self.dropout, self.scale = K, dropout, (width * K * K) ** -0.5
         self.norm = nn.LayerNorm(width * K * K)
-        self.qkv = Linear(width * K * K, 3 * out, bias=False)
-        self.proj = nn.Sequential(Linear(out, out), Dropout(dropout))
+        self.qkv = nn.Linear(width * K * K, 3 * out, bias=False)
+        self.proj = nn.Sequential(nn.Linear(out, out), Dropout(dropout))
         self.mlp = mlp(out, out, dropout)
 
     def unfold(self, e: Tensor, cells: Cells) -> Tensor:
@@ -104,7 +91,7 @@ class PyramidLevel(nn.Module):
 
 def mlp(width: int, hidden: int, dropout: float) -> nn.Sequential:
     """LN, Linear, GELU, Linear, each Linear with dropout."""
-    first, second = Linear(width, hidden), Linear(hidden, width)
+    first, second = nn.Linear(width, hidden), nn.Linear(hidden, width)
     return nn.Sequential(nn.LayerNorm(width), first, nn.GELU(), Dropout(dropout), second, Dropout(dropout))
 
 
@@ -123,15 +110,29 @@ class Block(nn.Module):
         super().__init__()
         self.n_heads, self.dropout, self.scale = n_heads, dropout, (width // n_heads) ** -0.5
         self.norm = nn.LayerNorm(width)
-        self.qkv = Linear(width, 3 * width, bias=False)
-        self.proj = nn.Sequential(Linear(width, width), Dropout(dropout))
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.proj = nn.Sequential(nn.Linear(width, width), Dropout(dropout))
         self.mlp = mlp(width, ratio * width, dropout)
         self.bias = nn.Parameter(torch.zeros(n_heads, BUCKETS)) if relative else None
 
-    def forward(self, x: Tensor, bounds: list[int], kinds: list[Tensor]) -> Tensor:
-        """(T,D) -> (T,D) on packed tokens."""
+    def distance_bias(self, place: Tensor) -> Bias | None:
+        """Return the addend of the logits of a bag with these cells (n,2)."""
+        if self.bias is None:
+            return None
+        table = self.bias
+
+        def bias(start: int, stop: int) -> Tensor:
+            bucket = distance_buckets(place, start, stop)
+            # a product with indicators, because the backward pass of indexing adds millions of numbers one by one
+            indicators = bucket == torch.arange(BUCKETS, device=place.device)[:, None, None]
+            return torch.einsum("hc,cij->hij", table, indicators.to(table.dtype))
+
+        return bias
+
+    def forward(self, x: Tensor, bounds: list[int], places: list[Tensor]) -> Tensor:
+        """(T,D) packed tokens and the cells of every bag -> (T,D)."""
         q, k, v = self.qkv(self.norm(x)).chunk(3, -1)
-        biases = None if self.bias is None else [Bias(self.bias, own) for own in kinds]
+        biases = [self.distance_bias(place) for place in places]
         dropout = self.dropout if self.training else 0.0
         x = x + self.proj(
             packed_attention(q, k, v, bounds, self.n_heads, scale=self.scale, biases=biases, dropout=dropout)
@@ -139,15 +140,15 @@ class Block(nn.Module):
         out: Tensor = x + self.mlp(x)
         return out
 
-    def class_attention(self, x: Tensor, bounds: list[int], kinds: list[Tensor]) -> Tensor:
+    def class_attention(self, x: Tensor, bounds: list[int], places: list[Tensor]) -> Tensor:
         """(T,D) block input -> attention of every bag's class token to its cells, mean over heads, (C,)."""
         q, k, _ = self.qkv(self.norm(x)).chunk(3, -1)
         rows = []
-        for start, stop, own in zip(bounds[:-1], bounds[1:], kinds, strict=True):
+        for start, stop, place in zip(bounds[:-1], bounds[1:], places, strict=True):
             logits = self.scale * split_heads(q[start : start + 1], self.n_heads)
             logits = logits @ split_heads(k[start:stop], self.n_heads).mT
-            if self.bias is not None:
-                logits = logits + Bias(self.bias, own)(0, 1)
+            if (bias := self.distance_bias(place)) is not None:
+                logits = logits + bias(0, 1)
             rows.append(torch.softmax(logits, -1).mean(0)[0, 1:])
         return torch.cat(rows)
 
@@ -211,16 +212,16 @@ class SETMIL(MILModel):
         self.tokens, self.max_tokens = tokens, max_tokens
         dim = level_dim * len(sides)
         self.embed = embedding(in_features, width, embed_act)
-        self.token = Linear(width, token_dim)
+        self.token = nn.Linear(width, token_dim)
         levels = [PyramidLevel(token_dim, level_dim, K, dropout) for K in sides]
         self.levels = nn.ModuleList(levels) if pyramid else None
         self.margin = max(sides) // 2
-        self.lift = nn.Identity() if pyramid else Linear(token_dim, dim)
+        self.lift = nn.Identity() if pyramid else nn.Linear(token_dim, dim)
         self.cls = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, dim), std=0.02))
         self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(Block(dim, n_heads, mlp_ratio, dropout, relative) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
-        self.classifier = Linear(dim, 1)
+        self.classifier = nn.Linear(dim, 1)
         for part in (self.token, self.levels, self.lift, self.blocks, self.classifier):
             if part is not None:
                 part.apply(initialise)
@@ -234,15 +235,15 @@ class SETMIL(MILModel):
         x = self._levels(e.new_zeros((len(cells.keys), e.shape[1])).index_add(0, cells.of_instance, e), cells)
         x = x + sinusoid(cells.number + 1, x.shape[1], x.dtype)
         cls = self.cls + sinusoid(cells.number.new_zeros(1), x.shape[1], x.dtype)
-        spans = list(zip(cells.bounds[:-1], cells.bounds[1:], strict=True))
-        x = self.dropout(torch.cat([part for start, stop in spans for part in (cls, x[start:stop])]))
-        kinds = [pair_kinds(cells.place[start:stop]) for start, stop in spans]
+        sizes = [stop - start for start, stop in zip(cells.bounds[:-1], cells.bounds[1:], strict=True)]
+        x = self.dropout(torch.cat([part for rows in torch.split(x, sizes) for part in (cls, rows)]))
+        places = list(torch.split(cells.place, sizes))
         before = x
         for block in self.blocks:
-            before, x = x, block(x, bounds, kinds)
+            before, x = x, block(x, bounds, places)
         last = self.blocks[-1]
         assert isinstance(last, Block)
-        score = last.class_attention(before, bounds, kinds)
+        score = last.class_attention(before, bounds, places)
         first = torch.tensor(bounds[:-1], device=x.device)
         return Output(self.classifier(self.norm(x[first]))[:, 0], score[cells.of_instance])
 

@@ -6,8 +6,9 @@ late: f = Sm(tanh(H W^T + b) w). mid and late pool the raw H. Score: f (late: af
 
 from typing import ClassVar
 
+from torch import nn
+
 from smmil.data import BagBatch
-from smmil.dense import Linear
 from smmil.models.base import MILModel, Output, graph_of
 from smmil.nn import AttentionPool, embedding
 from smmil.sm import Sm
@@ -49,7 +50,7 @@ class SmAP(MILModel):
         self.embed = embedding(in_features, width, embed_act)
         sm = Sm(alpha, T)
         self.pool = AttentionPool(width, attention_dim, gated=gated, sm=sm, placement=placement, spectral=spectral_norm)
-        self.classifier = Linear(width, 1)
+        self.classifier = nn.Linear(width, 1)
 
     def forward(self, batch: BagBatch) -> Output:
         """(M,P) and the graph -> bag_logit (B,), instance_score f (M,)."""

@@ -9,7 +9,6 @@ from typing import ClassVar
 from torch import nn
 
 from smmil.data import BagBatch
-from smmil.dense import Linear
 from smmil.models.base import MILModel, Output, graph_of
 from smmil.nn import AttentionPool, TransformerLayer, embedding
 from smmil.sm import Sm
@@ -66,7 +65,7 @@ class TransformerMIL(MILModel):
             placement=placement,
             spectral=spectral_norm,
         )
-        self.classifier = Linear(width, 1)
+        self.classifier = nn.Linear(width, 1)
         self.uses_graph = sm_transformer or sm_pool
 
     def forward(self, batch: BagBatch) -> Output:

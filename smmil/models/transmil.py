@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smmil.data import BagBatch
-from smmil.dense import Linear
 from smmil.depthwise import depthwise
 from smmil.models.base import MILModel, Output
 from smmil.nn import embedding
@@ -96,7 +95,7 @@ class TransMIL(MILModel):
         self.norms = nn.ModuleList(nn.LayerNorm(width) if prenorm else nn.Identity() for _ in range(2))
         self.ppeg = PPEG(width)
         self.norm = nn.LayerNorm(width)
-        self.classifier = Linear(width, 1)
+        self.classifier = nn.Linear(width, 1)
 
     def forward(self, batch: BagBatch) -> Output:
         """(M,P) -> bag_logit (B,), instance_score (M,)."""
