@@ -10,11 +10,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 # Disk full, over the quota, over the file size limit, read-only: every later write would fail too.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+T = TypeVar("T")
 
 
 class Abort(Exception):
@@ -135,6 +136,23 @@ def write_json(path: Path | str, value: Any) -> None:
         ValueError: for NaN or infinity, which JSON does not have.
     """
     write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_record(record: type[T], path: Path | str) -> T:
+    """Read a JSON object into a dataclass; keys without a field are ignored.
+
+    Raises:
+        ValueError: The file is missing or not JSON, or a value has another type; the message names file and key.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(record).validate_json(Path(path).read_bytes())
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such file") from error
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc'])) or 'content'}: {e['msg']}" for e in error.errors()]
+        raise ValueError(f"{path}: {'; '.join(problems)}; wrong kind of file?") from error
 
 
 def _umask() -> int:

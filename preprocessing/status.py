@@ -1,4 +1,4 @@
-"""The state of a dataset: what became of every bag in every stage, why, and how fast.
+"""The state of a dataset: the outcome of every bag in every stage, the reason, and the speed.
 
 `python -m preprocessing.status results/panda` reads `bags.csv` and its report, the shard manifests, and the status
 lines that jobs append (the only trace of a job that failed), and writes into `results/panda/status/`:
@@ -20,12 +20,14 @@ import io
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preprocessing.cli import guard, write_json, write_text
+from preprocessing.cli import guard, read_record, write_json, write_text
+from preprocessing.qc_counts import Expected, ListReport, Omitted, compare
+from preprocessing.qc_facts import BagFacts
 
 if TYPE_CHECKING:
     from preprocessing.bags import BagRow
@@ -34,32 +36,106 @@ log = logging.getLogger(__name__)
 
 STAGE_VERSION = 1
 STATES = ("ok", "empty", "skipped", "failed", "interrupted", "pending")
-COLUMNS = ("stage", "bag_id", "modality", "state", "n", "bad_tiles", "seconds", "tiles_per_second", "reason")
 REASONS = {
     "interrupted": "a job was at this bag when it ended without a word (killed? memory or time ran out), or still is",
     "pending": "no job has come to it",
 }
 LISTED = 50
-_TOTALS = ("bags", *STATES, "instances", "bad_tiles", "seconds", "tiles_per_second")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a manifest or a status line says of one bag."""
+
+    state: str
+    n: int = 0
+    bad_tiles: int = 0
+    reason: str = ""
 
 
 @dataclass(frozen=True)
 class StageStatus:
-    """What files tell about one stage.
+    """What the files of one stage say.
 
     Attributes:
-        manifests: entry of a shard manifest by bag id.
-        lines: last status line by bag id.
-        worked: last status line by bag id of a job that did the work (did not find it finished).
-        working: bags named by jobs that did not come back.
-        unreadable: status lines that are no JSON (cut off by a crash).
+        outcomes: by bag id; bags that no job has come to are missing.
+        seconds: of the last job that did the work (did not find it finished), by bag id.
+        unreadable: status lines that are not JSON (cut off by a crash).
     """
 
-    manifests: dict[str, dict[str, Any]]
-    lines: dict[str, dict[str, Any]]
-    worked: dict[str, dict[str, Any]]
-    working: set[str]
-    unreadable: int
+    outcomes: dict[str, Outcome]
+    seconds: dict[str, float]
+    unreadable: int = 0
+
+
+@dataclass(frozen=True)
+class BagState:
+    """One bag in one stage; a row of `status.csv`."""
+
+    stage: str
+    bag_id: str
+    modality: str
+    state: str
+    n: int
+    bad_tiles: int
+    seconds: float | None
+    tiles_per_second: float | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Total:
+    """Sums over bags: a number per state, instances, unreadable tiles, seconds of the work done, and its rate."""
+
+    stage: str
+    bags: int
+    ok: int = 0
+    empty: int = 0
+    skipped: int = 0
+    failed: int = 0
+    interrupted: int = 0
+    pending: int = 0
+    instances: int = 0
+    bad_tiles: int = 0
+    seconds: float | None = None
+    tiles_per_second: float | None = None
+
+
+@dataclass(frozen=True)
+class StageProblem:
+    """A bag that is not ok in a stage."""
+
+    stage: str
+    bag_id: str
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Status:
+    """The content of `status.json`.
+
+    Attributes:
+        dataset: its name.
+        listed: bags of the list.
+        stages: in the order to show.
+        total: over all stages; an instance is counted once.
+        expected: published counts beside those found.
+        missing: listed, but not in the folder.
+        excluded: left out on purpose.
+        problems: bags that are not ok.
+        unreadable_lines: status lines that are not JSON.
+    """
+
+    dataset: str
+    listed: int
+    stages: list[Total]
+    total: Total
+    expected: list[Expected] = field(default_factory=list)
+    missing: list[Omitted] = field(default_factory=list)
+    excluded: list[Omitted] = field(default_factory=list)
+    problems: list[StageProblem] = field(default_factory=list)
+    unreadable_lines: int = 0
 
 
 def find_stages(folder: Path) -> list[str]:
@@ -74,86 +150,75 @@ def find_stages(folder: Path) -> list[str]:
 
 
 def read_stage(folder: Path, stage: str) -> StageStatus:
-    """Reads manifests and status lines of one stage.
+    """Read manifests and status lines of one stage.
 
     Args:
         folder: of the dataset's results.
         stage: "instances" or "features/ENCODER".
 
     Raises:
-        ValueError: a manifest that is none; the file is named.
+        ValueError: A manifest is damaged; the file is named.
     """
     from preprocessing.shards import read_manifest
 
-    manifests: dict[str, dict[str, Any]] = {}
-    for path in sorted((folder / stage / "shards").glob("*.json")):
-        manifests |= read_manifest(path)
-    found = StageStatus(manifests, {}, {}, set(), 0)
+    outcomes: dict[str, Outcome] = {}
+    seconds: dict[str, float] = {}
     unreadable = 0
     for path in sorted((folder / "status" / stage).glob("*.jsonl")):
-        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for text in filter(str.strip, path.read_text(encoding="utf-8", errors="replace").splitlines()):
             try:
                 line = json.loads(text)
-                bag_id, redone = str(line["bag_id"]), bool(line["redone"])
+                outcomes[str(line["bag_id"])] = _outcome(line)
+                if line["redone"]:
+                    seconds[str(line["bag_id"])] = float(line["seconds"])
             except (ValueError, KeyError, TypeError):
-                unreadable += bool(text.strip())
-                continue
-            found.lines[bag_id] = line
-            if redone:
-                found.worked[bag_id] = line
+                unreadable += 1
     for path in (folder / "status" / stage).glob("*.working"):
-        found.working.add(path.read_text(encoding="utf-8", errors="replace").strip())
-    return StageStatus(manifests, found.lines, found.worked, found.working, unreadable)
+        outcomes[path.read_text(encoding="utf-8", errors="replace").strip()] = Outcome("interrupted")
+    for path in sorted((folder / stage / "shards").glob("*.json")):
+        outcomes |= {bag_id: _outcome(entry) for bag_id, entry in read_manifest(path).items()}
+    return StageStatus(outcomes, seconds, unreadable)
 
 
-def bag_states(rows: Sequence[BagRow], stage: str, found: StageStatus) -> list[dict[str, Any]]:
-    """One dictionary with the keys `COLUMNS` per bag of the list."""
-    out = []
+def _outcome(entry: Mapping[str, Any]) -> Outcome:
+    if entry["state"] not in STATES:
+        raise ValueError(f"state: found {entry['state']!r}, expected one of {', '.join(STATES)}")
+    counts = int(entry.get("n", 0)), int(entry.get("bad_tiles", 0))
+    return Outcome(str(entry["state"]), *counts, str(entry.get("reason") or ""))
+
+
+def bag_states(rows: Sequence[BagRow], stage: str, status: StageStatus) -> list[BagState]:
+    """Return the state of every bag of the list in one stage."""
+    states = []
     for row in rows:
-        entry = found.manifests.get(row.bag_id)
-        if entry is None and row.bag_id in found.working:
-            entry = {"state": "interrupted"}
-        entry = entry or found.lines.get(row.bag_id) or {"state": "pending"}
-        state, n, work = str(entry["state"]), int(entry.get("n", 0)), found.worked.get(row.bag_id)
-        seconds = float(work["seconds"]) if work and state in ("ok", "empty", "failed") else None
-        out.append(
-            {
-                "stage": stage,
-                "bag_id": row.bag_id,
-                "modality": row.modality,
-                "state": state,
-                "n": n,
-                "bad_tiles": int(entry.get("bad_tiles", 0)),
-                "seconds": seconds,
-                "tiles_per_second": round(n / seconds, 2) if seconds and n else None,
-                "reason": str(entry.get("reason") or REASONS.get(state, "")),
-            }
-        )
-    return out
+        outcome = status.outcomes.get(row.bag_id, Outcome("pending"))
+        state, n = outcome.state, outcome.n
+        seconds = status.seconds.get(row.bag_id) if state in ("ok", "empty", "failed") else None
+        rate = round(n / seconds, 2) if seconds and n else None
+        reason = outcome.reason or REASONS.get(state, "")
+        states.append(BagState(stage, row.bag_id, row.modality, state, n, outcome.bad_tiles, seconds, rate, reason))
+    return states
 
 
-def total(bags: Iterable[Mapping[str, Any]], stage: str) -> dict[str, Any]:
-    """Sums over bags: a number per state, instances, unreadable tiles, seconds of the work done, and its rate."""
-    bags = list(bags)
-    states = Counter(bag["state"] for bag in bags)
-    timed = [bag for bag in bags if bag["seconds"] is not None]
-    seconds = sum(bag["seconds"] for bag in timed)
-    tiles = sum(bag["n"] for bag in timed)
-    return {
-        "stage": stage,
-        "bags": len(bags),
-        **{state: states.get(state, 0) for state in STATES},
-        "instances": sum(bag["n"] for bag in bags),
-        "bad_tiles": sum(bag["bad_tiles"] for bag in bags),
-        "seconds": round(seconds, 3) if timed else None,
-        "tiles_per_second": round(tiles / seconds, 2) if seconds and tiles else None,
-    }
+def total(bags: Sequence[BagState], stage: str) -> Total:
+    """Sum over bags."""
+    timed = [bag for bag in bags if bag.seconds is not None]
+    seconds = sum(bag.seconds for bag in timed if bag.seconds is not None)
+    return Total(
+        stage,
+        len(bags),
+        **Counter(bag.state for bag in bags),
+        instances=sum(bag.n for bag in bags),
+        bad_tiles=sum(bag.bad_tiles for bag in bags),
+        seconds=round(seconds, 3) if timed else None,
+        tiles_per_second=round(sum(bag.n for bag in timed) / seconds, 2) if seconds and timed else None,
+    )
 
 
 def summarise(
-    dataset: str, rows: Sequence[BagRow], report: Mapping[str, Any], stages: Mapping[str, StageStatus]
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The content of `status.json` and the rows of `status.csv`.
+    dataset: str, rows: Sequence[BagRow], report: ListReport, stages: Mapping[str, StageStatus]
+) -> tuple[Status, list[BagState]]:
+    """Return the content of `status.json` and the rows of `status.csv`.
 
     Args:
         dataset: its name.
@@ -161,77 +226,63 @@ def summarise(
         report: bags.report.json.
         stages: by name, in the order to show.
     """
-    tables = {stage: bag_states(rows, stage, found) for stage, found in stages.items()}
+    tables = {stage: bag_states(rows, stage, status) for stage, status in stages.items()}
     every = [bag for table in tables.values() for bag in table]
-    keys = ("stage", "bag_id", "state", "reason")
-    # an instance is counted once, and a rate over different stages says nothing
-    once = {"instances": sum(bag["n"] for bag in tables.get("instances", [])), "tiles_per_second": None}
-    summary = {
-        "dataset": dataset,
-        "listed": len(rows),
-        "expected": _expected(rows, tables.get("instances", []), report),
-        "missing": report.get("missing", []),
-        "excluded": report.get("excluded", []),
-        "stages": [total(table, stage) for stage, table in tables.items()],
-        "total": {**total(every, "all stages"), **once},
-        "problems": [{key: bag[key] for key in keys} for bag in every if bag["state"] != "ok"],
-        "unreadable_lines": sum(found.unreadable for found in stages.values()),
-    }
+    instances = {bag.bag_id: bag for bag in tables.get("instances", [])}
+    cut = {bag_id: (bag.state, bag.n) for bag_id, bag in instances.items()}
+    facts = [
+        BagFacts(row.bag_id, row.modality, row.label, row.split, *cut.get(row.bag_id, ("pending", 0))) for row in rows
+    ]
+    summary = Status(
+        dataset=dataset,
+        listed=len(rows),
+        stages=[total(table, stage) for stage, table in tables.items()],
+        # A rate over different stages has no meaning.
+        total=replace(
+            total(every, "all stages"), instances=sum(bag.n for bag in instances.values()), tiles_per_second=None
+        ),
+        expected=compare(report.expected, facts),
+        missing=report.missing,
+        excluded=report.excluded,
+        problems=[StageProblem(bag.stage, bag.bag_id, bag.state, bag.reason) for bag in every if bag.state != "ok"],
+        unreadable_lines=sum(status.unreadable for status in stages.values()),
+    )
     return summary, every
 
 
-def _expected(
-    rows: Sequence[BagRow], instances: Sequence[Mapping[str, Any]], report: Mapping[str, Any]
-) -> list[list[Any]]:
-    """Rows [name, published, found or None], counted as the contact sheet counts them."""
-    from preprocessing.qc_facts import BagFacts, count
-
-    states = {bag["bag_id"]: bag for bag in instances}
-    facts = [
-        BagFacts(row.bag_id, row.modality, row.label, row.split, found["state"], found["n"])
-        for row in rows
-        if (found := states.get(row.bag_id, {"state": "pending", "n": 0}))
-    ]
-    expected: list[list[Any]] = count(facts, report)["expected"]
-    return expected
-
-
-def to_csv(bags: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of `bag_states` as CSV."""
+def to_csv(bags: Sequence[BagState]) -> str:
+    """Return the states as CSV."""
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, COLUMNS, restval="", lineterminator="\n")
+    writer = csv.DictWriter(stream, [field.name for field in fields(BagState)], lineterminator="\n")
     writer.writeheader()
-    writer.writerows({key: "" if value is None else value for key, value in bag.items()} for bag in bags)
+    writer.writerows(asdict(bag) for bag in bags)
     return stream.getvalue()
 
 
-def to_markdown(summary: Mapping[str, Any]) -> str:
-    """A page for people: stages and their total, counts against the published ones, and what is not ok."""
-    lines = [f"# {summary['dataset']}", ""]
-    left = ", ".join(f"{len(summary[name])} {name}" for name in ("excluded", "missing"))
-    lines += [f"{summary['listed']} bags listed; by the list itself {left}.", ""]
-    lines += _table(("stage", *_TOTALS), [*summary["stages"], summary["total"]])
-    if summary["expected"]:
-        named = [dict(zip(("what", "published", "found"), row, strict=True)) for row in summary["expected"]]
-        lines += ["", *_table(("what", "published", "found"), named)]
-    if summary["problems"]:
-        lines += ["", *_table(("stage", "bag_id", "state", "reason"), summary["problems"])]
-    for name in ("excluded", "missing"):
-        if summary[name]:
-            shown = [f"- {one['name']}: {one['reason']}" for one in summary[name][:LISTED]]
-            more = len(summary[name]) - LISTED
-            lines += ["", f"{name}:", "", *shown, *([f"- and {more} more, all in status.json"] if more > 0 else [])]
-    if summary["unreadable_lines"]:
-        lines += [
-            "",
-            f"{summary['unreadable_lines']} status lines are cut off (a full disk, or a job that was killed).",
-        ]
+def to_markdown(status: Status) -> str:
+    """Return a page for people: stages and their total, counts against the published ones, and what is not ok."""
+    lines = [f"# {status.dataset}", ""]
+    left = f"{len(status.excluded)} excluded, {len(status.missing)} missing"
+    lines += [f"{status.listed} bags listed; by the list itself {left}.", ""]
+    lines += _table([field.name for field in fields(Total)], [*status.stages, status.total])
+    if status.expected:
+        lines += ["", *_table(("what", "published", "found"), status.expected)]
+    if status.problems:
+        lines += ["", *_table(("stage", "bag_id", "state", "reason"), status.problems)]
+    for name, omitted in (("excluded", status.excluded), ("missing", status.missing)):
+        if omitted:
+            more = len(omitted) - LISTED
+            lines += ["", f"{name}:", "", *[f"- {entry.name}: {entry.reason}" for entry in omitted[:LISTED]]]
+            lines += [f"- and {more} more, all in status.json"] if more > 0 else []
+    if status.unreadable_lines:
+        lines += ["", f"{status.unreadable_lines} status lines are cut off (a full disk, or a job that was killed)."]
     return "\n".join(lines) + "\n"
 
 
-def _table(head: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    cells = [["" if row[name] is None else str(row[name]).replace("|", "\\|") for name in head] for row in rows]
-    lines = [" | ".join(one) for one in ([name.replace("_", " ") for name in head], ["---"] * len(head), *cells)]
+def _table(head: Sequence[str], records: Sequence[object]) -> list[str]:
+    values = [record if isinstance(record, tuple) else vars(record).values() for record in records]
+    cells = [["" if value is None else str(value).replace("|", "\\|") for value in row] for row in values]
+    lines = [" | ".join(row) for row in ([name.replace("_", " ") for name in head], ["---"] * len(head), *cells)]
     return [f"| {line} |" for line in lines]
 
 
@@ -246,7 +297,7 @@ def _main(argv: Sequence[str] | None = None) -> int:
 
     rows = read_bags(args.folder / "bags.csv")
     report_path = args.folder / "bags.report.json"
-    report = json.loads(report_path.read_text(encoding="utf-8")) if report_path.is_file() else {}
+    report = read_record(ListReport, report_path) if report_path.is_file() else ListReport()
     if args.encoders is None:
         names = find_stages(args.folder)
     else:
@@ -256,8 +307,8 @@ def _main(argv: Sequence[str] | None = None) -> int:
     out = args.out or args.folder / "status"
     write_text(out / "status.csv", to_csv(bags))
     write_text(out / "status.md", to_markdown(summary))
-    write_json(out / "status.json", summary)
-    log.info("%s: %s", out / "status.md", {name: n for name, n in summary["total"].items() if n})
+    write_json(out / "status.json", asdict(summary))
+    log.info("%s: %s", out / "status.md", {name: n for name, n in asdict(summary.total).items() if n})
     return 0
 
 

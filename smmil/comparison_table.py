@@ -11,7 +11,8 @@ Layout (JSON; `smmil.outputs.table_layout` makes it from a configuration):
 
 Run alone:
     python -m smmil.comparison_table --index results/*/predictions/*/*/index.json --layout layout.json
-        --out-csv comparisons.csv --out-md comparisons.md --out-tex comparisons.tex [--resamples 1000]
+        --out-csv comparisons.csv --out-md comparisons.md --out-tex comparisons.tex --out-html comparisons.html
+        [--resamples 1000]
 """
 
 import argparse
@@ -217,14 +218,16 @@ def _main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out-csv", type=Path, required=True, help="every number, one row per pair")
     parser.add_argument("--out-md", type=Path, required=True, help="Markdown")
     parser.add_argument("--out-tex", type=Path, required=True, help="LaTeX, needs \\usepackage{booktabs}")
+    parser.add_argument("--out-html", type=Path, required=True, help="fragment of HTML for the report")
     args = parser.parse_args(argv)
     from smmil.results import json_argument
-    from smmil.table_formats import to_csv, to_markdown
+    from smmil.table_formats import to_csv, to_html, to_markdown
     from smmil.table_latex import to_latex
 
     layout = json_argument(args.layout, "--layout")
     table = build(by_pairing(args.index), layout, resamples=args.resamples, seed=args.seed)
-    for path, write in ((args.out_csv, to_csv), (args.out_md, to_markdown), (args.out_tex, to_latex)):
+    writers = {args.out_csv: to_csv, args.out_md: to_markdown, args.out_tex: to_latex, args.out_html: to_html}
+    for path, write in writers.items():
         write_text(path, write(table))
         log.info("%s: %d datasets", path, len(table.sections))
     return 0

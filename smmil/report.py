@@ -1,132 +1,115 @@
-"""The report: one HTML file with tables, figures, maps, state of the data, and behind each its command and runs.
+"""The report: one HTML file with tables, figures, maps and the state of the data, each with its command and runs.
 
 No request leaves the page: style and small copies of the pictures are inside; links lead to the full PNG and PDF files
 and to the tables' CSV, Markdown and LaTeX. Everything is read from files named on the command line, nothing is computed
-again.
+again. Templates: `smmil/report_templates`, and those of `preprocessing.webpage`.
 
 Run alone:
-    python -m smmil.report --title "smmil demo" --layout layout.json --tables results/tables/*.md
+    python -m smmil.report --title "smmil demo" --layout layout.json --tables results/tables/*.html
         --metrics results/*/metrics/*/*.json --figures results/figures/*.json results/*/figures/*/*.json
         --maps results/*/maps/*/maps.json --qc results/*/qc/counts.json --status results/*/status/status.json
-        --manifests results/*/features/*/shards/*.json --runs results/*/runs/*/*/runs.json --out report.html
+        --runs results/*/runs/*/*/runs.json --out report.html
 """
 
 import argparse
 import logging
-from collections.abc import Mapping, Sequence
-from html import escape
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
-from preprocessing.cli import guard, write_text
+from preprocessing.cli import guard, read_record, write_text
+
+if TYPE_CHECKING:
+    from preprocessing.qc_counts import Counts
+    from smmil.report_sections import Inputs, Metrics
 
 log = logging.getLogger(__name__)
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 MINIATURE_BAGS = 60
-
-Part = tuple[Path, dict[str, Any]]
 
 
 def build_page(
     title: str,
-    layout: dict[str, Any],
-    metrics: Sequence[dict[str, Any]],
-    parts: Mapping[str, Sequence[Part]],
+    layout: Mapping[str, Any],
+    inputs: "Inputs",
     *,
     page: Path,
-    tables: Sequence[tuple[Path, str]] = (),
-    layouts: Mapping[str, dict[str, Any]] | None = None,
+    layouts: Mapping[str, Mapping[str, Any]] | None = None,
     configuration: str = "",
     quirks: Sequence[str] = (),
     warnings: Sequence[str] = (),
     code_version: str = "",
 ) -> str:
-    """Puts the page together.
+    """Assemble the HTML report.
 
     Args:
         title: of the page.
         layout: datasets and methods, as `smmil.tables` takes it.
-        metrics: objects of `smmil.evaluate` of every pairing behind the tables, for the list of runs.
-        parts: "qc", "figures", "maps", "manifests", "status", "runs": (file, its JSON) each.
-        page: where the page will lie; links are relative to it.
-        tables: (Markdown file, its text) of every table.
+        inputs: what was read from files.
+        page: path of the HTML file; links are relative to it.
         layouts: table -> its layout, for the runs behind it and what is missing.
         configuration: arguments that gave Snakemake its configuration, e.g. `--configfile mine.yaml`.
         quirks: differences between the protocols that the configuration puts in force.
         warnings: lines to show on top.
-        code_version: of what wrote this page.
-
-    Returns:
-        HTML.
+        code_version: of what writes this page.
     """
-    from preprocessing import webpage
-    from smmil.report_pictures import figure
-    from smmil.report_sections import OF_DATASET, dataset_section, runs_table, summary, table_section
+    from preprocessing.webpage import render, thumbnail
+    from smmil import report_sections as sections
 
-    protocol = ", ".join(sorted({str(one["protocol"]) for one in metrics})) or "none (no metrics)"
-    body, links, layouts = [], [], layouts or {}
-    for path, text in tables:
-        links.append((path.stem, path.stem))
-        body.append(table_section(path, text, page, configuration, layouts.get(path.stem), metrics))
-    if not tables:
-        body.append(webpage.warning("No table was given."))
-    body.append(runs_table(metrics, missing_pairings(layouts, metrics)))
-    for path, entry in parts.get("figures", ()):
-        if entry["figure"] not in OF_DATASET:
-            links.append((entry["figure"], entry["figure"]))
-            head = f'<section id="{escape(entry["figure"], quote=True)}"><h2>{escape(entry["title"])}</h2>'
-            body.append(f"{head}{figure(path.parent, entry, page)}</section>")
-    for name, shown in datasets_of(layout, parts):
-        links.append((f"data-{name}", shown))
-        body.append(dataset_section(name, shown, parts, page))
-    alarms = "".join(webpage.warning(text) for text in [*warnings, *automatic_warnings(metrics, parts)])
-    items = "".join(f'<li><a href="#{escape(key, quote=True)}">{escape(text)}</a></li>' for key, text in links)
-    header = f"{alarms}{summary(layout, metrics, protocol, code_version, quirks)}<nav><ul>{items}</ul></nav>"
-    footer = f"<p>Code version {escape(code_version or 'unknown')}. Protocol {escape(protocol)}.</p>"
-    return webpage.page(title, "".join(body), header=header, footer=footer)
-
-
-def missing_pairings(
-    layouts: Mapping[str, dict[str, Any]], metrics: Sequence[Mapping[str, Any]]
-) -> list[tuple[str, str, str]]:
-    """The (dataset, encoder, method) of the tables' layouts that have no metrics, each once."""
-    from smmil.report_sections import behind_layout
-
-    wanted = dict.fromkeys(pairing for layout in layouts.values() for pairing in behind_layout(layout))
-    found = {(one["dataset"], one["encoder"], one["method"]) for one in metrics}
-    return [pairing for pairing in wanted if pairing not in found]
+    metrics, layouts = inputs.metrics, layouts or {}
+    missing = [path for path in inputs.tables if not path.is_file()]
+    if missing:
+        raise ValueError(f"{missing[0]}: no such table; write it with python -m smmil.tables --out-html")
+    protocol = ", ".join(sorted({str(entry["protocol"]) for entry in metrics})) or "none (no metrics)"
+    version = code_version or "unknown"
+    return render(
+        "report.html.j2",
+        Path(__file__).parent / "report_templates",
+        title=title,
+        inputs=inputs,
+        warnings=[*warnings, *automatic_warnings(metrics, inputs.qc.values())],
+        summary=sections.summary(layout, metrics, quirks, protocol, version),
+        protocol=protocol,
+        code_version=version,
+        behind={path: sections.runs_behind(layouts.get(path.stem), metrics) for path in inputs.tables},
+        configuration=configuration,
+        runs=sections.run_groups(metrics),
+        gap=sections.missing_runs(layouts, metrics),
+        datasets=datasets_of(layout, inputs),
+        thumbnail=thumbnail,
+        target=lambda path: quote(Path(os.path.relpath(path.resolve(), page.resolve().parent)).as_posix()),
+    )
 
 
-def datasets_of(layout: Mapping[str, Any], parts: Mapping[str, Sequence[Part]]) -> list[tuple[str, str]]:
-    """Name and title of every dataset of the page; those that only were preprocessed or scored come last."""
-    named = [(one["name"], one.get("title", one["name"])) for one in layout["datasets"]]
-    shown = {item["dataset"] for kind in ("qc", "maps", "status") for _, item in parts.get(kind, ())}
-    return named + [(name, name) for name in sorted(shown - {name for name, _ in named})]
+def datasets_of(layout: Mapping[str, Any], inputs: "Inputs") -> dict[str, str]:
+    """Return name -> title of every dataset; those that were only preprocessed or scored come last."""
+    titles = {dataset["name"]: dataset.get("title", dataset["name"]) for dataset in layout["datasets"]}
+    prepared = {counts.dataset for counts in inputs.qc.values()} | {status.dataset for status in inputs.status}
+    others = (prepared | {maps.dataset for maps in inputs.maps.values()}) - titles.keys()
+    return titles | {name: name for name in sorted(others)}
 
 
-def automatic_warnings(
-    metrics: Sequence[Mapping[str, Any]], parts: Mapping[str, Sequence[tuple[Path, dict[str, Any]]]]
-) -> list[str]:
-    """What a reader must know before reading any number: random encoders, miniature cohorts, failed bags."""
-    lines = []
-    random = sorted({one["dataset"] for one in metrics if one.get("random_weights")})
+def automatic_warnings(metrics: Sequence["Metrics"], counts: Iterable["Counts"]) -> list[str]:
+    """Return what a reader must know before any number: random encoders, miniature cohorts, failed bags."""
+    counts, lines = list(counts), []
+    random = sorted({entry["dataset"] for entry in metrics if entry.get("random_weights")})
     if random:
         lines.append(f"Random encoder weights ({', '.join(random)}): the numbers only show that the pipeline runs.")
-    counts = [counts for _, counts in parts.get("qc", ())]
-    small = [f"{one['dataset']} {sum(one['states'].values())} bags" for one in counts if _is_miniature(one)]
+    small = [f"{cohort.dataset} {cohort.bags} bags" for cohort in counts if _is_miniature(cohort)]
     if small:
         lines.append(f"Miniature cohorts ({', '.join(small)}): far smaller than the published datasets.")
-    failed = [f"{one['dataset']} {n}" for one in counts if (n := one["states"].get("failed", 0))]
+    failed = [f"{cohort.dataset} {n}" for cohort in counts if (n := cohort.states.get("failed", 0))]
     if failed:
         lines.append(f"Failed bags: {', '.join(failed)}; they are missing from every number below.")
     return lines
 
 
-def _is_miniature(counts: Mapping[str, Any]) -> bool:
-    published = {name: number for name, number, _ in counts.get("expected", [])}.get("bags")
-    bags = sum(counts["states"].values())
-    return bool(bags < (published / 2 if published else MINIATURE_BAGS))
+def _is_miniature(counts: "Counts") -> bool:
+    published = next((entry.published for entry in counts.expected if entry.name == "bags"), 2 * MINIATURE_BAGS)
+    return counts.bags < published / 2
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -135,50 +118,47 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--layout", required=True, help="JSON, or the path of a JSON file: datasets and methods of the tables"
     )
-    parser.add_argument("--tables", nargs="*", default=[], type=Path, help="tables as Markdown, CSV and LaTeX beside")
     parser.add_argument("--layouts", default="{}", help="JSON, or the path of a JSON file: table -> its layout")
     parser.add_argument("--configuration", default="", help="arguments that gave Snakemake its configuration")
     parser.add_argument("--quirks", nargs="*", default=[], help="quirks that the configuration puts in force")
-    parser.add_argument("--metrics", nargs="*", default=[], type=Path, help="metrics JSON files, for the list of runs")
-    parser.add_argument(
-        "--qc", nargs="*", default=[], type=Path, help="counts.json files, contact-sheet.jpg beside them"
-    )
-    parser.add_argument("--figures", nargs="*", default=[], type=Path, help="JSON of figures, pictures beside them")
-    parser.add_argument("--maps", nargs="*", default=[], type=Path, help="maps.json files, pictures beside them")
-    parser.add_argument("--manifests", nargs="*", default=[], type=Path, help="shard manifests of the features stage")
-    parser.add_argument(
-        "--status", nargs="*", default=[], type=Path, help="status.json files; missing ones are skipped"
-    )
-    parser.add_argument("--runs", nargs="*", default=[], type=Path, help="runs.json files, for the training settings")
     parser.add_argument("--warning", action="append", default=[], help="a line to show on top; may be repeated")
     parser.add_argument("--out", required=True, type=Path, help="HTML file to write")
+    files = {
+        "tables": "tables as HTML fragments, with CSV, Markdown and LaTeX beside",
+        "metrics": "metrics JSON files, for the list of runs",
+        "qc": "counts.json files, with contact-sheet.jpg beside",
+        "figures": "JSON of figures, with the pictures beside",
+        "maps": "maps.json files, with the pictures beside",
+        "status": "status.json files",
+        "runs": "runs.json files, for the training settings",
+    }
+    for name, text in files.items():
+        parser.add_argument(f"--{name}", nargs="*", default=[], type=Path, help=text)
     return parser.parse_args(argv)
 
 
 def _main(argv: Sequence[str] | None = None) -> int:
     args = _arguments(argv)
-    from smmil.results import json_argument, read_json, read_metrics
+    from preprocessing.qc_counts import Counts
+    from preprocessing.status import Status
+    from smmil.report_sections import Figure, Inputs, Maps, Trainings
+    from smmil.results import json_argument, read_metrics
     from smmil.runs import code_version
 
-    args.status = [path for path in args.status if path.is_file()]
-    kinds = ("qc", "figures", "maps", "manifests", "status", "runs")
-    parts = {kind: [(path, read_json(path)) for path in getattr(args, kind)] for kind in kinds}
-    for kind, key in [(kind, "dataset") for kind in kinds if kind != "figures"] + [("figures", "figure")]:
-        for path, item in parts[kind]:
-            if key not in item:
-                raise ValueError(
-                    f"{path}: found the keys {sorted(item)}, expected {key} among them; wrong kind of file?"
-                )
-    missing = [path for path in args.tables if not path.is_file()]
-    if missing:
-        raise ValueError(f"{missing[0]}: no such table; write it with python -m smmil.tables")
+    inputs = Inputs(
+        metrics=[read_metrics(path) for path in args.metrics],
+        tables=args.tables,
+        qc={path: read_record(Counts, path) for path in args.qc},
+        figures={path: read_record(Figure, path) for path in args.figures},
+        maps={path: read_record(Maps, path) for path in args.maps},
+        status=[read_record(Status, path) for path in args.status],
+        trainings=[read_record(Trainings, path) for path in args.runs],
+    )
     text = build_page(
         args.title,
         json_argument(args.layout, "--layout"),
-        [read_metrics(path) for path in args.metrics],
-        parts,
+        inputs,
         page=args.out,
-        tables=[(path, path.read_text(encoding="utf-8")) for path in args.tables],
         layouts=json_argument(args.layouts, "--layouts"),
         configuration=args.configuration,
         quirks=args.quirks,

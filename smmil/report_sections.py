@@ -1,240 +1,190 @@
-"""The sections of the report: summary, tables, runs behind them, and one section per dataset."""
+"""What the report reads, as records, and the texts that its template shows."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from html import escape
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from preprocessing import webpage
+from preprocessing.qc_counts import Counts
+from preprocessing.status import Status
 from smmil.fig_job import in_order
 from smmil.methods_table import METHODS, display_name
 from smmil.plotting import shown_name
-from smmil.report_markdown import to_html
-from smmil.report_pictures import behind, figure, links, thumbnail
 from smmil.table_notes import MOST_NAMED
 
-# pictures of one dataset; every other figure is of the whole experiment
-OF_DATASET = ("histograms", "curves", "resources")
-Parts = Mapping[str, Sequence[tuple[Path, dict[str, Any]]]]
+Metrics = Mapping[str, Any]
 Pairing = tuple[str, str, str]
-RUNS_HEAD = (
-    *("dataset", "encoder", "method", "split", "chosen lr", "run", "instance AUROC, ungated", "gated", "instance F1"),
-    *("threshold", "bag AUROC", "bag F1", "not chosen (lr: bag AUROC)"),
-)
-RUNS_NOTE = (
-    "⇅ = inverted (the instance AUROC of the tables is below .5). Gated: scores of bags called negative set to −5, as "
-    "the released code; the tables show the ungated one, or under the quirk eval_gate_by_bag the gated one."
-)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A drawn picture, as the JSON beside it (or `maps.json`) describes it; `files` starts with the PNG."""
+
+    title: str
+    caption: str
+    files: list[str]
+    notes: list[str] = field(default_factory=list)
+    runs: list[str] = field(default_factory=list)
+    command: str = ""
+    protocol: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure(Drawing):
+    """The JSON beside a figure of `smmil.figures`."""
+
+    figure: str
+    datasets: list[str]
+
+
+@dataclass(frozen=True)
+class Maps:
+    """The `maps.json` of one dataset and encoder."""
+
+    dataset: str
+    encoder: str
+    maps: list[Drawing]
+    command: str
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of `runs.json`."""
+
+    run: str
+    chosen: bool
+    best_epoch: int | None = None
+
+
+@dataclass(frozen=True)
+class Trainings:
+    """The `runs.json` of one method."""
+
+    dataset: str
+    encoder: str
+    method: str
+    training: dict[str, object]
+    runs: list[Run]
+    quirks: list[str] = field(default_factory=list)
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        """Encoder, method, training settings, quirks and the kept epochs of the chosen runs."""
+        training = ", ".join(f"{key} {value}" for key, value in sorted(self.training.items()))
+        kept = ", ".join(
+            f"{run.run}: {run.best_epoch}" for run in self.runs if run.chosen and run.best_epoch is not None
+        )
+        return self.encoder, shown_name(self.method), training, ", ".join(self.quirks) or "none", kept
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything the report shows, read from files; paths where other files lie beside.
+
+    Attributes:
+        metrics: objects of `smmil.evaluate` of every pairing behind the tables.
+        tables: HTML fragments of tables, with CSV, Markdown and LaTeX beside.
+        qc: `counts.json`, with the contact sheet beside.
+        figures: JSON files with the pictures beside.
+        maps: `maps.json` files with the pictures beside.
+        status: of the datasets.
+        trainings: of the methods.
+    """
+
+    metrics: Sequence[Metrics] = ()
+    tables: Sequence[Path] = ()
+    qc: Mapping[Path, Counts] = field(default_factory=dict)
+    figures: Mapping[Path, Figure] = field(default_factory=dict)
+    maps: Mapping[Path, Maps] = field(default_factory=dict)
+    status: Sequence[Status] = ()
+    trainings: Sequence[Trainings] = ()
 
 
 def summary(
-    layout: Mapping[str, Any],
-    metrics: Sequence[Mapping[str, Any]],
-    protocol: str,
-    code_version: str,
-    quirks: Sequence[str] = (),
-) -> str:
-    """What was run, in one small table; `quirks` are those in force by the configuration, the runs' own are added."""
-    acting = sorted({*quirks, *(quirk for one in metrics for quirk in one.get("quirks", ()))})
-    titles = []
-    for one in layout["datasets"]:
-        encoders = one.get("encoders") or [one["encoder"]]
-        titles.append(f"{one.get('title', one['name'])} ({', '.join(encoders)})")
-    seeds = sorted({split["seed"] for one in metrics for split in one["splits"]})
-    rates = sorted({c["lr"] for one in metrics for s in one["splits"] for c in s.get("candidates", [s])}, reverse=True)
-    rows = [
-        ("Datasets (encoder)", ", ".join(titles)),
-        ("Methods", ", ".join(display_name(method) for method in METHODS if method in layout.get("methods", ()))),
-        ("Splits", ", ".join(map(str, seeds)) or "none yet"),
-        ("Learning rates", ", ".join(f"{rate:g}" for rate in rates) + (" (chosen on validation)" if rates else "")),
-        ("Protocol", protocol),
-        ("Quirks in force", ", ".join(acting) or "none"),
-        ("Code version", code_version or "unknown"),
+    layout: Mapping[str, Any], metrics: Sequence[Metrics], quirks: Sequence[str], protocol: str, code_version: str
+) -> dict[str, str]:
+    """Return what was run; `quirks` are those in force by the configuration, those of the runs are added."""
+    acting = sorted({*quirks, *(quirk for entry in metrics for quirk in entry.get("quirks", ()))})
+    titles = [
+        f"{dataset.get('title', dataset['name'])} ({', '.join(dataset.get('encoders') or [dataset['encoder']])})"
+        for dataset in layout["datasets"]
     ]
-    return webpage.table(["", ""], rows).replace(
-        '<thead><tr><th scope="col"></th><th scope="col"></th></tr></thead>', ""
+    splits = [split for entry in metrics for split in entry["splits"]]
+    seeds = sorted({split["seed"] for split in splits})
+    rates = sorted({run["lr"] for split in splits for run in split.get("candidates", [split])}, reverse=True)
+    return {
+        "Datasets (encoder)": ", ".join(titles),
+        "Methods": ", ".join(display_name(method) for method in METHODS if method in layout.get("methods", ())),
+        "Splits": ", ".join(map(str, seeds)) or "none yet",
+        "Learning rates": ", ".join(f"{rate:g}" for rate in rates) + (" (chosen on validation)" if rates else ""),
+        "Protocol": protocol,
+        "Quirks in force": ", ".join(acting) or "none",
+        "Code version": code_version,
+    }
+
+
+def run_groups(metrics: Sequence[Metrics]) -> dict[str, list[tuple[str, ...]]]:
+    """Return the rows of every run behind the tables, grouped by "dataset / encoder"."""
+    order = in_order([entry["method"] for entry in metrics])
+    groups: dict[str, list[tuple[str, ...]]] = {}
+    for entry in sorted(metrics, key=lambda m: (m["dataset"], m["encoder"], order.index(m["method"]))):
+        rows = groups.setdefault(f"{entry['dataset']} / {entry['encoder']}", [])
+        rows += [_run_row(entry, split) for split in entry["splits"]]
+    return groups
+
+
+def _run_row(entry: Metrics, split: Metrics) -> tuple[str, ...]:
+    test = split["test"]
+    others = [run for run in split.get("candidates", []) if not run["chosen"]]
+    return (
+        *(entry["dataset"], entry["encoder"], shown_name(entry["method"])),
+        *(str(split["seed"]), f"{split['lr']:g}", split["run"]),
+        # Under the quirk eval_gate_by_bag, `test` has the gated values.
+        _text(split.get("ungated", test)["instance_auroc"]) + (" ⇅" if test.get("inverted") else ""),
+        _text(split.get("gated", {}).get("instance_auroc")),
+        *(_text(test["instance_f1"]), _text(split.get("threshold"))),
+        *(_text(test["bag_auroc"]), _text(test["bag_f1"])),
+        ", ".join(f"{run['lr']:g}: {_text(run['test'].get('bag_auroc'))}" for run in others),
     )
-
-
-def runs_table(metrics: Sequence[Mapping[str, Any]], missing: Sequence[Pairing] = ()) -> str:
-    """Every run behind the tables with its own numbers, folded away per dataset and encoder.
-
-    Args:
-        metrics: of every pairing.
-        missing: pairings behind the tables that have no metrics.
-    """
-    groups: dict[tuple[str, str], list[list[str]]] = {}
-    order = in_order([one["method"] for one in metrics])
-    for one in sorted(metrics, key=lambda m: (m["dataset"], m["encoder"], order.index(m["method"]))):
-        groups.setdefault((one["dataset"], one["encoder"]), []).extend(_run_row(one, split) for split in one["splits"])
-    gap = f"{len(missing)} of {len(metrics) + len(missing)} trainings behind the tables have no result"
-    named = ", ".join("/".join(one) for one in missing[:MOST_NAMED])
-    more = f" and {len(missing) - MOST_NAMED} more" if len(missing) > MOST_NAMED else ""
-    gaps = webpage.warning(f"{gap}: {named}{more}.") if missing else ""
-    if not groups:
-        return webpage.warning("No metrics were given: the tables are empty.") + gaps
-    total = sum(len(rows) for rows in groups.values())
-    text = f'<section id="runs"><h2>The {total} runs behind the tables</h2>{gaps}<p><small>{RUNS_NOTE}</small></p>'
-    for names, rows in groups.items():
-        title = escape(f"{' / '.join(names)} ({len(rows)} runs)")
-        text += f"<details><summary>{title}</summary>{webpage.table(RUNS_HEAD, rows)}</details>"
-    return text + "</section>"
-
-
-def _run_row(one: Mapping[str, Any], split: Mapping[str, Any]) -> list[str]:
-    test, gated = split["test"], split.get("gated", {}).get("instance_auroc")
-    # under the quirk eval_gate_by_bag `test` is the gated one
-    ungated = split.get("ungated", test)["instance_auroc"]
-    others = [c for c in split.get("candidates", []) if not c["chosen"]]
-    rest = ", ".join(f"{c['lr']:g}: {_text(c['test'].get('bag_auroc'))}" for c in others)
-    flag = " ⇅" if test.get("inverted") else ""
-    numbers = [_text(ungated) + flag, _text(gated), _text(test["instance_f1"])]
-    numbers += [_text(split.get("threshold")), _text(test["bag_auroc"]), _text(test["bag_f1"]), rest]
-    names = [one["dataset"], one["encoder"], shown_name(one["method"])]
-    return [*names, str(split["seed"]), f"{split['lr']:g}", split["run"], *numbers]
 
 
 def _text(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def behind_layout(layout: Mapping[str, Any]) -> list[Pairing]:
-    """The (dataset, encoder, method) that a table shows, from its layout (`smmil.outputs.table_layout`)."""
-    found = []
+def layout_pairings(layout: Mapping[str, Any]) -> list[Pairing]:
+    """Return the (dataset, encoder, method) behind a table, from its layout (`smmil.outputs.table_layout`)."""
+    pairings: list[Pairing] = []
     for dataset in layout["datasets"]:
         methods = [m for pair in dataset["pairs"] for m in pair] if "pairs" in dataset else layout["methods"]
         encoders = dataset.get("encoders") or [dataset["encoder"]]
-        found += [(dataset["name"], encoder, method) for encoder in encoders for method in methods]
-    return list(dict.fromkeys(found))
+        pairings += [(dataset["name"], encoder, method) for encoder in encoders for method in methods]
+    return list(dict.fromkeys(pairings))
 
 
-def table_section(
-    path: Path,
-    text: str,
-    page: Path,
-    configuration: str = "",
-    layout: Mapping[str, Any] | None = None,
-    metrics: Sequence[Mapping[str, Any]] = (),
-) -> str:
-    """One table from its Markdown file, with links to its files, the command that makes it and the runs behind it.
-
-    Args:
-        path: the Markdown file; its name is the target.
-        text: what stands in it.
-        page: the HTML file, for the links.
-        configuration: arguments that gave Snakemake its configuration, e.g. `--configfile mine.yaml`.
-        layout: of the table; None = the runs behind it are not known.
-        metrics: of every pairing, for the number of runs.
-    """
-    files = [path.with_suffix(f".{kind}") for kind in ("csv", "md", "tex")]
-    name = escape(path.stem, quote=True)
-    made = f"<pre>{escape(f'snakemake {path.stem} {configuration}'.strip())}</pre>"
-    runs = {(one["dataset"], one["encoder"], one["method"]): len(one["splits"]) for one in metrics}
-    shown = behind_layout(layout) if layout else []
-    total = sum(runs.get(pairing, 0) for pairing in shown)
-    where: dict[tuple[str, str], list[str]] = {}
-    for dataset, encoder, method in shown:
-        count = runs.get((dataset, encoder, method), 0)
-        where.setdefault((dataset, encoder), []).append(f"{shown_name(method)} ({count or 'no run'})")
-    listed = "".join(f"<li>{escape(f'{d} / {e}: ' + ', '.join(names))}</li>" for (d, e), names in where.items())
-    if listed:
-        made += f'<p>Chosen runs, each with its numbers in <a href="#runs">the list of runs</a>:</p><ul>{listed}</ul>'
-    count_text = f" ({total} runs)" if listed else ""
-    details = f"<details><summary>How this was made{count_text}</summary>{made}</details>"
-    return f'<section id="{name}">{to_html(text)}<p>{links(files, page)}</p>{details}</section>'
-
-
-def dataset_section(name: str, title: str, parts: Parts, page: Path) -> str:
-    """State of the data, contact sheet, histograms, learning curves, costs and maps of one dataset."""
-    own = {
-        kind: [(path, item) for path, item in parts.get(kind, ()) if name in _datasets(item)]
-        for kind in ("qc", "status", "manifests", "figures", "maps", "runs")
-    }
-    text = f'<section id="data-{escape(name, quote=True)}"><h2>{escape(title)}</h2>'
-    text += "".join(_qc(path, counts, page) for path, counts in own["qc"])
-    if own["status"]:
-        text += "".join(status_table(item) for _, item in own["status"])
-    else:
-        text += stage_states([item for _, item in own["manifests"]])
-    for path, item in [(path, item) for path, item in own["figures"] if item["figure"] in OF_DATASET]:
-        text += f"<h3>{escape(item['title'])}</h3>{figure(path.parent, item, page)}"
-    for path, item in own["maps"]:
-        text += f"<h3>Maps of test bags ({escape(item['encoder'])})</h3>"
-        text += "" if item["maps"] else "".join(webpage.warning(note) for note in item.get("notes", ()))
-        for one in item["maps"]:
-            files = {"files": one.get("files", [one["file"]]), "notes": one.get("notes", ())}
-            text += figure(path.parent, {**one, **files}, page, command=item["command"])
-    text += settings([item for _, item in own["runs"]])
-    return text + "</section>"
-
-
-def _datasets(item: Mapping[str, Any]) -> list[str]:
-    return list(item["datasets"]) if "datasets" in item else [item["dataset"]]
-
-
-def _qc(path: Path, counts: Mapping[str, Any], page: Path) -> str:
-    from preprocessing.qc import counts_section
-
-    sheet = path.parent / "contact-sheet.jpg"
-    total = sum(counts["states"].values())
-    caption = (
-        f"Contact sheet: the oddest of {total} bags first. Blue: tissue, violet: holes, amber: kept tiles, vermilion: "
-        "lesion; scans: red frames are positive slices."
-    )
-    image = thumbnail(sheet, f"contact sheet of {counts['dataset']}")
-    more = links([sheet, path.parent / "index.html"], page)
-    shown = f'<figure><div class="scroll">{image}</div><figcaption>{escape(caption)} {more}</figcaption>'
-    return counts_section(counts, "<h3>Bags</h3>") + shown + behind(counts.get("command", ""), ()) + "</figure>"
-
-
-def status_table(status: Mapping[str, Any]) -> str:
-    """What became of every bag in every stage and how fast, from `preprocessing.status`."""
-    head = ["stage", "bags", "ok", "empty", "skipped", "failed", "interrupted", "pending"]
-    shown = [*head, "instances", "bad tiles", "seconds", "tiles per second"]
-    keys = [*head, "instances", "bad_tiles", "seconds", "tiles_per_second"]
-    rows = [[line.get(key) for key in keys] for line in [*status["stages"], status["total"]]]
-    text = "<h3>Stages</h3>" + webpage.table(shown, rows)
-    return text + _problems([[p[key] for key in ("stage", "bag_id", "state", "reason")] for p in status["problems"]])
-
-
-def _problems(rows: Sequence[Sequence[Any]]) -> str:
-    if not rows:
+def missing_runs(layouts: Mapping[str, Mapping[str, Any]], metrics: Sequence[Metrics]) -> str:
+    """Return a line that names the pairings behind the tables without metrics, "" if there are none."""
+    wanted = dict.fromkeys(pairing for layout in layouts.values() for pairing in layout_pairings(layout))
+    missing = ["/".join(pairing) for pairing in wanted if pairing not in _runs_of(metrics)]
+    if not missing:
         return ""
-    listed = webpage.table(["stage", "bag", "state", "reason"], rows[:50])
-    return f"<details><summary>Bags that are not ok ({len(rows)})</summary>{listed}</details>"
+    more = f" and {len(missing) - MOST_NAMED} more" if len(missing) > MOST_NAMED else ""
+    total = len(metrics) + len(missing)
+    named = ", ".join(missing[:MOST_NAMED])
+    return f"{len(missing)} of {total} trainings behind the tables have no result: {named}{more}."
 
 
-def stage_states(manifests: Sequence[Mapping[str, Any]]) -> str:
-    """States of all bags per stage, and the reasons of those that are not ok."""
-    if not manifests:
-        return ""
-    states: dict[str, Counter[str]] = {}
-    problems = []
-    for manifest in manifests:
-        for bag in manifest["bags"]:
-            states.setdefault(manifest["stage"], Counter()).update([bag["state"]])
-            if bag["state"] != "ok":
-                problems.append((manifest["stage"], bag["bag_id"], bag["state"], bag["reason"]))
-    rows = [
-        (stage, *(found.get(state, 0) for state in ("ok", "empty", "skipped", "failed")))
-        for stage, found in sorted(states.items())
-    ]
-    table = webpage.table(["stage", "ok", "empty", "skipped", "failed"], rows)
-    return f"<h3>Stages</h3>{table}{_problems(sorted(set(problems)))}"
+def _runs_of(metrics: Sequence[Metrics]) -> dict[Pairing, int]:
+    return {(entry["dataset"], entry["encoder"], entry["method"]): len(entry["splits"]) for entry in metrics}
 
 
-def settings(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Training settings, the quirks in force and the kept epochs of every method, folded away."""
-    rows = []
-    for item in runs:
-        training = ", ".join(f"{key} {value}" for key, value in sorted(item.get("training", {}).items()))
-        kept = ", ".join(
-            f"{run['run']}: {run['best_epoch']}" for run in item["runs"] if run.get("chosen") and "best_epoch" in run
-        )
-        quirks = ", ".join(item.get("quirks", ())) or "none"
-        rows.append([item["encoder"], shown_name(item["method"]), training, quirks, kept])
-    if not rows:
-        return ""
-    table = webpage.table(["encoder", "method", "settings", "quirks", "kept epoch of the chosen runs"], rows)
-    return f"<details><summary>Training settings</summary>{table}</details>"
+def runs_behind(layout: Mapping[str, Any] | None, metrics: Sequence[Metrics]) -> tuple[int, list[str]]:
+    """Return the number of runs behind a table, and per dataset and encoder a line with those of each method."""
+    runs, groups = _runs_of(metrics), dict[str, list[str]]()
+    pairings = layout_pairings(layout) if layout else []
+    for pairing in pairings:
+        name = f"{shown_name(pairing[2])} ({runs.get(pairing) or 'no run'})"
+        groups.setdefault(" / ".join(pairing[:2]), []).append(name)
+    lines = [f"{where}: {', '.join(names)}" for where, names in groups.items()]
+    return sum(runs.get(pairing, 0) for pairing in pairings), lines

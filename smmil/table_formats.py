@@ -1,16 +1,17 @@
-"""Writes a `smmil.tables.Table` as CSV (every number, one row per method) and Markdown (as read by people).
+"""Writes a `smmil.tables.Table` as CSV (every number, one row per method), Markdown (as read by people) and HTML.
 
 Markdown shows the paper's table first and what stands beside it under headings of its own; the CSV holds all sections
-in one row per method. LaTeX: `smmil.table_latex`; the report shows the Markdown (`smmil.report_markdown`).
+in one row per method. The HTML is a fragment that the report embeds. LaTeX: `smmil.table_latex`.
 """
 
 import csv
 import io
+from pathlib import Path
 from statistics import median
 
 from smmil.methods_table import METHODS
 from smmil.table_cells import Cell, Column
-from smmil.table_text import NOT_APPLICABLE, cell_text, dagger, row_name
+from smmil.table_text import NOT_APPLICABLE, cell_text, dagger, parts, row_name
 from smmil.tables import Section, Table
 
 MEAN = ("mean", "std", "n_splits", "ci95_low", "ci95_high", "median", "worst")
@@ -121,6 +122,14 @@ def _line(cells: list[str]) -> str:
 
 def _pipes(text: str) -> str:
     return text.replace("|", "\\|")
+
+
+def to_html(table: Table) -> str:
+    """Return a fragment of HTML with the marks and notes of the Markdown."""
+    from preprocessing.webpage import render
+
+    templates = Path(__file__).parent / "report_templates"
+    return render("table.html.j2", templates, table=table, dagger=dagger, parts=parts, row_name=row_name)
 
 
 def _number(value: float | None) -> str:

@@ -232,21 +232,23 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out-csv", type=Path, help="every number, one row per method")
     parser.add_argument("--out-md", type=Path, help="Markdown")
     parser.add_argument("--out-tex", type=Path, help="LaTeX, needs \\usepackage{booktabs}")
+    parser.add_argument("--out-html", type=Path, help="fragment of HTML for the report")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line: metrics files in, CSV, Markdown and LaTeX out."""
+    """Command line: metrics files in, CSV, Markdown, LaTeX and HTML out."""
     arguments = _arguments(argv)
     from smmil.results import json_argument, read_metrics
-    from smmil.table_formats import to_csv, to_markdown
+    from smmil.table_formats import to_csv, to_html, to_markdown
     from smmil.table_latex import to_latex
     from smmil.table_resources import read_resources
 
     writers = {arguments.out_csv: to_csv, arguments.out_md: to_markdown, arguments.out_tex: to_latex}
+    writers[arguments.out_html] = to_html
     writers.pop(None, None)
     if not writers:
-        raise ValueError("found no --out-csv, --out-md or --out-tex, expected at least one")
+        raise ValueError("found no --out-csv, --out-md, --out-tex or --out-html, expected at least one")
     metrics = [read_metrics(path) for path in arguments.metrics]
     metrics += [read_resources(path) for path in arguments.runs]
     table = build_table(arguments.table, metrics, json_argument(arguments.layout, "--layout"))

@@ -215,7 +215,7 @@ def grid(tmp_path: Path) -> dict[tuple[str, str], Path]:
 
 
 def make_table(grid: dict[tuple[str, str], Path], out: Path, *more: str) -> int:
-    files = [f"--out-{kind}={out / f'tables/comparisons.{kind}'}" for kind in ("csv", "md", "tex")]
+    files = [f"--out-{kind}={out / f'tables/comparisons.{kind}'}" for kind in ("csv", "md", "tex", "html")]
     return table_main(["--index", *map(str, grid.values()), "--layout", json.dumps(TOYS), *files, *more])
 
 
@@ -294,5 +294,5 @@ def test_what_a_table_cannot_take_is_refused_by_name(
     run = write_run(tmp_path / "released", method="smtap", protocol="as_released", full=True)
     assert make_table({**grid, ("toy", "smtap"): write_index(run.parent, [run])}, tmp_path) == 2
     assert "other bags" in capsys.readouterr().err
-    assert table_main(["--layout", '{"datasets": []}', "--out-csv=a", "--out-md=b", "--out-tex=c"]) == 2
+    assert table_main(["--layout", '{"datasets": []}', "--out-csv=a", "--out-md=b", "--out-tex=c", "--out-html=d"]) == 2
     assert "expected datasets" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from preprocessing.bags import BagRow, write_bags
 from preprocessing.cli import write_json
 from preprocessing.qc import main
 from preprocessing.qc_draw import COLOURS, draw_bag
-from preprocessing.qc_facts import BagFacts, choose_shown, collect, robust_z, tissue_share
+from preprocessing.qc_facts import BagFacts, Outlines, choose_shown, collect, robust_z, tissue_share
 from preprocessing.store import write_bag
 from tests.pages import Page, put_slide
 
@@ -55,12 +55,12 @@ def test_robust_z_by_hand() -> None:
 
 
 def test_tissue_share_by_hand_less_holes_and_from_tiles() -> None:
-    square = [[0, 0], [10, 0], [10, 10], [0, 10]]
-    hole = [[2, 2], [2, 6], [7, 6], [7, 2]]
-    assert tissue_share({"tissue": [square], "holes": [hole]}, {"dimensions": [20, 10]}, 3) == (100 - 20) / 200
-    assert tissue_share({}, {"dimensions": [20, 10], "l0_step_px": 5}, 3) == 75 / 200
-    assert tissue_share({"tissue": [square]}, {"dimensions": [90, 90], "bounds": [5, 5, 20, 10]}, 3) == 0.5
-    assert tissue_share({}, {}, 3) is None
+    square = [(0.0, 0.0), (10.0, 0.0), (10.0, 10.0), (0.0, 10.0)]
+    hole = [(2.0, 2.0), (2.0, 6.0), (7.0, 6.0), (7.0, 2.0)]
+    assert tissue_share(Outlines(tissue=[square], holes=[hole]), {"dimensions": [20, 10]}, 3) == (100 - 20) / 200
+    assert tissue_share(Outlines(), {"dimensions": [20, 10], "l0_step_px": 5}, 3) == 75 / 200
+    assert tissue_share(Outlines(tissue=[square]), {"dimensions": [90, 90], "bounds": [5, 5, 20, 10]}, 3) == 0.5
+    assert tissue_share(Outlines(), {}, 3) is None
 
 
 def test_sheet_shows_every_bag_with_reasons_first(cohort: Path) -> None:
@@ -115,7 +115,7 @@ def test_contradictions_are_warned_about(cohort: Path) -> None:
     put_slide(cohort / "instances", "s0", 8, 3)
     row = BagRow("s0", "wsi", ("s0.tif",), 0, "train", annotation_complete=False)
     bag = collect([row], cohort / "instances", {"s0": {"state": "ok", "n": 8, "reason": ""}})[0]
-    assert bag.warnings == ["annotation incomplete", "negative bag with lesion"]
+    assert bag.warnings == ("annotation incomplete", "negative bag with lesion")
     assert bag.lesion_share == pytest.approx(3 / 8)
     lost = collect([row], cohort / "instances", {})[0]
     assert lost.state == "missing" and lost.reason == "in no manifest"
@@ -133,8 +133,8 @@ def test_scans_tell_their_spacing_and_positive_slices(tmp_path: Path) -> None:
     write_bag(tmp_path / "store", "c", arrays, attrs, schema="instances", key="k")
     row = BagRow("c", "ct", ("1", "2", "3", "4"), 1, "test")
     bag = collect([row], tmp_path, {"c": {"state": "ok", "n": 4, "reason": ""}})[0]
-    assert bag.facts == ["5 to 20 mm apart", "2 of 4 slices positive"] and bag.lesion_share == pytest.approx(2 / 3)
-    assert bag.warnings == ["unequal slice spacing", "1 slices at the position of another"]
+    assert bag.facts == ("5 to 20 mm apart", "2 of 4 slices positive") and bag.lesion_share == pytest.approx(2 / 3)
+    assert bag.warnings == ("unequal slice spacing", "1 slices at the position of another")
 
 
 def test_a_missing_manifest_is_an_error_of_one_line(cohort: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,9 +1,9 @@
 """Report and maps on hand-made results: what is drawn, what is escaped, what is missing, how large the page is."""
 
 import json
-import re
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,17 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from preprocessing.cli import write_json
+from preprocessing.cli import read_record, write_json
+from preprocessing.qc_counts import Counts, Expected
+from preprocessing.status import StageProblem, Status, Total
 from preprocessing.store import write_bag
-from smmil import evaluate, figures, map_panels, maps, report
+from preprocessing.webpage import thumbnail
+from smmil import evaluate, figures, map_panels, maps, report, tables
 from smmil.chosen_runs import ChosenRun
 from smmil.map_panels import montage_with_bars, paint
 from smmil.maps import select_bags
 from smmil.plotting import CONTINUOUS, NEUTRAL, POSITIVE, min_max, percentile_rank
-from smmil.report_markdown import inline, to_html
-from smmil.report_pictures import thumbnail
-from smmil.report_sections import runs_table
+from smmil.report_sections import Inputs, Maps, run_groups
 from tests.pages import Page, put_slide
 from tests.predictions import BAGS, metrics_object, part, write_index, write_run
 
@@ -134,9 +135,9 @@ def test_an_expected_method_without_a_run_is_counted_under_every_map(results: Pa
     for path in results.glob("metrics/*/*.json"):
         path.unlink()
     assert draw_maps(results) == 0
-    entry = json.loads((results / "maps" / "maps.json").read_text())
-    assert entry["maps"] == [] and entry["notes"][0].startswith("3 of 3 methods have no run") and len(drawn_maps) == 3
-    text = report.build_page("t", LAYOUT, [], {"maps": [(Path("maps.json"), entry)]}, page=results / "x.html")
+    entry = read_record(Maps, results / "maps" / "maps.json")
+    assert entry.maps == [] and entry.notes[0].startswith("3 of 3 methods have no run") and len(drawn_maps) == 3
+    text = report.build_page("t", LAYOUT, Inputs(maps={Path("maps.json"): entry}), page=results / "x.html")
     assert "3 of 3 methods have no run" in text
 
 
@@ -192,17 +193,6 @@ PLAN = {
     "splits": [1],
     "datasets": [{"name": "toy", "title": "Toy", "encoder": "resnet18", "methods": ["abmil", "smap_early", "clam"]}],
 }
-TABLE = """## Table 1. <b>Toy</b> & more
-
-| Method | Toy<br>AUROC |
-| --- | ---: |
-| **Without global interactions** |  |
-| SmAP ◆ | **0.900 ± 0.010** |
-| ABMIL | <u>0.800 ± 0.010</u> |
-| CLAM |  |
-
-- 1 of 3 cells are empty. <script>x</script>
-"""
 
 
 def draw(results: Path, figure: str, out: Path) -> str:
@@ -230,25 +220,27 @@ def make_report(results: Path, *more: str) -> str:
     drawn = [draw(results, name, results / "figures") for name in ("fig4", "cd")]
     drawn += [draw(results, name, results / "toy" / "figures") for name in ("curves", "histograms", "resources")]
     (results / "tables").mkdir()
-    (results / "tables" / "table1.md").write_text(TABLE)
-    (results / "tables" / "table1.csv").write_text("x")
-    inputs = ["--metrics", *files(results, "metrics/*/*.json"), "--figures", *drawn, "--tables"]
-    inputs += [str(results / "tables" / "table1.md"), "--runs", *files(results, "runs/*/*/runs.json")]
-    inputs += ["--layout", json.dumps(LAYOUT), "--layouts", json.dumps({"table1": LAYOUT}), *more]
+    metrics, table = ["--metrics", *files(results, "metrics/*/*.json")], str(results / "tables" / "table1")
+    outputs = ["--out-html", f"{table}.html", "--out-csv", f"{table}.csv"]
+    assert tables.main(["--table", "table1", "--layout", json.dumps(LAYOUT), *metrics, *outputs]) == 0
+    inputs = [*metrics, "--figures", *drawn, "--tables", f"{table}.html"]
+    inputs += [
+        "--runs",
+        *files(results, "runs/*/*/runs.json"),
+        "--layout",
+        json.dumps(LAYOUT),
+        "--layouts",
+        json.dumps({"table1": LAYOUT}),
+        *more,
+    ]
     assert report.main(["--title", "A & B", *inputs, "--out", str(out)]) == 0
     return out.read_text()
 
 
 def test_report_is_one_well_formed_page_without_requests(results: Path) -> None:
     draw_maps(results)
-    manifest = {
-        "dataset": "toy",
-        "stage": "features",
-        "bags": [{"bag_id": "x", "state": "failed", "reason": "<b>bad</b>"}],
-    }
-    write_json(results / "0000.json", manifest)
-    more = ["--maps", str(results / "maps" / "maps.json"), "--manifests", str(results / "0000.json")]
-    more += ["--status", str(results / "no" / "status.json")]
+    write_json(results / "status.json", asdict(failed_status("<b>bad</b>")))
+    more = ["--maps", str(results / "maps" / "maps.json"), "--status", str(results / "status.json")]
     text = make_report(results, *more, "--warning", "Synthetic <slides>")
     page = Page(text)
     assert page.tags.count("img") == 5 + 3 and page.tags.count("h1") == 1 and "script" not in page.tags
@@ -258,7 +250,7 @@ def test_report_is_one_well_formed_page_without_requests(results: Path) -> None:
     assert all((results / "report" / target).is_file() for target in linked)
     assert "../figures/fig4.pdf" in linked and "../maps/t1.png" in linked and "../tables/table1.csv" in linked
     assert "A &amp; B" in text and "Toy &lt;1&gt;" in text and "Synthetic &lt;slides&gt;" in text
-    assert "<b>bad" not in text and "&lt;script&gt;" in text
+    assert "<b>bad" not in text and "&lt;b&gt;bad" in text and "Table 1. Localisation: instance level</h2>" in text
     assert "Random encoder weights (toy)" in text and "as_written" in text
     assert "1 of 3 runs are missing. Toy: CLAM (1)." in text
     assert text.count("python -m smmil.maps") == 3 and text.count("python -m smmil.figures --runs") == 5
@@ -273,17 +265,18 @@ def test_report_lists_the_runs_behind_every_table_and_the_command_that_makes_it(
     several = {**LAYOUT, "datasets": [{"name": "toy", "encoders": ["resnet18", "resnet50"]}], "methods": ["abmil"]}
     pairs = {"datasets": [{"name": "toy", "encoder": "resnet18", "pairs": [["smap_early", "abmil"]]}], "splits": 1}
     layouts = {"table1": LAYOUT, "table7": several, "comparisons": pairs}
-    tables = [(tmp_path / f"{name}.md", "## x\n") for name in layouts]
+    paths = [tmp_path / f"{name}.html" for name in layouts]
+    for path in paths:
+        path.write_text("<h2>x</h2>")
     text = report.build_page(
-        *("t", LAYOUT, metrics, {}),
+        *("t", LAYOUT, Inputs(metrics=metrics, tables=paths)),
         page=tmp_path / "x.html",
-        tables=tables,
         layouts=layouts,
         configuration="--configfile a.yaml --config 'report={partial: true}'",
         quirks=["sm_alpha_rule"],
     )
     Page(text)
-    assert "snakemake table7 --configfile a.yaml --config &#x27;report={partial: true}&#x27;</pre>" in text
+    assert "snakemake table7 --configfile a.yaml --config &#39;report={partial: true}&#39;</pre>" in text
     sections = {name: text.split(f'<section id="{name}">')[1].split("</section>")[0] for name in (*layouts, "runs")}
     assert "(3 runs)" in sections["table7"] and "toy / resnet50: ABMIL (2)" in sections["table7"]
     assert "toy / resnet18: ABMIL (1)" in sections["table7"] and "SmAP" not in sections["table7"]
@@ -301,19 +294,18 @@ def test_the_list_of_runs_tells_gated_from_ungated_under_the_quirk_too() -> None
     # as smmil.evaluate writes it where gating is in force: what is primary is the gated one
     quirky = metrics_object("toy", "clam", {"instance_auroc": [0.6]}, quirks=["eval_gate_by_bag"])
     quirky["splits"][0] |= {"gated": {"instance_auroc": 0.6}, "ungated": {"instance_auroc": 0.8}}
-    text = runs_table([one, quirky])
-    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in text.split("<tr>")[2:]]
-    head = re.findall(r"<th[^>]*>(.*?)</th>", text)
-    at = head.index("instance AUROC, ungated")
-    assert head[at + 1] == "gated" and head[1] == "encoder"
-    assert [row[at : at + 2] for row in rows] == [["0.900", "0.700"], ["0.800", "0.600"]]
+    (rows,) = run_groups([one, quirky]).values()
+    assert [row[6:8] for row in rows] == [("0.900", "0.700"), ("0.800", "0.600")]
+
+
+def failed_status(reason: str) -> Status:
+    line = Total("instances", bags=7, ok=5, failed=2, instances=70, seconds=12.5)
+    problem = StageProblem("instances", "x", "failed", reason)
+    return Status("toy", 7, [line], replace(line, stage="all stages"), problems=[problem])
 
 
 def test_report_shows_the_state_of_preprocessing_where_it_is_known(tmp_path: Path) -> None:
-    line = {"stage": "instances", "bags": 7, "ok": 5, "failed": 2, "instances": 70, "seconds": 12.5}
-    problem = {"stage": "instances", "bag_id": "x", "state": "failed", "reason": "cut off"}
-    status = {"dataset": "toy", "stages": [line], "total": {**line, "stage": "all stages"}, "problems": [problem]}
-    text = report.build_page("t", LAYOUT, [], {"status": [(Path("s.json"), status)]}, page=tmp_path / "x.html")
+    text = report.build_page("t", LAYOUT, Inputs(status=[failed_status("cut off")]), page=tmp_path / "x.html")
     Page(text)
     assert "all stages" in text and "12.5" in text and "cut off" in text and "Bags that are not ok (1)" in text
 
@@ -330,27 +322,28 @@ def test_maps_of_figures_5_and_12_are_drawn_from_stored_scores(results: Path) ->
     assert figures.main(["--figure", "fig5", *given, "--out", str(results / "x.png")]) == 2
 
 
-def test_markdown_of_tables_becomes_marked_cells() -> None:
-    text = to_html(TABLE)
-    Page(f"<div>{text}</div>")
-    assert '<td class="best"><strong>0.900 ± 0.010</strong></td>' in text
-    assert '<td class="second">0.800<small> ± 0.010</small></td>' in text and '<td class="empty">·</td>' in text
-    assert '<tr class="group"><th colspan="2"' in text and "<h2>Table 1. <b>Toy</b> &amp; more</h2>" in text
-    assert inline("`a<b` **x** 1 < 2") == "<code>a&lt;b</code> <strong>x</strong> 1 &lt; 2"
-
-
 def test_report_without_any_result_says_so(tmp_path: Path) -> None:
-    text = report.build_page("t", LAYOUT, [], {}, page=tmp_path / "x.html")
+    text = report.build_page("t", LAYOUT, Inputs(), page=tmp_path / "x.html")
     Page(text)
     assert "No metrics were given" in text and "No table was given" in text
 
 
+def test_a_file_of_another_kind_is_refused_with_its_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_json(tmp_path / "a.json", {"dataset": "toy"})
+    given = ["--layout", json.dumps(LAYOUT), "--out", str(tmp_path / "x.html")]
+    assert report.main([*given, "--figures", str(tmp_path / "a.json")]) == 2
+    error = capsys.readouterr().err
+    assert "a.json: " in error and "figure: Field required" in error
+    assert report.main([*given, "--tables", str(tmp_path / "table1.html")]) == 2
+    assert "table1.html: no such table" in capsys.readouterr().err
+
+
 def test_miniature_cohorts_and_failures_are_announced() -> None:
-    qc = {"dataset": "c16", "states": {"ok": 13, "failed": 1}, "expected": [["bags", 399, 14]]}
-    lines = report.automatic_warnings([metrics_object("c16", "abmil", {})], {"qc": [(Path("x"), qc)]})
+    counts = Counts("c16", {"ok": 13, "failed": 1}, expected=[Expected("bags", 399, 14)])
+    lines = report.automatic_warnings([metrics_object("c16", "abmil", {})], [counts])
     assert lines[0].startswith("Miniature cohorts (c16 14 bags)") and lines[1].startswith("Failed bags: c16 1")
-    whole = {"dataset": "c16", "states": {"ok": 399}, "expected": [["bags", 399, 399]]}
-    assert report.automatic_warnings([], {"qc": [(Path("x"), whole)]}) == []
+    whole = Counts("c16", {"ok": 399}, expected=[Expected("bags", 399, 399)])
+    assert report.automatic_warnings([], [whole]) == []
 
 
 def test_pictures_in_the_page_are_small(tmp_path: Path) -> None:
@@ -358,12 +351,12 @@ def test_pictures_in_the_page_are_small(tmp_path: Path) -> None:
 
     noise = np.random.default_rng(0).integers(0, 255, (500, 1500, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.png")
-    text = thumbnail(tmp_path / "a.png", 'x"y')
-    assert 'width="1000" height="333"' in text and "x&quot;y" in text and "data:image/webp" in text
-    assert len(text) < (tmp_path / "a.png").stat().st_size / 4
+    source, width, height = thumbnail(tmp_path / "a.png")
+    assert (width, height) == (1000, 333) and source.startswith("data:image/webp")
+    assert len(source) < (tmp_path / "a.png").stat().st_size / 4
     (tmp_path / "b.png").write_text("no")
     with pytest.raises(ValueError, match="b.png: not a picture"):
-        thumbnail(tmp_path / "b.png", "")
+        thumbnail(tmp_path / "b.png")
 
 
 @pytest.mark.parametrize("module", ["evaluate", "tables", "maps", "figures", "report"])

@@ -1,4 +1,4 @@
-"""CSV, Markdown and LaTeX of the tables: every number kept, marks and names escaped, documents that hold."""
+"""CSV, Markdown, HTML and LaTeX of the tables: every number kept, marks and names escaped, documents that hold."""
 
 import csv
 import io
@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smmil.table_cells import Column
-from smmil.table_formats import to_csv, to_markdown
+from smmil.table_formats import to_csv, to_html, to_markdown
 from smmil.table_latex import escape, panels, to_latex
 from smmil.table_specs import TABLES
 from smmil.tables import build_table
+from tests.pages import Page
 from tests.predictions import metrics_object
 from tests.test_tables import LAYOUT, metrics, with_values
 
@@ -47,6 +48,15 @@ def test_markdown_is_a_rectangle_with_marks_and_definitions() -> None:
     assert "| SmAP ◆ | 0.800 ± 0.141 | <u>0.500 ± 0.000</u> | **0.400 ± - [1]** |" in text
     assert "| CLAM |  |  |  |  |  |" in text and "- Instance AUROC: raw, ungated" in text
     assert "### Spread over the runs" in text and "| SmAP ◆ | 0.800 / 0.700 / 0 | 0.500 / 0.500 |" in text
+
+
+def test_html_marks_the_cells_of_the_markdown() -> None:
+    text = to_html(build_table("table1", metrics(), LAYOUT))
+    assert '<td class="second">0.500<small> ± 0.000</small></td>' in text and '<td class="empty">·</td>' in text
+    assert '<td class="best"><strong>0.400 ± - [1]</strong></td>' in text and "<td>0.800<small> ± 0.141</small>" in text
+    assert '<tr class="group"><th colspan="6" scope="rowgroup">' in text and "<h3>Spread over the runs</h3>" in text
+    title = {**LAYOUT, "datasets": [{**LAYOUT["datasets"][0], "title": NASTY}, *LAYOUT["datasets"][1:]]}
+    assert "[a] &lt;b&gt;<br>AUROC</th>" in to_html(build_table("table1", metrics(), title))
 
 
 def test_csv_holds_every_number_in_full() -> None:
@@ -87,7 +97,19 @@ def test_every_table_is_written_with_rows_of_one_length(name: str) -> None:
     for block in to_markdown(table).split("\n\n"):
         lines = [line for line in block.splitlines() if line.startswith("|")]
         assert len({line.count("|") for line in lines}) <= 1
+    check_html(to_html(table))
     check_latex(to_latex(table))
+
+
+def check_html(text: str) -> None:
+    """Nested tags, rows of one length, names escaped."""
+    Page(text)
+    for part in text.split("<table")[1:]:
+        width = re.search(r"<tr>(.*?)</tr>", part)[1].count("<th")
+        rows = re.findall(r'<tr><th scope="row">.*?</tr>', part)
+        assert {row.count("<td") for row in rows} == {width - 1}
+        assert set(re.findall(r'colspan="(\d+)"', part)) == {str(width)}
+    assert "[a] <b>" not in text
 
 
 def check_latex(text: str) -> None:

@@ -18,7 +18,7 @@ import pytest
 from smmil.comparison_table import check_layout as check_pairs
 from smmil.config import Config, load_yaml, parse_config
 from smmil.outputs import BLOCKS, FIGURES, TABLES, bases, compared, pairings, table_layout
-from smmil.report_sections import behind_layout
+from smmil.report_sections import layout_pairings
 from smmil.table_specs import TABLES as SPECS
 from smmil.tables import check_layout
 from tests.workflows import ROOT, fake_raw, planned, snakemake, touch, write_config
@@ -180,7 +180,7 @@ def test_layouts_are_accepted_by_the_tables_and_hold_the_pairings(paper: Any) ->
     comparisons = table_layout(config, "comparisons")
     check_pairs(comparisons)
     assert [len(one["pairs"]) for one in comparisons["datasets"]] == [9, 6, 6]
-    assert set(behind_layout(comparisons)) == set(pairings(config, "comparisons"))
+    assert set(layout_pairings(comparisons)) == set(pairings(config, "comparisons"))
 
 
 def test_the_pairs_are_those_of_tables_3_and_4(paper: Any) -> None:

@@ -179,7 +179,7 @@ def table_layout(table="table1"):
 
 
 def table_files(table):
-    return [f"{RESULTS}/tables/{table}.{kind}" for kind in ("csv", "md", "tex")]
+    return [f"{RESULTS}/tables/{table}.{kind}" for kind in ("csv", "md", "tex", "html")]
 
 
 def table_pairings(table):

@@ -35,6 +35,7 @@ rule make_table:
         csv=f"{RESULTS}/tables/{{table}}.csv",
         md=f"{RESULTS}/tables/{{table}}.md",
         tex=f"{RESULTS}/tables/{{table}}.tex",
+        html=f"{RESULTS}/tables/{{table}}.html",
     log:
         f"{RESULTS}/logs/make_table/{{table}}.log",
     benchmark:
@@ -51,7 +52,8 @@ rule make_table:
         stage_version=TABLES_VERSION,
     shell:
         "python -m smmil.tables --table {wildcards.table} --metrics {input:q} --layout {params.layout:q} "
-        "--out-csv {output.csv:q} --out-md {output.md:q} --out-tex {output.tex:q} 2>&1 | tee {log:q}"
+        "--out-csv {output.csv:q} --out-md {output.md:q} --out-tex {output.tex:q} --out-html {output.html:q} "
+        "2>&1 | tee {log:q}"
 
 
 rule make_resources:
@@ -62,6 +64,7 @@ rule make_resources:
         csv=f"{RESULTS}/tables/resources.csv",
         md=f"{RESULTS}/tables/resources.md",
         tex=f"{RESULTS}/tables/resources.tex",
+        html=f"{RESULTS}/tables/resources.html",
     log:
         f"{RESULTS}/logs/make_resources.log",
     benchmark:
@@ -77,7 +80,7 @@ rule make_resources:
     shell:
         "python -m smmil.tables --table resources --runs {input:q} "
         "--layout {params.layout:q} --out-csv {output.csv:q} --out-md {output.md:q} --out-tex {output.tex:q} "
-        "2>&1 | tee {log:q}"
+        "--out-html {output.html:q} 2>&1 | tee {log:q}"
 
 
 rule make_comparisons:
@@ -88,6 +91,7 @@ rule make_comparisons:
         csv=f"{RESULTS}/tables/comparisons.csv",
         md=f"{RESULTS}/tables/comparisons.md",
         tex=f"{RESULTS}/tables/comparisons.tex",
+        html=f"{RESULTS}/tables/comparisons.html",
     log:
         f"{RESULTS}/logs/make_comparisons.log",
     benchmark:
@@ -103,7 +107,8 @@ rule make_comparisons:
         stage_version=COMPARISONS_VERSION,
     shell:
         "python -m smmil.comparison_table --index {input:q} --layout {params.layout:q} --resamples {params.resamples} "
-        "--out-csv {output.csv:q} --out-md {output.md:q} --out-tex {output.tex:q} 2>&1 | tee {log:q}"
+        "--out-csv {output.csv:q} --out-md {output.md:q} --out-tex {output.tex:q} --out-html {output.html:q} "
+        "2>&1 | tee {log:q}"
 
 
 # `snakemake table3` and so on: one target per table

@@ -257,18 +257,13 @@ rule figures:
 rule write_report:
     input:
         metrics=files_of("metrics", report_pairings()),
-        tables=[f"{RESULTS}/tables/{table}.md" for table in shown_tables()],
+        tables=[f"{RESULTS}/tables/{table}.html" for table in shown_tables()],
         status=[f"{RESULTS}/{dataset}/status/status.json" for dataset in USED],
         qc=expand(
             "{results}/{dataset}/qc/counts.json", results=RESULTS, dataset=[*USED]
         ),
         figures=figure_jsons(),
         maps=companions("fig5"),
-        manifests=lambda w: [
-            manifest
-            for dataset, chosen in USED.items()
-            for manifest in feature_manifests(dataset, chosen.table_encoder)
-        ],
         runs=files_of("runs", report_pairings()),
     output:
         f"{RESULTS}/report/index.html",
@@ -289,7 +284,7 @@ rule write_report:
     shell:
         "python -m smmil.report --title smmil --layout {params.layout:q} --metrics {input.metrics:q} "
         "--tables {input.tables:q} --qc {input.qc:q} --figures {input.figures:q} --maps {input.maps:q} "
-        "--manifests {input.manifests:q} --status {input.status:q} --runs {input.runs:q} --layouts {params.layouts:q} "
+        "--status {input.status:q} --runs {input.runs:q} --layouts {params.layouts:q} "
         "--quirks {params.quirks:q} --configuration={CONFIGURATION:q} --out {output:q} 2>&1 | tee {log:q}"
 
 
