@@ -1,11 +1,11 @@
-"""Bags from a plain CSV table, one instance per row: the door for data that has features already.
+"""Bags from a CSV table, one instance per row, for data with given features.
 
-Without a header (MUSK1 and its kin): bag label (0/1), bag id, then the P features; every bag is a training bag.
-With a header: the columns `bag_id` and `label` (0, 1 or empty), optional `split`, `group` and `y_inst` (0, 1 or
-empty), and every further column a feature. Rows of a bag need not be adjacent; their order in the file is kept.
+Without a header (MUSK1 and similar): bag label (0/1), bag id, then P features; every bag is a training bag.
+With a header: the columns `bag_id` and `label` (0, 1 or empty), optionally `split`, `group` and `y_inst` (0, 1 or
+empty); every other column is a feature. The rows of a bag need not be adjacent; their order in the file is kept.
 
-Such tables have neither coordinates nor a graph, so the graph is declared: `none`, or `chain` (neighbours i-1, i+1 in
-file order). Grid cells are (i, 0). Instance labels are unknown (-1) unless given: no instance truth is invented.
+The graph is an argument: `none`, or `chain` (neighbours i-1, i+1 in file order). Grid cells are (i, 0). Instance labels
+are unknown (-1) unless given.
 """
 
 import csv
@@ -25,17 +25,17 @@ SPLITS = ("train", "val", "test", "")
 
 
 def load_table(path: Path | str, *, graph: str = "none") -> "list[Bag]":
-    """Reads a table of instances.
+    """Read a table of instances.
 
     Args:
-        path: CSV file, see the top of this file.
+        path: CSV file, see the module docstring.
         graph: `none` or `chain`.
 
     Returns:
-        Bags sorted by id (numbers by value), features float32.
+        Bags sorted by id (numeric ids by value), features float32.
 
     Raises:
-        ValueError: naming the file and line of what cannot be read.
+        ValueError: invalid content; the message names file and line.
     """
     if graph not in GRAPHS:
         raise ValueError(f"graph: found {graph!r}, expected one of {', '.join(GRAPHS)}")
@@ -61,9 +61,9 @@ def load_table(path: Path | str, *, graph: str = "none") -> "list[Bag]":
 
 
 def standardise(bags: "Sequence[Bag]", fit_ids: Sequence[str]) -> "list[Bag]":
-    """Gives every feature mean 0 and deviation 1 over the instances of the named bags (never of test bags).
+    """Scale every feature to mean 0 and standard deviation 1 over the instances of the given (training) bags.
 
-    Constant features become 0. Returns new bags in the same order.
+    Constant features become 0. Return new bags in the same order.
     """
     import dataclasses
 
@@ -110,7 +110,7 @@ def _bag(path: Path | str, name: str, rows: list[tuple[int, list[str]]], header:
     if "y_inst" in header:
         y_inst = np.array([_instance_label(path, line, cells[header.index("y_inst")]) for line, cells in rows])
     order = np.arange(n)
-    # -1 pads, last: the first row has no i-1, the last no i+1
+    # Padding with -1 comes last: the first row has no i-1, the last no i+1.
     chain = np.stack([np.where(order > 0, order - 1, order + 1), np.where(order > 0, order + 1, n)], 1)
     chain[chain >= n] = -1
     return Bag(

@@ -71,7 +71,7 @@ def _difference(first: Sequence[Floats | None], second: Sequence[Floats | None])
     empty = dict.fromkeys(("first", "second", "difference", "splits", "interval", "p"))
     defined = [[values for values in runs if values is not None] for runs in (first, second)]
     if len(defined[0]) < len(first) or len(defined[1]) < len(second):
-        return {**empty, "resamples": 0, "reason": "a run lacks the metric (one class only, or older predictions)"}
+        return {**empty, "resamples": 0, "reason": "a run lacks the metric (one class only)"}
     values = np.array(defined)
     splits = values[0] - values[1]
     differences = splits[:, 1:].mean(0)

@@ -133,7 +133,7 @@ class TrainingConfig(Options):
     precision: Literal["float32", "bf16"] = Field(default="float32", description="arithmetic of a training step")
     deterministic: bool = Field(default=True, description="deterministic kernels where torch has them")
     checkpoint_every: int = Field(default=1, ge=1, description="epochs between resumable states")
-    checkpoint_seconds: float = Field(default=5.0, ge=0, description="least time between them; 0 = every such epoch")
+    checkpoint_seconds: float = Field(default=30.0, ge=0, description="least time between them; 0 = every such epoch")
     tensorboard: bool = Field(default=False, description="event files beside log.jsonl; needs the tensorboard package")
     split_jobs: bool | list[str] = Field(
         default=False, description="one training job per split instead of one for all splits; true, or some methods"

@@ -1,10 +1,10 @@
-"""How stored arrays become labels and graphs: the rules of instance labels (methods.md section 5, rows 15 to 17).
+"""Loading options and the rules of instance labels (methods.md section 5, rows 15 to 17).
 
 - Instance labels are a threshold on the stored coverage:
   `strict` = coverage > threshold; `halving` = for a positive bag without a positive instance the threshold is
   halved until there is one (as released for CAMELYON16). NaN coverage gives -1 (unknown).
-- `label_order: by_name` gives labels in stored order to instances sorted by name as text (as released for PANDA); the
-  names meant are running numbers without leading zeros.
+- `label_order: by_name` assigns labels in stored order to instances sorted by name as text (as released for PANDA);
+  names are running numbers without leading zeros.
 """
 
 import dataclasses
@@ -21,15 +21,15 @@ LABEL_ORDERS = ("stored", "by_name")
 
 @dataclass(frozen=True)
 class DataOptions:
-    """How stored arrays become labels and graphs.
+    """Options that turn stored arrays into labels and graphs.
 
     Attributes:
         label_rule: `strict` or `halving`.
         label_threshold: coverage above which an instance is positive.
         edge_weight: `none` or `feature_distance`.
-        drop_inconsistent: leave bags out whose largest known instance label differs from the bag label, or which have
-            no known instance label (as released for PANDA).
-        self_loop: every instance is also a neighbour of itself.
+        drop_inconsistent: exclude bags whose largest known instance label differs from the bag label, or which have no
+            known instance label (as released for PANDA).
+        self_loop: every instance is its own neighbour.
         label_order: `stored` or `by_name`.
     """
 
@@ -53,25 +53,23 @@ class DataOptions:
 
     @property
     def record(self) -> dict[str, Any]:
-        """As JSON-able values; what came later than the first runs is left out at its default, as in their keys."""
-        values = dataclasses.asdict(self)
-        later = {"self_loop": False, "label_order": "stored"}
-        return {name: value for name, value in values.items() if name not in later or value != later[name]}
+        """The options as JSON values."""
+        return dataclasses.asdict(self)
 
 
 def instance_labels(
     coverage: npt.NDArray[np.floating[Any]], label: float, options: DataOptions
 ) -> tuple[npt.NDArray[np.int64], float]:
-    """Labels of a bag's instances from the covered fraction.
+    """Compute the instance labels of a bag from the covered fraction.
 
     Args:
         coverage: (N,), NaN = not annotated.
-        label: of the bag, 0, 1 or NaN.
+        label: bag label, 0, 1 or NaN.
         options: rule and threshold.
 
     Returns:
-        (N,) in {0, 1, -1} and the threshold used (smaller than asked only under `halving`). A positive bag whose
-        coverage is 0 everywhere keeps the threshold: no halving would ever find a positive.
+        (N,) in {0, 1, -1} and the threshold used (lower than `label_threshold` only with `halving`). A positive bag
+        with coverage 0 everywhere keeps the threshold, as no lower one yields a positive instance.
     """
     threshold = options.label_threshold
     top = float(np.nanmax(coverage, initial=0.0)) if len(coverage) else 0.0
@@ -83,12 +81,12 @@ def instance_labels(
 
 
 def labels_by_name(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """(N,) -> (N,): the k-th label goes to the k-th instance in the order 0, 1, 10, 11, 2, ... of their names."""
+    """Assign the k-th label to the k-th instance in the order 0, 1, 10, 11, 2, ... of their names: (N,) -> (N,)."""
     moved = np.empty_like(labels)
     moved[sorted(range(len(labels)), key=str)] = labels
     return moved
 
 
 def is_consistent(coverage: npt.NDArray[np.floating[Any]], label: float, options: DataOptions) -> bool:
-    """Whether the largest known instance label is the bag label; unlabelled bags always are."""
+    """Return whether the largest known instance label is the bag label; always True for unlabelled bags."""
     return bool(np.isnan(label)) or float(instance_labels(coverage, label, options)[0].max(initial=-1)) == label

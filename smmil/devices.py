@@ -1,12 +1,9 @@
 """Device choice, precision, determinism and the state of every random generator.
 
-One place decides on what a model runs and how exactly it repeats itself:
-
-- CPU: with a fixed thread count the same seed gives the same bits, also across a stop and a resume;
+- CPU: with a fixed thread count the same seed gives the same bits, also across a stop and a resume.
 - CUDA: operations with a deterministic implementation use it, the others warn once; results repeat to a tolerance.
 """
 
-import ctypes
 import os
 import random
 import sys
@@ -18,16 +15,13 @@ if TYPE_CHECKING:
     import torch
 
 PRECISIONS = ("float32", "tf32", "bf16")
-# bytes; the second is the most that older versions of glibc take
-KEPT = (2**28, 2**25)
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def choose_device(name: str = "auto") -> "torch.device":
-    """Turns `auto`, `cpu`, `cuda` or `cuda:1` into a device that exists.
+    """Return the device named `auto`, `cpu`, `cuda` or `cuda:1`.
 
     Raises:
-        ValueError: the device is unknown or not present on this machine.
+        ValueError: an unknown device, or one that this machine does not have.
     """
     import torch
 
@@ -47,67 +41,46 @@ def choose_device(name: str = "auto") -> "torch.device":
 
 
 def device_name(device: "torch.device") -> str:
-    """The hardware's name for provenance, e.g. `NVIDIA H100`; plain `cpu` for the processor (never a host name)."""
+    """Return the name of the hardware for provenance, e.g. `NVIDIA H100`; `cpu` for any processor."""
     import torch
 
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def peak_memory(device: "torch.device") -> dict[str, int]:
-    """The most memory this process has held so far, MiB: `memory_mib`, on a GPU also `device_memory_mib` (tensors)."""
+    """Return the peak memory of this process in MiB: `memory_mib`, on a GPU also `device_memory_mib` (tensors)."""
     import resource
 
-    # Linux counts in KiB, macOS in bytes
+    # ru_maxrss is in KiB on Linux and in bytes on macOS.
     unit = 2**20 if sys.platform == "darwin" else 2**10
-    found = {"memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)}
+    peak = {"memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)}
     if device.type == "cuda":
         import torch
 
-        found["device_memory_mib"] = round(torch.cuda.max_memory_allocated(device) / 2**20)
-    return found
-
-
-def keep_freed_memory() -> None:
-    """Lets this process keep what it frees, up to 256 MiB, where the C library is glibc.
-
-    glibc gives large blocks back to the system at once: every step of a training then gets thousands of new pages,
-    a tenth of its time on a CPU. No number depends on it.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, TypeError, AttributeError):
-        return  # Windows, macOS, musl
-    for threshold in (TRIM_THRESHOLD, MMAP_THRESHOLD):
-        any(mallopt(threshold, size) for size in KEPT)
+        peak["device_memory_mib"] = round(torch.cuda.max_memory_allocated(device) / 2**20)
+    return peak
 
 
 def flushes_denormals() -> bool:
-    """Whether arithmetic of this thread takes numbers below the normal ones (float32: 1.2e-38) for 0."""
+    """Return whether this thread flushes denormal numbers (float32: below 1.2e-38) to zero."""
     import torch
 
     return not bool(torch.tensor(1e-39) * 1.0)
-
-
-def _set_deterministic(mode: bool, *, warn_only: bool) -> None:
-    """`torch.use_deterministic_algorithms` without its import of torch's compiler, which costs a job 5 s of CPU."""
-    import torch
-
-    torch._C._set_deterministic_algorithms(mode, warn_only=warn_only)
 
 
 @contextmanager
 def numerics(
     device: "torch.device", *, deterministic: bool = True, precision: str = "float32", threads: int | None = None
 ) -> Iterator[None]:
-    """Sets torch's global numerical switches for a block and puts them back after it; see also `keep_freed_memory`.
+    """Set torch's global numerical switches inside the context and restore them afterwards.
 
     Args:
-        device: where the block computes.
-        deterministic: prefer deterministic implementations (an error on CPU where there is none, a warning on CUDA,
-            where some reductions have no deterministic form).
-        precision: `float32`; `tf32` (CUDA matrix products and convolutions in TensorFloat-32, which no other precision
-            allows); `bf16` (see `autocast`).
-        threads: torch threads inside one operation; None leaves them. Another count may change the last bits.
+        device: device of the computation.
+        deterministic: use deterministic implementations; where there is none, raise on the CPU and warn on CUDA, where
+            some reductions have no deterministic form.
+        precision: `float32`; `tf32` (CUDA matrix products and convolutions in TensorFloat-32); `bf16` (`autocast`).
+        threads: torch threads inside one operation; None keeps the current number. Another number may change the last
+            bits.
 
     Raises:
         ValueError: unknown precision.
@@ -117,8 +90,7 @@ def numerics(
     if precision not in PRECISIONS:
         raise ValueError(f"precision: found {precision!r}, expected one of {', '.join(PRECISIONS)}")
     before = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.get_deterministic_debug_mode(),
         torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
         torch.get_num_threads(),
         torch.get_float32_matmul_precision(),
@@ -126,41 +98,40 @@ def numerics(
         flushes_denormals(),
     )
     if deterministic:
-        # cuBLAS reads this when its first handle is made; harmless without CUDA
+        # cuBLAS reads this when it creates its first handle.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        _set_deterministic(True, warn_only=device.type == "cuda")
-        # filling every empty() with NaN guards against reading it, at a price in bandwidth; our code never does
+        torch.set_deterministic_debug_mode("warn" if device.type == "cuda" else "error")
+        # Filling every empty() with NaN costs bandwidth.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if device.type == "cpu":
-        keep_freed_memory()
-        # weights of attention and gradients fall below the normal numbers as a training fits its bags; some processors
-        # take a hundred times as long over those, a whole epoch six times. Threads begun later do as this one
+        # Attention weights and gradients become denormal as training converges, and some processors compute with
+        # denormal numbers a hundred times slower. Threads started later inherit the setting.
         torch.set_flush_denormal(True)
     if threads:
         torch.set_num_threads(threads)
-    # also sets torch.backends.cuda.matmul.allow_tf32; cuDNN has a switch of its own, on by default
+    # This also sets torch.backends.cuda.matmul.allow_tf32; cuDNN has a separate switch.
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     try:
         yield
     finally:
-        _set_deterministic(before[0], warn_only=before[1])
-        torch.utils.deterministic.fill_uninitialized_memory = before[2]  # type: ignore[attr-defined]
-        torch.set_num_threads(before[3])
-        torch.set_float32_matmul_precision(before[4])
-        torch.backends.cudnn.allow_tf32 = before[5]
-        torch.set_flush_denormal(before[6])
+        torch.set_deterministic_debug_mode(before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = before[1]  # type: ignore[attr-defined]
+        torch.set_num_threads(before[2])
+        torch.set_float32_matmul_precision(before[3])
+        torch.backends.cudnn.allow_tf32 = before[4]
+        torch.set_flush_denormal(before[5])
 
 
 def numerics_facts(device: "torch.device", precision: str) -> dict[str, Any]:
-    """What `numerics` has set, read back from torch: for the record of a run.
+    """Return the current numerical settings for the record of a run.
 
     Args:
-        device: where it computes.
-        precision: asked for.
+        device: device of the computation.
+        precision: requested precision.
 
     Returns:
-        JSON-able; on CUDA also its version and the memory of the device.
+        JSON values; on CUDA also the CUDA version and the memory of the device.
     """
     import torch
 
@@ -183,7 +154,7 @@ def numerics_facts(device: "torch.device", precision: str) -> dict[str, Any]:
 
 
 def autocast(device: "torch.device", precision: str) -> AbstractContextManager[Any]:
-    """The context a forward pass runs in: bfloat16 autocast for `bf16`, nothing otherwise."""
+    """Return the context of a forward pass: bfloat16 autocast for `bf16`, otherwise a null context."""
     import torch
 
     if precision == "bf16":
@@ -192,7 +163,7 @@ def autocast(device: "torch.device", precision: str) -> AbstractContextManager[A
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds torch (all devices), numpy and `random` (methods.md section 3, "Seeding")."""
+    """Seed torch (all devices), numpy and `random` (methods.md section 3, "Seeding")."""
     import numpy as np
     import torch
 
@@ -202,14 +173,14 @@ def seed_everything(seed: int) -> None:
 
 
 def rng_state() -> dict[str, Any]:
-    """The state of every global generator as tensors and plain numbers, loadable with `weights_only=True`."""
+    """Return the state of every global generator as tensors and numbers, loadable with `weights_only=True`."""
     import numpy as np
     import torch
 
-    version, words, gauss = random.getstate()
+    version, values, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
-        "python": {"version": version, "words": torch.tensor(words, dtype=torch.int64), "gauss": gauss},
+        "python": {"version": version, "values": torch.tensor(values, dtype=torch.int64), "gauss": gauss},
         "numpy": {
             "kind": str(kind),
             "keys": torch.from_numpy(np.asarray(keys, dtype=np.int64)),
@@ -223,12 +194,12 @@ def rng_state() -> dict[str, Any]:
 
 
 def restore_rng_state(state: dict[str, Any]) -> None:
-    """Puts every global generator back to what `rng_state` saw; CUDA only if as many devices are visible."""
+    """Restore every global generator from `rng_state`; CUDA only if the number of devices is the same."""
     import numpy as np
     import torch
 
     python, numeric = state["python"], state["numpy"]
-    random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
+    random.setstate((python["version"], tuple(python["values"].tolist()), python["gauss"]))
     keys = numeric["keys"].numpy().astype(np.uint32)
     np.random.set_state((numeric["kind"], keys, numeric["position"], numeric["has_gauss"], numeric["cached"]))
     torch.set_rng_state(state["torch"].cpu())

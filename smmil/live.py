@@ -1,7 +1,6 @@
-"""A training job and the world around it: what a person watching sees, and how a scheduler asks it to stop.
+"""Progress of a training job, TensorBoard event files, and stop signals.
 
-On a terminal one line moves; in a log there are a few plain lines per run, and another one whenever nothing was said
-for 30 s, within an epoch too.
+A terminal shows one line that is rewritten; a log gets a few lines per run, and at least one every 30 s.
 """
 
 import logging
@@ -19,7 +18,7 @@ log = logging.getLogger(__name__)
 
 LINES_PER_RUN = 5
 SECONDS_BETWEEN_LINES = 30.0
-SECONDS_BETWEEN_MOVES = 1.0
+SECONDS_BETWEEN_UPDATES = 1.0
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -27,60 +26,60 @@ class Progress:
     """Progress of the runs of one job.
 
     Args:
-        runs: how many runs the job has to do.
-        epochs: of each run.
-        stream: where the moving line goes; it moves only if this is a terminal.
+        runs: number of runs of the job.
+        epochs: epochs per run.
+        stream: stream of the progress line (default stderr); if it is no terminal, lines go to the log instead.
     """
 
     def __init__(self, runs: int, epochs: int, stream: TextIO | None = None) -> None:
         self.runs, self.epochs = runs, epochs
         self.stream = sys.stderr if stream is None else stream
-        self.moving = self.stream.isatty()
+        self.is_terminal = self.stream.isatty()
         self.run, self.number = "", 0
         self.best: tuple[float, int] | None = None
         self.last = ""
-        # epochs of this sitting, and the part of the one under way
-        self.seen, self.part, self.started = 0, 0.0, time.monotonic()
-        self.told = self.started
+        # Finished epochs of this session, and the finished fraction of the current one.
+        self.epochs_done, self.part, self.started = 0, 0.0, time.monotonic()
+        self.last_output = self.started
 
     def start(self, run: str) -> None:
-        """The next run begins."""
+        """Start the next run."""
         self.run, self.number, self.best = run, self.number + 1, None
         self.last, self.part = "", 0.0
 
     def __call__(self, row: dict[str, Any]) -> None:
-        """One epoch is done; `row` is its log row."""
-        self.seen, self.part = self.seen + 1, 0.0
+        """Report a finished epoch; `row` is its log row."""
+        self.epochs_done, self.part = self.epochs_done + 1, 0.0
         if row["kept"]:
             self.best = (row["selection"], row["epoch"])
         self.last = f"  (epoch {row['epoch']}: {self._figures(row)})"
-        if self.moving or self._is_due(row["epoch"]):
-            self._tell(self.line(row))
-        if row["epoch"] == self.epochs and self.moving:
+        if self.is_terminal or self._is_due(row["epoch"]):
+            self._show(self.line(row))
+        if row["epoch"] == self.epochs and self.is_terminal:
             self.stream.write("\n")
 
     def step(self, epoch: int, step: int, steps: int) -> None:
-        """Step `step` of `steps` of an epoch is done. Losses are not read here: on a GPU that would wait for it."""
-        self.part += 1 / steps
-        silent = time.monotonic() - self.told
-        if silent >= (SECONDS_BETWEEN_MOVES if self.moving else SECONDS_BETWEEN_LINES):
-            self._tell(f"{self._where(epoch)} step {step}/{steps}{self.last}  left {self.remaining(epoch - 1)}")
+        """Report a finished step. It does not read the loss, which would synchronise with the GPU."""
+        self.part = step / steps
+        silent = time.monotonic() - self.last_output
+        if silent >= (SECONDS_BETWEEN_UPDATES if self.is_terminal else SECONDS_BETWEEN_LINES):
+            self._show(f"{self._where(epoch)} step {step}/{steps}{self.last}  left {self.remaining(epoch - 1)}")
 
-    def _tell(self, line: str) -> None:
-        if self.moving:
+    def _show(self, line: str) -> None:
+        if self.is_terminal:
             self.stream.write(f"\r{line[:200]}\x1b[K")
             self.stream.flush()
         else:
             log.info("%s", line)
-        self.told = time.monotonic()
+        self.last_output = time.monotonic()
 
     def _is_due(self, epoch: int) -> bool:
-        """Whether a log gets a line: first and last epoch, a few between, and when it has been silent for long."""
+        """Return whether an epoch is logged: the first, the last, a few in between, and after a long silence."""
         planned = epoch in (1, self.epochs) or epoch % max(1, self.epochs // LINES_PER_RUN) == 0
-        return planned or time.monotonic() - self.told >= SECONDS_BETWEEN_LINES
+        return planned or time.monotonic() - self.last_output >= SECONDS_BETWEEN_LINES
 
     def line(self, row: dict[str, Any]) -> str:
-        """Run, epoch, losses, validation AUROC, best epoch seen in this sitting, time left."""
+        """Format run, epoch, losses, validation AUROC, best epoch of this session and time left."""
         return f"{self._where(row['epoch'])}  {self._figures(row)}  left {self.remaining(row['epoch'])}"
 
     def _where(self, epoch: int) -> str:
@@ -92,15 +91,15 @@ class Progress:
         return f"loss {row['loss']:.4f}  val loss {row['val_loss']:.4f}  val AUROC {auroc}{best}"
 
     def remaining(self, epoch: int) -> str:
-        """Time left for the whole job after `epoch` epochs of this run, at the pace so far, h:mm:ss."""
-        done = self.seen + self.part
+        """Estimate the time left for the whole job after `epoch` epochs of this run, h:mm:ss."""
+        done = self.epochs_done + self.part
         epochs = (self.runs - self.number) * self.epochs + self.epochs - epoch - self.part
         seconds = round((time.monotonic() - self.started) / (done or 1) * epochs)
         return f"{seconds // 3600}:{seconds % 3600 // 60:02d}:{seconds % 60:02d}"
 
 
 class EventLog:
-    """TensorBoard event files of one run, beside its `log.jsonl`: every number of a log row against the epoch.
+    """TensorBoard event files of one run: every number of its log rows by epoch.
 
     Args:
         folder: the run directory.
@@ -111,11 +110,11 @@ class EventLog:
         self.writer: Any = None
 
     def __call__(self, row: dict[str, Any]) -> None:
-        """One epoch is done; `row` is its log row."""
+        """Report a finished epoch; `row` is its log row."""
         if self.writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            # a resumed run repeats epochs that its last sitting may have written: they count no more
+            # A resumed run repeats epochs that its last session may have written.
             self.writer = SummaryWriter(str(self.folder), purge_step=row["epoch"])
         for name, value in row.items():
             if name != "epoch" and value is not None:
@@ -123,19 +122,19 @@ class EventLog:
         self.writer.flush()
 
     def close(self) -> None:
-        """The run ended or was stopped."""
+        """Close the event file."""
         if self.writer is not None:
             self.writer.close()
 
 
 @contextmanager
 def reporting(progress: Progress, folder: Path, *, tensorboard: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """What hears of every epoch of a run: the moving line, and TensorBoard if wanted.
+    """Return the function that reports every epoch of a run, to TensorBoard too if enabled.
 
     Args:
-        progress: of the job.
-        folder: of the run.
-        tensorboard: whether event files are written.
+        progress: progress of the job.
+        folder: the run directory.
+        tensorboard: whether to write event files.
     """
     if not tensorboard:
         yield progress
@@ -153,7 +152,7 @@ def reporting(progress: Progress, folder: Path, *, tensorboard: bool) -> Iterato
 
 
 def check_tensorboard() -> None:
-    """Stops before anything is trained if event files are asked for and cannot be written.
+    """Raise before training if event files are enabled but cannot be written.
 
     Raises:
         ValueError: the package is missing.
@@ -166,7 +165,7 @@ def check_tensorboard() -> None:
 
 
 class StopRequest:
-    """Context in which SIGTERM and SIGUSR1 ask for a stop instead of ending the process; calling it asks back."""
+    """Context in which SIGTERM and SIGUSR1 request a stop instead of ending the process."""
 
     def __init__(self) -> None:
         self.signum: int | None = None
@@ -181,7 +180,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def __call__(self) -> bool:
-        """Whether a stop was asked for."""
+        """Return whether a stop was requested."""
         return self.signum is not None
 
     def _note(self, signum: int, frame: FrameType | None) -> None:

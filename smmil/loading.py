@@ -1,16 +1,15 @@
-"""From the bag store (or a plain CSV table) to bags in memory; the only door through which bags reach a model.
+"""Load bags from the bag store into memory.
 
 In: `bags.csv`, the shard manifests (which bags are ok, empty or failed), the *instances* and *features* stores.
 Out: `smmil.data.Bag` per usable bag: features float32 (N,P), neighbours, grid, coordinates, bag label, instance labels.
 
-- A failed bag is left out and counted; so is an empty one (no tissue: it has no instance to score). Nothing is silent:
-  both lists stand in `runs.json` and in the log. A bag that no manifest names is an error, and so is one whose content
-  is not what its manifests name (`smmil.stored`).
+- Failed and empty bags (no tissue) are left out and listed in `runs.json` and in the log. A bag without a manifest
+  entry, or with content that differs from its manifest (`smmil.stored`), is an error.
 - Instance labels come from the stored coverage by the rules of `smmil.data_options`.
 - Edge weights are 1, or exp(-||x_i - x_j|| / P) on the raw features (`feature_distance`, as released; row 6).
-- `self_loop` adds every instance to its own neighbours (as released for RSNA; row 7).
+- `self_loop` makes every instance its own neighbour (as released for RSNA; row 7).
 
-Importing this module is cheap; torch is imported where bags become tensors.
+torch is only imported by the functions that need it.
 """
 
 import logging
@@ -28,7 +27,7 @@ from preprocessing.check import read_stored
 from smmil.data_options import DataOptions as DataOptions
 from smmil.data_options import instance_labels as instance_labels
 from smmil.data_options import is_consistent, labels_by_name
-from smmil.stored import Named, read_bags_of
+from smmil.stored import ContentHashes, read_manifest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +41,7 @@ READERS = 8
 
 @dataclass(frozen=True)
 class BagInfo:
-    """What is known of a bag before its arrays are read; enough to make splits."""
+    """The facts of a bag that are known before its arrays are read; enough to make splits."""
 
     bag_id: str
     y: float
@@ -52,7 +51,7 @@ class BagInfo:
 
 @dataclass
 class Listing:
-    """The usable bags and those left out.
+    """The usable bags and the excluded ones.
 
     Attributes:
         bags: sorted by id.
@@ -64,30 +63,28 @@ class Listing:
 
 
 def list_usable(bags_csv: Path | str, manifests: Iterable[Path | str]) -> Listing:
-    """Joins `bags.csv` with the states in the shard manifests (of one stage or of both).
+    """Join `bags.csv` with the states in the shard manifests of one or both stages.
 
     Raises:
-        ValueError: a bag no manifest names, a manifest that is none, or a training bag without a label.
+        ValueError: a bag without a manifest entry, an invalid manifest, or a training bag without a label.
     """
     rows = read_bags(bags_csv)
     states = read_states(manifests)
     unknown = [row.bag_id for row in rows if row.bag_id not in states]
     if unknown:
         raise ValueError(
-            f"{bags_csv}: {len(unknown)} of {len(rows)} bags stand in no manifest (e.g. {', '.join(unknown[:3])});"
+            f"{bags_csv}: {len(unknown)} of {len(rows)} bags are in no manifest (e.g. {', '.join(unknown[:3])});"
             " give the manifests of all shards, made from this bags.csv"
         )
     unlabelled = [row.bag_id for row in rows if row.split in ("train", "val") and row.label is None]
     if unlabelled:
         raise ValueError(
-            f"{bags_csv}: {len(unlabelled)} bags to learn from have no label (e.g. {unlabelled[0]});"
+            f"{bags_csv}: {len(unlabelled)} training or validation bags have no label (e.g. {unlabelled[0]});"
             " give a label, or leave `split` empty so that they are only scored"
         )
     excluded = {
         state: sorted(row.bag_id for row in rows if states[row.bag_id] == state)
         for state in ("failed", "skipped", "empty")
-        # runs.json of a dataset that skips nothing stays what it was
-        if state != "skipped" or state in states.values()
     }
     for state, names in excluded.items():
         if names:
@@ -100,7 +97,7 @@ def _info(row: BagRow) -> BagInfo:
 
 
 def read_states(manifests: Iterable[Path | str]) -> dict[str, str]:
-    """Bag id -> ok, empty or failed; where manifests of two stages differ, the worse state holds.
+    """Read the states of bags by id: ok, empty, skipped or failed; of two stages the worse one counts.
 
     Raises:
         ValueError: a file that is not a shard manifest.
@@ -108,7 +105,7 @@ def read_states(manifests: Iterable[Path | str]) -> dict[str, str]:
     severity = {"ok": 0, "empty": 1, "skipped": 2, "failed": 3}
     states: dict[str, str] = {}
     for path in manifests:
-        for bag_id, state in ((bag["bag_id"], bag["state"]) for bag in read_bags_of(path)[1]):
+        for bag_id, state in ((bag["bag_id"], bag["state"]) for bag in read_manifest(path)[1]):
             if state not in severity:
                 raise ValueError(f"{path}: bag {bag_id} has the state {state!r}, expected one of {', '.join(severity)}")
             states[bag_id] = max(states.get(bag_id, "ok"), state, key=severity.__getitem__)
@@ -118,13 +115,13 @@ def read_states(manifests: Iterable[Path | str]) -> dict[str, str]:
 def drop_inconsistent(
     listing: Listing, instances: Path | str, options: DataOptions, manifests: Sequence[Path | str] = ()
 ) -> Listing:
-    """Leaves out (and counts) labelled bags whose instance labels contradict the bag label; reads coverages only."""
+    """Exclude labelled bags whose instance labels contradict the bag label; only coverages are read."""
     from preprocessing.store import read_arrays, read_attrs
 
-    named = Named.beside(instances, manifests)
+    hashes = ContentHashes.of_instances(instances, manifests)
 
     def keep(info: BagInfo) -> bool:
-        named.check(info.bag_id, read_stored(read_attrs, _store(instances), info.bag_id))
+        hashes.check(info.bag_id, read_stored(read_attrs, _store(instances), info.bag_id))
         coverage = read_stored(read_arrays, _store(instances), info.bag_id, ["coverage"], verify=True)["coverage"]
         return is_consistent(coverage, info.y, options)
 
@@ -144,26 +141,28 @@ def load_bags(
     options: DataOptions | None = None,
     manifests: Sequence[Path | str] = (),
 ) -> "tuple[list[Bag], dict[str, float]]":
-    """Reads bags into memory, several at a time, in the order given.
+    """Load bags into memory, in the given order.
 
     Args:
-        infos: which bags.
+        infos: bags to load.
         instances: `results/D/instances`, whose `store/` holds the geometry.
         features: `results/D/features/E`, whose `store/` holds the features.
         options: labels and edge weights.
-        manifests: shard manifests that name the bags' content; those in `instances/shards` count in any case.
+        manifests: shard manifests with content hashes; those in `instances/shards` are always read.
 
     Returns:
-        The bags, and the label thresholds that differ from the one asked for (bag id -> threshold).
+        The bags, and the label thresholds that differ from the requested one (bag id -> threshold).
 
     Raises:
-        ValueError: a missing or damaged bag, one written again after its manifest, features of other coordinates,
-            non-finite features, differing widths.
+        ValueError: a missing or damaged bag, content that differs from the manifests, features of other coordinates,
+            non-finite features, or differing widths.
     """
     options = options or DataOptions()
-    named = (Named.beside(instances, manifests), Named("features", manifests))
+    hashes = (ContentHashes.of_instances(instances, manifests), ContentHashes("features", manifests))
     with ThreadPoolExecutor(READERS) as pool:
-        work = partial(_load_one, instances=_store(instances), features=_store(features), options=options, named=named)
+        work = partial(
+            _load_one, instances=_store(instances), features=_store(features), options=options, hashes=hashes
+        )
         loaded = list(pool.map(work, infos))
     bags = [bag for bag, _ in loaded]
     widths = {bag.x.shape[1]: bag.bag_id for bag in bags}
@@ -173,19 +172,19 @@ def load_bags(
 
 
 def _load_one(
-    info: BagInfo, *, instances: Path, features: Path, options: DataOptions, named: tuple[Named, Named]
+    info: BagInfo, *, instances: Path, features: Path, options: DataOptions, hashes: tuple[ContentHashes, ContentHashes]
 ) -> "tuple[Bag, float]":
     import torch
 
     from preprocessing.store import check_pairing, read_arrays, read_attrs
     from smmil.data import Bag
 
-    ours, theirs = (read_stored(read_attrs, store, info.bag_id) for store in (instances, features))
-    check_pairing(ours, theirs, info.bag_id)
-    for manifests, found in zip(named, (ours, theirs), strict=True):
-        manifests.check(info.bag_id, found)
+    geometry, extracted = (read_stored(read_attrs, store, info.bag_id) for store in (instances, features))
+    check_pairing(geometry, extracted, info.bag_id)
+    for stage, attributes in zip(hashes, (geometry, extracted), strict=True):
+        stage.check(info.bag_id, attributes)
     arrays = read_stored(read_arrays, instances, info.bag_id, verify=True)
-    # as stored, mostly float16: in float32 a cohort of slides takes twice the memory (`pack` converts a batch)
+    # Features stay in the stored type, mostly float16, to halve the memory; `pack` converts a batch to float32.
     x = torch.from_numpy(read_stored(read_arrays, features, info.bag_id, verify=True)["features"])
     if len(x) == 0 or len(x) != len(arrays["grid"]) or not bool(torch.isfinite(x).all()):
         raise ValueError(
@@ -217,11 +216,11 @@ def _load_one(
 
 
 def feature_distance_weights(x: "Tensor", neighbors: "Tensor") -> "Tensor":
-    """exp(-||x_i - x_j||_2 / P) for every neighbour, 0 where padded: (N,P), (N,K) -> (N,K)."""
+    """Compute exp(-||x_i - x_j||_2 / P) for every neighbour, 0 for padding: (N,P), (N,K) -> (N,K)."""
     import torch
 
     weights = torch.zeros(neighbors.shape, dtype=torch.float32)
-    # column by column: all (N,K,P) differences at once would be K times the features
+    # One column at a time, because all (N,K,P) differences would take K times the memory of the features.
     for column in range(neighbors.shape[1]):
         other = neighbors[:, column]
         distance = (x - x[other.clamp(min=0)]).norm(dim=1)
@@ -230,7 +229,7 @@ def feature_distance_weights(x: "Tensor", neighbors: "Tensor") -> "Tensor":
 
 
 def feature_facts(features: Path | str, bag_id: str) -> dict[str, Any]:
-    """What identifies a bag's features: encoder, weights and their mode, resize policy (those it records)."""
+    """Return the recorded facts that identify a bag's features: encoder, weights, their mode, resize policy."""
     from preprocessing.store import read_attrs
 
     attrs: Mapping[str, Any] = read_stored(read_attrs, _store(features), bag_id)

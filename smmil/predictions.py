@@ -1,13 +1,13 @@
-"""Predictions of finished runs: every validation and test bag, every instance, one code path for all later pictures.
+"""Predictions of finished runs for every validation and test bag.
 
 Run alone:
     python -m smmil.predictions --runs results/D/runs/E/M/runs.json --bags results/D/bags.csv \
         --instances results/D/instances --features results/D/features/E --manifests results/D/features/E/shards/*.json \
         --out results/D/predictions/E/M --index results/D/predictions/E/M/index.json
 
-A run is rebuilt from its `config.json` and `best.safetensors`; bags are scored one by one, in eval mode. All runs are
-predicted; `index.json` marks the learning rate that validation chose. Other bags are scored by `smmil.score`. Arrays of
-a file (B bags, M instances), equal content, equal bytes:
+A run is rebuilt from its `config.json` and `best.safetensors`; bags are scored one by one in eval mode. All runs are
+predicted; `index.json` marks the learning rate that validation chose. `smmil.score` scores other bags. Arrays of a file
+(B bags, M instances; equal content gives equal bytes):
 
 | array | shape, type | meaning |
 |---|---|---|
@@ -15,15 +15,15 @@ a file (B bags, M instances), equal content, equal bytes:
 | `y`, `bag_logit` | (B,) float32, float64 | label (NaN = unlabelled); logit |
 | `offsets` | (B+1,) int64 | rows of bag b are `offsets[b]:offsets[b + 1]` |
 | `instance_score` | (M,) float32 | the method's own score f, higher = more positive, ungated |
-| `signed_score` | (M,) float32 | sign-aware score (`smmil.signed`); of `smmil.score` if the run kept its direction |
+| `signed_score` | (M,) float32 | sign-aware score (`smmil.signed`) |
 | `coverage`, `y_inst` | (M,) float32, int8 | lesion share of the tile (NaN = not annotated); label in {0, 1, -1} |
 | `grid` | (M,2) int32 | lattice cell (row, col) within the bag |
 | `energy` | (B,2) float64 | Dirichlet energy of f: f^T L f, and f^T L f / f^T f (0 for f = 0) |
 | `meta` | JSON string | run, seed, lr, dataset, encoder, method, protocol, selection score, ... |
 
-L = I - D^-1/2 A D^-1/2 of the bag's neighbours with weight 1, whatever graph the method itself used (no edge weights,
-no self loops), so that methods and protocols are compared on one graph. The first number is the paper's; it grows with
-the scale of f, which a method is free to choose, hence the second, in [0, 2]. (The released script halves both.)
+L = I - D^-1/2 A D^-1/2 of the bag's neighbours with weight 1, without edge weights and self loops, whatever graph the
+method used: methods and protocols are compared on one graph. The first number is the paper's. It grows with the scale
+of f, which is arbitrary, so the second is normalised to [0, 2]. (The released script halves both.)
 """
 
 import argparse
@@ -42,6 +42,7 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocessing.cli import guard, whole_file, write_json
+from smmil.data_options import DataOptions
 from smmil.runs import hash_file, hash_json, load_weights, zip_damage
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     from smmil.sources import add_source_arguments
 
     parser = argparse.ArgumentParser(prog="python -m smmil.predictions", description=__doc__.splitlines()[0])
@@ -75,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 @guard
 def main(argv: Sequence[str] | None = None) -> int:
-    """Predicts the runs of a `runs.json`; see the top of this file."""
+    """Predict the runs of a `runs.json`; see the module docstring."""
     arguments = build_parser().parse_args(argv)
     from smmil.devices import choose_device, numerics
 
@@ -86,7 +87,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _predict_runs(arguments: argparse.Namespace, device: "torch.device") -> int:
     from smmil.batches import BagCache
-    from smmil.loading import DataOptions
     from smmil.results import read_json
     from smmil.signed import find_direction
     from smmil.sources import open_source
@@ -94,9 +94,9 @@ def _predict_runs(arguments: argparse.Namespace, device: "torch.device") -> int:
     from smmil.stored import labels_key
 
     listed = read_json(arguments.runs)
-    source = open_source(arguments, _data_options(listed, DataOptions))
+    source = open_source(arguments, data_options(listed["data"]))
     if source.inputs != listed["inputs"] or source.data != listed["data"]:
-        raise ValueError(f"{arguments.runs}: its runs were trained on other bags than given here; train again")
+        raise ValueError(f"{arguments.runs}: its runs were trained on other bags than those given; train again")
     splits = read_splits(arguments.runs.parent / "splits.csv")
     wanted = {bag_id for split in splits.values() for bag_id, part in split.items() if part in ("val", "test")}
     labels = labels_key(arguments.instances, wanted) if arguments.instances else ""
@@ -116,23 +116,19 @@ def _predict_runs(arguments: argparse.Namespace, device: "torch.device") -> int:
             )
             direction = find_direction(model, cache, [i for i in chosen if parts[bags[i].bag_id] == "val"])
             arrays = predict_bags(model, cache, bags, chosen, [parts[bags[i].bag_id] for i in chosen], direction)
-            found = {"label_thresholds": thresholds, "signed_agreement": direction.agreement}
-            write_predictions(arguments.out / entry["file"], arrays, {**meta, **found})
+            meta |= {"label_thresholds": thresholds, "signed_agreement": direction.agreement}
+            write_predictions(arguments.out / entry["file"], arrays, meta)
             log.info("%s: %d bags, %d instances", meta["run"], len(chosen), len(arrays["y_inst"]))
     write_json(arguments.index, _index(listed, entries, arguments.out, arguments.index))
     return 0
 
 
 def _entry(listed: Mapping[str, Any], run: Mapping[str, Any], source: "Source", labels: str) -> dict[str, Any]:
-    """File name and meta of one run's predictions; key and `instances` name everything the numbers depend on."""
-    meta = {name: listed[name] for name in ("dataset", "encoder", "method", "protocol", "random_weights")}
-    # of a run that has none the meta, hence the key, is that of older files
-    meta |= {"quirks": listed["quirks"]} if listed.get("quirks") else {}
+    """Return file name and meta of a run's predictions; `key` covers everything the numbers depend on."""
+    meta = {name: listed[name] for name in ("dataset", "encoder", "method", "protocol", "quirks", "random_weights")}
     meta |= {name: run[name] for name in ("run", "seed", "lr", "selection_score", "best_epoch", "chosen")}
-    decides = [PREDICTIONS_STAGE_VERSION, meta, run["key"], run["weights_sha256"], source.inputs, source.data]
-    # beside the key, which older files without it share
-    told = {"key": hash_json(decides), **({"instances": labels} if labels else {})}
-    return {"file": f"{run['run']}.npz", "meta": {**meta, **told}}
+    decides = [PREDICTIONS_STAGE_VERSION, meta, run["key"], run["weights_sha256"], source.inputs, source.data, labels]
+    return {"file": f"{run['run']}.npz", "meta": {**meta, "key": hash_json(decides)}}
 
 
 def _index(listed: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], out: Path, index: Path) -> dict[str, Any]:
@@ -150,37 +146,38 @@ def _index(listed: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], out:
     return {**shared, "runs": runs}
 
 
-def _data_options(record: Mapping[str, Any], kind: Any) -> Any:
-    """The loading options a run was trained with; a table has none."""
-    known = {name: value for name, value in record["data"].items() if name != "graph"}
-    return kind(**known)
+def data_options(record: Mapping[str, Any]) -> DataOptions:
+    """Return the recorded loading options; the graph of a table is an argument, not a loading option."""
+    return DataOptions(**{name: value for name, value in record.items() if name != "graph"})
 
 
 def check_features(config: Mapping[str, Any], facts: Mapping[str, Any], where: str) -> None:
-    """Refuses to score features of another encoder, other weights or another resize policy than the run's.
+    """Raise if features have another encoder, other weights or another resize policy than those of a run.
 
     Raises:
-        ValueError: naming what differs.
+        ValueError: the message names what differs.
     """
-    trained = config["features"]
-    differs = [f"{name}: {facts.get(name)!r} here, {trained[name]!r} trained" for name in sorted(trained)]
-    differs = [text for name, text in zip(sorted(trained), differs, strict=True) if facts.get(name) != trained[name]]
+    differs = [
+        f"{name}: found {facts.get(name)!r}, expected {value!r}"
+        for name, value in sorted(config["features"].items())
+        if facts.get(name) != value
+    ]
     if differs:
-        raise ValueError(f"{where}: not the features that the run learned from ({'; '.join(differs)})")
+        raise ValueError(f"{where}: not the features that the run was trained on ({'; '.join(differs)})")
 
 
 def load_run(folder: Path | str, device: "torch.device") -> "tuple[MILModel, dict[str, Any]]":
-    """Rebuilds the model of a finished run.
+    """Rebuild the model of a finished run.
 
     Args:
         folder: the run directory.
-        device: where the model goes.
+        device: device of the model.
 
     Returns:
         The model in eval mode, and the run's `config.json` with its `done.json` under `done`.
 
     Raises:
-        ValueError: the run is not finished, or its files do not belong together.
+        ValueError: the run is not finished, or its files belong to different runs.
     """
     from smmil.models import build_model
     from smmil.results import read_json
@@ -208,33 +205,33 @@ def predict_bags(
     splits: Sequence[str],
     direction: "Direction | None" = None,
 ) -> Arrays:
-    """Scores bags one by one (so that a bag's numbers never depend on its neighbours in a batch), in float32.
+    """Score bags in float32, one by one, so that a bag's numbers do not depend on a batch.
 
     Args:
-        model: on the device of the cache; put in eval mode here.
-        cache: holds the bags' features.
+        model: on the device of the cache; set to eval mode.
+        cache: holds the features of the bags.
         bags: the same bags in the same order, for labels and names.
-        index: which of them, in which order.
-        splits: a word for each of those.
-        direction: of the sign-aware score (`smmil.signed.find_direction`); None = no `signed_score`.
+        index: positions of the bags to score, in order.
+        splits: the split of each of these bags.
+        direction: for the sign-aware score (`smmil.signed.find_direction`); None = no `signed_score`.
 
     Returns:
-        The arrays at the top of this file, without `meta`.
+        The arrays of the module docstring, without `meta`.
 
     Raises:
-        ValueError: a score or logit is not finite, or the number of scores is not that of the instances; or neither
-            the device nor the CPU has the memory for a bag.
+        ValueError: a score or logit is not finite, or a bag has another number of scores than instances.
+        OutOfMemory: a bag fits neither on the device nor on the CPU.
     """
     import torch
 
     from smmil.bag_scores import score_bag
-    from smmil.each_bag import each_bag
+    from smmil.memory import each_bag
 
     model.eval()
     logits, scores, energies, signed = [], [], [], []
     with torch.no_grad():
-        for i, found in zip(index, each_bag(model, cache, index, partial(score_bag, direction=direction)), strict=True):
-            logit, score, energy, sign = found
+        results = each_bag(model, cache, index, partial(score_bag, direction=direction))
+        for i, (logit, score, energy, sign) in zip(index, results, strict=True):
             if len(score) != len(bags[i]) or not np.isfinite(score).all() or not math.isfinite(logit):
                 raise ValueError(f"bag {bags[i].bag_id}: expected {len(bags[i])} finite scores and a finite logit")
             logits.append(logit)
@@ -258,7 +255,7 @@ def predict_bags(
 
 
 def write_predictions(path: Path | str, arrays: Mapping[str, npt.NDArray[Any]], meta: Mapping[str, Any]) -> None:
-    """Writes an npz atomically: no pickles, no time stamps, so that equal content gives equal bytes."""
+    """Write an npz atomically, without pickles and time stamps, so that equal content gives equal bytes."""
     text = json.dumps(dict(meta), sort_keys=True, allow_nan=False)
     with whole_file(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         for name, array in sorted({**arrays, "meta": np.array(text)}.items()):
@@ -268,15 +265,14 @@ def write_predictions(path: Path | str, arrays: Mapping[str, npt.NDArray[Any]], 
 
 
 def is_current(path: Path, meta: Mapping[str, Any]) -> bool:
-    """Whether a predictions file exists, is whole, and was made for this meta's key and, if it knows, its instances."""
+    """Return whether a predictions file exists, is intact, and has the key of `meta`."""
     if not path.exists():
         return False
     if damage := zip_damage(path):
-        log.warning("%s: damaged (%s); it is made again", path, damage)
+        log.warning("%s: damaged (%s); predicted again", path, damage)
         return False
     with np.load(path, allow_pickle=False) as archive:
-        found = json.loads(str(archive["meta"]))
-    return bool(found.get("key") == meta["key"]) and found.get("instances", "") in ("", meta.get("instances", ""))
+        return bool(json.loads(str(archive["meta"])).get("key") == meta["key"])
 
 
 if __name__ == "__main__":

@@ -153,7 +153,7 @@ def _run(
 ) -> dict[str, Any]:
     names = ("instance_auroc", "instance_f1", "bag_auroc", "bag_f1")
     kept = (
-        *("seed", "learning_rate", "key", "device", "numerics", "memory", "versions"),
+        *("seed", "learning_rate", "key", "device", "numerics", "versions"),
         *("training", "data", "inputs", "pos_weight", "split"),
     )
     return {

@@ -2,8 +2,8 @@
 
 Predictions npz of one run (validation and test bags, B bags, M instances): `bag_id` (B,), `split` (B,) "val" | "test",
 `y` (B,), `bag_logit` (B,), `offsets` (B+1,), `instance_score` (M,), `coverage` (M,), `y_inst` (M,) and `meta`, a JSON
-string with dataset, encoder, method, protocol, run, seed, lr, selection_score and random_weights. Newer files also have
-`signed_score` (M,), `grid` (M,2) and `energy` (B,2), see `smmil.predictions`; readers treat them as optional.
+string with dataset, encoder, method, protocol, run, seed, lr, selection_score and random_weights. Readers treat
+`signed_score` (M,), `grid` (M,2) and `energy` (B,2), see `smmil.predictions`, as optional.
 """
 
 import json

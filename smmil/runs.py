@@ -6,15 +6,15 @@
 |---|---|
 | `config.json` | everything needed to rebuild the run: resolved options, seed, learning rate, versions, input hashes |
 | `log.jsonl` | one line per epoch, no epoch twice |
-| `state.pt` | model, optimiser, random generators, position: while the run is unfinished (`weights_only` loadable) |
+| `state.pt` | model, optimiser, random generators, position; only while unfinished, loadable with `weights_only` |
 | `best.safetensors` | weights of the selected epoch |
-| `direction.safetensors` | where the bag logit rises, for the sign-aware score (`smmil.signed`); not in older runs |
-| `done.json` | written last; a run counts as finished only if its key is the one asked for |
+| `direction.safetensors` | direction of the sign-aware score (`smmil.signed`) |
+| `done.json` | written last; a run is finished only if this file has its key |
 
-Log and state of an epoch are written while the next one computes, each synced, the state after the log.
+The log is written after every epoch, the state at most every `checkpoint_seconds`, always after the log.
 
-A key is the hash of everything that decides the numbers. Device, threads and the code version are not part of it (they
-stand in `config.json`): a cosmetic edit never redoes a training, an increment of `RUN_STAGE_VERSION` redoes all.
+A key is the hash of everything that decides the numbers. Device, threads and code version are not part of it (they are
+in `config.json`): cosmetic edits redo no training, an increment of `RUN_STAGE_VERSION` redoes all.
 """
 
 import functools
@@ -48,10 +48,10 @@ class RunSpec:
         encoder: name of the encoder.
         method: key of `smmil.models.MODELS`.
         method_options: keyword arguments of the method.
-        training: training options that matter (no device, no lists of splits or learning rates).
-        data: label rule, edge weights and whatever else decides what is loaded.
+        training: `TrainingOptions.key_values`.
+        data: loading options that affect training.
         inputs: content hashes of the inputs.
-        seed: split seed, also the seed of initialisation and order.
+        seed: seed of the split, the initialisation and the order of bags.
         learning_rate: base learning rate.
     """
 
@@ -77,64 +77,62 @@ class RunSpec:
 
 
 def hash_json(value: Any) -> str:
-    """sha256 of the canonical JSON of a value."""
+    """Return the SHA-256 of the canonical JSON of a value."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def hash_file(path: Path | str) -> str:
-    """sha256 of a file's bytes."""
+    """Return the SHA-256 of a file."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def hash_files(paths: Iterable[Path | str]) -> str:
-    """One hash of several files; neither their order nor their names matter."""
+    """Return one hash of several files, independent of their order and names."""
     return hash_json(sorted(hash_file(path) for path in paths))
 
 
 def save_state(path: Path | str, state: Mapping[str, Any]) -> None:
-    """Writes a resumable state (tensors, numbers, strings, containers of them) atomically."""
+    """Write a resumable state (tensors, numbers, strings, containers of them) atomically."""
     import torch
 
-    # given a path, torch tells a full disk as an error of its own archive
+    # Given a path, torch would report a full disk as an error of its archive.
     stream = io.BytesIO()
     torch.save(dict(state), stream)
     write_bytes(path, stream.getbuffer())
 
 
 def load_state(path: Path | str) -> dict[str, Any] | None:
-    """Reads `save_state` onto the CPU; None if there is no file or a damaged one. Executes nothing (`weights_only`)."""
+    """Read `save_state` onto the CPU; None if the file is missing or damaged. Executes no code (`weights_only`)."""
     import torch
 
     if not Path(path).exists():
         return None
-    # torch itself reads changed bytes without a word
+    # torch does not verify checksums.
     if damage := zip_damage(path):
-        log.warning("%s: damaged (%s); this run starts again from its first epoch", path, damage)
+        log.warning("%s: damaged (%s); the run restarts at its first epoch", path, damage)
         return None
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return state
 
 
 def zip_damage(path: Path | str) -> str:
-    """What is wrong with a zip file (a state, an npz) by the checksums in it; empty if nothing is."""
+    """Return what is wrong with a zip file (a state, an npz) by its checksums; empty if it is intact."""
     try:
         with zipfile.ZipFile(path) as archive:
             member = archive.testzip()
-    # what zipfile makes of changed headers
+    # Damaged headers raise all of these.
     except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, RuntimeError, OSError) as error:
         return str(error) or type(error).__name__
     return f"{member} fails its checksum" if member else ""
 
 
 def save_weights(path: Path | str, weights: Mapping[str, Any]) -> str:
-    """Writes the tensors of a state dict as safetensors, atomically.
-
-    Entries that are no tensors (a module's extra state: what it needs to go on training, not to predict) are left out.
+    """Write the tensors of a state dict as safetensors, atomically; extra state of modules is left out.
 
     Returns:
-        sha256 of the file; equal weights give equal bytes.
+        SHA-256 of the file; equal weights give equal bytes.
     """
     import torch
     from safetensors.torch import save
@@ -149,10 +147,10 @@ def save_weights(path: Path | str, weights: Mapping[str, Any]) -> str:
 
 
 def load_weights(model: Any, path: Path | str) -> None:
-    """Loads `save_weights` into a module.
+    """Load `save_weights` into a module.
 
     Raises:
-        ValueError: the file's tensors are not those of the module.
+        ValueError: the tensors do not match those of the module.
     """
     from safetensors.torch import load_file
 
@@ -165,12 +163,12 @@ def load_weights(model: Any, path: Path | str) -> None:
         raise ValueError(f"{path}: the weights do not fit the model: missing {missing[:3]}, unknown {unexpected[:3]}")
 
 
-# what a log row says of the machine rather than of the run: it differs from one time to the next
+# Entries of a log row that differ between repetitions.
 MEASURED = frozenset({"seconds", "memory_mib", "device_memory_mib"})
 
 
 def append_log(path: Path, row: Mapping[str, Any]) -> None:
-    """Appends one JSON line and makes it durable."""
+    """Append one JSON line and sync it."""
     with name_in_errors(path), open(path, "a", encoding="utf-8") as stream:
         stream.write(json.dumps(dict(row), allow_nan=False) + "\n")
         stream.flush()
@@ -178,7 +176,7 @@ def append_log(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a log; a last line cut by a crash is dropped, a missing file is an empty log."""
+    """Read the complete lines of a log; a last line cut by a crash is dropped, a missing file is an empty log."""
     if not path.exists():
         return []
     text = path.read_text(encoding="utf-8")
@@ -186,39 +184,39 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def numbers(rows: Iterable[Mapping[str, Any]], name: str) -> list[float]:
-    """What rows of logs say under a name, where they say a number."""
+    """Return the numbers under a name in log rows."""
     return [float(row[name]) for row in rows if isinstance(row.get(name), int | float)]
 
 
 def truncate_log(path: Path, first_epoch: int) -> None:
-    """Drops the rows of epochs that will run (again): `epoch >= first_epoch`."""
+    """Drop the rows of epochs that will run again: `epoch >= first_epoch`."""
     rows = [row for row in read_log(path) if row["epoch"] < first_epoch]
     write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
 
 def read_done(folder: Path, key: str) -> dict[str, Any] | None:
-    """The `done.json` of a run that is finished with exactly this key and whose weights are whole, else None."""
+    """Return the `done.json` of a run that is finished with this key and intact weights, else None."""
     path, weights = folder / "done.json", folder / "best.safetensors"
     if not path.exists() or not weights.exists():
         return None
     try:
         done: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        log.warning("%s: damaged (%s); this run is trained again", path, error)
+        log.warning("%s: damaged (%s); the run is trained again", path, error)
         return None
     if done.get("key") != key:
         return None
     if hash_file(weights) != done.get("weights_sha256"):
-        log.warning("%s: not the weights that %s names; this run is trained again", weights, path.name)
+        log.warning("%s: another hash than in %s; the run is trained again", weights, path.name)
         return None
     return done
 
 
 @functools.cache
 def code_version() -> str:
-    """`git describe` of the checkout this package lies in, else the package's version; git may be absent.
+    """Return `git describe` of this checkout, or the package version without a checkout or git.
 
-    Asked once: what this process runs was read when it started.
+    Cached, because the code of the process was loaded when it started.
     """
     from smmil import __version__
 
@@ -227,15 +225,15 @@ def code_version() -> str:
         return __version__
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--tags"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return __version__
-    described = found.stdout.strip()
-    return f"{__version__}+{described}" if found.returncode == 0 and described else __version__
+    described = result.stdout.strip()
+    return f"{__version__}+{described}" if result.returncode == 0 and described else __version__
 
 
 def versions() -> dict[str, str]:
-    """Versions of everything that decides the numbers."""
+    """Return the versions of everything that decides the numbers."""
     import platform
 
     import numpy

@@ -1,9 +1,8 @@
-"""Scores bags that took no part in training with every chosen run of a method, one run per split, or with one run.
+"""Score the bags of another data set with the chosen runs of a training (one per split), or with one run.
 
-In: `runs.json` of a finished training (`--runs`), or the directory of one run (`--run`); and the bag store of any other
-dataset with the same encoder.
-Out: `{run}.npz` per chosen run (arrays as in `smmil.predictions`; `signed_score`, with `signed_agreement` in the meta,
-if the run kept its direction, see `smmil.signed`), and `scores.csv`, one line per bag of `bags.csv`:
+In: `runs.json` of a finished training (`--runs`) or the directory of one run (`--run`), and the bag store of another
+data set with the same encoder.
+Out: `{run}.npz` per chosen run (arrays as in `smmil.predictions`), and `scores.csv`, one line per bag of `bags.csv`:
 
 | column | meaning |
 |---|---|
@@ -43,7 +42,7 @@ COLUMNS = ("bag_id", "state", "label", "instances", "probability", "probability_
 
 @guard
 def main(argv: Sequence[str] | None = None) -> int:
-    """Scores the usable bags of a dataset with every chosen run of a training."""
+    """Score the usable bags of a dataset with every chosen run of a training."""
     from smmil.sources import add_source_arguments
 
     parser = argparse.ArgumentParser(prog="python -m smmil.score", description=main.__doc__)
@@ -59,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from smmil.predictions import write_predictions
     from smmil.runs import hash_file
 
-    facts, data, folders = _asked(arguments)
+    facts, data, folders = _read_runs(arguments)
     device = choose_device(arguments.device)
     with numerics(device, threads=arguments.threads):
         scorer = Scorer(arguments, data, device)
@@ -77,28 +76,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _asked(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any], list[Path]]:
-    """What all runs share (dataset, encoder, method, protocol), their options of loading, and their directories."""
+def _read_runs(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any], list[Path]]:
+    """Return what the runs share (dataset, encoder, method, protocol), their loading options and directories."""
     from smmil.results import read_json
 
     if arguments.run is not None:
         config = read_json(arguments.run / "config.json")
-        # runs of before there were variants have no name but the method's
-        name, protocol = config.get("name", config["method"]), config["training"]["protocol"]
-        facts = {"dataset": config["dataset"], "encoder": config["encoder"], "method": name, "protocol": protocol}
-        return facts, config["data"], [arguments.run]
+        facts = {"dataset": config["dataset"], "encoder": config["encoder"], "method": config["name"]}
+        return {**facts, "protocol": config["training"]["protocol"]}, config["data"], [arguments.run]
     listed = read_json(arguments.runs)
     facts = {name: listed[name] for name in ("dataset", "encoder", "method", "protocol")}
     return facts, listed["data"], [arguments.runs.parent / run["run"] for run in listed["runs"] if run["chosen"]]
 
 
 class Scorer:
-    """Bags of a dataset, loaded once, to be scored by any run whose features they share.
+    """The bags of a data set, loaded once, to be scored by runs with the same features.
 
     Args:
-        arguments: of a command line with `smmil.sources.add_source_arguments`.
-        data: loading options of the training, as its `runs.json` or `config.json` holds them.
-        device: where the model runs.
+        arguments: parsed arguments with those of `smmil.sources.add_source_arguments`.
+        data: loading options of the training, from its `runs.json` or `config.json`.
+        device: device of the model.
 
     Raises:
         ValueError: no usable bag.
@@ -106,28 +103,28 @@ class Scorer:
 
     def __init__(self, arguments: argparse.Namespace, data: Mapping[str, Any], device: "torch.device") -> None:
         from smmil.batches import BagCache
-        from smmil.loading import DataOptions
+        from smmil.predictions import data_options
         from smmil.sources import open_source
 
         self.device = device
-        # a table's graph is an argument, not an option of loading
-        options = DataOptions(**{name: value for name, value in data.items() if name != "graph"})
-        self.source = open_source(arguments, options)
+        self.source = open_source(arguments, data_options(data))
         self.where = str(arguments.features or arguments.table)
         self.bags, self.thresholds = self.source.load()
         if not self.bags:
-            raise ValueError(f"{self.where}: every bag is empty or failed, none can be scored; see the instances stage")
+            raise ValueError(
+                f"{self.where}: found no bag to score: all are empty or failed; see the QC page of the instances stage"
+            )
         self.cache = BagCache(self.bags, device)
 
     def score(self, folder: Path, method: str) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
-        """Arrays (see `smmil.predictions`) and meta of all bags under one finished run.
+        """Return arrays (see `smmil.predictions`) and meta of all bags under one finished run.
 
         Args:
             folder: the run directory.
             method: name of the method or variant.
 
         Raises:
-            ValueError: an unfinished run, or features that it did not learn from.
+            ValueError: an unfinished run, or features that it was not trained on.
         """
         from smmil.predictions import check_features, load_run, predict_bags
         from smmil.signed import read_direction
@@ -135,8 +132,8 @@ class Scorer:
         model, config = load_run(folder, self.device)
         check_features(config, self.source.facts, self.where)
         direction = read_direction(folder, config["done"]["weights_sha256"])
-        words = ["score"] * len(self.bags)
-        arrays = predict_bags(model, self.cache, self.bags, range(len(self.bags)), words, direction)
+        splits = ["score"] * len(self.bags)
+        arrays = predict_bags(model, self.cache, self.bags, range(len(self.bags)), splits, direction)
         meta = {name: config[name] for name in ("dataset", "encoder", "seed")}
         meta |= {
             "method": method,
@@ -153,11 +150,11 @@ class Scorer:
 
 
 def scores_csv(bags: "Sequence[Bag]", logits: npt.NDArray[np.float64], excluded: Mapping[str, Sequence[str]]) -> str:
-    """The table of all bags, scored or not, sorted by id.
+    """Return the table of all bags, scored or not, sorted by id.
 
     Args:
         bags: the scored bags.
-        logits: (R,B), a row per run.
+        logits: (R,B), one row per run.
         excluded: reason -> ids of bags that could not be scored.
     """
     rows: list[dict[str, Any]] = [
@@ -184,7 +181,7 @@ def scores_csv(bags: "Sequence[Bag]", logits: npt.NDArray[np.float64], excluded:
 
 
 def sigmoid(logit: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """1 / (1 + exp(-logit)), without overflow."""
+    """Compute 1 / (1 + exp(-logit)) without overflow."""
     return np.exp(-np.logaddexp(0.0, -logit))
 
 

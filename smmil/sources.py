@@ -1,7 +1,7 @@
-"""Where a job's bags come from, for every command line that loads bags: a bag store, or a CSV table.
+"""Sources of bags for the command lines: a bag store or a CSV table.
 
-`open_source` answers what can be known without reading features (which bags, labels, groups, input hashes); only
-`Source.load` reads them. So a job whose runs are all finished reads next to nothing.
+`open_source` reads what is known without features (bags, labels, groups, input hashes); only `Source.load` reads them,
+so a job whose runs are all finished reads almost nothing.
 """
 
 import argparse
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """Bags that can be loaded.
+    """Bags to load.
 
     Attributes:
-        listing: usable bags and those left out.
-        inputs: content hashes of what decides the bags.
-        data: resolved options of loading (JSON-able).
-        facts: what identifies the features (encoder, weights, resize policy); empty for a table.
-        loader: reads bags; returns them and the label thresholds that differ.
+        listing: usable and excluded bags.
+        inputs: content hashes of the inputs.
+        data: resolved loading options as JSON values.
+        facts: identity of the features (encoder, weights, resize policy); empty for a table.
+        loader: returns the bags and the label thresholds that differ from the requested one.
     """
 
     listing: Listing
@@ -45,28 +45,28 @@ class Source:
 
     @property
     def random_weights(self) -> bool:
-        """Whether the encoder had random weights (demo, tests): marks everything that follows."""
+        """Whether the encoder has random weights (demo, tests); marks all results."""
         return bool(self.facts.get("random_weights"))
 
     def load(self, ids: Sequence[str] | None = None) -> "tuple[list[Bag], dict[str, float]]":
-        """The named usable bags (all by default), sorted by id, and the label thresholds that differ."""
-        wanted = None if ids is None else set(ids)
-        return self.loader([info for info in self.listing.bags if wanted is None or info.bag_id in wanted])
+        """Load the given usable bags (default: all), sorted by id, and the label thresholds that differ."""
+        chosen = None if ids is None else set(ids)
+        return self.loader([info for info in self.listing.bags if chosen is None or info.bag_id in chosen])
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds `--bags --instances --features --manifests` and `--table --table-graph`."""
+    """Add `--bags --instances --features --manifests` and `--table --table-graph`."""
     group = parser.add_argument_group("bags, from the bag store or from a table")
     group.add_argument("--bags", type=Path, help="bags.csv")
     group.add_argument("--instances", type=Path, help="folder whose store/ holds the geometry")
     group.add_argument("--features", type=Path, help="folder whose store/ holds the encoder's features")
     group.add_argument("--manifests", type=Path, nargs="+", default=[], help="shard manifests (states of the bags)")
-    group.add_argument("--table", type=Path, help="instead of all that: a CSV table, one instance per row")
+    group.add_argument("--table", type=Path, help="instead of a bag store: a CSV table, one instance per row")
     group.add_argument("--table-graph", choices=("none", "chain"), default="none", help="graph of a table's bags")
 
 
 def open_source(arguments: argparse.Namespace, options: DataOptions) -> Source:
-    """The source that the arguments name.
+    """Open the source given by the arguments.
 
     Raises:
         ValueError: neither or both kinds of source, or no usable bag.

@@ -1,8 +1,8 @@
 """Training / validation splits: stratified by bag label, grouped by patient, fixed by a seed.
 
-The test set is fixed by the dataset; a seed cuts the training part in two (methods.md section 3: seeds 1-5, validation
-share 15 % for RSNA and 20 % for PANDA and CAMELYON16). All bags of a group (patient, study) fall on one side.
-The result depends on the bags' ids, labels and groups and on the seed, never on the order of the rows.
+The data set fixes the test set; a seed divides the training part (methods.md section 3: seeds 1-5, validation share
+15 % for RSNA and 20 % for PANDA and CAMELYON16). All bags of a group (patient, study) are on one side. The result
+depends on ids, labels, groups and the seed, not on the order of the rows.
 """
 
 import csv
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class Splittable(Protocol):
-    """What a split needs to know of a bag (`smmil.data.Bag` has all of it)."""
+    """The attributes of a bag that a split needs."""
 
     @property
     def bag_id(self) -> str:
@@ -33,7 +33,7 @@ class Splittable(Protocol):
 
     @property
     def group(self) -> str:
-        """Patient or study; empty = a group of its own."""
+        """Patient or study; empty = the bag is its own group."""
 
     @property
     def split(self) -> str:
@@ -42,12 +42,12 @@ class Splittable(Protocol):
 
 @dataclass(frozen=True)
 class Split:
-    """One cut of the training part; ids sorted.
+    """One division of the training part; ids are sorted.
 
     Attributes:
-        seed: what made it.
-        train: ids the model learns from.
-        val: ids that select the epoch, the learning rate and the thresholds.
+        seed: seed of the split.
+        train: ids of the training bags.
+        val: ids of the validation bags, which select the epoch, the learning rate and the thresholds.
     """
 
     seed: int
@@ -56,22 +56,19 @@ class Split:
 
 
 def make_split(bags: Sequence[Splittable], seed: int, val_share: float) -> Split:
-    """Cuts the training bags into training and validation.
+    """Divide the training bags into training and validation.
 
-    Bags with split `val` fix the validation set for every seed (the seed then only moves initialisation and order).
-    Otherwise groups are shuffled inside each stratum (only positive, only negative, mixed groups) and taken for
-    validation while that brings the stratum's share of bags nearer to `val_share`; at least one group per class.
+    If there are bags with split `val`, they are the validation set for every seed. Otherwise groups are shuffled within
+    each stratum (negative, positive and mixed groups) and taken for validation while that brings the stratum's share of
+    bags closer to `val_share`; at least one group per class.
 
     Args:
         bags: all bags; those with split `test` or empty are ignored.
-        seed: of the shuffling.
-        val_share: share of the training bags that validate, strictly between 0 and 1.
-
-    Returns:
-        The two lists of ids.
+        seed: seed of the shuffling.
+        val_share: validation share of the training bags, strictly between 0 and 1.
 
     Raises:
-        ValueError: no way to have both classes on both sides; the message counts bags and says what to do.
+        ValueError: both sides cannot have both classes; the message counts bags and says what to do.
     """
     if not 0 < val_share < 1:
         raise ValueError(f"val_share: found {val_share}, expected a share strictly between 0 and 1")
@@ -87,7 +84,6 @@ def make_split(bags: Sequence[Splittable], seed: int, val_share: float) -> Split
         names = list(stratum)
         rng.shuffle(names)
         chosen |= _take(names, groups, val_share)
-        # an empty share of a stratum is fine as long as both classes end up on both sides, see below
     for label in (0, 1):
         _ensure_class(label, groups, chosen, rng)
     val = [bag for name in chosen for bag in groups[name]]
@@ -127,7 +123,7 @@ def _count(bags: Sequence[Splittable], label: int) -> int:
 
 
 def _groups(bags: Sequence[Splittable]) -> dict[str, list[Splittable]]:
-    """Bags by group; a bag without a group is one of its own (prefixed, so that it cannot meet a real name)."""
+    """Group the bags; a bag without a group is its own group, with a prefix that avoids name clashes."""
     groups: dict[str, list[Splittable]] = {}
     for bag in bags:
         if math.isnan(bag.y):
@@ -137,7 +133,7 @@ def _groups(bags: Sequence[Splittable]) -> dict[str, list[Splittable]]:
 
 
 def _strata(groups: Mapping[str, list[Splittable]]) -> list[list[str]]:
-    """Group names by what they hold: only negatives, only positives, both."""
+    """Return the names of negative, positive and mixed groups."""
     strata: dict[frozenset[int], list[str]] = {}
     for name in sorted(groups):
         strata.setdefault(frozenset(int(bag.y) for bag in groups[name]), []).append(name)
@@ -145,7 +141,7 @@ def _strata(groups: Mapping[str, list[Splittable]]) -> list[list[str]]:
 
 
 def _take(names: Sequence[str], groups: Mapping[str, list[Splittable]], share: float) -> set[str]:
-    """Groups, in the given order, each taken if it brings the number of bags nearer to the target."""
+    """Return the groups that, in the given order, bring the number of bags closer to the target."""
     target = math.floor(share * sum(len(groups[name]) for name in names) + 0.5)
     taken: set[str] = set()
     count = 0
@@ -158,11 +154,11 @@ def _take(names: Sequence[str], groups: Mapping[str, list[Splittable]], share: f
 
 
 def _ensure_class(label: int, groups: Mapping[str, list[Splittable]], chosen: set[str], rng: random.Random) -> None:
-    """Moves one group across when a class is missing on one side and the other side has two groups with it."""
+    """Move one group if a class is missing on one side and the other side has at least two groups with it."""
     holders = [name for name in sorted(groups) if _count(groups[name], label)]
     inside = [name for name in holders if name in chosen]
     outside = [name for name in holders if name not in chosen]
-    # the smallest group disturbs the shares least; ties by the seed
+    # The smallest group changes the shares least; the seed breaks ties.
     if not inside and len(outside) > 1:
         rng.shuffle(outside)
         chosen.add(min(outside, key=lambda name: len(groups[name])))
@@ -172,7 +168,7 @@ def _ensure_class(label: int, groups: Mapping[str, list[Splittable]], chosen: se
 
 
 def write_splits(path: Path | str, bags: Sequence[Splittable], splits: Sequence[Split]) -> None:
-    """Writes `bag_id, split1, split2, ...` (columns by seed; cells train, val, test), sorted, atomically."""
+    """Write `bag_id, split1, split2, ...` (columns by seed; cells train, val, test), sorted, atomically."""
     parts = [{**dict.fromkeys(split.train, "train"), **dict.fromkeys(split.val, "val")} for split in splits]
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
@@ -184,10 +180,10 @@ def write_splits(path: Path | str, bags: Sequence[Splittable], splits: Sequence[
 
 
 def read_splits(path: Path | str) -> dict[int, dict[str, str]]:
-    """Reads `write_splits`: seed -> bag id -> train, val or test.
+    """Read `write_splits`: seed -> bag id -> train, val or test.
 
     Raises:
-        ValueError: the header is not that of a splits file.
+        ValueError: the file has another header.
     """
     with open(path, newline="", encoding="utf-8") as stream:
         rows = list(csv.reader(stream))

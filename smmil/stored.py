@@ -1,9 +1,8 @@
-"""Stored bags as a job may trust them: there, whole, and the very ones that the shard manifests name.
+"""Read stored bags that are complete and match the shard manifests.
 
-A stage's manifest names the content hash of every bag it found or made. A bag that was written again afterwards (by
-hand, by a stage that was killed before its manifest) carries another hash in its attributes: it is refused, since runs
-and predictions are keyed by the manifests and would go by a name that is no longer theirs. The arrays themselves are
-held against their checksums when they are read (`verify=True`).
+A manifest records the content hash of every bag. A bag that was written again later (by hand, or by a stage killed
+before its manifest) has another hash in its attributes and is an error, because runs and predictions are keyed by the
+manifests. The arrays are verified against their checksums when they are read (`verify=True`).
 """
 
 import hashlib
@@ -16,35 +15,35 @@ from preprocessing.check import read_stored
 
 
 def read_geometry(instances: Path, bag_id: str, names: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Attributes and verified arrays of a bag's instances, for maps and predictions.
+    """Read attributes and verified arrays of a bag's instances, for maps and predictions.
 
     Args:
         instances: folder of the stage.
         bag_id: name of the bag.
-        names: of the arrays.
+        names: names of the arrays.
 
     Raises:
-        ValueError: a damaged or missing bag, or one that its manifest does not name.
+        ValueError: a damaged or missing bag, or content that differs from its manifest.
     """
     from preprocessing.store import read_arrays, read_attrs
 
     attrs: dict[str, Any] = read_stored(read_attrs, instances / "store", bag_id)
-    Named.beside(instances).check(bag_id, attrs)
+    ContentHashes.of_instances(instances).check(bag_id, attrs)
     return attrs, read_stored(read_arrays, instances / "store", bag_id, list(names), verify=True)
 
 
 def labels_key(instances: Path, bags: Iterable[str]) -> str:
-    """Hash of what the manifests beside a store of instances name for these bags; "" where they name none.
+    """Hash the content hashes of these bags in the instance manifests; "" if there are none.
 
-    Another annotation changes it, and nothing of the features: who keeps labels of instances goes by it.
+    A new annotation changes this hash, but not the features.
     """
-    named = Named.beside(instances).hashes
-    told = {bag_id: sorted(named[bag_id]) for bag_id in bags if bag_id in named}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest() if told else ""
+    hashes = ContentHashes.of_instances(instances).hashes
+    content = {bag_id: sorted(hashes[bag_id]) for bag_id in bags if bag_id in hashes}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest() if content else ""
 
 
-def read_bags_of(path: Path | str) -> tuple[str, list[dict[str, Any]]]:
-    """Stage ("" if it is not told) and bags of a shard manifest.
+def read_manifest(path: Path | str) -> tuple[str, list[dict[str, Any]]]:
+    """Read the stage ("" if missing) and the bags of a shard manifest.
 
     Raises:
         ValueError: a file that is not a shard manifest.
@@ -57,46 +56,46 @@ def read_bags_of(path: Path | str) -> tuple[str, list[dict[str, Any]]]:
         raise ValueError(f"{path}: not a shard manifest ({error}); expected a JSON object with `bags`") from error
 
 
-class Named:
-    """Content hashes of bags by the manifests that name them.
+class ContentHashes:
+    """Content hashes of bags in the manifests of a stage.
 
-    Manifests of an older cut into shards may lie about: a bag is the right one if any of them names it.
+    Stale manifests from a different shard size may still be on disk, so a match with any manifest is enough.
 
     Args:
         stage: "instances" or "features".
-        manifests: of any stage; those of others are passed over.
+        manifests: shard manifests; those of other stages are ignored.
     """
 
     def __init__(self, stage: str, manifests: Iterable[Path | str]) -> None:
         self.stage = stage
         self.hashes: dict[str, dict[str, Path | str]] = {}
         for path in manifests:
-            told, bags = read_bags_of(path)
-            if told.partition("/")[0] == stage:
+            manifest_stage, bags = read_manifest(path)
+            if manifest_stage.partition("/")[0] == stage:
                 for bag in bags:
                     if bag.get("hash"):
                         self.hashes.setdefault(bag["bag_id"], {})[str(bag["hash"])] = path
 
     @classmethod
-    def beside(cls, instances: Path | str, manifests: Iterable[Path | str] = ()) -> "Named":
-        """Of the instances stage: those given and those in its folder."""
+    def of_instances(cls, instances: Path | str, manifests: Iterable[Path | str] = ()) -> "ContentHashes":
+        """Read the given manifests and those in the folder of the instances stage."""
         return cls("instances", [*manifests, *sorted((Path(instances) / "shards").glob("*.json"))])
 
     def check(self, bag_id: str, attrs: Mapping[str, Any]) -> None:
-        """Refuses a bag that is not the one any manifest names; one that none names is taken as it is.
+        """Raise if a bag has another content hash than its manifests; bags without a manifest entry are accepted.
 
         Args:
             bag_id: name of the bag.
-            attrs: its attributes.
+            attrs: attributes of the stored bag.
 
         Raises:
-            ValueError: naming the bag, its manifest, and what to do.
+            ValueError: the message names the bag, its manifest, and what to do.
         """
-        named, found = self.hashes.get(bag_id), str(attrs["store"].get("content"))
-        if named and found not in named:
-            expected, path = next(iter(named.items()))
+        hashes, content = self.hashes.get(bag_id), str(attrs["store"].get("content"))
+        if hashes and content not in hashes:
+            expected, path = next(iter(hashes.items()))
             raise ValueError(
-                f"bag {bag_id}: the stored {self.stage} ({found[:12]}) are not those that {path} names"
-                f" ({expected[:12]}): they were written again since; run the {self.stage} stage again (delete that"
-                " file, then run the workflow: finished bags are kept)"
+                f"bag {bag_id}: found stored {self.stage} with the hash {content[:12]}, expected {expected[:12]} as in"
+                f" {path}: they were written again since; run the {self.stage} stage again (delete that file, then run"
+                " the workflow: finished bags are kept)"
             )

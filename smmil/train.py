@@ -1,28 +1,29 @@
-"""Trains one (dataset, encoder, method): splits x learning rates in one job, bags loaded once, each run resumable.
+"""Train one (dataset, encoder, method): splits x learning rates in one job, bags loaded once, each run resumable.
 
 Run alone:
     python -m smmil.train --dataset D --encoder E --method abmil --bags results/D/bags.csv \
         --instances results/D/instances --features results/D/features/E --manifests results/D/features/E/shards/*.json \
         --config-json '{"epochs": 50}' --out results/D/runs/E/abmil --done results/D/runs/E/abmil/runs.json
 
-Writes one directory per run (`smmil.runs`), `splits.csv`, and last `runs.json`: the list of runs with their selected
-epoch, score, hash of the weights, and which learning rate validation chose in every split (ties: the larger rate, as
-in `smmil.evaluate`). Finished runs of the same key are skipped, unfinished ones continue where they were.
+Writes one directory per run (`smmil.runs`), `splits.csv`, and at the end `runs.json`: the list of runs with their
+selected epoch, score and hash of the weights, and the learning rate that validation chose for every split (ties: the
+larger rate, as in `smmil.evaluate`). Finished runs with the same key are skipped, unfinished ones continue.
 
-A job can be cut into parts: `--part SEED` trains the runs of one split (write its summary elsewhere with `--done`); the
-same command without `--part` then finds all runs finished and writes `runs.json`, the same as without parts.
+`--part SEED` trains the runs of one split (use another `--done`); the same command without `--part` then finds all runs
+finished and writes the same `runs.json` as a single job.
 
-A finished run is also trained again if other bags are in its split than it has learned from: with `drop_inconsistent`
-another annotation decides which bags take part.
+A finished run is trained again if its split has other bags: with `drop_inconsistent` a new annotation decides which
+bags take part.
 
-Exit codes: 0 done; 1 a full or read-only disk; 2 user error; 128 + signal (SIGTERM 143, SIGUSR1 138) after the state
-has been saved on request of that signal: start the same command again and it continues.
+Exit codes: 0 done; 1 full or read-only disk; 2 user error; 128 + signal (SIGTERM 143, SIGUSR1 138) after a stop with a
+saved state: the same command continues.
 """
 
 import argparse
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Job:
-    """What all runs of one job share; `name` is the method or variant."""
+    """What the runs of one job share; `name` is the method or variant."""
 
     name: str
     options: "TrainingOptions"
@@ -54,7 +55,7 @@ class Job:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     from smmil.sources import add_source_arguments
 
     parser = argparse.ArgumentParser(prog="python -m smmil.train", description=__doc__.splitlines()[0])
@@ -74,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 @guard
 def main(argv: Sequence[str] | None = None) -> int:
-    """Trains every run that is not finished; see the top of this file."""
+    """Train every run that is not finished; see the module docstring."""
     arguments = build_parser().parse_args(argv)
     from smmil.sources import open_source
     from smmil.splits import make_split, write_splits
@@ -86,13 +87,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_splits(arguments.out / "splits.csv", source.listing.bags, list(splits.values()))
     job = Job(arguments.method, options, source, splits, arguments.out)
     pending = [spec for spec in specs if not _is_finished(spec, job)]
-    log.info("%d runs, %d finished before", len(specs), len(specs) - len(pending))
+    log.info("%d runs, %d already finished", len(specs), len(specs) - len(pending))
     if pending:
         if options.tensorboard:
             check_tensorboard()
         signum = train_runs(pending, job)
         if signum is not None:
-            log.warning("stopped by signal %d, state saved; the same command continues", signum)
+            log.warning("stopped by signal %d, state saved; run the same command to continue", signum)
             return 128 + signum
     write_json(arguments.done, summary(specs, job.name, options, source, job.out))
     return 0
@@ -100,17 +101,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _is_finished(spec: RunSpec, job: Job) -> bool:
     folder = job.out / spec.name
-    return read_done(folder, spec.key) is not None and not _of_other_bags(folder, job.splits[spec.seed])
+    return read_done(folder, spec.key) is not None and not _has_other_bags(folder, job.splits[spec.seed])
 
 
-def _of_other_bags(folder: Path, split: "Split") -> bool:
-    """Whether a run, finished or not, has learned from another split; one that does not tell its bags has not."""
+def _has_other_bags(folder: Path, split: "Split") -> bool:
+    """Return whether a finished or unfinished run was trained on another split."""
     from smmil.results import read_json
 
-    if not (folder / "config.json").is_file():
-        return False
-    told = read_json(folder / "config.json").get("split", {}).get("bags_sha256")
-    return told is not None and told != _bags_hash(split)
+    path = folder / "config.json"
+    return path.is_file() and bool(read_json(path)["split"]["bags_sha256"] != _bags_hash(split))
 
 
 def _bags_hash(split: "Split") -> str:
@@ -118,18 +117,22 @@ def _bags_hash(split: "Split") -> str:
 
 
 def train_runs(specs: Sequence[RunSpec], job: Job) -> int | None:
-    """Loads the bags once and trains the runs one after the other.
+    """Load the bags once and train the runs one after the other.
 
     Returns:
-        The signal that stopped it, None when all are done.
+        The signal that stopped the job, or None when all runs are finished.
+
+    Raises:
+        OutOfMemory: a run does not fit with its features in host memory either.
     """
     from smmil.batches import BagCache
     from smmil.devices import choose_device, numerics
+    from smmil.memory import with_host_fallback
     from smmil.training import Interrupted
 
     options = job.options
     device = choose_device(options.device)
-    # before the first CUDA call: cuBLAS reads its workspace setting once
+    # cuBLAS reads its workspace setting once, at the first CUDA call.
     with (
         numerics(device, deterministic=options.deterministic, precision=options.precision, threads=options.threads),
         StopRequest() as stop,
@@ -140,13 +143,14 @@ def train_runs(specs: Sequence[RunSpec], job: Job) -> int | None:
         positions = {bag.bag_id: i for i, bag in enumerate(bags)}
         labels = {bag.bag_id: bag.y for bag in bags}
         del bags
-        where = "on the device" if cache.resident else "in host memory"
-        log.info("%d bags with %d features %s (%s)", len(cache), cache.in_features, where, device.type)
+        memory = "device" if cache.resident else "host"
+        log.info("%d bags with %d features in %s memory (%s)", len(cache), cache.in_features, memory, device.type)
         progress = Progress(len(specs), options.epochs)
         for spec in specs:
             progress.start(spec.name)
             try:
-                _train_run(spec, job, cache, positions, labels, progress, stop)
+                train = partial(_train_run, spec, job, cache, positions, labels, progress, stop)
+                with_host_fallback(train, f"run {spec.name}", cache, job.name)
             except Interrupted:
                 return stop.signum
     return None
@@ -172,14 +176,13 @@ def _train_run(
 
     folder, split = job.out / spec.name, job.splits[spec.seed]
     (folder / "done.json").unlink(missing_ok=True)
-    if _of_other_bags(folder, split):
+    if _has_other_bags(folder, split):
         (folder / "state.pt").unlink(missing_ok=True)
     weight = class_weight([labels[bag_id] for bag_id in split.train]) if job.options.class_weight else None
     seed_everything(spec.seed)
     model = build_model(spec.method, cache.in_features, pos_weight=weight, **spec.method_options).to(cache.device)
     facts = {"in_features": cache.in_features, "pos_weight": weight, "split": _counts(split, labels)}
-    config = run_config(spec, job, facts, cache.device)
-    write_json(folder / "config.json", config)
+    write_json(folder / "config.json", run_config(spec, job, facts, cache.device))
     with reporting(progress, folder, tensorboard=job.options.tensorboard) as report:
         fit = Fit(
             model,
@@ -194,14 +197,11 @@ def _train_run(
             stop=stop,
             report=report,
             on_step=progress.step,
-            method=job.name,
         )
         best = fit.run()
-    if fit.memory.relief.events:
-        write_json(folder / "config.json", {**config, "memory": asdict(fit.memory.relief)})
     weights_sha256 = save_weights(folder / "best.safetensors", best.weights)
     load_weights(model, folder / "best.safetensors")
-    # bags of other data sets are scored without the validation bags that it takes
+    # The direction needs the validation bags, which are not at hand when other data sets are scored.
     save_direction(folder, find_direction(model, cache, [positions[bag_id] for bag_id in split.val]), weights_sha256)
     done = {
         "key": spec.key,
@@ -210,7 +210,6 @@ def _train_run(
         "weights_sha256": weights_sha256,
     }
     write_json(folder / "done.json", done)
-    # a third of a gigabyte per hundred runs, and nothing reads it any more
     (folder / "state.pt").unlink(missing_ok=True)
 
 
@@ -223,10 +222,7 @@ def _counts(split: "Split", labels: dict[str, float]) -> dict[str, Any]:
 
 
 def run_config(spec: RunSpec, job: Job, facts: dict[str, Any], device: "torch.device") -> dict[str, Any]:
-    """Everything needed to rebuild and to judge a run; no host names, no paths. `name` is the method or variant.
-
-    A run that ran out of memory gets `memory` at its end: the level it came to, and what happened (`smmil.memory`).
-    """
+    """Return everything needed to rebuild and to judge a run, without host names and paths."""
     from smmil.devices import device_name, numerics_facts
 
     return {

@@ -1,8 +1,8 @@
-"""What a training job has to do, from its arguments: options, runs and their keys; and what it says it has done.
+"""The runs of a training job from its arguments, and the summary of the finished job.
 
-A variant (`smmil.variants`) trains its method with the argument its name tells; its runs are described by the method
-and its arguments, its `runs.json` carries the variant's name. Quirks (`smmil.protocol`) are resolved here into
-settings, data options and arguments of the method, so that a run's key names what acts and nothing else.
+A variant (`smmil.variants`) trains its method with the argument in its name: its run keys contain the method and its
+arguments, its `runs.json` the name of the variant. Quirks (`smmil.protocol`) are resolved here into settings, data
+options and arguments of the method, so that a key contains only what has an effect.
 """
 
 import argparse
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 def options_of(arguments: argparse.Namespace) -> "TrainingOptions":
-    """The training options, the active quirks included; split seeds and rates on the command line come last.
+    """Return the training options with the active quirks; `--splits` and `--learning-rates` take precedence.
 
     Raises:
-        ValueError: not JSON, an unknown or wrong option.
+        ValueError: invalid JSON, or an unknown or invalid option.
     """
     values = json_object(arguments.config_json, "--config-json")
     if arguments.splits:
@@ -53,10 +53,10 @@ def _validated(values: Mapping[str, Any]) -> "TrainingOptions":
 
 
 def json_object(text: str, name: str) -> dict[str, Any]:
-    """A JSON object given as an argument.
+    """Parse a JSON object given as an argument.
 
     Raises:
-        ValueError: naming the argument.
+        ValueError: not a JSON object; the message names the argument.
     """
     try:
         value = json.loads(text)
@@ -75,15 +75,15 @@ def _numbers(text: str, kind: type, name: str) -> list[Any]:
 
 
 def data_options(options: "TrainingOptions") -> DataOptions:
-    """How the bags of a job are loaded."""
+    """Return the loading options of a job."""
     return DataOptions(**{field.name: getattr(options, field.name) for field in fields(DataOptions)})
 
 
 def check_variant(name: str, method_options: Mapping[str, Any]) -> None:
-    """Refuses runs under the name of a variant that they are not.
+    """Raise if the name of a variant does not match its arguments.
 
     Raises:
-        ValueError: no argument has the value that the name tells.
+        ValueError: no argument has the value in the name.
     """
     method = base_method(name)
     if name == method or any(Variant(method, key, value).name == name for key, value in method_options.items()):
@@ -95,19 +95,18 @@ def check_variant(name: str, method_options: Mapping[str, Any]) -> None:
 
 
 def job_specs(arguments: argparse.Namespace, options: "TrainingOptions", source: "Source") -> list[RunSpec]:
-    """The runs of a job (or of its part), by split and learning rate.
+    """Return the runs of a job or of a part, by split and learning rate.
 
     Raises:
-        ValueError: a variant's name without its argument, or what the active quirks do not allow.
+        ValueError: a variant without its argument, or arguments that contradict the active quirks.
     """
-    method, asked = base_method(arguments.method), json_object(arguments.method_options, "--method-options")
-    check_variant(arguments.method, asked)
-    method_options = method_changes(options.active, method, asked)
-    # labels of instances reach no weight, so another threshold or order needs no training ...
-    unseen = {"label_order"}
+    method, given = base_method(arguments.method), json_object(arguments.method_options, "--method-options")
+    check_variant(arguments.method, given)
+    method_options = method_changes(options.active, method, given)
+    # Instance labels do not influence training unless they decide which bags take part.
+    ignored = {"label_order"}
     if not source.data.get("drop_inconsistent"):
-        # ... unless they decide which bags take part
-        unseen |= {"label_rule", "label_threshold"}
+        ignored |= {"label_rule", "label_threshold"}
     return [
         RunSpec(
             dataset=arguments.dataset,
@@ -115,7 +114,7 @@ def job_specs(arguments: argparse.Namespace, options: "TrainingOptions", source:
             method=method,
             method_options=method_options,
             training=options.key_values,
-            data={name: value for name, value in source.data.items() if name not in unseen},
+            data={name: value for name, value in source.data.items() if name not in ignored},
             inputs=source.inputs,
             seed=seed,
             learning_rate=rate,
@@ -129,13 +128,13 @@ def job_specs(arguments: argparse.Namespace, options: "TrainingOptions", source:
 def summary(
     specs: Sequence[RunSpec], name: str, options: "TrainingOptions", source: "Source", out: Path
 ) -> dict[str, Any]:
-    """The content of `runs.json`: a function of inputs and results alone (no times, no places).
+    """Return the content of `runs.json`: inputs and results only, no times and no paths.
 
     Args:
         specs: finished runs.
-        name: of the method or variant.
-        options: of the job.
-        source: of the bags.
+        name: method or variant.
+        options: options of the job.
+        source: source of the bags.
         out: folder of the runs.
 
     Raises:
@@ -148,8 +147,8 @@ def summary(
             raise RuntimeError(f"{out / spec.name}: not finished although training ended")
         runs.append({"run": spec.name, "seed": spec.seed, "lr": spec.learning_rate, **done})
     for run in runs:
-        rivals = [other for other in runs if other["seed"] == run["seed"]]
-        run["chosen"] = run is max(rivals, key=lambda other: (other["selection_score"], other["lr"]))
+        candidates = [other for other in runs if other["seed"] == run["seed"]]
+        run["chosen"] = run is max(candidates, key=lambda other: (other["selection_score"], other["lr"]))
     first = specs[0]
     return {
         "dataset": first.dataset,

@@ -1,7 +1,7 @@
-"""Everything one training job can be told (`--config-json` of `smmil.train`); defaults are the paper's.
+"""Settings of one training job (`--config-json` of `smmil.train`); the defaults are the paper's.
 
-The workflow fills it from two sections of the configuration: `training` (the protocol) and the dataset's own keys
-(share of validation bags, batch size, class weight, labels). Unknown keys are refused.
+The workflow fills them from two sections of the configuration: `training` (the protocol) and the data set (share of
+validation bags, batch size, class weight, labels). Unknown keys are an error.
 """
 
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from preprocessing.options import Options
 from smmil.protocol import active_quirks, training_changes
 
-# where and how fast a run computes, and what picks runs rather than shapes them, leave its key (`smmil.runs`) alone
+# Settings that do not change the numbers of a run, or enter its key (`smmil.runs`) resolved.
 NOT_IN_KEY = frozenset(
     {
         "device",
@@ -28,11 +28,10 @@ NOT_IN_KEY = frozenset(
         "self_loop",
         "label_order",
         "tensorboard",
+        "protocol",
         "quirks",
     }
 )
-# options that came later: left out of the text at their defaults, so that no finished job sees a changed argument
-LATER = ("self_loop", "label_order", "tensorboard", "quirks", "checkpoint_seconds")
 
 
 class TrainingOptions(Options):
@@ -63,13 +62,13 @@ class TrainingOptions(Options):
     deterministic: bool = Field(default=True, description="deterministic kernels where torch has them")
     threads: int | None = Field(default=None, ge=1, description="torch threads; null = torch's choice")
     checkpoint_every: int = Field(default=1, ge=1, description="epochs between resumable states; a signal always saves")
-    checkpoint_seconds: float = Field(default=5.0, ge=0, description="least time between them; 0 = every such epoch")
+    checkpoint_seconds: float = Field(default=30.0, ge=0, description="least time between them; 0 = every such epoch")
     tensorboard: bool = Field(default=False, description="event files beside log.jsonl; needs the tensorboard package")
 
     @field_validator("splits", "learning_rates")
     @classmethod
     def _each_once(cls, values: list[Any]) -> list[Any]:
-        # a run's directory is named with %g: two rates that print alike would share it
+        # Run directories are named with %g, so two rates that print alike would share one.
         if len({f"{value:g}" for value in values}) != len(values):
             raise ValueError(f"found {values}, expected each once")
         if any(value < 0 for value in values):
@@ -84,29 +83,23 @@ class TrainingOptions(Options):
 
     @property
     def active(self) -> frozenset[str]:
-        """The differences between text and release that act."""
+        """The active differences between the paper's text and its released code."""
         return active_quirks(self.protocol, self.quirks)
 
     def under_quirks(self, method: str) -> "TrainingOptions":
-        """The same with what the active quirks change, as far as it does not hang on the kind of data set.
+        """Return a copy with the changes of the active quirks that do not depend on the kind of data set.
 
-        The workflow has said those too (`smmil.config.training_options`); saying them twice changes nothing.
+        The workflow applies them too (`smmil.config.training_options`); applying them twice has no effect.
         """
         return self.model_copy(update=training_changes(self.active, None, method))
 
     @property
     def text(self) -> str:
-        """As JSON, for a command line."""
-        fields = type(self).model_fields
-        unused = {name for name in LATER if getattr(self, name) == fields[name].get_default(call_default_factory=True)}
-        return self.model_dump_json(exclude=unused)
+        """The options as JSON, for a command line."""
+        return self.model_dump_json()
 
     @property
     def key_values(self) -> dict[str, Any]:
-        """What of it decides a run's numbers.
-
-        The protocol's name decides none (other settings and `quirks` do), but it stands in the keys of finished runs.
-        """
-        values = {**self.model_dump(mode="json", exclude=set(NOT_IN_KEY)), "protocol": "as_written"}
-        deciding = sorted(self.active & {"select_val_loss"})
-        return {**values, "quirks": deciding} if deciding else values
+        """The options that decide a run's numbers."""
+        values = self.model_dump(mode="json", exclude=set(NOT_IN_KEY))
+        return {**values, "quirks": sorted(self.active & {"select_val_loss"})}

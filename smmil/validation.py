@@ -1,4 +1,4 @@
-"""What an epoch is judged by: validation losses and metrics, and the score that selects.
+"""Validation losses and metrics of an epoch, and the selection score.
 
 Shapes: see `smmil.data.BagBatch`. Losses are means over the validation bags.
 """
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 
 def selection_score(bag_auroc: float | None, bce: float) -> float:
-    """Validation bag AUROC (0 when undefined: one class) minus validation BCE."""
+    """Return validation bag AUROC (0 if undefined: one class) minus validation BCE."""
     return (0.0 if bag_auroc is None else bag_auroc) - bce
 
 
 def forward(model: MILModel, batch: BagBatch, precision: str) -> Output:
-    """Runs the model under the asked precision; logits and scores come back in at least float32."""
+    """Run the model in the given precision; logits and scores are returned in at least float32."""
     with autocast(batch.x.device, precision):
         output: Output = model(batch)
     if output.bag_logit.dtype != torch.float64:
@@ -37,29 +37,26 @@ def forward(model: MILModel, batch: BagBatch, precision: str) -> Output:
 
 
 @torch.no_grad()
-def validate(
-    model: MILModel, cache: BagCache, index: Sequence[int], options: "TrainingOptions", bags_per_pass: int | None = None
-) -> dict[str, Any]:
-    """Validation metrics of one epoch.
+def validate(model: MILModel, cache: BagCache, index: Sequence[int], options: "TrainingOptions") -> dict[str, Any]:
+    """Compute the validation metrics of one epoch.
 
     Args:
-        model: put in eval mode.
+        model: set to eval mode.
         cache: holds the bags.
         index: positions of the validation bags.
-        options: of the training.
-        bags_per_pass: at most; None = `batch_size`. Another number may change the last bits.
+        options: training options.
 
     Returns:
         `val_loss`, `val_loss_<term>` (means over bags), `val_bag_auroc` and `val_instance_auroc` (None if undefined),
-        `val_selection_bce` (the bag cross entropy that selects: class weight included; mean over bags, or
-        mean of batch means as released), `val_score_entropy` (entropy of the softmax of a bag's instance
-        scores over log N, mean over bags: 1 = the same everywhere, 0 = one instance).
+        `val_selection_bce` (bag cross entropy with class weight, for the selection score; mean over bags, or mean of
+        batch means as released), `val_score_entropy` (entropy of the softmax of a bag's instance scores over log N,
+        mean over bags: 1 = uniform, 0 = one instance).
     """
     model.eval()
     sums: dict[str, Tensor] = {}
     collected: list[tuple[Tensor, ...]] = []
     entropies: list[Tensor] = []
-    for batch in cache.batches(chunks(index, bags_per_pass or options.batch_size)):
+    for batch in cache.batches(chunks(index, options.batch_size)):
         output = forward(model, batch, options.precision)
         terms = model.loss(batch, output)
         for name, term in {**terms, "": torch.stack(list(terms.values())).sum()}.items():
@@ -83,6 +80,6 @@ def validate(
 
 
 def _entropy(score: Tensor, batch: BagBatch) -> Tensor:
-    """(M,) -> (B,): entropy of each bag's softmax over its maximum log N; 0 for a single instance."""
+    """Compute the entropy of each bag's softmax over its maximum log N: (M,) -> (B,); 0 for a single instance."""
     entropy = segment_sum(torch.special.entr(segment_softmax(score, batch.offsets))[:, None], batch.offsets)[:, 0]
     return entropy / batch.sizes.clamp(min=2).double().log()

@@ -1,15 +1,10 @@
 """Numerical switches are set, recorded and put back; what allocators say is understood."""
 
-import platform
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from smmil.devices import flushes_denormals, numerics, numerics_facts
 from smmil.memory import is_out_of_memory
-from tests.workflows import ROOT
 
 CPU = torch.device("cpu")
 
@@ -29,6 +24,16 @@ def test_every_switch_is_set_and_put_back(precision):
     assert numerics_facts(CPU, "float32") == before
 
 
+def test_contexts_nest_and_restore_the_deterministic_mode():
+    before = torch.get_deterministic_debug_mode()
+    with numerics(CPU):
+        assert torch.get_deterministic_debug_mode() == 2
+        with numerics(CPU, deterministic=False):
+            assert torch.are_deterministic_algorithms_enabled()
+        assert torch.get_deterministic_debug_mode() == 2
+    assert torch.get_deterministic_debug_mode() == before
+
+
 def test_denormal_numbers_are_flushed_inside_and_kept_outside():
     """Numbers below the normal ones are 0 inside and what they are outside."""
     tiny = torch.full((64,), 1e-39)
@@ -45,33 +50,3 @@ def test_real_allocators_are_understood():
     assert is_out_of_memory(MemoryError("Sm: no memory for 9 rows"))
     assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-
-
-FAULTS = """
-import resource, sys
-import numpy as np
-from smmil.devices import keep_freed_memory
-
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    # together more than glibc keeps by itself
-    blocks = [np.ones(2**21) for _ in range(6)]
-    del blocks
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-if sys.argv[1] == "keep":
-    keep_freed_memory()
-print([faults() for _ in range(4)][-1])
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives freed memory back at once")
-def test_freed_memory_is_used_again():
-    environment = {"PATH": "/usr/bin", "NUMPY_MADVISE_HUGEPAGE": "0"}
-    command = [sys.executable, "-c", FAULTS]
-    without, with_it = (
-        int(subprocess.run([*command, mode], check=True, capture_output=True, env=environment, cwd=ROOT).stdout)
-        for mode in ("leave", "keep")
-    )
-    # 96 MiB in pages of at most 64 KiB
-    assert without > 1500 and with_it < without / 10

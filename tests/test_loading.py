@@ -30,7 +30,7 @@ def manifests(folder):
 def test_failed_and_empty_bags_are_left_out_and_named(tmp_path, caplog):
     make_dataset(tmp_path, states={"bag01": "failed", "bag02": "empty"})
     listing = list_usable(tmp_path / "bags.csv", manifests(tmp_path))
-    assert listing.excluded == {"failed": ["bag01"], "empty": ["bag02"]}
+    assert listing.excluded == {"failed": ["bag01"], "skipped": [], "empty": ["bag02"]}
     assert {"bag01", "bag02"}.isdisjoint(info.bag_id for info in listing.bags) and len(listing.bags) == 14
     assert "1 failed bags of 16" in caplog.text
 
@@ -48,7 +48,7 @@ def test_a_bag_without_manifest_is_an_error(tmp_path):
     path = manifests(tmp_path)[0]
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "bags": content["bags"][:-1]}))
-    with pytest.raises(ValueError, match=r"1 of 16 bags stand in no manifest \(e.g. bag15\)"):
+    with pytest.raises(ValueError, match=r"1 of 16 bags are in no manifest \(e.g. bag15\)"):
         list_usable(tmp_path / "bags.csv", [path])
 
 

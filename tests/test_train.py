@@ -1,15 +1,19 @@
 """Training jobs: stopped and resumed is never stopped, bit for bit; what is redone, and what is left behind."""
 
+import errno
 import json
+import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from preprocessing import cli
 from smmil import train, training
 from smmil.runs import load_state, read_log
 from smmil.training import Fit
@@ -87,6 +91,49 @@ def test_killed_between_log_and_state_then_resumed_equals_never_killed(dataset, 
     assert (tmp_path / "runs.json").read_bytes() == (straight / "runs.json").read_bytes()
 
 
+def test_killed_at_any_moment_the_state_is_complete_and_the_run_ends_as_if_never_killed(dataset, tmp_path):
+    settings = {"epochs": 150, "threads": 1}
+    assert train.main(train_arguments(dataset, tmp_path / "straight", **settings)) == 0
+    arguments, state = train_arguments(dataset, tmp_path / "killed", **settings), tmp_path / "killed" / RUN / "state.pt"
+    program = "import sys\nfrom smmil import train\nfrom tests.train_helpers import register_noisy\nregister_noisy()\n"
+    random_numbers, reached = random.Random(0), 1
+    for _ in range(3):
+        command = [sys.executable, "-c", f"{program}train.main(sys.argv[1:])", *arguments]
+        job = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+        before = state.stat().st_mtime_ns if state.exists() else 0
+        while job.poll() is None and (state.stat().st_mtime_ns if state.exists() else 0) == before:
+            time.sleep(0.001)
+        time.sleep(random_numbers.uniform(0, 0.3))
+        job.kill()
+        job.wait()
+        if state.exists():
+            # A damaged state would be None, and the epochs of a state are never lost.
+            epoch, logged = load_state(state)["cursor"]["epoch"], len(read_log(state.parent / "log.jsonl"))
+            assert epoch >= reached and epoch - 1 <= logged <= epoch
+            reached = epoch
+    assert reached > 1
+    assert train.main(arguments) == 0
+    assert_same_run(tmp_path / "straight" / RUN, tmp_path / "killed" / RUN)
+
+
+def test_a_full_disk_ends_a_job_with_one_line_and_keeps_the_last_state(dataset, tmp_path, monkeypatch, capsys):
+    whole_file, written = cli.whole_file, []
+
+    def full(path):
+        if path.name == "state.pt":
+            written.append(path)
+            if len(written) == 2:
+                raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return whole_file(path)
+
+    monkeypatch.setattr(cli, "whole_file", full)
+    assert train.main(train_arguments(dataset, tmp_path)) == 1
+    error = capsys.readouterr().err
+    assert "error: cannot write" in error and "state.pt" in error and "Traceback" not in error
+    assert load_state(tmp_path / RUN / "state.pt")["cursor"]["epoch"] == 2
+    assert not (tmp_path / RUN / "done.json").exists()
+
+
 @pytest.mark.parametrize("batches", [1, 4, 5])
 def test_stopped_inside_an_epoch_by_a_signal_then_resumed_equals_never_stopped(
     dataset, straight, tmp_path, monkeypatch, batches
@@ -127,18 +174,18 @@ def test_a_crash_without_a_state_of_every_epoch_resumes_from_an_older_one(datase
 @pytest.mark.parametrize(("seconds", "states"), [(0.0, [1, 2, 3, 4]), (2.0, [2, 4]), (2.5, [3, 4]), (60.0, [4])])
 def test_short_epochs_share_a_state(dataset, tmp_path, monkeypatch, seconds, states):
     """A clock that goes one second an epoch; the last epoch leaves a state in any case."""
-    epoch, write, now, saved = Fit._epoch, training._write, [0], []
+    epoch, save, now, saved = Fit._epoch, Fit._save, [0], []
 
     def a_second(fit):
         now[0] += 1
         return epoch(fit)
 
-    def noted(folder, row, state):
-        saved.extend([row["epoch"]] if state else [])
-        write(folder, row, state)
+    def noted(fit):
+        saved.append(fit.cursor.epoch - 1)
+        save(fit)
 
     monkeypatch.setattr(Fit, "_epoch", a_second)
-    monkeypatch.setattr(training, "_write", noted)
+    monkeypatch.setattr(Fit, "_save", noted)
     monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: now[0], perf_counter=lambda: 0.0))
     assert train.main(train_arguments(dataset, tmp_path, checkpoint_seconds=seconds)) == 0
     assert saved == states

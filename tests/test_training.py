@@ -16,9 +16,8 @@ from smmil.batches import BagCache, chunks
 from smmil.data import Bag
 from smmil.live import Progress
 from smmil.models import MODELS, build_model
-from smmil.optimizer import warmup_factor
 from smmil.runs import RunSpec, load_state, load_weights, read_log, save_state, save_weights
-from smmil.training import Fit, class_weight, selection_score, validate
+from smmil.training import Fit, class_weight, selection_score, validate, warmup_factor
 from smmil.training_options import TrainingOptions
 from tests.train_helpers import UNBALANCED, make_dataset, train_arguments
 
@@ -35,6 +34,16 @@ def test_warm_up_is_torchs_linear_lr():
         optimizer.step()
         scheduler.step()
     assert warmup_factor(1, 0, 0.1) == 1.0
+
+
+def test_adam_has_torchs_defaults(tmp_path):
+    optimizer = fit([tiny_bag(0), tiny_bag(1)], tmp_path).optimizer
+    assert type(optimizer) is torch.optim.Adam
+    (group,) = optimizer.param_groups
+    settings = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay", "amsgrad", "fused")}
+    assert settings == {
+        **{"lr": 0.01, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0, "amsgrad": False, "fused": True}
+    }
 
 
 def test_selection_keeps_the_later_of_equal_epochs(tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ rule train_part:
         method=method_json,
         stage_version=RUNS_VERSION,
     shell:
-        "python -m smmil.train --dataset {wildcards.dataset} --encoder {wildcards.encoder:q} --method {wildcards.method} "
+        "{TRAINING_CACHES} python -m smmil.train --dataset {wildcards.dataset} --encoder {wildcards.encoder:q} --method {wildcards.method} "
         "--bags {input.bags:q} --instances {params.folder:q}/instances "
         "--features {params.folder:q}/features/{wildcards.encoder} --manifests {input.manifests:q} "
         "--config-json {params.training:q} --method-options {params.method:q} "
@@ -57,7 +57,7 @@ rule train_runs:
         method=method_json,
         stage_version=RUNS_VERSION,
     shell:
-        "python -m smmil.train --dataset {wildcards.dataset} --encoder {wildcards.encoder:q} --method {wildcards.method} "
+        "{TRAINING_CACHES} python -m smmil.train --dataset {wildcards.dataset} --encoder {wildcards.encoder:q} --method {wildcards.method} "
         "--bags {input.bags:q} --instances {params.folder:q}/instances "
         "--features {params.folder:q}/features/{wildcards.encoder} --manifests {input.manifests:q} "
         "--config-json {params.training:q} --method-options {params.method:q} "
