@@ -1,10 +1,10 @@
-"""The compiled Sm of `sm_kernel.c` and the files it includes: built once per machine where there is a C compiler.
+"""The compiled kernel of Sm, `sm_kernel.c`: built once per machine where there is a C compiler.
 
-Without a compiler, on a GPU, or in half precision the pure torch path of `smmil.sm` computes the same (to rounding;
-tested). `preprocessing.compiled` says how it is switched off and where it is kept. It runs with the widest vectors the
-processor has; `SMMIL_NATIVE_WIDTH` in the environment (16, 32 or 64 bytes) takes narrower ones.
+Without a compiler, on a GPU and in half precision the torch path of `smmil.sm` computes the same up to rounding.
+`preprocessing.compiled` describes where the library is kept and how it is switched off. The kernel runs with the widest
+vectors of the processor; the environment variable `SMMIL_NATIVE_WIDTH` (16, 32 or 64 bytes) selects narrower ones.
 
-Shapes: see `smmil.sm.sm_steps`.
+Shapes: U (M,D); the neighbour table is index, weight (M,K) and self_weight (M,), as in `smmil.sm.Graph`.
 """
 
 import ctypes
@@ -20,132 +20,116 @@ from torch import Tensor
 from preprocessing import compiled
 
 SOURCE = Path(__file__).with_name("sm_kernel.c")
-INCLUDED = ("sm_chains.c", "sm_panels.c", "sm_rows.c")
-# no -march: the kernel carries a version for each width of vectors
+# No -march: the library has every vector width, so machines can share it.
 FLAGS = (*compiled.FLAGS, "-ffp-contract=fast", "-fno-math-errno", "-Wno-psabi")
 # bytes
 WIDTHS = (16, 32, 64)
 TYPES = {torch.float32: "float", torch.float64: "double"}
 
-_TABLE, _SIZES = [ctypes.c_void_p] * 4, [ctypes.c_int64] * 3
-ARGUMENTS: dict[str, Any] = {
-    "sm_steps": [*[ctypes.c_void_p] * 2, *_TABLE, *_SIZES, ctypes.c_double, ctypes.c_int64, ctypes.c_int],
-    "sm_gradients": [*[ctypes.c_void_p] * 6, *_TABLE, *_SIZES, ctypes.c_int64, ctypes.c_int],
-}
-
 
 def usable(u: Tensor) -> bool:
-    """Whether the compiled path can take this tensor."""
+    """Return whether the kernel takes this tensor: not empty, on the CPU, float32 or float64."""
     return u.is_cpu and u.dtype in TYPES and u.numel() > 0 and library() is not None
 
 
-def steps(
-    u: Tensor, index: Tensor, weight: Tensor, self_weight: Tensor, scale: Tensor | None, alpha: float, T: int
+def polynomial(
+    u: Tensor, index: Tensor, weight: Tensor, self_weight: Tensor, factor: float, c: Sequence[float]
 ) -> Tensor:
-    """T >= 1 steps of Sm.
+    """Evaluate P(A) U = sum_s c[s] factor^s A^s U by Horner's scheme.
 
     Args:
-        u: (M,D), float32 or float64 on the CPU.
+        u: (M,D), float32 or float64, on the CPU.
         index: (M,K) int32; padding is the row itself with weight 0.
         weight: (M,K), of u's type.
         self_weight: (M,), of u's type.
-        scale: (M,), positive, of u's type, if the weight of every edge is scale[i] scale[j]: rows of a lattice then
-            share sums.
-        alpha: the trade-off.
-        T: number of steps.
+        factor: scales A.
+        c: the T + 1 >= 2 coefficients.
 
     Returns:
         (M,D).
 
     Raises:
-        MemoryError: no memory for a block of columns.
+        MemoryError: no memory for a panel of columns.
     """
-    u = u.contiguous()
-    g = torch.empty_like(u)
-    table = [None if t is None else t.contiguous() for t in (index, weight, self_weight, scale)]
-    call = _function("sm_steps", u.dtype)
-    if call(*_pointers(u, g, *table), *u.shape, index.shape[1], alpha, T, torch.get_num_threads()):
-        raise MemoryError(f"Sm: no memory for {u.shape[0]} rows")
-    return g
+    out = torch.empty_like(u, memory_format=torch.contiguous_format)
+    _evaluate(u, None, out, (index, weight, self_weight), factor, c)
+    return out
 
 
-def gradients(
-    grad: Tensor,
-    u: Tensor,
-    index: Tensor,
-    weight: Tensor,
-    self_weight: Tensor,
-    scale: Tensor | None,
-    c: Sequence[float],
-    d: Sequence[float],
-) -> tuple[Tensor, float]:
-    """sum_s c[s] A^s grad and sum_s d[s] <A^s grad, u>, the gradients of T = len(c) - 1 >= 1 steps.
+def polynomial_product(
+    u: Tensor, other: Tensor, index: Tensor, weight: Tensor, self_weight: Tensor, factor: float, c: Sequence[float]
+) -> float:
+    """Evaluate <P(A) U, other>, the sum of the products of all elements, without storing P(A) U.
 
     Args:
-        grad: (M,D), as u.
-        u: (M,D), float32 or float64 on the CPU.
-        index: (M,K) int32; padding is the row itself with weight 0.
-        weight: (M,K), of u's type.
-        self_weight: (M,), of u's type.
-        scale: as in `steps`.
-        c: T + 1 coefficients.
-        d: T + 1 coefficients.
-
-    Returns:
-        (M,D) and a number.
+        u: see `polynomial`, as are the remaining arguments.
+        other: (M,D), of u's type.
+        index: (M,K) int32.
+        weight: (M,K).
+        self_weight: (M,).
+        factor: scales A.
+        c: the T + 1 >= 2 coefficients.
 
     Raises:
-        MemoryError: no memory for a block of columns.
+        MemoryError: no memory for a panel of columns.
     """
-    grad, u = grad.contiguous(), u.contiguous()
-    out, slope = torch.empty_like(u), ctypes.c_double()
-    table = [None if t is None else t.contiguous() for t in (index, weight, self_weight, scale)]
-    factors = [(ctypes.c_double * len(row))(*row) for row in (c, d)]
-    call = _function("sm_gradients", u.dtype)
-    first = (*_pointers(grad, u, out), ctypes.byref(slope), *factors)
-    if call(*first, *_pointers(*table), *u.shape, index.shape[1], len(c) - 1, torch.get_num_threads()):
+    return _evaluate(u, other, None, (index, weight, self_weight), factor, c)
+
+
+def _evaluate(
+    u: Tensor, other: Tensor | None, out: Tensor | None, table: Sequence[Tensor], factor: float, c: Sequence[float]
+) -> float:
+    product, coefficients = ctypes.c_double(), (ctypes.c_double * len(c))(*c)
+    # The list keeps contiguous copies alive until the kernel returns.
+    arrays = [None if tensor is None else tensor.contiguous() for tensor in (u, other, out, *table)]
+    u_pointer, other_pointer, out_pointer, *pointers = (None if a is None else a.data_ptr() for a in arrays)
+    sizes = (*u.shape, table[0].shape[1])
+    if _kernel(u.dtype)(
+        *(u_pointer, other_pointer, out_pointer, ctypes.byref(product), *pointers, *sizes),
+        *(factor, coefficients, len(c) - 1, torch.get_num_threads()),
+    ):
         raise MemoryError(f"Sm: no memory for {u.shape[0]} rows")
-    return out, slope.value
+    return product.value
 
 
-def _pointers(*tensors: Tensor | None) -> list[int | None]:
-    return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
-
-
-# looked up once: after other work has filled the caches, a look-up takes as long as two steps on a small bag
+# Cached, as preparing the function takes as long as two steps on a small bag.
 @cache
-def _function(name: str, dtype: torch.dtype) -> Any:
+def _kernel(dtype: torch.dtype) -> Any:
     loaded = library()
     if loaded is None:
-        raise RuntimeError("the compiled Sm is not available; ask `usable` first")
-    function = loaded[f"{name}_{TYPES[dtype]}_{width()}"]
-    function.argtypes = ARGUMENTS[name]
+        raise RuntimeError("the compiled Sm is not available; call `usable` first")
+    function = loaded[f"sm_polynomial_{TYPES[dtype]}_{width()}"]
+    function.argtypes = [
+        *[ctypes.c_void_p] * 7,
+        *[ctypes.c_int64] * 3,
+        *(ctypes.c_double, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int),
+    ]
     return function
 
 
 def widths() -> list[int]:
-    """The widths of vectors that can run here, in bytes, ascending; empty without the library."""
+    """Return the vector widths that can run here, in bytes, ascending; empty without the library."""
     loaded = library()
     return [] if loaded is None else [width for width in WIDTHS if width <= loaded.sm_widest()]
 
 
 @cache
 def width() -> int:
-    """The width of vectors in use, in bytes; asked once.
+    """Return the vector width in use, in bytes.
 
     Raises:
-        ValueError: `SMMIL_NATIVE_WIDTH` names none that can run here.
+        ValueError: `SMMIL_NATIVE_WIDTH` is not a width that can run here.
     """
-    possible, wished = widths(), os.environ.get("SMMIL_NATIVE_WIDTH")
-    if not wished:
+    possible, requested = widths(), os.environ.get("SMMIL_NATIVE_WIDTH")
+    if not requested:
         return possible[-1]
-    if wished not in map(str, possible):
-        raise ValueError(f"SMMIL_NATIVE_WIDTH: found {wished!r}, this machine can run {possible} (bytes)")
-    return int(wished)
+    if requested not in map(str, possible):
+        raise ValueError(f"SMMIL_NATIVE_WIDTH: found {requested!r}, this machine can run {possible} (bytes)")
+    return int(requested)
 
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The loaded library, built if need be; None where it cannot be had."""
-    # a compiler without OpenMP makes the same library for one thread
-    return compiled.library(SOURCE, flags=FLAGS, included=INCLUDED, wished=("-fopenmp",))
+    """Return the loaded library, built if necessary; None where it cannot be built."""
+    # A compiler without OpenMP builds the same library for one thread.
+    return compiled.library(SOURCE, flags=FLAGS, wished=("-fopenmp",))

@@ -1,15 +1,20 @@
-r"""The Sm operator: smoothing by the graph of a bag (paper, Equations 3 to 9).
+"""The smooth operator Sm (paper, Equations 3 to 9): smooth instance features over the graph of their bag.
 
-Sm(U) = argmin_G  alpha E_D(G) + (1 - alpha) ||U - G||_F^2 = (I + gamma L)^-1 U,  gamma = alpha / (1 - alpha),
-approximated by T steps of  G(0) = U,  G(t) = alpha A_hat G(t-1) + (1 - alpha) U,  where
-A_hat = D^-1/2 A D^-1/2 and L = I - A_hat (the normalised Laplacian; with the plain one the steps can diverge).
+With the normalised adjacency A_hat = D^-1/2 A D^-1/2 and the normalised Laplacian L = I - A_hat (with the plain one the
+T steps can diverge),
 
-Shapes: U is (M,D) on a packed batch, the graph is a neighbour table (M,K), so A_hat is block-diagonal over the bags
-by construction. A node without neighbours gets a self loop, so Sm leaves it unchanged.
+    E_D(U) = tr(U^T L U)                                                         Dirichlet energy  (Equation 3)
+    Sm(U)  = argmin_G  alpha E_D(G) + (1 - alpha) ||U - G||_F^2                                    (Equation 5)
+           = (I + gamma L)^-1 U,  gamma = alpha / (1 - alpha)                    exact solve       (Equation 7)
+    G(0) = U,  G(t) = alpha A_hat G(t-1) + (1 - alpha) U,  t = 1..T              T steps           (Equation 8)
 
-A_hat is symmetric and G(T) = sum_s c_s A_hat^s U is a polynomial in it. Hence the gradient with respect to U is that
-polynomial of the incoming gradient g, and the one of <g, G(T)> with respect to alpha is sum_s (dc_s / dalpha)
-<A_hat^s g, U>: both come from one sweep over the powers A_hat^s g, and nothing but (for a trainable alpha) U is kept.
+`energy_reference`, `exact_reference` and `steps_reference` are these formulas on one dense A_hat. The functions that
+the methods call, `dirichlet_energy`, `sm_exact` and `sm_steps`, compute the same on a packed batch: U is (M,D) and the
+graph is a neighbour table (M,K), so A_hat is block-diagonal over the bags.
+
+The T steps have gradients in closed form. G(T) = sum_s c_s A_hat^s U is a polynomial in A_hat, and A_hat is symmetric.
+For an incoming gradient g, the gradient of U is the same polynomial applied to g, and the gradient of alpha is
+sum_s (dc_s / dalpha) <A_hat^s g, U>. No iterate is stored, and U only if alpha is trainable.
 """
 
 import functools
@@ -23,35 +28,51 @@ from torch.nn.functional import embedding_bag
 from smmil import native
 
 
+def steps_reference(u: Tensor, a_hat: Tensor, alpha: Tensor | float, T: int = 10) -> Tensor:
+    """Compute the T steps of Equation 8 as written: (M,D) and a dense (M,M) A_hat -> (M,D)."""
+    g = u
+    for _ in range(T):
+        g = alpha * a_hat @ g + (1 - alpha) * u
+    return g
+
+
+def exact_reference(u: Tensor, a_hat: Tensor, alpha: Tensor | float) -> Tensor:
+    """Compute Equation 7 as written, (I + gamma L)^-1 U: (M,D) and a dense (M,M) A_hat -> (M,D)."""
+    eye, gamma = torch.eye(len(a_hat)).to(a_hat), alpha / (1 - alpha)
+    return torch.inverse(eye + gamma * (eye - a_hat)) @ u
+
+
+def energy_reference(u: Tensor, a_hat: Tensor) -> Tensor:
+    """Compute Equation 3 as written, tr(U^T L U): (M,D) and a dense (M,M) A_hat -> scalar."""
+    return torch.trace(u.T @ (torch.eye(len(a_hat)).to(a_hat) - a_hat) @ u)
+
+
 @dataclass(frozen=True)
 class Graph:
     """The normalised adjacency A_hat as a neighbour table.
 
     Attributes:
-        index: (M,K) int64, rows of the neighbours; padding points at the row itself with weight 0.
-        weight: (M,K) the entries of A_hat.
-        self_weight: (M,) diagonal of A_hat: 1 for isolated nodes, 0 otherwise.
-        scale: (M,), positive, with A_hat[i,j] = scale[i] scale[j] on every edge, or None: the edges have weights of
-            their own.
+        index: (M,K) int64, rows of the neighbours; padding is the row itself with weight 0.
+        weight: (M,K), the entries of A_hat.
+        self_weight: (M,), the diagonal of A_hat: 1 for isolated nodes, 0 otherwise.
     """
 
     index: Tensor
     weight: Tensor
     self_weight: Tensor
-    scale: Tensor | None = None
 
     @functools.cached_property
-    def index32(self) -> Tensor:
-        """`index` as int32, for the compiled path."""
-        return self.index.to(torch.int32)
+    def table(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Index as int32, weight and self weight, for the compiled kernel."""
+        return self.index.to(torch.int32), self.weight, self.self_weight
 
     def matmul(self, u: Tensor) -> Tensor:
-        """A_hat @ u for u of shape (M,D)."""
+        """Multiply A_hat with u: (M,D) -> (M,D)."""
         gathered = embedding_bag(self.index, u, mode="sum", per_sample_weights=self.weight)
         return torch.addcmul(gathered, self.self_weight[:, None], u)
 
     def dense(self) -> Tensor:
-        """(M,M), for small graphs and tests."""
+        """Return A_hat as a dense (M,M) matrix, for small graphs and tests."""
         rows = torch.arange(len(self.index), device=self.index.device)[:, None].expand_as(self.index)
         out = torch.diag(self.self_weight)
         return out.index_put((rows, self.index), self.weight, accumulate=True)
@@ -60,18 +81,18 @@ class Graph:
 def normalise_adjacency(
     neighbors: Tensor, edge_weight: Tensor | None = None, *, dtype: torch.dtype = torch.float32
 ) -> Graph:
-    """D^-1/2 A D^-1/2 of a symmetric neighbour table.
+    """Normalise a symmetric neighbour table to A_hat = D^-1/2 A D^-1/2.
 
     Args:
-        neighbors: (M,K) int64, -1 padded, symmetric, no self.
-        edge_weight: (M,K) non-negative weights in the order of `neighbors`, symmetric; None = 1 for every edge.
-        dtype: of the weights.
+        neighbors: (M,K) int64, padded with -1, symmetric, without self loops.
+        edge_weight: (M,K) non-negative symmetric weights in the order of `neighbors`; None = 1 for every edge.
+        dtype: type of the weights.
 
     Returns:
-        The normalised graph; nodes without (positively weighted) edges carry a self loop of weight 1.
+        The graph. Nodes without an edge of positive weight get a self loop of weight 1, so Sm leaves them unchanged.
 
     Raises:
-        ValueError: a table that is not two-dimensional, an index beyond the rows, or weights of another shape.
+        ValueError: the table is not two-dimensional, has an index beyond its rows, or the weights have another shape.
     """
     if neighbors.ndim != 2 or (neighbors.numel() and int(neighbors.max()) >= len(neighbors)):
         top = int(neighbors.max()) if neighbors.numel() else None
@@ -83,30 +104,29 @@ def normalise_adjacency(
     if neighbors.shape[1] == 0:
         neighbors, edge_weight = neighbors.new_full((len(neighbors), 1), -1), None
     present = neighbors >= 0
-    own = torch.arange(len(neighbors), device=neighbors.device)[:, None]
-    index = torch.where(present, neighbors.long(), own)
+    rows = torch.arange(len(neighbors), device=neighbors.device)[:, None]
+    index = torch.where(present, neighbors.long(), rows)
     weight = present.to(dtype) if edge_weight is None else edge_weight.to(dtype) * present
     degree = weight.sum(1)
     isolated = degree == 0
     scale = torch.where(isolated, degree.new_ones(()), degree).rsqrt()
-    edges = weight * scale[:, None] * scale[index]
-    return Graph(index, edges, isolated.to(dtype), scale if edge_weight is None else None)
+    return Graph(index, weight * scale[:, None] * scale[index], isolated.to(dtype))
 
 
 def sm_steps(u: Tensor, graph: Graph, alpha: Tensor | float, T: int = 10) -> Tensor:
-    """T steps of Equation 8, G(t) = alpha A_hat G(t-1) + (1 - alpha) U.
+    """Compute the T steps of Equation 8, G(t) = alpha A_hat G(t-1) + (1 - alpha) U.
 
     Args:
-        u: (M,D).
+        u: (M,D); half precision is smoothed in float32.
         graph: normalised graph over the M rows.
-        alpha: in [0,1), a number or a scalar tensor (differentiable, in closed form).
-        T: number of steps; 0 gives U.
+        alpha: in [0,1), a number or a differentiable scalar tensor.
+        T: number of steps; 0 returns U.
 
     Returns:
         (M,D), the smoothed U.
 
     Raises:
-        ValueError: T < 0, or u without two axes or with other rows than the graph.
+        ValueError: T < 0, or u is not (M,D) with the rows of the graph.
     """
     if T < 0:
         raise ValueError(f"T: found {T}, expected a number of steps >= 0")
@@ -124,22 +144,22 @@ def sm_steps(u: Tensor, graph: Graph, alpha: Tensor | float, T: int = 10) -> Ten
 
 
 def sm_exact(u: Tensor, graph: Graph, alpha: Tensor | float, offsets: Tensor, *, max_nodes: int = 4096) -> Tensor:
-    """The closed form of Equation 7, (I + gamma L)^-1 U = (1 - alpha) (I - alpha A_hat)^-1 U, bag by bag.
+    """Solve Equation 7 bag by bag, as (I + gamma L)^-1 U = (1 - alpha) (I - alpha A_hat)^-1 U.
 
-    The second form is used: it is defined for alpha = 0 and well scaled near 1.
+    The second form has no gamma, which grows without bound as alpha approaches 1.
 
     Args:
-        u: (M,D).
+        u: (M,D); half precision is smoothed in float32.
         graph: normalised graph over the M rows.
-        alpha: in [0,1), a number or a scalar tensor (differentiable).
+        alpha: in [0,1), a number or a differentiable scalar tensor.
         offsets: (B+1,) bag boundaries.
-        max_nodes: largest bag that is solved densely.
+        max_nodes: largest bag to solve; the dense matrix has as many rows and columns.
 
     Returns:
-        (M,D).
+        (M,D), the smoothed U.
 
     Raises:
-        ValueError: a bag larger than `max_nodes`.
+        ValueError: a bag is larger than `max_nodes`.
     """
     bounds = offsets.tolist()
     largest = max((b - a for a, b in zip(bounds[:-1], bounds[1:], strict=True)), default=0)
@@ -159,32 +179,32 @@ def sm_exact(u: Tensor, graph: Graph, alpha: Tensor | float, offsets: Tensor, *,
 
 
 def _at_least_float32(u: Tensor) -> Tensor:
-    # ten steps in half precision would lose what the smoothing is about; autocast hands such tensors over
+    # Rounding errors of ten steps in half precision would exceed the differences between neighbours.
     return u.float() if u.dtype in (torch.bfloat16, torch.float16) else u
 
 
 def dirichlet_energy(u: Tensor, graph: Graph) -> Tensor:
-    """E_D(U) = tr(U^T L U) with L = I - A_hat (Equation 3 for the normalised Laplacian).
+    """Compute E_D(U) = tr(U^T L U), Equation 3 with the normalised Laplacian L = I - A_hat.
 
     Args:
         u: (M,D).
         graph: normalised graph over the M rows.
 
     Returns:
-        Scalar >= 0 up to rounding. Nodes with a self loop contribute nothing.
+        Scalar >= 0 up to rounding. Isolated nodes contribute 0.
     """
     return (u * (u - graph.matmul(u))).sum()
 
 
 class Sm(nn.Module):
-    """Sm with its alpha (paper, Section 4): T = 10 steps, alpha trainable and 0.5 at the start.
+    """The smooth operator as a layer (paper, Section 4).
 
     Args:
-        alpha: "trainable" = sigmoid(a) with a = 0 at the start, or a fixed number in [0,1).
-        T: number of steps; "exact" solves the closed form (small bags only).
+        alpha: "trainable" = sigmoid(a), initialised to 0.5 (a = 0), or a fixed number in [0,1).
+        T: number of steps, or "exact" to solve Equation 7 (bags of at most 4096 instances).
 
     Raises:
-        ValueError: alpha outside [0,1), or T neither a number >= 0 nor "exact".
+        ValueError: alpha is outside [0,1), or T is neither a number >= 0 nor "exact".
     """
 
     def __init__(self, alpha: float | str = "trainable", T: int | str = 10) -> None:
@@ -201,11 +221,11 @@ class Sm(nn.Module):
         self.swapped = self.ratio = False
 
     def use_released(self, *, swapped: bool, ratio: bool) -> None:
-        """Takes over what the released code does with alpha (docs/protocol.md); before training or loading weights.
+        """Treat alpha as the released code does (docs/protocol.md). Call before training or loading weights.
 
         Args:
-            swapped: a fixed alpha runs as 1 - alpha in the T steps; the exact solve is right there too.
-            ratio: a trainable alpha is 1 / (1 + a) with a = 1 at the start, unbounded, instead of sigmoid(a).
+            swapped: use 1 - alpha for a fixed alpha in the T steps. The exact solve is not affected.
+            ratio: use 1 / (1 + a), initialised with a = 1 and unbounded, for a trainable alpha.
         """
         self.swapped = swapped and self.a is None and self.T != "exact"
         self.ratio = ratio and self.a is not None
@@ -214,19 +234,19 @@ class Sm(nn.Module):
 
     @property
     def alpha(self) -> Tensor | float:
-        """The alpha that acts now; in [0,1) unless the released code's rules are in use."""
+        """The current alpha; in [0,1) unless `use_released` was called."""
         if self.a is None:
             fixed = float(self.fixed_alpha or 0.0)
             return 1.0 - fixed if self.swapped else fixed
         return 1.0 / (1.0 + self.a) if self.ratio else torch.sigmoid(self.a)
 
     def forward(self, u: Tensor, graph: Graph, offsets: Tensor) -> Tensor:
-        """Smooths u.
+        """Smooth u.
 
         Args:
             u: (M,D).
             graph: normalised graph of the batch.
-            offsets: (B+1,), needed by the exact solve.
+            offsets: (B+1,) bag boundaries; the T steps ignore them.
 
         Returns:
             (M,D).
@@ -236,15 +256,15 @@ class Sm(nn.Module):
         return sm_steps(u, graph, self.alpha, int(self.T))
 
     def extra_repr(self) -> str:
-        """What print(model) shows."""
+        """Return the arguments that `print(model)` shows."""
         return f"alpha={'trainable' if self.a is not None else self.fixed_alpha}, T={self.T}"
 
 
 def coefficients(alpha: float, T: int) -> tuple[list[float], list[float]]:
-    """G(T) = sum_s c[s] A_hat^s U for s = 0..T, and d = dc / dalpha.
+    """Return the coefficients c of G(T) = sum_s c[s] A_hat^s U, s = 0..T, and d = dc / dalpha.
 
     Args:
-        alpha: the trade-off.
+        alpha: trade-off of Equation 5.
         T: number of steps.
     """
     c = [(1 - alpha) * alpha**s for s in range(T)] + [alpha**T]
@@ -253,28 +273,32 @@ def coefficients(alpha: float, T: int) -> tuple[list[float], list[float]]:
 
 
 class _Steps(torch.autograd.Function):
-    """Equation 8 with the backward of this file's top; keeps at most U, never the T iterates."""
+    """Equation 8 with the closed-form gradients of the module's docstring."""
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, alpha: Tensor, graph: Graph, T: int) -> Tensor:
-        ctx.graph, ctx.factor, ctx.T = graph, float(alpha), T
+        ctx.graph, ctx.alpha, ctx.T = graph, float(alpha), T
         if ctx.needs_input_grad[1]:
             ctx.save_for_backward(u)
-        return _iterate(u, ctx.factor, graph, T)
+        return _iterate(u, ctx.alpha, graph, T)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         if not ctx.needs_input_grad[1]:
-            return _iterate(grad, ctx.factor, ctx.graph, ctx.T), None, None, None
+            return _iterate(grad, ctx.alpha, ctx.graph, ctx.T), None, None, None
         (u,) = ctx.saved_tensors
-        return (*_gradients(grad, u, ctx.factor, ctx.graph, ctx.T), None, None)
+        return (*_gradients(grad, u, ctx.alpha, ctx.graph, ctx.T), None, None)
+
+
+def _compiled(u: Tensor, graph: Graph, T: int) -> bool:
+    return T > 0 and graph.weight.dtype == u.dtype and native.usable(u)
 
 
 def _iterate(u: Tensor, alpha: float, graph: Graph, T: int) -> Tensor:
-    """G(T); compiled where possible."""
-    if T > 0 and graph.weight.dtype == u.dtype and native.usable(u):
-        return native.steps(u, graph.index32, graph.weight, graph.self_weight, graph.scale, alpha, T)
+    """Compute G(T), (M,D) -> (M,D), with the compiled kernel where possible."""
+    if _compiled(u, graph, T):
+        return native.polynomial(u, *graph.table, alpha, [1 - alpha] * T + [1.0])
     g = u
     for _ in range(T):
         g = torch.add((1 - alpha) * u, graph.matmul(g), alpha=alpha)
@@ -282,12 +306,11 @@ def _iterate(u: Tensor, alpha: float, graph: Graph, T: int) -> Tensor:
 
 
 def _gradients(grad: Tensor, u: Tensor, alpha: float, graph: Graph, T: int) -> tuple[Tensor, Tensor]:
-    """With respect to U (M,D) and to alpha (scalar); compiled where possible."""
+    """Compute the gradients of U, (M,D), and of alpha, a scalar."""
     c, d = coefficients(alpha, T)
-    if T > 0 and graph.weight.dtype == u.dtype and native.usable(u):
-        table = (graph.index32, graph.weight, graph.self_weight, graph.scale)
-        total, slope = native.gradients(grad, u, *table, c, d)
-        return total, u.new_tensor(slope)
+    if _compiled(u, graph, T):
+        return _iterate(grad, alpha, graph, T), u.new_tensor(native.polynomial_product(grad, u, *graph.table, 1.0, d))
+    # One sweep over the powers A_hat^s grad serves both gradients.
     power = grad
     total, dots = c[0] * grad, [d[0] * (grad * u).sum()]
     for s in range(1, T + 1):

@@ -1,9 +1,9 @@
 /* Sm's kernel as a program, for the sanitizers and for an emulator of another processor (tests/test_sm_program.py).
  *
- * Standard input: cases of {double alpha; int64 rows, columns, degree, steps, is_double, bytes, has_scale} and the arrays
- * c, d (steps + 1 doubles), index (int32), weight, self_weight, [scale], u, grad. Standard output: per case G(T), the
- * gradient of U, and as a double that of alpha. Every array is an allocation of its own and of its exact size, so that
- * whoever watches memory sees a read or a write beyond it.
+ * Standard input: cases of {double factor; int64 rows, columns, degree, steps, is_double, vector bytes} and the arrays
+ * c (steps + 1 doubles), index (int32), weight, self_weight, u, other. Standard output: per case P(A) U, and as a double
+ * <P(A) U, other>. Every array is an allocation of its exact size, so that the address sanitizer sees a read or a write
+ * beyond it.
  */
 #include "../smmil/sm_kernel.c"
 #include <stdio.h>
@@ -14,31 +14,30 @@ static void *take(size_t size) {
     return out;
 }
 
-#define RUN(type, bytes)                                                                                              \
-    (sm_steps_##type##_##bytes(u, g, index, weight, self_weight, scale, n[0], n[1], n[2], alpha, n[3], 1) ||           \
-     sm_gradients_##type##_##bytes(grad, u, grad_u, &slope, c, d, index, weight, self_weight, scale, n[0], n[1], n[2], \
-                                   n[3], 1))
+#define CALL(type, bytes, other, out)                                                                                  \
+    sm_polynomial_##type##_##bytes(u, other, out, &product, index, weight, self_weight, n[0], n[1], n[2], factor, c,   \
+                                   n[3], 1)
+#define RUN(type, bytes) (CALL(type, bytes, NULL, out) || CALL(type, bytes, other, NULL))
 #ifdef __x86_64__
-#define WIDEST(type) (n[5] == 64 ? RUN(type, 64) : n[5] == 32 ? RUN(type, 32) : RUN(type, 16))
+#define SELECT(type) (n[5] == 64 ? RUN(type, 64) : n[5] == 32 ? RUN(type, 32) : RUN(type, 16))
 #else
-#define WIDEST(type) RUN(type, 16)
+#define SELECT(type) RUN(type, 16)
 #endif
 
 int main(void) {
-    double alpha, slope;
-    while (fread(&alpha, sizeof(alpha), 1, stdin) == 1) {
-        int64_t *n = take(7 * sizeof(int64_t));
-        const size_t rows = (size_t)n[0], number = n[4] ? sizeof(double) : sizeof(float), size = rows * (size_t)n[1] * number;
-        double *c = take((size_t)(n[3] + 1) * sizeof(double)), *d = take((size_t)(n[3] + 1) * sizeof(double));
-        int32_t *index = take(rows * (size_t)n[2] * sizeof(int32_t));
-        void *weight = take(rows * (size_t)n[2] * number), *self_weight = take(rows * number);
-        void *scale = n[6] ? take(rows * number) : NULL, *u = take(size), *grad = take(size);
-        void *g = malloc(size), *grad_u = malloc(size);
-        if (!g || !grad_u || (n[4] ? WIDEST(double) : WIDEST(float))) return 4;
-        fwrite(g, 1, size, stdout);
-        fwrite(grad_u, 1, size, stdout);
-        fwrite(&slope, sizeof(slope), 1, stdout);
-        void *all[] = {n, c, d, index, weight, self_weight, scale, u, grad, g, grad_u};
+    double factor, product;
+    while (fread(&factor, sizeof(factor), 1, stdin) == 1) {
+        int64_t *n = take(6 * sizeof(int64_t));
+        const size_t rows = (size_t)n[0], pairs = rows * (size_t)n[2], number = n[4] ? sizeof(double) : sizeof(float);
+        const size_t size = rows * (size_t)n[1] * number;
+        double *c = take((size_t)(n[3] + 1) * sizeof(double));
+        int32_t *index = take(pairs * sizeof(int32_t));
+        void *weight = take(pairs * number), *self_weight = take(rows * number), *u = take(size), *other = take(size);
+        void *out = malloc(size);
+        if (!out || (n[4] ? SELECT(double) : SELECT(float))) return 4;
+        fwrite(out, 1, size, stdout);
+        fwrite(&product, sizeof(product), 1, stdout);
+        void *all[] = {n, c, index, weight, self_weight, u, other, out};
         for (size_t k = 0; k < sizeof(all) / sizeof(*all); k++) free(all[k]);
     }
     return 0;

@@ -11,10 +11,10 @@ from typing import Any
 from smmil.models.abmil import ABMIL
 from smmil.models.base import MILModel, Output
 from smmil.models.camil import CAMIL
-from smmil.models.clam import CLAM, SmCLAM
+from smmil.models.clam import CLAM
 from smmil.models.deepgraphsurv import DeepGraphSurv
-from smmil.models.dftd import DFTD, SmDFTD
-from smmil.models.dsmil import DSMIL, SmDSMIL
+from smmil.models.dftd import DFTD
+from smmil.models.dsmil import DSMIL
 from smmil.models.gtp import GTP
 from smmil.models.iibmil import IIBMIL
 from smmil.models.pathgcn import pathgcn
@@ -36,9 +36,9 @@ MODELS: dict[str, Callable[..., MILModel]] = {
     "dftd": DFTD,
     "dftd_maxmin": partial(DFTD, distill="maxmin"),
     "dftd_max": partial(DFTD, distill="max"),
-    "smclam": SmCLAM,
-    "smdsmil": SmDSMIL,
-    "smdftd": SmDFTD,
+    "smclam": partial(CLAM, sm=True),
+    "smdsmil": partial(DSMIL, sm=True),
+    "smdftd": partial(DFTD, sm=True),
     "abmil_penalty": ABMILPenalty,
     "t_penalty": TransformerPenalty,
     "mean_pool": Pooling,

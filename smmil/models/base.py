@@ -5,16 +5,16 @@ Shapes: a batch packs B bags of M instances; `bag_logit` is (B,), `instance_scor
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import ClassVar
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from smmil.data import BagBatch
-from smmil.sm import Graph, normalise_adjacency
+from smmil.sm import Graph, Sm, normalise_adjacency
 
 
 @dataclass
@@ -43,7 +43,7 @@ class MILModel(nn.Module, ABC):
         pos_weight: weight of positive bags in the cross entropy (n_neg / n_pos), None = 1.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs: frozenset[str] = frozenset()
     quirks: frozenset[str] = frozenset()
     pos_weight: Tensor
 
@@ -92,3 +92,10 @@ def graph_of(batch: BagBatch, quirks: Collection[str] = ()) -> Graph:
         return graph
     alone = (batch.sizes == 1)[batch.bag_index]
     return dataclasses.replace(graph, self_weight=graph.self_weight * alone)
+
+
+def smoother(sm: Sm | None, batch: BagBatch) -> Callable[[Tensor], Tensor]:
+    """Return U -> Sm(U), (M,D) -> (M,D), on the graph of a batch; the identity without Sm."""
+    if sm is None:
+        return lambda u: u
+    return partial(sm, graph=graph_of(batch), offsets=batch.offsets)

@@ -9,8 +9,6 @@ without neighbours. Score: f, which does not see the neighbours.
 Shapes: (M,P) and the graph -> bag_logit (B,), instance_score (M,). Bags of the same size share the Nystrom layer.
 """
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding_bag
@@ -91,7 +89,7 @@ class CAMIL(MILModel):
         ValueError: another graph.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"neighbors"})
+    needs = frozenset({"neighbors"})
 
     def __init__(
         self,

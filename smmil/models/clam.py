@@ -9,8 +9,6 @@ instances chosen by the branch of the true class. Score: f (MB: of the positive 
 SmCLAM: H <- Sm(H) before attention, pooling and instance selection; attention layers spectrally normalised.
 """
 
-from typing import Any, ClassVar
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,7 +16,7 @@ from torch.nn.utils.parametrizations import spectral_norm as normalise
 
 from smmil.data import BagBatch
 from smmil.dropout import Dropout
-from smmil.models.base import MILModel, Output, graph_of
+from smmil.models.base import MILModel, Output, smoother
 from smmil.nn import attend, embedding, segment_rank
 from smmil.sm import Sm
 
@@ -61,7 +59,7 @@ class CLAM(MILModel):
         bag_weight: weight of the bag loss; the instance loss has the rest.
         inst_loss: "ce", or "svm" = the smooth top-1 SVM of the CLAM publication (margin 1, temperature 1).
         subtyping: also push the most attended instances out of the other class, halving the instance loss.
-        sm: Sm on H; `SmCLAM` is the row that has it.
+        sm: Sm on H; SmCLAM has it.
         alpha: "trainable" (0.5 at the start) or a fixed number in [0,1).
         T: steps of Sm, or "exact".
         spectral_norm: normalise the attention layers when `sm`.
@@ -105,6 +103,7 @@ class CLAM(MILModel):
         branches = 2 if multi_branch else 1
         self.embed = nn.Sequential(*embedding(in_features, width, embed_act), Dropout(dropout))
         self.sm = Sm(alpha, T) if sm else None
+        self.needs = frozenset({"neighbors"} if sm else ())
         self.attention = ClamAttention(width, attention_dim, branches, gated=gated, dropout=dropout)
         if sm and spectral_norm:
             self.attention.normalise()
@@ -114,9 +113,7 @@ class CLAM(MILModel):
 
     def forward(self, batch: BagBatch) -> Output:
         """(M,P) -> bag_logit (B,), instance_score f (M,)."""
-        h = self.embed(batch.x)
-        if self.sm is not None:
-            h = self.sm(h, graph_of(batch), batch.offsets)
+        h = smoother(self.sm, batch)(self.embed(batch.x))
         f = self.attention(h)
         z = torch.stack([attend(branch, h, batch.offsets) for branch in f.unbind(1)], 1)
         logits = (z * self.classifier.weight).sum(-1) + self.classifier.bias
@@ -164,15 +161,6 @@ class CLAM(MILModel):
         zero = losses.new_zeros(batch.n_bags)
         count = torch.bincount(bags, minlength=batch.n_bags).clamp(min=1)
         return zero.index_add(0, bags, losses) / count
-
-
-class SmCLAM(CLAM):
-    """CLAM with Sm on H; see `CLAM` for the options."""
-
-    needs: ClassVar[frozenset[str]] = frozenset({"neighbors"})
-
-    def __init__(self, in_features: int, **options: Any) -> None:
-        super().__init__(in_features, sm=True, **options)
 
 
 def instance_losses(logits: Tensor, target: Tensor, kind: str) -> Tensor:

@@ -10,8 +10,6 @@ z = softmax(f)^T Y.
 Shapes: (M,P) and the graph -> bag_logit (B,), instance_score (M,).
 """
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 
@@ -40,7 +38,7 @@ class DeepGraphSurv(MILModel):
         ValueError: an unknown variant or lambda_max, K < 1.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"neighbors"})
+    needs = frozenset({"neighbors"})
 
     def __init__(
         self,

@@ -14,14 +14,13 @@ paper's explanation of its bag results); tier 1's attention layers spectrally no
 """
 
 import zlib
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smmil.data import BagBatch
-from smmil.models.base import MILModel, Output, graph_of
+from smmil.models.base import MILModel, Output, smoother
 from smmil.nn import AttentionPool, bag_index, embedding, segment_rank, segment_softmax
 from smmil.sm import Graph, Sm, normalise_adjacency
 
@@ -37,7 +36,7 @@ class DFTD(MILModel):
         distill: "afs" = pooled vectors; "maxmin" / "max" = the `k` instances of highest and lowest / highest CAM.
         k: instances per pseudo-bag and side that "maxmin" and "max" select.
         eval_splits: splits whose mean probability is the prediction.
-        sm: Sm on the pseudo-bags; `SmDFTD` is the row that has it.
+        sm: Sm on the pseudo-bags; SmDFTD has it.
         alpha: "trainable" (0.5 at the start) or a fixed number in [0,1).
         T: steps of Sm, or "exact".
         spectral_norm: normalise tier 1's attention layers when `sm`.
@@ -74,6 +73,7 @@ class DFTD(MILModel):
             raise ValueError(f"found n_pseudo {n_pseudo}, k {k}, eval_splits {eval_splits}; expected at least 1 each")
         self.n_pseudo, self.distill, self.k, self.eval_splits = n_pseudo, distill, k, eval_splits
         self.embed = embedding(in_features, width, embed_act)
+        self.needs = frozenset({"neighbors"} if sm else ())
         smooth = Sm(alpha, T) if sm else None
         self.pool = AttentionPool(width, attention_dim, gated=True, sm=smooth, spectral=spectral_norm)
         self.classifier = nn.Linear(width, 1)
@@ -83,9 +83,7 @@ class DFTD(MILModel):
     def forward(self, batch: BagBatch) -> Output:
         """(M,P) -> bag_logit (B,), instance_score c h_i (M,)."""
         h = self.embed(batch.x)
-        score = F.linear(h, self.classifier.weight)
-        if self.pool.sm is not None:
-            score = self.pool.sm(score, graph_of(batch), batch.offsets)
+        score = smoother(self.pool.sm, batch)(F.linear(h, self.classifier.weight))
         if self.training:
             logit, extra = self._tiers(h, batch, torch.rand(len(h), device=h.device))
         else:
@@ -131,15 +129,6 @@ class DFTD(MILModel):
             return rows
         size = (offsets[1:] - offsets[:-1])[bag_index(offsets, len(f))]
         return torch.cat([rows, (rank >= size - self.k).nonzero()[:, 0]])
-
-
-class SmDFTD(DFTD):
-    """DTFD-MIL with Sm on the pseudo-bags; see `DFTD` for the options."""
-
-    needs: ClassVar[frozenset[str]] = frozenset({"neighbors"})
-
-    def __init__(self, in_features: int, **options: Any) -> None:
-        super().__init__(in_features, sm=True, **options)
 
 
 def split_bags(batch: BagBatch, keys: Tensor, n_pseudo: int) -> tuple[Tensor, Tensor, Tensor]:

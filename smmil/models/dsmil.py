@@ -8,7 +8,7 @@ SmDSMIL: H <- Sm(H) before both streams, query layers spectrally normalised. Sm 
 so it runs on the 129 columns that the first linear layers make of H, and on a, rather than on 512 columns.
 """
 
-from typing import Any, ClassVar
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm as normalise
 
 from smmil.data import BagBatch
-from smmil.models.base import MILModel, Output, graph_of
+from smmil.models.base import MILModel, Output, smoother
 from smmil.nn import embedding, segment_rank, segment_softmax, weighted_sum
 from smmil.sm import Sm
 
@@ -36,7 +36,7 @@ class DSMIL(MILModel):
         q_dim: width of the query.
         bag_weight: weight of the bag stream's loss.
         instance_weight: weight of the critical instance's loss.
-        sm: Sm on H; `SmDSMIL` is the row that has it.
+        sm: Sm on H; SmDSMIL has it.
         alpha: "trainable" (0.5 at the start) or a fixed number in [0,1).
         T: steps of Sm, or "exact".
         spectral_norm: normalise the query layers when `sm`.
@@ -82,6 +82,7 @@ class DSMIL(MILModel):
         self.value = nn.Linear(width, width) if passing_v else None
         self.classifier = nn.Linear(width, 1)
         self.sm = Sm(alpha, T) if sm else None
+        self.needs = frozenset({"neighbors"} if sm else ())
         if sm and spectral_norm:
             for layer in (self.query, self.query_2):
                 if layer is not None:
@@ -90,7 +91,7 @@ class DSMIL(MILModel):
     def forward(self, batch: BagBatch) -> Output:
         """(M,P) -> bag_logit (B,), instance_score s (M,)."""
         h, offsets = self.embed(batch.x), batch.offsets
-        smooth = Smoother(self.sm, batch)
+        smooth = smoother(self.sm, batch)
         s, hidden = self._linear(h, smooth)
         q = hidden if self.query_2 is None else torch.tanh(self.query_2(torch.relu(hidden)))
         critical = (segment_rank(s.detach(), offsets) == 0).nonzero()[:, 0]
@@ -113,31 +114,7 @@ class DSMIL(MILModel):
             "critical": self.instance_weight * self.bag_loss(critical, batch.y),
         }
 
-    def _linear(self, h: Tensor, smooth: "Smoother") -> tuple[Tensor, Tensor]:
+    def _linear(self, h: Tensor, smooth: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """(M,), (M,q_dim): both streams' first linear layer of Sm(H), by Sm(H) W^T = Sm(H W^T)."""
         columns = smooth(torch.cat([F.linear(h, self.instance.weight), F.linear(h, self.query.weight)], 1))
         return columns[:, 0] + self.instance.bias, columns[:, 1:] + self.query.bias
-
-
-class SmDSMIL(DSMIL):
-    """DSMIL with Sm on H; see `DSMIL` for the options."""
-
-    needs: ClassVar[frozenset[str]] = frozenset({"neighbors"})
-
-    def __init__(self, in_features: int, **options: Any) -> None:
-        super().__init__(in_features, sm=True, **options)
-
-
-class Smoother:
-    """Sm on the graph of a batch, or nothing."""
-
-    def __init__(self, sm: Sm | None, batch: BagBatch) -> None:
-        self.sm, self.offsets = sm, batch.offsets
-        self.graph = None if sm is None else graph_of(batch)
-
-    def __call__(self, u: Tensor) -> Tensor:
-        """(M,D) -> (M,D)."""
-        if self.sm is None or self.graph is None:
-            return u
-        out: Tensor = self.sm(u, self.graph, self.offsets)
-        return out

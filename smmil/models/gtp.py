@@ -10,7 +10,6 @@ the batch; a batch of one node uses the running statistics.
 
 import copy
 import dataclasses
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +45,7 @@ class GTP(MILModel):
         ValueError: another adjacency or relevance.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"neighbors"})
+    needs = frozenset({"neighbors"})
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ Shapes: (M,P) and the graph -> bag_logit (B,), instance_score (M,).
 """
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ class PathGCN(MILModel):
         pos_weight: see `MILModel`.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"neighbors"})
+    needs = frozenset({"neighbors"})
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class PlainGCN(MILModel):
         pos_weight: see `MILModel`.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"neighbors"})
+    needs = frozenset({"neighbors"})
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ is read in training only; prediction is that of ABMIL and T+AP.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
@@ -65,7 +65,7 @@ class ABMILPenalty(ABMIL):
         options: of `ABMIL`.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"neighbors"})
+    needs = frozenset({"neighbors"})
 
     def __init__(
         self, in_features: int, *, penalty: float = 1.0, on: str = "raw", power: int = 1, **options: Any

@@ -12,8 +12,6 @@ Shapes: (M,P) and the grid (M,2) -> bag_logit (B,), instance_score (M,). Time is
 is not (a step on 20,000 cells: 4 GiB, ten minutes or more of one core); bags beyond `max_tokens` are refused.
 """
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -185,7 +183,7 @@ class SETMIL(MILModel):
         ValueError: another choice of tokens.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"grid"})
+    needs = frozenset({"grid"})
 
     def __init__(
         self,

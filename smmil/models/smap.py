@@ -4,8 +4,6 @@ early: H <- Sm(H), then Equations 1 and 2, so that z uses the smoothed H too. mi
 late: f = Sm(tanh(H W^T + b) w). mid and late pool the raw H. Score: f (late: after Sm).
 """
 
-from typing import ClassVar
-
 from torch import nn
 
 from smmil.data import BagBatch
@@ -30,7 +28,7 @@ class SmAP(MILModel):
         pos_weight: see `MILModel`.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"neighbors"})
+    needs = frozenset({"neighbors"})
 
     def __init__(
         self,

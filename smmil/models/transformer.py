@@ -4,8 +4,6 @@ Embedding, two layers X <- X + [Sm](MHA(LN X)), a final LayerNorm, then attentio
 Every Sm has its own alpha. Score: f of the pool.
 """
 
-from typing import ClassVar
-
 from torch import nn
 
 from smmil.data import BagBatch
@@ -33,7 +31,7 @@ class TransformerMIL(MILModel):
         pos_weight: see `MILModel`.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"neighbors"})
+    needs = frozenset({"neighbors"})
 
     def __init__(
         self,
