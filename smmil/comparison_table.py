@@ -1,11 +1,11 @@
-"""The table `comparisons`: every method with Sm against its base, a paired bootstrap over the test bags each.
+"""Table of every method with Sm against its base, compared by a paired bootstrap over the test bags.
 
-One section per dataset, at its main encoder; a row is a method with Sm, and says which base is subtracted. Per metric
-the mean over splits of metric(with Sm) - metric(base) with its standard deviation over the splits, and its
-95 % interval (`smmil.comparisons`). From stored predictions alone. A pair without predictions is an empty cell and is
-counted under the table.
+Every dataset has a section, at its main encoder; a row is a method with Sm minus its base. A cell is the mean
+difference of a metric over the splits, its standard deviation over the splits and its 95 % interval
+(`smmil.comparisons`), from stored predictions. A pair without predictions is an empty cell and is counted under the
+table.
 
-Layout (JSON; `smmil.outputs.table_layout` makes it from a configuration):
+The layout names the pairs of every dataset (`smmil.layouts.PairLayout`):
     {"datasets": [{"name": "rsna", "title": "RSNA", "encoder": "resnet18", "pairs": [["smap_early", "abmil"], ...]}],
      "splits": 5}
 
@@ -19,17 +19,19 @@ import argparse
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from preprocessing.cli import guard, write_text
 from smmil.definitions import definitions, shared_quirks
-from smmil.methods_table import GROUPS, METHODS, display_name, group_of
-from smmil.table_cells import Cell, Column
-from smmil.table_notes import RANDOM_WEIGHTS, protocol_line
+from smmil.methods_table import GROUPS, METHODS, PROPOSED, display_name, group_of
+from smmil.table_notes import protocol_line, random_weights_note
+from smmil.table_records import Cell, Column, Row, Section, Table
 from smmil.table_specs import style
-from smmil.tables import Row, Section, Table
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from smmil.layouts import PairDataset, PairLayout
+
+logger = logging.getLogger(__name__)
 
 STAGE_VERSION = 3
 
@@ -51,160 +53,140 @@ CHANCE = (
     "lower the instance AUROC; the sign-aware one stands beside it. Of the energy less is smoother, not better."
 )
 NO_PREDICTIONS = "no predictions of one of the two"
-Key = tuple[str, str, str]
+PairingKey = tuple[str, str, str]
+Pair = tuple[str, str]
 
 
-def build(indexes: Mapping[Key, Path], layout: Mapping[str, Any], *, resamples: int, seed: int = 0) -> Table:
-    """Compares every pair of a layout.
+def build(indexes: Mapping[PairingKey, Path], layout: "PairLayout", *, resamples: int, seed: int = 0) -> Table:
+    """Compare every pair of a layout.
 
     Args:
-        indexes: `index.json` of the predictions by (dataset, encoder, method); those that are missing are empty cells.
-        layout: see the module docstring.
-        resamples: of the bootstrap; 0 leaves the intervals out.
-        seed: of its draws.
+        indexes: `index.json` of the predictions by (dataset, encoder, method); missing ones give empty cells.
+        layout: the pairs of every dataset.
+        resamples: draws of the bootstrap; 0 omits the intervals.
+        seed: seed of the draws.
 
     Returns:
-        The table; a dataset's section has all rows, "–" where it has no such pair.
+        The table. The section of a dataset has all rows, with "–" where the dataset has no such pair.
 
     Raises:
-        ValueError: a wrong layout, predictions of other bags, or two protocols or sets of quirks.
+        ValueError: no datasets, predictions of different bags, two protocols or different sets of quirks.
     """
     from smmil.comparisons import compare
 
-    check_layout(layout)
-    found: dict[Key, dict[str, Any]] = {}
-    for one in layout["datasets"]:
-        for pair in one["pairs"]:
-            ours, base = (indexes.get((one["name"], one["encoder"], method)) for method in pair)
-            if ours is not None and base is not None:
-                log.info("%s: %s", one["name"], _name(*pair))
-                key = (one["name"], one["encoder"], pair[0])
-                found[key] = compare(ours, base, [*METRICS], resamples=resamples, seed=seed)
-    protocol, quirks = shared_quirks((one[side] for one in found.values() for side in ("first", "second")), "table")
-    sections = tuple(_section(one, _rows(layout), found) for one in layout["datasets"])
-    random = frozenset(key[:2] for key, one in found.items() if one["random_weights"])
+    if not layout.datasets:
+        raise ValueError(f"--layout: found no datasets, expected {layout.EXPECTED}")
+    results: dict[tuple[str, Pair], Mapping[str, Any]] = {}
+    for dataset in layout.datasets:
+        for pair in dataset.pairs:
+            first, second = (indexes.get((dataset.name, dataset.encoder, method)) for method in pair)
+            if first is not None and second is not None:
+                logger.info("%s: %s", dataset.name, _name(pair))
+                results[dataset.name, pair] = compare(first, second, [*METRICS], resamples=resamples, seed=seed)
+    entries = [result[side] for result in results.values() for side in ("first", "second")]
+    protocol, quirks = shared_quirks(entries, "table")
+    groups = _groups(layout)
+    sections = tuple(_section(dataset, groups, results) for dataset in layout.datasets)
+    random = {name for (name, _), result in results.items() if result["random_weights"]}
+    features = "; ".join(f"{dataset.title}: {dataset.encoder}" for dataset in layout.datasets)
     lines = (
-        *_missing(layout, found),
+        *random_weights_note(dataset.title for dataset in layout.datasets if dataset.name in random),
+        *_missing(layout, results),
         *protocol_line(protocol, quirks),
-        *_meaning(layout, resamples),
+        f"Features: {features}.",
+        MEANING.format(resamples=f"{resamples:,}"),
+        CHANCE,
+        f"{PROPOSED} proposed in the paper; –: not trained here.",
         *(definitions(quirks)[metric] for metric in METRICS),
     )
-    shown = protocol or "none (no predictions)"
-    return Table("comparisons", "Sm against its base", sections, layout["splits"], shown, lines, random)
+    keys = frozenset((dataset.name, dataset.encoder) for dataset in layout.datasets if dataset.name in random)
+    protocol = protocol or "none (no predictions)"
+    return Table("comparisons", "Sm against its base", sections, layout.splits, protocol, lines, keys)
 
 
-def check_layout(layout: Mapping[str, Any]) -> None:
-    """Checks a layout.
-
-    Raises:
-        ValueError: with what was found and what is expected.
-    """
-    if set(layout) != {"datasets", "splits"} or not layout["datasets"]:
-        raise ValueError(f"--layout: found the keys {sorted(layout)}, expected datasets (one at least) and splits")
-    for one in layout["datasets"]:
-        if not {"name", "encoder", "pairs"} <= set(one) <= {"name", "title", "encoder", "pairs"} or not one["pairs"]:
-            raise ValueError(f"--layout: datasets: found {one}, expected name, encoder, pairs (one at least) [, title]")
-        strange = [pair for pair in one["pairs"] if len(pair) != 2 or not set(pair) <= set(METHODS)]
-        if strange:
-            raise ValueError(f"--layout: pairs: found {strange}, expected two keys of smmil.methods_table.METHODS each")
-
-
-def by_pairing(indexes: Sequence[Path]) -> dict[Key, Path]:
-    """Index files by the (dataset, encoder, method) of the predictions they list.
+def by_pairing(indexes: Sequence[Path]) -> dict[PairingKey, Path]:
+    """Return index files by the (dataset, encoder, method) of the predictions they list.
 
     Raises:
         ValueError: two of one pairing, or a damaged file.
     """
     from smmil.results import load_predictions, read_index
 
-    found: dict[Key, Path] = {}
+    by_key: dict[PairingKey, Path] = {}
     for path in indexes:
         meta = load_predictions(read_index(path)[0]).meta
         key = (meta["dataset"], meta["encoder"], meta["method"])
-        if key in found:
-            raise ValueError(f"{path}: found a second index of {' / '.join(key)} beside {found[key]}, expected one")
-        found[key] = path
-    return found
+        if key in by_key:
+            raise ValueError(f"{path}: found a second index of {' / '.join(key)} beside {by_key[key]}, expected one")
+        by_key[key] = path
+    return by_key
 
 
-def _name(method: str, base: str) -> str:
-    return f"{display_name(method)} − {display_name(base)}"
+def _name(pair: Pair) -> str:
+    return " − ".join(map(display_name, pair))
 
 
-def _rows(layout: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
-    """The pairs of all datasets by group, in the order of the tables."""
-    pairs = {(pair[0], pair[1]) for one in layout["datasets"] for pair in one["pairs"]}
-    ordered = sorted(pairs, key=lambda pair: [*METHODS].index(pair[0]))
-    groups = {group: [pair for pair in ordered if group_of(pair[0]) == group] for group in GROUPS}
-    return {group: own for group, own in groups.items() if own}
+def _groups(layout: "PairLayout") -> dict[str, list[Pair]]:
+    """Return the pairs of all datasets by group, in the order of the tables."""
+    order = list(METHODS)
+    pairs = sorted({pair for dataset in layout.datasets for pair in dataset.pairs}, key=lambda p: order.index(p[0]))
+    groups = {group: [pair for pair in pairs if group_of(pair[0]) == group] for group in GROUPS}
+    return {group: members for group, members in groups.items() if members}
 
 
 def _section(
-    dataset: Mapping[str, Any], rows: Mapping[str, list[tuple[str, str]]], found: Mapping[Key, dict[str, Any]]
+    dataset: "PairDataset", groups: Mapping[str, Sequence[Pair]], results: Mapping[tuple[str, Pair], Mapping[str, Any]]
 ) -> Section:
-    name, encoder = dataset["name"], dataset["encoder"]
+    key = (dataset.name, dataset.encoder)
     columns = tuple(
-        Column(title, "Δ (95 %)", "paired", (metric,), ((name, encoder),), f"{name}.{encoder}.{metric}.difference")
+        Column(title, "Δ (95 %)", "paired", (metric,), (key,), f"{'.'.join(key)}.{metric}.difference")
         for metric, title in METRICS.items()
     )
-    blocks = {}
-    for group, pairs in rows.items():
-        made = []
-        for pair in pairs:
-            if [*pair] not in dataset["pairs"]:
-                cells = [Cell(applies=False) for _ in columns]
-            else:
-                one = found.get((name, encoder, pair[0]))
-                cells = [_cell(one, metric) for metric in METRICS]
-            made.append(Row(pair[0], _name(*pair), tuple(cells), tuple(None for _ in cells)))
-        blocks[group] = tuple(made)
-    return Section(name, f"{dataset.get('title', name)} ({encoder})", columns, blocks)
+    blocks = {
+        group: tuple(
+            Row(
+                pair[0],
+                _name(pair),
+                tuple(
+                    _cell(results.get((dataset.name, pair)), metric) if pair in dataset.pairs else Cell(applies=False)
+                    for metric in METRICS
+                ),
+                (None,) * len(METRICS),
+            )
+            for pair in pairs
+        )
+        for group, pairs in groups.items()
+    }
+    return Section(dataset.name, f"{dataset.title} ({dataset.encoder})", columns, blocks)
 
 
-def _cell(one: Mapping[str, Any] | None, metric: str) -> Cell:
-    """A difference with its interval; an empty cell says why."""
+def _cell(result: Mapping[str, Any] | None, metric: str) -> Cell:
+    """Return a difference with its interval; the note of an empty cell gives the reason."""
     larger = style(metric)[1]
-    if one is None:
+    if result is None:
         return Cell(note=NO_PREDICTIONS, larger=larger)
-    values = one["metrics"][metric]
+    values = result["metrics"][metric]
     if values["difference"] is None:
         return Cell(note=values["reason"], larger=larger)
-    runs = (*one["first"]["runs"], *one["second"]["runs"])
+    runs = (*result["first"]["runs"], *result["second"]["runs"])
     ci = (values["interval"][0], values["interval"][1]) if values["interval"] else None
-    return Cell(tuple(values["splits"]), len(one["seeds"]), ci, runs, larger=larger)
+    return Cell(tuple(values["splits"]), len(result["seeds"]), ci, runs, larger=larger)
 
 
-def _titles(layout: Mapping[str, Any]) -> dict[str, str]:
-    return {one["name"]: one.get("title", one["name"]) for one in layout["datasets"]}
-
-
-def _missing(layout: Mapping[str, Any], found: Mapping[Key, dict[str, Any]]) -> list[str]:
-    """What to distrust and what is not there."""
-    titles, lines = _titles(layout), []
-    random = sorted({titles[key[0]] for key, one in found.items() if one["random_weights"]})
-    if random:
-        lines.append(RANDOM_WEIGHTS.format(where=", ".join(random)))
-    pairs = [(one, pair) for one in layout["datasets"] for pair in one["pairs"]]
-    empty, gaps = 0, dict[str, list[str]]()
-    for one, pair in pairs:
-        values = found.get((one["name"], one["encoder"], pair[0]))
+def _missing(layout: "PairLayout", results: Mapping[tuple[str, Pair], Mapping[str, Any]]) -> list[str]:
+    """Count and name the empty differences."""
+    pairs = [(dataset, pair) for dataset in layout.datasets for pair in dataset.pairs]
+    empty, gaps = 0, dict[str, dict[str, None]]()
+    for dataset, pair in pairs:
+        result = results.get((dataset.name, pair))
         for metric, title in METRICS.items():
-            cell = _cell(values, metric)
+            cell = _cell(result, metric)
             if not cell.values:
                 empty += 1
-                what = f"{titles[one['name']]} {_name(*pair)}" + ("" if values is None else f" {title}")
-                gaps.setdefault(cell.note, []).append(what)
-    if gaps:
-        listed = "; ".join(f"{why}: {', '.join(dict.fromkeys(names))}" for why, names in gaps.items())
-        lines.append(f"{empty} of {len(pairs) * len(METRICS)} differences are empty. {listed}.")
-    return lines
-
-
-def _meaning(layout: Mapping[str, Any], resamples: int) -> list[str]:
-    titles = _titles(layout)
-    features = "; ".join(f"{titles[one['name']]}: {one['encoder']}" for one in layout["datasets"])
-    drawn = MEANING.format(resamples=f"{resamples:,}")
-    return [f"Features: {features}.", drawn, CHANCE, "◆ proposed in the paper; –: not trained here."]
+                label = f"{dataset.title} {_name(pair)}" + ("" if result is None else f" {title}")
+                gaps.setdefault(cell.note, {})[label] = None
+    listed = "; ".join(f"{reason}: {', '.join(names)}" for reason, names in gaps.items())
+    return [f"{empty} of {len(pairs) * len(METRICS)} differences are empty. {listed}."] if gaps else []
 
 
 def _main(argv: Sequence[str] | None = None) -> int:
@@ -220,16 +202,17 @@ def _main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out-tex", type=Path, required=True, help="LaTeX, needs \\usepackage{booktabs}")
     parser.add_argument("--out-html", type=Path, required=True, help="fragment of HTML for the report")
     args = parser.parse_args(argv)
+    from smmil.layouts import PairLayout
     from smmil.results import json_argument
     from smmil.table_formats import to_csv, to_html, to_markdown
     from smmil.table_latex import to_latex
 
-    layout = json_argument(args.layout, "--layout")
+    layout = PairLayout.parse(json_argument(args.layout, "--layout"))
     table = build(by_pairing(args.index), layout, resamples=args.resamples, seed=args.seed)
     writers = {args.out_csv: to_csv, args.out_md: to_markdown, args.out_tex: to_latex, args.out_html: to_html}
     for path, write in writers.items():
         write_text(path, write(table))
-        log.info("%s: %d datasets", path, len(table.sections))
+        logger.info("%s: %d datasets", path, len(table.sections))
     return 0
 
 

@@ -1,9 +1,9 @@
 """Learning curves of every method on one dataset, from the logs of the runs that validation chose.
 
-Per method the training and validation loss (top) and the validation AUROC of bags and instances (bottom) over epochs,
-one thin line per split, the mean on top; a dot marks the epoch whose weights were kept. A split whose validation bags
-never define a quantity (instances of one class only) has no line and is not in the mean; how many have one is written
-in the panel and in the notes.
+Each method has a panel of training and validation loss and one of the validation AUROC of bags and instances over
+epochs: a thin line per split, their mean, and a dot at the epoch whose weights were kept. Splits whose validation bags
+do not define a quantity (instances of a single class) have no line and are not in the mean; panel and notes count the
+others.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,8 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from smmil.fig_job import Drawn, Job, in_order, missing_runs, missing_text
-from smmil.plotting import NEGATIVE, NEUTRAL, POSITIVE, headline, new_figure, save, shown_name, style
+from smmil.fig_job import Drawn, Job, in_order, missing_runs
+from smmil.methods_table import marked_name
+from smmil.plotting import NEGATIVE, NEUTRAL, POSITIVE, headline, new_figure, save, style
+from smmil.results import read_json
+from smmil.runs import read_log
 
 PANELS_PER_ROW = 5
 LOSSES = (("loss", "training"), ("val_loss", "validation"))
@@ -22,21 +25,18 @@ Rows = list[dict[str, Any]]
 
 
 def read_logs(runs_json: Path, *, chosen_only: bool = True) -> tuple[dict[str, Any], dict[str, Rows]]:
-    """The summary of a method's runs and their logs.
+    """Read the summary of a method's runs and their logs.
 
     Args:
-        runs_json: written by training; the run directories lie beside it.
+        runs_json: file written by training, beside the folders of the runs.
         chosen_only: only the runs that validation chose.
 
     Returns:
-        The summary, and rows of `log.jsonl` per run name.
+        The summary, and the rows of `log.jsonl` by run.
 
     Raises:
         ValueError: not such a file, or a run without a log.
     """
-    from smmil.results import read_json
-    from smmil.runs import read_log
-
     summary = read_json(runs_json)
     if not {"dataset", "encoder", "method", "runs"} <= set(summary):
         raise ValueError(f"{runs_json}: found the keys {sorted(summary)}, expected dataset, encoder, method and runs")
@@ -50,43 +50,35 @@ def read_logs(runs_json: Path, *, chosen_only: bool = True) -> tuple[dict[str, A
     return summary, logs
 
 
-def logs_of(job: Job, dataset: Mapping[str, Any], *, chosen_only: bool = True) -> dict[str, dict[str, Rows]]:
-    """Logs per method of a dataset of the layout, method -> run -> rows; methods without runs are absent."""
-    found = {}
-    for path in job.runs:
-        summary, logs = read_logs(path, chosen_only=chosen_only)
-        if (summary["dataset"], summary["encoder"]) == (dataset["name"], dataset["encoder"]):
-            found[summary["method"]] = logs
-    return found
-
-
-def logged_rows(job: Job, *, chosen_only: bool = True) -> tuple[str, dict[str, Any], dict[str, dict[str, Rows]]]:
-    """The one dataset of a layout: its title, itself, and the logs of all its methods in order ({} = no run).
+def logs_of(job: Job, *, chosen_only: bool = True) -> dict[str, dict[str, Rows]]:
+    """Read the logs of the layout's single dataset: method -> run -> rows; {} for a method without runs.
 
     Raises:
-        ValueError: a layout of other than one dataset.
+        ValueError: a layout of several datasets.
     """
-    if len(job.datasets) != 1:
-        raise ValueError(f"--layout: found {len(job.datasets)} datasets, expected one; draw one picture each")
-    dataset = job.datasets[0]
-    found = logs_of(job, dataset, chosen_only=chosen_only)
-    logs = {method: found.get(method, {}) for method in in_order(dataset["methods"])}
-    return str(dataset.get("title", dataset["name"])), dataset, logs
+    dataset = job.layout.single()
+    logs: dict[str, dict[str, Rows]] = {method: {} for method in in_order(dataset.methods)}
+    for path in job.runs:
+        summary, rows = read_logs(path, chosen_only=chosen_only)
+        if (summary["dataset"], summary["encoder"]) == (dataset.name, dataset.encoder) and summary["method"] in logs:
+            logs[summary["method"]] = rows
+    return logs
 
 
-def runs_behind(dataset: Mapping[str, Any], logs: Mapping[str, Mapping[str, Rows]]) -> list[str]:
-    """The runs whose logs were read, as dataset/encoder/method/run."""
-    return [f"{dataset['name']}/{dataset['encoder']}/{method}/{run}" for method, runs in logs.items() for run in runs]
+def logged_runs(job: Job, logs: Mapping[str, Mapping[str, Rows]]) -> list[str]:
+    """Return the runs whose logs were read, as dataset/encoder/method/run."""
+    dataset = job.layout.single()
+    return [f"{dataset.name}/{dataset.encoder}/{method}/{run}" for method, runs in logs.items() for run in runs]
 
 
 def draw(job: Job) -> Drawn:
-    """Draws the learning curves of the layout's one dataset.
+    """Draw the learning curves of the layout's single dataset.
 
     Raises:
-        ValueError: a layout of other than one dataset.
+        ValueError: a layout of several datasets.
     """
-    name, dataset, logs = logged_rows(job)
-    methods, title = list(logs), f"{name}: learning curves"
+    logs = logs_of(job)
+    methods, title = list(logs), f"{job.layout.single().title}: learning curves"
     blocks, few = max(1, -(-len(methods) // PANELS_PER_ROW)), []
     columns = max(1, -(-len(methods) // blocks))
     with style():
@@ -95,35 +87,35 @@ def draw(job: Job) -> Drawn:
         for i in range(blocks * columns):
             pair = [axes[2 * (i // columns) + half, i % columns] for half in (0, 1)]
             if i < len(methods):
-                told = _pair(pair, methods[i], logs[methods[i]], first=i % columns == 0)
-                few += [f"{shown_name(methods[i])}: {text}" for text in told]
+                partial = _pair(pair, methods[i], logs[methods[i]], first=i % columns == 0)
+                few += [f"{marked_name(methods[i])}: {text}" for text in partial]
             else:
                 for ax in pair:
                     ax.set_axis_off()
-        headline(figure, title, missing_text(missing_runs(job)), random=job.random_weights)
+        headline(figure, title, missing_runs(job).text, random=job.random_weights)
         save(figure, job.out)
     caption = (
         "Learning curves of the runs that validation chose: thin lines are splits, thick lines their mean, dots the "
         "epochs whose weights were kept."
     )
     notes = [f"Means over fewer splits than were trained: {'; '.join(few)}."] if few else []
-    return Drawn(title, caption, notes, runs_behind(dataset, logs))
+    return Drawn(title, caption, notes, logged_runs(job, logs))
 
 
 def _pair(axes: Sequence[Any], method: str, logs: Mapping[str, Rows], *, first: bool) -> list[str]:
-    """Both panels of a method; returns which means are over fewer splits than there are."""
+    """Draw both panels of a method; return the means over fewer splits than there are."""
     top, bottom = axes
-    top.set_title(shown_name(method))
+    top.set_title(marked_name(method))
     bottom.set_xlabel("epoch")
     if not logs:
         top.text(0.5, 0.5, "no run", ha="center", transform=top.transAxes, color=NEUTRAL)
         return []
     few = []
     for ax, series in ((top, LOSSES), (bottom, AREAS)):
-        told = curves(ax, logs, series)
-        if told:
-            ax.text(0.02, 0.02, "\n".join(told), fontsize=6.5, color=NEUTRAL, transform=ax.transAxes, va="bottom")
-        few += told
+        partial = curves(ax, logs, series)
+        if partial:
+            ax.text(0.02, 0.02, "\n".join(partial), fontsize=6.5, color=NEUTRAL, transform=ax.transAxes, va="bottom")
+        few += partial
     top.set_ylim(bottom=0)
     bottom.set_ylim(-0.03, 1.03)
     if first:
@@ -135,15 +127,15 @@ def _pair(axes: Sequence[Any], method: str, logs: Mapping[str, Rows], *, first: 
 
 
 def curves(ax: Any, logs: Mapping[str, Rows], series: Sequence[tuple[str, str]]) -> list[str]:
-    """Draws two quantities of all runs, on top their means over the runs that define them.
+    """Draw two quantities of all runs and their means over the runs that define them.
 
     Args:
-        ax: the axes.
+        ax: axes to draw into.
         logs: run -> rows of its log.
         series: (key of a row, label) of both quantities.
 
     Returns:
-        A text per quantity that some of the runs never define, e.g. `instances in 1 of 2 splits`.
+        A text for each quantity that some runs never define, e.g. `instances in 1 of 2 splits`.
     """
     few = []
     for (key, label), colour in zip(series, (NEGATIVE, POSITIVE), strict=True):
@@ -164,6 +156,6 @@ def curves(ax: Any, logs: Mapping[str, Rows], series: Sequence[tuple[str, str]])
 
 
 def _series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
-    """Epochs and values of one quantity; epochs where it is undefined are left out."""
+    """Return the epochs that define a quantity, and its values."""
     pairs = [(int(row["epoch"]), float(row[key])) for row in rows if row.get(key) is not None]
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]

@@ -1,9 +1,9 @@
 """Figure 4 and its companions: histograms of instance scores by instance label, a panel per method and dataset.
 
-Scores of all labelled instances of all test bags of one run (the first split's chosen one), scaled to [0, 1] between
-the smallest and the largest of them; 20 bins; each class normalised to 1. Protocol as_released: bags predicted
-positive (logit > 0) only, as the released code draws it (methods.md, section 5, row 18). Above every panel the spread
-of the instance AUROC over all runs, since one run's histogram may be the mirror image of another's.
+A panel shows all labelled instances of the test bags of one run (the chosen run of the first split). Scores are scaled
+to [0, 1] by their minimum and maximum; there are 20 bins, and each class is normalised to 1. Under the quirk
+`eval_histogram` only bags predicted positive (logit > 0) are shown, as in the released code. The spread of the instance
+AUROC over all runs stands above the panel, since the histogram of another run may be mirrored.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from smmil.fig_job import Drawn, Job, chosen_run, in_order, inverted_note, missing_runs, missing_text, spread_text
-from smmil.plotting import NEGATIVE, NEUTRAL, POSITIVE, headline, min_max, new_figure, save, shown_name, style
+from smmil.fig_job import Drawn, Job, chosen_run, in_order, inverted_note, missing_runs, spread_text
+from smmil.layouts import FigureDataset
+from smmil.methods_table import marked_name
+from smmil.plotting import NEGATIVE, NEUTRAL, POSITIVE, headline, min_max, new_figure, save, style
 
 if TYPE_CHECKING:
     from smmil.chosen_runs import ChosenRun
@@ -24,7 +26,7 @@ Array = npt.NDArray[Any]
 
 
 def histogram(y: Array, score: Array) -> tuple[Array, Array, Array]:
-    """Normalised counts of both classes in 20 bins between the smallest and the largest score.
+    """Compute normalised counts of both classes in 20 bins between the smallest and the largest score.
 
     Args:
         y: (M,) labels in {0, 1}.
@@ -42,10 +44,10 @@ def histogram(y: Array, score: Array) -> tuple[Array, Array, Array]:
 
 
 def shown_instances(run: "ChosenRun", *, predicted_positive: bool) -> tuple[Array, Array]:
-    """Labels and scaled scores of the instances a panel shows.
+    """Return labels and scaled scores of the instances in a panel.
 
     Args:
-        run: whose test bags.
+        run: the run whose test bags are shown.
         predicted_positive: only bags with a logit above 0.
 
     Returns:
@@ -63,18 +65,19 @@ def shown_instances(run: "ChosenRun", *, predicted_positive: bool) -> tuple[Arra
 
 
 def draw(job: Job) -> Drawn:
-    """Draws all datasets of the layout, one block each."""
+    """Draw all datasets of the layout, one block each."""
     positive_only = job.quirk("eval_histogram")
-    blocks = [(d, in_order(d["methods"])) for d in job.datasets] or [({"name": "", "title": "no dataset"}, [])]
+    datasets = job.layout.datasets or [FigureDataset(name="", title="no dataset", encoder="", methods=())]
+    blocks = [(dataset, in_order(dataset.methods)) for dataset in datasets]
     rows = [max(1, -(-len(methods) // PANELS_PER_ROW)) for _, methods in blocks]
-    # rows of equal length as far as they go
+    # rows of all blocks have the same number of columns
     columns = max(2, *(-(-len(methods) // n) for (_, methods), n in zip(blocks, rows, strict=True)))
     runs = []
     with style():
         figure = new_figure(2.6 * columns, 2.0 * sum(rows) + 0.3 * len(blocks) + 0.7)
         parts = np.atleast_1d(figure.subfigures(len(blocks), 1, height_ratios=rows))
         for part, (dataset, methods), n_rows in zip(parts, blocks, rows, strict=True):
-            part.suptitle(dataset.get("title", dataset["name"]), fontsize=10, fontweight="bold")
+            part.suptitle(dataset.title, fontsize=10, fontweight="bold")
             axes = part.subplots(n_rows, columns, squeeze=False)
             for i, ax in enumerate(axes.flat):
                 if i >= len(methods):
@@ -85,12 +88,10 @@ def draw(job: Job) -> Drawn:
                     ax.set_ylabel("share of the class")
                 if i + columns >= len(methods):
                     ax.set_xlabel("score, min to max → 0 to 1")
-        shown = "instances of bags predicted positive" if positive_only else "all labelled test instances"
-        rule = f"Scores of {shown}; {RULE}; {BINS} bins, each class normalised."
+        which = "instances of bags predicted positive" if positive_only else "all labelled test instances"
+        rule = f"Scores of {which}; {RULE}; {BINS} bins, each class normalised."
         spread = "Under a name: instance AUROC over all splits (⇅: inverted runs, AUROC < 0.5)."
-        headline(
-            figure, "Instance scores by label", rule, spread, missing_text(missing_runs(job)), random=job.random_weights
-        )
+        headline(figure, "Instance scores by label", rule, spread, missing_runs(job).text, random=job.random_weights)
         save(figure, job.out)
     caption = f"{rule} {spread} Methods that localise well put positives right and negatives left."
     notes = [
@@ -104,28 +105,35 @@ def draw(job: Job) -> Drawn:
     return Drawn("Figure 4. Histograms of the instance scores", caption, notes, runs)
 
 
-def _panel(ax: Any, job: Job, dataset: dict[str, Any], method: str, positive_only: bool) -> list[str]:
+def _panel(ax: Any, job: Job, dataset: FigureDataset, method: str, positive_only: bool) -> list[str]:
     run = chosen_run(job, dataset, method)
-    ax.set_title(shown_name(method))
+    ax.set_title(marked_name(method))
     ax.set_xlim(0, 1)
     if run is None:
         ax.text(0.5, 0.5, f"no run\n({job.n_splits()} missing)", ha="center", va="center", color=NEUTRAL)
         ax.set_yticks([])
         return []
     y, score = shown_instances(run, predicted_positive=positive_only)
-    name = f"{dataset['name']}/{dataset['encoder']}/{method}/{run.run}"
+    name = f"{dataset.name}/{dataset.encoder}/{method}/{run.run}"
     if len(y) == 0:
         text = "no bag predicted positive" if positive_only else "no labelled instance"
         ax.text(0.5, 0.5, text, ha="center", va="center", color=NEUTRAL)
         return [name]
     edges, negative, positive = histogram(y, score)
-    for shares, label, colour, word in ((negative, 0, NEGATIVE, "negative"), (positive, 1, POSITIVE, "positive")):
+    for shares, label, colour, class_name in ((negative, 0, NEGATIVE, "negative"), (positive, 1, POSITIVE, "positive")):
         count = int((y == label).sum())
-        ax.stairs(shares, edges, color=colour, fill=True, alpha=0.5, label=f"{word} ({count:,})")
-    # air for the legend
+        ax.stairs(shares, edges, color=colour, fill=True, alpha=0.5, label=f"{class_name} ({count:,})")
+    # room for the legend
     ax.set_ylim(0, 1.35 * max(float(negative.max()), float(positive.max())))
     ax.legend(fontsize=6.5, loc="upper center", ncols=2, columnspacing=0.8, handlelength=1, borderpad=0.1)
-    metrics = job.of(dataset, method) or {"splits": ()}
-    ax.set_title(f"{shown_name(method)}\n", fontsize=9)
-    ax.text(0.5, 1.02, spread_text(metrics), fontsize=7, ha="center", transform=ax.transAxes, color="#4a5158")
+    ax.set_title(f"{marked_name(method)}\n", fontsize=9)
+    ax.text(
+        0.5,
+        1.02,
+        spread_text(job.metrics_of(dataset, method)),
+        fontsize=7,
+        ha="center",
+        transform=ax.transAxes,
+        color="#4a5158",
+    )
     return [name]

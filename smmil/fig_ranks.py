@@ -1,16 +1,18 @@
-"""Critical-difference diagram: mean ranks of all methods, bars join those that Nemenyi's test cannot tell apart.
+"""Critical-difference diagrams: mean ranks of all methods; bars join those that Nemenyi's test cannot separate.
 
-One diagram for instance AUROC, one for that of the sign-aware score where it was measured, and one for bag AUROC; a
-column of the test is one split of one dataset (`smmil.ranks`). The splits share their test set: the warning is
-printed in the picture.
+There is one diagram for the instance AUROC, one for that of the sign-aware score if it was measured, and one for the
+bag AUROC. A column of the test is one split of one dataset (`smmil.ranks`); since splits share their test set, the
+picture carries a warning.
 """
 
 import textwrap
 from typing import Any
 
-from smmil.fig_job import Drawn, Job, in_order, inverted_note, missing_runs, missing_text
-from smmil.plotting import NEUTRAL, headline, look_of, new_figure, save, shown_name, style
+from smmil.fig_job import Drawn, Job, in_order, inverted_note, missing_runs
+from smmil.methods_table import marked_name
+from smmil.plotting import NEUTRAL, headline, look_of, new_figure, save, style
 from smmil.ranks import RankTest, rank_test
+from smmil.results import split_values
 
 METRICS = (
     ("instance_auroc", "Localisation: instance AUROC"),
@@ -21,11 +23,11 @@ WARNING = "Splits share one test set and most training bags: differences look su
 
 
 def test_of(job: Job, metric: str) -> tuple[RankTest, list[str]]:
-    """The rank test over splits and datasets, and the methods left out because they have no value anywhere."""
-    rows = in_order([method for dataset in job.datasets for method in dataset["methods"]])
+    """Return the rank test over splits and datasets, and the methods without any value, which are left out."""
+    rows = in_order([method for dataset in job.layout.datasets for method in dataset.methods])
     columns = []
-    for dataset in job.datasets:
-        values = {method: _by_seed(job, dataset, method, metric) for method in rows}
+    for dataset in job.layout.datasets:
+        values = {method: dict(split_values(job.metrics_of(dataset, method), metric)) for method in rows}
         seeds = sorted({seed for row in values.values() for seed in row})
         columns += [[values[method].get(seed) for method in rows] for seed in seeds]
     kept = [j for j in range(len(rows)) if any(column[j] is not None for column in columns)]
@@ -33,15 +35,14 @@ def test_of(job: Job, metric: str) -> tuple[RankTest, list[str]]:
     return rank_test([rows[j] for j in kept], [[column[j] for j in kept] for column in columns]), out
 
 
-def _by_seed(job: Job, dataset: dict[str, Any], method: str, metric: str) -> dict[int, float]:
-    splits = (job.of(dataset, method) or {"splits": ()})["splits"]
-    return {split["seed"]: v for split in splits if (v := split["test"].get(metric)) is not None}
-
-
 def draw(job: Job) -> Drawn:
-    """Draws all diagrams; older metrics files have no sign-aware score."""
-    drawn = [(metric, label, *test_of(job, metric)) for metric, label in METRICS]
-    tests = [(label, test, out) for metric, label, test, out in drawn if test.names or not metric.startswith("signed_")]
+    """Draw all diagrams."""
+    tests = [
+        (label, test, out)
+        for metric, label in METRICS
+        for test, out in [test_of(job, metric)]
+        if test.names or not metric.startswith("signed_")
+    ]
     tallest = max((len(test.names) for _, test, _ in tests), default=0)
     notes = []
     with style(grid=False):
@@ -52,7 +53,7 @@ def draw(job: Job) -> Drawn:
             notes += _notes(label, test, out)
         headline(
             figure, "Mean ranks and critical difference (Friedman, Nemenyi)", f"Warning: {WARNING}",
-            missing_text(missing_runs(job)), random=job.random_weights,
+            missing_runs(job).text, random=job.random_weights,
         )  # fmt: skip
         save(figure, job.out)
     caption = (
@@ -73,16 +74,16 @@ def _notes(label: str, test: RankTest, out: list[str]) -> list[str]:
     if test.dropped:
         text += f" {test.dropped} columns are left out, as a method has no value there."
     if out:
-        text += f" Left out, without any run: {', '.join(shown_name(method) for method in out)}."
+        text += f" Left out, without any run: {', '.join(marked_name(method) for method in out)}."
     return [text]
 
 
 def _diagram(ax: Any, label: str, test: RankTest, out: list[str]) -> None:
-    """Ranks on a line, names on both sides, bars of groups below the line, the critical difference above it."""
+    """Draw ranks on a line, names on both sides, groups as bars below the line, the critical difference above it."""
     ax.set_title(label, loc="left", fontweight="bold")
     ax.set_axis_off()
     if out:
-        names = textwrap.fill(f"no run: {', '.join(shown_name(method) for method in out)}", 110)
+        names = textwrap.fill(f"no run: {', '.join(marked_name(method) for method in out)}", 110)
         ax.text(0, 0, names, color=NEUTRAL, fontsize=7.5, transform=ax.transAxes, va="top")
     n = len(test.names)
     if test.critical_difference is None or test.p is None or not test.mean_ranks:
@@ -119,6 +120,6 @@ def _name(ax: Any, method: str, rank: float, y: float, n: int, *, left: bool) ->
     end = 0.9 - 0.04 * n if left else n + 0.1 + 0.04 * n
     ax.plot([rank, rank, end], [0, y, y], color=colour, linewidth=1)
     ax.plot(rank, 0, marker, color=colour, markersize=5, clip_on=False)
-    text = f"{shown_name(method)}  {rank:.2f}" if left else f"{rank:.2f}  {shown_name(method)}"
+    text = f"{marked_name(method)}  {rank:.2f}" if left else f"{rank:.2f}  {marked_name(method)}"
     gap = -0.02 * n if left else 0.02 * n
     ax.text(end + gap, y, text, ha="right" if left else "left", va="center", fontsize=8)

@@ -1,8 +1,8 @@
 """Time and memory of every method on one dataset: seconds per epoch and peak memory, from the logs of the runs.
 
-A dot is one run (median over its epochs, validation included), the bar the median of the runs; logarithmic axis.
-Memory is the largest resident memory of a process that trained the method, the whole dataset in it; a third panel shows
-the memory of the GPU where one was used.
+A dot is one run (median over its epochs, including validation), the bar the median of the runs. Memory is the largest
+resident memory of a process that trained the method, including the dataset; a third panel shows GPU memory where a GPU
+was used.
 """
 
 from itertools import chain
@@ -10,47 +10,48 @@ from typing import Any
 
 import numpy as np
 
-from smmil.fig_curves import logged_rows, runs_behind
-from smmil.fig_job import Drawn, Job, missing_runs, missing_text
-from smmil.plotting import NEUTRAL, colour_of, headline, new_figure, save, shown_name, style
+from smmil.fig_curves import Rows, logged_runs, logs_of
+from smmil.fig_job import Drawn, Job, missing_runs
+from smmil.methods_table import marked_name
+from smmil.plotting import NEUTRAL, colour_of, headline, new_figure, save, style
 from smmil.runs import numbers
 
 MEMORY = {"memory_mib": "peak memory, MiB", "device_memory_mib": "peak GPU memory, MiB"}
 
 
-def epoch_seconds(logs: dict[str, list[dict[str, Any]]]) -> list[float]:
-    """Per run the median of the seconds of its epochs; runs whose log has no times are left out."""
+def epoch_seconds(logs: dict[str, Rows]) -> list[float]:
+    """Return the median seconds of an epoch for every run whose log has times."""
     return [float(np.median(seconds)) for rows in logs.values() if (seconds := numbers(rows, "seconds"))]
 
 
-def peak(logs: dict[str, list[dict[str, Any]]], name: str) -> list[float]:
-    """The largest number under a name in the logs of a method; none where no row has it."""
-    found = numbers(chain.from_iterable(logs.values()), name)
-    return [max(found)] if found else []
+def peak(logs: dict[str, Rows], name: str) -> list[float]:
+    """Return the largest value of a key in the logs of a method, [] if no row has it."""
+    values = numbers(chain.from_iterable(logs.values()), name)
+    return [max(values)] if values else []
 
 
 def draw(job: Job) -> Drawn:
-    """Draws the layout's one dataset.
+    """Draw time and memory of the layout's single dataset.
 
     Raises:
-        ValueError: a layout of other than one dataset.
+        ValueError: a layout of several datasets.
     """
-    name, dataset, logs = logged_rows(job, chosen_only=False)
-    methods, title = list(logs), f"{name}: time and memory of training"
+    logs = logs_of(job, chosen_only=False)
+    methods, title = list(logs), f"{job.layout.single().title}: time and memory of training"
     seconds = {method: epoch_seconds(rows) for method, rows in logs.items()}
     memory = {name: {method: peak(rows, name) for method, rows in logs.items()} for name in MEMORY}
-    shown = [name for name in MEMORY if name == "memory_mib" or any(memory[name].values())]
+    measured = [name for name in MEMORY if name == "memory_mib" or any(memory[name].values())]
     with style():
-        figure = new_figure(5.5 + 4 * len(shown), 0.3 * max(3, len(methods)) + 1.5)
-        left, *others = figure.subplots(1, 1 + len(shown), sharey=True)
+        figure = new_figure(5.5 + 4 * len(measured), 0.3 * max(3, len(methods)) + 1.5)
+        left, *others = figure.subplots(1, 1 + len(measured), sharey=True)
         _bars(left, methods, {m: [v for v in seconds[m] if v > 0] for m in methods}, "no run", log_scale=True)
         left.set_xlabel("seconds per epoch")
-        for panel, name in zip(others, shown, strict=True):
+        for panel, name in zip(others, measured, strict=True):
             _bars(panel, methods, memory[name], "not measured", log_scale=False)
             panel.set_xlabel(MEMORY[name])
-        left.set_yticks(range(len(methods)), labels=[shown_name(method) for method in methods])
+        left.set_yticks(range(len(methods)), labels=[marked_name(method) for method in methods])
         left.invert_yaxis()
-        headline(figure, title, missing_text(missing_runs(job)), random=job.random_weights)
+        headline(figure, title, missing_runs(job).text, random=job.random_weights)
         save(figure, job.out)
     caption = (
         "Left: seconds per training epoch with its validation; a dot is a run (median of its epochs), the bar their "
@@ -58,12 +59,12 @@ def draw(job: Job) -> Drawn:
         "the most that its tensors took on a GPU, if there was one. Times are on a logarithmic axis."
     )
     notes = ["Times are of the machine that trained; compare them inside one picture only."]
-    return Drawn(title, caption, notes, runs_behind(dataset, logs))
+    return Drawn(title, caption, notes, logged_runs(job, logs))
 
 
 def _bars(ax: Any, methods: list[str], values: dict[str, list[float]], nothing: str, *, log_scale: bool) -> None:
-    """One bar per method from the left edge to the median, dots on it."""
-    every = [value for one in values.values() for value in one]
+    """Draw a bar from the left edge to the median of every method, and a dot for every run."""
+    every = [value for row in values.values() for value in row]
     ax.grid(axis="y", visible=False)
     if not every:
         ax.text(0.5, 0.5, nothing, ha="center", va="center", color=NEUTRAL, transform=ax.transAxes)
@@ -84,10 +85,5 @@ def _bars(ax: Any, methods: list[str], values: dict[str, list[float]], nothing: 
         middle = float(np.median(values[method]))
         ax.barh(i, middle - low, left=low, height=0.62, color=colour_of(method), alpha=0.55)
         ax.plot(values[method], [i] * len(values[method]), ".", color=colour_of(method), markersize=5)
-        ax.text(
-            max(values[method]) * 1.06,
-            i,
-            f"{middle:,.0f}" if middle >= 100 else f"{middle:.2g}",
-            va="center",
-            fontsize=7,
-        )
+        text = f"{middle:,.0f}" if middle >= 100 else f"{middle:.2g}"
+        ax.text(max(values[method]) * 1.06, i, text, va="center", fontsize=7)

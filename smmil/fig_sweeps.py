@@ -1,21 +1,22 @@
 """Figures 6a, 6b and 7: the four metrics against one argument of Sm, mean and standard deviation over splits.
 
-Paper, Section 5.3.2 and Appendix B.3. One row of panels per dataset, one column per metric. Small rings are single
-runs, so that spread and inverted runs show; a dashed line with its band is ABMIL (alpha = 0), a dotted one the
-trainable alpha; thin lines are means of the sign-aware score, which the notes list, too. A point without runs is a gap
-with "no run", a point with fewer splits says how many.
+See the paper, Section 5.3.2 and Appendix B.3. Rows of panels are datasets, columns are metrics. Small rings are single
+runs; a dashed line with its band is ABMIL (alpha = 0), a dotted one the trainable alpha; thin lines are means of the
+sign-aware score. A point without runs is marked "no run", a point with missing splits gives their number.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from smmil.fig_job import Drawn, Job, Metrics, in_order, inverted_note, missing_runs, missing_text
-from smmil.fig_variants import Value, is_variant_of, value_of
-from smmil.plotting import NEUTRAL, headline, look_of, new_figure, save, shown_name, style
-from smmil.variants import SEPARATOR
+from smmil.fig_job import Drawn, Job, Metrics, in_order, inverted_note, missing_runs
+from smmil.layouts import FigureDataset
+from smmil.methods_table import marked_name
+from smmil.plotting import NEUTRAL, headline, look_of, new_figure, save, style
+from smmil.results import split_values
+from smmil.variants import SEPARATOR, Value, base_method, value_of
 
 METRICS = (
     ("instance_auroc", "instance AUROC"),
@@ -24,7 +25,7 @@ METRICS = (
     ("bag_f1", "bag F1"),
 )
 BASELINE = "abmil"
-# series of one family share a colour; marker and line tell them apart
+# series of one family share a colour and differ in marker and line
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 COMMON = (
     "Points: mean ± standard deviation (n − 1) over splits; small rings: single runs. Dashed line and band: ABMIL. "
@@ -35,46 +36,39 @@ SIGN_AWARE = "thin: sign-aware score (means)"
 
 @dataclass(frozen=True)
 class Point:
-    """One value of the swept argument: the row behind it and its metrics (None = no run)."""
+    """One value of the swept argument: its method or variant and the metrics (None = no run)."""
 
     method: str
     value: Value
     metrics: Metrics | None
 
     def values(self, metric: str) -> list[float]:
-        """Test values of the splits that define a metric."""
-        splits = (self.metrics or {"splits": ()})["splits"]
-        return [v for split in splits if (v := split["test"].get(metric)) is not None]
+        """Return a test metric, one value for each split that defines it."""
+        return [value for _, value in split_values(self.metrics, metric)]
 
 
 def mean_std(values: list[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (n - 1), 0 for one value."""
+    """Return mean and sample standard deviation (n - 1), which is 0 for a single value."""
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
-def series(job: Job, dataset: dict[str, Any], argument: str) -> dict[str, list[Point]]:
-    """The points of every swept method: its variants and the method as it is, numbers ascending, words last."""
-    found: dict[str, list[Point]] = {}
-    methods = in_order(dataset["methods"])
-    for base in [m for m in methods if SEPARATOR not in m]:
-        rows = [base, *(m for m in methods if is_variant_of(m, base))]
-        if len(rows) == 1:
-            continue
-        points = [
-            Point(
-                row,
-                value_of(row, argument, job.of(dataset, row), released=job.quirk("sm_spectral_norm")),
-                job.of(dataset, row),
-            )
-            for row in rows
-        ]
-        # the method as it is may stand in the sweep as well: one point, whichever has runs
-        unique: dict[Value, Point] = {}
-        for point in points:
-            if point.value not in unique or unique[point.value].metrics is None:
-                unique[point.value] = point
-        found[base] = sorted(unique.values(), key=lambda p: (isinstance(p.value, str), _number(p.value)))
-    return found
+def series(job: Job, dataset: FigureDataset, argument: str) -> dict[str, list[Point]]:
+    """Return the points of every swept method: its variants and the method itself, numbers ascending, names last."""
+    curves: dict[str, list[Point]] = {}
+    released = job.quirk("sm_spectral_norm")
+    methods = in_order(dataset.methods)
+    for base in [method for method in methods if SEPARATOR not in method]:
+        rows = [method for method in methods if base_method(method) == base]
+        # the method itself may be one of the sweep's values: of two equal points, the one with runs is kept
+        points: dict[Value, Point] = {}
+        for row in rows:
+            metrics = job.metrics_of(dataset, row)
+            value = value_of(row, argument, metrics, released=released)
+            if value not in points or points[value].metrics is None:
+                points[value] = Point(row, value, metrics)
+        if len(rows) > 1:
+            curves[base] = sorted(points.values(), key=lambda p: (isinstance(p.value, str), _number(p.value)))
+    return curves
 
 
 def _number(value: Value) -> float:
@@ -82,7 +76,7 @@ def _number(value: Value) -> float:
 
 
 def draw_alpha(job: Job) -> Drawn:
-    """Figure 6a: the trade-off alpha."""
+    """Draw figure 6a: the trade-off alpha."""
     swapped = job.quirk("sm_alpha_rule")
     rule = (
         f"Protocol {job.protocol}: a fixed α runs as 1 − α, so the lower axis, the α given, is mirrored; the upper "
@@ -93,30 +87,31 @@ def draw_alpha(job: Job) -> Drawn:
     )
     notes = [rule, "α = 0 is ABMIL (dashed); dotted: α trained from 0.5, to which that rule does not apply."]
     title = "Figure 6a. The trade-off α"
-    return _draw(job, "alpha", title, rule, notes, _numeric_axis(swapped), words_as_lines=True)
+    return _draw(job, "alpha", title, rule, notes, _numeric_axis(swapped))
 
 
 def draw_spectral_norm(job: Job) -> Drawn:
-    """Figure 6b: spectral normalisation on and off."""
+    """Draw figure 6b: spectral normalisation on and off."""
     notes = ["With: the layers right after Sm are spectrally normalised; without: not. ABMIL has no Sm."]
     if job.quirk("sm_spectral_norm"):
         notes = ["Released code (sm_spectral_norm): nothing is spectrally normalised, whatever is asked for."]
     title = "Figure 6b. Spectral normalisation"
-    return _draw(job, "spectral_norm", title, "", notes, _category_axis("spectral normalisation"), words_as_lines=False)
+    return _draw(job, "spectral_norm", title, "", notes, _category_axis("spectral normalisation"))
 
 
 def draw_steps(job: Job) -> Drawn:
-    """Figure 7: number of steps of the approximation, the exact solution last."""
+    """Draw figure 7: the number of steps of the approximation, the exact solution last."""
     notes = ["Number of steps T of Eq. 8, not to scale; exact: Eq. 7 solved, where the configuration asks for it."]
     title = "Figure 7. Number of steps T"
-    return _draw(job, "T", title, "", notes, _category_axis("steps T"), words_as_lines=False)
+    return _draw(job, "T", title, "", notes, _category_axis("steps T"))
 
 
+# Draws the axis of the given values; returns the position of a value on it.
 Axis = Callable[[Any, list[Value]], Callable[[Value], float]]
 
 
 def _numeric_axis(swapped: bool) -> Axis:
-    """Numbers at their place, and 1 - alpha on top."""
+    """Return an axis of numbers, with 1 - alpha on top."""
 
     def axis(ax: Any, values: list[Value]) -> Callable[[Value], float]:
         ticks = [float(value) for value in values if not isinstance(value, str)]
@@ -133,11 +128,11 @@ def _numeric_axis(swapped: bool) -> Axis:
 
 
 def _category_axis(label: str) -> Axis:
-    """Values one step apart, in order."""
+    """Return an axis of equidistant values."""
 
     def axis(ax: Any, values: list[Value]) -> Callable[[Value], float]:
-        words = {True: "with", False: "without"}
-        texts = [words[v] if isinstance(v, bool) else v if isinstance(v, str) else f"{v:g}" for v in values]
+        flags = {True: "with", False: "without"}
+        texts = [flags[v] if isinstance(v, bool) else v if isinstance(v, str) else f"{v:g}" for v in values]
         ax.set_xticks(range(len(values)), labels=texts)
         ax.set_xlim(-0.5, len(values) - 0.5)
         ax.set_xlabel(label)
@@ -146,19 +141,17 @@ def _category_axis(label: str) -> Axis:
     return axis
 
 
-def _draw(
-    job: Job, argument: str, title: str, rule: str, notes: list[str], axis: Axis, *, words_as_lines: bool
-) -> Drawn:
-    datasets = [(d, found) for d in job.datasets if (found := series(job, d, argument))]
+def _draw(job: Job, argument: str, title: str, rule: str, notes: list[str], axis: Axis) -> Drawn:
+    datasets = [(dataset, curves) for dataset in job.layout.datasets if (curves := series(job, dataset, argument))]
     with style():
         figure = new_figure(13.2, 3.1 * max(1, len(datasets)) + 0.9)
         axes = figure.subplots(max(1, len(datasets)), len(METRICS), squeeze=False)
-        for row, (dataset, found) in zip(axes, datasets, strict=False):
-            baseline = Point(BASELINE, 0.0, job.of(dataset, BASELINE))
+        for row, (dataset, curves) in zip(axes, datasets, strict=False):
+            baseline = Point(BASELINE, 0.0, job.metrics_of(dataset, BASELINE))
             for ax, (metric, label) in zip(row, METRICS, strict=True):
-                _panel(ax, job, found, baseline, metric, axis, words_as_lines=words_as_lines)
+                _panel(ax, job, argument, curves, baseline, metric, axis)
                 ax.set_ylabel(label)
-            row[0].set_title(dataset.get("title", dataset["name"]), loc="left", fontweight="bold")
+            row[0].set_title(dataset.title, loc="left", fontweight="bold")
         if datasets:
             handles: dict[str, Any] = {}
             for ax in axes[:, 0]:
@@ -168,24 +161,22 @@ def _draw(
             for ax in axes.flat:
                 ax.set_axis_off()
             axes[0, 0].text(0, 0.5, f"No run: the configuration sweeps {argument} of no method on these datasets.")
-        headline(figure, title, rule, missing_text(missing_runs(job)), random=job.random_weights)
+        headline(figure, title, rule, missing_runs(job).text, random=job.random_weights)
         save(figure, job.out)
     return Drawn(title, COMMON, [*notes, *inverted_note(job), *signed_note(job)])
 
 
 def signed_note(job: Job) -> list[str]:
-    """Mean instance AUROC of every row with its own and with the sign-aware score, a line per dataset that has any."""
+    """Return the mean instance AUROC of every row with its own and the sign-aware score, a line per dataset."""
     lines = []
-    for dataset in job.datasets:
-        points = [Point(method, "", job.of(dataset, method)) for method in in_order(dataset["methods"])]
+    for dataset in job.layout.datasets:
         texts = [
-            f"{shown_name(point.method)} {_mean(point.values('instance_auroc'))} / {_mean(signed)}"
-            for point in points
-            if (signed := point.values("signed_instance_auroc"))
+            f"{marked_name(method)} {_mean(job.values(dataset, method, 'instance_auroc'))} / {_mean(signed)}"
+            for method in in_order(dataset.methods)
+            if (signed := job.values(dataset, method, "signed_instance_auroc"))
         ]
-        if texts:
-            title = dataset.get("title", dataset["name"])
-            lines.append(f"Instance AUROC, own / sign-aware score, means over splits, {title}: {'; '.join(texts)}.")
+        scores = f"Instance AUROC, own / sign-aware score, means over splits, {dataset.title}"
+        lines += [f"{scores}: {'; '.join(texts)}."] if texts else []
     return lines
 
 
@@ -194,36 +185,30 @@ def _mean(values: list[float]) -> str:
 
 
 def _panel(
-    ax: Any,
-    job: Job,
-    found: dict[str, list[Point]],
-    baseline: Point,
-    metric: str,
-    axis: Axis,
-    *,
-    words_as_lines: bool,
+    ax: Any, job: Job, argument: str, curves: Mapping[str, Sequence[Point]], baseline: Point, metric: str, axis: Axis
 ) -> None:
-    points = [point for one in found.values() for point in one]
-    lines = [p for p in points if words_as_lines and isinstance(p.value, str)]
+    points = [point for curve in curves.values() for point in curve]
+    lines = [point for point in points if point.value == "trainable"]
     values = sorted({p.value for p in points if p not in lines}, key=lambda v: (isinstance(v, str), _number(v)))
     place = axis(ax, values)
-    _line(ax, baseline, metric, "--", f"{shown_name(BASELINE)} (no Sm)")
+    _line(ax, baseline, metric, "--", f"{marked_name(BASELINE)} (no Sm)")
     for point in lines:
-        _line(ax, point, metric, ":", f"{shown_name(point.method)}, α {point.value}")
-    unit = 0.012 if words_as_lines else 0.12
-    for i, (base, own) in enumerate(found.items()):
-        shift = unit * (i - (len(found) - 1) / 2)
-        drawn = [(place(p.value) + shift, p) for p in own if p not in lines]
-        _errorbars(ax, job, base, drawn, metric, DASHES[i % len(DASHES)])
+        _line(ax, point, metric, ":", f"{marked_name(point.method)}, α {point.value}")
+    # curves are shifted against one another; values of alpha are closer than categories
+    unit = 0.012 if argument == "alpha" else 0.12
+    for i, (base, curve) in enumerate(curves.items()):
+        shift = unit * (i - (len(curves) - 1) / 2)
+        placed = [(place(p.value) + shift, p) for p in curve if p not in lines]
+        _errorbars(ax, job, base, placed, metric, DASHES[i % len(DASHES)])
     if any(point.values(f"signed_{metric}") for point in (baseline, *points)):
         ax.plot([], [], color=NEUTRAL, linewidth=0.7, label=SIGN_AWARE)
-    # a bar of one standard deviation may leave the range of every metric here
+    # bars of one standard deviation may leave [0, 1], the range of all these metrics
     low, high = ax.get_ylim()
     ax.set_ylim(max(low, -0.03), min(high, 1.03))
 
 
 def _line(ax: Any, point: Point, metric: str, dashes: str, label: str) -> None:
-    """A row that is no point of the sweep, as a line with its band."""
+    """Draw a row that is no point of the sweep, as a line with its band."""
     values, colour = point.values(metric), look_of(point.method)[0]
     if not values:
         ax.plot([], [], dashes, color=colour, label=f"{label}: no run")
@@ -235,12 +220,10 @@ def _line(ax: Any, point: Point, metric: str, dashes: str, label: str) -> None:
         ax.axhline(mean_std(signed)[0], color=colour, linestyle=dashes, linewidth=0.7)
 
 
-def _errorbars(ax: Any, job: Job, base: str, drawn: list[tuple[float, Point]], metric: str, dashes: Any) -> None:
+def _errorbars(ax: Any, job: Job, base: str, placed: Sequence[tuple[float, Point]], metric: str, dashes: Any) -> None:
     colour, marker = look_of(base)
-    xs: list[float] = []
-    means: list[float] = []
-    stds: list[float] = []
-    for x, point in drawn:
+    xs, means, stds = list[float](), list[float](), list[float]()
+    for x, point in placed:
         values = point.values(metric)
         if not values:
             reason = "no run" if point.metrics is None else "undefined"
@@ -253,19 +236,10 @@ def _errorbars(ax: Any, job: Job, base: str, drawn: list[tuple[float, Point]], m
         n = job.n_splits()
         if len(values) < n:
             ax.annotate(f"{len(values)}/{n}", (x, mean), xytext=(5, 3), textcoords="offset points", fontsize=6.5)
+    look = {"color": colour, "marker": marker, "linestyle": dashes}
     ax.errorbar(
-        xs,
-        means,
-        yerr=stds,
-        color=colour,
-        marker=marker,
-        markersize=5,
-        linewidth=1.4,
-        linestyle=dashes,
-        elinewidth=1,
-        capsize=2.5,
-        label=shown_name(base),
+        xs, means, stds, markersize=5, linewidth=1.4, elinewidth=1, capsize=2.5, label=marked_name(base), **look
     )
-    aware = [(x, mean_std(signed)[0]) for x, p in drawn if (signed := p.values(f"signed_{metric}"))]
+    aware = [(x, mean_std(signed)[0]) for x, p in placed if (signed := p.values(f"signed_{metric}"))]
     if aware:
-        ax.plot(*zip(*aware, strict=True), color=colour, marker=marker, markersize=2.5, linewidth=0.7, linestyle=dashes)
+        ax.plot(*zip(*aware, strict=True), markersize=2.5, linewidth=0.7, **look)

@@ -1,4 +1,4 @@
-"""Draws one figure of the paper, or a companion of it, from stored metrics, predictions and logs alone.
+"""Draws one figure of the paper, or a companion of it, from stored metrics, predictions and logs.
 
 | figure | content | needs |
 |---|---|---|
@@ -10,7 +10,7 @@
 | histograms | fig4 of one dataset | metrics, index |
 | curves, resources | learning curves; time and memory per method, of one dataset | metrics, runs |
 
-Writes `X.png`, `X.pdf` and `X.json` (title, caption, notes, runs behind it, missing runs counted, protocol, command).
+Writes `X.png`, `X.pdf` and `X.json` (title, caption, notes, runs, number of missing runs, protocol, command).
 
 Run alone:
     python -m smmil.figures --figure fig6a --layout layout.json --metrics results/*/metrics/*/*.json --out fig6a.png
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STAGE_VERSION = 3
-# figure -> module:function; imported when it is drawn
+# figure -> module:function, imported when the figure is drawn
 DRAWERS = {
     "fig4": "smmil.fig_histograms:draw",
     "fig5": "smmil.fig_maps:draw_methods",
@@ -49,7 +49,7 @@ DRAWERS = {
 
 
 def drawer(figure: str) -> "Callable[[Job], Drawn]":
-    """The function that draws a figure.
+    """Return the function that draws a figure.
 
     Raises:
         ValueError: unknown figure.
@@ -88,24 +88,14 @@ def _main(argv: Sequence[str] | None = None) -> int:
     if args.out.suffix != ".png":
         raise ValueError(f"--out: found {args.out}, expected a name that ends in .png")
     draw = drawer(args.figure)
-    from smmil.fig_job import Job, by_key, check_layout, describe
+    from smmil.fig_job import Job, by_key, describe
+    from smmil.layouts import FigureLayout
     from smmil.results import json_argument
 
-    layout = json_argument(args.layout, "--layout")
-    check_layout(layout)
+    layout = FigureLayout.parse(json_argument(args.layout, "--layout"))
     metrics, paths = by_key(args.metrics, layout)
-    job = Job(
-        args.figure,
-        layout,
-        metrics,
-        args.out,
-        paths,
-        tuple(args.index),
-        tuple(args.runs),
-        _folders(args.instances),
-        args.seed,
-        tuple(args.bag_id),
-    )
+    folders = _folders(args.instances)
+    job = Job(args.figure, layout, metrics, args.out, paths, args.index, args.runs, folders, args.seed, args.bag_id)
     drawn = draw(job)
     command = shlex.join(["python", "-m", "smmil.figures", *given])
     write_json(args.out.with_suffix(".json"), describe(job, drawn, command, STAGE_VERSION))

@@ -1,71 +1,123 @@
-"""The panels of one bag's map: slides as painted tiles, scans as curves over slices and a montage with bars."""
+"""Maps of one bag's scores: slides as painted tiles; scans as curves or strips over slices, and as a montage."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from smmil.metrics import auroc, labelled
-from smmil.plotting import (
-    CONTINUOUS,
-    NEUTRAL,
-    POSITIVE,
-    colour_of,
-    min_max,
-    new_figure,
-    percentile_rank,
-    save,
-    shown_name,
-    style,
-)
-
-if TYPE_CHECKING:
-    from smmil.chosen_runs import ChosenRun
+from smmil.plotting import CONTINUOUS, NEUTRAL, POSITIVE, min_max, new_figure, percentile_rank, save, style
 
 Array = npt.NDArray[Any]
 METHODS_PER_ROW = 6
+TRUTH = "Reds"
 
 
 @dataclass(frozen=True)
-class Shown:
-    """One bag with the runs whose scores are drawn.
+class MapBag:
+    """One bag to draw.
 
     Attributes:
-        thumbnails: folder with `{bag_id}.jpg` and `.json`.
-        bag_id: its name.
-        attrs: of its instances.
-        arrays: `coords` and `coverage`.
-        runs: one per method.
-        parts: its predictions by each run.
-        title: of the picture.
+        bag_id: name of the bag.
+        attrs: attributes of its stored instances.
+        coords: (N,2) level-0 px of tiles, or (N,1) mm of slices.
+        coverage: (N,) lesion share in [0, 1], NaN = unknown; None = the truth is not drawn.
+        picture: (h,w,3) thumbnail of a slide or montage of a scan.
+        outlines: JSON beside the picture: `downsample` and `lesion` outlines of a slide, `montage` of a scan.
     """
 
-    thumbnails: Path
     bag_id: str
     attrs: Mapping[str, Any]
-    arrays: Mapping[str, Array]
-    runs: "Sequence[ChosenRun]"
-    parts: Sequence[Mapping[str, Array]]
+    coords: Array
+    coverage: Array | None
+    picture: Array
+    outlines: Mapping[str, Any]
+
+    @property
+    def n(self) -> int:
+        """Number of instances."""
+        return len(self.coords)
+
+    @property
+    def is_scan(self) -> bool:
+        """Whether the bag is a CT scan."""
+        return self.attrs.get("modality") == "ct"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Scores of one map.
+
+    Attributes:
+        title: heading.
+        scores: (N,) scores; None = no run.
+        text: text under the map.
+        name: short name, for the legend of a montage.
+        colour: colour of a curve.
+        threshold: threshold from validation.
+        quantity: what the scores are.
+    """
+
     title: str
+    scores: Array | None
+    text: str = ""
+    name: str = ""
+    colour: str = NEUTRAL
+    threshold: float | None = None
+    quantity: str = "raw score"
 
-    def outlines(self) -> dict[str, Any]:
-        """What lies beside the thumbnail: its downsample, outlines, and of a scan the layout of the montage."""
-        found: dict[str, Any] = json.loads((self.thumbnails / f"{self.bag_id}.json").read_text(encoding="utf-8"))
-        return found
+
+def read_map_bag(instances: Path, bag_id: str) -> MapBag:
+    """Read a bag from a folder of the instances stage.
+
+    Raises:
+        ValueError: a damaged bag.
+    """
+    from smmil.stored import read_geometry
+
+    attrs, arrays = read_geometry(instances, bag_id, ["coords", "coverage"])
+    picture, outlines = read_thumbnail(instances / "thumbnails", bag_id, attrs)
+    return MapBag(bag_id, attrs, arrays["coords"], arrays["coverage"], picture, outlines)
 
 
-def paint(coords: Array, side: float, values: Array, shape: tuple[int, int]) -> npt.NDArray[np.float64]:
-    """Paints square tiles into a picture; overlapping tiles are averaged, nothing painted stays NaN.
+def read_thumbnail(folder: Path, bag_id: str, attrs: Mapping[str, Any]) -> tuple[Array, dict[str, Any]]:
+    """Read a thumbnail (h,w,3) and its outlines; a slide without one, whose file is damaged, gets a white picture."""
+    from matplotlib.image import imread
+
+    outlines = json.loads((folder / f"{bag_id}.json").read_text(encoding="utf-8"))
+    file = folder / f"{bag_id}.jpg"
+    if file.is_file():
+        return np.asarray(imread(file)), outlines
+    width, height = attrs["dimensions"]
+    downsample = max(1.0, max(width, height) / 1024)
+    shape = (round(height / downsample), round(width / downsample), 3)
+    return np.full(shape, 255, np.uint8), {**outlines, "downsample": downsample}
+
+
+def check_size(bag: MapBag, scores: Array, path: Path) -> None:
+    """Raise if the number of scores differs from that of the stored instances.
+
+    Raises:
+        ValueError: naming the predictions file.
+    """
+    if len(scores) != bag.n:
+        raise ValueError(
+            f"{path}: {len(scores)} scores of bag {bag.bag_id}, the store holds {bag.n} instances; "
+            "extract features and train again"
+        )
+
+
+def paint(coords: Array, side: float, values: Array, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
+    """Paint square tiles into a picture; overlapping tiles are averaged, the rest is NaN.
 
     Args:
         coords: (N,2) top-left corners (x, y), picture px.
-        side: of a tile, picture px.
+        side: side of a tile, picture px.
         values: (N,), NaN tiles are skipped.
-        shape: (h, w).
+        shape: (h, w) of the picture.
 
     Returns:
         (h,w) float64.
@@ -82,145 +134,163 @@ def paint(coords: Array, side: float, values: Array, shape: tuple[int, int]) -> 
     return np.divide(total, count, out=painted, where=count > 0)
 
 
-def panel_title(run: "ChosenRun", part: Mapping[str, Array]) -> str:
-    """Name, bag logit, and instance AUROC inside this bag where it is defined."""
-    area = auroc(*labelled(part["y_inst"], part["instance_score"]))
-    inside = "" if area is None else f" · AUROC {area:.2f}"
-    return f"{shown_name(run.method)}\nlogit {float(part['bag_logit'][0]):+.2f}{inside}"
+def draw_thumbnail(ax: Any, bag: MapBag, size: float = 9) -> None:
+    """Draw a slide with its lesions outlined; `size` is the font size of the title."""
+    ax.imshow(bag.picture)
+    lesions = bag.outlines.get("lesion", [])
+    for ring in lesions:
+        ax.plot(*(np.array(ring) / bag.outlines["downsample"]).T, color=POSITIVE, linewidth=1)
+    ax.set_title("Slide, lesion outlined" if lesions else "Slide", fontsize=size)
 
 
-def draw_slide(bag: Shown, out: Path) -> None:
-    """Thumbnail over ground truth on the left; per method raw score over rank. See `smmil.maps.draw_bag`."""
-    from matplotlib.image import imread
+def draw_map(
+    ax: Any, bag: MapBag, values: Array | None, limits: tuple[float, float] = (0, 1), colours: str = CONTINUOUS
+) -> Any:
+    """Paint the tiles of a slide over its pale grey thumbnail.
 
-    picture, outlines = imread(bag.thumbnails / f"{bag.bag_id}.jpg"), bag.outlines()
-    downsample, coverage = outlines["downsample"], bag.arrays["coverage"]
-    corners, side = bag.arrays["coords"] / downsample, float(bag.attrs["l0_footprint_px"]) / downsample
-    blocks = -(-len(bag.runs) // METHODS_PER_ROW)
-    per_row = -(-len(bag.runs) // blocks)
+    Args:
+        ax: axes to draw into.
+        bag: a slide.
+        values: (N,) values of the tiles; None = only the thumbnail.
+        limits: values of the first and last colour.
+        colours: name of the colour map.
+
+    Returns:
+        The image of the tiles, for a colour bar.
+    """
+    grey = bag.picture[..., :3].mean(axis=2) / (255 if bag.picture.dtype == np.uint8 else 1)
+    ax.imshow(0.55 + 0.45 * grey, cmap="gray", vmin=0, vmax=1)
+    if values is None:
+        return None
+    downsample = float(bag.outlines["downsample"])
+    side = float(bag.attrs["l0_footprint_px"]) / downsample
+    painted = paint(bag.coords / downsample, side, values.astype(np.float64), grey.shape)
+    return ax.imshow(painted, cmap=colours, vmin=limits[0], vmax=limits[1], alpha=0.85, interpolation="nearest")
+
+
+def draw_slide(bag: MapBag, panels: Sequence[Panel], title: str, out: Path, *, max_cell: float = 2.6) -> None:
+    """Draw the thumbnail and every panel's scores; with the truth below, if it is known, and ranks within the bag.
+
+    Args:
+        bag: a slide.
+        panels: one per method, with scores.
+        title: heading of the picture.
+        out: PNG to write.
+        max_cell: largest width of a map, inches.
+    """
+    height = 1 if bag.coverage is None else 2
+    blocks = -(-len(panels) // METHODS_PER_ROW)
+    per_row = -(-len(panels) // blocks)
     columns = 1 + per_row
-    aspect = picture.shape[0] / picture.shape[1]
-    cell = min(2.6, 13.4 / columns)
+    aspect = bag.picture.shape[0] / bag.picture.shape[1]
+    cell = min(max_cell, 13.4 / columns)
     with style(grid=False):
-        figure = new_figure(cell * columns + 0.2, blocks * 2 * (cell * min(max(aspect, 0.3), 1.3) + 0.6) + 0.5)
-        axes = figure.subplots(2 * blocks, columns, squeeze=False)
+        figure = new_figure(cell * columns + 0.2, blocks * height * (cell * min(max(aspect, 0.3), 1.3) + 0.6) + 0.5)
+        axes = figure.subplots(height * blocks, columns, squeeze=False)
         for ax in axes.flat:
             ax.set_axis_off()
-        canvas = _Canvas(figure, picture, corners, side)
-        axes[0, 0].imshow(picture)
-        for ring in outlines.get("lesion", []):
-            axes[0, 0].plot(*(np.array(ring) / downsample).T, color=POSITIVE, linewidth=1)
-        axes[0, 0].set_title("Slide, lesion outlined" if outlines.get("lesion") else "Slide")
-        known = not np.isnan(coverage).all()
-        canvas.panel(axes[1, 0], coverage, "Ground truth", "lesion share of the tile", (0, 1), "Reds")
-        if not known:
-            axes[1, 0].set_title("Ground truth: not annotated")
-        for i, (run, part) in enumerate(zip(bag.runs, bag.parts, strict=True)):
-            row, column = 2 * (i // per_row), 1 + i % per_row
-            score = part["instance_score"].astype(np.float64)
-            limits = (float(score.min()), float(score.max()))
-            bar = canvas.panel(
-                axes[row, column], score, panel_title(run, part), "raw score, min to max of this bag", limits
-            )
-            threshold = run.split.get("threshold")
-            if threshold is not None and limits[0] < threshold < limits[1]:
-                bar.ax.axvline(threshold, color=POSITIVE, linewidth=1.6)
-            canvas.panel(axes[row + 1, column], percentile_rank(score), "", "rank within this bag, 1 = highest", (0, 1))
-        note = "AUROC: instances of this bag only; red line on a bar: threshold from validation"
-        figure.suptitle(f"{bag.title}\n{note}", fontsize=9.5, x=0.01, ha="left")
+        draw_thumbnail(axes[0, 0], bag)
+        if bag.coverage is not None:
+            image = draw_map(axes[1, 0], bag, bag.coverage, colours=TRUTH)
+            if np.isnan(bag.coverage).all():
+                axes[1, 0].set_title("Ground truth: not annotated")
+            else:
+                axes[1, 0].set_title("Ground truth", fontsize=8)
+            _colour_bar(figure, image, "lesion share of the tile", (0, 1))
+        for i, panel in enumerate(panels):
+            assert panel.scores is not None
+            ax, rank_ax = axes[height * (i // per_row) :, 1 + i % per_row][[0, height - 1]]
+            low, high = float(panel.scores.min()), float(panel.scores.max())
+            image = draw_map(ax, bag, panel.scores, (low, high) if high > low else (low - 0.5, low + 0.5))
+            ax.set_title(panel.title, fontsize=8)
+            bar = _colour_bar(figure, image, f"{panel.quantity}, min to max of this bag", (low, high))
+            if panel.threshold is not None and low < panel.threshold < high:
+                bar.ax.axvline(panel.threshold, color=POSITIVE, linewidth=1.6)
+            if bag.coverage is not None:
+                image = draw_map(rank_ax, bag, percentile_rank(panel.scores))
+                rank_ax.set_title("", fontsize=8)
+                _colour_bar(figure, image, "rank within this bag, 1 = highest", (0, 1))
+        figure.suptitle(title, fontsize=9.5, x=0.01, ha="left")
         save(figure, out)
 
 
-class _Canvas:
-    """Draws maps of one slide over its grey thumbnail."""
-
-    def __init__(self, figure: Any, picture: Array, corners: Array, side: float) -> None:
-        self.figure, self.corners, self.side = figure, corners, side
-        grey = picture[..., :3].mean(axis=2) / (255 if picture.dtype == np.uint8 else 1)
-        # pale, so that only the tiles carry colour
-        self.backdrop = 0.55 + 0.45 * grey
-
-    def panel(
-        self, ax: Any, values: Array, title: str, rule: str, limits: tuple[float, float], colours: str = CONTINUOUS
-    ) -> Any:
-        low, high = limits if limits[1] > limits[0] else (limits[0] - 0.5, limits[0] + 0.5)
-        ax.imshow(self.backdrop, cmap="gray", vmin=0, vmax=1)
-        painted = paint(self.corners, self.side, values.astype(np.float64), self.backdrop.shape)
-        image = ax.imshow(painted, cmap=colours, vmin=low, vmax=high, alpha=0.85, interpolation="nearest")
-        ax.set_title(title, fontsize=8)
-        bar = self.figure.colorbar(image, ax=ax, orientation="horizontal", fraction=0.05, pad=0.02, aspect=28)
-        bar.set_ticks([low, high], labels=[f"{limits[0]:.3g}", f"{limits[1]:.3g}"])
-        bar.ax.tick_params(labelsize=7, length=2)
-        bar.set_label(rule, fontsize=7, labelpad=1)
-        bar.outline.set_linewidth(0.4)
-        return bar
+def _colour_bar(figure: Any, image: Any, label: str, limits: tuple[float, float]) -> Any:
+    bar = figure.colorbar(image, ax=image.axes, orientation="horizontal", fraction=0.05, pad=0.02, aspect=28)
+    bar.set_ticks(image.get_clim(), labels=[f"{limit:.3g}" for limit in limits])
+    bar.ax.tick_params(labelsize=7, length=2)
+    bar.set_label(label, fontsize=7, labelpad=1)
+    bar.outline.set_linewidth(0.4)
+    return bar
 
 
-def draw_scan(bag: Shown, out: Path) -> None:
-    """Curves of the raw score over slices on the left, montage with bars on the right. See `smmil.maps.draw_bag`."""
-    coverage, n = bag.arrays["coverage"], len(bag.arrays["coverage"])
-    rows = len(bag.runs)
+def draw_scan(bag: MapBag, panels: Sequence[Panel], title: str, out: Path) -> None:
+    """Draw every panel's scores over the slices, and the montage with a bar per panel. Arguments as `draw_slide`."""
     with style(grid=False):
-        figure = new_figure(13.2, max(4.6, 0.95 * rows + 1.2))
+        figure = new_figure(13.2, max(4.6, 0.95 * len(panels) + 1.2))
         left, right = figure.subfigures(1, 2, width_ratios=[1, 1.15])
-        axes = left.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
-        for ax, run, part in zip(axes, bag.runs, bag.parts, strict=True):
-            score = part["instance_score"].astype(np.float64)
-            for i in np.flatnonzero(coverage > 0):
-                ax.axvspan(i - 0.5, i + 0.5, color=POSITIVE, alpha=0.16, linewidth=0)
-            for i in np.flatnonzero(np.isnan(coverage)):
-                ax.axvspan(i - 0.5, i + 0.5, color=NEUTRAL, alpha=0.16, linewidth=0)
-            ax.plot(np.arange(n), score, color=colour_of(run.method), marker="o", markersize=2.6, linewidth=1.2)
-            threshold = run.split.get("threshold")
-            if threshold is not None:
-                ax.axhline(threshold, color=NEUTRAL, linewidth=0.9, linestyle="--")
-            ax.set_title(panel_title(run, part).replace("\n", "   "), loc="left")
+        axes = left.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+        truth = np.zeros(bag.n) if bag.coverage is None else bag.coverage
+        for ax, panel in zip(axes, panels, strict=True):
+            for mask, colour in ((truth > 0, POSITIVE), (np.isnan(truth), NEUTRAL)):
+                for i in np.flatnonzero(mask):
+                    ax.axvspan(i - 0.5, i + 0.5, color=colour, alpha=0.16, linewidth=0)
+            ax.plot(np.arange(bag.n), panel.scores, color=panel.colour, marker="o", markersize=2.6, linewidth=1.2)
+            if panel.threshold is not None:
+                ax.axhline(panel.threshold, color=NEUTRAL, linewidth=0.9, linestyle="--")
+            ax.set_title(panel.title.replace("\n", "   "), loc="left")
             ax.set_ylabel("score")
-        axes[-1].set_xlabel("slice in anatomical order; red: positive, grey: unknown; dashed: validation threshold")
-        axes[-1].set_xlim(-0.5, n - 0.5)
-        _montage(right, bag)
-        figure.suptitle(bag.title, fontsize=9.5, x=0.01, ha="left")
+        legend = "" if bag.coverage is None else "; red: positive, grey: unknown"
+        axes[-1].set_xlabel(f"slice in anatomical order{legend}; dashed: validation threshold")
+        axes[-1].set_xlim(-0.5, bag.n - 0.5)
+        _montage(right, bag, panels)
+        figure.suptitle(title, fontsize=9.5, x=0.01, ha="left")
         save(figure, out)
 
 
-def _montage(figure: Any, bag: Shown) -> None:
+def _montage(figure: Any, bag: MapBag, panels: Sequence[Panel]) -> None:
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
-    from matplotlib.image import imread
 
-    layout, picture = bag.outlines()["montage"], imread(bag.thumbnails / f"{bag.bag_id}.jpg")
     ax = figure.subplots()
-    scores = np.stack([min_max(part["instance_score"]) for part in bag.parts])
-    ax.imshow(montage_with_bars(picture, layout, colormaps[CONTINUOUS](scores)[..., :3]))
+    scores = np.stack([min_max(panel.scores) for panel in panels if panel.scores is not None])
+    ax.imshow(montage_with_bars(bag.picture, bag.outlines["montage"], colormaps[CONTINUOUS](scores)[..., :3]))
     ax.set_axis_off()
     ax.set_anchor("N")
-    ax.set_title("Slices; red frame = positive", loc="left")
+    ax.set_title("Slices" if bag.coverage is None else "Slices; red frame = positive", loc="left")
     bar = figure.colorbar(ScalarMappable(cmap=CONTINUOUS), ax=ax, orientation="horizontal", fraction=0.025, pad=0.01)
     bar.set_ticks([0, 1], labels=["lowest", "highest"])
-    names = ", ".join(shown_name(run.method) for run in bag.runs)
-    bar.set_label(f"raw score, min to max of this scan\nbars below a slice, from the top: {names}", fontsize=7.5)
+    names = ", ".join(panel.name for panel in panels)
+    bar.set_label(
+        f"{panels[0].quantity}, min to max of this scan\nbars below a slice, from the top: {names}", fontsize=7.5
+    )
 
 
 def montage_with_bars(picture: Array, layout: Mapping[str, Any], colours: Array) -> npt.NDArray[np.uint8]:
-    """Adds one bar per method below every slice of a montage.
+    """Add a bar per method below every slice of a montage.
 
     Args:
         picture: (h,w,3) uint8 montage.
-        layout: `columns`, `cell_px`, `slices` (index shown in each cell, row by row).
+        layout: `columns`, `cell_px`, `slices` (index of the slice in each cell, row by row).
         colours: (K,N,3) in [0,1], per method and slice.
 
     Returns:
-        The montage with taller cells, (h',w,3) uint8.
+        (h',w,3) uint8, the montage with taller cells.
     """
-    cell, columns, shown = layout["cell_px"], layout["columns"], layout["slices"]
+    cell, columns, slices = layout["cell_px"], layout["columns"], layout["slices"]
     thick = max(3, min(8, 48 // len(colours)))
     tall = cell + thick * len(colours) + 8
-    rows = -(-len(shown) // columns)
-    wide = np.full((rows * tall, columns * cell, 3), 255, np.uint8)
-    for k, index in enumerate(shown):
-        row, x = k // columns, k % columns * cell
-        wide[row * tall : row * tall + cell, x : x + cell] = picture[row * cell : (row + 1) * cell, x : x + cell]
+    wide = np.full((-(-len(slices) // columns) * tall, columns * cell, 3), 255, np.uint8)
+    for k, index in enumerate(slices):
+        top, x = k // columns * tall, k % columns * cell
+        wide[top : top + cell, x : x + cell] = montage_cell(picture, layout, k)
         for i, colour in enumerate(colours[:, index]):
-            y = row * tall + cell + 2 + i * thick
+            y = top + cell + 2 + i * thick
             wide[y : y + thick - 1, x + 2 : x + cell - 2] = np.round(255 * colour)
     return wide
+
+
+def montage_cell(picture: Array, layout: Mapping[str, Any], k: int) -> Array:
+    """Return slice `k` (h,w,3) of a montage."""
+    cell, columns = layout["cell_px"], layout["columns"]
+    y, x = k // columns * cell, k % columns * cell
+    return picture[y : y + cell, x : x + cell, :3]

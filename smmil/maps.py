@@ -1,14 +1,13 @@
-"""Attention maps beside the ground truth (paper figure 5), drawn from saved predictions and stored geometry alone.
+"""Attention maps beside the ground truth (paper figure 5), drawn from saved predictions and stored geometry.
 
-For some test bags of a dataset, one PNG and PDF each with `{bag}.json` beside, and a `maps.json` that lists them.
-Slides: thumbnail, lesion coverage of the tiles, and per method the raw score (colours from the bag's minimum to its
-maximum) and its rank within the bag. Scans: score over slice index per method, positive slices shaded, and the montage
-with one coloured bar per method. The rule of the colours stands under every colour bar; nothing is predicted again
-here, so a map cannot disagree with the metrics.
+Some test bags of a dataset have a PNG, a PDF and a `{bag}.json` each; `maps.json` lists them. Slides: thumbnail, lesion
+share of the tiles, and for each method the raw score (colours from the bag's minimum to its maximum) and its rank
+within the bag. Scans: the score over the slices for each method, with positive slices shaded, and the montage with a
+coloured bar for each method.
 
-Bags: positive test bags from the highest lesion share down to the median one, and negative ones of middle size; or
-`--bag-id`. Which methods are expected says the layout, as for the other figures (`smmil.fig_job`); a method without a
-run has no map, and is counted in the picture's heading and under it.
+Bags are positive test bags from the highest to the median lesion share, and negative ones of middle size; or
+`--bag-id`. The layout gives the expected methods (`smmil.layouts.FigureLayout`); a method without a run has no map and
+is counted in the heading and the notes.
 
 Run alone:
     python -m smmil.maps --layout layout.json --instances results/D/instances
@@ -19,7 +18,7 @@ import argparse
 import logging
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +26,11 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocessing.cli import guard, write_json
+from smmil.methods_table import marked_name
 
 if TYPE_CHECKING:
     from smmil.chosen_runs import ChosenRun
+    from smmil.map_panels import Panel
 
 log = logging.getLogger(__name__)
 
@@ -37,15 +38,15 @@ STAGE_VERSION = 3
 
 
 def select_bags(test: dict[str, npt.NDArray[Any]], n: int) -> list[str]:
-    """Chooses bags to show, the same for every method.
+    """Choose bags to draw.
 
     Args:
         test: arrays of the test bags (`Predictions.part`).
-        n: how many; a third of them (at least one of two) negative.
+        n: number of bags; a third of them (at least one of two) is negative.
 
     Returns:
-        Bag ids: positives evenly between the highest and the median lesion share, then negatives of middle size. Fewer
-        if there are not enough.
+        Bag ids: positives evenly between the highest and the median lesion share, then negatives of middle size; fewer
+        than `n` if there are not enough.
     """
     sizes, offsets = np.diff(test["offsets"]), test["offsets"]
     share = [
@@ -64,7 +65,7 @@ def select_bags(test: dict[str, npt.NDArray[Any]], n: int) -> list[str]:
 
 
 def _spread(first: int, last: int, n: int, size: int) -> list[int]:
-    """`n` different positions of `size`, evenly from first to last, then the nearest free ones."""
+    """Return `n` different positions below `size`: evenly from first to last, or the nearest free ones."""
     wanted = [round(p) for p in np.linspace(first, last, n)] if n else []
     taken: list[int] = []
     for p in wanted:
@@ -76,42 +77,41 @@ def _spread(first: int, last: int, n: int, size: int) -> list[int]:
 def draw_bag(
     instances: Path, bag_id: str, runs: "Sequence[ChosenRun]", out: Path, absent: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Draws one bag with all methods.
+    """Draw one bag with all methods.
 
     Args:
         instances: folder with `store/` and `thumbnails/`.
-        bag_id: which bag.
-        runs: one per method, at least one.
+        bag_id: name of the bag.
+        runs: runs to draw, at least one.
         out: PNG to write.
         absent: expected methods that have no run.
 
     Returns:
-        JSON-able entry: bag_id, label, file, caption, runs.
+        The bag's entry of `maps.json`.
 
     Raises:
         ValueError: predictions and store hold different numbers of instances, or the stored bag is damaged.
     """
-    from smmil.map_panels import Shown, draw_scan, draw_slide
-    from smmil.stored import read_geometry
+    from smmil.map_panels import check_size, draw_scan, draw_slide, read_map_bag
 
-    attrs, arrays = read_geometry(instances, bag_id, ["coords", "coverage"])
+    bag = read_map_bag(instances, bag_id)
     parts = [run.predictions.bag(bag_id) for run in runs]
     for run, part in zip(runs, parts, strict=True):
-        if len(part["instance_score"]) != len(arrays["coords"]):
-            raise ValueError(
-                f"{run.predictions.path}: {len(part['instance_score'])} scores of bag {bag_id}, the store holds "
-                f"{len(arrays['coords'])} instances; extract features and train again"
-            )
+        check_size(bag, part["instance_score"], run.predictions.path)
     label = float(parts[0]["y"][0])
     truth = {0.0: "negative", 1.0: "positive"}.get(label, "unlabelled")
     random = any(run.random_weights for run in runs)
-    title = f"{bag_id} ({truth} test bag, {len(arrays['coords'])} instances)"
+    title = f"{bag_id} ({truth} test bag, {bag.n} instances)"
     title += f"   {len(absent)} of {len(runs) + len(absent)} methods have no run" if absent else ""
     title += "   † RANDOM ENCODER WEIGHTS" if random else ""
-    draw = draw_scan if attrs.get("modality") == "ct" else draw_slide
-    draw(Shown(instances / "thumbnails", bag_id, attrs, arrays, runs, parts, title), out)
+    panels = [_panel(run, part) for run, part in zip(runs, parts, strict=True)]
+    if bag.is_scan:
+        draw_scan(bag, panels, title, out)
+    else:
+        note = "AUROC: instances of this bag only; red line on a bar: threshold from validation"
+        draw_slide(bag, panels, f"{title}\n{note}", out)
     share = float(np.mean(parts[0]["y_inst"] == 1))
-    caption = f"{bag_id}: {truth} test bag, {100 * share:.3g} % of its {len(arrays['coords'])} instances positive."
+    caption = f"{bag_id}: {truth} test bag, {100 * share:.3g} % of its {bag.n} instances positive."
     caption += " Raw scores of the saved predictions, overlapping tiles averaged; colours as stated under each bar."
     return {
         "bag_id": bag_id,
@@ -127,35 +127,30 @@ def draw_bag(
     }
 
 
-def inverted_runs(runs: "Sequence[ChosenRun]") -> list[str]:
-    """A line naming the maps whose run is inverted over all test bags, [] without any."""
-    from smmil.plotting import shown_name
+def _panel(run: "ChosenRun", part: Mapping[str, npt.NDArray[Any]]) -> "Panel":
+    from smmil.map_panels import Panel
+    from smmil.metrics import auroc, labelled
+    from smmil.plotting import colour_of
 
-    odd = [run for run in runs if (area := run.split["test"].get("instance_auroc")) is not None and area < 0.5]
-    named = ", ".join(f"{shown_name(run.method)} ({run.split['test']['instance_auroc']:.2f})" for run in odd)
-    return [f"Inverted over all test bags (instance AUROC < 0.5): {named}."] if odd else []
+    name, area = marked_name(run.method), auroc(*labelled(part["y_inst"], part["instance_score"]))
+    title = f"{name}\nlogit {float(part['bag_logit'][0]):+.2f}" + ("" if area is None else f" · AUROC {area:.2f}")
+    scores = part["instance_score"].astype(np.float64)
+    return Panel(title, scores, "", name, colour_of(run.method), run.split.get("threshold"))
+
+
+def inverted_runs(runs: "Sequence[ChosenRun]") -> list[str]:
+    """Return a line naming the maps whose run is inverted over all test bags, [] without any."""
+    from smmil.results import inverted, split_values
+
+    areas = [(run.method, split_values({"splits": [run.split]}, "instance_auroc")) for run in runs]
+    names = ", ".join(f"{marked_name(method)} ({area[0][1]:.2f})" for method, area in areas if inverted(area))
+    return [f"Inverted over all test bags (instance AUROC < 0.5): {names}."] if names else []
 
 
 def absent_methods(absent: Sequence[str], expected: int) -> list[str]:
-    """A line that counts and names the expected methods without a run, [] without any."""
-    from smmil.plotting import shown_name
-
-    named = ", ".join(map(shown_name, absent))
-    return [f"{len(absent)} of {expected} methods have no run, and no map: {named}."] if absent else []
-
-
-def _expected(layout: dict[str, Any]) -> dict[str, Any]:
-    """The one dataset of a layout.
-
-    Raises:
-        ValueError: a layout that is none, or of other than one dataset.
-    """
-    from smmil.fig_job import check_layout
-
-    check_layout(layout)
-    if len(layout["datasets"]) != 1:
-        raise ValueError(f"--layout: found {len(layout['datasets'])} datasets, expected one; draw the maps of one each")
-    return dict(layout["datasets"][0])
+    """Return a line that counts and names the expected methods without a run, [] without any."""
+    names = ", ".join(map(marked_name, absent))
+    return [f"{len(absent)} of {expected} methods have no run, and no map: {names}."] if absent else []
 
 
 def _main(argv: Sequence[str] | None = None) -> int:
@@ -172,11 +167,12 @@ def _main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(given)
     from smmil.chosen_runs import load_chosen
     from smmil.fig_job import in_order
+    from smmil.layouts import FigureLayout
     from smmil.results import json_argument
 
-    dataset = _expected(json_argument(args.layout, "--layout"))
-    runs = load_chosen(args.index, args.metrics, dataset=dataset["name"], seed=args.seed)
-    absent = in_order([method for method in dataset["methods"] if method not in {run.method for run in runs}])
+    dataset = FigureLayout.parse(json_argument(args.layout, "--layout")).single()
+    runs = load_chosen(args.index, args.metrics, dataset=dataset.name, seed=args.seed)
+    absent = in_order([method for method in dataset.methods if method not in {run.method for run in runs}])
     bags = args.bag_id or (select_bags(runs[0].predictions.part("test"), args.bags) if runs else [])
     maps = []
     command = shlex.join(["python", "-m", "smmil.maps", *given])
@@ -184,7 +180,7 @@ def _main(argv: Sequence[str] | None = None) -> int:
         maps.append(draw_bag(args.instances, bag_id, runs, args.out / f"{bag_id}.png", absent))
         write_json(args.out / f"{bag_id}.json", {**maps[-1], "command": command, "stage_version": STAGE_VERSION})
         log.info("%s", args.out / f"{bag_id}.png")
-    entry = {"dataset": dataset["name"], "encoder": dataset["encoder"], "maps": maps}
+    entry = {"dataset": dataset.name, "encoder": dataset.encoder, "maps": maps}
     notes = absent_methods(absent, len(runs) + len(absent))
     write_json(args.out / "maps.json", {**entry, "notes": notes, "command": command, "stage_version": STAGE_VERSION})
     return 0

@@ -1,22 +1,22 @@
-"""Which trainings every table and figure of the paper rests on; `snakemake -n table3` asks for these and no others.
+"""Trainings that each table and figure needs; `snakemake -n table3` plans exactly these.
 
-A pairing is (dataset, encoder, method or variant). Rows of Tables 1, 2 and 6 to 10 are the configuration's `methods`
-(and `more_methods`); the rows of the ablations, Tables 3 to 5, are the paper's and stand here. `comparisons` trains
-nothing of its own: its rows are the methods with Sm whose base is trained beside them. A configuration that trains
-nothing has no tables and no figures.
+A pairing is (dataset, encoder, method or variant). The rows of Tables 1, 2 and 6 to 10 are the configuration's
+`methods` (and `more_methods`); those of the ablations, Tables 3 to 5, are fixed by the paper. `comparisons` needs no
+further training: its rows are the methods with Sm whose base is trained for another table or figure.
 """
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from smmil.methods_table import METHODS
 
 if TYPE_CHECKING:
     from smmil.config import Config
+    from smmil.layouts import PairLayout, TableLayout
 
 Pairing = tuple[str, str, str]
 
-# table -> block -> its rows, in the paper's order; best and second are marked inside a block
+# table -> block -> rows, in the paper's order; best and second-best values are marked within a block
 BLOCKS: dict[str, dict[str, tuple[str, ...]]] = {
     "table3": {
         "Sm without the transformer": ("smap_early", "smap_mid", "smap_late", "abmil"),
@@ -29,66 +29,45 @@ BLOCKS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 
-TABLES: dict[str, str] = {
-    "table1": "Localisation: instance level",
-    "table2": "Classification: bag level",
-    "table3": "Where Sm is placed",
-    "table4": "Sm on top of other methods",
-    "table5": "Sm against a penalty on the Dirichlet energy",
-    "table6": "Mean rank per feature extractor",
-    "table7": "Instance AUROC, every feature extractor",
-    "table8": "Instance F1, every feature extractor",
-    "table9": "Bag AUROC, every feature extractor",
-    "table10": "Bag F1, every feature extractor",
-    "resources": "Time and memory of every training",
-    "comparisons": "Sm against its base, paired over the test bags",
-}
-FIGURES: dict[str, str] = {
-    "fig4": "Histograms of the instance scores",
-    "fig5": "Attention maps",
-    "fig6a": "The trade-off alpha",
-    "fig6b": "Spectral normalisation",
-    "fig7": "Number of steps",
-    "fig12": "Effect of alpha on a map",
-    "cd": "Critical difference of mean ranks",
-    "curves": "Learning curves",
-}
+TABLES = (*(f"table{n}" for n in range(1, 11)), "resources", "comparisons")
+# histograms, maps, sweeps of alpha, of spectral normalisation and of the steps, critical differences, learning curves
+FIGURES = ("fig4", "fig5", "fig6a", "fig6b", "fig7", "fig12", "cd", "curves")
 SWEPT = {"fig6a": "alpha", "fig12": "alpha", "fig6b": "spectral_norm", "fig7": "T"}
-# Table 4 of the paper shows one dataset; where it is not trained, all that are
+# Table 4 of the paper shows one dataset; without it, all trained datasets are shown
 ONLY_KIND = {"table4": "camelyon16"}
 EVERY_ENCODER = ("table6", "table7", "table8", "table9", "table10", "resources")
 TITLES = {"camelyon16": "CAMELYON16", "panda": "PANDA", "rsna": "RSNA"}
 
 
 def bases() -> dict[str, str]:
-    """Method with Sm -> its base: in each block of Tables 3 and 4 the method that the paper does not propose."""
-    found: dict[str, str] = {}
+    """Return method with Sm -> its base: in each block of Tables 3 and 4 the method that the paper does not propose."""
+    pairs: dict[str, str] = {}
     for block in (*BLOCKS["table3"].values(), *BLOCKS["table4"].values()):
-        (base,) = (method for method in block if not METHODS[method][2])
-        found |= {method: base for method in block if method != base}
-    return found
+        (base,) = (method for method in block if not METHODS[method].proposed)
+        pairs |= {method: base for method in block if method != base}
+    return pairs
 
 
 def compared(config: "Config", dataset: str) -> tuple[tuple[str, str], ...]:
-    """The comparisons of a dataset at its main encoder.
+    """Return the comparisons of a dataset at its main encoder.
 
     Args:
         config: the experiment.
-        dataset: a trained one.
+        dataset: a trained dataset.
 
     Returns:
-        (method with Sm, its base) where both are among `methods` and `more_methods`, or in a table that is asked for.
+        (method with Sm, its base) where both are among `methods` and `more_methods`, or in a table of `report.tables`.
     """
-    own = (dataset, config.datasets[dataset].table_encoder)
+    main = (dataset, config.datasets[dataset].table_encoder)
     trained = {*config.methods, *config.more_methods}
     for table in config.report.tables:
         if table != "comparisons":
-            trained |= {method for *where, method in pairings(config, table) if tuple(where) == own}
+            trained |= {method for *where, method in pairings(config, table) if tuple(where) == main}
     return tuple(pair for pair in bases().items() if trained.issuperset(pair))
 
 
 def rows(config: "Config", target: str) -> tuple[str, ...]:
-    """The methods a table or figure shows (`comparisons`: those of `compared`), in no order; sweeps not included.
+    """Return the methods of a table or figure, without the variants of sweeps.
 
     Raises:
         ValueError: unknown target.
@@ -102,14 +81,14 @@ def rows(config: "Config", target: str) -> tuple[str, ...]:
     if target in TABLES or target in ("cd", "curves"):
         return tuple(dict.fromkeys([*config.methods, *config.more_methods]))
     if target in FIGURES:
-        # alpha = 0 and T = 0 are ABMIL; the middle of the range is the method as it is
+        # alpha = 0 and T = 0 are ABMIL; the method without options is a point of the sweep, too
         methods = [sweep.method for sweep in config.sweeps.values() if sweep.argument == SWEPT[target]]
         return tuple(dict.fromkeys(["abmil", *methods])) if methods else ()
     raise ValueError(f"found {target!r}, expected one of {', '.join([*TABLES, *FIGURES])}")
 
 
 def datasets(config: "Config", target: str) -> tuple[str, ...]:
-    """The trained datasets a table or figure shows."""
+    """Return the trained datasets of a table or figure."""
     names = [*config.trained]
     only = [n for n, d in config.trained.items() if d.kind == ONLY_KIND.get(target)]
     if only:
@@ -121,13 +100,13 @@ def datasets(config: "Config", target: str) -> tuple[str, ...]:
 
 
 def encoders(config: "Config", target: str, dataset: str) -> tuple[str, ...]:
-    """The feature extractors of a dataset that a table or figure shows."""
+    """Return the feature extractors of a dataset in a table or figure."""
     chosen = config.datasets[dataset]
     return tuple(chosen.encoders) if target in EVERY_ENCODER else (chosen.table_encoder,)
 
 
 def pairings(config: "Config", target: str) -> tuple[Pairing, ...]:
-    """All trainings behind one table or figure.
+    """Return all trainings that a table or figure needs.
 
     Args:
         config: the experiment.
@@ -136,7 +115,7 @@ def pairings(config: "Config", target: str) -> tuple[Pairing, ...]:
     Raises:
         ValueError: unknown target.
     """
-    found: list[Pairing] = []
+    result: list[Pairing] = []
     for dataset in datasets(config, target):
         names: Iterable[str] = rows(config, target)
         if target == "comparisons":
@@ -144,42 +123,43 @@ def pairings(config: "Config", target: str) -> tuple[Pairing, ...]:
         if target in SWEPT:
             points = [v.name for v in config.variants_on(dataset).values() if v.argument == SWEPT[target]]
             names = [*names, *points]
-        found += [(dataset, encoder, name) for encoder in encoders(config, target, dataset) for name in names]
-    return tuple(dict.fromkeys(found))
+        result += [(dataset, encoder, name) for encoder in encoders(config, target, dataset) for name in names]
+    return tuple(dict.fromkeys(result))
 
 
 def all_pairings(config: "Config") -> tuple[Pairing, ...]:
-    """All trainings behind the tables and figures that the configuration asks for (`report.tables`, `.figures`)."""
-    wanted = [
-        pairing for target in [*config.report.tables, *config.report.figures] for pairing in pairings(config, target)
-    ]
-    return tuple(dict.fromkeys(wanted))
+    """Return all trainings that the configuration's `report.tables` and `report.figures` need."""
+    targets = [*config.report.tables, *config.report.figures]
+    return tuple(dict.fromkeys(pairing for target in targets for pairing in pairings(config, target)))
 
 
-def table_layout(config: "Config", table: str) -> dict[str, Any]:
-    """Rows and columns of one table as `smmil.tables` takes them.
+def table_layout(config: "Config", table: str) -> "TableLayout | PairLayout":
+    """Return the rows and columns of one table.
+
+    In `resources` a complete cell has a value per split and learning rate. `comparisons` has the datasets with pairs.
 
     Args:
         config: the experiment.
         table: key of `TABLES`.
 
-    Returns:
-        datasets (name, title, and encoder, or encoders where the table shows several), methods, and the number of
-        splits of a complete cell; for `resources` the number of runs, since every learning rate is a training. For
-        `comparisons` every dataset has its `pairs` (`compared`), and there are no methods (`smmil.comparison_table`).
-
     Raises:
         ValueError: unknown table.
     """
+    from smmil.layouts import PairDataset, PairLayout, TableDataset, TableLayout
+
     if table not in TABLES:
         raise ValueError(f"found {table!r}, expected one of {', '.join(TABLES)}")
-    shown: list[dict[str, Any]] = []
-    for name in datasets(config, table):
-        own = [*encoders(config, table, name)]
-        shown.append({"name": name, "title": TITLES.get(name, name)})
-        shown[-1].update({"encoder": own[0]} if len(own) == 1 else {"encoders": own})
+    n_splits = len(config.training.splits)
+    names = [(name, TITLES.get(name, name), encoders(config, table, name)) for name in datasets(config, table)]
     if table == "comparisons":
-        pairs = [{**one, "pairs": [[*pair] for pair in compared(config, one["name"])]} for one in shown]
-        return {"datasets": [one for one in pairs if one["pairs"]], "splits": len(config.training.splits)}
-    rates = len(config.training.learning_rates) if table == "resources" else 1
-    return {"datasets": shown, "methods": [*rows(config, table)], "splits": len(config.training.splits) * rates}
+        paired = [
+            PairDataset(name=name, title=title, encoder=main[0], pairs=pairs)
+            for name, title, main in names
+            if (pairs := compared(config, name))
+        ]
+        return PairLayout(datasets=tuple(paired), splits=n_splits)
+    return TableLayout(
+        datasets=tuple(TableDataset(name=name, title=title, encoders=all_) for name, title, all_ in names),
+        methods=rows(config, table),
+        splits=n_splits * (len(config.training.learning_rates) if table == "resources" else 1),
+    )

@@ -1,4 +1,4 @@
-"""What all figures share: one quiet style, one look per method, deterministic PNG and PDF files, small helpers."""
+"""Shared parts of all figures: style, colours and markers of the methods, deterministic PNG and PDF files."""
 
 import io
 import textwrap
@@ -9,9 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocessing.cli import write_bytes
-from smmil.fig_variants import parse_variant, value_text
-from smmil.methods_table import METHODS, WITH_GLOBAL, display_name
-from smmil.variants import SEPARATOR, base_method
+from smmil.methods_table import METHODS, WITH_GLOBAL, WITHOUT_GLOBAL
+from smmil.variants import base_method
 
 DPI = 110
 MAX_WIDTH_PX, MAX_HEIGHT_PX = 1500, 2400
@@ -19,19 +18,10 @@ RANDOM_MARK = "† RANDOM ENCODER WEIGHTS"
 POSITIVE, NEGATIVE, NEUTRAL = "#c8401f", "#2f6db3", "#8a9199"
 CONTINUOUS = "viridis"
 _OTHER = "#6b7280"
-# Okabe and Ito's colours, which colour-blind readers can tell apart; a family of methods shares one and differs in its
-# marker, and so do the paper's two groups: circles (and their like) without, squares (and theirs) with a transformer
-_FAMILIES: dict[str, tuple[str, ...]] = {
-    "#0072b2": ("smap_early", "smap_mid", "smap_late", "smtap", "smt_ap", "t_smap"),
-    "#d55e00": ("abmil", "abmil_gated", "abmil_penalty", "t_ap", "t_penalty"),
-    "#009e73": ("clam", "clam_mb", "smclam", "transmil"),
-    "#cc79a7": ("dsmil", "smdsmil", "setmil"),
-    "#e69f00": ("dftd", "dftd_maxmin", "dftd_max", "smdftd", "gtp"),
-    "#56b4e9": ("deepgraphsurv", "camil"),
-    "#7b4fa6": ("pathgcn", "iibmil"),
-    _OTHER: ("mean_pool", "max_pool"),
-}
-_MARKERS = {False: "o^vDP", True: "sX*dp"}
+# Okabe and Ito's palette, distinguishable by colour-blind readers. Each group assigns it to its families in the order
+# of the tables; methods of one family and group differ in their marker.
+_PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7b4fa6")
+_MARKERS = {WITHOUT_GLOBAL: "o^vDP", WITH_GLOBAL: "sX*dp"}
 
 STYLE: dict[str, Any] = {
     "figure.dpi": DPI,
@@ -56,7 +46,7 @@ STYLE: dict[str, Any] = {
 
 
 def new_figure(width: float, height: float) -> Any:
-    """An empty figure of at most 1500 x 2400 px (inches in); no pyplot, so no screen and no state."""
+    """Return an empty figure of at most 1500 x 2400 px, sizes in inches; without pyplot, hence without global state."""
     from matplotlib.figure import Figure
 
     size = (min(width, MAX_WIDTH_PX / DPI), min(height, MAX_HEIGHT_PX / DPI))
@@ -64,7 +54,7 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def style(*, grid: bool = True) -> Any:
-    """Context in which figures are made and saved, so that nothing outside changes; `grid=False` draws no grid."""
+    """Return the context in which figures are made and saved; matplotlib's settings are restored after it."""
     import matplotlib
 
     changed: Any = {**STYLE, "axes.grid": grid}
@@ -72,7 +62,7 @@ def style(*, grid: bool = True) -> Any:
 
 
 def headline(figure: Any, *lines: str, random: bool = False) -> None:
-    """Lines on top of a figure, wrapped to its width; random encoder weights are marked after the first one."""
+    """Write lines on top of a figure, wrapped to its width; random encoder weights are marked in the first line."""
     first, *rest = lines
     wrapped = [first + (f"   {RANDOM_MARK}" if random else ""), *rest]
     # 13 characters an inch of DejaVu Sans at 9.5 pt
@@ -82,11 +72,11 @@ def headline(figure: Any, *lines: str, random: bool = False) -> None:
 
 
 def save(figure: Any, path: Path) -> None:
-    """Writes `path` (PNG) and the PDF beside it, each whole or not at all; equal figures give equal bytes (no dates).
+    """Save a figure as PNG and PDF, each atomically and without dates, so that equal figures give equal bytes.
 
     Args:
-        figure: of `new_figure`, inside `style`.
-        path: ends in .png.
+        figure: made by `new_figure` inside `style`.
+        path: PNG file; the PDF is written beside it.
     """
     stamps = {"png": {"Software": None}, "pdf": {"Creator": None, "Producer": None, "CreationDate": None}}
     for kind, metadata in stamps.items():
@@ -96,33 +86,26 @@ def save(figure: Any, path: Path) -> None:
 
 
 def look_of(method: str) -> tuple[str, str]:
-    """Colour and marker of a method or variant, the same in every figure; no two methods share both."""
+    """Return colour and marker of a method or variant, the same in every figure."""
     method = base_method(method)
-    for colour, family in _FAMILIES.items():
-        if method in family:
-            group = METHODS[method][1] == WITH_GLOBAL
-            same = [one for one in family if (METHODS[one][1] == WITH_GLOBAL) == group]
-            return colour, _MARKERS[group][same.index(method)]
-    return _OTHER, "."
+    if method not in METHODS:
+        return _OTHER, "."
+    group = METHODS[method].group
+    families = {name: entry.family or name for name, entry in METHODS.items() if entry.group == group}
+    colours = dict.fromkeys(families.values(), _OTHER) | dict(
+        zip(dict.fromkeys(families.values()), _PALETTE, strict=False)
+    )
+    same = [name for name, family in families.items() if colours[family] == colours[families[method]]]
+    return colours[families[method]], _MARKERS[group][same.index(method) % len(_MARKERS[group])]
 
 
 def colour_of(method: str) -> str:
-    """The colour of a method in every figure."""
+    """Return the colour of a method in every figure."""
     return look_of(method)[0]
 
 
-def shown_name(method: str) -> str:
-    """Display name, proposed methods marked as in the tables; a variant says which argument differs."""
-    base = base_method(method)
-    name = display_name(base) + (" ◆" if base in METHODS and METHODS[base][2] else "")
-    if SEPARATOR in method:
-        argument, value = parse_variant(method)
-        name += f", {value_text(argument, value)}"
-    return name
-
-
 def min_max(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Values scaled to [0, 1] between their own minimum and maximum; 0.5 where all are equal."""
+    """Scale values of any shape to [0, 1] by their minimum and maximum; 0.5 if all are equal."""
     values = np.asarray(values, np.float64)
     if not values.size:
         return values
@@ -131,7 +114,7 @@ def min_max(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
 
 
 def percentile_rank(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Share of the other values below each value, ties counting one half: 0 = lowest, 1 = highest, 0.5 = all equal."""
+    """Return for each of (N,) values the share of the others below it: 0 = lowest, 1 = highest; ties count one half."""
     values = np.asarray(values, np.float64)
     if len(values) < 2:
         return np.full(values.shape, 0.5)

@@ -8,8 +8,7 @@ from typing import Any
 from preprocessing.qc_counts import Counts
 from preprocessing.status import Status
 from smmil.fig_job import in_order
-from smmil.methods_table import METHODS, display_name
-from smmil.plotting import shown_name
+from smmil.methods_table import METHODS, display_name, marked_name
 from smmil.table_notes import MOST_NAMED
 
 Metrics = Mapping[str, Any]
@@ -75,7 +74,7 @@ class Trainings:
         kept = ", ".join(
             f"{run.run}: {run.best_epoch}" for run in self.runs if run.chosen and run.best_epoch is not None
         )
-        return self.encoder, shown_name(self.method), training, ", ".join(self.quirks) or "none", kept
+        return self.encoder, marked_name(self.method), training, ", ".join(self.quirks) or "none", kept
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,7 @@ def _run_row(entry: Metrics, split: Metrics) -> tuple[str, ...]:
     test = split["test"]
     others = [run for run in split.get("candidates", []) if not run["chosen"]]
     return (
-        *(entry["dataset"], entry["encoder"], shown_name(entry["method"])),
+        *(entry["dataset"], entry["encoder"], marked_name(entry["method"])),
         *(str(split["seed"]), f"{split['lr']:g}", split["run"]),
         # Under the quirk eval_gate_by_bag, `test` has the gated values.
         _text(split.get("ungated", test)["instance_auroc"]) + (" ⇅" if test.get("inverted") else ""),
@@ -184,7 +183,7 @@ def runs_behind(layout: Mapping[str, Any] | None, metrics: Sequence[Metrics]) ->
     runs, groups = _runs_of(metrics), dict[str, list[str]]()
     pairings = layout_pairings(layout) if layout else []
     for pairing in pairings:
-        name = f"{shown_name(pairing[2])} ({runs.get(pairing) or 'no run'})"
+        name = f"{marked_name(pairing[2])} ({runs.get(pairing) or 'no run'})"
         groups.setdefault(" / ".join(pairing[:2]), []).append(name)
     lines = [f"{where}: {', '.join(names)}" for where, names in groups.items()]
     return sum(runs.get(pairing, 0) for pairing in pairings), lines

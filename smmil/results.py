@@ -7,6 +7,7 @@ string with dataset, encoder, method, protocol, run, seed, lr, selection_score a
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,3 +167,15 @@ def read_metrics(path: Path | str) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{path}: not a metrics file, missing {missing}")
     return metrics
+
+
+def split_values(metrics: Mapping[str, Any] | None, metric: str) -> list[tuple[int, float]]:
+    """Return (seed, value) of the splits that define a test metric, in seed order; [] without metrics."""
+    splits = sorted(metrics["splits"], key=lambda split: (split["seed"], split["run"])) if metrics else []
+    values = [(int(split["seed"]), split["test"].get(metric)) for split in splits]
+    return [(seed, float(value)) for seed, value in values if value is not None]
+
+
+def inverted(values: Sequence[tuple[int, float]], least: float = 0.5) -> list[int]:
+    """Return the seeds of the splits whose value, by default an AUROC, is below `least`."""
+    return [seed for seed, value in values if value < least]

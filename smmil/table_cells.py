@@ -1,119 +1,43 @@
-"""Cells of the tables from metrics objects: what each kind of column computes (`KINDS`).
+"""Cells of the tables: what each kind of column computes from metrics.
 
-A cell keeps the values it is made of, one per split in seed order; mean, deviation (n - 1), median and worst follow
-from them. "Worst" is the smallest value, or the largest where smaller is better (`smmil.table_specs.STYLES`). A run is
-inverted when its instance AUROC is below .5. Differences are taken split by split (the two methods share the splits of
-a seed), then averaged.
+A cell keeps the values of the splits in seed order; mean, deviation (n - 1), median and worst follow from them. The
+worst split has the smallest value, or the largest where smaller is better (`smmil.table_specs.STYLES`). Differences are
+taken split by split, since the two methods share the split of a seed, and then averaged.
 """
 
-import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from smmil.table_specs import BASES, style
+from smmil.outputs import bases
+from smmil.ranks import mean_ranks
+from smmil.results import split_values
+from smmil.table_records import Cell, Column
+from smmil.table_specs import style
 
-Found = Mapping[tuple[str, str, str], Mapping[str, Any]]
+MetricsByKey = Mapping[tuple[str, str, str], Mapping[str, Any]]
 
 NO_FILE = "no metrics file"
 
 
-@dataclass(frozen=True)
-class Column:
-    """One column.
-
-    Attributes:
-        head: heading over a group of columns, "" for none.
-        label: its own heading.
-        kind: key of `KINDS`.
-        metrics: what it is made of; a plain column has one.
-        keys: the (dataset, encoder) pairs it is made of; a plain column has one.
-        csv: name in the CSV.
-    """
-
-    head: str
-    label: str
-    kind: str
-    metrics: tuple[str, ...]
-    keys: tuple[tuple[str, str], ...]
-    csv: str
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One method in one column.
-
-    Attributes:
-        values: per split that defines the metric, in seed order; one number for ranks and counts.
-        n_splits: splits that were run.
-        ci: bootstrap interval, or None.
-        runs: the runs behind the cell.
-        note: why a value is missing, or "".
-        applies: False where the column means nothing for this row (a difference of a method to itself).
-        larger: whether larger is better.
-        fewest: of a rank, splits of the value behind it that has the fewest; None for other cells.
-        agreement: of a sign-aware metric, per run how far the bag logit follows its score (`smmil.signed`).
-    """
-
-    values: tuple[float, ...] = ()
-    n_splits: int = 0
-    ci: tuple[float, float] | None = None
-    runs: tuple[str, ...] = ()
-    note: str = ""
-    applies: bool = True
-    larger: bool = True
-    fewest: int | None = None
-    agreement: tuple[float, ...] = ()
-
-    @property
-    def mean(self) -> float | None:
-        """Mean over splits, None for an empty cell."""
-        return sum(self.values) / len(self.values) if self.values else None
-
-    @property
-    def std(self) -> float | None:
-        """Sample standard deviation over splits (n - 1), None for fewer than two."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
-
-    @property
-    def median(self) -> float | None:
-        """Median over splits, None for an empty cell."""
-        return statistics.median(self.values) if self.values else None
-
-    @property
-    def worst(self) -> float | None:
-        """The worst split, None for an empty cell."""
-        return (min if self.larger else max)(self.values) if self.values else None
-
-    @property
-    def below_half(self) -> int:
-        """Splits below .5: the inverted ones, where the values are AUROCs."""
-        return sum(value < 0.5 for value in self.values)
-
-
 def metric_cell(metrics: Mapping[str, Any] | None, metric: str) -> Cell:
-    """A metric of one method over its splits; an empty cell says why."""
+    """Return a metric of one method over its splits; the note of an empty cell gives the reason."""
     larger = style(metric)[1]
     if metrics is None:
         return Cell(note=NO_FILE, larger=larger)
-    pairs = by_seed(metrics, metric)
+    values = tuple(value for _, value in split_values(metrics, metric))
     splits = sorted(metrics["splits"], key=lambda split: (split["seed"], split["run"]))
-    reasons = {_reason(split["test"], metric) for split in splits}
     interval = (metrics.get("bootstrap", {}).get("intervals") or {}).get(metric)
-    note = "" if pairs else "; ".join(sorted(reasons)) or "no split"
-    runs = tuple(split["run"] for split in splits)
-    ci = (interval[0], interval[1]) if interval else None
-    told = [split.get("signed_agreement") for split in splits] if metric.startswith("signed_") else []
-    agreement = tuple(float(value) for value in told if value is not None)
-    values = tuple(value for _, value in pairs)
-    return Cell(values, len(splits), ci, runs, note, larger=larger, agreement=agreement)
-
-
-def by_seed(metrics: Mapping[str, Any], metric: str) -> list[tuple[int, float]]:
-    """(seed, value) of the splits that define a metric, in seed order."""
-    splits = sorted(metrics["splits"], key=lambda split: (split["seed"], split["run"]))
-    values = [(int(split["seed"]), split["test"].get(metric)) for split in splits]
-    return [(seed, float(value)) for seed, value in values if value is not None]
+    note = "" if values else "; ".join(sorted({_reason(split["test"], metric) for split in splits})) or "no split"
+    agreement = [split.get("signed_agreement") for split in splits] if metric.startswith("signed_") else []
+    return Cell(
+        values,
+        len(splits),
+        (interval[0], interval[1]) if interval else None,
+        tuple(split["run"] for split in splits),
+        note,
+        larger=larger,
+        agreement=tuple(float(value) for value in agreement if value is not None),
+    )
 
 
 def _reason(test: Mapping[str, Any], metric: str) -> str:
@@ -122,71 +46,65 @@ def _reason(test: Mapping[str, Any], metric: str) -> str:
     return str(test.get("undefined", {}).get(metric, "undefined"))
 
 
-def _metric(column: Column, methods: Sequence[str], found: Found) -> list[Cell]:
-    return [metric_cell(found.get((*column.keys[0], method)), column.metrics[0]) for method in methods]
+def _metric(column: Column, methods: Sequence[str], metrics: MetricsByKey) -> list[Cell]:
+    return [metric_cell(metrics.get((*column.keys[0], method)), column.metrics[0]) for method in methods]
 
 
-def _difference(column: Column, methods: Sequence[str], found: Found) -> list[Cell]:
-    metric, cells = column.metrics[0], []
-    for method in methods:
-        base = BASES.get(method)
-        if base is None:
-            cells.append(Cell(applies=False))
-            continue
-        own, other = found.get((*column.keys[0], method)), found.get((*column.keys[0], base))
-        if own is None or other is None:
-            cells.append(Cell(note=NO_FILE))
-            continue
-        below = dict(by_seed(other, metric))
-        pairs = [value - below[seed] for seed, value in by_seed(own, metric) if seed in below]
-        runs = tuple(split["run"] for one in (own, other) for split in one["splits"])
-        note = "" if pairs else "no split with both values"
-        cells.append(Cell(tuple(pairs), len(own["splits"]), runs=runs, note=note))
-    return cells
+def _difference(column: Column, methods: Sequence[str], metrics: MetricsByKey) -> list[Cell]:
+    return [_one_difference(column, method, metrics) for method in methods]
 
 
-def _rank(column: Column, methods: Sequence[str], found: Found) -> list[Cell]:
-    from smmil.ranks import mean_ranks
+def _one_difference(column: Column, method: str, metrics: MetricsByKey) -> Cell:
+    base = bases().get(method)
+    if base is None:
+        return Cell(applies=False)
+    pair = [metrics.get((*column.keys[0], name)) for name in (method, base)]
+    if pair[0] is None or pair[1] is None:
+        return Cell(note=NO_FILE)
+    values, base_values = (dict(split_values(entry, column.metrics[0])) for entry in pair)
+    differences = tuple(value - base_values[seed] for seed, value in values.items() if seed in base_values)
+    runs = tuple(split["run"] for entry in pair if entry for split in entry["splits"])
+    return Cell(differences, len(pair[0]["splits"]), runs=runs, note="" if differences else "no split with both values")
 
-    behind = [
-        [metric_cell(found.get((*key, method)), metric) for method in methods]
+
+def _rank(column: Column, methods: Sequence[str], metrics: MetricsByKey) -> list[Cell]:
+    ranked = [
+        [metric_cell(metrics.get((*key, method)), metric) for method in methods]
         for key in column.keys
         for metric in column.metrics
     ]
-    ranks = mean_ranks([[cell.mean for cell in own] for own in behind]) if behind else [None for _ in methods]
-    cells = []
-    for i, rank in enumerate(ranks):
-        if rank is None:
-            cells.append(Cell(note="a cell behind it is empty", larger=False))
-        else:
-            # a column in which nobody has a value counts for no rank
-            fewest = min(len(own[i].values) for own in behind if own[i].values)
-            cells.append(Cell((rank,), larger=False, fewest=fewest))
-    return cells
+    ranks = mean_ranks([[cell.mean for cell in cells] for cells in ranked]) if ranked else [None for _ in methods]
+    # columns without any value do not count
+    return [
+        Cell(note="a cell behind it is empty", larger=False)
+        if rank is None
+        else Cell((rank,), larger=False, fewest=min(len(cells[i].values) for cells in ranked if cells[i].values))
+        for i, rank in enumerate(ranks)
+    ]
 
 
-def _inverted(column: Column, methods: Sequence[str], found: Found) -> list[Cell]:
-    cells = []
+def _inverted(column: Column, methods: Sequence[str], metrics: MetricsByKey) -> list[Cell]:
+    result = []
     for method in methods:
-        own = [metric_cell(found.get((*key, method)), column.metrics[0]) for key in column.keys]
-        runs = sum(len(cell.values) for cell in own)
-        count = (float(sum(cell.below_half for cell in own)),) if runs else ()
-        cells.append(Cell(count, runs, note="" if runs else NO_FILE, larger=False))
-    return cells
+        cells = [metric_cell(metrics.get((*key, method)), column.metrics[0]) for key in column.keys]
+        n_runs = sum(len(cell.values) for cell in cells)
+        count = (float(sum(cell.below_half for cell in cells)),) if n_runs else ()
+        result.append(Cell(count, n_runs, note="" if n_runs else NO_FILE, larger=False))
+    return result
 
 
-def _job(column: Column, methods: Sequence[str], found: Found) -> list[Cell]:
-    cells = []
+def _job(column: Column, methods: Sequence[str], metrics: MetricsByKey) -> list[Cell]:
+    cells, name = [], column.metrics[0]
     for method in methods:
-        one = found.get((*column.keys[0], method))
-        value = None if one is None else one.get("job", {}).get(column.metrics[0])
-        note = NO_FILE if one is None else "" if value is not None else "not recorded"
-        cells.append(Cell(() if value is None else (float(value),), 1, note=note, larger=style(column.metrics[0])[1]))
+        entry = metrics.get((*column.keys[0], method))
+        value = None if entry is None else entry.get("job", {}).get(name)
+        note = NO_FILE if entry is None else "" if value is not None else "not recorded"
+        cells.append(Cell(() if value is None else (float(value),), 1, note=note, larger=style(name)[1]))
     return cells
 
 
 # kind -> the cells of a column, one per method
-KINDS: dict[str, Callable[[Column, Sequence[str], Found], list[Cell]]] = {
+KINDS: dict[str, Callable[[Column, Sequence[str], MetricsByKey], list[Cell]]] = {
     "mean": _metric,
     "spread": _metric,
     "difference": _difference,
@@ -194,5 +112,5 @@ KINDS: dict[str, Callable[[Column, Sequence[str], Found], list[Cell]]] = {
     "inverted": _inverted,
     "job": _job,
 }
-# kinds whose best and second are marked inside a block
+# kinds whose best and second-best values are marked in each block
 MARKED = frozenset({"mean", "rank", "job"})

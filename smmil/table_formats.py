@@ -1,7 +1,6 @@
-"""Writes a `smmil.tables.Table` as CSV (every number, one row per method), Markdown (as read by people) and HTML.
+"""Write tables as CSV (every number, one row per method), Markdown (one table per section) and HTML.
 
-Markdown shows the paper's table first and what stands beside it under headings of its own; the CSV holds all sections
-in one row per method. The HTML is a fragment that the report embeds. LaTeX: `smmil.table_latex`.
+The HTML is a fragment that the report embeds. LaTeX: `smmil.table_latex`.
 """
 
 import csv
@@ -10,30 +9,39 @@ from pathlib import Path
 from statistics import median
 
 from smmil.methods_table import METHODS
-from smmil.table_cells import Cell, Column
+from smmil.table_records import Cell, Column, Section, Table
 from smmil.table_text import NOT_APPLICABLE, cell_text, dagger, parts, row_name
-from smmil.tables import Section, Table
 
-MEAN = ("mean", "std", "n_splits", "ci95_low", "ci95_high", "median", "worst")
-AGREEMENT = ("agreement_median", "agreement_worst")
+MEAN = (".mean", ".std", ".n_splits", ".ci95_low", ".ci95_high", ".median", ".worst")
+AGREEMENT = (".agreement_median", ".agreement_worst")
+# endings of the names of columns that are no metric; median, worst and inverted runs stand beside the mean
+OTHER_PARTS: dict[str, tuple[str, ...]] = {
+    "spread": (),
+    "rank": ("", "_n_splits"),
+    "job": ("",),
+    "inverted": ("", "_of"),
+    "difference": MEAN[:3],
+    "paired": MEAN[:5],
+}
 
 
 def to_csv(table: Table) -> str:
-    """One row per method, numbers in full precision, empty = missing.
+    """Return the table as CSV: one row per method, numbers in full precision, missing ones empty.
 
-    A metric has mean, std, n_splits, bootstrap interval, median, worst and, for AUROCs of instances, the number of
-    inverted runs; a sign-aware one also the median and the lowest agreement of its runs (`smmil.signed`). A difference
-    has mean, std and n_splits, a paired one its interval, too; a rank has itself and the splits of the value behind it
-    that has the fewest.
+    A metric has mean, std, n_splits, bootstrap interval, median, worst and, for instance AUROCs, the number of inverted
+    runs; a sign-aware one also the median and the lowest agreement of its runs (`smmil.signed`). A difference has mean,
+    std and n_splits, and if paired its interval; a rank has its value and the fewest splits of a value behind it.
     """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     header = ["group", "method", "name", "proposed", "protocol"]
-    header += [name for section in table.sections for column in section.columns for name in _csv_names(column)]
+    header += [
+        column.csv + part for section in table.sections for column in section.columns for part in _csv_parts(column)
+    ]
     writer.writerow(header)
     for block, rows in table.sections[0].blocks.items():
         for i, row in enumerate(rows):
-            line: list[object] = [block, row.method, row.name, int(METHODS[row.method][2]), table.protocol]
+            line: list[object] = [block, row.method, row.name, int(METHODS[row.method].proposed), table.protocol]
             for section in table.sections:
                 for column, cell in zip(section.columns, section.blocks[block][i].cells, strict=True):
                     line += _csv_values(column, cell)
@@ -41,54 +49,37 @@ def to_csv(table: Table) -> str:
     return stream.getvalue()
 
 
-def _csv_names(column: Column) -> list[str]:
-    if column.kind == "spread":
-        # median, worst and inverted runs stand beside the mean
-        return []
-    if column.kind == "rank":
-        return [column.csv, f"{column.csv}_n_splits"]
-    if column.kind == "job":
-        return [column.csv]
-    if column.kind == "inverted":
-        return [column.csv, f"{column.csv}_of"]
-    return [f"{column.csv}.{part}" for part in _csv_parts(column)]
-
-
 def _csv_parts(column: Column) -> tuple[str, ...]:
-    if column.kind in ("difference", "paired"):
-        return ("mean", "std", "n_splits", *(("ci95_low", "ci95_high") if column.kind == "paired" else ()))
+    """Return the endings of a column's names in the CSV, which are the keys of `_csv_values`."""
+    if column.kind in OTHER_PARTS:
+        return OTHER_PARTS[column.kind]
     metric = column.metrics[0]
-    inverted = ("inverted",) if metric.endswith("instance_auroc") else ()
-    return (*MEAN, *inverted, *(AGREEMENT if metric.startswith("signed_") else ()))
+    counts = (".inverted",) if metric.endswith("instance_auroc") else ()
+    return (*MEAN, *counts, *(AGREEMENT if metric.startswith("signed_") else ()))
 
 
 def _csv_values(column: Column, cell: Cell) -> list[object]:
-    if column.kind == "spread":
-        return []
-    if column.kind == "rank":
-        return [_number(cell.mean), "" if cell.fewest is None else cell.fewest]
-    if column.kind == "job":
-        return [_number(cell.mean)]
-    if column.kind == "inverted":
-        return [_number(cell.mean), cell.n_splits]
     low, high = cell.ci or (None, None)
     values: dict[str, object] = {
-        "mean": _number(cell.mean),
-        "std": _number(cell.std),
-        "n_splits": len(cell.values),
-        "ci95_low": _number(low),
-        "ci95_high": _number(high),
-        "median": _number(cell.median),
-        "worst": _number(cell.worst),
-        "inverted": cell.below_half if cell.values else "",
-        "agreement_median": _number(median(cell.agreement) if cell.agreement else None),
-        "agreement_worst": _number(min(cell.agreement, default=None)),
+        "": _number(cell.mean),
+        "_n_splits": "" if cell.fewest is None else cell.fewest,
+        "_of": cell.n_splits,
+        ".mean": _number(cell.mean),
+        ".std": _number(cell.std),
+        ".n_splits": len(cell.values),
+        ".ci95_low": _number(low),
+        ".ci95_high": _number(high),
+        ".median": _number(cell.median),
+        ".worst": _number(cell.worst),
+        ".inverted": cell.below_half if cell.values else "",
+        ".agreement_median": _number(median(cell.agreement) if cell.agreement else None),
+        ".agreement_worst": _number(min(cell.agreement, default=None)),
     }
     return [values[part] if cell.applies else "" for part in _csv_parts(column)]
 
 
 def to_markdown(table: Table) -> str:
-    """GitHub tables: blocks as bold rows, best bold, second underlined, notes as a list."""
+    """Return the table as GitHub Markdown: best values bold, second-best underlined, notes as a list."""
     lines = [f"## {table.title}", ""]
     for section in table.sections:
         lines += [f"### {section.title}", ""] if section.title else []

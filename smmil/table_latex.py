@@ -1,18 +1,16 @@
-r"""Writes a `smmil.tables.Table` as LaTeX that needs `\usepackage{booktabs}` and nothing else.
+r"""Writes tables as LaTeX for `\usepackage{booktabs}`.
 
-One float per section; one too wide for an upright page is set as panels below one another, cut between headings. Best
-bold, second underlined, notes as a paragraph after the floats. `escape` makes any text safe: nothing a data set is
-called can break the document.
+Every section is a float; wide sections are split between headings into panels that fit an upright page. The best value
+is bold, the second underlined; notes follow the floats.
 """
 
 import re
 from collections.abc import Iterator, Sequence
 
-from smmil.table_cells import Column
+from smmil.table_records import Column, Row, Section, Table
 from smmil.table_text import heads, parts, row_name
-from smmil.tables import Row, Section, Table
 
-# points: a text width of 5.5 inches, a character of \footnotesize and of \tiny, the space between columns
+# in points: a text width of 5.5 inches, a character of \footnotesize and of \tiny, the space between columns
 PAGE, CHARACTER, TINY, GAP = 397.0, 4.5, 3.1, 6.0
 
 SPECIAL = {
@@ -29,7 +27,7 @@ SPECIAL = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    # after \\ and \item a bracket would open an optional argument
+    # after \\ and \item, a bracket would start an optional argument
     "[": "{[}",
     "]": "{]}",
     "±": r"$\pm$",
@@ -47,15 +45,13 @@ SPECIAL = {
 
 
 def escape(text: str) -> str:
-    """Text as LaTeX: every special character and symbol of the tables replaced, line ends as spaces."""
+    """Escape special characters and symbols of any text; line ends become spaces."""
     return "".join(SPECIAL.get(character, character) for character in " ".join(text.split()))
 
 
 def to_latex(table: Table) -> str:
-    """The table as floats, notes after them."""
-    lines = [
-        "% needs \\usepackage{booktabs}; notes (definitions, missing runs, protocol) follow the floats",
-    ]
+    """Return the table as floats, with the notes after them."""
+    lines = ["% needs \\usepackage{booktabs}; notes (definitions, missing runs, protocol) follow the floats"]
     for section in table.sections:
         lines += _float(table, section)
     lines += [r"\begin{small}", r"\sloppy", r"\begin{itemize}"]
@@ -78,24 +74,22 @@ def _float(table: Table, section: Section) -> Iterator[str]:
 
 
 def _widths(table: Table, section: Section) -> tuple[list[float], float]:
-    """Estimated width of every column and the room for all of them, in points."""
-    rows = [row for rows in section.blocks.values() for row in rows]
-    widths = []
-    for i, column in enumerate(section.columns):
-        found = [len(column.label) * CHARACTER]
-        for row in rows:
+    """Return the estimated width of every column and the room for all of them, in points."""
+    widths = [len(column.label) * CHARACTER for column in section.columns]
+    for row in section.rows:
+        for i, column in enumerate(section.columns):
             number, *small = parts(column, row.cells[i], table.n_splits)
-            found.append(len(number) * CHARACTER + len("".join(small)) * TINY)
-        widths.append(max(found) + GAP)
-    at = 0
+            widths[i] = max(widths[i], len(number) * CHARACTER + len("".join(small)) * TINY)
+    widths = [width + GAP for width in widths]
+    start = 0
     for text, span in heads(table, section.columns):
-        widths[at] += max(0.0, len(text) * CHARACTER + GAP - sum(widths[at : at + span]))
-        at += span
-    return widths, PAGE - max((len(row_name(row)) for row in rows), default=0) * CHARACTER - GAP
+        widths[start] += max(0.0, len(text) * CHARACTER + GAP - sum(widths[start : start + span]))
+        start += span
+    return widths, PAGE - max((len(row_name(row)) for row in section.rows), default=0) * CHARACTER - GAP
 
 
 def panels(columns: Sequence[Column], widths: Sequence[float], room: float) -> list[list[int]]:
-    """Cuts columns into panels no wider than `room`, between headings where the columns of one heading fit."""
+    """Split columns into panels no wider than `room`, between headings where the columns of one heading fit."""
     groups: list[list[int]] = []
     for i, column in enumerate(columns):
         together = groups and columns[groups[-1][-1]].head == column.head
@@ -103,26 +97,26 @@ def panels(columns: Sequence[Column], widths: Sequence[float], room: float) -> l
             groups[-1].append(i)
         else:
             groups.append([i])
-    found: list[list[int]] = []
+    result: list[list[int]] = []
     for group in groups:
-        if found and sum(widths[j] for j in (*found[-1], *group)) <= room:
-            found[-1] += group
+        if result and sum(widths[j] for j in (*result[-1], *group)) <= room:
+            result[-1] += group
         else:
-            found.append(list(group))
-    return found
+            result.append(list(group))
+    return result
 
 
 def _tabular(table: Table, section: Section, panel: Sequence[int]) -> Iterator[str]:
     columns = tuple(section.columns[i] for i in panel)
     yield rf"\begin{{tabular}}{{l{'r' * len(columns)}}}"
     yield r"\toprule"
-    over, rules, at = [], [], 2
+    headings, rules, start = [], [], 2
     for text, span in heads(table, columns):
-        over.append(rf"\multicolumn{{{span}}}{{c}}{{{escape(text)}}}")
-        rules += [rf"\cmidrule(lr){{{at}-{at + span - 1}}}"] if text else []
-        at += span
+        headings.append(rf"\multicolumn{{{span}}}{{c}}{{{escape(text)}}}")
+        rules += [rf"\cmidrule(lr){{{start}-{start + span - 1}}}"] if text else []
+        start += span
     if rules:
-        yield _row(["", *over])
+        yield _row(["", *headings])
         yield "".join(rules)
     yield _row(["Method", *(escape(column.label) for column in columns)])
     for block, rows in section.blocks.items():
@@ -140,7 +134,7 @@ def _cell(table: Table, section: Section, row: Row, i: int) -> str:
         return ""
     main = f"$-${number[1:]}" if number.startswith("-") else escape(number)
     main = {1: rf"\textbf{{{main}}}", 2: rf"\underline{{{main}}}"}.get(row.places[i] or 0, main)
-    # "± 0.010" closed up: the columns are narrow
+    # columns are narrow: "±0.010"
     small = escape(re.sub(r"-(?=\d)", "−", deviation.replace("± ", "±"))) + (rf"\,{escape(few)}" if few else "")
     return f"{main}{{\\tiny{small}}}" if small else main
 

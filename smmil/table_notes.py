@@ -1,17 +1,15 @@
-"""The lines under a table: protocol, definitions, what is missing, what to distrust."""
+"""Notes under a table: missing values, warnings, protocol and definitions."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING
 
 from smmil.definitions import PRESETS, definitions, protocol_text, shared_quirks
 from smmil.methods_table import METHODS, display_name
-from smmil.table_cells import NO_FILE, Cell, Column, Found, by_seed, metric_cell
+from smmil.results import inverted, split_values
+from smmil.table_cells import NO_FILE, MetricsByKey, metric_cell
+from smmil.table_records import Cell, Column, Key, Section
 from smmil.table_specs import ENCODERS
-
-if TYPE_CHECKING:
-    from smmil.tables import Section
 
 RANK_RULE = (
     "Rank: inside each group, methods are ranked in every metric × dataset column (ties share the average rank), then "
@@ -27,10 +25,10 @@ SPREAD = (
     "wrong way."
 )
 DIFFERENCE = "Δ: the method with Sm minus the one without, split by split, mean ± standard deviation."
-# the direction of a sign-aware score explains r^2 of the variance of the validation bags' logits: below one half, most
-# of what the model does lies elsewhere, and a negative r says the opposite of the gradients it was made of
+# The direction of a sign-aware score explains r² of the variance of the validation bags' logits. Below one half, the
+# score misses most of what the model does; a negative r contradicts the gradients it was computed from.
 LEAST_AGREEMENT = 0.5**0.5
-# the other metrics: `smmil.definitions`
+# the other metrics are defined in `smmil.definitions`
 DEFINITIONS = {
     "train_seconds": "Seconds of one training: all epochs with their validation, from the run's log, mean ± standard "
     "deviation over all splits and learning rates; loading the features is not in it.",
@@ -38,201 +36,192 @@ DEFINITIONS = {
     "included, MiB.",
     "device_memory_mib": "Peak GPU memory: the most that the tensors of such a process took on the GPU, MiB.",
 }
-# longer lists say no more than the count
+# longer lists are cut
 MOST_NAMED = 20
-
-
-def notes(
-    sections: Sequence["Section"], found: Found, titles: Mapping[str, str], n_splits: int, note: str = ""
-) -> tuple[str, ...]:
-    """Lines to print under a table, the most alarming first.
-
-    Args:
-        sections: of the table, the paper's first.
-        found: metrics in the table by (dataset, encoder, method).
-        titles: dataset name -> title.
-        n_splits: splits of a complete cell.
-        note: a line of the layout, printed first.
-    """
-    lines = [note] if note else []
-    random = sorted({titles[key[0]] for key, one in found.items() if one.get("random_weights")})
-    if random:
-        lines.append(RANDOM_WEIGHTS.format(where=", ".join(random)))
-    columns = [column for section in sections for column in section.columns]
-    kinds = {column.kind for column in columns}
-    metrics = list(dict.fromkeys(metric for column in columns for metric in column.metrics))
-    lines += _missing(sections, found, titles)
-    lines += _partial(sections, found, titles, n_splits)
-    if any(metric.startswith("instance") for metric in metrics):
-        lines += _inverted(found, titles)
-    if any(metric.startswith("signed") for metric in metrics):
-        lines += _low_agreement(found, titles)
-    protocol, quirks = shared_quirks(found.values(), "table")
-    # runs that record no quirks may have had some
-    recorded = all("quirks" in one for one in found.values())
-    lines += protocol_line(protocol, quirks, recorded=recorded)
-    lines += _features(columns, titles)
-    lines += _cells(kinds, metrics)
-    lines += [SPREAD] if "spread" in kinds else []
-    lines += [DIFFERENCE] if "difference" in kinds else []
-    known = {**definitions(quirks), **DEFINITIONS}
-    lines += [known[metric] for metric in metrics if metric in known]
-    lines += [RANK_RULE] if "rank" in kinds else []
-    return (*lines, *_no_interval(columns, sections, found))
 
 
 @dataclass(frozen=True)
 class _Value:
-    """One value behind a table; `beside` where only the sections beside the paper's table need it."""
+    """One value of a table; `beside` where only the sections after the paper's table need it."""
 
     beside: bool
     method: str
     metric: str
-    key: tuple[str, str]
+    key: Key
     cell: Cell
 
 
-def _values(sections: Sequence["Section"], found: Found) -> list[_Value]:
-    """Every value behind a table once; ranks stand for the values they are made of."""
-    values: dict[tuple[str, str, tuple[str, str]], _Value] = {}
+def notes(
+    sections: Sequence[Section], metrics: MetricsByKey, titles: Mapping[str, str], n_splits: int, note: str = ""
+) -> tuple[str, ...]:
+    """Return the lines to print under a table, the most alarming first.
+
+    Args:
+        sections: sections of the table, the paper's first.
+        metrics: metrics in the table by (dataset, encoder, method).
+        titles: dataset name -> title.
+        n_splits: splits of a complete cell.
+        note: a line of the layout, printed first.
+    """
+    columns = [column for section in sections for column in section.columns]
+    kinds = {column.kind for column in columns}
+    names = list(dict.fromkeys(metric for column in columns for metric in column.metrics))
+    values = _values(sections, metrics)
+    protocol, quirks = shared_quirks(metrics.values(), "table")
+    known = {**definitions(quirks), **DEFINITIONS}
+    # runs without recorded quirks may have had some
+    recorded = all("quirks" in entry for entry in metrics.values())
+    return (
+        *([note] if note else []),
+        *random_weights_note(titles[key[0]] for key, entry in metrics.items() if entry.get("random_weights")),
+        *_missing(sections, values, titles),
+        *_partial(sections[0], values, titles, n_splits),
+        *(_inverted(metrics, titles) if any(name.startswith("instance") for name in names) else []),
+        *(_low_agreement(metrics, titles) if any(name.startswith("signed") for name in names) else []),
+        *protocol_line(protocol, quirks, recorded=recorded),
+        *_features(columns, titles),
+        *_cells(kinds, names),
+        *([SPREAD] if "spread" in kinds else []),
+        *([DIFFERENCE] if "difference" in kinds else []),
+        *(known[name] for name in names if name in known),
+        *([RANK_RULE] if "rank" in kinds else []),
+        *_no_interval(columns, values, metrics),
+    )
+
+
+def random_weights_note(titles: Iterable[str]) -> list[str]:
+    """Return the warning about datasets with an untrained encoder, [] without any."""
+    where = ", ".join(sorted(set(titles)))
+    return [RANDOM_WEIGHTS.format(where=where)] if where else []
+
+
+def _values(sections: Sequence[Section], metrics: MetricsByKey) -> list[_Value]:
+    """Return every value of a table once; ranks stand for the values they are computed from."""
+    values: dict[tuple[str, str, Key], _Value] = {}
     for i, section in enumerate(sections):
-        methods = [row.method for rows in section.blocks.values() for row in rows]
         for column in section.columns:
-            if column.kind == "job":
-                continue
-            for method, key, metric in product(methods, column.keys, column.metrics):
-                cell = metric_cell(found.get((*key, method)), metric)
-                values.setdefault((method, metric, key), _Value(i > 0, method, metric, key, cell))
+            if column.kind != "job":
+                for row, key, metric in product(section.rows, column.keys, column.metrics):
+                    if (row.method, metric, key) not in values:
+                        cell = metric_cell(metrics.get((*key, row.method)), metric)
+                        values[row.method, metric, key] = _Value(i > 0, row.method, metric, key, cell)
     return list(values.values())
 
 
-def _missing(sections: Sequence["Section"], found: Found, titles: Mapping[str, str]) -> list[str]:
-    """One line for the paper's table; one for the values beside it that are missing though the runs are there."""
-    values, lines = _values(sections, found), []
+def _missing(sections: Sequence[Section], values: Sequence[_Value], titles: Mapping[str, str]) -> list[str]:
+    """Return a line for the paper's table, and one for values of other sections that are missing in existing runs."""
+    lines = []
     several = len({value.key[1] for value in values}) > 1
     main = [value for value in values if not value.beside]
-    where: dict[tuple[str, str], list[str]] = {}
-    empty = [value for value in main if not value.cell.values]
-    for value in empty:
-        title = _where(value.key, titles, several=several)
-        _add(where.setdefault((title, value.cell.note), []), display_name(value.method))
-    if empty:
-        listed = "; ".join(f"{title}: {_names(names)} ({why})" for (title, why), names in where.items())
-        behind = " behind the ranks" if all(column.kind == "rank" for column in sections[0].columns) else ""
-        lines.append(f"{len(empty)} of {len(main)} cells{behind} are empty. {listed}.")
+    if empty := [value for value in main if not value.cell.values]:
+        listed = _by_reason(empty, [_where(value.key, titles, several=several) for value in empty])
+        ranks = " behind the ranks" if all(column.kind == "rank" for column in sections[0].columns) else ""
+        lines.append(f"{len(empty)} of {len(main)} cells{ranks} are empty. {listed}.")
     beside = [value for value in values if value.beside and value.cell.note != NO_FILE]
-    gone = [value for value in beside if not value.cell.values]
-    what: dict[tuple[str, str], list[str]] = {}
-    for value in gone:
-        _add(what.setdefault((value.metric, value.cell.note), []), display_name(value.method))
-    if gone:
-        listed = "; ".join(f"{metric}: {_names(names)} ({why})" for (metric, why), names in what.items())
-        lines.append(f"Beside the paper's table, {len(gone)} of {len(beside)} values are missing. {listed}.")
-    return lines + _no_job(sections)
-
-
-def _no_job(sections: Sequence["Section"]) -> list[str]:
-    cells = [
-        cell
-        for section in sections
-        for rows in section.blocks.values()
-        for row in rows
-        for column, cell in zip(section.columns, row.cells, strict=True)
-        if column.kind == "job"
-    ]
-    empty = sum(not cell.values for cell in cells)
-    return [f"Peak memory: {empty} of {len(cells)} cells are empty (no training, or no record of it)."] if empty else []
-
-
-def _partial(sections: Sequence["Section"], found: Found, titles: Mapping[str, str], n_splits: int) -> list[str]:
-    """Cells of the paper's table that lack splits, then what stands behind its ranks alone, then beside it."""
-    section, shown, few = sections[0], set(), []
-    for i, column in enumerate(section.columns):
-        if column.kind not in ("mean", "difference"):
-            continue
-        shown |= {(metric, key) for metric in column.metrics for key in column.keys}
-        for row in (row for rows in section.blocks.values() for row in rows):
-            if 0 < len(row.cells[i].values) < n_splits:
-                few.append(f"{row.name} {column.head} {column.label} {len(row.cells[i].values)}")
-    # every learning rate is a run of its own there
-    unit = "runs" if any("train_seconds" in column.metrics for column in section.columns) else "splits"
-    lines = [f"Fewer than {n_splits} {unit}, number in brackets: {_names(few, '; ')}."] if few else []
-    places: dict[bool, list[str]] = {False: [], True: []}
-    several = len({key[1] for column in section.columns for key in column.keys}) > 1
-    for value in _values(sections, found):
-        if 0 < len(value.cell.values) < n_splits and (value.metric, value.key) not in shown:
-            where = _where(value.key, titles, several=several)
-            name = f"{display_name(value.method)} {where} {value.metric} {len(value.cell.values)}"
-            places[value.beside].append(name)
-    for beside, what in ((False, "Behind the ranks"), (True, "Beside the paper's table")):
-        if places[beside]:
-            lines.append(f"{what}, values of fewer than {n_splits} {unit}: {_names(places[beside], '; ')}.")
+    if empty := [value for value in beside if not value.cell.values]:
+        listed = _by_reason(empty, [value.metric for value in empty])
+        lines.append(f"Beside the paper's table, {len(empty)} of {len(beside)} values are missing. {listed}.")
+    jobs = [cell for section in sections for _, column, cell in section.cells() if column.kind == "job"]
+    if n_empty := sum(not cell.values for cell in jobs):
+        lines.append(f"Peak memory: {n_empty} of {len(jobs)} cells are empty (no training, or no record of it).")
     return lines
 
 
-def _inverted(found: Found, titles: Mapping[str, str]) -> list[str]:
-    areas = {key: by_seed(one, "instance_auroc") for key, one in found.items()}
-    odd, count, total = _odd_runs(areas, titles, 0.5)
-    return [f"Inverted runs, instance AUROC < 0.5: {count} of {total}, in: {odd}."] if count else []
+def _by_reason(values: Sequence[_Value], heads: Sequence[str]) -> str:
+    """Return the methods of empty values under their heads, with the reason."""
+    methods: dict[tuple[str, str], dict[str, None]] = {}
+    for value, head in zip(values, heads, strict=True):
+        methods.setdefault((head, value.cell.note), {})[display_name(value.method)] = None
+    return "; ".join(f"{head}: {_names([*names])} ({reason})" for (head, reason), names in methods.items())
 
 
-def _low_agreement(found: Found, titles: Mapping[str, str]) -> list[str]:
-    told = {
-        key: [(split["seed"], value) for split in one["splits"] if (value := split.get("signed_agreement")) is not None]
-        for key, one in found.items()
-    }
-    odd, count, total = _odd_runs(told, titles, LEAST_AGREEMENT)
-    if not count:
-        return []
-    why = "its direction explains less than half of the variance of the validation bags' logits"
-    return [
-        f"Sign-aware score not to be trusted, agreement < {LEAST_AGREEMENT:.2f} ({why}): {count} of {total}, in: {odd}."
+def _partial(section: Section, values: Sequence[_Value], titles: Mapping[str, str], n_splits: int) -> list[str]:
+    """Return cells of the paper's table that lack splits, values behind its ranks, and values of other sections."""
+    columns = [column for column in section.columns if column.kind in ("mean", "difference")]
+    few = [
+        f"{row.name} {column.head} {column.label} {len(row.cells[i].values)}"
+        for i, column in enumerate(section.columns)
+        for row in section.rows
+        if column in columns and 0 < len(row.cells[i].values) < n_splits
     ]
+    # in the table of resources, every learning rate is a run
+    unit = "runs" if any("train_seconds" in column.metrics for column in section.columns) else "splits"
+    lines = [f"Fewer than {n_splits} {unit}, number in brackets: {_names(few, '; ')}."] if few else []
+    listed = {(metric, key) for column in columns for metric in column.metrics for key in column.keys}
+    several = len({key[1] for column in section.columns for key in column.keys}) > 1
+    for beside, what in ((False, "Behind the ranks"), (True, "Beside the paper's table")):
+        names = [
+            f"{display_name(value.method)} {_where(value.key, titles, several=several)} {value.metric} "
+            f"{len(value.cell.values)}"
+            for value in values
+            if value.beside == beside
+            and 0 < len(value.cell.values) < n_splits
+            and (value.metric, value.key) not in listed
+        ]
+        lines += [f"{what}, values of fewer than {n_splits} {unit}: {_names(names, '; ')}."] if names else []
+    return lines
 
 
-def _odd_runs(
+def _inverted(metrics: MetricsByKey, titles: Mapping[str, str]) -> list[str]:
+    areas = {key: split_values(entry, "instance_auroc") for key, entry in metrics.items()}
+    text = _low_runs(areas, titles, 0.5)
+    return [f"Inverted runs, instance AUROC < 0.5: {text}."] if text else []
+
+
+def _low_agreement(metrics: MetricsByKey, titles: Mapping[str, str]) -> list[str]:
+    agreements = {
+        key: [(s["seed"], value) for s in entry["splits"] if (value := s.get("signed_agreement")) is not None]
+        for key, entry in metrics.items()
+    }
+    text = _low_runs(agreements, titles, LEAST_AGREEMENT)
+    reason = "its direction explains less than half of the variance of the validation bags' logits"
+    warning = f"Sign-aware score not to be trusted, agreement < {LEAST_AGREEMENT:.2f} ({reason})"
+    return [f"{warning}: {text}."] if text else []
+
+
+def _low_runs(
     values: Mapping[tuple[str, str, str], Sequence[tuple[int, float]]], titles: Mapping[str, str], least: float
-) -> tuple[str, int, int]:
-    """Names of the runs with a value below `least`, how many they are, and of how many.
+) -> str:
+    """Count and name the runs with a value below `least`, as `2 of 9, in: SmAP on RSNA (split 1, 2)`; "" for none.
 
     Args:
         values: (seed, value) of the runs by (dataset, encoder, method).
         titles: dataset name -> title.
-        least: of a value that is not odd.
+        least: smallest value that is not listed.
     """
-    order, odd = list(METHODS), []
+    order, names, count = list(METHODS), [], 0
     several = len({key[1] for key in values}) > 1
-    low = {key: [str(seed) for seed, value in own if value < least] for key, own in values.items()}
-    for (*where, method), seeds in sorted(low.items(), key=lambda item: (item[0][:2], order.index(item[0][2]))):
-        if seeds:
-            place = _where((where[0], where[1]), titles, several=several)
-            odd.append(f"{display_name(method)} on {place} (split {', '.join(seeds)})")
-    return _names(odd, "; "), sum(map(len, low.values())), sum(map(len, values.values()))
+    for key in sorted(values, key=lambda key: (key[:2], order.index(key[2]))):
+        if seeds := inverted(values[key], least):
+            count += len(seeds)
+            where = _where(key[:2], titles, several=several)
+            names.append(f"{display_name(key[2])} on {where} (split {', '.join(map(str, seeds))})")
+    return f"{count} of {sum(map(len, values.values()))}, in: {_names(names, '; ')}" if names else ""
 
 
-def _no_interval(columns: Sequence[Column], sections: Sequence["Section"], found: Found) -> list[str]:
-    """Metrics of the CSV whose bootstrap interval is empty, although runs have values."""
-    shown = {metric for column in columns if column.kind == "mean" for metric in column.metrics}
+def _no_interval(columns: Sequence[Column], values: Sequence[_Value], metrics: MetricsByKey) -> list[str]:
+    """Return the metrics whose bootstrap interval is empty in the CSV, although runs have values."""
+    means = {metric for column in columns if column.kind == "mean" for metric in column.metrics}
     counts: dict[str, list[bool]] = {}
-    for value in _values(sections, found):
-        one = found.get((*value.key, value.method), {})
-        if value.metric in shown and value.cell.values and "bootstrap" in one:
+    for value in values:
+        entry = metrics.get((*value.key, value.method), {})
+        if value.metric in means and value.cell.values and "bootstrap" in entry:
             counts.setdefault(value.metric, []).append(value.cell.ci is None)
-    without = [f"{metric} ({sum(gone)} of {len(gone)} cells)" for metric, gone in counts.items() if any(gone)]
+    without = [f"{metric} ({sum(empty)} of {len(empty)} cells)" for metric, empty in counts.items() if any(empty)]
     return [f"No bootstrap interval in the CSV: {', '.join(without)}."] if without else []
 
 
 def protocol_line(protocol: str, quirks: Collection[str], *, recorded: bool = True) -> list[str]:
-    """The protocol and the quirks that differ from its preset, in one line; none without a protocol."""
+    """Return the protocol with the quirks that differ from its preset, [] without a protocol."""
     preset = f"{protocol} ({PRESETS[protocol]})" if recorded and protocol in PRESETS else protocol
     return [f"Protocol: {preset}{protocol_text(protocol, quirks).removeprefix(protocol)}."] if protocol else []
 
 
 def _features(columns: Sequence[Column], titles: Mapping[str, str]) -> list[str]:
-    encoders: dict[str, list[str]] = {}
+    encoders: dict[str, dict[str, None]] = {}
     for dataset, encoder in (key for column in columns for key in column.keys):
-        _add(encoders.setdefault(dataset, []), encoder)
-    listed = "; ".join(f"{titles[name]}: {', '.join(own)}" for name, own in encoders.items())
+        encoders.setdefault(dataset, {})[encoder] = None
+    listed = "; ".join(f"{titles[name]}: {', '.join(names)}" for name, names in encoders.items())
     return [f"Features: {listed}."]
 
 
@@ -245,15 +234,10 @@ def _cells(kinds: Collection[str], metrics: Sequence[str]) -> list[str]:
     return [f"Cells: {cells} over the {over}. Learning rate chosen per split on validation, never on test. {best}"]
 
 
-def _where(key: tuple[str, str], titles: Mapping[str, str], *, several: bool) -> str:
-    """The title of a dataset, with the extractor where the table shows several."""
+def _where(key: Key, titles: Mapping[str, str], *, several: bool) -> str:
+    """Return the title of a dataset, with the extractor where the table shows several."""
     dataset, encoder = key
     return titles[dataset] + (f" {ENCODERS.get(encoder, encoder)}" if several else "")
-
-
-def _add(names: list[str], name: str) -> None:
-    if name not in names:
-        names.append(name)
 
 
 def _names(names: Sequence[str], between: str = ", ") -> str:

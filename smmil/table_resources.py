@@ -1,11 +1,11 @@
-"""Time and memory of a training job, from what training leaves behind; nothing is measured here.
+"""Time and memory of training, from the logs of the runs.
 
-- seconds of a run: the sum of `seconds` over the epochs in its `log.jsonl`, training and validation, over all sittings
-  (a resumed run keeps the epochs it had); reading features and starting the job are not in it.
-- peak memory: the largest resident memory of a process that trained runs of the method, MiB, the loaded features
-  included; peak GPU memory: the most that its tensors took on the device. Both from the logs, too.
+- Seconds of a run: sum of `seconds` over the epochs in its `log.jsonl`, training and validation, including those before
+  an interruption; loading features and starting the job are not included.
+- Peak memory: largest resident memory in MiB of a process that trained runs of the method, including the loaded
+  features; peak GPU memory: most memory that its tensors took on the device.
 
-Any may be missing (a trimmed folder, a log from before memory was noted): the cell is empty then.
+A cell without a record is empty.
 """
 
 from pathlib import Path
@@ -19,14 +19,15 @@ MEMORY = ("memory_mib", "device_memory_mib")
 
 
 def read_resources(path: Path) -> dict[str, Any]:
-    """What the runs of one pairing cost, in the shape of a metrics object.
+    """Read time and memory of the runs of one pairing, as a metrics object.
 
     Args:
-        path: runs.json of the pairing, the run folders beside it.
+        path: runs.json of the pairing, beside the folders of its runs.
 
     Returns:
-        dataset, encoder, method, protocol, quirks (where told), random_weights, `splits` (one entry per run, every
-        learning rate: seed, lr, run, test.train_seconds) and `job` {memory_mib, device_memory_mib: number or None}.
+        dataset, encoder, method, protocol, quirks (if recorded), random_weights, `splits` (an entry for every run, that
+        is split and learning rate: seed, lr, run, test.train_seconds) and `job` {memory_mib, device_memory_mib: number
+        or None}.
 
     Raises:
         ValueError: no such file, or not a runs.json.
@@ -37,7 +38,8 @@ def read_resources(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not a runs.json, missing {missing}")
     splits, logs = [], {run["run"]: read_log(path.parent / run["run"] / "log.jsonl") for run in runs["runs"]}
     for run in runs["runs"]:
-        seconds = sum(found) if (found := numbers(logs[run["run"]], "seconds")) else None
+        epochs = numbers(logs[run["run"]], "seconds")
+        seconds = sum(epochs) if epochs else None
         test = {"train_seconds": seconds, "undefined": {} if seconds is not None else {"train_seconds": "no log"}}
         splits.append({"seed": run["seed"], "lr": run["lr"], "run": run["run"], "test": test})
     shared = {key: runs[key] for key in ("dataset", "encoder", "method")}

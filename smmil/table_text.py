@@ -1,24 +1,22 @@
-"""How a cell reads, whatever the file: a number, its small print, and how many splits it lacks."""
+"""Text of a cell in every format: the number, its deviation, and the number of splits where some are missing."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from itertools import groupby
 
-from smmil.methods_table import METHODS
-from smmil.table_cells import Cell, Column
+from smmil.methods_table import METHODS, PROPOSED
+from smmil.table_records import Cell, Column, Row, Table
 from smmil.table_specs import INSTANCE, SIGNED, style
 
-if TYPE_CHECKING:
-    from smmil.tables import Row, Table
-
-PROPOSED = "◆"
 DAGGER = "†"
 NOT_APPLICABLE = "–"
 
 
 def parts(column: Column, cell: Cell, n_splits: int) -> tuple[str, str, str]:
-    """Number, deviation and missing splits, e.g. `("0.912", "± 0.010", "[3]")`; all "" for an empty cell.
+    """Return number, deviation and number of splits, e.g. `("0.912", "± 0.010", "[3]")`; all "" for an empty cell.
 
-    The deviation of a single split is "± -"; ranks, counts and spreads have none, and a paired difference has its
-    interval there, too. What a rank lacks is what the value behind it with the fewest splits lacks.
+    The deviation of a single split is "± -". Ranks, counts and spreads have no deviation; that of a paired difference
+    includes its interval. The number of splits is "" where none is missing; for a rank it is that of the value with the
+    fewest splits.
     """
     if not cell.applies:
         return NOT_APPLICABLE, "", ""
@@ -44,9 +42,9 @@ def parts(column: Column, cell: Cell, n_splits: int) -> tuple[str, str, str]:
 
 
 def _number(value: float | None, form: str) -> str:
-    """A number in the format of its metric, "-" for none; "#.3g" keeps zeros (2.00), and a point where none follow.
+    """Format a number, "-" for None; without the trailing point that "#.3g" leaves (123.).
 
-    Up to a million an exponent (1.41e+03 ± 187) reads worse than a whole number.
+    Numbers up to a million are shown without an exponent.
     """
     if value is None:
         return "-"
@@ -57,27 +55,21 @@ def _number(value: float | None, form: str) -> str:
 
 
 def cell_text(column: Column, cell: Cell, n_splits: int) -> str:
-    """`0.912 ± 0.010`; `[3]` where splits are missing; "" for an empty cell, "–" where the column means nothing."""
+    """Return the text of a cell: `0.912 ± 0.010 [3]`, "" for an empty cell, "–" where the column does not apply."""
     return " ".join(part for part in parts(column, cell, n_splits) if part)
 
 
-def dagger(table: "Table", column: Column) -> str:
-    """A mark where an untrained encoder stands behind a column."""
+def dagger(table: Table, column: Column) -> str:
+    """Return a mark for columns with an untrained encoder, else ""."""
     return DAGGER if table.random_keys & set(column.keys) else ""
 
 
-def row_name(row: "Row") -> str:
-    """The row's name, marked where the paper proposes the method."""
-    return row.name + (f" {PROPOSED}" if METHODS[row.method][2] else "")
+def row_name(row: Row) -> str:
+    """Return the name of a row, marked where the paper proposes the method."""
+    return row.name + (f" {PROPOSED}" if METHODS[row.method].proposed else "")
 
 
-def heads(table: "Table", columns: tuple[Column, ...]) -> list[tuple[str, int]]:
-    """Headings over the columns with how many they cover, neighbours of one heading together."""
-    found: list[tuple[str, int]] = []
-    for column in columns:
-        text = column.head + dagger(table, column) if column.head else ""
-        if found and found[-1][0] == text:
-            found[-1] = (text, found[-1][1] + 1)
-        else:
-            found.append((text, 1))
-    return found
+def heads(table: Table, columns: Sequence[Column]) -> list[tuple[str, int]]:
+    """Return the headings over the columns with their spans; neighbours with the same heading share one."""
+    texts = [column.head + dagger(table, column) if column.head else "" for column in columns]
+    return [(text, len(list(group))) for text, group in groupby(texts)]

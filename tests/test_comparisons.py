@@ -294,5 +294,6 @@ def test_what_a_table_cannot_take_is_refused_by_name(
     run = write_run(tmp_path / "released", method="smtap", protocol="as_released", full=True)
     assert make_table({**grid, ("toy", "smtap"): write_index(run.parent, [run])}, tmp_path) == 2
     assert "other bags" in capsys.readouterr().err
-    assert table_main(["--layout", '{"datasets": []}', "--out-csv=a", "--out-md=b", "--out-tex=c", "--out-html=d"]) == 2
+    outputs = ["--out-csv=a", "--out-md=b", "--out-tex=c", "--out-html=d"]
+    assert table_main(["--layout", '{"datasets": [], "splits": 2}', *outputs]) == 2
     assert "expected datasets" in capsys.readouterr().err

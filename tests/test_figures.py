@@ -10,25 +10,28 @@ import pytest
 
 from smmil import fig_curves, fig_histograms, fig_ranks, fig_sweeps, figures
 from smmil.fig_histograms import histogram, shown_instances
-from smmil.fig_job import Job, by_key, describe, in_order, inverted_note, missing_note, missing_runs, spread_text
-from smmil.fig_variants import parse_variant, value_of
-from smmil.map_blocks import strips_of
-from smmil.methods_table import METHODS
-from smmil.plotting import look_of, shown_name
+from smmil.fig_job import Job, by_key, describe, in_order, inverted_note, missing_runs, spread_text
+from smmil.fig_maps import strips_of
+from smmil.layouts import FigureLayout
+from smmil.map_panels import Panel
+from smmil.methods_table import METHODS, WITHOUT_GLOBAL, Method, marked_name
+from smmil.plotting import look_of
+from smmil.variants import Variant, value_of
 from tests.predictions import metrics_object, write_index, write_run
 
 Values = Mapping[str, Mapping[str, Any]]
 
 
-def layout(methods: list[str], splits: int = 2, figure: str = "fig6a") -> dict[str, Any]:
+def layout(methods: list[str], splits: int = 2, figure: str = "fig6a", **more: Any) -> FigureLayout:
     """One dataset."""
     dataset = {"name": "toy", "title": "Toy", "encoder": "resnet18", "methods": methods}
-    return {"figure": figure, "protocol": "as_written", "splits": [*range(1, splits + 1)], "datasets": [dataset]}
+    keys = {"figure": figure, "protocol": "as_written", "splits": [*range(1, splits + 1)], "datasets": [dataset]}
+    return FigureLayout.parse({**keys, **more})
 
 
-def job_of(rows: Mapping[str, Any], plan: dict[str, Any], out: Path, **more: Any) -> Job:
+def job_of(rows: Mapping[str, Any], plan: FigureLayout, out: Path, **more: Any) -> Job:
     """A job from metrics objects by method."""
-    return Job(plan["figure"], plan, {("toy", "resnet18", m): one for m, one in rows.items()}, out, **more)
+    return Job(plan.figure, plan, {("toy", "resnet18", m): one for m, one in rows.items()}, out, **more)
 
 
 @pytest.fixture
@@ -41,13 +44,11 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def test_variants_are_read_from_their_names_and_options_win() -> None:
-    assert parse_variant("smap_early__alpha_0p1") == ("alpha", 0.1)
-    assert parse_variant("smap_early__t_20") == ("T", 20)
-    assert parse_variant("smap_early__t_exact") == ("T", "exact")
-    assert parse_variant("smtap__spectral_norm_false") == ("spectral_norm", False)
-    assert parse_variant("x__lr_1em05") == ("lr", 1e-5)
+    for argument, value in (("alpha", 0.1), ("T", 20), ("T", "exact"), ("spectral_norm", False), ("lr", 1e-5)):
+        variant = Variant("smap_early", argument, value)
+        assert Variant.parse(variant.name) == variant
     with pytest.raises(ValueError, match="not a variant"):
-        parse_variant("smap_early")
+        Variant.parse("smap_early")
     options = {"method_options": {"alpha": 0.25}}
     assert value_of("smap_early__alpha_0p1", "alpha", options) == 0.25
     assert value_of("smap_early__alpha_0p1", "alpha", {}) == 0.1
@@ -56,20 +57,23 @@ def test_variants_are_read_from_their_names_and_options_win() -> None:
     assert value_of("smap_mid", "spectral_norm", {}, released=True) is False
 
 
-def test_every_method_looks_different_and_a_variant_like_its_method() -> None:
+def test_every_method_looks_different_and_a_variant_like_its_method(monkeypatch: pytest.MonkeyPatch) -> None:
     looks = {method: look_of(method) for method in METHODS}
     assert len(set(looks.values())) == len(METHODS)
     assert look_of("smap_early__alpha_0p1") == looks["smap_early"]
-    assert shown_name("smap_early__alpha_0p1") == "SmAP ◆, α = 0.1"
+    assert marked_name("smap_early__alpha_0p1") == "SmAP ◆, α = 0.1"
     assert in_order(["abmil", "smap_early__t_5", "clam", "smap_early"])[0] == "smap_early"
+    # a new method takes nobody's look
+    monkeypatch.setitem(METHODS, "new", Method("New", WITHOUT_GLOBAL, proposed=False))
+    assert {method: look_of(method) for method in looks} == looks and look_of("new") not in looks.values()
 
 
 def test_missing_runs_are_counted_by_name() -> None:
     plan = layout(["abmil", "clam", "dsmil"], splits=3)
     rows = {m: metrics_object("toy", m, {"bag_f1": [0.5] * n}) for m, n in (("abmil", 3), ("clam", 1))}
     missing = missing_runs(job_of(rows, plan, Path("x.png")))
-    assert missing == {"expected": 9, "missing": 5, "where": {"Toy": [["clam", 2], ["dsmil", 3]]}}
-    assert missing_note(missing) == ["5 of 9 runs are missing. Toy: CLAM (2), DSMIL (3)."]
+    assert (missing.expected, missing.missing, missing.where) == (9, 5, {"Toy": [("clam", 2), ("dsmil", 3)]})
+    assert missing.notes == ["5 of 9 runs are missing. Toy: CLAM (2), DSMIL (3)."]
 
 
 def test_spread_counts_inverted_runs() -> None:
@@ -151,7 +155,7 @@ def test_a_figure_names_the_quirks_of_its_runs_and_refuses_different_ones(drawn:
     quirks = {"quirks": ["sm_alpha_rule"]}
     rows = {m: metrics_object("toy", m, {"bag_f1": [0.5]}, **quirks) for m in names}
     # what the runs record decides, not the layout
-    job = job_of(rows, {**layout(names, splits=1), "quirks": ["eval_histogram"]}, Path("x.png"))
+    job = job_of(rows, layout(names, splits=1, quirks=["eval_histogram"]), Path("x.png"))
     assert job.quirk("sm_alpha_rule") and not job.quirk("eval_histogram")
     assert job.protocol == "as_written with sm_alpha_rule"
     fig_sweeps.draw_alpha(job)
@@ -181,7 +185,7 @@ def test_figures_6b_and_7_place_the_default_and_the_exact_solution(drawn: list[A
 
 
 def test_a_configuration_without_a_sweep_says_so(drawn: list[Any]) -> None:
-    fig_sweeps.draw_alpha(job_of({}, {**layout([]), "datasets": []}, Path("x.png")))
+    fig_sweeps.draw_alpha(job_of({}, layout([], datasets=[]), Path("x.png")))
     assert "sweeps alpha of no method" in drawn[0].axes[0].texts[0].get_text()
 
 
@@ -292,7 +296,7 @@ def test_scores_of_a_panel_run_from_0_to_1(toy: tuple[list[Path], list[Path]]) -
 
 
 def test_strips_hold_truth_scores_and_a_white_gap() -> None:
-    panels = [("a", {"score": np.array([1.0, 5.0, 3.0])}), ("b", None)]
+    panels = [Panel("a", np.array([1.0, 5.0, 3.0])), Panel("b", None)]
     rows = strips_of(np.array([1.0, 0.0, np.nan]), panels)
     assert rows.shape == (3, 3, 3) and (rows[2] == 1).all() and len({tuple(c) for c in rows[0]}) == 3
     assert rows[1][0] == pytest.approx((0.267, 0.005, 0.329), abs=0.01) and rows[1][1][0] > 0.9
@@ -305,7 +309,7 @@ def test_files_are_equal_when_drawn_twice_and_the_json_tells_how(tmp_path: Path)
         path = tmp_path / f"{name}.json"
         path.write_text(json.dumps(metrics_object("toy", name, {"bag_f1": [0.25, 0.75]})))
         files.append(str(path))
-    given = ["--figure", "fig6a", "--layout", json.dumps(layout(names)), "--metrics", *files]
+    given = ["--figure", "fig6a", "--layout", layout(names).to_json(), "--metrics", *files]
     written = []
     for k in (1, 2):
         out = tmp_path / str(k) / "fig6a.png"
@@ -321,10 +325,10 @@ def test_files_are_equal_when_drawn_twice_and_the_json_tells_how(tmp_path: Path)
 def test_wrong_input_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "m.json"
     path.write_text(json.dumps(metrics_object("toy", "abmil", {})))
-    given = ["--figure", "fig6a", "--layout", json.dumps(layout(["abmil"])), "--out", str(tmp_path / "a.png")]
+    given = ["--figure", "fig6a", "--layout", layout(["abmil"]).to_json(), "--out", str(tmp_path / "a.png")]
     assert figures.main([*given, "--metrics", str(path), str(path)]) == 2
     assert "found a second file for toy / resnet18 / abmil" in capsys.readouterr().err
     assert figures.main([*given[:-1], str(tmp_path / "a.pdf")]) == 2
     assert "ends in .png" in capsys.readouterr().err
     assert figures.main([*given[:2], "--layout", '{"datasets": [{"name": "x"}]}', *given[4:]]) == 2
-    assert "expected name, encoder, methods" in capsys.readouterr().err
+    assert "expected datasets (each with name, encoder, methods" in capsys.readouterr().err

@@ -143,7 +143,7 @@ def test_an_expected_method_without_a_run_is_counted_under_every_map(results: Pa
 
 @pytest.mark.parametrize(("area", "inverted"), [(0.0, True), (0.49, True), (0.5, False), (None, False)])
 def test_a_run_is_inverted_below_one_half_down_to_zero(area: float | None, inverted: bool) -> None:
-    run = ChosenRun("abmil", "split1", {"test": {"instance_auroc": area}}, None, False)  # type: ignore[arg-type]
+    run = ChosenRun("abmil", "split1", {"seed": 1, "run": "split1", "test": {"instance_auroc": area}}, None, False)  # type: ignore[arg-type]
     assert bool(maps.inverted_runs([run])) == inverted
 
 

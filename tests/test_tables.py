@@ -1,6 +1,5 @@
 """Tables 1 and 2 and ranks against hand-made metrics: cells, ties, missing runs, spread, the sign-aware section."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,21 +7,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from smmil.layouts import TableLayout
 from smmil.methods_table import GROUPS, METHODS
 from smmil.protocol import QUIRKS
 from smmil.ranks import mean_ranks, places, rank_column
-from smmil.table_cells import Cell, Column
+from smmil.table_builder import build_table
+from smmil.table_records import Cell, Column, Row, Table
 from smmil.table_text import cell_text
-from smmil.tables import Row, Table, build_table, main
+from smmil.tables import main
 from tests.predictions import metrics_object
 
-LAYOUT: dict[str, Any] = {
+KEYS: dict[str, Any] = {
     "datasets": [
         {"name": "rsna", "title": "RSNA", "encoder": "resnet18"},
         {"name": "c16", "title": "CAMELYON16", "encoder": "resnet18"},
     ],
     "methods": ["smap_early", "abmil", "clam", "smtap"],
 }
+LAYOUT = TableLayout.parse(KEYS)
 
 
 def column(kind: str = "mean", metric: str = "instance_auroc") -> Column:
@@ -32,7 +34,7 @@ def column(kind: str = "mean", metric: str = "instance_auroc") -> Column:
 
 def rows(table: Table, section: int = 0) -> dict[str, Row]:
     """The rows of one section by method."""
-    return {row.method: row for own in table.sections[section].blocks.values() for row in own}
+    return {row.method: row for row in table.sections[section].rows}
 
 
 def texts(table: Table, key: str, method: str) -> list[str]:
@@ -218,7 +220,7 @@ def test_a_missing_interval_is_told_and_a_present_one_is_not() -> None:
 
 def test_a_calibration_error_is_better_when_it_is_smaller() -> None:
     found = [with_values(one, bag_ece=[e, e]) for one, e in zip(metrics()[:2], (0.3, 0.1), strict=True)]
-    table = build_table("table2", found, {**LAYOUT, "datasets": LAYOUT["datasets"][:1]})
+    table = build_table("table2", found, TableLayout.parse({**KEYS, "datasets": KEYS["datasets"][:1]}))
     cells = {row.method: row for row in table.sections[1].blocks[GROUPS[0]]}
     assert [column.label for column in table.sections[1].columns] == ["AUPRC", "ECE"]
     assert (cells["smap_early"].places[1], cells["abmil"].places[1]) == (2, 1)
@@ -228,7 +230,7 @@ def test_a_calibration_error_is_better_when_it_is_smaller() -> None:
 def test_two_encoders_of_one_dataset_are_two_columns_not_one() -> None:
     layout = {"datasets": [{"name": "rsna", "encoders": ["resnet18", "vit_b_32"]}], "methods": ["abmil"]}
     other = metrics_object("rsna", "abmil", {"instance_auroc": [0.1]}, encoder="vit_b_32")
-    table = build_table("table7", [metrics()[1], other], layout)
+    table = build_table("table7", [metrics()[1], other], TableLayout.parse(layout))
     assert [cell.mean for cell in rows(table)["abmil"].cells] == [0.8, 0.1]
     assert [c.head for c in table.sections[0].columns] == ["ResNet18", "ViT-B-32"]
 
@@ -245,14 +247,25 @@ def test_mistakes_are_refused_with_the_key() -> None:
         build_table("table1", [metrics()[0], {**metrics()[1], "protocol": "as_released"}], LAYOUT)
     with pytest.raises(ValueError, match="two files for rsna / resnet18 / abmil"):
         build_table("table1", [metrics()[1]] * 2, LAYOUT)
-    with pytest.raises(ValueError, match="methods: found \\['abmill'\\]"):
-        build_table("table1", [], {**LAYOUT, "methods": ["abmill"]})
-    with pytest.raises(ValueError, match="expected datasets, methods"):
-        build_table("table1", [], {**LAYOUT, "typo": 1})
-    with pytest.raises(ValueError, match="expected name, encoder or encoders"):
-        build_table("table1", [], {**LAYOUT, "datasets": [{"name": "rsna"}]})
-    with pytest.raises(ValueError, match="expected datasets, methods"):
-        build_table("table1", [], {"datasets": LAYOUT["datasets"]})
+    with pytest.raises(ValueError, match="found no methods, expected datasets .*, methods"):
+        build_table("table1", [], TableLayout.parse({"datasets": KEYS["datasets"]}))
+    with pytest.raises(ValueError, match="found no datasets, expected datasets"):
+        build_table("table3", [], TableLayout.parse({"datasets": []}))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"methods": ["abmill"]}, "methods.0: .*expected a key of smmil.methods_table.METHODS, found 'abmill'"),
+        ({"typo": 1}, "typo: .*, found 1; expected datasets .*, methods"),
+        ({"datasets": [{"name": "rsna"}]}, "datasets.0.encoders: .*expected datasets \\(each with name, encoders"),
+        ({"datasets": [{"encoder": "x"}]}, "datasets.0.name: .*expected datasets"),
+        ({"datasets": 1}, "datasets: .*expected datasets"),
+    ],
+)
+def test_wrong_layouts_are_refused_with_the_key(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"--layout: {message}"):
+        TableLayout.parse({**KEYS, **keys})
 
 
 def test_metrics_that_no_cell_shows_are_named(caplog: pytest.LogCaptureFixture) -> None:
@@ -267,12 +280,12 @@ def test_every_method_stands_in_one_of_the_two_groups_and_names_are_unique() -> 
 
 def test_command_line_takes_layout_as_text_or_file_and_no_metrics_at_all(tmp_path: Path) -> None:
     file = tmp_path / "layout.json"
-    file.write_text(json.dumps(LAYOUT))
+    file.write_text(LAYOUT.to_json())
     texts = []
-    for name, layout in (("a", json.dumps(LAYOUT)), ("b", str(file))):
+    for name, layout in (("a", LAYOUT.to_json()), ("b", str(file))):
         out = [text for kind in ("csv", "md", "tex") for text in (f"--out-{kind}", str(tmp_path / f"{name}.{kind}"))]
         assert main(["--table", "table2", "--metrics", "--layout", layout, *out]) == 0
         texts.append([(tmp_path / f"{name}.{kind}").read_text() for kind in ("csv", "md", "tex")])
     assert texts[0] == texts[1] and all("16 of 16 cells are empty" in text for text in texts[0][1:])
     with pytest.raises(ValueError, match="at least one"):
-        main(["--table", "table2", "--layout", json.dumps(LAYOUT)])
+        main(["--table", "table2", "--layout", LAYOUT.to_json()])

@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 
+from smmil.layouts import TableLayout
+from smmil.table_builder import build_table
 from smmil.table_resources import read_resources
-from smmil.tables import build_table, main
+from smmil.tables import main
 from tests.predictions import metrics_object
 from tests.test_tables import rows, texts, with_values
 
-ONE = {"datasets": [{"name": "c16", "title": "CAMELYON16", "encoder": "resnet18"}], "splits": 2}
+KEYS: dict[str, Any] = {"datasets": [{"name": "c16", "title": "CAMELYON16", "encoder": "resnet18"}], "splits": 2}
+ONE = TableLayout.parse(KEYS)
 
 
 def test_table_3_has_two_blocks_and_the_lower_energy_is_the_better() -> None:
@@ -49,7 +52,7 @@ def test_metrics_files_without_energy_leave_empty_cells_with_the_reason() -> Non
 def test_table_4_differences_are_taken_split_by_split() -> None:
     plain = metrics_object("c16", "dsmil", {"instance_auroc": [0.7, 0.5, 0.6], "bag_auroc": [0.9, 0.9, 0.9]})
     smooth = metrics_object("c16", "smdsmil", {"instance_auroc": [0.9, 0.8, None], "bag_auroc": [0.8, 0.9, 0.7]})
-    table = build_table("table4", [plain, smooth], {**ONE, "splits": 3})
+    table = build_table("table4", [plain, smooth], TableLayout.parse({**KEYS, "splits": 3}))
     labels = [column.label for column in table.sections[0].columns]
     assert labels[:4] == ["Inst. AUROC", "Δ AUROC", "Inst. F1", "Δ F1"]
     cells = dict(zip(labels[:2], rows(table)["smdsmil"].cells[:2], strict=True))
@@ -85,13 +88,9 @@ def test_table_5_shows_penalty_and_sm_in_the_papers_blocks() -> None:
     assert any(note.startswith("24 of 24 cells are empty.") for note in table.notes)
 
 
-def by_encoder() -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def by_encoder(**more: Any) -> tuple[list[dict[str, Any]], TableLayout]:
     """Two methods, two datasets with ResNet18, one of them also with ResNet50-BT."""
-    areas = {
-        ("c16", "resnet50_bt"): (0.4, 0.9),
-        ("c16", "resnet18"): (0.8, 0.7),
-        ("rsna", "resnet18"): (0.6, 0.6),
-    }
+    areas = {("c16", "resnet50_bt"): (0.4, 0.9), ("c16", "resnet18"): (0.8, 0.7), ("rsna", "resnet18"): (0.6, 0.6)}
     found = [
         metrics_object(dataset, method, {"instance_auroc": [areas[dataset, encoder][i]]}, encoder=encoder)
         for dataset, encoder in areas
@@ -101,7 +100,7 @@ def by_encoder() -> tuple[list[dict[str, Any]], dict[str, Any]]:
         {"name": "c16", "title": "CAMELYON16", "encoders": ["resnet50_bt", "resnet18"]},
         {"name": "rsna", "title": "RSNA", "encoders": ["resnet18"]},
     ]
-    return found, {"datasets": datasets, "methods": ["smap_early", "abmil"]}
+    return found, TableLayout.parse({"datasets": datasets, "methods": ["smap_early", "abmil"], **more})
 
 
 def test_table_6_ranks_inside_one_extractor() -> None:
@@ -124,17 +123,17 @@ def test_table_6_ranks_inside_one_extractor() -> None:
 
 
 def test_table_6_marks_ranks_that_rest_on_few_splits() -> None:
-    found, layout = by_encoder()
+    found, layout = by_encoder(splits=3)
     whole = []
     for one in found:
         area = one["splits"][0]["test"]["instance_auroc"]
         more = {"encoder": one["encoder"]}
         whole.append(metrics_object(one["dataset"], one["method"], {"instance_auroc": [area] * 3}, **more))
-    full = build_table("table6", whole, {**layout, "splits": 3})
+    full = build_table("table6", whole, layout)
     assert not [note for note in full.notes if "fewer than" in note]
     # SmAP on CAMELYON16 with ResNet18: one of three splits
     few = [*whole[:2], found[2], *whole[3:]]
-    table = build_table("table6", few, {**layout, "splits": 3})
+    table = build_table("table6", few, layout)
     assert texts(table, "", "smap_early") == ["1.375 [1]", "1.500 [1]", "1.750", "1.500"]
     assert not [text for text in texts(table, "", "abmil") if "[" in text]
     line = next(note for note in table.notes if note.startswith("Behind the ranks"))
@@ -206,7 +205,7 @@ def test_time_is_the_sum_of_the_epochs_and_memory_the_most_of_any_process(tmp_pa
     assert [split["test"]["train_seconds"] for split in one["splits"]] == [3, 5]
     assert one["job"] == {"memory_mib": 600.0, "device_memory_mib": None}
     out = ["--out-csv", str(tmp_path / "t.csv"), "--out-md", str(tmp_path / "t.md")]
-    layout = json.dumps({**ONE, "methods": ["abmil", "clam"]})
+    layout = json.dumps({**KEYS, "methods": ["abmil", "clam"]})
     assert main(["--table", "resources", "--runs", str(path), "--layout", layout, *out]) == 0
     text = (tmp_path / "t.md").read_text()
     assert "| ABMIL | 4.0 ± 1.4 |" in text and "| ABMIL | 600 |" in text and "| CLAM |  |" in text
@@ -219,7 +218,7 @@ def test_time_is_the_sum_of_the_epochs_and_memory_the_most_of_any_process(tmp_pa
 
 def test_memory_of_a_gpu_has_a_section_of_its_own_where_one_was_used(tmp_path: Path) -> None:
     path = write_runs(tmp_path, "abmil", [[row(1.0, 400, 70), row(1.0, 400, 90)], None])
-    table = build_table("resources", [read_resources(path)], {**ONE, "methods": ["abmil"]})
+    table = build_table("resources", [read_resources(path)], TableLayout.parse({**KEYS, "methods": ["abmil"]}))
     assert [section.key for section in table.sections] == ["", "memory", "gpu"]
     assert [cell.mean for cell in next(iter(table.sections[2].blocks.values()))[0].cells] == [90.0]
     assert any(note.startswith("Peak GPU memory: ") for note in table.notes)
@@ -232,7 +231,7 @@ def test_records_that_are_missing_or_cut_off_leave_empty_cells(tmp_path: Path) -
     one = read_resources(path)
     assert [split["test"]["train_seconds"] for split in one["splits"]] == [1.5, None]
     assert one["job"] == {"memory_mib": None, "device_memory_mib": None}
-    table = build_table("resources", [one], {**ONE, "methods": ["abmil"]})
+    table = build_table("resources", [one], TableLayout.parse({**KEYS, "methods": ["abmil"]}))
     assert "Fewer than 2 runs, number in brackets: ABMIL ResNet18 CAMELYON16 1." in table.notes
     assert any(note.startswith("Peak memory: 1 of 1 cells are empty") for note in table.notes)
     (tmp_path / "runs.json").write_text("{}")
@@ -244,7 +243,11 @@ def test_the_table_of_time_names_the_quirks_of_its_runs_and_refuses_to_mix_them(
     paths = [write_runs(tmp_path / "runs", method, [[row(1.0, 400)]]) for method in ("abmil", "clam")]
     told = json.loads(paths[0].read_text())
     paths[0].write_text(json.dumps({**told, "quirks": ["sm_alpha_rule"]}))
-    table = build_table("resources", [read_resources(paths[0])], {**ONE, "methods": ["abmil"]})
+    table = build_table("resources", [read_resources(paths[0])], TableLayout.parse({**KEYS, "methods": ["abmil"]}))
     assert any("with sm_alpha_rule" in note for note in table.notes)
     with pytest.raises(ValueError, match="sm_alpha_rule"):
-        build_table("resources", [read_resources(path) for path in paths], {**ONE, "methods": ["abmil", "clam"]})
+        build_table(
+            "resources",
+            [read_resources(path) for path in paths],
+            TableLayout.parse({**KEYS, "methods": ["abmil", "clam"]}),
+        )

@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smmil.table_cells import Column
+from smmil.layouts import TableLayout
+from smmil.table_builder import build_table
 from smmil.table_formats import to_csv, to_html, to_markdown
 from smmil.table_latex import escape, panels, to_latex
+from smmil.table_records import Column
 from smmil.table_specs import TABLES
-from smmil.tables import build_table
 from tests.pages import Page
 from tests.predictions import metrics_object
 from tests.test_tables import LAYOUT, metrics, with_values
@@ -24,7 +25,7 @@ from tests.test_tables import LAYOUT, metrics, with_values
 NASTY = r"R&D_100% {x} ~^ \o/ #1 $ [a] <b>"
 
 
-def everything() -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def everything(title: str = NASTY) -> tuple[list[dict[str, Any]], TableLayout]:
     """Two methods of every group on two extractors, one run missing, with every metric there is."""
     values: list[float | None] = [0.5, 0.25]
     extra = ("signed_instance_auroc", "signed_instance_f1", "dirichlet_raw", "dirichlet_normalised", "train_seconds")
@@ -34,10 +35,11 @@ def everything() -> tuple[list[dict[str, Any]], dict[str, Any]]:
         for m in ("smap_early", "abmil", "dsmil", "smdsmil", "smtap", "t_ap")
     ]
     datasets = [
-        {"name": "a", "title": NASTY, "encoders": ["resnet18"]},
+        {"name": "a", "title": title, "encoders": ["resnet18"]},
         {"name": "b", "title": "B", "encoders": ["resnet18", "vit_b_32"]},
     ]
-    return found[1:], {"datasets": datasets, "methods": ["smap_early", "abmil", "smtap", "t_ap"], "note": "[see] 5 %"}
+    methods = ["smap_early", "abmil", "smtap", "t_ap"]
+    return found[1:], TableLayout.parse({"datasets": datasets, "methods": methods, "note": "[see] 5 %"})
 
 
 def test_markdown_is_a_rectangle_with_marks_and_definitions() -> None:
@@ -55,7 +57,8 @@ def test_html_marks_the_cells_of_the_markdown() -> None:
     assert '<td class="second">0.500<small> ± 0.000</small></td>' in text and '<td class="empty">·</td>' in text
     assert '<td class="best"><strong>0.400 ± - [1]</strong></td>' in text and "<td>0.800<small> ± 0.141</small>" in text
     assert '<tr class="group"><th colspan="6" scope="rowgroup">' in text and "<h3>Spread over the runs</h3>" in text
-    title = {**LAYOUT, "datasets": [{**LAYOUT["datasets"][0], "title": NASTY}, *LAYOUT["datasets"][1:]]}
+    first = LAYOUT.datasets[0].model_copy(update={"title": NASTY})
+    title = LAYOUT.model_copy(update={"datasets": (first, *LAYOUT.datasets[1:])})
     assert "[a] &lt;b&gt;<br>AUROC</th>" in to_html(build_table("table1", metrics(), title))
 
 
@@ -148,7 +151,9 @@ def test_latex_marks_best_and_second_and_hides_no_missing_run() -> None:
 
 def test_latex_signs_a_negative_difference() -> None:
     found = [metrics_object("c16", m, {"instance_auroc": [v]}) for m, v in (("clam", 0.9), ("smclam", 0.4))]
-    text = to_latex(build_table("table4", found, {"datasets": [{"name": "c16", "encoder": "resnet18"}]}))
+    text = to_latex(
+        build_table("table4", found, TableLayout.parse({"datasets": [{"name": "c16", "encoder": "resnet18"}]}))
+    )
     line = next(line for line in text.splitlines() if line.startswith("SmCLAM"))
     assert line.split(" & ")[2] == r"$-$0.500{\tiny$\pm$-}"
 
@@ -206,9 +211,7 @@ def test_long_cells_make_narrower_panels() -> None:
 @pytest.mark.parametrize("name", TABLES)
 @pytest.mark.parametrize("title", [NASTY, "CAMELYON16"])
 def test_latex_compiles_and_fits_an_upright_page(name: str, title: str, tmp_path: Path) -> None:
-    found, layout = everything()
-    layout["datasets"][0]["title"] = title
-    (tmp_path / "table.tex").write_text(to_latex(build_table(name, found, layout)), encoding="utf-8")
+    (tmp_path / "table.tex").write_text(to_latex(build_table(name, *everything(title))), encoding="utf-8")
     page = r"""\documentclass{article}\usepackage{booktabs}\setlength{\textwidth}{5.5in}
     \begin{document}\input{table}\end{document}"""
     (tmp_path / "page.tex").write_text(page, encoding="utf-8")

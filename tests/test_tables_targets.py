@@ -6,6 +6,7 @@ The plan is Snakemake's own (`--summary`: the jobs of a dry run without their pr
 configuration share one interpreter that has Snakemake loaded and forks once per target.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -15,12 +16,11 @@ from typing import Any
 
 import pytest
 
-from smmil.comparison_table import check_layout as check_pairs
 from smmil.config import Config, load_yaml, parse_config
+from smmil.layouts import PairLayout, TableLayout
 from smmil.outputs import BLOCKS, FIGURES, TABLES, bases, compared, pairings, table_layout
 from smmil.report_sections import layout_pairings
 from smmil.table_specs import TABLES as SPECS
-from smmil.tables import check_layout
 from tests.workflows import ROOT, fake_raw, planned, snakemake, touch, write_config
 
 PLANS = """
@@ -166,21 +166,15 @@ def test_layouts_are_accepted_by_the_tables_and_hold_the_pairings(paper: Any) ->
     config = paper[0]
     for table in SPECS:
         layout = table_layout(config, table)
-        check_layout(layout, fixed_rows="blocks" in SPECS[table])
-        shown = {
-            (d["name"], encoder, method)
-            for d in layout["datasets"]
-            for encoder in d.get("encoders", [d.get("encoder")])
-            for method in layout["methods"]
-        }
-        assert shown == set(pairings(config, table))
-    assert table_layout(config, "table1")["splits"] == 5
+        assert isinstance(layout, TableLayout) and TableLayout.parse(json.loads(layout.to_json())) == layout
+        assert set(layout_pairings(json.loads(layout.to_json()))) == set(pairings(config, table))
+    assert table_layout(config, "table1").splits == 5
     # every learning rate of a split is a training of its own
-    assert table_layout(config, "resources")["splits"] == 10
+    assert table_layout(config, "resources").splits == 10
     comparisons = table_layout(config, "comparisons")
-    check_pairs(comparisons)
-    assert [len(one["pairs"]) for one in comparisons["datasets"]] == [9, 6, 6]
-    assert set(layout_pairings(comparisons)) == set(pairings(config, "comparisons"))
+    assert isinstance(comparisons, PairLayout) and PairLayout.parse(json.loads(comparisons.to_json())) == comparisons
+    assert [len(dataset.pairs) for dataset in comparisons.datasets] == [9, 6, 6]
+    assert set(layout_pairings(json.loads(comparisons.to_json()))) == set(pairings(config, "comparisons"))
 
 
 def test_the_pairs_are_those_of_tables_3_and_4(paper: Any) -> None:
@@ -197,7 +191,7 @@ def test_every_target_has_a_specification_and_fixed_rows_are_known_methods() -> 
     assert set(SPECS) == set(TABLES) - {"comparisons"}
     for table, blocks in BLOCKS.items():
         rows = [method for methods in blocks.values() for method in methods]
-        assert SPECS[table]["blocks"] == blocks and set(rows) <= set(METHODS) and len(set(rows)) == len(rows)
+        assert SPECS[table].blocks == blocks and set(rows) <= set(METHODS) and len(set(rows)) == len(rows)
 
 
 def test_table_4_takes_what_is_trained_where_camelyon16_is_not(paper: Any) -> None:

@@ -35,9 +35,9 @@ def listed(out: Path, name: str = "runs.json") -> dict:
         (Variant("smap_early", "alpha", 0.1), "SmAP, α = 0.1"),
         (Variant("smap_early", "alpha", 1e-05), "SmAP, α = 1e-05"),
         (Variant("smap_mid", "T", 20), "SmAP-mid, T = 20"),
-        (Variant("smap_early", "T", "exact"), "SmAP, T = exact"),
-        (Variant("smtap", "spectral_norm", False), "SmTAP, without spectral normalisation"),
-        (Variant("smtap", "spectral_norm", True), "SmTAP, with spectral normalisation"),
+        (Variant("smap_early", "T", "exact"), "SmAP, T exact"),
+        (Variant("smtap", "spectral_norm", False), "SmTAP, no spectral norm"),
+        (Variant("smtap", "spectral_norm", True), "SmTAP, spectral norm"),
         (Variant("dsmil", "q_dim", 64), "DSMIL, q_dim = 64"),
     ],
 )

@@ -181,7 +181,7 @@ def method_json(wildcards):
 
 def table_layout(table="table1"):
     """Rows and columns of a table, for its command line."""
-    return json.dumps(layout_of(CONFIG, table), sort_keys=True)
+    return layout_of(CONFIG, table).to_json()
 
 
 def table_files(table):
@@ -215,9 +215,11 @@ def report_pairings():
 
 def table_layouts():
     """The layouts of the tables of the report, for the list of runs behind each."""
-    return json.dumps(
-        {table: layout_of(CONFIG, table) for table in shown_tables()}, sort_keys=True
-    )
+    layouts = {
+        table: layout_of(CONFIG, table).model_dump(exclude_unset=True)
+        for table in shown_tables()
+    }
+    return json.dumps(layouts, sort_keys=True)
 
 
 def files_of(kind, wanted):

@@ -21,11 +21,8 @@ def figure_files(figure):
 
 def layout_json(figure, wildcards=None):
     """Rows and columns of a figure, for its command line; of one dataset and encoder for its companions."""
-    layout = figure_layout(CONFIG, figure, getattr(wildcards, "dataset", None))
-    if wildcards is not None:
-        for dataset in layout["datasets"]:
-            dataset["encoder"] = wildcards.encoder
-    return json.dumps(layout, sort_keys=True)
+    only = (wildcards.dataset, wildcards.encoder) if wildcards else ()
+    return figure_layout(CONFIG, figure, *only).to_json()
 
 
 def shown_datasets(figure):
