@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from preprocessing.graph import chain_neighbors, grid_neighbors
-from smmil.data import Bag, BagBatch, pack
-from smmil.sm import Graph, normalise_adjacency
+from preprocessing.instances.graph import chain_neighbors, grid_neighbors
+from smmil.data.batch import Bag, BagBatch, pack
+from smmil.sm.operator import Graph, normalise_adjacency
 
 
 def sizes_of(shape: str, n_bags: int = 32) -> list[int]:

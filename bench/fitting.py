@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from smmil.data import Bag
+    from smmil.data.batch import Bag
     from smmil.models import MILModel
 
 Floats = npt.NDArray[np.float64]
@@ -51,7 +51,7 @@ def fit(name: str, bags: "Sequence[Bag]", options: FitOptions, seed: int, **mode
     """
     import torch
 
-    from smmil.data import pack
+    from smmil.data.batch import pack
     from smmil.models import build_model
 
     torch.manual_seed(seed)
@@ -71,7 +71,7 @@ def predict(model: "MILModel", bags: "Sequence[Bag]", batch_size: int = 64) -> t
     """Return bag logits (B,) and one array of instance scores per bag."""
     import torch
 
-    from smmil.data import pack
+    from smmil.data.batch import pack
 
     logits, scores = [], []
     for start in range(0, len(bags), batch_size):

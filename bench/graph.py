@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.timing import Case, Different, Step, make_parser, run, scale_of
-from preprocessing.cli import guard
+from preprocessing.common.cli import guard
 
 SIZES = (1_000, 10_000, 50_000)
 FILLED, REACH, TARGET = 0.8, 1.42, 50.0
@@ -32,7 +32,7 @@ def build(grid: Grid) -> tuple[Step, Step]:
     """Build the edges only."""
     from torchmil.utils import build_adj
 
-    from preprocessing.graph import grid_neighbors
+    from preprocessing.instances.graph import grid_neighbors
 
     return lambda: grid_neighbors(grid), lambda: build_adj(grid, None, dist_thr=REACH)
 
@@ -42,8 +42,8 @@ def normalised(grid: Grid) -> tuple[Step, Step]:
     import torch
     from torchmil.utils import build_adj, normalize_adj
 
-    from preprocessing.graph import grid_neighbors
-    from smmil.sm import normalise_adjacency
+    from preprocessing.instances.graph import grid_neighbors
+    from smmil.sm.operator import normalise_adjacency
 
     def ours() -> object:
         table = torch.from_numpy(grid_neighbors(grid).astype(np.int64))

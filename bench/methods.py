@@ -18,10 +18,10 @@ from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
 from bench.timing import Case, Row, Step, make_parser, run, scale_of, show
-from preprocessing.cli import guard
+from preprocessing.common.cli import guard
 
 if TYPE_CHECKING:
-    from smmil.data import BagBatch
+    from smmil.data.batch import BagBatch
     from smmil.models import MILModel
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ def memory_step(method: str, n: int) -> float:
     import torch
 
     from bench.bags import make_batch
-    from smmil.devices import peak_memory
+    from smmil.compute.devices import peak_memory
     from smmil.models import build_model
 
     torch.set_num_threads(1)
@@ -131,7 +131,7 @@ def memory_row(method: str, scale: float) -> Row:
 
 def memory(arguments: argparse.Namespace) -> int:
     """Print the memory table; `--cases` names methods."""
-    from smmil.methods_table import METHODS
+    from smmil.config.methods import METHODS
 
     wanted = list(METHODS) if arguments.cases is None else arguments.cases.split(",")
     if unknown := sorted(set(wanted) - set(METHODS)):

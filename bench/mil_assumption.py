@@ -28,10 +28,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bench.fitting import FitOptions, chosen_methods, fit, fit_options, make_fit_parser, mean, predict, text_table
-from preprocessing.cli import guard
+from preprocessing.common.cli import guard
 
 if TYPE_CHECKING:
-    from smmil.data import Bag
+    from smmil.data.batch import Bag
 
 LEARNED, CHANCE = 0.6, 0.5
 log = logging.getLogger(__name__)
@@ -104,8 +104,8 @@ def chain_bag(bag_id: str, x: Any, labels: Any, positive: bool) -> "Bag":
     """Make a bag (N,D) whose instances form a chain."""
     import torch
 
-    from preprocessing.graph import chain_neighbors
-    from smmil.data import Bag
+    from preprocessing.instances.graph import chain_neighbors
+    from smmil.data.batch import Bag
 
     n = len(x)
     rows = torch.arange(n)
@@ -135,7 +135,7 @@ def measure(method: str, test: str, *, n_bags: int, seeds: int, options: FitOpti
     Returns:
         {"method", "test", "auroc" (bags of the training kind), "auroc_turned", "verdict"}, means over the seeds.
     """
-    from smmil.metrics import auroc
+    from smmil.evaluate.metrics import auroc
 
     aurocs: list[tuple[float | None, float | None]] = []
     for seed in range(seeds):

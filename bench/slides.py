@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.timing import Case, Different, Fresh, Step, make_parser, run, scale_of
-from preprocessing.cli import guard
+from preprocessing.common.cli import guard
 
 SIDE, OFFSET, BATCH, INPUT_PX = 8192, 137, 32, 224
 MOST_TILES = 256
@@ -46,7 +46,7 @@ def reader(path: Path, coords: Coords) -> tuple[Step, Step]:
 
 def opened(path: Path) -> Any:
     """Open a slide and run its self-check."""
-    from preprocessing.slide import open_slide
+    from preprocessing.slides.slide import open_slide
 
     slide = open_slide(path, require_mpp=False)
     # the first read runs the check; outside the slide it decodes no tile that is needed later
@@ -57,7 +57,7 @@ def opened(path: Path) -> Any:
 def our_tiles(slide: Any, coords: Coords) -> Iterator[npt.NDArray[np.uint8]]:
     """Read tiles with the reader of the stages."""
     from bench.slide_files import attributes
-    from preprocessing.tile_reader import tile_source
+    from preprocessing.slides.tile_reader import tile_source
 
     read = tile_source(slide, attributes())
     for x, y in coords.tolist():
@@ -84,15 +84,15 @@ class InputOnly:
     def __init__(self) -> None:
         import torch
 
-        from preprocessing.transforms import Resize
+        from preprocessing.features.transforms import Resize
 
         self.resize, self.device = Resize(INPUT_PX), torch.device("cpu")
         self.kept: list[Any] | None = None
 
     def forward(self, x: Any) -> Any:
         """Map (B, 3, h, w) to (B, 1)."""
-        from preprocessing.encoders import IMAGENET_MEAN, IMAGENET_STD
-        from preprocessing.transforms import normalised
+        from preprocessing.features.encoders import IMAGENET_MEAN, IMAGENET_STD
+        from preprocessing.features.transforms import normalised
 
         batch = normalised(x, IMAGENET_MEAN, IMAGENET_STD)
         if self.kept is not None:
@@ -103,8 +103,8 @@ class InputOnly:
 def our_chain(path: Path, coords: Coords, encoder: InputOnly) -> None:
     """Turn all tiles into encoder input as the features stage does, with one decoding thread."""
     from bench.slide_files import attributes
-    from preprocessing.extraction import BagPlan, Extraction
-    from preprocessing.tile_reader import iter_tiles
+    from preprocessing.features.extraction import BagPlan, Extraction
+    from preprocessing.slides.tile_reader import iter_tiles
 
     def tiles(start: int, stop: int) -> Iterator[npt.NDArray[np.uint8]]:
         return iter_tiles(path, attributes(), coords[start:stop])
@@ -119,7 +119,7 @@ def their_batches(handle: Any, coords: Coords) -> Iterator[Any]:
     """Return the peer's encoder input."""
     from bench.peer_readers import ClamTiles, clam_batches
     from bench.slide_files import TILE_PX
-    from preprocessing.encoders import IMAGENET_MEAN, IMAGENET_STD
+    from preprocessing.features.encoders import IMAGENET_MEAN, IMAGENET_STD
 
     return clam_batches(ClamTiles(handle, coords, TILE_PX, INPUT_PX, IMAGENET_MEAN, IMAGENET_STD), BATCH)
 
@@ -177,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     scale = scale_of(arguments)
     with tempfile.TemporaryDirectory(prefix="bench-slides-") as folder:
         from bench.slide_files import write_slide
-        from preprocessing.slide import open_slide
+        from preprocessing.slides.slide import open_slide
 
         path = arguments.slide or write_slide(Path(folder) / "slide.tif", max(1024, round(SIDE * scale**0.5)))
         with open_slide(path, require_mpp=False) as slide:

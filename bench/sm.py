@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from bench.timing import Case, Step, add_arguments, run, scale_of
-from preprocessing.cli import guard, setup_logging
+from preprocessing.common.cli import guard, setup_logging
 
 # instances -> smallest ratio to reach, forward
 SIZES = {1_000: 5.0, 10_000: 10.0, 50_000: 10.0}
@@ -31,7 +31,7 @@ def make(n: int, width: int, *, backward: bool) -> tuple[Step, Step]:
     from torchmil.nn import Sm as PeerSm
 
     from bench.bags import coo, lattice_table
-    from smmil.sm import Sm, normalise_adjacency
+    from smmil.sm.operator import Sm, normalise_adjacency
 
     graph, whole = normalise_adjacency(lattice_table(n)), torch.tensor([0, n])
     adjacency = coo([graph], n)

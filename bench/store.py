@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.timing import Case, Different, Step, make_parser, run, scale_of
-from preprocessing.cli import guard
+from preprocessing.common.cli import guard
 
 N, P = 10_000, 2048
 PARITY = 0.9
@@ -28,7 +28,7 @@ Array = npt.NDArray[Any]
 
 def write_all(folder: Path, n: int) -> None:
     """Write the same features in every layout."""
-    from preprocessing.store import write_bag
+    from preprocessing.store.bags import write_bag
 
     features = np.random.default_rng(0).random((n, P), np.float32).astype(np.float16)
     write_bag(folder / "store", BAG, {"features": features}, {"coords_hash": "0" * 64}, schema="features")
@@ -43,7 +43,7 @@ def write_all(folder: Path, n: int) -> None:
 
 def read_ours(folder: Path, via: Any = "path") -> Array:
     """Read a bag as training does."""
-    from preprocessing.store import read_arrays
+    from preprocessing.store.bags import read_arrays
 
     return read_arrays(folder / "store", BAG, ["features"], via=via)["features"]
 

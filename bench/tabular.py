@@ -1,6 +1,7 @@
 """Cross-validation of any method on a CSV table of bags such as MUSK1: stratified 10-fold, 5 repeats.
 
-In: a table as `smmil.bag_table` reads it (bag label, bag id, features; or a header). Out: accuracy at logit > 0, mean
+In: a table as `smmil.data.csv_table` reads it (bag label, bag id, features; or a header). Out: accuracy at logit > 0,
+mean
 and deviation over all folds, and the mean AUROC of the folds. Features are standardised on the instances of the
 training bags; the weights are those of the last epoch; nothing is chosen on test folds.
 
@@ -20,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.fitting import FitOptions, chosen_methods, fit, fit_options, make_fit_parser, mean, predict, text_table
-from preprocessing.cli import guard
+from preprocessing.common.cli import guard
 
 if TYPE_CHECKING:
-    from smmil.data import Bag
+    from smmil.data.batch import Bag
 
 Floats = npt.NDArray[np.float64]
 log = logging.getLogger(__name__)
@@ -54,8 +55,8 @@ def cross_validate(
     """Return {"method", "accuracy", "deviation", "auroc"} over folds x repeats."""
     from sklearn.model_selection import StratifiedKFold
 
-    from smmil.bag_table import standardise
-    from smmil.metrics import auroc
+    from smmil.data.csv_table import standardise
+    from smmil.evaluate.metrics import auroc
 
     labels = np.array([bag.y for bag in bags])
     classes = np.unique(labels, return_counts=True)[1].tolist()
@@ -77,7 +78,7 @@ def cross_validate(
 
 def labelled_bags(path: str, graph: str) -> "list[Bag]":
     """Load the labelled bags of the table."""
-    from smmil.bag_table import load_table
+    from smmil.data.csv_table import load_table
 
     return [bag for bag in load_table(path, graph=graph) if not np.isnan(bag.y)]
 

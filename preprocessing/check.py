@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from preprocessing.cli import guard
+from preprocessing.common.cli import guard
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def check_store(stage: Path | str) -> dict[str, str]:
     Raises:
         ValueError: there is no store in this folder.
     """
-    from preprocessing.store import read_attrs, validate_bag
+    from preprocessing.store.bags import read_attrs, validate_bag
 
     store = Path(stage) / "store"
     if not store.is_dir():
@@ -64,7 +64,7 @@ def remove_bags(stage: Path | str, bags: Sequence[str]) -> list[Path]:
 
 
 def read_stored(reader: Callable[..., T], store: Path, bag_id: str, *arguments: Any, **options: Any) -> T:
-    """Calls a reader of `preprocessing.store`; what is damaged or missing is told with what to do about it.
+    """Calls a reader of `preprocessing.store.bags`; what is damaged or missing is told with what to do about it.
 
     Args:
         reader: `read_attrs` or `read_arrays`.
@@ -76,7 +76,7 @@ def read_stored(reader: Callable[..., T], store: Path, bag_id: str, *arguments: 
     Raises:
         ValueError: a damaged or missing bag, naming its file.
     """
-    from preprocessing.store import CorruptBag
+    from preprocessing.store.bags import CorruptBag
 
     try:
         return reader(store, bag_id, *arguments, **options)

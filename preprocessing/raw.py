@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from preprocessing.cli import guard
-from preprocessing.download import TRANSIENT, Record, fetch, join, open_url
+from preprocessing.common.cli import guard
+from preprocessing.common.download import TRANSIENT, Record, fetch, join, open_url
 
 log = logging.getLogger("preprocessing.raw")
 

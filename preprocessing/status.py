@@ -25,16 +25,16 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preprocessing.cli import guard, read_record, write_json, write_text
-from preprocessing.qc_counts import Expected, ListReport, Omitted, compare
-from preprocessing.qc_facts import BagFacts
+from preprocessing.common.cli import guard, read_record
+from preprocessing.common.files import write_json, write_text
+from preprocessing.qc.counts import Expected, ListReport, Omitted, compare
+from preprocessing.qc.facts import BagFacts
 
 if TYPE_CHECKING:
-    from preprocessing.bags import BagRow
+    from preprocessing.bags.rows import BagRow
 
 log = logging.getLogger(__name__)
 
-STAGE_VERSION = 1
 STATES = ("ok", "empty", "skipped", "failed", "interrupted", "pending")
 REASONS = {
     "interrupted": "a job was at this bag when it ended without a word (killed? memory or time ran out), or still is",
@@ -159,7 +159,7 @@ def read_stage(folder: Path, stage: str) -> StageStatus:
     Raises:
         ValueError: A manifest is damaged; the file is named.
     """
-    from preprocessing.shards import read_manifest
+    from preprocessing.bags.shards import read_manifest
 
     outcomes: dict[str, Outcome] = {}
     seconds: dict[str, float] = {}
@@ -293,7 +293,7 @@ def _main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--encoders", help="encoders to list, separated by commas (default: those that left a trace)")
     parser.add_argument("--out", type=Path, help="folder to write (default: FOLDER/status)")
     args = parser.parse_args(argv)
-    from preprocessing.bags import read_bags
+    from preprocessing.bags.table import read_bags
 
     rows = read_bags(args.folder / "bags.csv")
     report_path = args.folder / "bags.report.json"

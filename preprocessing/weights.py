@@ -12,9 +12,10 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from preprocessing.cli import guard, write_text
-from preprocessing.download import download, file_hash
-from preprocessing.encoders import Encoder, check_weights, get_encoder, recorded_hash
+from preprocessing.common.cli import guard
+from preprocessing.common.download import download, file_hash
+from preprocessing.common.files import write_text
+from preprocessing.features.encoders import Encoder, check_weights, get_encoder, recorded_hash
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ def fetch_weights(name: str, out: Path | str, *, url: str = "") -> Path:
     """Download the weights of an encoder unless they are there and verified.
 
     Args:
-        name: encoder, see `preprocessing.encoders`.
+        name: encoder, see `preprocessing.features.encoders`.
         out: folder of the weight files.
         url: another source of the same file (a mirror, or file://...); the hash must be the same.
 

@@ -1,192 +1,22 @@
-"""Table of every method with Sm against its base, compared by a paired bootstrap over the test bags.
+"""Write the table of paired comparisons: predictions of both methods of every pair in, CSV, MD, LaTeX and HTML out."""
 
-Every dataset has a section, at its main encoder; a row is a method with Sm minus its base. A cell is the mean
-difference of a metric over the splits, its standard deviation over the splits and its 95 % interval
-(`smmil.comparisons`), from stored predictions. A pair without predictions is an empty cell and is counted under the
-table.
-
-The layout names the pairs of every dataset (`smmil.layouts.PairLayout`):
-    {"datasets": [{"name": "rsna", "title": "RSNA", "encoder": "resnet18", "pairs": [["smap_early", "abmil"], ...]}],
-     "splits": 5}
-
-Run alone:
-    python -m smmil.comparison_table --index results/*/predictions/*/*/index.json --layout layout.json
-        --out-csv comparisons.csv --out-md comparisons.md --out-tex comparisons.tex --out-html comparisons.html
-        [--resamples 1000]
-"""
+from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from preprocessing.cli import guard, write_text
-from smmil.definitions import definitions, shared_quirks
-from smmil.methods_table import GROUPS, METHODS, PROPOSED, display_name, group_of
-from smmil.table_notes import protocol_line, random_weights_note
-from smmil.table_records import Cell, Column, Row, Section, Table
-from smmil.table_specs import style
+from preprocessing.common.cli import guard
+from preprocessing.common.files import write_text
+from smmil.tables.comparisons import build, by_pairing
 
 if TYPE_CHECKING:
-    from smmil.layouts import PairDataset, PairLayout
+    pass
+
 
 logger = logging.getLogger(__name__)
-
-STAGE_VERSION = 3
-
-METRICS = {
-    "instance_auroc": "Instance AUROC",
-    "signed_instance_auroc": "Sign-aware instance AUROC",
-    "bag_auroc": "Bag AUROC",
-    "dirichlet_normalised": "Normalised energy",
-}
-MEANING = (
-    "Δ: the method with Sm minus its base, mean over the splits ± standard deviation over the splits (n − 1); in "
-    "brackets the 95 % interval of the mean from a paired bootstrap over the test bags ({resamples} draws, in each the "
-    "same bags for both methods and all splits)."
-)
-CHANCE = (
-    "The interval sees the chance in which test bags there are. It does not see the chance of training (split, initial "
-    "weights, order of the bags), which the deviation over the splits shows, nor that many pairs and metrics are "
-    "looked at: of twenty intervals of equal methods one misses 0. Where runs are inverted (Table 1), smoothing can "
-    "lower the instance AUROC; the sign-aware one stands beside it. Of the energy less is smoother, not better."
-)
-NO_PREDICTIONS = "no predictions of one of the two"
-PairingKey = tuple[str, str, str]
-Pair = tuple[str, str]
-
-
-def build(indexes: Mapping[PairingKey, Path], layout: "PairLayout", *, resamples: int, seed: int = 0) -> Table:
-    """Compare every pair of a layout.
-
-    Args:
-        indexes: `index.json` of the predictions by (dataset, encoder, method); missing ones give empty cells.
-        layout: the pairs of every dataset.
-        resamples: draws of the bootstrap; 0 omits the intervals.
-        seed: seed of the draws.
-
-    Returns:
-        The table. The section of a dataset has all rows, with "–" where the dataset has no such pair.
-
-    Raises:
-        ValueError: no datasets, predictions of different bags, two protocols or different sets of quirks.
-    """
-    from smmil.comparisons import compare
-
-    if not layout.datasets:
-        raise ValueError(f"--layout: found no datasets, expected {layout.EXPECTED}")
-    results: dict[tuple[str, Pair], Mapping[str, Any]] = {}
-    for dataset in layout.datasets:
-        for pair in dataset.pairs:
-            first, second = (indexes.get((dataset.name, dataset.encoder, method)) for method in pair)
-            if first is not None and second is not None:
-                logger.info("%s: %s", dataset.name, _name(pair))
-                results[dataset.name, pair] = compare(first, second, [*METRICS], resamples=resamples, seed=seed)
-    entries = [result[side] for result in results.values() for side in ("first", "second")]
-    protocol, quirks = shared_quirks(entries, "table")
-    groups = _groups(layout)
-    sections = tuple(_section(dataset, groups, results) for dataset in layout.datasets)
-    random = {name for (name, _), result in results.items() if result["random_weights"]}
-    features = "; ".join(f"{dataset.title}: {dataset.encoder}" for dataset in layout.datasets)
-    lines = (
-        *random_weights_note(dataset.title for dataset in layout.datasets if dataset.name in random),
-        *_missing(layout, results),
-        *protocol_line(protocol, quirks),
-        f"Features: {features}.",
-        MEANING.format(resamples=f"{resamples:,}"),
-        CHANCE,
-        f"{PROPOSED} proposed in the paper; –: not trained here.",
-        *(definitions(quirks)[metric] for metric in METRICS),
-    )
-    keys = frozenset((dataset.name, dataset.encoder) for dataset in layout.datasets if dataset.name in random)
-    protocol = protocol or "none (no predictions)"
-    return Table("comparisons", "Sm against its base", sections, layout.splits, protocol, lines, keys)
-
-
-def by_pairing(indexes: Sequence[Path]) -> dict[PairingKey, Path]:
-    """Return index files by the (dataset, encoder, method) of the predictions they list.
-
-    Raises:
-        ValueError: two of one pairing, or a damaged file.
-    """
-    from smmil.results import load_predictions, read_index
-
-    by_key: dict[PairingKey, Path] = {}
-    for path in indexes:
-        meta = load_predictions(read_index(path)[0]).meta
-        key = (meta["dataset"], meta["encoder"], meta["method"])
-        if key in by_key:
-            raise ValueError(f"{path}: found a second index of {' / '.join(key)} beside {by_key[key]}, expected one")
-        by_key[key] = path
-    return by_key
-
-
-def _name(pair: Pair) -> str:
-    return " − ".join(map(display_name, pair))
-
-
-def _groups(layout: "PairLayout") -> dict[str, list[Pair]]:
-    """Return the pairs of all datasets by group, in the order of the tables."""
-    order = list(METHODS)
-    pairs = sorted({pair for dataset in layout.datasets for pair in dataset.pairs}, key=lambda p: order.index(p[0]))
-    groups = {group: [pair for pair in pairs if group_of(pair[0]) == group] for group in GROUPS}
-    return {group: members for group, members in groups.items() if members}
-
-
-def _section(
-    dataset: "PairDataset", groups: Mapping[str, Sequence[Pair]], results: Mapping[tuple[str, Pair], Mapping[str, Any]]
-) -> Section:
-    key = (dataset.name, dataset.encoder)
-    columns = tuple(
-        Column(title, "Δ (95 %)", "paired", (metric,), (key,), f"{'.'.join(key)}.{metric}.difference")
-        for metric, title in METRICS.items()
-    )
-    blocks = {
-        group: tuple(
-            Row(
-                pair[0],
-                _name(pair),
-                tuple(
-                    _cell(results.get((dataset.name, pair)), metric) if pair in dataset.pairs else Cell(applies=False)
-                    for metric in METRICS
-                ),
-                (None,) * len(METRICS),
-            )
-            for pair in pairs
-        )
-        for group, pairs in groups.items()
-    }
-    return Section(dataset.name, f"{dataset.title} ({dataset.encoder})", columns, blocks)
-
-
-def _cell(result: Mapping[str, Any] | None, metric: str) -> Cell:
-    """Return a difference with its interval; the note of an empty cell gives the reason."""
-    larger = style(metric)[1]
-    if result is None:
-        return Cell(note=NO_PREDICTIONS, larger=larger)
-    values = result["metrics"][metric]
-    if values["difference"] is None:
-        return Cell(note=values["reason"], larger=larger)
-    runs = (*result["first"]["runs"], *result["second"]["runs"])
-    ci = (values["interval"][0], values["interval"][1]) if values["interval"] else None
-    return Cell(tuple(values["splits"]), len(result["seeds"]), ci, runs, larger=larger)
-
-
-def _missing(layout: "PairLayout", results: Mapping[tuple[str, Pair], Mapping[str, Any]]) -> list[str]:
-    """Count and name the empty differences."""
-    pairs = [(dataset, pair) for dataset in layout.datasets for pair in dataset.pairs]
-    empty, gaps = 0, dict[str, dict[str, None]]()
-    for dataset, pair in pairs:
-        result = results.get((dataset.name, pair))
-        for metric, title in METRICS.items():
-            cell = _cell(result, metric)
-            if not cell.values:
-                empty += 1
-                label = f"{dataset.title} {_name(pair)}" + ("" if result is None else f" {title}")
-                gaps.setdefault(cell.note, {})[label] = None
-    listed = "; ".join(f"{reason}: {', '.join(names)}" for reason, names in gaps.items())
-    return [f"{empty} of {len(pairs) * len(METRICS)} differences are empty. {listed}."] if gaps else []
 
 
 def _main(argv: Sequence[str] | None = None) -> int:
@@ -202,10 +32,10 @@ def _main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out-tex", type=Path, required=True, help="LaTeX, needs \\usepackage{booktabs}")
     parser.add_argument("--out-html", type=Path, required=True, help="fragment of HTML for the report")
     args = parser.parse_args(argv)
-    from smmil.layouts import PairLayout
-    from smmil.results import json_argument
-    from smmil.table_formats import to_csv, to_html, to_markdown
-    from smmil.table_latex import to_latex
+    from smmil.artifacts.hashes import json_argument
+    from smmil.config.layouts import PairLayout
+    from smmil.tables.formats import to_csv, to_html, to_markdown
+    from smmil.tables.latex import to_latex
 
     layout = PairLayout.parse(json_argument(args.layout, "--layout"))
     table = build(by_pairing(args.index), layout, resamples=args.resamples, seed=args.seed)
@@ -217,6 +47,7 @@ def _main(argv: Sequence[str] | None = None) -> int:
 
 
 main = guard(_main)
+
 
 if __name__ == "__main__":
     raise SystemExit(main(None))

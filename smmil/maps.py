@@ -1,156 +1,20 @@
-"""Attention maps beside the ground truth (paper figure 5), drawn from saved predictions and stored geometry.
+"""Draw attention maps of some test bags of a data set beside the ground truth."""
 
-Some test bags of a dataset have a PNG, a PDF and a `{bag}.json` each; `maps.json` lists them. Slides: thumbnail, lesion
-share of the tiles, and for each method the raw score (colours from the bag's minimum to its maximum) and its rank
-within the bag. Scans: the score over the slices for each method, with positive slices shaded, and the montage with a
-coloured bar for each method.
-
-Bags are positive test bags from the highest to the median lesion share, and negative ones of middle size; or
-`--bag-id`. The layout gives the expected methods (`smmil.layouts.FigureLayout`); a method without a run has no map and
-is counted in the heading and the notes.
-
-Run alone:
-    python -m smmil.maps --layout layout.json --instances results/D/instances
-        --index results/D/predictions/E/M/index.json ... --metrics results/D/metrics/E/M.json ... --out results/D/maps/E
-"""
+from __future__ import annotations
 
 import argparse
 import logging
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
-from preprocessing.cli import guard, write_json
-from smmil.methods_table import marked_name
-
-if TYPE_CHECKING:
-    from smmil.chosen_runs import ChosenRun
-    from smmil.map_panels import Panel
+from preprocessing.common.cli import guard
+from preprocessing.common.files import write_json
+from smmil.config import stage_versions
+from smmil.figures.bag_maps import absent_methods, draw_bag, select_bags
 
 log = logging.getLogger(__name__)
-
-STAGE_VERSION = 3
-
-
-def select_bags(test: dict[str, npt.NDArray[Any]], n: int) -> list[str]:
-    """Choose bags to draw.
-
-    Args:
-        test: arrays of the test bags (`Predictions.part`).
-        n: number of bags; a third of them (at least one of two) is negative.
-
-    Returns:
-        Bag ids: positives evenly between the highest and the median lesion share, then negatives of middle size; fewer
-        than `n` if there are not enough.
-    """
-    sizes, offsets = np.diff(test["offsets"]), test["offsets"]
-    share = [
-        float(np.mean(test["y_inst"][a:b] == 1)) if b > a else 0.0 for a, b in zip(offsets, offsets[1:], strict=False)
-    ]
-    ids = test["bag_id"].tolist()
-    filled = [i for i in range(len(ids)) if sizes[i] > 0]
-    positive = sorted((i for i in filled if test["y"][i] == 1), key=lambda i: (-share[i], ids[i]))
-    negative = sorted((i for i in filled if test["y"][i] == 0), key=lambda i: (sizes[i], ids[i]))
-    n_negative = min(len(negative), max(n // 3, 1 if n > 1 else 0))
-    n_positive = min(len(positive), n - n_negative)
-    n_negative = min(len(negative), n - n_positive)
-    chosen = [positive[i] for i in _spread(0, len(positive) // 2, n_positive, len(positive))]
-    chosen += [negative[i] for i in _spread(len(negative) // 2, len(negative) // 2, n_negative, len(negative))]
-    return [ids[i] for i in chosen]
-
-
-def _spread(first: int, last: int, n: int, size: int) -> list[int]:
-    """Return `n` different positions below `size`: evenly from first to last, or the nearest free ones."""
-    wanted = [round(p) for p in np.linspace(first, last, n)] if n else []
-    taken: list[int] = []
-    for p in wanted:
-        free = sorted((q for q in range(size) if q not in taken), key=lambda q: (abs(q - p), q))
-        taken.append(free[0])
-    return taken
-
-
-def draw_bag(
-    instances: Path, bag_id: str, runs: "Sequence[ChosenRun]", out: Path, absent: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Draw one bag with all methods.
-
-    Args:
-        instances: folder with `store/` and `thumbnails/`.
-        bag_id: name of the bag.
-        runs: runs to draw, at least one.
-        out: PNG to write.
-        absent: expected methods that have no run.
-
-    Returns:
-        The bag's entry of `maps.json`.
-
-    Raises:
-        ValueError: predictions and store hold different numbers of instances, or the stored bag is damaged.
-    """
-    from smmil.map_panels import check_size, draw_scan, draw_slide, read_map_bag
-
-    bag = read_map_bag(instances, bag_id)
-    parts = [run.predictions.bag(bag_id) for run in runs]
-    for run, part in zip(runs, parts, strict=True):
-        check_size(bag, part["instance_score"], run.predictions.path)
-    label = float(parts[0]["y"][0])
-    truth = {0.0: "negative", 1.0: "positive"}.get(label, "unlabelled")
-    random = any(run.random_weights for run in runs)
-    title = f"{bag_id} ({truth} test bag, {bag.n} instances)"
-    title += f"   {len(absent)} of {len(runs) + len(absent)} methods have no run" if absent else ""
-    title += "   † RANDOM ENCODER WEIGHTS" if random else ""
-    panels = [_panel(run, part) for run, part in zip(runs, parts, strict=True)]
-    if bag.is_scan:
-        draw_scan(bag, panels, title, out)
-    else:
-        note = "AUROC: instances of this bag only; red line on a bar: threshold from validation"
-        draw_slide(bag, panels, f"{title}\n{note}", out)
-    share = float(np.mean(parts[0]["y_inst"] == 1))
-    caption = f"{bag_id}: {truth} test bag, {100 * share:.3g} % of its {bag.n} instances positive."
-    caption += " Raw scores of the saved predictions, overlapping tiles averaged; colours as stated under each bar."
-    return {
-        "bag_id": bag_id,
-        "label": None if np.isnan(label) else int(label),
-        "title": f"{bag_id}, {truth}",
-        "file": out.name,
-        "files": [out.name, out.with_suffix(".pdf").name],
-        "protocol": str(runs[0].predictions.meta["protocol"]),
-        "random_weights": random,
-        "notes": [*absent_methods(absent, len(runs) + len(absent)), *inverted_runs(runs)],
-        "caption": caption + (" Random encoder weights." if random else ""),
-        "runs": [f"{run.method}/{run.run}" for run in runs],
-    }
-
-
-def _panel(run: "ChosenRun", part: Mapping[str, npt.NDArray[Any]]) -> "Panel":
-    from smmil.map_panels import Panel
-    from smmil.metrics import auroc, labelled
-    from smmil.plotting import colour_of
-
-    name, area = marked_name(run.method), auroc(*labelled(part["y_inst"], part["instance_score"]))
-    title = f"{name}\nlogit {float(part['bag_logit'][0]):+.2f}" + ("" if area is None else f" · AUROC {area:.2f}")
-    scores = part["instance_score"].astype(np.float64)
-    return Panel(title, scores, "", name, colour_of(run.method), run.split.get("threshold"))
-
-
-def inverted_runs(runs: "Sequence[ChosenRun]") -> list[str]:
-    """Return a line naming the maps whose run is inverted over all test bags, [] without any."""
-    from smmil.results import inverted, split_values
-
-    areas = [(run.method, split_values({"splits": [run.split]}, "instance_auroc")) for run in runs]
-    names = ", ".join(f"{marked_name(method)} ({area[0][1]:.2f})" for method, area in areas if inverted(area))
-    return [f"Inverted over all test bags (instance AUROC < 0.5): {names}."] if names else []
-
-
-def absent_methods(absent: Sequence[str], expected: int) -> list[str]:
-    """Return a line that counts and names the expected methods without a run, [] without any."""
-    names = ", ".join(map(marked_name, absent))
-    return [f"{len(absent)} of {expected} methods have no run, and no map: {names}."] if absent else []
 
 
 def _main(argv: Sequence[str] | None = None) -> int:
@@ -165,10 +29,10 @@ def _main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", required=True, type=Path, help="folder for the PNG files and maps.json")
     given = sys.argv[1:] if argv is None else list(argv)
     args = parser.parse_args(given)
-    from smmil.chosen_runs import load_chosen
-    from smmil.fig_job import in_order
-    from smmil.layouts import FigureLayout
-    from smmil.results import json_argument
+    from smmil.artifacts.chosen_runs import load_chosen
+    from smmil.artifacts.hashes import json_argument
+    from smmil.config.layouts import FigureLayout
+    from smmil.figures.job import in_order
 
     dataset = FigureLayout.parse(json_argument(args.layout, "--layout")).single()
     runs = load_chosen(args.index, args.metrics, dataset=dataset.name, seed=args.seed)
@@ -178,15 +42,18 @@ def _main(argv: Sequence[str] | None = None) -> int:
     command = shlex.join(["python", "-m", "smmil.maps", *given])
     for bag_id in bags:
         maps.append(draw_bag(args.instances, bag_id, runs, args.out / f"{bag_id}.png", absent))
-        write_json(args.out / f"{bag_id}.json", {**maps[-1], "command": command, "stage_version": STAGE_VERSION})
+        write_json(args.out / f"{bag_id}.json", {**maps[-1], "command": command, "stage_version": stage_versions.MAPS})
         log.info("%s", args.out / f"{bag_id}.png")
     entry = {"dataset": dataset.name, "encoder": dataset.encoder, "maps": maps}
     notes = absent_methods(absent, len(runs) + len(absent))
-    write_json(args.out / "maps.json", {**entry, "notes": notes, "command": command, "stage_version": STAGE_VERSION})
+    write_json(
+        args.out / "maps.json", {**entry, "notes": notes, "command": command, "stage_version": stage_versions.MAPS}
+    )
     return 0
 
 
 main = guard(_main)
+
 
 if __name__ == "__main__":
     raise SystemExit(main(None))

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from preprocessing.cli import guard
+from preprocessing.common.cli import guard
 
 KINDS = ("metrics", "predictions", "runs")
 
@@ -117,8 +117,7 @@ def trace(place: Place, *, verify: bool = False, bag: str | None = None) -> dict
     Raises:
         ValueError: a file of the chain is missing or damaged.
     """
-    from smmil.results import read_json
-    from smmil.runs import hash_file
+    from smmil.artifacts.hashes import hash_file, read_json
 
     checks = Checks(verify)
     listed = read_json(place.folder("runs") / "runs.json")
@@ -169,8 +168,8 @@ def _run(
 
 
 def _bags(place: Place, listed: dict[str, Any], bag: str | None, checks: Checks) -> dict[str, Any]:
-    from preprocessing.bags import read_bags
-    from smmil.runs import hash_file, hash_files
+    from preprocessing.bags.table import read_bags
+    from smmil.artifacts.hashes import hash_file, hash_files
 
     dataset = place.root / place.dataset
     path = dataset / "bags.csv"
@@ -194,13 +193,13 @@ def _bags(place: Place, listed: dict[str, Any], bag: str | None, checks: Checks)
 
 
 def _states(manifests: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    from smmil.results import read_json
+    from smmil.artifacts.hashes import read_json
 
     return {bag["bag_id"]: bag for path in manifests for bag in read_json(path)["bags"]}
 
 
 def _check_bag(dataset: Path, encoder: str, bag: str, content: str, checks: Checks) -> None:
-    from preprocessing.store import validate_bag
+    from preprocessing.store.bags import validate_bag
 
     for schema, stage in (("features", dataset / "features" / encoder), ("instances", dataset / "instances")):
         try:
@@ -214,7 +213,7 @@ def _check_bag(dataset: Path, encoder: str, bag: str, content: str, checks: Chec
 
 
 def _bag(dataset: Path, encoder: str, bag: str, row: Any, state: dict[str, Any] | None) -> dict[str, Any]:
-    from preprocessing.store import read_attrs
+    from preprocessing.store.bags import read_attrs
 
     facts: dict[str, Any] = {"bag_id": bag, "images": list(row.images), "split": row.split, "state": state}
     facts |= {"label": row.label, "annotation": row.annotation}

@@ -2,7 +2,8 @@
 
 In: `runs.json` of a finished training (`--runs`) or the directory of one run (`--run`), and the bag store of another
 data set with the same encoder.
-Out: `{run}.npz` per chosen run (arrays as in `smmil.predictions`), and `scores.csv`, one line per bag of `bags.csv`:
+Out: `{run}.npz` per chosen run (arrays as in `smmil.predictions.runs`), and `scores.csv`, one line per bag of
+`bags.csv`:
 
 | column | meaning |
 |---|---|
@@ -29,12 +30,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from preprocessing.cli import guard, write_json, write_text
+from preprocessing.common.cli import guard
+from preprocessing.common.files import write_json, write_text
 
 if TYPE_CHECKING:
     import torch
 
-    from smmil.data import Bag
+    from smmil.data.batch import Bag
 
 log = logging.getLogger(__name__)
 COLUMNS = ("bag_id", "state", "label", "instances", "probability", "probability_sd", "predicted", "runs")
@@ -43,7 +45,7 @@ COLUMNS = ("bag_id", "state", "label", "instances", "probability", "probability_
 @guard
 def main(argv: Sequence[str] | None = None) -> int:
     """Score the usable bags of a dataset with every chosen run of a training."""
-    from smmil.sources import add_source_arguments
+    from smmil.data.sources import add_source_arguments
 
     parser = argparse.ArgumentParser(prog="python -m smmil.score", description=main.__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
@@ -54,9 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, help="torch threads")
     add_source_arguments(parser)
     arguments = parser.parse_args(argv)
-    from smmil.devices import choose_device, numerics
-    from smmil.predictions import write_predictions
-    from smmil.runs import hash_file
+    from smmil.artifacts.hashes import hash_file
+    from smmil.compute.devices import choose_device, numerics
+    from smmil.predictions.runs import write_predictions
 
     facts, data, folders = _read_runs(arguments)
     device = choose_device(arguments.device)
@@ -78,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _read_runs(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any], list[Path]]:
     """Return what the runs share (dataset, encoder, method, protocol), their loading options and directories."""
-    from smmil.results import read_json
+    from smmil.artifacts.hashes import read_json
 
     if arguments.run is not None:
         config = read_json(arguments.run / "config.json")
@@ -93,7 +95,7 @@ class Scorer:
     """The bags of a data set, loaded once, to be scored by runs with the same features.
 
     Args:
-        arguments: parsed arguments with those of `smmil.sources.add_source_arguments`.
+        arguments: parsed arguments with those of `smmil.data.sources.add_source_arguments`.
         data: loading options of the training, from its `runs.json` or `config.json`.
         device: device of the model.
 
@@ -102,9 +104,9 @@ class Scorer:
     """
 
     def __init__(self, arguments: argparse.Namespace, data: Mapping[str, Any], device: "torch.device") -> None:
-        from smmil.batches import BagCache
-        from smmil.predictions import data_options
-        from smmil.sources import open_source
+        from smmil.data.cache import BagCache
+        from smmil.data.sources import open_source
+        from smmil.predictions.runs import data_options
 
         self.device = device
         self.source = open_source(arguments, data_options(data))
@@ -117,7 +119,7 @@ class Scorer:
         self.cache = BagCache(self.bags, device)
 
     def score(self, folder: Path, method: str) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
-        """Return arrays (see `smmil.predictions`) and meta of all bags under one finished run.
+        """Return arrays (see `smmil.predictions.runs`) and meta of all bags under one finished run.
 
         Args:
             folder: the run directory.
@@ -126,8 +128,8 @@ class Scorer:
         Raises:
             ValueError: an unfinished run, or features that it was not trained on.
         """
-        from smmil.predictions import check_features, load_run, predict_bags
-        from smmil.signed import read_direction
+        from smmil.predictions.runs import check_features, load_run, predict_bags
+        from smmil.predictions.signed import read_direction
 
         model, config = load_run(folder, self.device)
         check_features(config, self.source.facts, self.where)

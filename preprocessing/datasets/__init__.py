@@ -6,7 +6,7 @@ into rows of `bags.csv`. `own` reads any slides and scans from a CSV manifest.
 
 from preprocessing.datasets.base import BagTable, Dataset, MissingRaw
 from preprocessing.datasets.camelyon16 import DATASET as CAMELYON16
-from preprocessing.datasets.own import DATASET as OWN
+from preprocessing.datasets.custom import DATASET as OWN
 from preprocessing.datasets.panda import DATASET as PANDA
 from preprocessing.datasets.rsna import DATASET as RSNA
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from preprocessing.bags import BagRow
+from preprocessing.bags.rows import BagRow
 
 
 class MissingRaw(ValueError):
@@ -103,7 +103,7 @@ def source_files(root: Path | str, options: Mapping[str, Any]) -> list[str]:
         options: of the dataset; `manifest` and `overrides` are looked at.
 
     Returns:
-        Paths of those that exist, as given or inside the root; an absent one is an error of `preprocessing.bags`.
+        Paths of those that exist, as given or inside the root; an absent one is an error of `preprocessing.bags.table`.
     """
     named = [str(options[key]) for key in ("manifest", *COMMON_OPTIONS) if options.get(key)]
     found = (next((p for p in (Path(name), Path(root) / name) if p.is_file()), None) for name in named)

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from preprocessing.bags import BagRow
+from preprocessing.bags.rows import BagRow
 from preprocessing.datasets.base import (
     BagTable,
     Dataset,

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from preprocessing.bags import BagRow
+from preprocessing.bags.rows import BagRow
 from preprocessing.datasets.base import (
     BagTable,
     Dataset,
@@ -145,7 +145,7 @@ def _table(root: Path, options: dict[str, Any]) -> Path:
 
 def _labels(path: Path) -> dict[str, tuple[int, str]]:
     """image_id -> (ISUP grade, provider), every faulty line reported at once."""
-    from preprocessing.bag_checks import raise_all
+    from preprocessing.bags.checks import raise_all
 
     found: dict[str, tuple[int, str]] = {}
     problems = []

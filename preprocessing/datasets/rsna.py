@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from preprocessing.bag_checks import SLICES
-from preprocessing.bags import BagRow
+from preprocessing.bags.rows import SLICES, BagRow
 from preprocessing.datasets.base import (
     BagTable,
     Dataset,
@@ -240,7 +239,7 @@ def _listed(scans: tuple[Listed, ...], names: list[str], report: Report) -> list
 
 
 def _rows(root: Path, picked: Mapping[str, tuple[Scan, str]], labels: dict[str, int], report: Report) -> list[BagRow]:
-    from preprocessing.dicom import check_series, read_header, slice_order
+    from preprocessing.scans.dicom import check_series, read_header, slice_order
 
     patients = sorted({scan.patient for scan, _ in picked.values() if scan.patient})
     index = {patient: f"g{i:05d}" for i, patient in enumerate(patients)}

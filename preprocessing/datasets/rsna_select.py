@@ -68,7 +68,7 @@ class Settings(Protocol):
 
 
 def _identity(folder: Path, name: str) -> tuple[str, str, str] | str:
-    from preprocessing.dicom import read_identity
+    from preprocessing.scans.dicom import read_identity
 
     try:
         return read_identity(folder / name, name)

@@ -12,8 +12,10 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from preprocessing.bags import BagRow, read_bags
-from preprocessing.cli import guard, write_json
+from preprocessing.bags.rows import BagRow
+from preprocessing.bags.table import read_bags
+from preprocessing.common.cli import guard
+from preprocessing.common.files import write_json
 from preprocessing.exchange import FORMATS, get_format
 from preprocessing.exchange.model import ExportOptions, Format, ImportOptions
 

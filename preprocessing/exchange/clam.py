@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from preprocessing.bags import BagRow
-from preprocessing.cli import write_bytes
+from preprocessing.bags.rows import BagRow
+from preprocessing.common.files import write_bytes
 from preprocessing.exchange.files import LARGEST_TILE, carried, files_of, merged, number, write_h5
 from preprocessing.exchange.model import CARRIED_KEY, Array, Bag, ExportOptions, Format, ImportOptions
 from preprocessing.exchange.tables import Line, make_rows, read_lines, shown_label, write_csv
@@ -47,7 +47,7 @@ class ClamSource:
 
     def identity(self, row: BagRow) -> list[Any]:
         """Both files."""
-        from preprocessing.instances import image_identity
+        from preprocessing.instances.stage import image_identity
 
         found = image_identity(self.source, row.images)
         patches = self._patches_of(row)

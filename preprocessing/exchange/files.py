@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from preprocessing.cli import whole_file
+from preprocessing.common.files import whole_file
 from preprocessing.exchange.model import CARRIED, CARRIED_KEY, Array
 
 MAX_BYTES = 1 << 36

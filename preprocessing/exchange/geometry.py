@@ -81,7 +81,7 @@ def reading_order(coords: Array) -> npt.NDArray[np.intp]:
 
 def slide_geometry(coords: npt.NDArray[np.int32], attrs: Mapping[str, Any]) -> tuple[Array, Array]:
     """Lattice cells (N,2) int32 and neighbours (N,K) int32 of sorted positions."""
-    from preprocessing.graph import distance_neighbors
+    from preprocessing.instances.graph import distance_neighbors
 
     step = int(attrs["l0_step_px"])
     origin = np.array(attrs.get("grid_origin_l0") or (0, 0), np.int64)
@@ -91,7 +91,7 @@ def slide_geometry(coords: npt.NDArray[np.int32], attrs: Mapping[str, Any]) -> t
 
 def scan_geometry(n: int) -> tuple[Array, Array]:
     """Cells (slice index, 0) and the chain of a scan of n slices."""
-    from preprocessing.graph import chain_neighbors
+    from preprocessing.instances.graph import chain_neighbors
 
     index = np.arange(n, dtype=np.int32)
     return np.stack([index, np.zeros(n, np.int32)], axis=1), chain_neighbors(n)

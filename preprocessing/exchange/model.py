@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from preprocessing.bags import BagRow
+from preprocessing.bags.rows import BagRow
 
 Array = npt.NDArray[Any]
 

@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from preprocessing.bags import BagRow
-from preprocessing.cli import whole_file
+from preprocessing.bags.rows import BagRow
+from preprocessing.common.files import whole_file
 from preprocessing.exchange.model import Array, Bag, ExportOptions, Format
 
 OBJECT_TYPES = ("tile", "detection", "annotation")

@@ -7,7 +7,7 @@
     {out}/status/...                          outcomes with seconds
 
 Pictures show where the tiles are, as no pixels are imported. A bag is imported again only if its files, label or the
-options change. Errors stay with their bag (`preprocessing.shards`).
+options change. Errors stay with their bag (`preprocessing.bags.shards`).
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from preprocessing.bags import BagRow, shard_rows, summarise, write_bags
-from preprocessing.cli import write_json
+from preprocessing.bags.rows import BagRow
+from preprocessing.bags.shards import Outcome, Shard, run_shard, shard_lock
+from preprocessing.bags.table import shard_rows, summarise, write_bags
+from preprocessing.common import stage_versions
+from preprocessing.common.files import json_hash, software, write_jpeg, write_json
 from preprocessing.exchange.geometry import (
     as_coverage,
     as_features,
@@ -33,14 +36,9 @@ from preprocessing.exchange.geometry import (
 )
 from preprocessing.exchange.model import Bag, ImportOptions, Source
 from preprocessing.exchange.tables import shown_label, write_csv
-from preprocessing.feature_stage import STAGE_VERSION as FEATURES_VERSION
-from preprocessing.instances import STAGE_VERSION as INSTANCES_VERSION
-from preprocessing.instances import json_hash, software, write_jpeg
-from preprocessing.shards import Outcome, Shard, run_shard, shard_lock
 
 log = logging.getLogger(__name__)
 
-STAGE_VERSION = 1
 PICTURE_PX = 1024
 CELL_PX = 128
 _PACKAGES = ("numpy", "h5py")
@@ -60,8 +58,8 @@ class ImportStage:
 
     def instances(self, row: BagRow) -> Outcome:
         """Reads, checks and stores one bag unless it is finished."""
-        from preprocessing.store import bag_path, finished_attrs, is_finished, write_bag
-        from preprocessing.store_files import check_chunk
+        from preprocessing.store.bags import bag_path, finished_attrs, is_finished, write_bag
+        from preprocessing.store.files import check_chunk
 
         store, features = self.instances_folder / "store", self.features_folder / "store"
         key = self._key(row)
@@ -86,7 +84,7 @@ class ImportStage:
 
     def features(self, row: BagRow, entry: Mapping[str, Any]) -> Outcome:
         """The outcome of the features of one bag, which `instances` has stored."""
-        from preprocessing.store import read_attrs
+        from preprocessing.store.bags import read_attrs
 
         if entry["state"] != "ok":
             return Outcome(entry["state"], reason=str(entry["reason"]), redone=False, counted=False)
@@ -132,7 +130,7 @@ class ImportStage:
         options = {name: str(value) for name, value in vars(self.options).items() if value is not None}
         facts = {"label": row.label, "mpp": row.mpp, "dtype": self.dtype, "format": self.format}
         seen = {"dataset": self.dataset, "files": self.source.identity(row), "options": options}
-        return json_hash({"stage": "import", "version": STAGE_VERSION, **facts, **seen})
+        return json_hash({"stage": "import", "version": stage_versions.IMPORT, **facts, **seen})
 
     def _attrs(self, row: BagRow, bag: Bag, key: str) -> dict[str, Any]:
         unknown = {"mpp": None, "mpp_source": "not recorded"} if bag.attrs["modality"] == "wsi" else {}
@@ -142,10 +140,10 @@ class ImportStage:
         if attrs.get("mpp") is not None and attrs.get("tile_px"):
             attrs["tile_mpp"] = attrs["mpp"] * attrs["l0_footprint_px"] / attrs["tile_px"]
         attrs |= {"imported_from": self.format, "dataset": self.dataset, "label": row.label, "pixels_key": key}
-        return {**attrs, "stage_version": INSTANCES_VERSION, "software": self.software}
+        return {**attrs, "stage_version": stage_versions.INSTANCES, "software": self.software}
 
     def _facts(self, bag: Bag, coords: Any, grid: Any) -> dict[str, Any]:
-        from preprocessing.store import coords_hash
+        from preprocessing.store.bags import coords_hash
 
         facts = {name: value for name, value in bag.facts.items() if name != "dtype"}
         return {
@@ -153,7 +151,7 @@ class ImportStage:
             **{"encoder": self.options.encoder, "weights_sha256": "unknown", "random_weights": False},
             **{"resize_policy": "unknown", **facts, "imported_from": self.format, "dataset": self.dataset},
             **{"modality": bag.attrs["modality"], "coords_hash": coords_hash(coords, grid)},
-            **{"stage_version": FEATURES_VERSION, "software": self.software},
+            **{"stage_version": stage_versions.FEATURES, "software": self.software},
         }
 
     def _picture(self, bag_id: str, attrs: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
@@ -235,7 +233,7 @@ def import_bags(
 
 
 def _import_shard(stage: ImportStage, rows: Sequence[BagRow], number: int, out: Path, allowed: int) -> int:
-    shard = Shard(stage.dataset, "instances", INSTANCES_VERSION, number)
+    shard = Shard(stage.dataset, "instances", stage_versions.INSTANCES, number)
     manifest = stage.instances_folder / "shards" / f"{shard.name}.json"
     status = out / "status" / "instances" / f"{shard.name}.jsonl"
     with shard_lock(stage.instances_folder / ".locks" / f"{shard.name}.lock"):
@@ -244,7 +242,7 @@ def _import_shard(stage: ImportStage, rows: Sequence[BagRow], number: int, out: 
             return code
         entries = {entry["bag_id"]: entry for entry in json.loads(manifest.read_text(encoding="utf-8"))["bags"]}
         encoder = stage.options.encoder
-        shard = Shard(stage.dataset, f"features/{encoder}", FEATURES_VERSION, number)
+        shard = Shard(stage.dataset, f"features/{encoder}", stage_versions.FEATURES, number)
         status = out / "status" / "features" / encoder / f"{shard.name}.jsonl"
         manifest = stage.features_folder / "shards" / f"{shard.name}.json"
         return run_shard(

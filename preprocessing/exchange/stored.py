@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from preprocessing.bags import BagRow
+from preprocessing.bags.rows import BagRow
 from preprocessing.exchange.geometry import grid_origin
 from preprocessing.exchange.model import CARRIED, CARRIED_FACTS, Array, Bag
 
@@ -30,7 +30,7 @@ def read_stored(row: BagRow, instances: Path, features: Path | None) -> Bag:
     Raises:
         ValueError: a missing or damaged bag, or features of other coordinates.
     """
-    from preprocessing.store import check_pairing, read_arrays, read_attrs
+    from preprocessing.store.bags import check_pairing, read_arrays, read_attrs
 
     store = instances / "store"
     try:
@@ -74,7 +74,7 @@ def stored_bags(
     Raises:
         ValueError: as `read_stored`; or an empty bag that was asked for by name.
     """
-    from preprocessing.store import bag_path
+    from preprocessing.store.bags import bag_path
 
     for row in rows:
         if not strict and not bag_path(instances / "store", row.bag_id).is_dir():

@@ -15,9 +15,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from preprocessing.bag_checks import raise_all, validate_bags
-from preprocessing.bags import BagRow
-from preprocessing.cli import write_text
+from preprocessing.bags.checks import raise_all, validate_bags
+from preprocessing.bags.rows import BagRow
+from preprocessing.common.files import write_text
 from preprocessing.datasets.base import read_table
 
 NAME_COLUMNS = ("bag_id", "slide_id", "wsi", "bag_name", "name")

@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from preprocessing.bags import BagRow
-from preprocessing.cli import write_json
+from preprocessing.bags.rows import BagRow
+from preprocessing.common.files import write_json
 from preprocessing.exchange.files import files_of, merged, one_folder, read_npy, write_npy
 from preprocessing.exchange.geometry import as_coords
 from preprocessing.exchange.model import Array, Bag, ExportOptions, Format, ImportOptions
@@ -76,7 +76,8 @@ class TorchmilSource:
 
     def identity(self, row: BagRow) -> list[Any]:
         """All files of the bag."""
-        from preprocessing.instances import image_identity, json_hash
+        from preprocessing.common.files import json_hash
+        from preprocessing.instances.stage import image_identity
 
         name = Path(row.images[0]).name
         folders = ("labels", "patch_labels", "slice_labels", "coords")

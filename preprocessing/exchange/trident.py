@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from preprocessing.bags import BagRow
+from preprocessing.bags.rows import BagRow
 from preprocessing.exchange.files import LARGEST_TILE, carried, files_of, merged, number, one_folder, write_h5
 from preprocessing.exchange.model import CARRIED_KEY, Bag, ExportOptions, Format, ImportOptions
 from preprocessing.exchange.tables import make_rows, read_lines, shown_label, write_csv
@@ -52,7 +52,7 @@ class TridentSource:
 
     def identity(self, row: BagRow) -> list[Any]:
         """Both files."""
-        from preprocessing.instances import image_identity
+        from preprocessing.instances.stage import image_identity
 
         patches = self._patches_of(row)
         names = [*row.images, *([patches.relative_to(self.source).as_posix()] if patches else [])]

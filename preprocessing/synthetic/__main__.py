@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from preprocessing.cli import guard
+from preprocessing.common.cli import guard
 from preprocessing.synthetic.cohort import DATASETS, build
 from preprocessing.synthetic.sizes import SIZES
 

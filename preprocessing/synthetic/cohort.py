@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from preprocessing.cli import write_json
+from preprocessing.common.files import write_json
 from preprocessing.synthetic.sizes import GENERATOR_VERSION, RehearsalSize, Size, resolve_size
 
 COMPLETE, BUILDING = ".complete.json", ".building.json"

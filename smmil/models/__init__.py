@@ -1,13 +1,14 @@
 """The registry of methods: one method, one file, one line.
 
 `build_model(name, in_features)` gives a `MILModel`; what a row of a table is called, and its group, is in
-`smmil/methods_table.py`.
+`smmil/config/methods.py`.
 """
 
 from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
+from smmil.layers.pooling import AttentionPool
 from smmil.models.abmil import ABMIL
 from smmil.models.base import MILModel, Output
 from smmil.models.camil import CAMIL
@@ -24,8 +25,7 @@ from smmil.models.setmil import SETMIL
 from smmil.models.smap import SmAP
 from smmil.models.transformer import TransformerMIL
 from smmil.models.transmil import TransMIL
-from smmil.nn import AttentionPool
-from smmil.sm import Sm
+from smmil.sm.operator import Sm
 
 MODELS: dict[str, Callable[..., MILModel]] = {
     "abmil": ABMIL,
@@ -60,7 +60,7 @@ MODELS: dict[str, Callable[..., MILModel]] = {
 }
 
 
-# of smmil.protocol.QUIRKS: those that no argument of a method stands for
+# of smmil.config.quirks.QUIRKS: those that no argument of a method stands for
 MODEL_QUIRKS = frozenset({"sm_alpha_rule", "sm_alpha_param", "softmax", "graph_isolated"})
 
 

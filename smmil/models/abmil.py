@@ -6,9 +6,9 @@ the bag's size and is not comparable between bags.
 
 from torch import nn
 
-from smmil.data import BagBatch
+from smmil.data.batch import BagBatch
+from smmil.layers.pooling import AttentionPool, embedding
 from smmil.models.base import MILModel, Output
-from smmil.nn import AttentionPool, embedding
 
 
 class ABMIL(MILModel):

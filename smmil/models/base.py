@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from smmil.data import BagBatch
-from smmil.sm import Graph, Sm, normalise_adjacency
+from smmil.data.batch import BagBatch
+from smmil.sm.operator import Graph, Sm, normalise_adjacency
 
 
 @dataclass
@@ -37,7 +37,7 @@ class MILModel(nn.Module, ABC):
 
     `needs` names what a method reads of a batch beyond features, bounds and bag labels: "neighbors" (weights included),
     "grid". Training batches hold nothing else, least of all labels of instances. `quirks` are those of
-    `smmil.protocol.QUIRKS` that it was built with (`build_model`).
+    `smmil.config.quirks.QUIRKS` that it was built with (`build_model`).
 
     Args:
         pos_weight: weight of positive bags in the cross entropy (n_neg / n_pos), None = 1.

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding_bag
 
-from smmil.data import BagBatch
+from smmil.data.batch import BagBatch
+from smmil.layers.nystrom import NystromAttention
+from smmil.layers.pooling import AttentionPool, attend, embedding
+from smmil.layers.segments import segment_softmax
 from smmil.models.base import MILModel, Output, graph_of
-from smmil.nn import AttentionPool, attend, embedding, segment_softmax
-from smmil.nystrom import NystromAttention
 
 
 @torch.no_grad()

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm as normalise
 
-from smmil.data import BagBatch
-from smmil.dropout import Dropout
+from smmil.data.batch import BagBatch
+from smmil.layers.dropout import Dropout
+from smmil.layers.pooling import attend, embedding
+from smmil.layers.segments import segment_rank
 from smmil.models.base import MILModel, Output, smoother
-from smmil.nn import attend, embedding, segment_rank
-from smmil.sm import Sm
+from smmil.sm.operator import Sm
 
 INSTANCE_LOSSES = ("ce", "svm")
 

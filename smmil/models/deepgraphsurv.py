@@ -13,11 +13,11 @@ Shapes: (M,P) and the graph -> bag_logit (B,), instance_score (M,).
 import torch
 from torch import Tensor, nn
 
-from smmil.data import BagBatch
-from smmil.graph_nn import chebyshev_basis, largest_eigenvalue, propagate
+from smmil.data.batch import BagBatch
+from smmil.layers.graph_layers import chebyshev_basis, largest_eigenvalue, propagate
+from smmil.layers.pooling import attend, embedding
 from smmil.models.base import MILModel, Output, graph_of
-from smmil.nn import attend, embedding
-from smmil.sm import Graph
+from smmil.sm.operator import Graph
 
 
 class DeepGraphSurv(MILModel):

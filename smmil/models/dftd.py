@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from smmil.data import BagBatch
+from smmil.data.batch import BagBatch
+from smmil.layers.pooling import AttentionPool, embedding
+from smmil.layers.segments import bag_index, segment_rank, segment_softmax
 from smmil.models.base import MILModel, Output, smoother
-from smmil.nn import AttentionPool, bag_index, embedding, segment_rank, segment_softmax
-from smmil.sm import Graph, Sm, normalise_adjacency
+from smmil.sm.operator import Graph, Sm, normalise_adjacency
 
 DISTILS = ("afs", "maxmin", "max")
 

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm as normalise
 
-from smmil.data import BagBatch
+from smmil.data.batch import BagBatch
+from smmil.layers.pooling import embedding
+from smmil.layers.segments import segment_rank, segment_softmax, weighted_sum
 from smmil.models.base import MILModel, Output, smoother
-from smmil.nn import embedding, segment_rank, segment_softmax, weighted_sum
-from smmil.sm import Sm
+from smmil.sm.operator import Sm
 
 PREDICTIONS = ("bag", "average")
 SCORES = ("instance", "attention")

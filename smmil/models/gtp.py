@@ -2,7 +2,7 @@
 
 Y = BN(l2norm((A H + H) W + b)), A the 0/1 adjacency; S = softmax(Linear(Y)); X' = S^T Y; a class token (zeros at the
 start) and three pre-LN blocks; LN; Linear. Loss = bag cross entropy + cut loss + orthogonality loss, weights 1.
-Score: S times the GraphCAM row of the class token over the clusters (see `smmil.graphcam`).
+Score: S times the GraphCAM row of the class token over the clusters (see `smmil.layers.graphcam`).
 
 Shapes: (M,P) and the graph -> bag_logit (B,), instance_score (M,). BatchNorm in training runs over all real nodes of
 the batch; a batch of one node uses the running statistics.
@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from smmil.data import BagBatch
-from smmil.graph_nn import mincut_pool, plain_adjacency, propagate
-from smmil.graphcam import Block, graphcam
+from smmil.data.batch import BagBatch
+from smmil.layers.graph_layers import mincut_pool, plain_adjacency, propagate
+from smmil.layers.graphcam import Block, graphcam
+from smmil.layers.pooling import embedding
+from smmil.layers.segments import bag_index
 from smmil.models.base import MILModel, Output, graph_of
-from smmil.nn import bag_index, embedding
-from smmil.sm import Graph
+from smmil.sm.operator import Graph
 
 
 class GTP(MILModel):

@@ -20,11 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
-from smmil.attention import check_length, packed_attention
-from smmil.data import BagBatch
-from smmil.dropout import Dropout
+from smmil.data.batch import BagBatch
+from smmil.layers.attention import check_length, packed_attention
+from smmil.layers.dropout import Dropout
+from smmil.layers.pooling import embedding
+from smmil.layers.segments import segment_mean
 from smmil.models.base import MILModel, Output
-from smmil.nn import embedding, segment_mean
 
 
 class EncoderLayer(nn.Module):

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from smmil.data import BagBatch
-from smmil.dropout import Dropout
-from smmil.graph_nn import GEN, plain_adjacency, propagate
+from smmil.data.batch import BagBatch
+from smmil.layers.dropout import Dropout
+from smmil.layers.graph_layers import GEN, plain_adjacency, propagate
+from smmil.layers.pooling import AttentionPool, attend, embedding
 from smmil.models.base import MILModel, Output
-from smmil.nn import AttentionPool, attend, embedding
 
 
 class PathGCN(MILModel):

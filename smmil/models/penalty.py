@@ -12,12 +12,12 @@ from typing import Any
 
 from torch import Tensor
 
-from smmil.data import BagBatch
+from smmil.data.batch import BagBatch
+from smmil.layers.segments import segment_softmax, segment_sum
 from smmil.models.abmil import ABMIL
 from smmil.models.base import Output, graph_of
 from smmil.models.transformer import TransformerMIL
-from smmil.nn import segment_softmax, segment_sum
-from smmil.sm import Graph
+from smmil.sm.operator import Graph
 
 TARGETS = ("raw", "softmax")
 

@@ -7,9 +7,10 @@ Score: s_i.
 
 from torch import nn
 
-from smmil.data import BagBatch
+from smmil.data.batch import BagBatch
+from smmil.layers.pooling import embedding
+from smmil.layers.segments import segment_max, segment_mean
 from smmil.models.base import MILModel, Output
-from smmil.nn import embedding, segment_max, segment_mean
 
 POOLS = ("mean", "max", "max_embedding")
 

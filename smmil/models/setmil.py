@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from smmil.attention import Bias, check_length, packed_attention, split_heads
-from smmil.data import BagBatch
-from smmil.dropout import Dropout
-from smmil.lattice import Cells, lattice
+from smmil.data.batch import BagBatch
+from smmil.layers.attention import Bias, check_length, packed_attention, split_heads
+from smmil.layers.dropout import Dropout
+from smmil.layers.lattice_cells import Cells, lattice
+from smmil.layers.pooling import embedding
 from smmil.models.base import MILModel, Output
-from smmil.nn import embedding
 
 KEEP = 2**25  # neighbourhood elements of a batch that are kept for the backward pass
 BUCKETS = 5  # rounded distance 0, 1, 2-3, >= 4, and any pair with the class token

@@ -6,10 +6,10 @@ late: f = Sm(tanh(H W^T + b) w). mid and late pool the raw H. Score: f (late: af
 
 from torch import nn
 
-from smmil.data import BagBatch
+from smmil.data.batch import BagBatch
+from smmil.layers.pooling import AttentionPool, embedding
 from smmil.models.base import MILModel, Output, graph_of
-from smmil.nn import AttentionPool, embedding
-from smmil.sm import Sm
+from smmil.sm.operator import Sm
 
 
 class SmAP(MILModel):

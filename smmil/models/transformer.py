@@ -6,10 +6,11 @@ Every Sm has its own alpha. Score: f of the pool.
 
 from torch import nn
 
-from smmil.data import BagBatch
+from smmil.data.batch import BagBatch
+from smmil.layers.pooling import AttentionPool, embedding
+from smmil.layers.transformer import TransformerLayer
 from smmil.models.base import MILModel, Output, graph_of
-from smmil.nn import AttentionPool, TransformerLayer, embedding
-from smmil.sm import Sm
+from smmil.sm.operator import Sm
 
 
 class TransformerMIL(MILModel):

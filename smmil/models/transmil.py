@@ -5,7 +5,7 @@ token goes in front. x <- x + Nystrom(LN x); PPEG: tokens as an S x S picture, x
 x <- x + Nystrom(LN x); LN; Linear on the class token. The order of the instances matters (PPEG).
 
 Score: the second layer's attention from the class token to the real tokens, mean over heads; approximated attention may
-be negative. A bag with no more tokens than landmarks gets exact attention (see `smmil.nystrom`).
+be negative. A bag with no more tokens than landmarks gets exact attention (see `smmil.layers.nystrom`).
 
 Shapes: (M,P) -> bag_logit (B,), instance_score (M,). Bags that fill the same square run together.
 """
@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from smmil.data import BagBatch
-from smmil.depthwise import depthwise
+from smmil.data.batch import BagBatch
+from smmil.layers.depthwise import depthwise
+from smmil.layers.nystrom import NystromAttention
+from smmil.layers.pooling import embedding
 from smmil.models.base import MILModel, Output
-from smmil.nn import embedding
-from smmil.nystrom import NystromAttention
 
 
 class PPEG(nn.Module):

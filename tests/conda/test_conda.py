@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.workflows import ROOT, snakemake, write_config
+from tests.helpers.workflows import ROOT, snakemake, write_config
 
 CLIENT = ROOT / "tests/conda/standin/bin"
 

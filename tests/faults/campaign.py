@@ -34,7 +34,7 @@ from typing import Any
 
 from tests.faults.evidence import differences, finished_work, kinds, redone, usual_seconds
 from tests.faults.house import make_raw, settings
-from tests.workflows import ROOT, snakemake, write_config
+from tests.helpers.workflows import ROOT, snakemake, write_config
 
 log = logging.getLogger("campaign")
 RULES = (

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from smmil import predictions, train
-from tests.train_helpers import make_dataset, source_arguments, train_arguments
+from smmil.predictions.__main__ import main as predict_main
+from smmil.train import __main__ as train
+from tests.helpers.train_helpers import make_dataset, source_arguments, train_arguments
 
 
 class Work:
@@ -32,8 +33,8 @@ class Work:
         return [*map(str, names), *source_arguments(self.folder), "--device", "cpu", "--threads", "1"]
 
     def predict(self) -> int:
-        """Exit code of `smmil.predictions`."""
-        return predictions.main(self.predict_arguments())
+        """Exit code of `smmil.predictions.runs`."""
+        return predict_main(self.predict_arguments())
 
 
 @pytest.fixture(scope="module")

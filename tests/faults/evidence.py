@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from smmil.runs import MEASURED, load_state
+from smmil.artifacts.runs import MEASURED, load_state
 
 # wall times, and which process wrote; what a killed writer leaves hidden is never read
 VOLATILE = re.compile(

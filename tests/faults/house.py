@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.workflows import ROOT
+from tests.helpers.workflows import ROOT
 
 
 def settings(datasets: Sequence[str], size: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 from tests.faults.campaign import RULES, Campaign, Jobs, plan
 from tests.faults.conftest import Work
 from tests.faults.evidence import differences, finished_work, kinds, redone
-from tests.workflows import ROOT
+from tests.helpers.workflows import ROOT
 
 KILLS, SEED = 6, 0
 SAID = """localrule list_bags:

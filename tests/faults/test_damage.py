@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from preprocessing import check, weights
-from smmil import training
-from smmil.predictions import load_run
-from smmil.results import load_predictions, read_index
-from smmil.runs import append_log, load_state, read_done, read_log, save_state
+from smmil.artifacts.results import load_predictions, read_index
+from smmil.artifacts.runs import append_log, load_state, read_done, read_log, save_state
+from smmil.predictions.runs import load_run
+from smmil.train import fit as training
 from tests.faults.conftest import Work
 from tests.faults.damage import WAYS, flip, tree
-from tests.workflows import ROOT
+from tests.helpers.workflows import ROOT
 
 Capture = pytest.CaptureFixture[str]
 Log = pytest.LogCaptureFixture

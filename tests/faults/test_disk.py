@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from smmil.runs import load_state, read_log
+from smmil.artifacts.runs import load_state, read_log
 from tests.faults.conftest import Work
 from tests.faults.damage import tree
-from tests.workflows import ROOT
+from tests.helpers.workflows import ROOT
 
 PROGRAM = """
 import errno, json, os, pathlib, resource, runpy, sys

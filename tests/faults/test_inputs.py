@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from preprocessing import store
-from smmil import predictions, train
-from smmil.runs import read_log
+from preprocessing.store import bags as store
+from smmil.artifacts.runs import read_log
+from smmil.predictions import runs as predictions
+from smmil.train import __main__ as train
 from tests.faults.conftest import Work
 from tests.faults.damage import tree
 

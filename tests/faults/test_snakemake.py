@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.evidence import identity
-from tests.workflows import ROOT, planned, snakemake, write_config
+from tests.helpers.workflows import ROOT, planned, snakemake, write_config
 
 pytestmark = pytest.mark.slow
 TARGET = "results/rsna/instances/shards/0000.json"

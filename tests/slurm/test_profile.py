@@ -5,7 +5,7 @@ import re
 import pytest
 import yaml
 
-from tests.workflows import ROOT, fake_raw, planned, write_config
+from tests.helpers.workflows import ROOT, fake_raw, planned, write_config
 
 PROFILE = ROOT / "workflow/profiles/slurm"
 TEXT = (PROFILE / "config.v9+.yaml").read_text()

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from smmil.runs import MEASURED
+from smmil.artifacts.runs import MEASURED
+from tests.helpers.workflows import ROOT, write_config
 from tests.slurm import cluster
-from tests.workflows import ROOT, write_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 LIMIT_SECONDS = 1500  # about ten times what a quiet machine needs

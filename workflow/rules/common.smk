@@ -8,22 +8,12 @@ sys.path.insert(0, workflow.basedir)
 
 from preprocessing.datasets import DATASETS
 from preprocessing.datasets.base import MissingRaw, source_files
-from preprocessing.features import STAGE_VERSION as FEATURES_VERSION
-from preprocessing.instances import STAGE_VERSION as INSTANCES_VERSION
-from preprocessing.qc import STAGE_VERSION as QC_VERSION
-from preprocessing.status import STAGE_VERSION as STATUS_VERSION
-from smmil.comparison_table import STAGE_VERSION as COMPARISONS_VERSION
-from smmil.config import parse_config, training_options
-from smmil.evaluate import STAGE_VERSION as METRICS_VERSION
-from smmil.figures import STAGE_VERSION as FIGURES_VERSION
-from smmil.maps import STAGE_VERSION as MAPS_VERSION
-from smmil.outputs import TABLES, all_pairings, pairings
-from smmil.predictions import PREDICTIONS_STAGE_VERSION as PREDICTIONS_VERSION
-from smmil.report import STAGE_VERSION as REPORT_VERSION
-from smmil.outputs import table_layout as layout_of
-from smmil.runs import RUN_STAGE_VERSION as RUNS_VERSION
-from smmil.tables import STAGE_VERSION as TABLES_VERSION
-from smmil.variants import base_method
+from preprocessing.common import stage_versions as preprocessing_versions
+from smmil.config import stage_versions
+from smmil.config.experiment import parse_config, training_options
+from smmil.config.outputs import TABLES, all_pairings, pairings
+from smmil.config.outputs import table_layout as layout_of
+from smmil.config.variants import base_method
 from snakemake.exceptions import WorkflowError
 
 # under --use-conda Snakemake drops PYTHONPATH; the prefix runs inside the environment

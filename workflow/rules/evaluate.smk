@@ -17,7 +17,7 @@ rule measure_runs:
         runtime=60,
     params:
         resamples=CONFIG.report.bootstrap,
-        stage_version=METRICS_VERSION,
+        stage_version=stage_versions.METRICS,
     shell:
         "python -m smmil.evaluate --index {input:q} --out {output:q} --resamples {params.resamples} 2>&1 | tee {log:q}"
 
@@ -49,7 +49,7 @@ rule make_table:
         runtime=30,
     params:
         layout=lambda w: table_layout(w.table),
-        stage_version=TABLES_VERSION,
+        stage_version=stage_versions.TABLES,
     shell:
         "python -m smmil.tables --table {wildcards.table} --metrics {input:q} --layout {params.layout:q} "
         "--out-csv {output.csv:q} --out-md {output.md:q} --out-tex {output.tex:q} --out-html {output.html:q} "
@@ -76,7 +76,7 @@ rule make_resources:
         runtime=30,
     params:
         layout=lambda w: table_layout("resources"),
-        stage_version=TABLES_VERSION,
+        stage_version=stage_versions.TABLES,
     shell:
         "python -m smmil.tables --table resources --runs {input:q} "
         "--layout {params.layout:q} --out-csv {output.csv:q} --out-md {output.md:q} --out-tex {output.tex:q} "
@@ -104,7 +104,7 @@ rule make_comparisons:
     params:
         layout=lambda w: table_layout("comparisons"),
         resamples=CONFIG.report.bootstrap,
-        stage_version=COMPARISONS_VERSION,
+        stage_version=stage_versions.COMPARISONS,
     shell:
         "python -m smmil.comparison_table --index {input:q} --layout {params.layout:q} --resamples {params.resamples} "
         "--out-csv {output.csv:q} --out-md {output.md:q} --out-tex {output.tex:q} --out-html {output.html:q} "

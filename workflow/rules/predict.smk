@@ -20,7 +20,7 @@ rule predict_runs:
         runtime=120,
     params:
         folder=f"{RESULTS}/{{dataset}}",
-        stage_version=PREDICTIONS_VERSION,
+        stage_version=stage_versions.PREDICTIONS,
     shell:
         "python -m smmil.predictions --runs {input.runs:q} --bags {input.bags:q} --instances {params.folder:q}/instances "
         "--features {params.folder:q}/features/{wildcards.encoder} --manifests {input.manifests:q} "
@@ -60,7 +60,7 @@ rule score_bags:
         runtime=120,
     params:
         folder=f"{RESULTS}/{{dataset}}",
-        stage_version=PREDICTIONS_VERSION,
+        stage_version=stage_versions.PREDICTIONS,
     shell:
         "python -m smmil.score --runs {input.runs:q} --bags {input.bags:q} "
         "--instances {params.folder:q}/instances "

@@ -46,7 +46,7 @@ rule cut_instances:
         options=instances_json,
         size=lambda w: CONFIG.datasets[w.dataset].bags_per_shard,
         allowed=lambda w: CONFIG.datasets[w.dataset].allowed_failures,
-        stage_version=INSTANCES_VERSION,
+        stage_version=preprocessing_versions.INSTANCES,
         folder=f"{RESULTS}/{{dataset}}/instances",
     shell:
         "python -m preprocessing.instances --dataset {wildcards.dataset} --bags {input.bags:q} --root {params.root:q} "
@@ -78,7 +78,7 @@ rule extract_features:
         options=instances_json,
         size=lambda w: CONFIG.datasets[w.dataset].bags_per_shard,
         allowed=lambda w: CONFIG.datasets[w.dataset].allowed_failures,
-        stage_version=FEATURES_VERSION,
+        stage_version=preprocessing_versions.FEATURES,
         folder=f"{RESULTS}/{{dataset}}",
         weights=f"--weights {CONFIG.weights.folder} --weights-mode {CONFIG.weights.mode}",
         policy=f"--resize-policy {CONFIG.features.resize_policy} --dtype {CONFIG.features.dtype} "
@@ -132,7 +132,7 @@ rule draw_contact_sheet:
         instances=f"{RESULTS}/{{dataset}}/instances",
         folder=f"{RESULTS}/{{dataset}}/qc",
         most=CONFIG.report.qc_bags,
-        stage_version=QC_VERSION,
+        stage_version=preprocessing_versions.QC,
     shell:
         "python -m preprocessing.qc --dataset {wildcards.dataset} --bags {input.bags:q} --report {input.report:q} "
         "--instances {params.instances:q} --manifests {input.manifests:q} --max-bags {params.most} "
@@ -166,7 +166,7 @@ rule tabulate_status:
     params:
         folder=f"{RESULTS}/{{dataset}}",
         encoders=lambda w: ",".join(CONFIG.datasets[w.dataset].encoders),
-        stage_version=STATUS_VERSION,
+        stage_version=preprocessing_versions.STATUS,
     shell:
         "python -m preprocessing.status {params.folder:q} --dataset {wildcards.dataset} "
         "--encoders {params.encoders:q} 2>&1 | tee {log:q}"

@@ -1,6 +1,6 @@
 # Stored predictions, logs and thumbnails -> figures, attention maps -> one page.
-from smmil.fig_job import figure_layout
-from smmil.outputs import FIGURES, datasets as datasets_of
+from smmil.figures.job import figure_layout
+from smmil.config.outputs import FIGURES, datasets as datasets_of
 
 
 wildcard_constraints:
@@ -80,7 +80,7 @@ rule draw_figure:
         runtime=30,
     params:
         layout=lambda w: layout_json(w.figure),
-        stage_version=FIGURES_VERSION,
+        stage_version=stage_versions.FIGURES,
     shell:
         "python -m smmil.figures --figure {wildcards.figure} --layout {params.layout:q} --metrics {input:q} "
         "--out {output[0]:q} 2>&1 | tee {log:q}"
@@ -106,7 +106,7 @@ rule draw_score_figure:
         runtime=60,
     params:
         layout=lambda w: layout_json(w.figure),
-        stage_version=FIGURES_VERSION,
+        stage_version=stage_versions.FIGURES,
     shell:
         "python -m smmil.figures --figure {wildcards.figure} --layout {params.layout:q} --metrics {input.metrics:q} "
         "--index {input.index:q} --out {output[0]:q} 2>&1 | tee {log:q}"
@@ -141,7 +141,7 @@ rule draw_map_figure:
             f"{dataset}={RESULTS}/{dataset}/instances"
             for dataset in shown_datasets(w.figure)
         ],
-        stage_version=MAPS_VERSION,
+        stage_version=stage_versions.MAPS,
     shell:
         "python -m smmil.figures --figure {wildcards.figure} --layout {params.layout:q} --metrics {input.metrics:q} "
         "--index {input.index:q} --instances {params.instances:q} --out {output[0]:q} 2>&1 | tee {log:q}"
@@ -171,7 +171,7 @@ rule draw_picture:
         runtime=60,
     params:
         layout=lambda w: layout_json("fig4", w),
-        stage_version=FIGURES_VERSION,
+        stage_version=stage_versions.FIGURES,
     shell:
         "python -m smmil.figures --figure {wildcards.picture} --layout {params.layout:q} --metrics {input.metrics:q} "
         "--index {input.index:q} --runs {input.runs:q} --out {output[0]:q} "
@@ -201,7 +201,7 @@ rule draw_curves:
         runtime=30,
     params:
         layout=lambda w: layout_json("curves", w),
-        stage_version=FIGURES_VERSION,
+        stage_version=stage_versions.FIGURES,
     shell:
         "python -m smmil.figures --figure curves --layout {params.layout:q} --metrics {input.metrics:q} "
         "--runs {input.runs:q} --out {output[0]:q} 2>&1 | tee {log:q}"
@@ -228,7 +228,7 @@ rule draw_maps:
         instances=f"{RESULTS}/{{dataset}}/instances",
         layout=lambda w: layout_json("fig5", w),
         bags=CONFIG.report.map_bags,
-        stage_version=MAPS_VERSION,
+        stage_version=stage_versions.MAPS,
     shell:
         "python -m smmil.maps --layout {params.layout:q} --instances {params.instances:q} --index {input.index:q} "
         "--metrics {input.metrics:q} --bags {params.bags} --out $(dirname {output:q}) 2>&1 | tee {log:q}"
@@ -277,7 +277,7 @@ rule write_report:
         layout=table_layout(),
         layouts=table_layouts(),
         quirks=sorted(CONFIG.active_quirks),
-        stage_version=REPORT_VERSION,
+        stage_version=stage_versions.REPORT,
     shell:
         "python -m smmil.report --title smmil --layout {params.layout:q} --metrics {input.metrics:q} "
         "--tables {input.tables:q} --qc {input.qc:q} --figures {input.figures:q} --maps {input.maps:q} "

@@ -25,7 +25,7 @@ rule train_part:
         folder=f"{RESULTS}/{{dataset}}",
         training=training_json,
         method=method_json,
-        stage_version=RUNS_VERSION,
+        stage_version=stage_versions.RUNS,
     shell:
         "{TRAINING_CACHES} python -m smmil.train --dataset {wildcards.dataset} --encoder {wildcards.encoder:q} --method {wildcards.method} "
         "--bags {input.bags:q} --instances {params.folder:q}/instances "
@@ -55,7 +55,7 @@ rule train_runs:
         folder=f"{RESULTS}/{{dataset}}",
         training=training_json,
         method=method_json,
-        stage_version=RUNS_VERSION,
+        stage_version=stage_versions.RUNS,
     shell:
         "{TRAINING_CACHES} python -m smmil.train --dataset {wildcards.dataset} --encoder {wildcards.encoder:q} --method {wildcards.method} "
         "--bags {input.bags:q} --instances {params.folder:q}/instances "

@@ -1,0 +1,233 @@
+"""Overrides of single bags: settings that differ from the dataset's, or the reason why a bag is skipped.
+
+They are further columns of a custom manifest or, for every kind of dataset, a CSV file named by the source key
+`overrides` (column bag_id and any of the following). An empty cell means no override.
+
+| column | meaning |
+|---|---|
+| `skip` | a reason: the bag is not processed; every list and table names it |
+| `mpp` | um per px at level 0, replaces the file's |
+| `preset` | tissue thresholds: bwh_biopsy, bwh_resection, tcga, default or mil4wsi |
+| `sthresh`, `use_otsu`, `mthresh`, `close`, `seg_level` | tissue mask: threshold, Otsu's, filters, pyramid level |
+| `a_t`, `a_h`, `max_n_holes`, `fallback` | tissue mask: areas, holes, a second try with loosened thresholds |
+| `min_tissue` | PANDA's windows: minimum tissue share of a window |
+| `mask` | tissue mask, a PNG below the root of any size with the slide's aspect ratio, more than 0 = tissue |
+
+Overrides cannot change tile size, level or lattice: all bags of a dataset have one scale. Unknown columns, bags and
+values are rejected when the bags are listed. Overrides are part of the bag's key, so only that bag is redone.
+"""
+
+import csv
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from preprocessing.bags.checks import raise_all
+from preprocessing.bags.rows import resolve
+from preprocessing.common.limits import MPP_MAX, MPP_MIN
+from preprocessing.common.options import TISSUE_PRESETS, Options, TissueOptions, WsiOptions
+
+if TYPE_CHECKING:
+    from preprocessing.bags.rows import BagRow
+
+_TISSUE = tuple(name for name in TissueOptions.model_fields if name != "anchor_corrected")
+
+
+class BagOverrides(Options):
+    """The overrides of one bag; None or empty = not overridden. The columns of the files are its fields."""
+
+    skip: str = Field("", max_length=300, description="reason to leave the bag out")
+    mpp: float | None = Field(None, ge=MPP_MIN, le=MPP_MAX, description="um per px at level 0")
+    preset: str | None = Field(None, description="name of a set of tissue thresholds")
+    mask: str = Field("", description="tissue mask, PNG, path relative to the root")
+    min_tissue: float | None = Field(None, ge=0, le=1, description="panda recipe: minimum tissue share of a window")
+    seg_level: int | None = Field(None, ge=-1, description="pyramid level of the tissue mask; -1 = chosen")
+    sthresh: int | None = Field(None, ge=0, le=255, description="saturation threshold, grey levels")
+    mthresh: int | None = Field(None, ge=1, description="side of the median filter, px, odd")
+    close: int | None = Field(None, ge=0, description="side of the closing kernel, px")
+    use_otsu: bool | None = Field(None, description="Otsu's threshold instead of sthresh")
+    a_t: float | None = Field(None, ge=0, description="smallest tissue area, 512 x 512 px level-0 patches")
+    a_h: float | None = Field(None, ge=0, description="smallest hole area, same unit")
+    max_n_holes: int | None = Field(None, ge=0, description="holes kept per contour")
+    fallback: bool | None = Field(None, description="try loosened thresholds where nothing is found")
+
+    @field_validator("preset")
+    @classmethod
+    def _known(cls, name: str | None) -> str | None:
+        if name is not None and name not in TISSUE_PRESETS:
+            raise ValueError(f"expected one of {', '.join(sorted(TISSUE_PRESETS))}")
+        return name
+
+    @field_validator("mthresh")
+    @classmethod
+    def _odd(cls, side: int | None) -> int | None:
+        if side is not None and side % 2 == 0:
+            raise ValueError("expected an odd number")
+        return side
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "BagOverrides":
+        tissue = sorted({"preset", *_TISSUE} & self.given().keys())
+        if self.mask and tissue:
+            raise ValueError(f"mask replaces the whole tissue mask: leave {', '.join(tissue)} empty")
+        if self.use_otsu and self.sthresh is not None:
+            raise ValueError("use_otsu chooses the threshold: leave sthresh empty")
+        return self
+
+    def given(self) -> dict[str, Any]:
+        """Return the overridden settings, by name."""
+        return {name: value for name, value in self.model_dump().items() if value is not None and value != ""}
+
+
+COLUMNS = tuple(BagOverrides.model_fields)
+
+
+def parse_overrides(cells: Mapping[str, str]) -> BagOverrides:
+    """Parse the cells of one row; other columns are ignored.
+
+    Raises:
+        ValueError: an invalid value; the column is named.
+    """
+    return _validated({name: cells[name].strip() for name in COLUMNS if cells.get(name, "").strip()})
+
+
+def _validated(values: Mapping[str, Any]) -> BagOverrides:
+    try:
+        return BagOverrides.model_validate(values)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            where = ".".join(map(str, item["loc"]))
+            text = item["msg"].removeprefix("Value error, ")
+            lines.append(f"{where}: found {item['input']!r}, {text}" if where else text)
+        raise ValueError("; ".join(lines)) from None
+
+
+def read_overrides(path: Path) -> dict[str, BagOverrides]:
+    """Read an overrides file and report all problems at once.
+
+    Raises:
+        ValueError: not a UTF-8 CSV, unknown columns, a bag twice, or a bad value; file and line are named.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream)
+            names = reader.fieldnames or []
+            lines = [{k: v or "" for k, v in row.items() if isinstance(v, str)} for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: not a UTF-8 CSV file ({error}); save it again as CSV, comma separated") from None
+    unknown = [str(name) for name in names if name not in {"bag_id", *COLUMNS}]
+    if "bag_id" not in names or unknown:
+        raise ValueError(
+            f"{path}: found the columns {list(names)}, expected bag_id and any of {', '.join(COLUMNS)}"
+            + (f"; unknown: {', '.join(unknown)}" if unknown else "")
+        )
+    overrides: dict[str, BagOverrides] = {}
+    problems: list[str] = []
+    for number, cells in enumerate(lines, start=2):
+        name = cells.get("bag_id", "").strip()
+        try:
+            if not name or name in overrides:
+                raise ValueError("bag_id occurs twice, expected one line per bag" if name else "bag_id is empty")
+            overrides[name] = parse_overrides(cells)
+        except ValueError as error:
+            problems.append(f"line {number} ({name!r}): {error}")
+    raise_all(problems, str(path))
+    return overrides
+
+
+def apply_overrides(
+    rows: Iterable["BagRow"], overrides: Mapping[str, BagOverrides], root: Path, source: str
+) -> list["BagRow"]:
+    """Apply overrides to rows and report all problems at once.
+
+    Args:
+        rows: the bags.
+        overrides: by bag id.
+        root: the dataset's root folder.
+        source: origin of the overrides for messages, e.g. a file.
+
+    Raises:
+        ValueError: a bag that is not listed, or as `override`.
+    """
+    listed = {row.bag_id: row for row in rows}
+    problems = [
+        f"{name!r}: no such bag, expected one of the {len(listed)} listed ones (excluded or missing bags have none)"
+        for name in overrides
+        if name not in listed
+    ]
+    for name in overrides.keys() & listed.keys():
+        try:
+            listed[name] = override(listed[name], overrides[name], root)
+        except ValueError as error:
+            problems.append(f"{name!r}: {error}")
+    raise_all(sorted(problems), source)
+    return list(listed.values())
+
+
+def override(row: "BagRow", given: BagOverrides, root: Path) -> "BagRow":
+    """Return one row with its overrides.
+
+    Raises:
+        ValueError: a slide's override on a scan, a value that the row has already, or a missing mask.
+    """
+    values = given.given()
+    before = overrides_of(row).given() | {n: getattr(row, n) for n in ("skip", "mpp") if getattr(row, n)}
+    twice = sorted(values.keys() & before.keys())
+    if twice:
+        raise ValueError(f"{', '.join(twice)}: given twice, in the manifest and in the overrides; keep one")
+    if row.modality == "ct" and set(values) - {"skip"}:
+        raise ValueError(f"{', '.join(sorted(set(values) - {'skip'}))}: a CT scan takes no override but skip")
+    if given.mask:
+        path = resolve(root, given.mask)
+        if not path.is_file() or path.suffix.lower() != ".png":
+            raise ValueError(f"mask: found {given.mask!r}, expected a PNG file below {root}")
+        values["mask"] = path.relative_to(Path(root).resolve()).as_posix()
+    skip, mpp = values.pop("skip", row.skip), values.pop("mpp", row.mpp)
+    merged = {**json.loads(row.overrides or "{}"), **values}
+    # values of two files may be inconsistent with each other
+    _validated(merged)
+    text = json.dumps(merged, sort_keys=True, separators=(",", ":")) if merged else ""
+    return replace(row, skip=skip, mpp=mpp, overrides=text)
+
+
+def overrides_of(row: "BagRow") -> BagOverrides:
+    """Parse the overrides of a row of `bags.csv`, without `skip` and `mpp`, which are fields of the row.
+
+    Raises:
+        ValueError: the cell was edited by hand; the bag is named.
+    """
+    if not row.overrides:
+        return BagOverrides()
+    try:
+        return _validated(json.loads(row.overrides))
+    except ValueError as error:
+        raise ValueError(
+            f"{row.bag_id}: overrides {row.overrides!r} in bags.csv: {error}; list the bags again"
+        ) from None
+
+
+def bag_options(options: WsiOptions, row: "BagRow") -> WsiOptions:
+    """Return the dataset's settings with the overrides of one slide.
+
+    Raises:
+        ValueError: an override without effect in the dataset's recipe; bag and override are named.
+    """
+    given = overrides_of(row)
+    values = given.given()
+    if not values:
+        return options
+    unused = {"preset", *_TISSUE} if options.recipe == "panda" else {"min_tissue"}
+    if unused & values.keys():
+        raise ValueError(
+            f"{row.bag_id}: override of {', '.join(sorted(unused & values.keys()))} has no effect on windows of the "
+            f"recipe {options.recipe!r}; remove it"
+        )
+    tissue: dict[str, Any] = {**options.tissue.model_dump(), **TISSUE_PRESETS.get(given.preset or "", {})}
+    tissue |= {name: values[name] for name in _TISSUE if name in values}
+    share = {"min_tissue": values["min_tissue"]} if "min_tissue" in values else {}
+    return WsiOptions.model_validate({**options.model_dump(), **share, "tissue": tissue})

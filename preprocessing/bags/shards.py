@@ -1,0 +1,279 @@
+"""One preprocessing job: process a shard of bags, record the outcome of each, write the shard's manifest.
+
+Errors of single bags are caught here and nowhere else: the reason is recorded, the traceback goes to the log, and the
+next bag is processed. Errors that concern the whole job end it: `MemoryError`, `KeyboardInterrupt`, `Abort`, a full
+disk.
+
+Outputs:
+* the manifest (JSON, the job's declared output): bags, states, sizes, hashes; no times, and sorted, so equal results
+  give equal bytes. It is written only if no more bags failed than allowed.
+* the status (JSONL, not declared, appended): one line per processed bag, with duration and time. A workflow engine
+  deletes the declared outputs of a failed job, so failures are kept here. The file `{shard}.working` in the same folder
+  names the current bag; after a kill (out of memory, out of time) it tells at which bag the job was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from preprocessing.bags.rows import BagRow
+from preprocessing.common.cli import Abort
+from preprocessing.common.files import DISK_ERRORS, name_in_errors, write_json
+
+log = logging.getLogger(__name__)
+
+State = Literal["ok", "empty", "skipped", "failed"]
+STATES: tuple[str, ...] = ("ok", "empty", "skipped", "failed")
+_MAKE_ROOM = "make room, then run the same command again: finished bags are kept"
+_REASON_CHARACTERS = 500
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Outcome of one bag.
+
+    Attributes:
+        state: "ok", "empty" (no instances, which is not an error), "skipped" (by an override) or "failed".
+        n: number of instances.
+        hash: content hash of the stored bag.
+        reason: one line, empty for "ok".
+        redone: False if the bag was already finished.
+        counted: False for a failure that an earlier stage has already reported and allowed.
+        bad_tiles: number of unreadable tiles of the image that were replaced by white.
+    """
+
+    state: State
+    n: int = 0
+    hash: str = ""
+    reason: str = ""
+    redone: bool = True
+    counted: bool = True
+    bad_tiles: int = 0
+
+    def facts(self) -> dict[str, Any]:
+        """Return the fields of manifest entries and status lines; `bad_tiles` only if there are any."""
+        facts = {"state": self.state, "n": self.n, "reason": self.reason}
+        return {**facts, "bad_tiles": self.bad_tiles} if self.bad_tiles else facts
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Identity of a job, the head of its manifest."""
+
+    dataset: str
+    stage: str
+    stage_version: int
+    shard: int
+
+    @property
+    def name(self) -> str:
+        """Shard number as in file names, e.g. "0003"."""
+        return f"{self.shard:04d}"
+
+
+Work = Callable[[BagRow], Outcome]
+
+
+def run_shard(
+    rows: Sequence[BagRow],
+    work: Work,
+    manifest_path: Path | str,
+    allowed_failures: int,
+    status_path: Path | str,
+    *,
+    shard: Shard,
+) -> int:
+    """Process every bag and write the manifest.
+
+    Args:
+        rows: the shard's bags; may be empty (a shard beyond the last bag).
+        work: computes the outcome of a row; may raise.
+        manifest_path: the declared output.
+        allowed_failures: failed bags up to which the job still succeeds.
+        status_path: JSONL to append to.
+        shard: head of the manifest.
+
+    Returns:
+        Exit code: 0, or 1 without a manifest if more bags failed than allowed.
+
+    Raises:
+        Abort: the disk is full or read-only, or `work` raised it.
+    """
+    entries: list[dict[str, Any]] = []
+    failures: list[str] = []
+    Path(status_path).parent.mkdir(parents=True, exist_ok=True)
+    with open(status_path, "a", encoding="utf-8") as status, _working(Path(status_path)) as mark:
+        _end_line(status, Path(status_path))
+        for number, row in enumerate(rows, start=1):
+            started = time.monotonic()
+            mark(row.bag_id)
+            try:
+                outcome = _try(row, work)
+            except (MemoryError, Abort) as error:
+                # the status records at which bag and why the job ended
+                with contextlib.suppress(OSError):
+                    _record(status, row, Outcome("failed", reason=one_line(error)), time.monotonic() - started)
+                raise
+            _record(status, row, outcome, time.monotonic() - started)
+            log.info("%s %s: %d/%d %s", shard.stage, shard.name, number, len(rows), _line(row, outcome))
+            if outcome.state == "failed" and outcome.counted:
+                failures.append(f"{row.bag_id}: {outcome.reason}")
+            entries.append({"bag_id": row.bag_id, "hash": outcome.hash, **outcome.facts()})
+    if len(failures) > allowed_failures:
+        Path(manifest_path).unlink(missing_ok=True)
+        log.error(
+            "%s %s: %d of %d bags failed, %d allowed; reasons in %s\n  %s",
+            shard.stage,
+            shard.name,
+            len(failures),
+            len(rows),
+            allowed_failures,
+            status_path,
+            "\n  ".join(failures),
+        )
+        return 1
+    head = {"dataset": shard.dataset, "stage": shard.stage, "stage_version": shard.stage_version}
+    write_json(manifest_path, {**head, "shard": shard.name, "bags": sorted(entries, key=lambda e: e["bag_id"])})
+    return 0
+
+
+def _try(row: BagRow, work: Work) -> Outcome:
+    try:
+        return work(row)
+    except (MemoryError, Abort):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            raise Abort(f"bag {row.bag_id}: cannot write: {error}; {_MAKE_ROOM}") from error
+        log.exception("bag %s failed", row.bag_id)
+        return Outcome("failed", reason=one_line(error))
+
+
+@contextlib.contextmanager
+def _working(status_path: Path) -> Iterator[Callable[[str], None]]:
+    """Yield a function that writes the current bag into a file, which remains only if the process is killed."""
+    path = status_path.with_suffix(".working")
+
+    def mark(bag_id: str) -> None:
+        with contextlib.suppress(OSError):
+            path.write_text(bag_id + "\n", encoding="utf-8")
+
+    try:
+        yield mark
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error as one line, with its type unless it is a `ValueError`, whose message is for the user."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, ValueError):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return text[:_REASON_CHARACTERS]
+
+
+def _record(status: Any, row: BagRow, outcome: Outcome, seconds: float) -> None:
+    line = {
+        "bag_id": row.bag_id,
+        **outcome.facts(),
+        "seconds": round(seconds, 3),
+        "redone": outcome.redone,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    with name_in_errors(status.name):
+        status.write(json.dumps(line, sort_keys=True) + "\n")
+        status.flush()
+
+
+def _end_line(status: Any, path: Path) -> None:
+    """Terminate the incomplete last line of a job whose disk was full, before new lines are appended."""
+    with path.open("rb") as stream:
+        if stream.seek(0, os.SEEK_END) and stream.seek(-1, os.SEEK_END) is not None and stream.read(1) != b"\n":
+            status.write("\n")
+
+
+def _line(row: BagRow, outcome: Outcome) -> str:
+    state = outcome.state if outcome.redone else f"{outcome.state}, found finished"
+    return f"{row.bag_id} {state}, {outcome.n} instances" + (f" ({outcome.reason})" if outcome.reason else "")
+
+
+def read_manifest(path: Path | str) -> dict[str, dict[str, Any]]:
+    """Read the entries of a shard manifest, by bag id.
+
+    Raises:
+        ValueError: no such file, or not a manifest.
+    """
+    try:
+        bags = json.loads(Path(path).read_text(encoding="utf-8"))["bags"]
+        entries = {str(bag["bag_id"]): dict(bag) for bag in bags}
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such manifest; run the stage that writes it") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not a shard manifest ({error!r})") from error
+    broken = [bag for bag, entry in entries.items() if entry.get("state") not in STATES]
+    if broken:
+        raise ValueError(f"{path}: bags {broken[:5]} have no valid state, expected one of {STATES}")
+    return entries
+
+
+@contextlib.contextmanager
+def shard_lock(path: Path | str) -> Iterator[None]:
+    """Hold the lock of one shard; a second job waits for it and then skips the finished bags.
+
+    A killed job releases its lock. On a file system without locks the job goes on with a warning: two jobs on one shard
+    then do the work twice, but bags are written atomically in any case.
+
+    Args:
+        path: lock file; it stays on disk.
+    """
+    from filelock import FileLock, Timeout
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, poll_interval=0.2, fallback_to_soft=False)
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.info("waiting: another job works on this shard (%s)", path)
+            lock.acquire()
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        log.warning("%s: this file system has no locks (%s); going on without", path, error)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def add_shard_arguments(parser: argparse.ArgumentParser, stage_version: int) -> None:
+    """Add the arguments of every stage over shards of bags."""
+    parser.add_argument("--dataset", required=True, help="name of the dataset in the config")
+    parser.add_argument("--bags", required=True, type=Path, help="bags.csv")
+    parser.add_argument("--root", required=True, type=Path, help="folder with the raw data")
+    parser.add_argument("--shard", required=True, type=int, help="number of the shard, from 0")
+    parser.add_argument("--bags-per-shard", required=True, type=int, help="bags per shard")
+    parser.add_argument("--options", default="{}", help='JSON: {"wsi": {...}, "ct": {...}}')
+    parser.add_argument("--out", required=True, type=Path, help="folder of the stage")
+    parser.add_argument("--manifest", required=True, type=Path, help="JSON to write: bags, states, hashes")
+    parser.add_argument("--status", type=Path, help="JSONL to append to: outcomes with times (default beside --out)")
+    parser.add_argument("--allowed-failures", type=int, default=0, help="failed bags up to which the job succeeds")
+    parser.add_argument("--stage-version", type=int, help=f"version the caller expects (this is {stage_version})")
+
+
+def check_stage_version(expected: int | None, actual: int) -> None:
+    """Log a warning if the caller expects another version; the program's version counts."""
+    if expected is not None and expected != actual:
+        log.warning("--stage-version %d, but this program is version %d, which counts", expected, actual)

@@ -1,0 +1,1 @@
+"""What every stage shares: command lines, whole-or-nothing files, typed options, downloads, compiled code."""

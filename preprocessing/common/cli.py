@@ -1,0 +1,91 @@
+"""Shared by all command lines: one-line errors for what the user can fix, plain logs, atomic writes."""
+
+import functools
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from preprocessing.common.files import _FORBIDDEN, DISK_ERRORS
+
+T = TypeVar("T")
+
+
+class Abort(Exception):
+    """An error that concerns the whole job, not one bag, such as a failing device."""
+
+
+class Main(Protocol):
+    """A command line: `main(argv) -> exit code`; None stands for the arguments of the process."""
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int:
+        """Run the command."""
+
+
+def setup_logging(level: int = logging.INFO) -> None:
+    """Send plain log lines to stderr; a second call changes nothing."""
+    logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+def guard(main: Main) -> Main:
+    """Report errors that the user can fix in one line on stderr.
+
+    These are a `ValueError` (exit code 2), and a disk that is full, read-only or forbidden (exit code 1). Every other
+    exception is a bug and keeps its traceback.
+
+    Args:
+        main: `main(argv) -> exit code`.
+
+    Returns:
+        The same callable, with such errors reported in one line.
+    """
+
+    @functools.wraps(main)
+    def guarded(argv: Sequence[str] | None = None) -> int:
+        setup_logging()
+        try:
+            return main(argv)
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except (OSError, Abort) as error:
+            message = disk_trouble(error)
+            if message is None:
+                raise
+            print(f"error: {message}", file=sys.stderr)
+            return 1
+
+    return guarded
+
+
+def disk_trouble(error: OSError | Abort) -> str | None:
+    """Return what to do about a full, read-only or forbidden disk, in one line; None for every other error."""
+    if isinstance(error, Abort):
+        return str(error) if isinstance(error.__cause__, OSError) and disk_trouble(error.__cause__) else None
+    file, reason = error.filename or "a file", error.strerror or str(error)
+    # permission errors without a file have other causes, such as a process that may not be signalled
+    if error.errno in _FORBIDDEN and error.filename:
+        advice = "see that you may write there (read, if it is an input), or name another folder"
+        return f"cannot open or write {file}: {reason}; {advice}, then run the same command again"
+    if error.errno in DISK_ERRORS:
+        advice = "make room there, then run the same command again: what is finished is kept"
+        return f"cannot write {file}: {reason}; {advice}"
+    return None
+
+
+def read_record(record: type[T], path: Path | str) -> T:
+    """Read a JSON object into a dataclass; keys without a field are ignored.
+
+    Raises:
+        ValueError: The file is missing or not JSON, or a value has another type; the message names file and key.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(record).validate_json(Path(path).read_bytes())
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such file") from error
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc'])) or 'content'}: {e['msg']}" for e in error.errors()]
+        raise ValueError(f"{path}: {'; '.join(problems)}; wrong kind of file?") from error

@@ -1,0 +1,7 @@
+"""The version of every preprocessing stage; incrementing one redoes what the stage stores, a cosmetic edit does not."""
+
+INSTANCES = 1
+FEATURES = 2
+IMPORT = 1
+QC = 2
+STATUS = 1

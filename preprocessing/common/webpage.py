@@ -1,0 +1,63 @@
+"""Web pages from templates: each page is one file with style and pictures inside that opens offline.
+
+Templates are jinja2 files (`NAME.html.j2`) with autoescape. Those that pages share, with the one stylesheet
+`style.css`, are in `preprocessing/common/templates`.
+"""
+
+import base64
+import io
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+SHARED = Path(__file__).parent / "templates"
+
+
+def render(name: str, folder: Path = SHARED, **values: object) -> str:
+    """Return a rendered template.
+
+    Args:
+        name: file name of the template.
+        folder: where it is; it may extend and import the shared templates.
+        values: its variables. All of them must be given.
+    """
+    environment = Environment(
+        loader=FileSystemLoader([folder, SHARED]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(name).render(values)
+
+
+def data_uri(data: bytes, kind: str) -> str:
+    """Return the bytes of a picture ("webp" or "jpeg") as a data URI."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def thumbnail(path: Path, box: tuple[int, int] = (1000, 1800), quality: int = 62) -> tuple[str, int, int]:
+    """Return a small WebP copy of a picture as (data URI, width, height).
+
+    Args:
+        path: PNG or JPEG.
+        box: largest width and height of the copy, px.
+        quality: of WebP, 0 to 100.
+
+    Raises:
+        ValueError: The file is missing or is not a picture.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            small = image.convert("RGB")
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such picture; draw it again") from error
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{path}: not a picture, expected PNG or JPEG") from error
+    small.thumbnail(box, Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    small.save(stream, format="WEBP", quality=quality, method=6)
+    return data_uri(stream.getvalue(), "webp"), *small.size

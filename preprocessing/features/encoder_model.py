@@ -1,0 +1,156 @@
+"""Encoders as networks: built, weights loaded and verified, tiles (B, H, W, 3) in, features (B, P) float32 out.
+
+Evaluation mode, no gradients, channels-last memory. Float32 means float32 (no TF32 on the GPU); bfloat16 is autocast
+and stays within a cosine of 0.999 of it. Features of a tile do not depend on the rest of its batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from preprocessing.features.encoders import (
+    Encoder,
+    check_weights,
+    encoder_id,
+    get_encoder,
+    recorded_hash,
+    weights_hash,
+)
+from preprocessing.features.transforms import Resize, check_policy, normalised, resized, resolve_policy
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+PRECISIONS = ("float32", "bf16")
+
+
+def _with_timm_settings(encoder: Encoder, model: Any) -> Encoder:
+    """The entry of a timm model with mean, std, input size and P as the model has them."""
+    import importlib
+
+    # by name: timm ships without type declarations
+    data = importlib.import_module("timm.data").resolve_model_data_config(model)
+    side = int(data["input_size"][1])
+    fixed = side if data.get("fixed_input_size") or model.pretrained_cfg.get("fixed_input_size") else 0
+    published = (max(side, round(side / float(data["crop_pct"]))), side)
+    mean, std = tuple(map(float, data["mean"])), tuple(map(float, data["std"]))
+    return replace(encoder, dim=int(model.num_features), mean=mean, std=std, published=published, fixed_input=fixed)
+
+
+class LoadedEncoder:
+    """A network in evaluation mode on its device: tiles (B, H, W, 3) -> features (B, P) float32.
+
+    Attributes:
+        encoder: its entry, complete (P, mean and std of a timm model included).
+        resize: what happens to a tile first.
+        id: name, marked if the weights are random.
+        weights_sha256: of the file, or "random-SEED".
+    """
+
+    id: str = ""
+    weights_sha256: str = ""
+
+    def __init__(self, encoder: Encoder, model: nn.Module, resize: Resize, device: str, precision: str) -> None:
+        import torch
+
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision {precision!r}, expected one of {PRECISIONS}")
+        self.encoder, self.resize, self.precision = encoder, resize, precision
+        self.device = torch.device(device)
+        # convolutions on the GPU would use TF32 otherwise, and pick algorithms by timing
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.deterministic = True
+        layout: Any = torch.channels_last
+        self.model = model.eval().requires_grad_(False).to(self.device).to(memory_format=layout)
+
+    def __call__(self, tiles: Tensor) -> Tensor:
+        """Features of a batch of tiles: uint8, or float32 in [0, 1]."""
+        return self.forward(resized(tiles.to(self.device), self.resize))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features of a batch that is resized already, (B, 3, h, w) uint8, or float32 in [0, 1]."""
+        import torch
+
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            out: Tensor = self.model(normalised(x, self.encoder.mean, self.encoder.std))
+        out = out.float()
+        if out.ndim != 2 or (self.encoder.dim and out.shape[1] != self.encoder.dim):
+            raise ValueError(
+                f"encoder {self.encoder.name}: output {tuple(out.shape)}, expected (B, {self.encoder.dim})"
+            )
+        return out
+
+
+def load_encoder(
+    name: str,
+    weights: Path | str = "",
+    *,
+    mode: str = "pretrained",
+    seed: int = 0,
+    policy: str = "resize224",
+    device: str = "cpu",
+    precision: str = "float32",
+) -> LoadedEncoder:
+    """Builds an encoder and loads its weights.
+
+    Args:
+        name: key of `ENCODERS` or `timm/NAME`.
+        weights: folder of the weight files (not used in mode random).
+        mode: "pretrained" or "random".
+        seed: of random weights.
+        policy: resize policy, see `preprocessing.features.transforms`.
+        device: "cpu", "cuda", ...
+        precision: "float32", or "bf16" for autocast.
+
+    Raises:
+        ValueError: an unknown name, policy or precision, missing weights, or weights that do not fit or whose hash is
+            not the expected one.
+    """
+    check_policy(policy)
+    encoder = get_encoder(name)
+    digest = weights_hash(name, weights, mode, seed)
+    if not name.startswith("timm/"):
+        resize = _resolve(policy, encoder)  # before the network: a wrong policy should not cost seconds
+    model = encoder.build()
+    if name.startswith("timm/"):
+        encoder = _with_timm_settings(encoder, model)
+        resize = _resolve(policy, encoder)
+    if mode == "random":
+        from preprocessing.features.random_weights import CALIBRATION_PX, randomise
+
+        model = encoder.cut(model)
+        model = randomise(model, seed, side=encoder.fixed_input or CALIBRATION_PX)
+    else:
+        _load_state(encoder, model, encoder.file(weights))
+        model = encoder.cut(model)
+    loaded = LoadedEncoder(encoder, model, resize, device, precision)
+    loaded.id, loaded.weights_sha256 = encoder_id(name, mode, seed), digest
+    return loaded
+
+
+def _resolve(policy: str, encoder: Encoder) -> Resize:
+    return resolve_policy(policy, published=encoder.published, fixed_input=encoder.fixed_input, encoder=encoder.name)
+
+
+def _load_state(encoder: Encoder, model: nn.Module, path: Path) -> None:
+    """Loads a weight file strictly; what is hashed is what is loaded."""
+    data = path.read_bytes()
+    check_weights(encoder, path, hashlib.sha256(data).hexdigest(), recorded_hash(path))
+    if data[8:9] == b"{":  # safetensors: eight bytes of length, then JSON
+        from safetensors.torch import load
+
+        state = load(data)
+    else:
+        import torch
+
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path}: does not fit encoder {encoder.name}: {' '.join(str(error).split())[:300]}"
+        ) from error

@@ -1,0 +1,196 @@
+"""Tile encoders: one registry entry each, weights checked by SHA-256, tiles in, features out.
+
+| name | weights | P | input | mean / std |
+|---|---|---|---|---|
+| resnet18 | torchvision IMAGENET1K_V1 | 512 | any | ImageNet |
+| resnet50, resnet50_v2 | torchvision IMAGENET1K_V1, V2 | 2048 | any | ImageNet |
+| clam_resnet50 | as resnet50, cut after the third stage (CLAM's features) | 1024 | any | ImageNet |
+| vit_b_32 | torchvision IMAGENET1K_V1, class token after the last norm | 768 | 224 only | ImageNet |
+| resnet50_bt | Lunit's Barlow Twins trunk (Kang et al. 2023), non-commercial licence | 2048 | any | Lunit's own |
+| timm/NAME | any timm model, pooled output | its own | its own | its own |
+
+ResNets end with global average pooling. Weights come from files that `preprocessing.weights` fetched; a compute job
+never downloads. Random weights are marked in the encoder's id: `resnet18@random-0`. This module is the register and the
+checks of weight files, without torch; `preprocessing.features.encoder_model` builds the networks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+LUNIT_MEAN, LUNIT_STD = (0.70322989, 0.53606487, 0.66096631), (0.21716536, 0.26081574, 0.20723464)
+MODES = ("pretrained", "random")
+_TORCHVISION = "https://download.pytorch.org/models/"
+_LUNIT = "https://github.com/lunit-io/benchmark-ssl-pathology/releases/download/pretrained-weights/"
+_TIMM_NAME = re.compile(r"timm/([A-Za-z0-9_][A-Za-z0-9_.-]*)")
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """What is known of an encoder before it is built.
+
+    Attributes:
+        name: key in the config.
+        dim: P, 0 = known once built.
+        url: where it comes from; "" = known to timm.
+        sha256: how the file's hash begins; "" = pinned at the first download.
+        build: makes the network the file belongs to; its state dict must fit strictly.
+        cut: turns that network into the encoder (drops a classifier, say).
+        mean: of the input's channels in [0, 1].
+        std: likewise.
+        published: (resize of the shorter side, centre crop) of the weights, px.
+        fixed_input: the only side accepted, px; 0 = any.
+    """
+
+    name: str
+    dim: int
+    url: str
+    sha256: str
+    build: Callable[[], nn.Module]
+    cut: Callable[[nn.Module], nn.Module]
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    published: tuple[int, int] = (256, 224)
+    fixed_input: int = 0
+
+    def file(self, weights: Path | str) -> Path:
+        """Its weight file in the folder of all weights, e.g. `weights/resnet18.pth`."""
+        return Path(weights) / f"{self.name}.pth"
+
+
+def _torchvision(name: str) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        import torchvision
+
+        model: nn.Module = getattr(torchvision.models, name)(weights=None)
+        return model
+
+    return build
+
+
+def _without(attribute: str) -> Callable[[nn.Module], nn.Module]:
+    def cut(model: nn.Module) -> nn.Module:
+        from torch import nn
+
+        setattr(model, attribute, nn.Identity())
+        return model
+
+    return cut
+
+
+def _trunk() -> nn.Module:
+    return _without("fc")(_torchvision("resnet50")())
+
+
+def _after_third_stage(model: nn.Module) -> nn.Module:
+    from torch import nn
+
+    model.layer4, model.fc = nn.Identity(), nn.Identity()
+    return model
+
+
+def _torchvision_encoder(name: str, model: str, dim: int, file: str, head: str = "fc", **more: Any) -> Encoder:
+    prefix = file.rsplit("-", 1)[1].removesuffix(".pth")
+    return Encoder(name, dim, _TORCHVISION + file, prefix, _torchvision(model), _without(head), **more)
+
+
+_RESNET50 = _torchvision_encoder("resnet50", "resnet50", 2048, "resnet50-0676ba61.pth")
+ENCODERS: dict[str, Encoder] = {
+    "resnet18": _torchvision_encoder("resnet18", "resnet18", 512, "resnet18-f37072fd.pth"),
+    "resnet50": _RESNET50,
+    "resnet50_v2": _torchvision_encoder("resnet50_v2", "resnet50", 2048, "resnet50-11ad3fa6.pth", published=(232, 224)),
+    "clam_resnet50": replace(_RESNET50, name="clam_resnet50", dim=1024, cut=_after_third_stage),
+    "vit_b_32": _torchvision_encoder(
+        "vit_b_32", "vit_b_32", 768, "vit_b_32-d86f8d99.pth", head="heads", fixed_input=224
+    ),
+    "resnet50_bt": Encoder(
+        *("resnet50_bt", 2048, _LUNIT + "bt_rn50_ep200.torch", ""),
+        *(_trunk, lambda model: model, LUNIT_MEAN, LUNIT_STD),
+    ),
+}
+
+
+def get_encoder(name: str) -> Encoder:
+    """Looks an encoder up; `timm/NAME` makes an entry on the fly.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name in ENCODERS:
+        return ENCODERS[name]
+    match = _TIMM_NAME.fullmatch(name)
+    if match:
+        return _timm_encoder(name, match[1])
+    raise ValueError(f"encoder {name!r}, expected one of {', '.join(ENCODERS)} or timm/NAME")
+
+
+def _timm_encoder(name: str, model_name: str) -> Encoder:
+    def build() -> nn.Module:
+        import timm
+
+        if not timm.is_model(model_name.split(".")[0]):
+            raise ValueError(f"encoder {name!r}: timm has no model {model_name!r}; see timm.list_models()")
+        model: nn.Module = timm.create_model(model_name, pretrained=False)
+        return model
+
+    def cut(model: Any) -> nn.Module:
+        model.reset_classifier(0)
+        cut_model: nn.Module = model
+        return cut_model
+
+    return Encoder(name, 0, "", "", build, cut)
+
+
+def encoder_id(name: str, mode: str, seed: int = 0) -> str:
+    """The encoder's name, marked when its weights are random: `resnet18@random-0`."""
+    if mode not in MODES:
+        raise ValueError(f"weights mode {mode!r}, expected one of {MODES}")
+    return f"{name}@random-{seed}" if mode == "random" else name
+
+
+def weights_hash(name: str, weights: Path | str, mode: str, seed: int = 0) -> str:
+    """SHA-256 of an encoder's weights without loading them ("random-0" for random ones).
+
+    Raises:
+        ValueError: there is no weight file; the message names the target that fetches it.
+    """
+    encoder = get_encoder(name)
+    if encoder_id(name, mode, seed) != name:
+        return f"random-{seed}"
+    path = encoder.file(weights)
+    if not path.is_file():
+        raise ValueError(
+            f"weights of encoder {name} are missing: expected {path}. Run the target `snakemake weights` on a machine "
+            f"with network (or python -m preprocessing.weights --encoder {name} --out {weights})"
+        )
+    pinned = recorded_hash(path)
+    return pinned or hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def recorded_hash(path: Path) -> str:
+    """The hash recorded beside a weight file at its download, "" if there is none."""
+    record = path.with_name(path.name + ".sha256")
+    return record.read_text(encoding="utf-8").split()[0].lower() if record.is_file() else ""
+
+
+def check_weights(encoder: Encoder, path: Path, found: str, recorded: str) -> None:
+    """Refuses weights whose hash is not the published or the recorded one.
+
+    Raises:
+        ValueError: naming file, hashes and what to do.
+    """
+    for expected, source in ((encoder.sha256, "published"), (recorded, "recorded at the first download")):
+        if not found.startswith(expected):
+            raise ValueError(
+                f"{path}: SHA-256 is {found}, expected {expected}... ({source}); the file is damaged or another one. "
+                "Delete it (and its .sha256) and run the target `snakemake weights`"
+            )

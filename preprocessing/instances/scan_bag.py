@@ -1,0 +1,190 @@
+"""CT scans as bags: each slice is one instance, in anatomical order.
+
+Slices are resized after windowing, because resizing HU would change the edge of the skull. Attributes hold file names
+relative to the dataset's root, spacing and windows, never an identifier from a header.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from preprocessing.bags.rows import SLICES, BagRow, resolve
+from preprocessing.common.options import CtOptions
+from preprocessing.instances.graph import chain_neighbors
+from preprocessing.scans.dicom import Header, check_series, read_header, read_slice, slice_order
+from preprocessing.scans.windows import window_slice
+from preprocessing.store.arrays import Instances
+
+Slice = npt.NDArray[np.float32]
+CELL_PX = 128
+MONTAGE_SLICES = 64
+_COVERAGE = {"0": 0.0, "1": 1.0, "x": float("nan")}
+_FRAME = (220, 40, 40)
+
+
+def ct_instances(
+    paths: Sequence[Path | str] | None, options: CtOptions, row: BagRow, root: Path | str, *, thumbnail: bool = True
+) -> Instances:
+    """Turn one scan into instances.
+
+    Args:
+        paths: the slices' files, aligned with `row.images`; None = `row.images` below the root.
+        options: windows and slice size.
+        row: the bag; a CT annotation "slices:..." is aligned with `row.images`.
+        root: the dataset's root folder.
+        thumbnail: whether to read the pixels for a montage.
+
+    Returns:
+        N instances in anatomical order: coords (N, 1) float32 in mm along the slice normal starting at 0, grid (i, 0),
+        a chain of neighbours, coverage 0, 1 or NaN (unknown). A negative scan without annotation has coverage 0.
+
+    Raises:
+        ValueError: a file that is no CT slice, two series, mixed sizes, or an annotation of another length.
+    """
+    files = [resolve(root, name) for name in row.images] if paths is None else [Path(p) for p in paths]
+    if len(files) != len(row.images):
+        raise ValueError(f"{row.bag_id}: found {len(files)} files for {len(row.images)} images, expected as many")
+    headers = [read_header(path, name) for path, name in zip(files, row.images, strict=True)]
+    check_series(headers)
+    order, along = slice_order(headers)
+    n = len(order)
+    attrs = _attributes([headers[i] for i in order], along, options)
+    coverage = _coverage(row)[order]
+    instances = Instances(
+        coords=along.astype(np.float32)[:, None],
+        grid=np.stack([np.arange(n, dtype=np.int32), np.zeros(n, dtype=np.int32)], axis=1),
+        neighbors=chain_neighbors(n),
+        coverage=coverage,
+        attrs=attrs,
+        outlines={"downsample": 1.0, "tissue": [], "holes": [], "lesion": []},
+    )
+    if thumbnail:
+        picture, layout = montage([files[i] for i in order], attrs, coverage)
+        instances.thumbnail = picture
+        instances.outlines["montage"] = layout
+    return instances
+
+
+def read_slices(root: Path | str, attrs: Mapping[str, Any]) -> Iterator[Slice]:
+    """Read the slices of a stored scan for an encoder.
+
+    Args:
+        root: the dataset's root folder.
+        attrs: the bag's attributes: `files` in anatomical order, `windows`, `slice_px`.
+
+    Yields:
+        (slice_px, slice_px, 3) float32 in [0, 1], one per instance, in the order of the instances.
+
+    Raises:
+        ValueError: a file is missing, truncated or cannot be decoded; the message names it.
+    """
+    windows = [(float(level), float(width)) for level, width in attrs["windows"]]
+    for name in attrs["files"]:
+        raw, header = read_slice(resolve(root, name), name)
+        yield _resize(window_slice(raw, header, windows), int(attrs["slice_px"]))
+
+
+def _coverage(row: BagRow) -> npt.NDArray[np.float32]:
+    n = len(row.images)
+    if not row.annotation:
+        return np.full(n, 0.0 if row.label == 0 else np.nan, dtype=np.float32)
+    states = row.annotation.removeprefix(SLICES)
+    if not row.annotation.startswith(SLICES) or len(states) != n or set(states) - set(_COVERAGE):
+        raise ValueError(
+            f"{row.bag_id}: annotation: found {row.annotation[:40]!r}, expected '{SLICES}' and one of 0, 1, x for "
+            f"each of {n} slices"
+        )
+    return np.array([_COVERAGE[state] for state in states], dtype=np.float32)
+
+
+def _attributes(headers: Sequence[Header], along: npt.NDArray[np.float64], options: CtOptions) -> dict[str, Any]:
+    first = headers[0]
+    if not options.resize_slices and (first.rows, first.columns) != (options.slice_px, options.slice_px):
+        raise ValueError(
+            f"{first.name}: {first.rows} x {first.columns} px, expected {options.slice_px} x {options.slice_px}; "
+            "set resize_slices or slice_px"
+        )
+    if any(not width > 0 for _, width in options.windows):
+        raise ValueError(f"windows: found {list(options.windows)}, expected (level, width) with a width above 0 HU")
+    gaps = np.diff(along)
+    spacing: dict[str, object] = {
+        "pixel": [round(mm, 6) for mm in first.pixel_spacing] if first.pixel_spacing else None
+    }
+    for name, statistic in (("slices_min", np.min), ("slices_median", np.median), ("slices_max", np.max)):
+        spacing[name] = round(float(statistic(gaps)), 6) if len(gaps) else None
+    return {
+        "modality": "ct",
+        "preset": options.preset,
+        "windows": [[float(level), float(width)] for level, width in options.windows],
+        "slice_px": options.slice_px,
+        "source_px": [first.rows, first.columns],
+        "resize_filter": None if first.rows == first.columns == options.slice_px else "bilinear_antialias",
+        "files": [h.name for h in headers],
+        "spacing_mm": spacing,
+        "slices_at_one_position": int((gaps < 1e-3).sum()),
+        "slices_repaired_12bit": sum(h.needs_repair for h in headers),
+    }
+
+
+def _resize(channels: npt.NDArray[np.float32], side: int) -> npt.NDArray[np.float32]:
+    if channels.shape[:2] == (side, side):
+        return channels
+    from PIL import Image
+
+    planes = [Image.fromarray(np.ascontiguousarray(channels[..., c])) for c in range(channels.shape[2])]
+    # Pillow's bilinear filter is antialiased, OpenCV's is not
+    small = [np.asarray(plane.resize((side, side), Image.Resampling.BILINEAR)) for plane in planes]
+    resized: npt.NDArray[np.float32] = np.clip(np.stack(small, axis=-1), 0, 1).astype(np.float32, copy=False)
+    return resized
+
+
+def montage(
+    files: Sequence[Path], attrs: Mapping[str, Any], coverage: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.uint8], dict[str, Any]]:
+    """Draw the slices in order, first window in grey, with a red frame around those known to be positive.
+
+    Args:
+        files: the N slices in anatomical order.
+        attrs: the bag's attributes (`files`, `windows`).
+        coverage: (N,).
+
+    Returns:
+        (h, w, 3) uint8 and the layout: `columns`, `cell_px`, `slices` (the index in each cell, row by row; at most 64,
+        evenly spaced).
+    """
+    import cv2
+
+    n = len(files)
+    indices = np.unique(np.linspace(0, n - 1, min(n, MONTAGE_SLICES)).round().astype(int))
+    columns = math.ceil(math.sqrt(len(indices)))
+    rows = -(-len(indices) // columns)
+    picture = np.zeros((rows * CELL_PX, columns * CELL_PX, 3), dtype=np.uint8)
+    level, width = attrs["windows"][0]
+    for cell, index in enumerate(indices):
+        raw, header = read_slice(files[index], attrs["files"][index])
+        grey = _fit(window_slice(raw, header, [(level, width)])[..., 0])
+        tile = np.repeat(grey[..., None], 3, axis=2)
+        cv2.putText(tile, str(index), (4, CELL_PX - 5), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (200, 200, 200), 1, cv2.LINE_AA)
+        if coverage[index] > 0:
+            cv2.rectangle(tile, (0, 0), (CELL_PX - 1, CELL_PX - 1), _FRAME, 2)
+        y, x = cell // columns * CELL_PX, cell % columns * CELL_PX
+        picture[y : y + CELL_PX, x : x + CELL_PX] = tile
+    return picture, {"columns": columns, "cell_px": CELL_PX, "slices": [int(i) for i in indices]}
+
+
+def _fit(grey: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """Scale (H, W) in [0, 1] into a black square cell, keeping the aspect ratio."""
+    import cv2
+
+    height, width = grey.shape
+    scale = CELL_PX / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = cv2.resize(grey, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    cell = np.zeros((CELL_PX, CELL_PX), dtype=np.uint8)
+    y, x = (CELL_PX - size[1]) // 2, (CELL_PX - size[0]) // 2
+    cell[y : y + size[1], x : x + size[0]] = (small * 255).round()
+    return cell

@@ -1,0 +1,274 @@
+"""Turn one slide into one bag of instances: tissue or windows, lattice, lesion coverage, neighbours, thumbnail.
+
+`wsi_instances` computes the geometry; `iter_tiles` and `read_tile` (from `tile_reader`) read the pixels of stored
+instances. All coordinates are level-0, rows sorted by (y, x).
+Shapes: coords, grid (N, 2) int32; neighbors (N, K) int32; coverage (N,) float32.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from preprocessing.common.options import WsiOptions
+from preprocessing.instances.graph import distance_neighbors, grid_neighbors
+from preprocessing.slides.regions import TileReadError
+from preprocessing.slides.slide import Slide, open_slide
+from preprocessing.slides.tile_reader import iter_tiles, read_tile
+from preprocessing.store.arrays import Instances
+from preprocessing.tiling.annotations import Lesion, coverage, read_lesion
+from preprocessing.tiling.contour_tiles import TilePlan, contour_tiles, global_tiles, plan_tiles
+from preprocessing.tiling.panda_windows import PandaWindows, mask_coverage, mask_outlines, panda_windows, plan_windows
+from preprocessing.tiling.tissue import Contour, Tissue, segment_tissue
+
+if TYPE_CHECKING:
+    from preprocessing.bags.rows import BagRow
+
+__all__ = ["iter_tiles", "read_tile", "wsi_instances"]
+
+THUMBNAIL_PX = 1024
+_MASK_SUFFIXES = frozenset({".tif", ".tiff"})
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Geometry:
+    """Result of a recipe: tiles, coverage and attributes."""
+
+    plan: TilePlan
+    coords: npt.NDArray[np.int32]
+    grid: npt.NDArray[np.int32]
+    coverage: npt.NDArray[np.float32]
+    attrs: dict[str, Any]
+    empty_reason: str
+    contours: list[Contour] = field(default_factory=list)
+    lesion: Lesion | None = None
+    mask_outlines: list[npt.NDArray[np.int32]] = field(default_factory=list)
+
+
+def wsi_instances(path: Path | str, options: WsiOptions, row: BagRow, root: Path | str) -> Instances:
+    """Compute the instances of one slide.
+
+    Coverage is NaN for a positive or unlabelled slide without annotation, and 0 for a negative one.
+
+    Args:
+        path: the slide.
+        options: recipe and sizes.
+        row: label, annotation (relative to `root`), provider and mpp override of the bag.
+        root: the dataset's folder.
+
+    Returns:
+        Instances; N = 0 for a slide without tissue.
+
+    Raises:
+        ValueError: unreadable slide, implausible resolution, bad annotation; the message names the file.
+    """
+    with open_slide(path, mpp_override=row.mpp) as slide:
+        mask = _override_mask(slide, row, root)
+        recipe = _panda if options.recipe == "panda" else _clam
+        geometry = recipe(slide, options, row, root, mask)
+        neighbors = _neighbors(geometry, options)
+        attrs = _attrs(slide, options, row, geometry)
+        if len(geometry.coords) > 1 and not (neighbors >= 0).any():
+            log.warning("%s: %d tiles and no two of them are neighbours", path, len(geometry.coords))
+            attrs["zero_edges"] = True
+        if len(geometry.coords) == 0:
+            attrs["empty_reason"] = geometry.empty_reason
+        try:
+            thumbnail, downsample = slide.thumbnail(THUMBNAIL_PX)
+        except TileReadError as error:
+            # the tiles are read from another level, so the bag is usable although a coarse level is damaged
+            log.warning("%s: no thumbnail (%s)", path, error)
+            thumbnail, downsample = None, 1.0
+    outlines = _outlines(geometry, downsample)
+    return Instances(geometry.coords, geometry.grid, neighbors, geometry.coverage, attrs, thumbnail, outlines)
+
+
+def _override_mask(slide: Slide, row: BagRow, root: Path | str) -> npt.NDArray[np.bool_] | None:
+    """Read the tissue mask of the bag's overrides, (h, w)."""
+    from preprocessing.bags.overrides import overrides_of
+    from preprocessing.bags.table import resolve
+    from preprocessing.tiling.mask_image import read_mask
+
+    name = overrides_of(row).mask
+    return read_mask(resolve(Path(root), name), slide.dimensions) if name else None
+
+
+def _tissue(slide: Slide, options: WsiOptions, mask: npt.NDArray[np.bool_] | None) -> Tissue:
+    if mask is None:
+        return segment_tissue(slide, options.tissue, max_bad_tiles=options.max_bad_tiles)
+    from preprocessing.tiling.mask_image import mask_contours
+
+    contours, downsample = mask_contours(mask, slide.dimensions)
+    return Tissue(contours, -1, downsample, ["own mask"])
+
+
+def _clam(
+    slide: Slide, options: WsiOptions, row: BagRow, root: Path | str, mask: npt.NDArray[np.bool_] | None
+) -> _Geometry:
+    plan = plan_tiles(slide.level_downsamples, slide.mpp, options, str(slide.path))
+    tissue = _tissue(slide, options, mask)
+    place_tiles = global_tiles if options.lattice == "global" else contour_tiles
+    tiles = place_tiles(tissue.contours, plan, slide.dimensions, options)
+    lesion = _lesion(slide, row, root)
+    if lesion is None:
+        share = _unannotated(len(tiles.coords), row)
+    else:
+        share = coverage(lesion.geometry, tiles.coords, plan.footprint)
+    attrs: dict[str, Any] = {
+        "lattice": options.lattice,
+        "contour_fn": options.contour_fn,
+        "use_padding": options.use_padding,
+        "tissue": {
+            **options.tissue.model_dump(),
+            "level": tissue.level,
+            "downsample": list(tissue.downsample),
+            "marks": tissue.marks,
+            "contours": len(tissue.contours),
+            "holes": sum(len(contour.holes) for contour in tissue.contours),
+        },
+        "tiles_in_shared_cells": tiles.shared_cells,
+    }
+    if tissue.unreadable:
+        attrs["unreadable_tiles"] = tissue.unreadable
+    if options.lattice == "contour":
+        attrs["contour_of_tile"] = tiles.contour.tolist()
+    if lesion is not None:
+        attrs["annotation_counts"] = lesion.counts
+    reason = "no tile inside the tissue" if tissue.contours else "no tissue found"
+    return _Geometry(plan, tiles.coords, tiles.grid, share, attrs, reason, tissue.contours, lesion)
+
+
+def _windows(slide: Slide, plan: TilePlan, options: WsiOptions, mask: npt.NDArray[np.bool_] | None) -> PandaWindows:
+    if mask is None:
+        return panda_windows(slide, plan, options)
+    from preprocessing.tiling.mask_image import masked_windows
+
+    windows = masked_windows(mask, slide.dimensions, plan, options.min_tissue)
+    windows.marks.append("own mask")
+    return windows
+
+
+def _panda(
+    slide: Slide, options: WsiOptions, row: BagRow, root: Path | str, mask: npt.NDArray[np.bool_] | None
+) -> _Geometry:
+    plan = plan_windows(options, str(slide.path))
+    windows = _windows(slide, plan, options, mask)
+    annotation = _annotation_path(row, root)
+    lesion, outlines = None, []
+    if annotation is None:
+        share = _unannotated(len(windows.coords), row)
+    elif annotation.suffix.lower() in _MASK_SUFFIXES:
+        with open_slide(annotation, require_mpp=False) as labels:
+            share = mask_coverage(labels, windows, plan, slide.dimensions, row.provider)
+            outlines = mask_outlines(labels, row.provider)
+    else:
+        lesion = _lesion(slide, row, root)
+        assert lesion is not None
+        share = coverage(lesion.geometry, windows.coords, plan.footprint)
+    attrs: dict[str, Any] = {
+        "lattice": "global",
+        "otsu_threshold": windows.threshold,
+        "otsu_bgr": options.otsu_bgr,
+        "min_tissue": options.min_tissue,
+        "marks": windows.marks,
+    }
+    if windows.unreadable:
+        attrs["unreadable_tiles"] = windows.unreadable
+    reason = next((mark for mark in windows.marks if mark.startswith("too large")), "no window with enough tissue")
+    return _Geometry(plan, windows.coords, windows.grid, share, attrs, reason, [], lesion, outlines)
+
+
+def _annotation_path(row: BagRow, root: Path | str) -> Path | None:
+    if not row.annotation:
+        return None
+    if row.annotation.startswith("slices:"):
+        raise ValueError(f"{row.bag_id}: annotation 'slices:...' belongs to a CT scan, expected a file for a slide")
+    from preprocessing.bags.table import resolve
+
+    return resolve(Path(root), row.annotation)
+
+
+def _lesion(slide: Slide, row: BagRow, root: Path | str) -> Lesion | None:
+    path = _annotation_path(row, root)
+    if path is None:
+        return None
+    lesion = read_lesion(path, origin=slide.bounds[:2])
+    if not lesion.geometry.is_empty:
+        x0, y0, x1, y1 = lesion.geometry.bounds
+        width, height = slide.dimensions
+        if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
+            raise ValueError(
+                f"{path}: lesion spans x {x0:g}..{x1:g}, y {y0:g}..{y1:g}, outside the slide of {width} x {height} px; "
+                "is it the annotation of another slide, or not in level-0 pixels?"
+            )
+    return lesion
+
+
+def _unannotated(n: int, row: BagRow) -> npt.NDArray[np.float32]:
+    return np.full(n, 0.0 if row.label == 0 else math.nan, np.float32)
+
+
+def _neighbors(geometry: _Geometry, options: WsiOptions) -> npt.NDArray[np.int32]:
+    if options.recipe == "panda" or options.lattice == "global":
+        return grid_neighbors(geometry.grid)
+    # the lattices of several contours are not aligned, so neighbours are found by distance, diagonals included
+    return distance_neighbors(geometry.coords, math.sqrt(2) * geometry.plan.step)
+
+
+def _attrs(slide: Slide, options: WsiOptions, row: BagRow, geometry: _Geometry) -> dict[str, Any]:
+    plan = geometry.plan
+    halved = options.recipe == "panda" and plan.read_px == 2 * plan.tile_px
+    shrunk = plan.read_px != plan.tile_px
+    return {
+        "modality": "wsi",
+        "recipe": options.recipe,
+        "preset": options.preset,
+        "tile_px": plan.tile_px,
+        "read_level": plan.level,
+        "read_px": plan.read_px,
+        "read_downsample": plan.downsample,
+        "l0_footprint_px": plan.footprint,
+        "l0_step_px": plan.step,
+        "resize_filter": ("linear" if halved else "area") if shrunk else "none",
+        "mpp": slide.mpp,
+        "mpp_source": slide.mpp_source,
+        "tile_mpp": slide.mpp * plan.footprint / plan.tile_px,
+        "dimensions": list(slide.dimensions),
+        "bounds": list(slide.bounds),
+        "vendor": slide.properties.get("openslide.vendor", ""),
+        "max_bad_tiles": options.max_bad_tiles,
+        "provider": row.provider,
+        "annotation_present": bool(row.annotation),
+        "annotation_complete": row.annotation_complete,
+        **geometry.attrs,
+    }
+
+
+def _outlines(geometry: _Geometry, downsample: float) -> dict[str, Any]:
+    """Return the polygons for the thumbnail, simplified to one of its pixels."""
+    import cv2
+    import shapely
+
+    def simple(polygon: npt.NDArray[np.int32]) -> list[list[int]]:
+        short = cv2.approxPolyDP(polygon.reshape(-1, 1, 2), downsample, True)
+        return [[int(x), int(y)] for x, y in short.reshape(-1, 2)]
+
+    lesion: list[Any] = [simple(outline) for outline in geometry.mask_outlines]
+    if geometry.lesion is not None:
+        for part in shapely.get_parts(shapely.simplify(geometry.lesion.geometry, downsample)):
+            for ring in (part.exterior, *part.interiors):
+                lesion.append([[round(x, 1), round(y, 1)] for x, y in ring.coords])
+    return {
+        "downsample": downsample,
+        "tissue": [simple(contour.outer) for contour in geometry.contours],
+        "holes": [simple(hole) for contour in geometry.contours for hole in contour.holes],
+        "lesion": lesion,
+    }

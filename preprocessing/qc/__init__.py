@@ -1,0 +1,1 @@
+"""Contact sheets: what was cut out of every bag, the oddest bags first."""

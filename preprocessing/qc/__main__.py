@@ -1,0 +1,49 @@
+"""Draw the contact sheet of a data set: bags.csv and manifests of instances in, HTML, JPEG and counts out."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from preprocessing.common.cli import guard
+from preprocessing.common.files import write_bytes, write_json, write_text
+from preprocessing.qc.sheet import gather, sheet_page
+
+log = logging.getLogger(__name__)
+
+
+def _main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m preprocessing.qc", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--dataset", required=True, help="its name")
+    parser.add_argument("--bags", required=True, type=Path, help="bags.csv")
+    parser.add_argument("--report", required=True, type=Path, help="bags.report.json")
+    parser.add_argument("--instances", required=True, type=Path, help="folder of the instances stage")
+    parser.add_argument("--manifests", nargs="*", default=[], type=Path, help="shard manifests of the instances stage")
+    parser.add_argument("--max-bags", type=int, default=200, help="thumbnails in the page, the oddest and a sample")
+    parser.add_argument("--out", required=True, type=Path, help="folder to write")
+    given = sys.argv[1:] if argv is None else list(argv)
+    args = parser.parse_args(given)
+    if args.max_bags < 1:
+        raise ValueError(f"--max-bags: found {args.max_bags}, expected at least 1")
+    from preprocessing.qc.draw import contact_sheet, jpeg
+
+    sheet = gather(args, shlex.join(["python", "-m", "preprocessing.qc", *given]))
+    counts = sheet.counts
+    title = f"{args.dataset}: {len(sheet.bags)} bags, {counts.instances:,} instances; oddest first"
+    write_bytes(args.out / "contact-sheet.jpg", jpeg(contact_sheet(args.instances, sheet.shown, title), 82))
+    write_json(args.out / "counts.json", asdict(counts))
+    write_text(args.out / "index.html", sheet_page(sheet, args.instances))
+    log.info("%s: %d bags, %d shown, states %s", args.out / "index.html", len(sheet.bags), counts.shown, counts.states)
+    return 0
+
+
+main = guard(_main)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(None))

@@ -1,0 +1,138 @@
+"""Counts of a dataset against those of the published one."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import NamedTuple
+
+from preprocessing.qc.facts import LABELS, BagFacts
+
+
+@dataclass(frozen=True)
+class Omitted:
+    """A file or bag that the list of bags leaves out, with the reason."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ListReport:
+    """What `bags.report.json` says: published counts by name, what is missing or left out, and notes."""
+
+    expected: dict[str, int] = field(default_factory=dict)
+    missing: list[Omitted] = field(default_factory=list)
+    excluded: list[Omitted] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+class Expected(NamedTuple):
+    """A count of the published dataset and the one found, None where it cannot be counted here."""
+
+    name: str
+    published: int
+    found: int | None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A bag that is not ok."""
+
+    bag_id: str
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Counts of a dataset against what it is known to hold; the content of `counts.json`.
+
+    Attributes:
+        dataset: its name.
+        states: state -> bags.
+        splits: split_label -> bags.
+        instances: of all bags.
+        median_instances: of the bags that are ok.
+        expected: published counts beside those found.
+        problems: bags that are not ok.
+        missing: listed, but not in the folder.
+        excluded: left out on purpose.
+        notes: of the list of bags.
+        warnings: text -> bags.
+        shown: bags with a picture in the sheet.
+        command: that made the sheet.
+    """
+
+    dataset: str
+    states: dict[str, int]
+    splits: dict[str, int] = field(default_factory=dict)
+    instances: int = 0
+    median_instances: float = 0.0
+    expected: list[Expected] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    missing: list[Omitted] = field(default_factory=list)
+    excluded: list[Omitted] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    warnings: dict[str, int] = field(default_factory=dict)
+    shown: int = 0
+    command: str = ""
+
+    @property
+    def bags(self) -> int:
+        """Number of bags."""
+        return sum(self.states.values())
+
+    @property
+    def rows(self) -> list[tuple[str, float]]:
+        """The table of counts."""
+        states = [(f"… {state}", n) for state, n in sorted(self.states.items())]
+        splits = [(name.replace("_", ", "), n) for name, n in self.splits.items()]
+        instances = [("instances", self.instances), ("median per bag", self.median_instances)]
+        return [("bags", self.bags), *states, *instances, *splits]
+
+    @property
+    def without_instances(self) -> str:
+        """States other than ok with their numbers, "" if there are none."""
+        return ", ".join(f"{number} {state}" for state, number in sorted(self.states.items()) if state != "ok")
+
+
+def tally(bags: Sequence[BagFacts]) -> Counter[str]:
+    """Count bags, splits, labels and slices by the names that `expected` of a dataset uses."""
+    sizes = [bag.n for bag in bags if bag.state == "ok"]
+    # A paper counts what it used: bags with instances.
+    counts = {"bags": len(bags), "positive": 0, "negative": 0, "paper_bags": len(sizes), "paper_instances": sum(sizes)}
+    tallied = Counter(counts)
+    for bag in bags:
+        label = LABELS[bag.label]
+        tallied.update([bag.split, label, f"{bag.split}_{label}"])
+        if bag.modality == "ct":
+            tallied.update({"slices": bag.n, f"{bag.split}_slices": bag.n})
+    return tallied
+
+
+def compare(published: Mapping[str, int], bags: Sequence[BagFacts]) -> list[Expected]:
+    """Return the published counts beside those of the bags."""
+    tallied = tally(bags)
+    return [Expected(name, number, tallied.get(name)) for name, number in published.items()]
+
+
+def count(dataset: str, bags: Sequence[BagFacts], report: ListReport, *, shown: int = 0, command: str = "") -> Counts:
+    """Count all bags of a dataset; `shown` and `command` are recorded."""
+    sizes = [bag.n for bag in bags if bag.state == "ok"]
+    splits = [(name, n) for name, n in sorted(tally(bags).items()) if "_" in name]
+    return Counts(
+        dataset=dataset,
+        states=dict(Counter(bag.state for bag in bags)),
+        splits={name: n for name, n in splits if not name.startswith(("_", "paper_"))},
+        instances=sum(sizes),
+        median_instances=float(median(sizes)) if sizes else 0.0,
+        expected=compare(report.expected, bags),
+        problems=[Problem(bag.bag_id, bag.state, bag.reason) for bag in bags if bag.state != "ok"],
+        missing=report.missing,
+        excluded=report.excluded,
+        notes=report.notes,
+        warnings=dict(Counter(text for bag in bags for text in bag.warnings)),
+        shown=shown,
+        command=command,
+    )

@@ -1,0 +1,272 @@
+"""Facts about every bag before features are computed, and how much each bag differs from the others.
+
+Oddness of a bag: the largest robust z-score |x - median| / (1.4826 MAD) over its tissue share, the logarithm of its
+number of instances, and its lesion share (among bags that have a lesion), each against the other bags of its modality.
+Where more than half of the bags are equal (MAD 0) the mean absolute deviation x 1.2533 takes its place. Fewer than
+eight bags are not compared. 3.5 and more is called odd (Iglewicz and Hoaglin).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from preprocessing.common.cli import read_record
+
+if TYPE_CHECKING:
+    from preprocessing.bags.rows import BagRow
+
+ODD = 3.5
+LEAST_BAGS = 8
+Ring = list[tuple[float, float]]
+LABELS = {0: "negative", 1: "positive", None: "unlabelled"}
+
+
+@dataclass(frozen=True)
+class BagFacts:
+    """One bag as the sheet shows it.
+
+    Attributes:
+        bag_id: its name.
+        modality: "wsi" or "ct".
+        label: 0, 1 or None.
+        split: train, val, test or "".
+        state: "ok", "empty", "skipped", "failed" or "missing" (not in any manifest).
+        n: number of instances.
+        reason: why it is empty or failed.
+        tissue_share: tissue area / slide area, None if unknown.
+        lesion_share: mean coverage of the instances whose coverage is known, None if none is.
+        mpp: um per px at level 0 (slides), None if unknown.
+        mpp_source: where it came from.
+        warnings: texts.
+        oddness: largest robust z-score.
+        odd_in: what is odd, e.g. "tissue share".
+        facts: further lines for the caption.
+    """
+
+    bag_id: str
+    modality: str
+    label: int | None
+    split: str
+    state: str
+    n: int = 0
+    reason: str = ""
+    tissue_share: float | None = None
+    lesion_share: float | None = None
+    mpp: float | None = None
+    mpp_source: str = ""
+    warnings: tuple[str, ...] = ()
+    oddness: float = 0.0
+    odd_in: str = ""
+    facts: tuple[str, ...] = ()
+
+    @property
+    def is_odd(self) -> bool:
+        """Whether it differs from the other bags."""
+        return self.oddness >= ODD
+
+    @property
+    def chips(self) -> list[str]:
+        """Label, split and size."""
+        unit = "slices" if self.modality == "ct" else "tiles"
+        return [text for text in (LABELS[self.label], self.split, f"{self.n:,} {unit}") if text]
+
+    @property
+    def shares(self) -> list[str]:
+        """Tissue and lesion in percent, where they are known."""
+        lesion = "positive" if self.modality == "ct" else "lesion"
+        shares = (("tissue", self.tissue_share), (lesion, self.lesion_share))
+        return [f"{name} {100 * share:.3g} %" for name, share in shares if share is not None]
+
+    @property
+    def summary(self) -> str:
+        """Shares and oddness in one line, or the state of a bag that is not ok."""
+        if self.state != "ok":
+            return self.state.upper()
+        odd = [f"odd (z {self.oddness:.1f})"] if self.is_odd else []
+        return " · ".join([*self.shares, *odd] or self.facts[:1])
+
+    @property
+    def lines(self) -> list[str]:
+        """What its card says, without the alerts."""
+        mpp = [] if self.mpp is None else [f"{self.mpp:.4g} µm/px ({self.mpp_source or 'source unknown'})"]
+        more = self.facts[:2] if self.state == "ok" else [self.reason]
+        return [line for line in dict.fromkeys([self.summary, *more, *mpp]) if line]
+
+    @property
+    def alerts(self) -> list[str]:
+        """What is odd about it, and its warnings."""
+        return [*([f"odd {self.odd_in}: z = {self.oddness:.1f}"] if self.is_odd else []), *self.warnings]
+
+
+@dataclass(frozen=True)
+class Outlines:
+    """Outlines of a slide in level-0 px, stored beside its thumbnail.
+
+    Attributes:
+        downsample: level-0 px per px of the thumbnail, None for a scan.
+        tissue: rings.
+        holes: rings inside the tissue.
+        lesion: rings; empty where only a mask is known.
+    """
+
+    downsample: float | None = None
+    tissue: list[Ring] = field(default_factory=list)
+    holes: list[Ring] = field(default_factory=list)
+    lesion: list[Ring] = field(default_factory=list)
+
+
+def collect(rows: Sequence["BagRow"], instances: Path, entries: Mapping[str, Mapping[str, Any]]) -> list[BagFacts]:
+    """Read the store for every bag and score oddness.
+
+    Args:
+        rows: of bags.csv.
+        instances: folder with `store/`.
+        entries: manifest entry (state, n, reason) per bag id.
+
+    Returns:
+        One `BagFacts` per row: bags without a picture to trust first (failed, missing, empty), then the oddest first.
+
+    Raises:
+        ValueError: A stored bag is damaged or gone.
+    """
+    bags = []
+    for row in rows:
+        entry = entries.get(row.bag_id, {"state": "missing", "n": 0, "reason": "in no manifest"})
+        warnings = [row.note] if row.note else []
+        if not row.annotation_complete:
+            warnings.append("annotation incomplete")
+        outcome = (entry["state"], entry["n"], entry["reason"])
+        bag = BagFacts(row.bag_id, row.modality, row.label, row.split, *outcome, warnings=tuple(warnings))
+        bags.append(_describe(bag, row, instances) if bag.state == "ok" else bag)
+    first = {"failed": 0, "missing": 1, "empty": 2, "skipped": 3}
+    return sorted(score_oddness(bags), key=lambda bag: (first.get(bag.state, 4), -bag.oddness, bag.bag_id))
+
+
+def _describe(bag: BagFacts, row: "BagRow", instances: Path) -> BagFacts:
+    from preprocessing.check import read_stored
+    from preprocessing.store.bags import read_arrays, read_attrs
+
+    attrs = read_stored(read_attrs, instances / "store", bag.bag_id)
+    coverage = read_stored(read_arrays, instances / "store", bag.bag_id, ["coverage"], verify=True)["coverage"]
+    known = coverage[~np.isnan(coverage)]
+    share = float(known.mean()) if len(known) else None
+    annotated = row.annotation and row.annotation_complete
+    warnings = {
+        "negative bag with lesion": bag.label == 0 and share,
+        "positive bag, no instance inside the lesion": bag.label == 1 and annotated and share == 0,
+    }
+    more, facts = _of_scan(attrs, coverage) if row.modality == "ct" else _of_slide(attrs)
+    bag = replace(
+        bag, lesion_share=share, warnings=(*bag.warnings, *_true({**warnings, **more})), facts=tuple(_true(facts))
+    )
+    if row.modality == "ct":
+        return bag
+    share = tissue_share(read_outlines(instances, bag.bag_id), attrs, bag.n)
+    return replace(bag, mpp=attrs.get("mpp"), mpp_source=str(attrs.get("mpp_source") or ""), tissue_share=share)
+
+
+def read_outlines(instances: Path, bag_id: str) -> Outlines:
+    """Read the outlines beside a bag's thumbnail; a bag without any has empty ones."""
+    path = instances / "thumbnails" / f"{bag_id}.json"
+    return read_record(Outlines, path) if path.is_file() else Outlines()
+
+
+def _true(texts: Mapping[str, object]) -> list[str]:
+    return [text for text, applies in texts.items() if applies]
+
+
+def _of_slide(attrs: Mapping[str, Any]) -> tuple[dict[str, object], dict[str, object]]:
+    """Return warnings and facts of a slide, each with whether it applies."""
+    marks = [*attrs.get("marks", []), *attrs.get("tissue", {}).get("marks", [])]
+    unreadable, counts = attrs.get("unreadable_tiles"), attrs.get("annotation_counts", {})
+    overrides = ", ".join(f"{name} {value}" for name, value in sorted((attrs.get("overrides") or {}).items()))
+    outlines = ", ".join(f"{counts[name]} {name}" for name in ("repaired", "dropped") if counts.get(name))
+    warnings = {
+        f"{unreadable} unreadable places of the slide counted as white": unreadable,
+        "tissue found only with loosened thresholds": "fallback" in marks,
+        "no two tiles are neighbours": attrs.get("zero_edges"),
+        "resolution unknown": attrs.get("mpp") is None,
+    }
+    return warnings, {f"overrides: {overrides}": overrides, f"lesion outlines: {outlines}": outlines}
+
+
+def _of_scan(
+    attrs: Mapping[str, Any], coverage: npt.NDArray[np.float32]
+) -> tuple[dict[str, object], dict[str, object]]:
+    """Return warnings and facts of a scan, each with whether it applies; `coverage` (N,)."""
+    spacing = attrs.get("spacing_mm", {})
+    low, middle, high = (spacing.get(f"slices_{name}") for name in ("min", "median", "max"))
+    double, repaired = attrs.get("slices_at_one_position"), attrs.get("slices_repaired_12bit")
+    warnings = {
+        "unequal slice spacing": low is not None and high > 1.5 * max(low, 1e-6),
+        f"{double} slices at the position of another": double,
+        f"{repaired} slices repaired (12-bit)": repaired,
+    }
+    apart = "" if middle is None else f"{middle:g} mm apart" if low == high else f"{low:g} to {high:g} mm apart"
+    return warnings, {apart: apart, f"{int(np.sum(coverage > 0))} of {len(coverage)} slices positive": True}
+
+
+def tissue_share(outlines: Outlines, attrs: Mapping[str, Any], n: int) -> float | None:
+    """Return the tissue's share of the slide area, in [0, 1], or None if it is unknown.
+
+    Args:
+        outlines: of the slide; without tissue in it, the area of `n` tile steps is taken.
+        attrs: of the stored instances. The area is that of the scanned region where `bounds` has it.
+        n: number of tiles.
+    """
+    width, height = attrs["bounds"][2:] if "bounds" in attrs else attrs.get("dimensions", (0, 0))
+    if not width * height:
+        return None
+    if outlines.tissue:
+        area = sum(map(_area, outlines.tissue)) - sum(map(_area, outlines.holes))
+    else:
+        area = n * float(attrs.get("l0_step_px", 0)) ** 2
+    return float(min(1.0, max(0.0, area / (width * height))))
+
+
+def _area(ring: Ring) -> float:
+    x, y = np.array(ring, np.float64).reshape(-1, 2).T
+    return abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))) / 2
+
+
+def robust_z(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return robust z-scores (n,), NaN where the value is NaN, 0 everywhere if all values are equal."""
+    known = values[~np.isnan(values)]
+    if len(known) == 0:
+        return np.full(values.shape, np.nan)
+    distance = np.abs(values - np.median(known))
+    spread = 1.4826 * float(np.nanmedian(distance)) or 1.2533 * float(np.nanmean(distance))
+    return np.asarray(distance / spread if spread else distance * 0.0, np.float64)
+
+
+def score_oddness(bags: Sequence[BagFacts]) -> list[BagFacts]:
+    """Return the bags with `oddness` and `odd_in` set, per modality; only bags in state "ok" take part."""
+    scored = list(bags)
+    for modality in {bag.modality for bag in bags}:
+        where = [i for i, bag in enumerate(bags) if bag.modality == modality and bag.state == "ok"]
+        columns = {
+            "tissue share": [bags[i].tissue_share for i in where],
+            "number of instances": [float(np.log(max(bags[i].n, 1))) for i in where],
+            "lesion share": [bags[i].lesion_share or None for i in where],
+        }
+        for name, column in columns.items():
+            values = np.array(column, np.float64)
+            if np.sum(~np.isnan(values)) < LEAST_BAGS:
+                continue
+            for i, z in zip(where, robust_z(values), strict=True):
+                if z > scored[i].oddness:
+                    scored[i] = replace(scored[i], oddness=float(z), odd_in=name)
+    return scored
+
+
+def choose_shown(bags: Sequence[BagFacts], limit: int) -> list[BagFacts]:
+    """Return at most `limit` bags in order: two thirds from the head (the oddest), the rest evenly from the tail."""
+    if len(bags) <= limit:
+        return list(bags)
+    head = (2 * limit + 2) // 3
+    tail, rest = list(bags[head:]), limit - head
+    return list(bags[:head]) + [tail[(2 * i + 1) * len(tail) // (2 * rest)] for i in range(rest)]

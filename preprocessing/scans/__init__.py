@@ -1,0 +1,1 @@
+"""CT series: DICOM headers, anatomical order, Hounsfield units and display windows."""

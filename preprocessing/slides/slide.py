@@ -1,0 +1,294 @@
+"""A whole-slide image as the pipeline sees it: RGB on white, level-0 coordinates, one trusted resolution.
+
+Over OpenSlide: transparent pixels (outside the scan, missing tiles) become white instead of black, level and position
+are matched with a tolerance instead of truncated, coordinates are snapped to whole pixels of the level read, reads are
+thread-safe, and a handle that failed once (it would fail for ever) is replaced. Plain tiled JPEG TIFFs are decoded
+directly where a self-check proved the pixels equal (`tiff_tiles`). Level-0 coordinates are OpenSlide's canvas; formats
+with an offset (MIRAX) report it in `bounds`. Arrays are (h, w, 3) uint8.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from preprocessing.common.limits import check_slide_sizes
+from preprocessing.slides.mpp import resolve_mpp
+from preprocessing.slides.regions import Image, TileReadError
+
+if TYPE_CHECKING:
+    from preprocessing.slides.tiff_tiles import TiffTiles
+
+LEVEL_TOLERANCE = 0.05
+MAX_READ_PX = 4096
+
+log = logging.getLogger(__name__)
+
+
+def nominal_downsample(downsample: float) -> int | None:
+    """The whole number a level's downsample stands for (4.0003 -> 4), None if it is off by more than 5 %."""
+    nominal = max(round(downsample), 1)
+    return nominal if abs(downsample / nominal - 1) <= LEVEL_TOLERANCE else None
+
+
+class Slide:
+    """An open slide; a context manager. Made by `open_slide`.
+
+    Attributes:
+        path: the file.
+        dimensions: (width, height) of level 0.
+        level_dimensions, level_downsamples: per level, as OpenSlide states them.
+        mpp, mpp_source: um per level-0 px and where it came from (NaN, "none" when it was not asked for).
+        bounds: (x, y, width, height) of the scanned region on the level-0 canvas; the whole canvas if not stated.
+        properties: all of OpenSlide's.
+        reopened: how often a failed handle was replaced.
+    """
+
+    def __init__(self, path: Path, handle: Any, mpp: float, mpp_source: str, *, raw: bool) -> None:
+        self.path = path
+        self.mpp, self.mpp_source = mpp, mpp_source
+        self.properties: Mapping[str, str] = dict(handle.properties)
+        self.dimensions: tuple[int, int] = tuple(handle.dimensions)
+        self.level_dimensions: tuple[tuple[int, int], ...] = tuple(handle.level_dimensions)
+        self.level_downsamples: tuple[float, ...] = tuple(handle.level_downsamples)
+        self.bounds = _bounds(self.properties, self.dimensions)
+        self.reopened = 0
+        self._handle: Any = handle
+        self._pid = os.getpid()
+        self._closed = False
+        self._lock = threading.Lock()
+        self._want_raw = raw
+        self._raw: TiffTiles | None = None
+
+    def __enter__(self) -> Slide:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; no read may be under way in another thread."""
+        with self._lock:
+            if self._handle is not None and self._pid == os.getpid():
+                self._handle.close()
+            if self._raw is not None:
+                self._raw.close()
+            self._handle, self._raw, self._want_raw, self._closed = None, None, False, True
+
+    def level_at(self, downsample: float, tolerance: float = LEVEL_TOLERANCE) -> int:
+        """Coarsest level not coarser than `downsample`, where `tolerance` (relative) counts as equal.
+
+        OpenSlide's own choice (tolerance 0) returns a finer level when 4.0 is asked and the level is 4.0003.
+        """
+        fitting = [i for i, ds in enumerate(self.level_downsamples) if ds <= downsample * (1 + tolerance)]
+        return fitting[-1] if fitting else 0
+
+    def read(
+        self, l0_x: int, l0_y: int, level: int, size: tuple[int, int], *, white: bool = True, out: Image | None = None
+    ) -> Image:
+        """Read a region.
+
+        Args:
+            l0_x: left edge in level-0 px, snapped to the nearest whole pixel of `level`; may be negative.
+            l0_y: top edge, likewise.
+            level: pyramid level.
+            size: (width, height) in px of `level`; what lies outside the slide is white.
+            white: composite transparency on white; False leaves the colour as stored (transparent = black).
+            out: memory that may be used for the result, if it fits.
+
+        Returns:
+            (height, width, 3) uint8.
+
+        Raises:
+            ValueError: no such level or an empty size.
+            TileReadError: the region cannot be decoded.
+        """
+        if not 0 <= level < len(self.level_dimensions) or min(size) < 1:
+            raise ValueError(
+                f"{self.path}: level {level}, size {size} asked, expected level 0..{len(self.level_dimensions) - 1} "
+                "and a positive size"
+            )
+        downsample, (width, height) = self.level_downsamples[level], size
+        left, top = math.floor(l0_x / downsample + 0.5), math.floor(l0_y / downsample + 0.5)
+        if width <= MAX_READ_PX and height <= MAX_READ_PX:
+            return self._read_block(left, top, level, size, white, out)
+        out = np.empty((height, width, 3), np.uint8)
+        for y in range(0, height, MAX_READ_PX):
+            for x in range(0, width, MAX_READ_PX):
+                part = (min(MAX_READ_PX, width - x), min(MAX_READ_PX, height - y))
+                out[y : y + part[1], x : x + part[0]] = self._read_block(left + x, top + y, level, part, white, None)
+        return out
+
+    def read_level(self, level: int, factor: int = 1, *, white: bool = True) -> Image:
+        """Read a whole level, shrunk by an integer factor (box mean; a last incomplete box is a mean of what it has).
+
+        Works block by block, so that a single-level slide of any size fits in memory.
+        """
+        import cv2
+
+        width, height = self.level_dimensions[level]
+        if factor == 1:
+            return self.read(0, 0, level, (width, height), white=white)
+        out = np.empty((-(-height // factor), -(-width // factor), 3), np.uint8)
+        block = max(MAX_READ_PX // factor, 1) * factor
+        downsample = self.level_downsamples[level]
+        for y in range(0, height, block):
+            for x in range(0, width, block):
+                w, h = min(block, width - x), min(block, height - y)
+                part = self.read(round(x * downsample), round(y * downsample), level, (w, h), white=white)
+                part = cv2.copyMakeBorder(part, 0, -h % factor, 0, -w % factor, cv2.BORDER_REPLICATE)  # type: ignore[assignment]
+                cells = (part.shape[1] // factor, part.shape[0] // factor)
+                small = cv2.resize(part, cells, interpolation=cv2.INTER_AREA)
+                out[y // factor : y // factor + cells[1], x // factor : x // factor + cells[0]] = small
+        return out
+
+    def thumbnail(self, max_px: int) -> tuple[Image, float]:
+        """The whole slide with its longer side at most `max_px`, never enlarged.
+
+        Returns:
+            (h, w, 3) uint8 and the downsample: level-0 px per px of the picture.
+        """
+        import cv2
+
+        fitting = [i for i, dims in enumerate(self.level_dimensions) if max(dims) >= max_px]
+        level = fitting[-1] if fitting else 0
+        factor = max(max(self.level_dimensions[level]) // max_px, 1)
+        image = self.read_level(level, factor)
+        longer = max(image.shape[:2])
+        if longer > max_px:
+            size = (max(round(image.shape[1] * max_px / longer), 1), max(round(image.shape[0] * max_px / longer), 1))
+            image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+        return image, max(self.dimensions) / max(image.shape[:2])
+
+    def _read_block(self, left: int, top: int, level: int, size: tuple[int, int], white: bool, out: Any) -> Image:
+        """One region of at most 4096 px a side; `left`, `top` in px of the level."""
+        direct = self._direct_reader()
+        if direct is not None:
+            block = direct.read(self, left, top, level, size, 255 if white else 0, out)
+            if block is not None:
+                return block
+        downsample = self.level_downsamples[level]
+        origin = (math.floor(left * downsample + 0.5), math.floor(top * downsample + 0.5))
+        return _to_rgb(self._openslide_read(origin, level, size), white)
+
+    def _direct_reader(self) -> TiffTiles | None:
+        if self._want_raw:
+            from preprocessing.slides.tiff_tiles import checked_tiles
+
+            with self._lock:
+                if self._want_raw:
+                    self._want_raw = False
+                    self._raw = checked_tiles(self)
+        return self._raw
+
+    def openslide_rgb(self, l0_x: int, l0_y: int, level: int, size: tuple[int, int]) -> Image:
+        """A region through OpenSlide itself, on white: the reference of the direct tile reader."""
+        return _to_rgb(self._openslide_read((l0_x, l0_y), level, size), True)
+
+    def _openslide_read(self, origin: tuple[int, int], level: int, size: tuple[int, int]) -> Any:
+        import openslide
+
+        handle = self._current_handle()
+        try:
+            return handle.read_region(origin, level, size)
+        except openslide.OpenSlideError as error:
+            log.warning("%s: read at level-0 %s failed (%s); reopening the file", self.path, origin, error)
+            self._discard(handle)
+        handle = self._current_handle()
+        try:
+            return handle.read_region(origin, level, size)
+        except openslide.OpenSlideError as error:
+            self._discard(handle)
+            raise TileReadError(
+                f"{self.path}: level {level}, {size[0]} x {size[1]} px at level-0 {origin} cannot be decoded "
+                f"({error}); the file is damaged there: copy it again, or allow unreadable tiles with `max_bad_tiles`"
+            ) from error
+
+    def _current_handle(self) -> Any:
+        """The handle of this process; opened again after an error or a fork."""
+        with self._lock:
+            if self._closed:
+                raise ValueError(f"{self.path}: read after close, expected an open slide")
+            if self._handle is None or self._pid != os.getpid():
+                self._handle, self._pid = _open(self.path), os.getpid()
+            return self._handle
+
+    def _discard(self, handle: Any) -> None:
+        """Forget a failed handle. It is not closed here: another thread may be reading; its last reference closes."""
+        with self._lock:
+            if self._handle is handle:
+                self._handle = None
+                self.reopened += 1
+
+
+def open_slide(
+    path: Path | str, *, mpp_override: float | None = None, require_mpp: bool = True, raw: bool = True
+) -> Slide:
+    """Open a slide.
+
+    Args:
+        path: any file OpenSlide reads.
+        mpp_override: um per level-0 px from the manifest, replaces the file's own.
+        require_mpp: False for files whose resolution does not matter (label masks, tiles of recorded geometry).
+        raw: decode JPEG tiles directly where a self-check allows it; False = always OpenSlide.
+
+    Raises:
+        ValueError: no such file, not a slide, sizes beyond any scanner, or no believable resolution (see
+            `mpp.resolve_mpp`).
+    """
+    path = Path(path)
+    handle = _open(path)
+    try:
+        check_slide_sizes(handle, path)
+        if require_mpp or mpp_override is not None:
+            mpp, source = resolve_mpp(handle.properties, mpp_override, str(path))
+        else:
+            mpp, source = math.nan, "none"
+        return Slide(path, handle, mpp, source, raw=raw)
+    except ValueError:
+        handle.close()
+        raise
+
+
+def _open(path: Path) -> Any:
+    import openslide
+
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file, expected a whole-slide image")
+    try:
+        return openslide.OpenSlide(str(path))
+    except openslide.OpenSlideUnsupportedFormatError as error:
+        raise ValueError(
+            f"{path}: not a slide that OpenSlide can read ({path.stat().st_size} bytes), expected SVS, Philips or "
+            "generic tiled TIFF, NDPI, MIRAX, DICOM or the like; plain images must be converted to a tiled pyramid"
+        ) from error
+    except openslide.OpenSlideError as error:
+        raise ValueError(f"{path}: damaged slide ({error}); copy the file again or exclude it") from error
+
+
+def _bounds(properties: Mapping[str, str], dimensions: tuple[int, int]) -> tuple[int, int, int, int]:
+    keys = [f"openslide.bounds-{name}" for name in ("x", "y", "width", "height")]
+    if not all(key in properties for key in keys):
+        return (0, 0, *dimensions)
+    x, y, w, h = (int(float(properties[key])) for key in keys)
+    return x, y, w, h
+
+
+def _to_rgb(image: Any, white: bool) -> Image:
+    """RGBA picture to (h, w, 3) uint8; transparency over white (rounded), or colours as they are."""
+    rgba = np.asarray(image)
+    rgb = np.ascontiguousarray(rgba[..., :3])
+    if not white or rgba[..., 3].min() == 255:
+        return rgb
+    alpha = rgba[..., 3:].astype(np.uint16)
+    return np.asarray((rgb * alpha + 255 * (255 - alpha) + 127) // 255, np.uint8)

@@ -1,0 +1,209 @@
+"""Files of the bag store: synced writes, temporary directories, renames that survive a crash, and array chunks.
+
+An array (any shape, any dtype) is a directory with Zarr v3 metadata and one chunk file of its bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from preprocessing.store.schema import Array, payload
+
+TEMPORARY = ".tmp"
+# Writing a bag takes seconds. A leftover whose writer is known to be gone may go after the first span (process
+# numbers can be shared by containers under one host name), any leftover after the second.
+_STALE_OWN_S = 600.0
+_STALE_ANY_S = 86_400.0
+_INSTALL_ATTEMPTS = 100
+_PAGE = 4096
+
+
+class CorruptBag(ValueError):
+    """A stored bag does not hold what its metadata says; the message names the file."""
+
+
+def write_synced(path: Path, data: bytes | memoryview) -> None:
+    """Writes a new file and waits until it is on the disk."""
+    with open(path, "wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def sync_directory(path: Path) -> None:
+    """Waits until the names in a directory are on the disk (where the file system can tell)."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def temporary_directory(store: Path, bag_id: str) -> Iterator[Path]:
+    """A new directory on the store's file system, removed at the end unless it was renamed away."""
+    path = store / TEMPORARY / _temporary_name(bag_id)
+    path.mkdir(parents=True)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def install(built: Path, target: Path) -> None:
+    """Gives a finished directory its name; one that has the name already is moved away and deleted.
+
+    Safe against other processes doing the same with the same name: the last one wins, readers see whole directories.
+    """
+    aside = built.parent / _temporary_name(target.name)
+    for _ in range(_INSTALL_ATTEMPTS):
+        try:
+            os.rename(built, target)
+            break
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(target, aside)
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        raise OSError(errno.EBUSY, "other processes keep replacing this bag", str(target))
+    sync_directory(target.parent)
+
+
+def clean_temporary(store: Path | str) -> int:
+    """Removes what killed writers left behind; never what another writer may still be using. Returns the count."""
+    removed = 0
+    folder = Path(store) / TEMPORARY
+    for path in folder.iterdir() if folder.is_dir() else ():
+        with contextlib.suppress(FileNotFoundError):
+            if _is_stale(path):
+                shutil.rmtree(path, ignore_errors=True)
+                removed += 1
+    return removed
+
+
+def _temporary_name(bag_id: str) -> str:
+    return f"{bag_id}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}"
+
+
+def _host() -> str:
+    return socket.gethostname().replace(".", "-") or "host"
+
+
+def _is_stale(path: Path) -> bool:
+    age = time.time() - path.stat().st_mtime
+    parts = path.name.rsplit(".", 3)
+    if len(parts) == 4 and parts[1] == _host() and parts[2].isdigit() and age > _STALE_OWN_S:
+        try:
+            os.kill(int(parts[2]), 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False
+    return age > _STALE_ANY_S
+
+
+def write_array(directory: Path, array: Array) -> None:
+    """Writes an array as a new directory: metadata and, unless the array is empty, its one chunk."""
+    directory.mkdir()
+    floating = np.issubdtype(array.dtype, np.floating)
+    meta = {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(array.shape),
+        "data_type": array.dtype.name,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [max(1, n) for n in array.shape]}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+        # Never a value of a whole array: should a chunk get lost, a plain Zarr reader sees it at once.
+        "fill_value": "NaN" if floating else int(np.iinfo(array.dtype).min),
+        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
+        "storage_transformers": [],
+        "attributes": {},
+    }
+    write_synced(directory / "zarr.json", json.dumps(meta, indent=1, sort_keys=True).encode())
+    if array.size:
+        write_synced(chunk_path(directory, array.ndim), payload(array))
+    sync_directory(directory)
+
+
+def chunk_path(directory: Path, rank: int) -> Path:
+    """The chunk file of an array of this rank."""
+    return directory / ".".join(["c"] + ["0"] * rank)
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """Parses a `zarr.json`; raises `CorruptBag` if it is no JSON object."""
+    try:
+        meta = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise CorruptBag(f"{path}: not JSON ({error})") from error
+    if not isinstance(meta, dict):
+        raise CorruptBag(f"{path}: holds {type(meta).__name__}, expected an object")
+    return meta
+
+
+def check_chunk(directory: Path) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """Type and shape of an array; raises `CorruptBag` unless its chunk file has the length they ask for."""
+    path = directory / "zarr.json"
+    try:
+        meta = read_meta(path)
+        shape = tuple(int(n) for n in meta["shape"])
+        dtype = np.dtype(str(meta["data_type"])).newbyteorder("<")
+        chunks = tuple(meta["chunk_grid"]["configuration"]["chunk_shape"])
+        codecs = [codec["name"] for codec in meta["codecs"]]
+    except CorruptBag:
+        raise
+    except (KeyError, TypeError, ValueError, FileNotFoundError, NotADirectoryError) as error:
+        raise CorruptBag(f"{path}: missing or not the metadata of an array ({error!r})") from error
+    if chunks != tuple(max(1, n) for n in shape) or codecs != ["bytes"]:
+        raise CorruptBag(f"{path}: chunks {chunks}, codecs {codecs}; expected one uncompressed chunk of {shape}")
+    expected = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    chunk = chunk_path(directory, len(shape))
+    try:
+        found = os.stat(chunk).st_size
+    except (FileNotFoundError, NotADirectoryError):
+        found = 0
+    if found != expected:
+        raise CorruptBag(f"{chunk}: {found} bytes, expected {expected}")
+    return dtype, shape
+
+
+def read_chunk(directory: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+    """Reads the one chunk of an array by its path; raises `CorruptBag` if it is shorter than the array."""
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    # at the start of a page: the system copies a tenth slower to memory a few bytes off the file's own alignment
+    room = np.empty(size + _PAGE, np.uint8)
+    start = -room.ctypes.data % _PAGE
+    whole = room[start : start + size]
+    path, filled = chunk_path(directory, len(shape)), 0
+    if size:
+        with open(path, "rb", buffering=0) as stream:
+            while filled < size:  # a system hands out 2 GB at a time at most
+                count = stream.readinto(whole[filled:].data)
+                if not count:
+                    raise CorruptBag(f"{path}: {filled} bytes, expected {size}")
+                filled += count
+    return whole.view(dtype).reshape(shape)
+
+
+def read_zarr(directory: Path) -> Array:
+    """Reads an array through the Zarr library."""
+    import zarr
+
+    return np.asarray(zarr.open_array(directory, mode="r")[...])

@@ -1,0 +1,1 @@
+"""Where a slide's tiles lie: tissue masks, CLAM's contour lattices, PANDA's windows, coverage by annotations."""

@@ -1,0 +1,134 @@
+"""Tissue mask of a single slide from a PNG of any size, instead of the thresholded one.
+
+Mask pixel (i, j) of (h, w) covers level-0 x in [j W/w, (j+1) W/w), y likewise, on a slide of W x H px. Values above 0
+are tissue (any colour above 0, any palette index above 0); transparent pixels are not. The mask is used as it is: no
+filter, no closing, no minimum area. Results are contours of int32 level-0 (x, y), or PANDA's windows.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from preprocessing.common.limits import MAX_MASK_PX
+from preprocessing.tiling.contour_tiles import TilePlan
+from preprocessing.tiling.panda_windows import Canvas, PandaWindows, kept_windows, make_canvas, sum_windows
+from preprocessing.tiling.tissue import SEG_DOWNSAMPLE, Contour
+
+Mask = npt.NDArray[np.bool_]
+
+ASPECT_TOLERANCE = 0.01
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def read_mask(path: Path, dimensions: tuple[int, int]) -> Mask:
+    """Read a mask.
+
+    Args:
+        path: a PNG file.
+        dimensions: (width, height) of the slide at level 0.
+
+    Returns:
+        (h, w) bool.
+
+    Raises:
+        ValueError: not a PNG, damaged, too large, or of another aspect ratio than the slide.
+    """
+    width, height = _size(path)
+    if width * height > MAX_MASK_PX:
+        raise ValueError(f"{path}: mask of {width} x {height} px, expected at most {MAX_MASK_PX} px; save it smaller")
+    # rounding the size of a thumbnail changes the ratio by up to one pixel
+    if abs(width - height * dimensions[0] / dimensions[1]) > max(1.0, ASPECT_TOLERANCE * width):
+        raise ValueError(
+            f"{path}: mask of {width} x {height} px for a slide of {dimensions[0]} x {dimensions[1]} px, expected the "
+            "same aspect ratio; draw it on the whole slide"
+        )
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            image.load()
+            return _above_zero(image)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{path}: damaged PNG ({error}); save the mask again") from error
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """Return (width, height) from the header, before anything is decompressed."""
+    with path.open("rb") as stream:
+        head = stream.read(24)
+    if len(head) < 24 or head[:8] != _SIGNATURE or head[12:16] != b"IHDR":
+        raise ValueError(f"{path}: not a PNG file, expected a tissue mask (more than 0 = tissue)")
+    width, height = (int.from_bytes(head[i : i + 4], "big") for i in (16, 20))
+    if width < 1 or height < 1:
+        raise ValueError(f"{path}: mask of {width} x {height} px, expected a picture")
+    return width, height
+
+
+def _above_zero(image: Any) -> Mask:
+    if image.mode in ("LA", "RGB", "RGBA"):
+        alpha = np.asarray(image.getchannel("A")) if "A" in image.mode else None
+        colour = np.asarray(image.convert("RGB")).max(axis=2) > 0
+        return np.asarray(colour if alpha is None else colour & (alpha > 0), np.bool_)
+    return np.asarray(np.asarray(image) > 0, np.bool_)
+
+
+def mask_contours(mask: Mask, dimensions: tuple[int, int]) -> tuple[list[Contour], tuple[float, float]]:
+    """Return the contours of a mask with all their holes.
+
+    Args:
+        mask: (h, w) bool.
+        dimensions: (width, height) of the slide at level 0.
+
+    Returns:
+        Contours in OpenCV's order, each through the centres of its border pixels, and the (x, y) level-0 px per mask
+        pixel. A mask coarser than the usual segmentation level is upsampled first (nearest), which keeps the error at
+        the border below 32 level-0 px.
+    """
+    import cv2
+
+    shape = (dimensions[0] / mask.shape[1], dimensions[1] / mask.shape[0])
+    factor = max(1, math.ceil(max(shape) / SEG_DOWNSAMPLE))
+    picture = np.repeat(np.repeat(mask.astype(np.uint8), factor, axis=0), factor, axis=1)
+    scale = np.array([shape[0] / factor, shape[1] / factor])
+    outlines, hierarchy = cv2.findContours(picture, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    if hierarchy is None:
+        return [], (float(scale[0]), float(scale[1]))
+    rings = [((np.asarray(ring).reshape(-1, 2) + 0.5) * scale).astype(np.int32) for ring in outlines]
+    parent = np.asarray(hierarchy).reshape(-1, 4)[:, 3]
+    contours = [
+        Contour(rings[int(outer)], tuple(rings[int(hole)] for hole in np.flatnonzero(parent == outer)))
+        for outer in np.flatnonzero(parent == -1)
+    ]
+    return contours, (float(scale[0]), float(scale[1]))
+
+
+def masked_windows(mask: Mask, dimensions: tuple[int, int], plan: TilePlan, min_tissue: float) -> PandaWindows:
+    """Return PANDA's windows with the tissue share counted on a mask instead of grey levels.
+
+    Args:
+        mask: (h, w) bool.
+        dimensions: (width, height) of the slide at level 0.
+        plan: sizes of the windows.
+        min_tissue: windows with more than this share are kept.
+
+    Returns:
+        The kept windows; their threshold is -1.
+    """
+    canvas = make_canvas(dimensions, plan)
+    rows = _pixels_per_cell(mask.shape[0], dimensions[1], canvas.top, canvas.cells[0], canvas)
+    columns = _pixels_per_cell(mask.shape[1], dimensions[0], canvas.left, canvas.cells[1], canvas)
+    cells = np.rint(rows @ mask.astype(np.float64) @ columns.T).astype(np.int64)
+    return kept_windows(canvas, sum_windows(cells, canvas) / plan.footprint**2, min_tissue, -1, [])
+
+
+def _pixels_per_cell(mask_px: int, side: int, padding: int, cells: int, canvas: Canvas) -> npt.NDArray[np.float64]:
+    """Count the level-0 px of each mask row (or column) in each cell of the lattice, (cells, mask_px)."""
+    position = np.arange(side)
+    pixel = ((2 * position + 1) * mask_px) // (2 * side)
+    index = (position + padding) // canvas.cell * mask_px + pixel
+    return np.bincount(index, minlength=cells * mask_px).reshape(cells, mask_px).astype(np.float64)

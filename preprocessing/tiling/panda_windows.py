@@ -1,0 +1,293 @@
+"""PANDA's windows (recipe of Silva-Rodriguez et al. 2021): overlapping windows over the whole slide, Otsu on grey.
+
+Windows of `window_px` level-0 px lie every `step_px` from (0, 0), fully inside the slide. Slides smaller than a window
+are padded with white and centred. Tissue is grey <= Otsu's threshold of the whole slide; a window is kept if its tissue
+share is above `min_tissue`. The cancer share is counted on the label mask. The slide is read once in cells of `step_px`
+and only a 256-bin grey histogram is kept per cell. Windows are sums of cells, so nothing is decoded twice although
+windows overlap. Results are level-0 coords (x, y) and grid = (row, col) of the step lattice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from preprocessing.common.options import WsiOptions
+from preprocessing.slides.regions import TileReadError
+from preprocessing.slides.slide import Slide
+from preprocessing.tiling.contour_tiles import TilePlan
+
+GREY_LEVELS = 256
+_FLOAT32_EPSILON = 1.1920929e-07
+_FALLBACK_LEVEL2_DOWNSAMPLE = 16.0
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """The slide after padding, in cells.
+
+    Attributes:
+        left, top: padding, level-0 px.
+        width, height: padded size, level-0 px.
+        cell: side of a cell = lattice step, level-0 px.
+        per_window: cells along a window's side.
+    """
+
+    left: int
+    top: int
+    width: int
+    height: int
+    cell: int
+    per_window: int
+
+    @property
+    def cells(self) -> tuple[int, int]:
+        """(rows, columns) of cells, incomplete ones at the right and bottom included."""
+        return -(-self.height // self.cell), -(-self.width // self.cell)
+
+    @property
+    def windows(self) -> tuple[int, int]:
+        """(rows, columns) of windows fully inside."""
+        window = self.cell * self.per_window
+        return (self.height - window) // self.cell + 1, (self.width - window) // self.cell + 1
+
+    def origin(self, row: int, column: int) -> tuple[int, int]:
+        """Level-0 (x, y) of a cell or window."""
+        return column * self.cell - self.left, row * self.cell - self.top
+
+    def box(self, row: int, column: int) -> tuple[int, int]:
+        """(width, height) of a cell, cut at the canvas."""
+        return min(self.cell, self.width - column * self.cell), min(self.cell, self.height - row * self.cell)
+
+
+@dataclass
+class PandaWindows:
+    """Kept windows, rows sorted by (y, x).
+
+    Attributes:
+        coords: (N, 2) int32 level-0 (x, y); negative where the slide was padded.
+        grid: (N, 2) int32 (row, col).
+        tissue: (N,) float32 tissue share.
+        threshold: Otsu's grey level; -1 if the slide was skipped.
+        marks: "padded", "too large: ...", "unreadable: ..." where they apply.
+        unreadable: number of cells that could not be read and count as white.
+    """
+
+    coords: npt.NDArray[np.int32]
+    grid: npt.NDArray[np.int32]
+    tissue: npt.NDArray[np.float32]
+    threshold: int
+    marks: list[str] = field(default_factory=list)
+    unreadable: int = 0
+
+
+def plan_windows(options: WsiOptions, name: str) -> TilePlan:
+    """Return the sizes of the recipe; the window is twice the tile unless `window_px` is set.
+
+    Raises:
+        ValueError: a window that is no multiple of the step, or smaller than the tile.
+    """
+    window = options.window_px or 2 * options.tile_px
+    if window % options.step_px or window < options.tile_px:
+        raise ValueError(
+            f"{name}: window_px {window}, step_px {options.step_px}, tile_px {options.tile_px} found, expected a "
+            "window that is a multiple of the step and not smaller than the tile"
+        )
+    return TilePlan(0, window, options.tile_px, 1, window, options.step_px)
+
+
+def make_canvas(dimensions: tuple[int, int], plan: TilePlan) -> Canvas:
+    """Return the canvas of a slide; sides smaller than a window are padded, an odd pixel right and below."""
+    width, height = (max(side, plan.footprint) for side in dimensions)
+    left, top = (width - dimensions[0]) // 2, (height - dimensions[1]) // 2
+    return Canvas(left, top, width, height, plan.step, plan.footprint // plan.step)
+
+
+def panda_windows(slide: Slide, plan: TilePlan, options: WsiOptions) -> PandaWindows:
+    """Find the windows of a slide with enough tissue.
+
+    Args:
+        slide: level 0 is read completely, once.
+        plan: sizes from `plan_windows`.
+        options: `min_tissue`, `otsu_bgr`, `max_level2_px`.
+
+    Returns:
+        The kept windows; none if the slide is larger than `max_level2_px` at level 2 (marked) or blank.
+    """
+    canvas = make_canvas(slide.dimensions, plan)
+    marks = ["padded"] if (canvas.width, canvas.height) != slide.dimensions else []
+    size = _level2_px(slide)
+    if options.max_level2_px is not None and size >= options.max_level2_px:
+        marks.append(f"too large: {size} px at level 2, limit {options.max_level2_px}")
+        return kept_windows(canvas, np.zeros(canvas.windows), 1.0, -1, marks)
+    histograms, unreadable = grey_histograms(slide, canvas, options)
+    if unreadable:
+        marks.append(f"unreadable: {unreadable} cells counted as white")
+    threshold = otsu_threshold(histograms.sum(axis=(0, 1)))
+    bright = histograms[..., threshold + 1 :].sum(axis=-1)
+    share = 1 - sum_windows(bright, canvas) / plan.footprint**2
+    windows = kept_windows(canvas, share, options.min_tissue, threshold, marks)
+    windows.unreadable = unreadable
+    return windows
+
+
+def kept_windows(
+    canvas: Canvas, share: npt.NDArray[np.float64], min_tissue: float, threshold: int, marks: list[str]
+) -> PandaWindows:
+    """Return the windows whose tissue share (rows, columns) is above `min_tissue`."""
+    grid = np.argwhere(share > min_tissue).astype(np.int32)
+    coords = grid[:, ::-1] * np.int32(canvas.cell) - np.array([canvas.left, canvas.top], np.int32)
+    tissue = share[grid[:, 0], grid[:, 1]].astype(np.float32)
+    return PandaWindows(np.ascontiguousarray(coords, np.int32), grid, tissue, threshold, marks)
+
+
+def _level2_px(slide: Slide) -> int:
+    downsamples = slide.level_downsamples
+    downsample = downsamples[2] if len(downsamples) > 2 else _FALLBACK_LEVEL2_DOWNSAMPLE
+    return int(slide.dimensions[0] / downsample) * int(slide.dimensions[1] / downsample)
+
+
+def grey_histograms(slide: Slide, canvas: Canvas, options: WsiOptions) -> tuple[npt.NDArray[np.int64], int]:
+    """Compute the grey histogram of every cell; padding counts as white.
+
+    Args:
+        slide: read at level 0.
+        canvas: cells.
+        options: `otsu_bgr` weighs R as if it were B and the reverse (the original code handed RGB to a BGR function);
+            `max_bad_tiles` unreadable cells count as white.
+
+    Returns:
+        (rows, columns, 256) int64 and the number of unreadable cells.
+
+    Raises:
+        TileReadError: more cells are unreadable than allowed.
+    """
+    import cv2
+
+    rows, columns = canvas.cells
+    code = cv2.COLOR_BGR2GRAY if options.otsu_bgr else cv2.COLOR_RGB2GRAY
+    out = np.zeros((rows, columns, GREY_LEVELS), np.int64)
+    unreadable = 0
+    for row in range(rows):
+        for column in range(columns):
+            width, height = canvas.box(row, column)
+            try:
+                rgb = slide.read(*canvas.origin(row, column), 0, (width, height))
+            except TileReadError:
+                unreadable += 1
+                if unreadable > options.max_bad_tiles:
+                    raise
+                out[row, column, -1] = width * height
+                continue
+            grey = cv2.cvtColor(rgb, code)
+            out[row, column] = cv2.calcHist([grey], [0], None, [GREY_LEVELS], [0, GREY_LEVELS]).ravel().astype(np.int64)
+    return out, unreadable
+
+
+def otsu_threshold(histogram: npt.NDArray[np.int64]) -> int:
+    """Otsu's threshold of a 256-bin histogram, as OpenCV computes it: the first maximum of the between-class variance.
+
+    Returns:
+        The largest grey level of the dark class; 0 for a picture of one grey level.
+    """
+    share = histogram / histogram.sum()
+    mean = float((np.arange(GREY_LEVELS) * share).sum())
+    dark, dark_mean, best, threshold = 0.0, 0.0, 0.0, 0
+    for level, p in enumerate(share):
+        dark_mean *= dark
+        dark += float(p)
+        light = 1.0 - dark
+        if min(dark, light) < _FLOAT32_EPSILON or max(dark, light) > 1.0 - _FLOAT32_EPSILON:
+            continue
+        dark_mean = (dark_mean + level * float(p)) / dark
+        light_mean = (mean - dark * dark_mean) / light
+        variance = dark * light * (dark_mean - light_mean) ** 2
+        if variance > best:
+            best, threshold = variance, level
+    return threshold
+
+
+def sum_windows(cells: npt.NDArray[np.int64], canvas: Canvas) -> npt.NDArray[np.int64]:
+    """Sum over the cells of every window, (rows, columns) of cells -> (rows, columns) of windows."""
+    rows, columns = canvas.windows
+    k = canvas.per_window
+    return np.asarray(sum(cells[i : i + rows, j : j + columns] for i in range(k) for j in range(k)), np.int64)
+
+
+def mask_coverage(
+    mask: Slide, windows: PandaWindows, plan: TilePlan, dimensions: tuple[int, int], provider: str
+) -> npt.NDArray[np.float32]:
+    """Return the cancer share of each kept window from the label mask.
+
+    Args:
+        mask: the mask file; channel R of level 0 is read, only where windows were kept.
+        windows: kept windows.
+        plan: sizes.
+        dimensions: (width, height) of the slide at level 0.
+        provider: `radboud` or `karolinska`.
+
+    Returns:
+        (N,) float32, cancer pixels / window area.
+
+    Raises:
+        ValueError: mask and slide differ in size, or the mask holds values that the provider does not use.
+    """
+    if mask.dimensions != dimensions:
+        raise ValueError(
+            f"{mask.path}: mask of {mask.dimensions[0]} x {mask.dimensions[1]} px, expected the slide's "
+            f"{dimensions[0]} x {dimensions[1]} px"
+        )
+    canvas = make_canvas(dimensions, plan)
+    k = canvas.per_window
+    needed = np.zeros(canvas.cells, np.bool_)
+    for row, column in windows.grid:
+        needed[row : row + k, column : column + k] = True
+    counts = np.zeros(canvas.cells, np.int64)
+    for row, column in np.argwhere(needed):
+        size = canvas.box(row, column)
+        # pixels missing from the mask are background (0), not white
+        values = mask.read(*canvas.origin(int(row), int(column)), 0, size, white=False)[..., 0]
+        counts[row, column] = np.count_nonzero(mask_is_positive(values, provider, str(mask.path)))
+    share = sum_windows(counts, canvas)[windows.grid[:, 0], windows.grid[:, 1]] / plan.footprint**2
+    return np.asarray(share, np.float32)
+
+
+def mask_outlines(mask: Slide, provider: str, *, max_px: int = 2048) -> list[npt.NDArray[np.int32]]:
+    """Return the outlines of the cancer in a label mask, from the finest level of at most `max_px` a side.
+
+    Returns:
+        Polygons (V,2) int32, level-0 px (x, y).
+    """
+    import cv2
+
+    fits = [i for i, size in enumerate(mask.level_dimensions) if max(size) <= max_px]
+    level = fits[0] if fits else len(mask.level_dimensions) - 1
+    values = mask.read(0, 0, level, mask.level_dimensions[level], white=False)[..., 0]
+    positive = mask_is_positive(values, provider, str(mask.path)).astype(np.uint8)
+    contours, _ = cv2.findContours(positive, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
+    scale = mask.level_downsamples[level]
+    return [np.rint(contour.reshape(-1, 2) * scale).astype(np.int32) for contour in contours if len(contour) > 2]
+
+
+def mask_is_positive(values: npt.NDArray[np.uint8], provider: str, name: str) -> npt.NDArray[np.bool_]:
+    """Return which pixels of a PANDA label mask are cancer; the numbering depends on the provider.
+
+    Args:
+        values: mask values, channel R.
+        provider: `radboud` (0 background, 1 stroma, 2 benign, 3..5 Gleason) or `karolinska` (0, 1 benign, 2 cancer).
+        name: the mask file, for messages.
+
+    Raises:
+        ValueError: another provider, or a value that the provider does not use.
+    """
+    limits = {"radboud": 5, "karolinska": 2}
+    if provider not in limits:
+        raise ValueError(f"{name}: provider {provider!r}, expected radboud or karolinska: masks differ in meaning")
+    if values.size and int(values.max()) > limits[provider]:
+        raise ValueError(
+            f"{name}: mask value {int(values.max())} found, expected 0..{limits[provider]} for {provider}; wrong "
+            "provider, or a mask saved with loss"
+        )
+    return values >= 3 if provider == "radboud" else values == 2

@@ -1,0 +1,266 @@
+"""Tissue contours of a slide: CLAM's segmentation (Lu et al. 2021, the released tool's behaviour, from a description).
+
+HSV saturation at a low-resolution level -> median filter -> threshold (fixed or Otsu) -> closing -> contours with holes
+-> area filter -> level-0 coordinates. A faithful version depends on: OpenCV's fixed-point saturation; even closing
+kernels that shift the mask by one pixel right and down (`anchor_corrected` undoes it); areas by the shoelace formula
+through pixel centres; a net area without all holes, also those not kept; OpenCV's order of contours.
+Input is (h, w, 3) uint8 RGB at the segmentation level, transparent = black; contours are int32 level-0 (x, y).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from preprocessing.common.options import TISSUE_PRESETS, TissueOptions
+from preprocessing.slides.regions import TileReadError
+from preprocessing.slides.slide import LEVEL_TOLERANCE, MAX_READ_PX, Slide
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Image = npt.NDArray[np.uint8]
+Polygon = npt.NDArray[np.int32]
+
+SEG_DOWNSAMPLE = 64
+SEG_MAX_PX = 100_000_000
+REFERENCE_PATCH_PX = 512
+CELL_PX = 256
+
+_DRAWING = {"vis_level": -1, "white_thresh": 5, "black_thresh": 50, "use_padding": True, "contour_fn": "four_pt"}
+_LINE_PX = {"bwh_biopsy": 50, "bwh_resection": 150, "tcga": 100, "default": 250, "mil4wsi": 250}
+CLAM_PRESETS: Mapping[str, dict[str, Any]] = {
+    name: {"seg_level": -1, **values, **_DRAWING, "line_thickness": _LINE_PX[name]}
+    for name, values in TISSUE_PRESETS.items()
+}
+"""Complete rows of CLAM's preset table; the drawing values are used by exports only."""
+
+
+@dataclass(frozen=True)
+class Contour:
+    """One piece of tissue: `outer` (n,2) int32 level-0 (x, y) and its kept holes, largest first."""
+
+    outer: Polygon
+    holes: tuple[Polygon, ...] = ()
+
+
+@dataclass
+class Tissue:
+    """Result of `segment_tissue`.
+
+    Attributes:
+        contours: kept contours in OpenCV's order; may be empty.
+        level: pyramid level read.
+        downsample: (x, y) level-0 px per px of the mask.
+        marks: deviations from the standard procedure: "shrunk:<factor>", "level:<n>", "fallback", "own mask".
+        unreadable: file tiles of the level that could not be decoded and count as background.
+    """
+
+    contours: list[Contour]
+    level: int
+    downsample: tuple[float, float]
+    marks: list[str] = field(default_factory=list)
+    unreadable: int = 0
+
+
+def tissue_mask(rgb: Image, options: TissueOptions) -> Image:
+    """Compute the binary tissue mask, (h, w, 3) uint8 RGB -> (h, w) uint8 in {0, 255}."""
+    import cv2
+
+    saturation = np.ascontiguousarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV)[..., 1])
+    blurred = cv2.medianBlur(saturation, options.mthresh)
+    mode = cv2.THRESH_BINARY + (cv2.THRESH_OTSU if options.use_otsu else 0)
+    mask = cv2.threshold(blurred, 0 if options.use_otsu else options.sthresh, 255, mode)[1]
+    if options.close > 0:
+        mask = _close(np.asarray(mask, np.uint8), options.close, options.anchor_corrected)
+    return np.asarray(mask, np.uint8)
+
+
+def _close(mask: Image, side: int, anchor_corrected: bool) -> Image:
+    """Close a mask with a square of ones.
+
+    OpenCV uses the anchor side // 2 for dilation and erosion, which shifts the result of an even kernel by one pixel;
+    mirroring the anchor in the erosion gives the textbook closing.
+    """
+    import cv2
+
+    kernel = np.ones((side, side), np.uint8)
+    if not anchor_corrected:
+        return np.asarray(cv2.morphologyEx(mask, cv2.MORPH_CLOSE, kernel), np.uint8)
+    anchor, mirrored = side // 2, side - 1 - side // 2
+    dilated = cv2.dilate(mask, kernel, anchor=(anchor, anchor))
+    return np.asarray(cv2.erode(dilated, kernel, anchor=(mirrored, mirrored)), np.uint8)
+
+
+def tissue_contours(
+    rgb: Image,
+    downsample: tuple[float, float],
+    options: TissueOptions,
+    *,
+    keep_ids: Sequence[int] = (),
+    exclude_ids: Sequence[int] = (),
+) -> list[Contour]:
+    """Segment one picture.
+
+    Args:
+        rgb: (h, w, 3) uint8 at the segmentation level.
+        downsample: (x, y) level-0 px per px of `rgb`, not rounded.
+        options: thresholds; areas count in 512 x 512 px level-0 patches.
+        keep_ids: indices of the contours to keep; empty = all.
+        exclude_ids: indices of the contours to drop.
+
+    Returns:
+        Contours in OpenCV's order, empty for a blank picture.
+
+    Raises:
+        ValueError: an even median kernel.
+    """
+    import cv2
+
+    if options.mthresh % 2 == 0:
+        raise ValueError(f"tissue.mthresh: found {options.mthresh}, expected an odd number (side of a median filter)")
+    outlines, hierarchy = cv2.findContours(tissue_mask(rgb, options), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    if hierarchy is None:
+        return []
+    parent = np.asarray(hierarchy).reshape(-1, 4)[:, 3]
+    area = np.array([cv2.contourArea(outline) for outline in outlines])
+    unit = int(REFERENCE_PATCH_PX**2 / (downsample[0] * downsample[1]))
+    kept = []
+    for outer in np.flatnonzero(parent == -1):
+        holes = np.flatnonzero(parent == outer)
+        net = area[outer] - area[holes].sum()
+        if net == 0 or net <= options.a_t * unit:
+            continue
+        largest = holes[np.argsort(-area[holes], kind="stable")][: options.max_n_holes]
+        chosen = [outer, *(hole for hole in largest if area[hole] > options.a_h * unit)]
+        rings = [_to_level0(np.asarray(outlines[int(i)]), downsample) for i in chosen]
+        kept.append(Contour(rings[0], tuple(rings[1:])))
+    ids = set(keep_ids or range(len(kept))) - set(exclude_ids)
+    return [contour for i, contour in enumerate(kept) if i in ids]
+
+
+def _to_level0(contour: npt.NDArray[Any], downsample: tuple[float, float]) -> Polygon:
+    return np.asarray(contour.reshape(-1, 2) * np.array(downsample), np.float64).astype(np.int32)
+
+
+def segmentation_level(slide: Slide, options: TissueOptions) -> int:
+    """Return the level to segment: `seg_level`, or for -1 the best for downsample 64 (0 on a single-level slide).
+
+    Raises:
+        ValueError: the level does not exist.
+    """
+    if options.seg_level >= len(slide.level_dimensions):
+        raise ValueError(
+            f"{slide.path}: tissue.seg_level {options.seg_level} asked, found levels "
+            f"0..{len(slide.level_dimensions) - 1}; use -1 to choose per slide"
+        )
+    if options.seg_level >= 0:
+        return options.seg_level
+    # CLAM asks OpenSlide, which rejects a level of 64.003 for 64; the corrected mode accepts it
+    return slide.level_at(SEG_DOWNSAMPLE, LEVEL_TOLERANCE if options.anchor_corrected else 0.0)
+
+
+def segment_tissue(slide: Slide, options: TissueOptions, *, max_bad_tiles: int = 0) -> Tissue:
+    """Segment a slide at its segmentation level.
+
+    If the level has more than 1e8 px, where CLAM gives up, a coarser level is read, or without one the level is shrunk
+    block by block towards downsample 64. If nothing is found and `options.fallback` is set, thresholds are loosened
+    once. Both are recorded in `marks`. Up to `max_bad_tiles` unreadable file tiles of the level count as background.
+
+    Raises:
+        TileReadError: more tiles of the level than allowed cannot be decoded.
+    """
+    level, marks = segmentation_level(slide, options), []
+    if _pixels(slide, level) > SEG_MAX_PX:
+        coarser = [i for i in range(level + 1, len(slide.level_dimensions)) if _pixels(slide, i) <= SEG_MAX_PX]
+        if coarser:
+            level = coarser[0]
+            marks.append(f"level:{level}")
+    factor = 1
+    if _pixels(slide, level) > SEG_MAX_PX:
+        needed = math.ceil(math.sqrt(_pixels(slide, level) / SEG_MAX_PX))
+        factor = max(needed, int(SEG_DOWNSAMPLE / slide.level_downsamples[level]))
+        marks.append(f"shrunk:{factor}")
+    rgb, unreadable = read_despite_damage(slide, level, factor, max_bad_tiles)
+    width, height = slide.level_dimensions[level]
+    downsample = (factor * slide.dimensions[0] / width, factor * slide.dimensions[1] / height)
+    contours = tissue_contours(rgb, downsample, options)
+    if not contours and options.fallback:
+        contours = tissue_contours(rgb, downsample, loosened(options))
+        marks.append("fallback")
+    return Tissue(contours, level, downsample, marks, unreadable)
+
+
+def read_despite_damage(slide: Slide, level: int, factor: int, allowed: int) -> tuple[Image, int]:
+    """Read a whole level like `Slide.read_level`, transparent = black, with up to `allowed` unreadable file tiles.
+
+    Returns:
+        (h, w, 3) uint8, unreadable tiles black, and the number of these.
+
+    Raises:
+        TileReadError: more tiles than allowed cannot be decoded.
+    """
+    try:
+        return slide.read_level(level, factor, white=False), 0
+    except TileReadError:
+        if allowed == 0:
+            raise
+    import cv2
+
+    stated = [slide.properties.get(f"openslide.level[{level}].tile-{side}") for side in ("width", "height")]
+    tile_w, tile_h = (int(side or CELL_PX) for side in stated)
+    width, height = slide.level_dimensions[level]
+    block, bad = max(MAX_READ_PX // factor, 1) * factor, set[tuple[int, int]]()
+    out = np.zeros((-(-height // factor), -(-width // factor), 3), np.uint8)
+    for y in range(0, height, block):
+        for x in range(0, width, block):
+            part = np.zeros((min(block, height - y), min(block, width - x), 3), np.uint8)
+            for column, row in itertools.product(
+                _spanned(x, part.shape[1], tile_w), _spanned(y, part.shape[0], tile_h)
+            ):
+                left, top = max(column * tile_w, x), max(row * tile_h, y)
+                right = min((column + 1) * tile_w, x + part.shape[1])
+                bottom = min((row + 1) * tile_h, y + part.shape[0])
+                try:
+                    tile = _read_tile(slide, level, (left, top), (right - left, bottom - top))
+                except TileReadError:
+                    bad.add((column, row))
+                    if len(bad) > allowed:
+                        raise
+                    continue
+                part[top - y : bottom - y, left - x : right - x] = tile
+            part = cv2.copyMakeBorder(
+                part, 0, -part.shape[0] % factor, 0, -part.shape[1] % factor, cv2.BORDER_REPLICATE
+            )  # type: ignore[assignment]
+            cells = (part.shape[1] // factor, part.shape[0] // factor)
+            small = part if factor == 1 else cv2.resize(part, cells, interpolation=cv2.INTER_AREA)
+            out[y // factor : y // factor + cells[1], x // factor : x // factor + cells[0]] = small
+    return out, len(bad)
+
+
+def _spanned(start: int, length: int, tile: int) -> range:
+    """Return the indices of the file tiles that overlap start .. start + length."""
+    return range(start // tile, -(-(start + length) // tile))
+
+
+def _read_tile(slide: Slide, level: int, corner: tuple[int, int], size: tuple[int, int]) -> Image:
+    downsample = slide.level_downsamples[level]
+    return slide.read(round(corner[0] * downsample), round(corner[1] * downsample), level, size, white=False)
+
+
+def loosened(options: TissueOptions) -> TissueOptions:
+    """Return thresholds for pale or tiny tissue: half the saturation, a sixteenth of the area, no Otsu."""
+    return options.model_copy(
+        update={"sthresh": max(options.sthresh // 2, 1), "a_t": options.a_t / 16, "use_otsu": False}
+    )
+
+
+def _pixels(slide: Slide, level: int) -> int:
+    width, height = slide.level_dimensions[level]
+    return width * height

@@ -1,0 +1,93 @@
+"""Definitions of metrics and names of protocols, as printed under tables and figures.
+
+A quirk of the released code that changes a metric changes its definition, and a protocol is named with the quirks that
+differ from its preset.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from smmil.config.quirks import active_quirks
+
+# quirks of evaluation (`smmil.evaluate.runs`)
+GATE = "eval_gate_by_bag"
+HALVED = "eval_energy"
+PRESETS = {"as_written": "the paper's text", "as_released": "the released code"}
+
+# what a quirk changes in the texts below: field -> (quirk, as written, as released)
+_FIELDS: dict[str, tuple[str, str, str]] = {
+    "scores": (
+        GATE,
+        "raw, ungated instance scores",
+        f"gated instance scores ({GATE}: every score of a bag called negative is −5)",
+    ),
+    "energy": (HALVED, "Dirichlet energy f^T L f", f"half the Dirichlet energy, ½ f^T L f ({HALVED}),"),
+    "ratio": (HALVED, "f^T L f / f^T f", f"½ f^T L f / f^T f ({HALVED})"),
+    "most": (HALVED, "2", "1"),
+}
+_TEXTS: dict[str, str] = {
+    "instance_auroc": "Instance AUROC: {scores} pooled over all instances with a 0/1 label of all test bags, positive "
+    "and negative.",
+    "instance_f1": "Instance F1: {scores}, pooled as for the AUROC; positive means score > threshold, the threshold "
+    "being the validation instance score with the largest TPR x (1 - FPR). It uses validation instance labels.",
+    "instance_auprc": "Instance AUPRC: average precision of the same instances.",
+    "instance_froc": "Average FROC: mean sensitivity for lesions at 1/4, 1/2, 1, 2, 4 and 8 false positives per "
+    "negative bag. After CAMELYON16, on tiles: a lesion is a connected component (8 neighbours) of positive tiles, a "
+    "detection a local maximum of the score on the lattice, a lesion is found by a detection on it.",
+    "instance_dice": "Dice: 2 |called and positive| / (|called| + |positive|) per bag with a positive instance, mean "
+    "over those bags; called means score > the validation threshold.",
+    "bag_auroc": "Bag AUROC: bag logits of all labelled test bags; ties count one half.",
+    "bag_auprc": "Bag AUPRC: average precision of the bag logits.",
+    "bag_f1": "Bag F1: positive means logit > 0; 0 where nothing is called positive.",
+    "bag_ece": "Bag calibration error: expected calibration error of sigmoid(logit), |share of positive bags - mean "
+    "probability| averaged over bins of equally many bags (15 at most, of 10 bags or more), weighted by their bags.",
+    "dirichlet_raw": "Energy: {energy} of the raw instance scores f over the bag's graph (normalised Laplacian, "
+    "weights 1), mean over test bags; lower is smoother, and it grows with the square of the scores' scale.",
+    "dirichlet_normalised": "Normalised energy: {ratio}, mean over test bags, in [0, {most}]; lower is smoother, "
+    "whatever the scale.",
+    "signed_instance_auroc": "Sign-aware instance AUROC: as instance AUROC, of the sign-aware score: to first order, "
+    "how far the bag's logit would rise if the whole bag moved from the average validation instance to this one. "
+    "Chosen without instance labels; not the paper's.",
+    "signed_instance_f1": "Sign-aware instance F1: as instance F1, of the sign-aware score with its own validation "
+    "threshold. Not the paper's.",
+}
+
+
+def definitions(quirks: Collection[str] = ()) -> dict[str, str]:
+    """Return {metric: definition} under the active quirks."""
+    fields = {name: released if quirk in quirks else written for name, (quirk, written, released) in _FIELDS.items()}
+    return {metric: text.format(**fields) for metric, text in _TEXTS.items()}
+
+
+def quirks_of(metrics: Mapping[str, Any]) -> frozenset[str]:
+    """Return the active quirks of a metrics object; without the key they are its protocol's preset."""
+    quirks = metrics.get("quirks")
+    return _preset(metrics["protocol"]) if quirks is None else frozenset(quirks)
+
+
+def _preset(protocol: str) -> frozenset[str]:
+    return active_quirks(protocol, {}) if protocol in PRESETS else frozenset()
+
+
+def protocol_text(protocol: str, quirks: Collection[str]) -> str:
+    """Name a protocol and the quirks that differ from its preset, sorted: `as_written with eval_energy`."""
+    preset = _preset(protocol)
+    parts = [("with", set(quirks) - preset), ("without", preset - set(quirks))]
+    return " ".join([protocol, *(f"{sign} {', '.join(sorted(names))}" for sign, names in parts if names)])
+
+
+def shared_quirks(metrics: Iterable[Mapping[str, Any]], what: str) -> tuple[str, frozenset[str]]:
+    """Return the protocol and the active quirks that all rows share; "" and none without a row.
+
+    Args:
+        metrics: metrics objects.
+        what: "table" or "figure", for the message.
+
+    Raises:
+        ValueError: rows of two protocols, or of different quirks.
+    """
+    protocols = {(str(row["protocol"]), quirks_of(row)) for row in metrics}
+    if len(protocols) > 1:
+        names = sorted(protocol_text(*protocol) for protocol in protocols)
+        raise ValueError(f"--metrics: found the protocols {names}, expected one per {what}; make one {what} each")
+    return protocols.pop() if protocols else ("", frozenset())

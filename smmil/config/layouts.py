@@ -1,0 +1,138 @@
+"""Layouts: which datasets, feature extractors and methods a table or figure shows; JSON on the command lines."""
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from smmil.config.methods import METHODS
+from smmil.config.variants import base_method
+
+
+def _known(method: str) -> str:
+    if base_method(method) not in METHODS:
+        raise ValueError("expected a key of smmil.config.methods.METHODS")
+    return method
+
+
+MethodKey = Annotated[str, AfterValidator(_known)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Layout(_Record):
+    """Base of all layouts; `EXPECTED` lists the keys for error messages."""
+
+    EXPECTED: ClassVar[str] = ""
+
+    @classmethod
+    def parse(cls, value: Mapping[str, Any]) -> Self:
+        """Validate a JSON object given as `--layout`.
+
+        Raises:
+            ValueError: an unknown or missing key, or a wrong value.
+        """
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:
+            problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, found {e['input']!r}" for e in error.errors()]
+            raise ValueError(f"--layout: {'; '.join(problems)}; expected {cls.EXPECTED}") from error
+
+    def to_json(self) -> str:
+        """Return the keys that were given as JSON, sorted."""
+        return json.dumps(self.model_dump(exclude_unset=True), sort_keys=True)
+
+
+class Dataset(_Record):
+    """A dataset and its title, by default its name."""
+
+    name: str
+    title: str = Field(default_factory=lambda data: str(data["name"]))
+
+
+class TableDataset(Dataset):
+    """A dataset of a table with its feature extractors; `encoder` is accepted for a single one."""
+
+    encoders: tuple[str, ...] = Field(min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _single_encoder(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and "encoder" in value and "encoders" not in value:
+            return {**{k: v for k, v in value.items() if k != "encoder"}, "encoders": [value["encoder"]]}
+        return value
+
+
+class TableLayout(Layout):
+    """Datasets and methods of a table.
+
+    Attributes:
+        datasets: columns, in this order.
+        methods: rows; tables with fixed rows ignore them.
+        splits: splits of a complete cell; None = the largest number in the metrics.
+        note: first line under the table.
+    """
+
+    EXPECTED = "datasets (each with name, encoders [, title]), methods [, splits, note]"
+
+    datasets: tuple[TableDataset, ...]
+    methods: tuple[MethodKey, ...] = ()
+    splits: int | None = None
+    note: str = ""
+
+
+class PairDataset(Dataset):
+    """A dataset of the table `comparisons`: its main feature extractor, and pairs of a method with Sm and its base."""
+
+    encoder: str
+    pairs: tuple[tuple[MethodKey, MethodKey], ...] = Field(min_length=1)
+
+
+class PairLayout(Layout):
+    """Pairs of methods in the table `comparisons`; `splits` is the number of splits of a complete cell."""
+
+    EXPECTED = "datasets (each with name, encoder, pairs [, title]) and splits"
+
+    datasets: tuple[PairDataset, ...]
+    splits: int
+
+
+class FigureDataset(Dataset):
+    """A dataset of a figure: its feature extractor, and its methods and variants."""
+
+    encoder: str
+    methods: tuple[MethodKey, ...]
+
+
+class FigureLayout(Layout):
+    """Datasets and methods of a figure.
+
+    Attributes:
+        datasets: one block each.
+        figure: key of `smmil.config.targets.FIGURES`.
+        protocol: protocol of the configuration, shown without any run.
+        quirks: quirks of the configuration that change a figure, for runs that do not record theirs; None = those of
+            the runs' protocol.
+        splits: seeds of a complete row; () = the largest number of splits in the metrics.
+    """
+
+    EXPECTED = "datasets (each with name, encoder, methods [, title]) [, figure, protocol, quirks, splits]"
+
+    datasets: tuple[FigureDataset, ...]
+    figure: str = ""
+    protocol: str = "as_written"
+    quirks: tuple[str, ...] | None = None
+    splits: tuple[int, ...] = ()
+
+    def single(self) -> FigureDataset:
+        """Return the dataset of a layout of one dataset.
+
+        Raises:
+            ValueError: none or several datasets.
+        """
+        if len(self.datasets) != 1:
+            raise ValueError(f"--layout: found {len(self.datasets)} datasets, expected one; draw one picture each")
+        return self.datasets[0]

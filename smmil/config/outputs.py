@@ -1,0 +1,142 @@
+"""Trainings that each table and figure needs; `snakemake -n table3` plans exactly these.
+
+A pairing is (dataset, encoder, method or variant). The rows of Tables 1, 2 and 6 to 10 are the configuration's
+`methods` (and `more_methods`); those of the ablations, Tables 3 to 5, are fixed by the paper. `comparisons` needs no
+further training: its rows are the methods with Sm whose base is trained for another table or figure.
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from smmil.config.methods import METHODS
+from smmil.config.targets import BLOCKS, EVERY_ENCODER, FIGURES, ONLY_KIND, SWEPT, TABLES, TITLES, Pairing
+
+if TYPE_CHECKING:
+    from smmil.config.experiment import Config
+    from smmil.config.layouts import PairLayout, TableLayout
+
+
+def bases() -> dict[str, str]:
+    """Return method with Sm -> its base: in each block of Tables 3 and 4 the method that the paper does not propose."""
+    pairs: dict[str, str] = {}
+    for block in (*BLOCKS["table3"].values(), *BLOCKS["table4"].values()):
+        (base,) = (method for method in block if not METHODS[method].proposed)
+        pairs |= {method: base for method in block if method != base}
+    return pairs
+
+
+def compared(config: "Config", dataset: str) -> tuple[tuple[str, str], ...]:
+    """Return the comparisons of a dataset at its main encoder.
+
+    Args:
+        config: the experiment.
+        dataset: a trained dataset.
+
+    Returns:
+        (method with Sm, its base) where both are among `methods` and `more_methods`, or in a table of `report.tables`.
+    """
+    main = (dataset, config.datasets[dataset].table_encoder)
+    trained = {*config.methods, *config.more_methods}
+    for table in config.report.tables:
+        if table != "comparisons":
+            trained |= {method for *where, method in pairings(config, table) if tuple(where) == main}
+    return tuple(pair for pair in bases().items() if trained.issuperset(pair))
+
+
+def rows(config: "Config", target: str) -> tuple[str, ...]:
+    """Return the methods of a table or figure, without the variants of sweeps.
+
+    Raises:
+        ValueError: unknown target.
+    """
+    if target in BLOCKS:
+        return tuple(method for methods in BLOCKS[target].values() for method in methods)
+    if target in ("table1", "table2", "fig4", "fig5"):
+        return tuple(config.methods)
+    if target == "comparisons":
+        return tuple(dict.fromkeys(method for pair in bases().items() for method in pair))
+    if target in TABLES or target in ("cd", "curves"):
+        return tuple(dict.fromkeys([*config.methods, *config.more_methods]))
+    if target in FIGURES:
+        # alpha = 0 and T = 0 are ABMIL; the method without options is a point of the sweep, too
+        methods = [sweep.method for sweep in config.sweeps.values() if sweep.argument == SWEPT[target]]
+        return tuple(dict.fromkeys(["abmil", *methods])) if methods else ()
+    raise ValueError(f"found {target!r}, expected one of {', '.join([*TABLES, *FIGURES])}")
+
+
+def datasets(config: "Config", target: str) -> tuple[str, ...]:
+    """Return the trained datasets of a table or figure."""
+    names = [*config.trained]
+    only = [n for n, d in config.trained.items() if d.kind == ONLY_KIND.get(target)]
+    if only:
+        names = only
+    if target in SWEPT:
+        swept = {n for sweep in config.sweeps.values() if sweep.argument == SWEPT[target] for n in sweep.datasets}
+        names = [name for name in names if name in swept]
+    return tuple(names)
+
+
+def encoders(config: "Config", target: str, dataset: str) -> tuple[str, ...]:
+    """Return the feature extractors of a dataset in a table or figure."""
+    chosen = config.datasets[dataset]
+    return tuple(chosen.encoders) if target in EVERY_ENCODER else (chosen.table_encoder,)
+
+
+def pairings(config: "Config", target: str) -> tuple[Pairing, ...]:
+    """Return all trainings that a table or figure needs.
+
+    Args:
+        config: the experiment.
+        target: key of `TABLES` or `FIGURES`.
+
+    Raises:
+        ValueError: unknown target.
+    """
+    result: list[Pairing] = []
+    for dataset in datasets(config, target):
+        names: Iterable[str] = rows(config, target)
+        if target == "comparisons":
+            names = [method for pair in compared(config, dataset) for method in pair]
+        if target in SWEPT:
+            points = [v.name for v in config.variants_on(dataset).values() if v.argument == SWEPT[target]]
+            names = [*names, *points]
+        result += [(dataset, encoder, name) for encoder in encoders(config, target, dataset) for name in names]
+    return tuple(dict.fromkeys(result))
+
+
+def all_pairings(config: "Config") -> tuple[Pairing, ...]:
+    """Return all trainings that the configuration's `report.tables` and `report.figures` need."""
+    targets = [*config.report.tables, *config.report.figures]
+    return tuple(dict.fromkeys(pairing for target in targets for pairing in pairings(config, target)))
+
+
+def table_layout(config: "Config", table: str) -> "TableLayout | PairLayout":
+    """Return the rows and columns of one table.
+
+    In `resources` a complete cell has a value per split and learning rate. `comparisons` has the datasets with pairs.
+
+    Args:
+        config: the experiment.
+        table: key of `TABLES`.
+
+    Raises:
+        ValueError: unknown table.
+    """
+    from smmil.config.layouts import PairDataset, PairLayout, TableDataset, TableLayout
+
+    if table not in TABLES:
+        raise ValueError(f"found {table!r}, expected one of {', '.join(TABLES)}")
+    n_splits = len(config.training.splits)
+    names = [(name, TITLES.get(name, name), encoders(config, table, name)) for name in datasets(config, table)]
+    if table == "comparisons":
+        paired = [
+            PairDataset(name=name, title=title, encoder=main[0], pairs=pairs)
+            for name, title, main in names
+            if (pairs := compared(config, name))
+        ]
+        return PairLayout(datasets=tuple(paired), splits=n_splits)
+    return TableLayout(
+        datasets=tuple(TableDataset(name=name, title=title, encoders=all_) for name, title, all_ in names),
+        methods=rows(config, table),
+        splits=n_splits * (len(config.training.learning_rates) if table == "resources" else 1),
+    )

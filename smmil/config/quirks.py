@@ -1,0 +1,257 @@
+"""The paper as written, or as its authors' released code runs it: one switch, and one switch per difference.
+
+`protocol: as_written | as_released` sets every row of `QUIRKS`, `quirks: {name: true | false}` sets single ones on top.
+The rows are those of methods.md, section 5. All of them act on stored bags (loading, model, training, evaluation): none
+needs another preprocessing. Nothing heavy is imported here.
+
+Run alone: `python -m smmil.protocol` prints the table of `docs/protocol.md`.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+PROTOCOLS = ("as_written", "as_released")
+# what the authors released; SM_MODULE also holds the methods that carry the same Sm module
+WITH_GRAPH = frozenset({"smap_early", "smap_mid", "smap_late", "smt_ap", "t_smap", "smtap"})
+RELEASED = WITH_GRAPH | {"abmil", "t_ap"}
+SM_MODULE = WITH_GRAPH | {"smclam", "smdsmil", "smdftd"}
+
+
+@dataclass(frozen=True)
+class Quirk:
+    """One difference between text and release.
+
+    Attributes:
+        row: in methods.md, section 5.
+        acts: stage it acts in: loading, model, training or evaluation; a run is trained again for the first three.
+        written: what `as_written` does.
+        released: what `as_released` does.
+        why: what it changes, and where.
+    """
+
+    row: int
+    acts: str
+    written: str
+    released: str
+    why: str
+
+
+QUIRKS: dict[str, Quirk] = {
+    "sm_alpha_rule": Quirk(
+        1,
+        "model",
+        "a fixed α is used as in Equation 8",
+        "a fixed α runs as 1 − α in the T steps, and as α in the exact solution",
+        "figures 6a and 12 may run backwards in α; a trainable α is not touched",
+    ),
+    "sm_alpha_param": Quirk(
+        2,
+        "model",
+        "α = sigmoid(a), a = 0 at the start",
+        "α = 1 / (1 + c), c = 1 at the start, unbounded",
+        "c < 0 leaves [0, 1): between −1 and 0 the steps diverge, below −1 α is negative; other gradient steps in α",
+    ),
+    "sm_spectral_norm": Quirk(
+        3,
+        "model",
+        "spectral normalisation of the layers right after Sm",
+        "off, whatever is asked for: the option is passed under a name that nobody reads",
+        "figure 6b; mostly instance metrics",
+    ),
+    "train_class_weight": Quirk(
+        4,
+        "training",
+        "RSNA: positive bags weighted by n_neg / n_pos in the training and validation loss",
+        "no weight: it is computed after the model that owns the loss",
+        "RSNA's bag threshold and epoch selection",
+    ),
+    "eval_gate_by_bag": Quirk(
+        5,
+        "evaluation",
+        "instance scores as the model gives them",
+        "every score of a bag predicted negative becomes −5 before pooling, on validation and test",
+        "ties instance metrics to bag errors, and −5 is not below every score",
+    ),
+    "graph_edge_weight": Quirk(
+        6,
+        "loading",
+        "edges of weight 1 (or the data set's `edge_weight`)",
+        "exp(−‖x_i − x_j‖ / P) on raw features, for every method with Sm",
+        "small: with P = 512 the weights lie near 1",
+    ),
+    "graph_rsna_self_loop": Quirk(
+        7,
+        "loading",
+        "a slice's neighbours are i − 1 and i + 1",
+        "i − 1, i and i + 1, for every method with Sm",
+        "weaker smoothing of CT: a third of each step stays where it is",
+    ),
+    "train_batch_size": Quirk(
+        8,
+        "training",
+        "CAMELYON16: 4 bags per step without, 1 with a transformer",
+        "CAMELYON16: 1 for everything",
+        "four times the steps for methods without a transformer",
+    ),
+    "model_smt_ap_pool": Quirk(
+        9,
+        "model",
+        "SmT+AP pools without Sm",
+        "SmT+AP pools with Sm: its script leaves the pool's option at its default",
+        "the row SmT+AP of Table 3 is SmTAP trained once more",
+    ),
+    "train_lr": Quirk(
+        10,
+        "training",
+        "candidate learning rates, the better one by validation",
+        "0.0001 only",
+        "one run per split; methods that prefer another rate lose",
+    ),
+    "sm_exact": Quirk(
+        11,
+        "model",
+        "T = exact solves the linear system",
+        "T = exact does not exist: it crashes there, it is refused here, and sweeps leave it out",
+        "T = ∞ of figure 7 cannot come from the released code",
+    ),
+    "softmax": Quirk(
+        12,
+        "model",
+        "softmax with the maximum subtracted",
+        "exp(f) / Σ exp(f) in the attention pool",
+        "the same up to rounding, until f passes about 88: then NaN, and training stops",
+    ),
+    "graph_isolated": Quirk(
+        13,
+        "model",
+        "a node without neighbours keeps its value (self loop)",
+        "only the node of a bag of one does; any other is shrunk by 1 − α",
+        "isolated tiles look less attentive than they are",
+    ),
+    "select_val_loss": Quirk(
+        14,
+        "training",
+        "epochs are selected with the mean loss over validation bags",
+        "with the mean of batch means: the bags of a short last batch count more",
+        "another epoch may be selected",
+    ),
+    "panda_label_order": Quirk(
+        15,
+        "loading",
+        "a patch's label follows the patch",
+        "patches are sorted by name as text (0, 1, 10, 11, 2), labels keep their order",
+        "labels of PANDA bags with more than 10 patches land on other patches: instance metrics, no training",
+    ),
+    "panda_discard": Quirk(
+        16,
+        "loading",
+        "the data set's `drop_inconsistent` (config.yaml: the released rule)",
+        "PANDA slides whose patches contradict the slide's label, or have none, are left out",
+        "the paper is silent; fewer slides",
+    ),
+    "c16_patch_label": Quirk(
+        17,
+        "loading",
+        "the data set's `label_rule` and `label_threshold` (config.yaml: the released rule)",
+        "CAMELYON16: lesion share > 0.5, halved for a tumour slide until it has a positive patch",
+        "the paper is silent; decides which patches of small lesions count",
+    ),
+    "eval_histogram": Quirk(
+        18,
+        "evaluation",
+        "figure 4 shows all test bags",
+        "only bags predicted positive, 20 bins per class, normalised counts",
+        "hides what negative bags look like",
+    ),
+    "eval_energy": Quirk(
+        19,
+        "evaluation",
+        "Dirichlet energy fᵀ L f",
+        "½ fᵀ L f per bag, and the same divided by fᵀ f",
+        "a factor of 2 in the energies of Table 3",
+    ),
+}
+
+
+def active_quirks(protocol: str, quirks: Mapping[str, bool]) -> frozenset[str]:
+    """The quirks that act: all of them under `as_released`, none under `as_written`, single ones set on top.
+
+    Raises:
+        ValueError: an unknown protocol or quirk.
+    """
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol: found {protocol!r}, expected one of {', '.join(PROTOCOLS)}")
+    unknown = sorted(set(quirks) - set(QUIRKS))
+    if unknown:
+        raise ValueError(f"quirks: found unknown {unknown}, expected some of {', '.join(QUIRKS)}")
+    return frozenset(name for name in QUIRKS if quirks.get(name, protocol == "as_released"))
+
+
+def training_changes(active: Collection[str], kind: str | None, method: str) -> dict[str, Any]:
+    """What the active quirks set of `TrainingOptions`.
+
+    Args:
+        active: of `active_quirks`.
+        kind: of the data set (`camelyon16`, `panda`, `rsna`, `own`); None = unknown, then what hangs on it stays.
+        method: a method, not a variant.
+
+    Returns:
+        Only the settings that change.
+    """
+    changes: dict[str, Any] = {}
+    if "train_class_weight" in active:
+        changes["class_weight"] = False
+    if "train_lr" in active:
+        changes["learning_rates"] = [1e-4]
+    if "train_batch_size" in active and kind == "camelyon16":
+        changes["batch_size"] = 1
+    if "graph_edge_weight" in active and method in SM_MODULE:
+        changes["edge_weight"] = "feature_distance"
+    if "graph_rsna_self_loop" in active and kind == "rsna" and method in SM_MODULE:
+        changes["self_loop"] = True
+    if "panda_label_order" in active and kind == "panda":
+        changes["label_order"] = "by_name"
+    if "panda_discard" in active and kind == "panda":
+        changes["drop_inconsistent"] = True
+    if "c16_patch_label" in active and kind == "camelyon16":
+        changes |= {"label_rule": "halving", "label_threshold": 0.5}
+    return changes
+
+
+def method_changes(active: Collection[str], method: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's arguments under the active quirks.
+
+    A quirk that cannot act (a swapped α where α is trained) changes nothing, so that such runs stay what they are.
+
+    Args:
+        active: of `active_quirks`.
+        method: a method, not a variant.
+        options: its arguments as asked for.
+
+    Returns:
+        All arguments of `smmil.models.build_model`; those without an argument of their own stand under `quirks`.
+
+    Raises:
+        ValueError: T = exact although `sm_exact` is active.
+    """
+    changed = dict(options)
+    exact = options.get("T") == "exact"
+    if exact and "sm_exact" in active:
+        raise ValueError(
+            f"{method}: found T = 'exact', which the released code cannot run; give a number of steps, or set"
+            " quirks: {sm_exact: false}"
+        )
+    if "sm_spectral_norm" in active and method in WITH_GRAPH:
+        changed["spectral_norm"] = False
+    if "model_smt_ap_pool" in active and method == "smt_ap":
+        changed["sm_pool"] = True
+    fixed = changed.get("alpha", "trainable") != "trainable"
+    acting = {
+        "sm_alpha_rule": method in SM_MODULE and fixed and not exact,
+        "sm_alpha_param": method in SM_MODULE and not fixed,
+        "softmax": method in RELEASED,
+        "graph_isolated": method in WITH_GRAPH,
+    }
+    names = {name for name, acts in acting.items() if acts and name in active} | set(options.get("quirks", ()))
+    return {**changed, "quirks": sorted(names)} if names else changed

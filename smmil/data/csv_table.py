@@ -1,0 +1,152 @@
+"""Bags from a CSV table, one instance per row, for data with given features.
+
+Without a header (MUSK1 and similar): bag label (0/1), bag id, then P features; every bag is a training bag.
+With a header: the columns `bag_id` and `label` (0, 1 or empty), optionally `split`, `group` and `y_inst` (0, 1 or
+empty); every other column is a feature. The rows of a bag need not be adjacent; their order in the file is kept.
+
+The graph is an argument: `none`, or `chain` (neighbours i-1, i+1 in file order). Grid cells are (i, 0). Instance labels
+are unknown (-1) unless given.
+"""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from smmil.data.batch import Bag
+
+GRAPHS = ("none", "chain")
+FIXED = ("bag_id", "label", "split", "group", "y_inst")
+SPLITS = ("train", "val", "test", "")
+
+
+def load_table(path: Path | str, *, graph: str = "none") -> "list[Bag]":
+    """Read a table of instances.
+
+    Args:
+        path: CSV file, see the module docstring.
+        graph: `none` or `chain`.
+
+    Returns:
+        Bags sorted by id (numeric ids by value), features float32.
+
+    Raises:
+        ValueError: invalid content; the message names file and line.
+    """
+    if graph not in GRAPHS:
+        raise ValueError(f"graph: found {graph!r}, expected one of {', '.join(GRAPHS)}")
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: no such file; expected a CSV table with one instance per row")
+    with open(path, newline="", encoding="utf-8") as stream:
+        lines = [(number, cells) for number, cells in enumerate(csv.reader(stream), start=1) if cells]
+    if not lines:
+        raise ValueError(f"{path}: empty, expected one instance per row")
+    header = _header(lines[0][1])
+    if header is None:
+        header = ["label", "bag_id", *(f"f{i}" for i in range(len(lines[0][1]) - 2))]
+    else:
+        lines = lines[1:]
+    _check_header(path, header)
+    rows: dict[str, list[tuple[int, list[str]]]] = {}
+    for number, cells in lines:
+        if len(cells) != len(header):
+            raise ValueError(f"{path}, line {number}: found {len(cells)} cells, expected {len(header)}")
+        rows.setdefault(cells[header.index("bag_id")].strip(), []).append((number, cells))
+    ordered = sorted(rows, key=lambda name: (0, int(name), name) if name.isdigit() else (1, 0, name))
+    return [_bag(path, name, rows[name], header, graph) for name in ordered]
+
+
+def standardise(bags: "Sequence[Bag]", fit_ids: Sequence[str]) -> "list[Bag]":
+    """Scale every feature to mean 0 and standard deviation 1 over the instances of the given (training) bags.
+
+    Constant features become 0. Return new bags in the same order.
+    """
+    import dataclasses
+
+    import torch
+
+    chosen = set(fit_ids)
+    rows = torch.cat([bag.x for bag in bags if bag.bag_id in chosen]).double()
+    mean, deviation = rows.mean(0), rows.std(0, correction=0)
+    scale = torch.where(deviation > 0, 1 / deviation, torch.zeros_like(deviation))
+    return [dataclasses.replace(bag, x=((bag.x.double() - mean) * scale).float()) for bag in bags]
+
+
+def _header(cells: Sequence[str]) -> list[str] | None:
+    names = [cell.strip() for cell in cells]
+    return names if "bag_id" in names else None
+
+
+def _check_header(path: Path | str, header: Sequence[str]) -> None:
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if "label" not in header or twice or len(header) <= len(set(header) & set(FIXED)):
+        raise ValueError(
+            f"{path}: found the columns {', '.join(header[:8])}{' ...' if len(header) > 8 else ''}, expected bag_id,"
+            f" label, optionally split, group, y_inst, and at least one feature, each once (twice: {twice})"
+        )
+
+
+def _bag(path: Path | str, name: str, rows: list[tuple[int, list[str]]], header: list[str], graph: str) -> "Bag":
+    import torch
+
+    from smmil.data.batch import Bag
+
+    shared = {key: _same(path, name, rows, header, key) for key in ("label", "split", "group") if key in header}
+    split = shared.get("split", "train")
+    if split not in SPLITS or shared["label"] not in ("0", "1", ""):
+        raise ValueError(
+            f"{path}, line {rows[0][0]}: bag {name} has label {shared['label']!r} and split {split!r}, expected 0, 1 or"
+            " empty, and train, val, test or empty"
+        )
+    if not shared["label"] and split in ("train", "val"):
+        raise ValueError(f"{path}, line {rows[0][0]}: bag {name} of split {split!r} has no label; leave split empty")
+    columns = [i for i, column in enumerate(header) if column not in FIXED]
+    n = len(rows)
+    y_inst = np.full(n, -1, np.int64)
+    if "y_inst" in header:
+        y_inst = np.array([_instance_label(path, line, cells[header.index("y_inst")]) for line, cells in rows])
+    order = np.arange(n)
+    # Padding with -1 comes last: the first row has no i-1, the last no i+1.
+    chain = np.stack([np.where(order > 0, order - 1, order + 1), np.where(order > 0, order + 1, n)], 1)
+    chain[chain >= n] = -1
+    return Bag(
+        bag_id=name,
+        x=torch.from_numpy(_features(path, rows, columns)),
+        neighbors=torch.from_numpy(chain if graph == "chain" else np.empty((n, 0), np.int64)),
+        grid=torch.from_numpy(np.stack([order, np.zeros_like(order)], 1)),
+        coords=torch.from_numpy(order[:, None].astype(np.float32)),
+        y=float(shared["label"]) if shared["label"] else float("nan"),
+        y_inst=torch.from_numpy(y_inst),
+        coverage=torch.from_numpy(np.where(y_inst < 0, np.nan, y_inst).astype(np.float32)),
+        split=split,
+        group=shared.get("group", ""),
+    )
+
+
+def _same(path: Path | str, name: str, rows: list[tuple[int, list[str]]], header: list[str], key: str) -> str:
+    values = {cells[header.index(key)].strip() for _, cells in rows}
+    if len(values) > 1:
+        raise ValueError(f"{path}: bag {name} has several values of {key} {sorted(values)}, expected one per bag")
+    return values.pop()
+
+
+def _instance_label(path: Path | str, line: int, cell: str) -> int:
+    if cell.strip() not in ("0", "1", "", "-1"):
+        raise ValueError(f"{path}, line {line}: y_inst: found {cell!r}, expected 0, 1 or empty")
+    return int(cell.strip() or -1)
+
+
+def _features(path: Path | str, rows: list[tuple[int, list[str]]], columns: list[int]) -> npt.NDArray[np.float32]:
+    out = np.empty((len(rows), len(columns)), np.float32)
+    for i, (line, cells) in enumerate(rows):
+        try:
+            out[i] = [float(cells[c]) for c in columns]
+        except ValueError as error:
+            raise ValueError(f"{path}, line {line}: {error}; features must be numbers") from error
+        if not np.isfinite(out[i]).all():
+            raise ValueError(f"{path}, line {line}: a feature is NaN, infinite or too large for float32")
+    return out

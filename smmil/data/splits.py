@@ -1,0 +1,194 @@
+"""Training / validation splits: stratified by bag label, grouped by patient, fixed by a seed.
+
+The data set fixes the test set; a seed divides the training part (methods.md section 3: seeds 1-5, validation share
+15 % for RSNA and 20 % for PANDA and CAMELYON16). All bags of a group (patient, study) are on one side. The result
+depends on ids, labels, groups and the seed, not on the order of the rows.
+"""
+
+import csv
+import io
+import logging
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from preprocessing.common.files import write_text
+
+log = logging.getLogger(__name__)
+
+
+class Splittable(Protocol):
+    """The attributes of a bag that a split needs."""
+
+    @property
+    def bag_id(self) -> str:
+        """Unique name."""
+
+    @property
+    def y(self) -> float:
+        """Label, 0 or 1."""
+
+    @property
+    def group(self) -> str:
+        """Patient or study; empty = the bag is its own group."""
+
+    @property
+    def split(self) -> str:
+        """`train`, `val` or `test`, or empty (score only)."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """One division of the training part; ids are sorted.
+
+    Attributes:
+        seed: seed of the split.
+        train: ids of the training bags.
+        val: ids of the validation bags, which select the epoch, the learning rate and the thresholds.
+    """
+
+    seed: int
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+
+
+def make_split(bags: Sequence[Splittable], seed: int, val_share: float) -> Split:
+    """Divide the training bags into training and validation.
+
+    If there are bags with split `val`, they are the validation set for every seed. Otherwise groups are shuffled within
+    each stratum (negative, positive and mixed groups) and taken for validation while that brings the stratum's share of
+    bags closer to `val_share`; at least one group per class.
+
+    Args:
+        bags: all bags; those with split `test` or empty are ignored.
+        seed: seed of the shuffling.
+        val_share: validation share of the training bags, strictly between 0 and 1.
+
+    Raises:
+        ValueError: both sides cannot have both classes; the message counts bags and says what to do.
+    """
+    if not 0 < val_share < 1:
+        raise ValueError(f"val_share: found {val_share}, expected a share strictly between 0 and 1")
+    pool = sorted((bag for bag in bags if bag.split == "train"), key=lambda bag: bag.bag_id)
+    fixed = sorted((bag for bag in bags if bag.split == "val"), key=lambda bag: bag.bag_id)
+    if fixed:
+        return _fixed_split(pool, fixed, seed)
+    groups = _groups(pool)
+    counts = [_count(pool, label) for label in (0, 1)]
+    chosen: set[str] = set()
+    rng = random.Random(seed)
+    for stratum in _strata(groups):
+        names = list(stratum)
+        rng.shuffle(names)
+        chosen |= _take(names, groups, val_share)
+    for label in (0, 1):
+        _ensure_class(label, groups, chosen, rng)
+    val = [bag for name in chosen for bag in groups[name]]
+    train = [bag for name, members in groups.items() if name not in chosen for bag in members]
+    for part, members in (("validation", val), ("training", train)):
+        if not _count(members, 0) or not _count(members, 1):
+            raise ValueError(
+                f"split of seed {seed}: the {part} part would hold {_count(members, 0)} negative and"
+                f" {_count(members, 1)} positive bags, expected both classes. The training part has {counts[0]}"
+                f" negative and {counts[1]} positive bags in {len(groups)} groups (val_share {val_share}). Add bags,"
+                " split large groups if they are not one patient, or name the validation bags with split 'val' in the"
+                " manifest"
+            )
+    return Split(seed, _ids(train), _ids(val))
+
+
+def _fixed_split(pool: list[Splittable], fixed: list[Splittable], seed: int) -> Split:
+    shared = sorted({bag.group for bag in pool if bag.group} & {bag.group for bag in fixed})
+    if shared:
+        log.warning("%d groups lie in training and in the given validation set, e.g. %s", len(shared), shared[0])
+    if not _count(pool, 0) or not _count(pool, 1):
+        raise ValueError(
+            f"training part: found {_count(pool, 0)} negative and {_count(pool, 1)} positive bags beside the given"
+            " validation set, expected both classes; move bags from split 'val' to 'train' or add bags"
+        )
+    if not _count(fixed, 0) or not _count(fixed, 1):
+        log.warning("the given validation set has one class only: epochs are selected by the loss alone (AUROC = 0)")
+    return Split(seed, _ids(pool), _ids(fixed))
+
+
+def _ids(bags: Sequence[Splittable]) -> tuple[str, ...]:
+    return tuple(sorted(bag.bag_id for bag in bags))
+
+
+def _count(bags: Sequence[Splittable], label: int) -> int:
+    return sum(1 for bag in bags if int(bag.y) == label)
+
+
+def _groups(bags: Sequence[Splittable]) -> dict[str, list[Splittable]]:
+    """Group the bags; a bag without a group is its own group, with a prefix that avoids name clashes."""
+    groups: dict[str, list[Splittable]] = {}
+    for bag in bags:
+        if math.isnan(bag.y):
+            raise ValueError(f"bag {bag.bag_id}: split 'train' without a label; give a label or leave the split empty")
+        groups.setdefault(f"group:{bag.group}" if bag.group else f"bag:{bag.bag_id}", []).append(bag)
+    return groups
+
+
+def _strata(groups: Mapping[str, list[Splittable]]) -> list[list[str]]:
+    """Return the names of negative, positive and mixed groups."""
+    strata: dict[frozenset[int], list[str]] = {}
+    for name in sorted(groups):
+        strata.setdefault(frozenset(int(bag.y) for bag in groups[name]), []).append(name)
+    return [strata.get(key, []) for key in (frozenset({0}), frozenset({1}), frozenset({0, 1}))]
+
+
+def _take(names: Sequence[str], groups: Mapping[str, list[Splittable]], share: float) -> set[str]:
+    """Return the groups that, in the given order, bring the number of bags closer to the target."""
+    target = math.floor(share * sum(len(groups[name]) for name in names) + 0.5)
+    taken: set[str] = set()
+    count = 0
+    for name in names:
+        size = len(groups[name])
+        if abs(target - count - size) < abs(target - count):
+            taken.add(name)
+            count += size
+    return taken
+
+
+def _ensure_class(label: int, groups: Mapping[str, list[Splittable]], chosen: set[str], rng: random.Random) -> None:
+    """Move one group if a class is missing on one side and the other side has at least two groups with it."""
+    holders = [name for name in sorted(groups) if _count(groups[name], label)]
+    inside = [name for name in holders if name in chosen]
+    outside = [name for name in holders if name not in chosen]
+    # The smallest group changes the shares least; the seed breaks ties.
+    if not inside and len(outside) > 1:
+        rng.shuffle(outside)
+        chosen.add(min(outside, key=lambda name: len(groups[name])))
+    elif not outside and len(inside) > 1:
+        rng.shuffle(inside)
+        chosen.remove(min(inside, key=lambda name: len(groups[name])))
+
+
+def write_splits(path: Path | str, bags: Sequence[Splittable], splits: Sequence[Split]) -> None:
+    """Write `bag_id, split1, split2, ...` (columns by seed; cells train, val, test), sorted, atomically."""
+    parts = [{**dict.fromkeys(split.train, "train"), **dict.fromkeys(split.val, "val")} for split in splits]
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["bag_id", *(f"split{split.seed}" for split in splits)])
+    for bag in sorted(bags, key=lambda item: item.bag_id):
+        if bag.split:
+            writer.writerow([bag.bag_id, *(part.get(bag.bag_id, bag.split) for part in parts)])
+    write_text(path, stream.getvalue())
+
+
+def read_splits(path: Path | str) -> dict[int, dict[str, str]]:
+    """Read `write_splits`: seed -> bag id -> train, val or test.
+
+    Raises:
+        ValueError: the file has another header.
+    """
+    with open(path, newline="", encoding="utf-8") as stream:
+        rows = list(csv.reader(stream))
+    header = rows[0] if rows else []
+    seeds = [name.removeprefix("split") for name in header[1:]]
+    if header[:1] != ["bag_id"] or not all(seed.isdigit() for seed in seeds):
+        raise ValueError(f"{path}: found the header {header}, expected bag_id, split1, split2, ...")
+    return {int(seed): {row[0]: row[column + 1] for row in rows[1:]} for column, seed in enumerate(seeds)}

@@ -1,0 +1,101 @@
+"""Read stored bags that are complete and match the shard manifests.
+
+A manifest records the content hash of every bag. A bag that was written again later (by hand, or by a stage killed
+before its manifest) has another hash in its attributes and is an error, because runs and predictions are keyed by the
+manifests. The arrays are verified against their checksums when they are read (`verify=True`).
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from preprocessing.check import read_stored
+
+
+def read_geometry(instances: Path, bag_id: str, names: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read attributes and verified arrays of a bag's instances, for maps and predictions.
+
+    Args:
+        instances: folder of the stage.
+        bag_id: name of the bag.
+        names: names of the arrays.
+
+    Raises:
+        ValueError: a damaged or missing bag, or content that differs from its manifest.
+    """
+    from preprocessing.store.bags import read_arrays, read_attrs
+
+    attrs: dict[str, Any] = read_stored(read_attrs, instances / "store", bag_id)
+    ContentHashes.of_instances(instances).check(bag_id, attrs)
+    return attrs, read_stored(read_arrays, instances / "store", bag_id, list(names), verify=True)
+
+
+def labels_key(instances: Path, bags: Iterable[str]) -> str:
+    """Hash the content hashes of these bags in the instance manifests; "" if there are none.
+
+    A new annotation changes this hash, but not the features.
+    """
+    hashes = ContentHashes.of_instances(instances).hashes
+    content = {bag_id: sorted(hashes[bag_id]) for bag_id in bags if bag_id in hashes}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest() if content else ""
+
+
+def read_manifest(path: Path | str) -> tuple[str, list[dict[str, Any]]]:
+    """Read the stage ("" if missing) and the bags of a shard manifest.
+
+    Raises:
+        ValueError: a file that is not a shard manifest.
+    """
+    try:
+        manifest = json.loads(Path(path).read_text(encoding="utf-8"))
+        bags = [{**bag, "bag_id": str(bag["bag_id"]), "state": str(bag["state"])} for bag in manifest["bags"]]
+        return str(manifest.get("stage", "")), bags
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a shard manifest ({error}); expected a JSON object with `bags`") from error
+
+
+class ContentHashes:
+    """Content hashes of bags in the manifests of a stage.
+
+    Stale manifests from a different shard size may still be on disk, so a match with any manifest is enough.
+
+    Args:
+        stage: "instances" or "features".
+        manifests: shard manifests; those of other stages are ignored.
+    """
+
+    def __init__(self, stage: str, manifests: Iterable[Path | str]) -> None:
+        self.stage = stage
+        self.hashes: dict[str, dict[str, Path | str]] = {}
+        for path in manifests:
+            manifest_stage, bags = read_manifest(path)
+            if manifest_stage.partition("/")[0] == stage:
+                for bag in bags:
+                    if bag.get("hash"):
+                        self.hashes.setdefault(bag["bag_id"], {})[str(bag["hash"])] = path
+
+    @classmethod
+    def of_instances(cls, instances: Path | str, manifests: Iterable[Path | str] = ()) -> "ContentHashes":
+        """Read the given manifests and those in the folder of the instances stage."""
+        return cls("instances", [*manifests, *sorted((Path(instances) / "shards").glob("*.json"))])
+
+    def check(self, bag_id: str, attrs: Mapping[str, Any]) -> None:
+        """Raise if a bag has another content hash than its manifests; bags without a manifest entry are accepted.
+
+        Args:
+            bag_id: name of the bag.
+            attrs: attributes of the stored bag.
+
+        Raises:
+            ValueError: the message names the bag, its manifest, and what to do.
+        """
+        hashes, content = self.hashes.get(bag_id), str(attrs["store"].get("content"))
+        if hashes and content not in hashes:
+            expected, path = next(iter(hashes.items()))
+            raise ValueError(
+                f"bag {bag_id}: found stored {self.stage} with the hash {content[:12]}, expected {expected[:12]} as in"
+                f" {path}: they were written again since; run the {self.stage} stage again (delete that file, then run"
+                " the workflow: finished bags are kept)"
+            )

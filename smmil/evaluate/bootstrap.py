@@ -1,0 +1,209 @@
+"""Percentile bootstrap of the table metrics over test bags, vectorised.
+
+A resample draws B test bags with replacement, the same draw for every split (the splits share one test set), and takes
+the mean over splits of the metric; the interval is its percentile range. Whole bags are drawn, so instances of one bag
+stay together. A resample is a vector of multiplicities `w` (B,): every metric is computed from counts per bag times
+`w`, and both ranking curves need such counts at the scores of positives only, so nothing is sorted per resample.
+
+The interval measures the uncertainty from the choice of test bags, not from training.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from smmil.evaluate.calibration import calibration_error
+from smmil.evaluate.froc import bag_dice, froc_resamples
+from smmil.evaluate.metrics import labelled
+
+Floats = npt.NDArray[np.float64]
+
+METRICS = ("instance_auroc", "instance_f1", "bag_auroc", "bag_f1")
+# metrics of predictions that have the arrays they need
+EXTRA = (
+    *("signed_instance_auroc", "signed_instance_f1", "instance_dice", "signed_instance_dice"),
+    *("instance_auprc", "signed_instance_auprc", "bag_auprc", "bag_ece"),
+    *("instance_froc", "signed_instance_froc"),
+    *("dirichlet_raw", "dirichlet_normalised"),
+)
+LEVEL = 0.95
+# elements of one temporary (thresholds, resamples), which bounds the memory
+BLOCK_ELEMENTS = 4_000_000
+
+
+def draw_weights(n_bags: int, resamples: int, seed: int) -> Floats:
+    """Draw the multiplicities (R,B) of every bag in every resample; rows sum to B."""
+    generator = np.random.default_rng(seed)
+    draws = generator.integers(0, n_bags, size=(resamples, n_bags))
+    flat = draws + n_bags * np.arange(resamples)[:, None]
+    counts = np.bincount(flat.ravel(), minlength=resamples * n_bags).reshape(resamples, n_bags)
+    return counts.astype(np.float64)
+
+
+def curve_resamples(
+    y: npt.NDArray[Any], score: npt.NDArray[Any], bag: npt.NDArray[Any], weights: Floats
+) -> tuple[Floats, Floats]:
+    """Compute AUROC and average precision of every resample.
+
+    Args:
+        y: (M,) labels in {0, 1}.
+        score: (M,) finite scores.
+        bag: (M,) bag of every row.
+        weights: (R,B) multiplicities of the bags.
+
+    Returns:
+        AUROC (R,), NaN where a resample holds one class only, and average precision (R,), NaN without a positive.
+    """
+    from scipy.sparse import csr_array
+
+    y, score, bag = np.asarray(y), np.asarray(score), np.asarray(bag)
+    positive = y == 1
+    thresholds = -np.unique(-score[positive])
+    # the first threshold that a row reaches; rows below all of them change neither curve
+    level = np.searchsorted(-thresholds, -score)
+    reached = level < len(thresholds)
+    tied = reached & ~positive
+    tied[reached] &= thresholds[level[reached]] == score[reached]
+    counts = [
+        csr_array((np.ones(mask.sum()), (level[mask], bag[mask])), shape=(len(thresholds), weights.shape[1]))
+        for mask in (positive, reached, tied)
+    ]
+    negatives = weights @ np.bincount(bag[~positive], minlength=weights.shape[1])
+    auroc, precision = np.full((2, len(weights)), np.nan)
+    if not len(thresholds):
+        return auroc, precision
+    block = max(1, BLOCK_ELEMENTS // len(thresholds))
+    for rows in (slice(start, start + block) for start in range(0, len(weights), block)):
+        gained, called, ties = (count @ weights[rows].T for count in counts)
+        tp, above = np.cumsum(gained, axis=0), np.cumsum(called, axis=0)
+        # a tie counts one half; sums of halves are exact
+        won = np.sum(gained * (negatives[rows] - (above - tp) + ties / 2), axis=0)
+        total = tp[-1] * negatives[rows]
+        np.divide(won, total, out=auroc[rows], where=total > 0)
+        hits = np.sum(gained * (tp / np.maximum(above, 1)), axis=0)
+        np.divide(hits, tp[-1], out=precision[rows], where=tp[-1] > 0)
+    return auroc, precision
+
+
+def calibration_resamples(y: Floats, logit: Floats, bag: npt.NDArray[Any], weights: Floats) -> Floats:
+    """Compute the calibration error (R,) of every resample, NaN where no labelled bag is drawn.
+
+    Args:
+        y: (L,) labels of the labelled bags.
+        logit: (L,) their logits.
+        bag: (L,) their indices among all bags.
+        weights: (R,B) multiplicities of all bags.
+    """
+    # bins hold equally many of the drawn bags, so every resample has its own
+    rows = (np.repeat(np.arange(len(y)), counts[bag].astype(np.int64)) for counts in weights)
+    errors = (calibration_error(y[row], logit[row]) for row in rows)
+    return np.array([np.nan if error is None else error for error in errors], np.float64)
+
+
+def f1_resamples(weights: Floats, tp: Floats, fp: Floats, fn: Floats) -> Floats:
+    """Compute F1 (R,) of every resample from per-bag counts (B,); 0 for 0 / 0."""
+    hits, errors = 2 * (weights @ tp), weights @ (fp + fn)
+    total = hits + errors
+    result: Floats = np.zeros(len(weights))
+    np.divide(hits, total, out=result, where=total > 0)
+    return result
+
+
+def run_resamples(
+    part: Mapping[str, Any], threshold: float | None, weights: Floats, signed_threshold: float | None = None
+) -> dict[str, Floats]:
+    """Resample the metrics of one run.
+
+    Args:
+        part: the arrays `smmil.evaluate.metrics.run_metrics` takes for the test bags.
+        threshold: of the instance scores, from validation; None omits the instance F1 and Dice.
+        weights: (R,B) multiplicities of the bags, from `draw_weights`.
+        signed_threshold: the same for `signed_score`.
+
+    Returns:
+        {metric: (R,)} of `METRICS` and `EXTRA`, without undefined metrics and those whose arrays are missing.
+    """
+    y, logit = np.asarray(part["y"], np.float64), np.asarray(part["bag_logit"], np.float64)
+    known = ~np.isnan(y)
+    result = _level("bag", y[known], logit[known], np.flatnonzero(known), 0.0, weights)
+    if known.any():
+        result["bag_ece"] = calibration_resamples(y[known], logit[known], np.flatnonzero(known), weights)
+    for prefix, name, limit in (("", "instance_score", threshold), ("signed_", "signed_score", signed_threshold)):
+        if name not in part:
+            continue
+        owner = np.repeat(np.arange(weights.shape[1]), np.diff(part["offsets"]))
+        keep = np.isin(part["y_inst"], (0, 1))
+        result |= _level(f"{prefix}instance", *labelled(part["y_inst"], part[name]), owner[keep], limit, weights)
+        if limit is not None:
+            dice = bag_dice(part["y_inst"], part[name], part["offsets"], limit)
+            if not np.isnan(dice).all():
+                result[f"{prefix}instance_dice"] = mean_resamples(weights, dice)
+        if "grid" in part:
+            areas = froc_resamples(part["y"], part["offsets"], part["y_inst"], part[name], part["grid"], weights)
+            if not np.isnan(areas).all():
+                result[f"{prefix}instance_froc"] = areas
+    if "energy" in part:
+        for column, name in enumerate(("dirichlet_raw", "dirichlet_normalised")):
+            result[name] = mean_resamples(weights, np.asarray(part["energy"], np.float64)[:, column])
+    return result
+
+
+def mean_resamples(weights: Floats, value: Floats) -> Floats:
+    """Average a value per bag (B,), NaN where missing, over the drawn bags: (R,), NaN where all drawn bags miss it."""
+    known = ~np.isnan(value)
+    total = weights[:, known].sum(1)
+    result: Floats = np.full(len(weights), np.nan)
+    np.divide(weights[:, known] @ value[known], total, out=result, where=total > 0)
+    return result
+
+
+def _level(
+    name: str, y: Floats, score: Floats, bag: npt.NDArray[Any], limit: float | None, weights: Floats
+) -> dict[str, Floats]:
+    """Resample AUROC, AUPRC and F1 of bags or of instances (M,); `bag` (M,) is the bag of every row."""
+    n_bags = weights.shape[1]
+    result: dict[str, Floats] = {}
+    if np.any(y == 1):
+        auroc, result[f"{name}_auprc"] = curve_resamples(y, score, bag, weights)
+        if np.any(y != 1):
+            result[f"{name}_auroc"] = auroc
+    if limit is not None and len(y):
+        called = score > limit
+        counts = [
+            np.bincount(bag[mask], minlength=n_bags).astype(np.float64)
+            for mask in ((y == 1) & called, (y == 0) & called, (y == 1) & ~called)
+        ]
+        result[f"{name}_f1"] = f1_resamples(weights, *counts)
+    return result
+
+
+def intervals(
+    runs: Sequence[tuple[Mapping[str, Any], float | None, float | None]], *, resamples: int = 1000, seed: int = 0
+) -> dict[str, list[float] | None]:
+    """Compute 95 % percentile intervals of the mean over runs.
+
+    Args:
+        runs: per split the test arrays (the same bags in the same order), the threshold of the instance score and that
+            of the signed score.
+        resamples: R.
+        seed: of the draws.
+
+    Returns:
+        {metric: [low, high]} of `METRICS`, and of `EXTRA` where every run has it; None where a run lacks one of
+        `METRICS`, or more than half of the resamples are undefined.
+    """
+    if not runs or len(runs[0][0]["y"]) == 0:
+        return dict.fromkeys(METRICS)
+    weights = draw_weights(len(runs[0][0]["y"]), resamples, seed)
+    resampled = [run_resamples(part, threshold, weights, signed) for part, threshold, signed in runs]
+    shared = set.intersection(*map(set, resampled))
+    result: dict[str, list[float] | None] = dict.fromkeys(METRICS)
+    for metric in (name for name in (*METRICS, *EXTRA) if name in shared):
+        means = np.mean([run[metric] for run in resampled], axis=0)
+        means = means[~np.isnan(means)]
+        tail = (1 - LEVEL) / 2
+        enough = 2 * len(means) > resamples
+        result[metric] = [float(v) for v in np.quantile(means, (tail, 1 - tail))] if enough else None
+    return result

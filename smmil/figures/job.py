@@ -1,0 +1,267 @@
+"""Inputs and outputs shared by all figures: rows to show, their runs and metrics, missing runs, the JSON file.
+
+A run is one split of one method on one dataset. A run of the layout without metrics is missing; missing runs are
+counted in the picture and in `{figure}.json`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import mean, median
+from typing import TYPE_CHECKING, Any
+
+from smmil.artifacts.hashes import read_json
+from smmil.artifacts.results import inverted, read_metrics, split_values
+from smmil.config.definitions import protocol_text, shared_quirks
+from smmil.config.layouts import FigureDataset, FigureLayout
+from smmil.config.methods import METHODS, marked_name
+from smmil.config.variants import base_method
+
+if TYPE_CHECKING:
+    from smmil.artifacts.chosen_runs import ChosenRun
+    from smmil.config.experiment import Config
+
+Key = tuple[str, str, str]
+Metrics = Mapping[str, Any]
+# quirks that change a figure
+FIGURE_QUIRKS = {"sm_alpha_rule", "sm_spectral_norm", "eval_histogram"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One figure to draw.
+
+    Attributes:
+        figure: key of `smmil.figures.drawing.DRAWERS`.
+        layout: datasets and methods.
+        metrics: metrics by (dataset, encoder, method).
+        out: PNG to write.
+        metrics_files: the files of the metrics.
+        indexes: index.json of predictions.
+        runs: runs.json files of training.
+        instances: folder of the instances stage by dataset.
+        seed: split whose run is drawn; None = the first.
+        bag_ids: bags of a map; () = chosen by lesion share.
+    """
+
+    figure: str
+    layout: FigureLayout
+    metrics: Mapping[Key, Metrics]
+    out: Path
+    metrics_files: Mapping[Key, Path] = field(default_factory=dict)
+    indexes: Sequence[Path] = ()
+    runs: Sequence[Path] = ()
+    instances: Mapping[str, Path] = field(default_factory=dict)
+    seed: int | None = None
+    bag_ids: Sequence[str] = ()
+
+    @property
+    def protocol(self) -> str:
+        """Protocol of the runs with the quirks that differ from its preset; without runs the layout's."""
+        protocol, quirks = shared_quirks(self.metrics.values(), "figure")
+        return protocol_text(protocol, quirks) if protocol else self.layout.protocol
+
+    def quirk(self, name: str) -> bool:
+        """Return whether a key of `smmil.config.quirks.QUIRKS` is in force."""
+        recorded = any("quirks" in entry for entry in self.metrics.values())
+        if self.layout.quirks is not None and not recorded:
+            return name in self.layout.quirks
+        return name in shared_quirks(list(self.metrics.values()) or [{"protocol": self.protocol}], "figure")[1]
+
+    @property
+    def random_weights(self) -> bool:
+        """Whether the features of any run come from an untrained encoder."""
+        return any(entry.get("random_weights") for entry in self.metrics.values())
+
+    def metrics_of(self, dataset: FigureDataset, method: str) -> Metrics | None:
+        """Return the metrics of a row, None without a run."""
+        return self.metrics.get((dataset.name, dataset.encoder, method))
+
+    def values(self, dataset: FigureDataset, method: str, metric: str) -> list[float]:
+        """Return a test metric of a row, one value for each split that defines it."""
+        return [value for _, value in split_values(self.metrics_of(dataset, method), metric)]
+
+    def rows(self) -> Iterator[tuple[FigureDataset, str, list[str]]]:
+        """Iterate over dataset, method and the names of its runs, in the order of the tables."""
+        for dataset in self.layout.datasets:
+            for method in in_order(dataset.methods):
+                splits = (self.metrics_of(dataset, method) or {"splits": ()})["splits"]
+                yield dataset, method, [split["run"] for split in splits]
+
+    def n_splits(self) -> int:
+        """Return the splits of a complete row."""
+        return len(self.layout.splits) or max((len(entry["splits"]) for entry in self.metrics.values()), default=1)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Texts of a finished picture; `runs` are the runs it shows, None = all runs of the layout."""
+
+    title: str
+    caption: str
+    notes: Sequence[str]
+    runs: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class MissingRuns:
+    """Runs of a layout without metrics.
+
+    Attributes:
+        expected: runs of the layout.
+        missing: runs without metrics.
+        where: (method, its missing runs) by dataset title.
+    """
+
+    expected: int
+    missing: int
+    where: Mapping[str, Sequence[tuple[str, int]]]
+
+    @property
+    def text(self) -> str:
+        """One line for the head of the picture, "" if nothing is missing."""
+        return f"{self.missing} of {self.expected} runs are missing" if self.missing else ""
+
+    @property
+    def notes(self) -> list[str]:
+        """The same with names, for the caption."""
+        parts = [
+            f"{title}: {', '.join(f'{marked_name(method)} ({n})' for method, n in rows)}"
+            for title, rows in self.where.items()
+        ]
+        return [f"{self.text}. {'; '.join(parts)}."] if self.missing else []
+
+
+def figure_layout(
+    config: "Config", figure: str, dataset: str | None = None, encoder: str | None = None
+) -> FigureLayout:
+    """Return the layout of a figure.
+
+    Args:
+        config: the experiment.
+        figure: key of `smmil.config.targets.FIGURES`.
+        dataset: only this dataset; None = all.
+        encoder: feature extractor instead of the main one.
+    """
+    from smmil.config.outputs import pairings
+    from smmil.config.quirks import active_quirks
+    from smmil.config.targets import TITLES
+
+    rows: dict[tuple[str, str], list[str]] = {}
+    for name, main_encoder, method in pairings(config, figure):
+        if dataset in (None, name):
+            rows.setdefault((name, encoder or main_encoder), []).append(method)
+    datasets = [
+        FigureDataset(name=name, title=TITLES.get(name, name), encoder=shown, methods=tuple(in_order(methods)))
+        for (name, shown), methods in rows.items()
+    ]
+    return FigureLayout(
+        datasets=tuple(datasets),
+        figure=figure,
+        protocol=config.protocol,
+        quirks=tuple(sorted(active_quirks(config.protocol, config.quirks) & FIGURE_QUIRKS)),
+        splits=tuple(config.training.splits),
+    )
+
+
+def in_order(methods: Sequence[str]) -> list[str]:
+    """Sort methods into the order of the tables, variants after their method in the order given."""
+    order = list(METHODS)
+    return sorted(dict.fromkeys(methods), key=lambda name: (order.index(base_method(name)), "__" in name))
+
+
+def by_key(files: Sequence[Path], layout: FigureLayout) -> tuple[dict[Key, Metrics], dict[Key, Path]]:
+    """Read the metrics files that belong to a layout.
+
+    Raises:
+        ValueError: two files for one row, rows of two protocols or of different quirks.
+    """
+    wanted = {(dataset.name, dataset.encoder, method) for dataset in layout.datasets for method in dataset.methods}
+    metrics: dict[Key, Metrics] = {}
+    paths: dict[Key, Path] = {}
+    for path in files:
+        entry = read_metrics(path)
+        key = (entry["dataset"], entry["encoder"], entry["method"])
+        if key in metrics:
+            raise ValueError(f"{path}: found a second file for {' / '.join(key)} beside {paths[key]}, expected one")
+        if key in wanted:
+            metrics[key], paths[key] = entry, path
+    shared_quirks(metrics.values(), "figure")
+    return metrics, paths
+
+
+def missing_runs(job: Job) -> MissingRuns:
+    """Count the runs of the layout without metrics."""
+    rows, where = list(job.rows()), dict[str, list[tuple[str, int]]]()
+    for dataset, method, runs in rows:
+        if len(runs) < job.n_splits():
+            where.setdefault(dataset.title, []).append((method, job.n_splits() - len(runs)))
+    missing = sum(n for gaps in where.values() for _, n in gaps)
+    return MissingRuns(len(rows) * job.n_splits(), missing, where)
+
+
+def spread_text(metrics: Metrics | None, metric: str = "instance_auroc") -> str:
+    """Return the spread of an AUROC over runs as `median 0.93 · worst 0.41 · ⇅ 1/5`; ⇅ counts inverted runs."""
+    pairs = split_values(metrics, metric)
+    if not pairs:
+        return ""
+    values, n = [value for _, value in pairs], len(inverted(pairs))
+    count = f" · ⇅ {n}/{len(values)}" if n else ""
+    return f"median {median(values):.2f} · worst {min(values):.2f}{count}"
+
+
+def inverted_note(job: Job) -> list[str]:
+    """Return a line that names the rows with inverted runs and their sign-aware score, [] without any."""
+    names = []
+    for dataset, method, _ in job.rows():
+        areas = split_values(job.metrics_of(dataset, method), "instance_auroc")
+        signed = job.values(dataset, method, "signed_instance_auroc")
+        aware = f", sign-aware mean {mean(signed):.2f}" if signed else ""
+        if n := len(inverted(areas)):
+            names.append(f"{marked_name(method)} on {dataset.title} ({n} of {len(areas)}{aware})")
+    return [f"Inverted runs, instance AUROC < 0.5: {'; '.join(names)}."] if names else []
+
+
+def chosen_run(job: Job, dataset: FigureDataset, method: str) -> "ChosenRun | None":
+    """Return the run that represents a row in pictures of single runs, None without a run.
+
+    Raises:
+        ValueError: metrics without their predictions.
+    """
+    from smmil.artifacts.chosen_runs import load_chosen
+
+    key = (dataset.name, dataset.encoder, method)
+    if key not in job.metrics:
+        return None
+    if job.seed is not None and job.seed not in [split["seed"] for split in job.metrics[key]["splits"]]:
+        return None
+    indexes = []
+    for path in job.indexes:
+        index = read_json(path)
+        recorded = tuple(index.get(name) for name in ("dataset", "encoder", "method"))
+        if recorded == key or (None in recorded and path.resolve().parent.name == method):
+            indexes.append(path)
+    return load_chosen(indexes, [job.metrics_files[key]], dataset=dataset.name, seed=job.seed)[0]
+
+
+def describe(job: Job, drawn: Drawn, command: str, version: int) -> dict[str, Any]:
+    """Return the JSON object beside a figure."""
+    missing = missing_runs(job)
+    notes = [*missing.notes, *drawn.notes]
+    if job.random_weights:
+        notes.insert(0, "† Random encoder weights: the picture only shows that the pipeline runs.")
+    runs = [f"{d.name}/{d.encoder}/{method}/{run}" for d, method, names in job.rows() for run in names]
+    return {
+        "figure": job.figure,
+        "title": drawn.title,
+        "caption": drawn.caption,
+        "notes": notes,
+        "datasets": [dataset.name for dataset in job.layout.datasets],
+        "protocol": job.protocol,
+        "random_weights": job.random_weights,
+        "missing": asdict(missing),
+        "runs": runs if drawn.runs is None else list(drawn.runs),
+        "files": [job.out.name, job.out.with_suffix(".pdf").name],
+        "command": command,
+        "stage_version": version,
+    }

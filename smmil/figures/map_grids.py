@@ -1,0 +1,212 @@
+"""Figures 5 and 12: attention maps of one bag beside the truth, for every method, or for every alpha of one method.
+
+Every dataset is a block. Slides have a thumbnail, the lesion share of the tiles and one map per row of the layout;
+scans have some slices and one strip per row over all slices. Colours run from the smallest to the largest raw score of
+that row in this bag; both are printed. Scores are the stored predictions of the chosen run of the first split (or
+`--seed`); the bag is the positive test bag with the highest lesion share (or `--bag-id`).
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from smmil.config.layouts import FigureDataset
+from smmil.config.methods import marked_name
+from smmil.config.variants import Variant
+from smmil.evaluate.metrics import auroc, labelled
+from smmil.figures.bag_maps import select_bags
+from smmil.figures.job import Drawn, Job, chosen_run, in_order, inverted_note, missing_runs
+from smmil.figures.map_panels import (
+    TRUTH,
+    Array,
+    MapBag,
+    Panel,
+    check_size,
+    draw_map,
+    draw_thumbnail,
+    montage_cell,
+    read_map_bag,
+)
+from smmil.figures.plotting import CONTINUOUS, NEUTRAL, POSITIVE, headline, min_max, new_figure, save, style
+from smmil.figures.sweeps import BASELINE, series
+
+if TYPE_CHECKING:
+    from smmil.artifacts.chosen_runs import ChosenRun
+
+PER_ROW, SLICES = 6, 10
+RULE = "Colours: smallest to largest raw score of each panel's own bag and method, both printed there"
+
+
+# title of a map, and its run
+MapRow = tuple[str, "ChosenRun | None"]
+
+
+def draw_methods(job: Job) -> Drawn:
+    """Draw figure 5: every method on one bag per dataset."""
+    blocks = [
+        (dataset, [(marked_name(m), chosen_run(job, dataset, m)) for m in in_order(dataset.methods)])
+        for dataset in job.layout.datasets
+    ]
+    caption = (
+        "Attention maps beside the ground truth: one positive test bag per dataset, every method. AUROC: instances of "
+        "this bag only."
+    )
+    return _draw(job, blocks, "Figure 5. Attention maps", caption)
+
+
+def draw_alphas(job: Job) -> Drawn:
+    """Draw figure 12: one bag for ABMIL and every alpha of the swept methods."""
+    swapped = job.quirk("sm_alpha_rule")
+    blocks = []
+    for dataset in job.layout.datasets:
+        rows: list[MapRow] = [(f"{marked_name(BASELINE)} (no Sm)", chosen_run(job, dataset, BASELINE))]
+        for base, points in series(job, dataset, "alpha").items():
+            for point in points:
+                title = f"{marked_name(base)}, {Variant(base, 'alpha', point.value).label}"
+                if swapped and not isinstance(point.value, str):
+                    title += f" (runs as {1 - point.value:g})"
+                rows.append((title, chosen_run(job, dataset, point.method)))
+        blocks.append((dataset, rows))
+    rule = (
+        f"Protocol {job.protocol}: a fixed α runs as 1 − α; the panels give both."
+        if swapped
+        else f"Protocol {job.protocol}: α as in Eq. 8; the released code runs a fixed α as 1 − α (mirrored)."
+    )
+    return _draw(job, blocks, "Figure 12. Effect of α on a map", f"One positive test bag per dataset. {rule}", [rule])
+
+
+def _draw(
+    job: Job,
+    blocks: Sequence[tuple[FigureDataset, Sequence[MapRow]]],
+    title: str,
+    caption: str,
+    more: Sequence[str] = (),
+) -> Drawn:
+    loaded = [(dataset, rows, _load(job, dataset, rows)) for dataset, rows in blocks]
+    heights = [_height(rows, bag) for _, rows, bag in loaded] or [1.0]
+    runs, notes = [], []
+    with style(grid=False):
+        figure = new_figure(13.2, sum(heights) + 0.7)
+        parts = np.atleast_1d(figure.subfigures(len(heights), 1, height_ratios=heights))
+        for part, (dataset, rows, bag) in zip(parts, loaded, strict=False):
+            if bag is None:
+                part.suptitle(f"{dataset.title}: no run ({job.n_splits() * len(rows)} missing)", fontsize=10)
+                continue
+            part.suptitle(f"{dataset.title}: {bag.bag_id} ({bag.n} instances)", fontsize=10, fontweight="bold")
+            panels = [_panel(*row, bag) for row in rows]
+            (scan_block if bag.is_scan else slide_block)(part, bag, panels)
+            runs += [f"{dataset.name}/{dataset.encoder}/{run.method}/{run.run}" for _, run in rows if run]
+            notes.append(f"{dataset.title}: bag {bag.bag_id}.")
+        if not blocks:
+            figure.text(0.02, 0.4, "No run: the configuration has none for this figure.")
+        headline(figure, title, f"{RULE}.", *more, missing_runs(job).text, random=job.random_weights)
+        save(figure, job.out)
+    return Drawn(title, f"{caption} {RULE}; overlapping tiles averaged.", [*notes, *inverted_note(job)], runs)
+
+
+def _load(job: Job, dataset: FigureDataset, rows: Sequence[MapRow]) -> MapBag | None:
+    """Read the bag to draw; None if no row has a run.
+
+    Raises:
+        ValueError: no folder of instances for the dataset, or a damaged bag.
+    """
+    first = next((run for _, run in rows if run is not None), None)
+    if first is None:
+        return None
+    if dataset.name not in job.instances:
+        raise ValueError(f"--instances: found {sorted(job.instances)}, expected {dataset.name}=folder among them")
+    ids = set(first.predictions.arrays["bag_id"].tolist())
+    bag_ids = [bag_id for bag_id in job.bag_ids if bag_id in ids] or select_bags(first.predictions.part("test"), 1)
+    return read_map_bag(job.instances[dataset.name], bag_ids[0])
+
+
+def _height(rows: Sequence[MapRow], bag: MapBag | None) -> float:
+    if bag is None:
+        return 0.5
+    if bag.is_scan:
+        return 2.6 + 0.27 * (len(rows) + 1)
+    wide, high = bag.attrs.get("dimensions", (1, 1))
+    aspect = min(max(float(high) / float(wide), 0.3), 1.2)
+    return (2.1 * aspect + 0.6) * -(-(len(rows) + 2) // PER_ROW) + 0.5
+
+
+def _panel(title: str, run: "ChosenRun | None", bag: MapBag) -> Panel:
+    """Return the scores of a bag with their range and AUROC."""
+    if run is None:
+        return Panel(title, None)
+    part = run.predictions.bag(bag.bag_id)
+    scores = part["instance_score"].astype(np.float64)
+    check_size(bag, scores, run.predictions.path)
+    area = auroc(*labelled(part["y_inst"], part["instance_score"]))
+    text = f"{scores.min():.3g} to {scores.max():.3g}" + ("" if area is None else f" · AUROC {area:.2f}")
+    return Panel(title, scores, text)
+
+
+def slide_block(part: Any, bag: MapBag, panels: Sequence[Panel]) -> None:
+    """Draw the thumbnail, the truth and one map per panel into a subfigure."""
+    axes = part.subplots(-(-(len(panels) + 2) // PER_ROW), PER_ROW, squeeze=False).ravel()
+    for ax in axes:
+        ax.set_xticks([])
+        ax.set_yticks([])
+        for spine in ax.spines.values():
+            spine.set_visible(False)
+    for ax in axes[len(panels) + 2 :]:
+        ax.set_axis_off()
+    assert bag.coverage is not None
+    draw_thumbnail(axes[0], bag, 8.5)
+    draw_map(axes[1], bag, bag.coverage, colours=TRUTH)
+    axes[1].set_title("Not annotated" if np.isnan(bag.coverage).all() else "Ground truth", fontsize=8.5)
+    axes[1].set_xlabel("lesion share of the tile, 0 to 1", fontsize=7.5)
+    for ax, panel in zip(axes[2:], panels, strict=False):
+        draw_map(ax, bag, None if panel.scores is None else min_max(panel.scores))
+        ax.set_title(panel.title, fontsize=8.5)
+        if panel.scores is None:
+            ax.set_xlabel("no run", fontsize=7.5, color=NEUTRAL)
+        else:
+            ax.set_xlabel(panel.text, fontsize=7.5)
+
+
+def scan_block(part: Any, bag: MapBag, panels: Sequence[Panel]) -> None:
+    """Draw some slices into a subfigure, and below them the truth and one strip per panel over all slices."""
+    montage = bag.outlines["montage"]
+    top, bottom = part.subplots(2, 1, height_ratios=[1.7, 0.27 * (len(panels) + 1)])
+    top.set_axis_off()
+    slices = montage["slices"]
+    cells = np.unique(np.linspace(0, len(slices) - 1, min(SLICES, len(slices))).round().astype(int))
+    top.imshow(np.concatenate([montage_cell(bag.picture, montage, k) for k in cells], axis=1))
+    top.set_title(f"slices {', '.join(str(slices[k]) for k in cells)}; red frame: positive", fontsize=8.5)
+    assert bag.coverage is not None
+    bottom.imshow(strips_of(bag.coverage, panels), aspect="auto", interpolation="nearest")
+    bottom.set_yticks(range(len(panels) + 1), labels=["Ground truth", *(panel.title for panel in panels)], fontsize=8)
+    right = bottom.secondary_yaxis("right")
+    texts = ["", *("no run" if panel.scores is None else panel.text for panel in panels)]
+    right.set_yticks(range(len(panels) + 1), labels=texts, fontsize=7.5)
+    for axis in (bottom, right):
+        axis.tick_params(axis="y", length=0)
+    for y in np.arange(0.5, len(panels) + 0.5):
+        bottom.axhline(y, color="white", linewidth=2)
+    bottom.set_xlabel("slice in anatomical order (truth: red positive, grey unknown)")
+
+
+def strips_of(coverage: Array, panels: Sequence[Panel]) -> npt.NDArray[np.float64]:
+    """Return the truth and every panel's scores as rows of colours.
+
+    Args:
+        coverage: (N,) > 0 = positive, NaN = unknown.
+        panels: P panels.
+
+    Returns:
+        (1+P,N,3) in [0, 1]; a panel without a run is white.
+    """
+    from matplotlib import colormaps
+    from matplotlib.colors import to_rgb
+
+    rows = np.ones((1 + len(panels), len(coverage), 3))
+    rows[0] = np.where((coverage > 0)[:, None], to_rgb(POSITIVE), to_rgb("#eef0f2"))
+    rows[0, np.isnan(coverage)] = to_rgb(NEUTRAL)
+    for row, panel in zip(rows[1:], panels, strict=True):
+        if panel.scores is not None:
+            row[:] = colormaps[CONTINUOUS](min_max(panel.scores))[:, :3]
+    return rows

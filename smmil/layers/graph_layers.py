@@ -1,0 +1,151 @@
+r"""Graph layers that several methods share, on packed batches: propagation, Chebyshev basis, GEN aggregation, min-cut.
+
+Sources: Chebyshev filters, Defferrard et al. 2016, Section 2.1; GEN (softmax aggregation), Li et al. 2020,
+"DeeperGCN", Section 3.2; min-cut pooling, Bianchi et al. 2020, Equations 3 to 6.
+
+Shapes: rows of B bags stand one below the other (M rows, `offsets` (B+1,)); a graph is a neighbour table (M,K) that
+never links two bags, so every operation acts bag by bag.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from smmil.layers.segments import segment_sum
+from smmil.sm.operator import Graph, normalise_adjacency
+
+
+def plain_adjacency(neighbors: Tensor, *, dtype: torch.dtype = torch.float32) -> Graph:
+    """The 0/1 adjacency A of a neighbour table, without normalisation; isolated nodes carry a self loop.
+
+    Args:
+        neighbors: (M,K) int64, -1 padded, symmetric, no self.
+        dtype: of the weights.
+    """
+    graph = normalise_adjacency(neighbors, dtype=dtype)
+    return Graph(graph.index, (graph.weight > 0).to(dtype), graph.self_weight)
+
+
+def propagate(u: Tensor, graph: Graph) -> Tensor:
+    """A u for a symmetric A: (M,D) -> (M,D); the gradient is A applied to the incoming gradient, nothing is kept."""
+    out: Tensor = _Propagate.apply(u.to(graph.weight.dtype), graph)
+    return out
+
+
+class _Propagate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, graph: Graph) -> Tensor:
+        ctx.graph = graph
+        return graph.matmul(u)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.graph.matmul(grad.contiguous()), None
+
+
+def chebyshev_basis(x: Tensor, graph: Graph, K: int, stretch: Tensor | float = 1.0) -> Tensor:
+    """Z_0 = x, Z_1 = Lhat x, Z_k = 2 Lhat Z_(k-1) - Z_(k-2) for k < K, side by side.
+
+    Lhat = stretch (I - A_hat) - I with stretch = 2 / lambda_max; 1 gives Lhat = -A_hat.
+
+    Args:
+        x: (M,D).
+        graph: normalised adjacency A_hat.
+        K: number of polynomials, >= 1.
+        stretch: number, or (M,1) one value per row.
+
+    Returns:
+        (M, K D), the columns of Z_0 first.
+    """
+
+    def shifted(z: Tensor) -> Tensor:
+        return stretch * (z - propagate(z, graph)) - z
+
+    basis = [x, shifted(x)][:K]
+    while len(basis) < K:
+        basis.append(2 * shifted(basis[-1]) - basis[-2])
+    return torch.cat(basis, 1)
+
+
+def largest_eigenvalue(graph: Graph, offsets: Tensor, *, max_nodes: int = 4096) -> Tensor:
+    """(M,) largest eigenvalue of I - A_hat of the bag of each row; 2 where it is 0 (no edge, nothing to stretch).
+
+    Raises:
+        ValueError: a bag larger than `max_nodes`, for which a dense eigenvalue problem is too large.
+    """
+    bounds, values = offsets.tolist(), []
+    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+        if stop - start > max_nodes:
+            raise ValueError(
+                f"lambda_max 'exact': a bag has {stop - start} instances, the dense eigenvalue problem takes at most "
+                f"{max_nodes}; use the bound lambda_max = 2"
+            )
+        rows = slice(start, stop)
+        local = Graph(graph.index[rows] - start, graph.weight[rows], graph.self_weight[rows])
+        top = 1 - torch.linalg.eigvalsh(local.dense())[0]
+        values.append(torch.where(top < 1e-6, 2.0, top).expand(stop - start))
+    return torch.cat(values)
+
+
+class GEN(nn.Module):
+    """out_i = MLP(x_i + sum_j a_ij m_j), m = ReLU(x) + 1e-7, a = per-channel softmax over the neighbours j of t m_j.
+
+    MLP = Linear(D, 2D), LayerNorm, ReLU, Linear(2D, D), without biases; t is learned and starts at 1.
+
+    Args:
+        width: D.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.t = nn.Parameter(torch.ones(()))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 2 * width, bias=False),
+            nn.LayerNorm(2 * width),
+            nn.ReLU(),
+            nn.Linear(2 * width, width, bias=False),
+        )
+
+    def forward(self, x: Tensor, neighbors: Tensor) -> Tensor:
+        """(M,D), (M,K) -1 padded -> (M,D)."""
+        out: Tensor = self.mlp(x + self.aggregate(x, neighbors))
+        return out
+
+    def aggregate(self, x: Tensor, neighbors: Tensor) -> Tensor:
+        """sum_j a_ij m_j: (M,D) -> (M,D); 0 for nodes without neighbours."""
+        present = (neighbors >= 0)[:, :, None]
+        messages = torch.relu(x) + 1e-7
+        # index_select, not indexing: its backward adds rows instead of sorting indices
+        gathered = messages.index_select(0, neighbors.clamp(min=0).flatten()).view(*neighbors.shape, -1)
+        logits = (self.t * gathered).masked_fill(~present, torch.finfo(x.dtype).min)
+        return (torch.softmax(logits, 1) * gathered * present).sum(1)
+
+
+def mincut_pool(s: Tensor, y: Tensor, graph: Graph, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Pools every bag by soft clusters.
+
+    Args:
+        s: (M,C) cluster weights, rows sum to 1.
+        y: (M,D) node features.
+        graph: adjacency A (0/1 or normalised).
+        offsets: (B+1,).
+
+    Returns:
+        X' = S^T Y (B,C,D), cut loss -tr(S^T A S) / tr(S^T D S) (B,), orthogonality loss
+        ||S^T S / ||S^T S||_F - I / sqrt(C)||_F (B,).
+    """
+    degree = graph.weight.sum(1) + graph.self_weight
+    inside = (s * propagate(s, graph)).sum(1)
+    within = torch.stack([inside, degree * s.square().sum(1)], 1)
+    cut, volume = segment_sum(within, offsets).unbind(1)
+    n_clusters, bounds = s.shape[1], offsets.tolist()
+    both = torch.cat([s, y], 1)
+    # one product per bag gives S^T S and S^T Y together
+    products = [s[a:b].T @ both[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    gram, pooled = torch.split(torch.stack(products), [n_clusters, y.shape[1]], 2)
+    balanced = torch.eye(n_clusters, dtype=s.dtype, device=s.device) / math.sqrt(n_clusters)
+    scale = torch.linalg.matrix_norm(gram, keepdim=True)
+    return pooled, -cut / volume, torch.linalg.matrix_norm(gram / scale - balanced)

@@ -1,0 +1,122 @@
+"""Pieces that several methods share, on packed batches: segment operations, embedding, attention pooling, transformer.
+
+Shapes: rows of B bags stand one below the other, `offsets` (B+1,) marks the bags, M = rows in all.
+Paper: Section 3 (attention pooling, Equations 1 and 2) and Appendix (transformer layer); the exact layer choices
+(GELU embedding, bias in W and none in w, no output projection, no feed-forward) follow the authors' code.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
+
+from smmil.layers.segments import plain_softmax, segment_softmax, weighted_sum
+from smmil.sm.operator import Graph, Sm
+
+
+def attend(f: Tensor, h: Tensor, offsets: Tensor) -> Tensor:
+    """Equation 2, z = softmax(f)^T H of every bag: (M,), (M,D) -> (B,D)."""
+    return weighted_sum(segment_softmax(f, offsets), h, offsets)
+
+
+def embedding(in_features: int, width: int = 512, act: str = "gelu") -> nn.Sequential:
+    """The common embedding: Linear(P, width) and an activation.
+
+    Args:
+        in_features: P.
+        width: D.
+        act: "gelu", "relu" or "none".
+
+    Raises:
+        ValueError: another activation.
+    """
+    acts: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "none": nn.Identity}
+    if act not in acts:
+        raise ValueError(f"embed_act: found {act!r}, expected one of {', '.join(acts)}")
+    return nn.Sequential(nn.Linear(in_features, width), acts[act]())
+
+
+class AttentionPool(nn.Module):
+    """Attention values f = tanh(H W^T + b) w of Equation 1, optionally gated, optionally with Sm inside.
+
+    Args:
+        width: D.
+        attention_dim: L.
+        gated: f = w^T (tanh(V h) * sigmoid(U h)).
+        sm: the Sm module, or None.
+        placement: where Sm acts: "early" (Equation 12: on H), "mid" (11: before tanh), "late" (10: on f).
+        spectral: spectral normalisation of the layers after Sm: early W and w, mid w, late none.
+
+    Raises:
+        ValueError: an unknown placement.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        attention_dim: int = 128,
+        *,
+        gated: bool = False,
+        sm: Sm | None = None,
+        placement: str = "early",
+        spectral: bool = True,
+    ) -> None:
+        super().__init__()
+        if placement not in ("early", "mid", "late"):
+            raise ValueError(f"placement: found {placement!r}, expected 'early', 'mid' or 'late'")
+        self.W = nn.Linear(width, attention_dim)
+        self.w = nn.Linear(attention_dim, 1, bias=False)
+        self.gate = nn.Linear(width, attention_dim) if gated else None
+        self.sm, self.placement = sm, placement
+        self.plain_softmax = False
+        if sm is not None and spectral and placement != "late":
+            spectral_norm(self.w)
+            if placement == "early":
+                spectral_norm(self.W)
+                if self.gate is not None:
+                    spectral_norm(self.gate)
+
+    def forward(self, h: Tensor, offsets: Tensor, graph: Graph | None = None) -> tuple[Tensor, Tensor]:
+        """Pools every bag.
+
+        Args:
+            h: (M,D).
+            offsets: (B+1,).
+            graph: needed when the pool has Sm.
+
+        Returns:
+            f (M,) attention values before the softmax, z (B,D) bag embeddings.
+        """
+        if self.sm is None or graph is None:
+            f = self._score(torch.tanh(self.W(h)), h)
+        elif self.placement == "early":
+            return self._early(h, offsets, graph, self.sm)
+        elif self.placement == "mid":
+            f = self._score(torch.tanh(self.sm(self.W(h), graph, offsets)), h)
+        else:
+            f = self.sm(self._score(torch.tanh(self.W(h)), h)[:, None], graph, offsets)[:, 0]
+        return f, weighted_sum(self._weights(f, offsets), h, offsets)
+
+    def _weights(self, f: Tensor, offsets: Tensor) -> Tensor:
+        return plain_softmax(f, offsets) if self.plain_softmax else segment_softmax(f, offsets)
+
+    def _score(self, hidden: Tensor, h: Tensor) -> Tensor:
+        if self.gate is not None:
+            hidden = hidden * torch.sigmoid(self.gate(h))
+        score: Tensor = self.w(hidden)[:, 0]
+        return score
+
+    def _early(self, h: Tensor, offsets: Tensor, graph: Graph, sm: Sm) -> tuple[Tensor, Tensor]:
+        """Equation 12 by its algebra: Sm = P is linear and symmetric and acts on rows.
+
+        So P H W^T = P (H W^T) needs Sm on L columns instead of D, and z = (P H)^T s = H^T (P s) on one more.
+        """
+        projected = F.linear(h, self.W.weight)
+        gates = [] if self.gate is None else [F.linear(h, self.gate.weight)]
+        smoothed = sm(torch.cat([projected, *gates], 1), graph, offsets)
+        hidden = torch.tanh(smoothed[:, : projected.shape[1]] + self.W.bias)
+        if self.gate is not None:
+            hidden = hidden * torch.sigmoid(smoothed[:, projected.shape[1] :] + self.gate.bias)
+        f = self.w(hidden)[:, 0]
+        weight = sm(self._weights(f, offsets)[:, None], graph, offsets)
+        return f, weighted_sum(weight[:, 0], h, offsets)

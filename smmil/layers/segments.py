@@ -1,0 +1,93 @@
+"""Reductions and softmax over the bags of a packed batch.
+
+Shapes: (M, ...) instances and (B + 1,) offsets -> (B, ...) bags, or (M, ...) for a softmax within bags.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def segment_sum(x: Tensor, offsets: Tensor) -> Tensor:
+    """(M,D) -> (B,D), sums the rows of each bag."""
+    return weighted_sum(None, x, offsets)
+
+
+def weighted_sum(weight: Tensor | None, h: Tensor, offsets: Tensor) -> Tensor:
+    """sum_i weight_i h_i over each bag: (M,) or None = 1, (M,D) -> (B,D). No product of size (M,D) is stored."""
+    if h.dtype in (torch.bfloat16, torch.float16) or (weight is not None and weight.dtype != h.dtype):
+        product = h if weight is None else weight[:, None] * h
+        return torch.segment_reduce(product, "sum", offsets=offsets, axis=0)
+    out: Tensor = _WeightedSum.apply(weight, h, offsets)
+    return out
+
+
+class _WeightedSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor | None, h: Tensor, offsets: Tensor) -> Tensor:
+        ctx.save_for_backward(weight, h if weight is not None else None, offsets)
+        ctx.rows = len(h)
+        every = torch.arange(len(h), device=h.device)
+        return F.embedding_bag(every, h, offsets[:-1], mode="sum", per_sample_weights=weight)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        weight, h, offsets = ctx.saved_tensors
+        of_row = grad.index_select(0, bag_index(offsets, ctx.rows))
+        grad_weight = (of_row * h).sum(1) if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[1]:
+            return grad_weight, None, None
+        return grad_weight, of_row if weight is None else of_row.mul_(weight[:, None]), None
+
+
+def segment_mean(x: Tensor, offsets: Tensor) -> Tensor:
+    """(M,D) -> (B,D), mean of the rows of each bag."""
+    return segment_sum(x, offsets) / (offsets[1:] - offsets[:-1])[:, None].to(x.dtype)
+
+
+def segment_max(x: Tensor, offsets: Tensor) -> Tensor:
+    """(M,D) -> (B,D), largest value of each column in each bag."""
+    return torch.segment_reduce(x, "max", offsets=offsets, axis=0)
+
+
+def bag_index(offsets: Tensor, n_rows: int) -> Tensor:
+    """(B+1,) -> (M,), the bag of each row."""
+    bags = torch.arange(len(offsets) - 1, device=offsets.device)
+    return torch.repeat_interleave(bags, offsets[1:] - offsets[:-1], output_size=n_rows)
+
+
+def segment_rank(values: Tensor, offsets: Tensor) -> Tensor:
+    """(M,) -> (M,) int64, place of each row in its bag: 0 = largest value; ties in the order of the rows."""
+    bags = bag_index(offsets, len(values))
+    order = values.argsort(descending=True, stable=True)
+    order = order[bags[order].argsort(stable=True)]
+    places = torch.arange(len(values), device=values.device) - offsets[bags]
+    return torch.empty_like(places).index_copy_(0, order, places)
+
+
+def segment_softmax(f: Tensor, offsets: Tensor) -> Tensor:
+    """Softmax inside each bag, max-subtracted.
+
+    Args:
+        f: (M,) attention values.
+        offsets: (B+1,).
+
+    Returns:
+        (M,) weights that sum to 1 in every bag.
+    """
+    bags = bag_index(offsets, len(f))
+    # the maximum is a constant of the softmax, so no gradient has to pass through it
+    top = torch.segment_reduce(f.detach(), "max", offsets=offsets, axis=0)
+    raised = torch.exp(f - top[bags])
+    return raised / torch.segment_reduce(raised, "sum", offsets=offsets, axis=0)[bags]
+
+
+def plain_softmax(f: Tensor, offsets: Tensor) -> Tensor:
+    """exp(f) over its sum in each bag, as the released code has it: overflows (NaN) for f above about 88."""
+    raised = torch.exp(f)
+    return raised / torch.segment_reduce(raised, "sum", offsets=offsets, axis=0)[bag_index(offsets, len(f))]

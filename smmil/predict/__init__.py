@@ -1,0 +1,1 @@
+"""One new slide or scan: label, attention map and GeoJSON from trained runs."""

@@ -1,0 +1,118 @@
+"""Outputs of a prediction of one bag: instances.csv, heatmap.png and, for slides, tiles.geojson.
+
+The picture shows the thumbnail beside the instance scores painted over it (slides, overlapping tiles averaged), or the
+scores over the slices beside the montage with a coloured bar per slice (scans). Colours run from the lowest to the
+highest score of the bag.
+
+The column `signed_score` is the sign-aware score of `smmil.predictions.signed`, in logits: how far the bag's logit
+would rise if
+the whole bag moved from the average instance to this one. It is missing if the run has no direction, and 0 if no
+gradient of the run was finite; `signed_agreement` in prediction.json measures its reliability.
+"""
+
+import csv
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One scored bag.
+
+    Attributes:
+        bag_id: name of the bag.
+        attrs: attributes of the stored instances.
+        coords: (N,2) level-0 px or (N,1) mm.
+        grid: (N,2) cells.
+        scores: (N,) instance scores, higher = more positive.
+        probability: probability that the bag is positive.
+        threshold: threshold of instance scores, None if unknown.
+        method: method or variant of the run.
+        random_weights: whether the encoder is untrained.
+        signed: (N,) sign-aware scores, None if the run has no direction.
+        name: name of `scores` in pictures.
+    """
+
+    bag_id: str
+    attrs: Mapping[str, Any]
+    coords: Array
+    grid: Array
+    scores: npt.NDArray[np.float64]
+    probability: float
+    threshold: float | None
+    method: str
+    random_weights: bool
+    signed: npt.NDArray[np.float64] | None = None
+    name: str = "raw score"
+
+    def as_signed(self) -> "Scored":
+        """Return the bag with its sign-aware scores in place of the raw ones, for a picture of them."""
+        assert self.signed is not None
+        return replace(self, scores=self.signed, threshold=None, name="sign-aware score")
+
+    @property
+    def is_scan(self) -> bool:
+        """Whether the bag is a CT scan."""
+        return self.attrs.get("modality") == "ct"
+
+
+def instances_csv(bag: Scored) -> str:
+    """Return a CSV line per instance: place, score, rank (1 = highest), above the threshold, sign-aware score."""
+    from smmil.figures.plotting import percentile_rank
+
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    place_names = ["slice", "position_mm", "file"] if bag.is_scan else ["instance", "x", "y", "row", "col"]
+    signed = [] if bag.signed is None else ["signed_score"]
+    writer.writerow([*place_names, "score", "rank", *(["positive"] if bag.threshold is not None else []), *signed])
+    ranks = percentile_rank(bag.scores)
+    for i, score in enumerate(bag.scores):
+        if bag.is_scan:
+            place = [i, f"{bag.coords[i, 0]:.4g}", bag.attrs["files"][i]]
+        else:
+            place = [i, *bag.coords[i].tolist(), *bag.grid[i].tolist()]
+        above = [] if bag.threshold is None else [int(score > bag.threshold)]
+        signed_score = [] if bag.signed is None else [f"{bag.signed[i]:.9g}"]
+        writer.writerow([*place, f"{score:.9g}", f"{ranks[i]:.6g}", *above, *signed_score])
+    return stream.getvalue()
+
+
+def write_geojson(path: Path, bag: Scored) -> None:
+    """Write the tiles of a slide with score and rank as GeoJSON for QuPath."""
+    from preprocessing.bags.rows import BagRow
+    from preprocessing.exchange.model import Bag
+    from preprocessing.exchange.qupath import write_tiles
+    from smmil.figures.plotting import percentile_rank
+
+    row = BagRow(bag.bag_id, "wsi", ())
+    columns = {"Score": bag.scores, "Rank": percentile_rank(bag.scores)}
+    columns |= {} if bag.signed is None else {"Signed score": bag.signed}
+    write_tiles(path, Bag(row, bag.coords, attrs=dict(bag.attrs), scores=columns))
+
+
+def draw_heatmap(path: Path, bag: Scored, thumbnails: Path) -> None:
+    """Draw the scores of a bag over its thumbnail or slices."""
+    from smmil.config.methods import marked_name
+    from smmil.figures.map_panels import MapBag, Panel, draw_scan, draw_slide, read_thumbnail
+    from smmil.figures.plotting import RANDOM_MARK, colour_of
+
+    name = marked_name(bag.method)
+    title = f"{bag.bag_id}: probability {bag.probability:.3f}, {len(bag.scores)} instances, {name}"
+    title += f"   {RANDOM_MARK}" if bag.random_weights else ""
+    picture, outlines = read_thumbnail(thumbnails, bag.bag_id, bag.attrs)
+    map_bag = MapBag(bag.bag_id, bag.attrs, bag.coords, None, picture, outlines)
+    line = "dashed" if bag.is_scan else "red"
+    heading = "Instance scores" + ("" if bag.threshold is None else f"; {line} line: threshold from validation")
+    panel = Panel(heading, bag.scores, "", name, colour_of(bag.method), bag.threshold, bag.name)
+    if bag.is_scan:
+        draw_scan(map_bag, [panel], title, path)
+    else:
+        draw_slide(map_bag, [panel], title, path, max_cell=5.8)

@@ -1,0 +1,1 @@
+"""One HTML page with every table, figure and map of an experiment."""

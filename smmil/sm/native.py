@@ -1,0 +1,137 @@
+"""The compiled kernel of Sm, `kernel.c`: built once per machine where there is a C compiler.
+
+Without a compiler, on a GPU and in half precision the torch path of `smmil.sm.operator` computes the same up to
+rounding.
+`preprocessing.common.compiled` describes where the library is kept and how it is switched off. The kernel runs with
+the widest
+vectors of the processor; the environment variable `SMMIL_NATIVE_WIDTH` (16, 32 or 64 bytes) selects narrower ones.
+
+Shapes: U (M,D); the neighbour table is index, weight (M,K) and self_weight (M,), as in `smmil.sm.operator.Graph`.
+"""
+
+import ctypes
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from preprocessing.common import compiled
+
+SOURCE = Path(__file__).with_name("kernel.c")
+# No -march: the library has every vector width, so machines can share it.
+FLAGS = (*compiled.FLAGS, "-ffp-contract=fast", "-fno-math-errno", "-Wno-psabi")
+# bytes
+WIDTHS = (16, 32, 64)
+TYPES = {torch.float32: "float", torch.float64: "double"}
+
+
+def usable(u: Tensor) -> bool:
+    """Return whether the kernel takes this tensor: not empty, on the CPU, float32 or float64."""
+    return u.is_cpu and u.dtype in TYPES and u.numel() > 0 and library() is not None
+
+
+def polynomial(
+    u: Tensor, index: Tensor, weight: Tensor, self_weight: Tensor, factor: float, c: Sequence[float]
+) -> Tensor:
+    """Evaluate P(A) U = sum_s c[s] factor^s A^s U by Horner's scheme.
+
+    Args:
+        u: (M,D), float32 or float64, on the CPU.
+        index: (M,K) int32; padding is the row itself with weight 0.
+        weight: (M,K), of u's type.
+        self_weight: (M,), of u's type.
+        factor: scales A.
+        c: the T + 1 >= 2 coefficients.
+
+    Returns:
+        (M,D).
+
+    Raises:
+        MemoryError: no memory for a panel of columns.
+    """
+    out = torch.empty_like(u, memory_format=torch.contiguous_format)
+    _evaluate(u, None, out, (index, weight, self_weight), factor, c)
+    return out
+
+
+def polynomial_product(
+    u: Tensor, other: Tensor, index: Tensor, weight: Tensor, self_weight: Tensor, factor: float, c: Sequence[float]
+) -> float:
+    """Evaluate <P(A) U, other>, the sum of the products of all elements, without storing P(A) U.
+
+    Args:
+        u: see `polynomial`, as are the remaining arguments.
+        other: (M,D), of u's type.
+        index: (M,K) int32.
+        weight: (M,K).
+        self_weight: (M,).
+        factor: scales A.
+        c: the T + 1 >= 2 coefficients.
+
+    Raises:
+        MemoryError: no memory for a panel of columns.
+    """
+    return _evaluate(u, other, None, (index, weight, self_weight), factor, c)
+
+
+def _evaluate(
+    u: Tensor, other: Tensor | None, out: Tensor | None, table: Sequence[Tensor], factor: float, c: Sequence[float]
+) -> float:
+    product, coefficients = ctypes.c_double(), (ctypes.c_double * len(c))(*c)
+    # The list keeps contiguous copies alive until the kernel returns.
+    arrays = [None if tensor is None else tensor.contiguous() for tensor in (u, other, out, *table)]
+    u_pointer, other_pointer, out_pointer, *pointers = (None if a is None else a.data_ptr() for a in arrays)
+    sizes = (*u.shape, table[0].shape[1])
+    if _kernel(u.dtype)(
+        *(u_pointer, other_pointer, out_pointer, ctypes.byref(product), *pointers, *sizes),
+        *(factor, coefficients, len(c) - 1, torch.get_num_threads()),
+    ):
+        raise MemoryError(f"Sm: no memory for {u.shape[0]} rows")
+    return product.value
+
+
+# Cached, as preparing the function takes as long as two steps on a small bag.
+@cache
+def _kernel(dtype: torch.dtype) -> Any:
+    loaded = library()
+    if loaded is None:
+        raise RuntimeError("the compiled Sm is not available; call `usable` first")
+    function = loaded[f"sm_polynomial_{TYPES[dtype]}_{width()}"]
+    function.argtypes = [
+        *[ctypes.c_void_p] * 7,
+        *[ctypes.c_int64] * 3,
+        *(ctypes.c_double, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int),
+    ]
+    return function
+
+
+def widths() -> list[int]:
+    """Return the vector widths that can run here, in bytes, ascending; empty without the library."""
+    loaded = library()
+    return [] if loaded is None else [width for width in WIDTHS if width <= loaded.sm_widest()]
+
+
+@cache
+def width() -> int:
+    """Return the vector width in use, in bytes.
+
+    Raises:
+        ValueError: `SMMIL_NATIVE_WIDTH` is not a width that can run here.
+    """
+    possible, requested = widths(), os.environ.get("SMMIL_NATIVE_WIDTH")
+    if not requested:
+        return possible[-1]
+    if requested not in map(str, possible):
+        raise ValueError(f"SMMIL_NATIVE_WIDTH: found {requested!r}, this machine can run {possible} (bytes)")
+    return int(requested)
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """Return the loaded library, built if necessary; None where it cannot be built."""
+    # A compiler without OpenMP builds the same library for one thread.
+    return compiled.library(SOURCE, flags=FLAGS, wished=("-fopenmp",))

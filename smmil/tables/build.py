@@ -1,0 +1,136 @@
+"""Builds the paper's tables from metrics, by the specifications of `smmil.tables.specs`.
+
+Cells are mean ± standard deviation (n - 1) over the splits that define the metric, with a bootstrap interval over test
+bags (`smmil.evaluate.bootstrap`); ranks follow `smmil.evaluate.ranks`. A missing run is an empty cell and is counted
+under the table.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from smmil.config.definitions import protocol_text, shared_quirks
+from smmil.config.layouts import TableDataset, TableLayout
+from smmil.config.methods import GROUPS, METHODS, display_name
+from smmil.evaluate.ranks import places
+from smmil.tables.cells import KINDS, MARKED, MetricsByKey
+from smmil.tables.notes import notes
+from smmil.tables.records import Column, Key, Row, Section, Table
+from smmil.tables.specs import ENCODERS, TABLES, ColumnSpec, SectionSpec, TableSpec
+
+logger = logging.getLogger(__name__)
+
+
+def build_table(name: str, metrics: Sequence[Mapping[str, Any]], layout: TableLayout) -> Table:
+    """Arrange metrics into one table.
+
+    Args:
+        name: a key of `smmil.tables.specs.TABLES`.
+        metrics: metrics as written by `smmil.evaluate.runs`; for `resources` as read by `smmil.tables.resources`.
+        layout: datasets and methods.
+
+    Returns:
+        The table; rows in the paper's order within their blocks.
+
+    Raises:
+        ValueError: no datasets or methods, two metrics of one cell, rows of two protocols or of different quirks.
+    """
+    spec = TABLES[name]
+    if not layout.datasets or (spec.blocks is None and not layout.methods):
+        missing = "methods" if layout.datasets else "datasets"
+        raise ValueError(f"--layout: found no {missing}, expected {TableLayout.EXPECTED}")
+    blocks = spec.blocks or _groups(layout.methods)
+    columns = [columns_of(section, layout.datasets) for section in spec.sections]
+    keys = {key for section in columns for column in section for key in column.keys}
+    methods = {method for block in blocks.values() for method in block}
+    used = {}
+    for key, entry in _by_key(metrics).items():
+        if key[:2] in keys and key[2] in methods:
+            used[key] = entry
+        else:
+            logger.warning("%s: metrics of %s are not in the layout", name, " / ".join(key))
+    built = [
+        (_section(spec, section, section_columns, blocks, used), section.optional)
+        for section, section_columns in zip(spec.sections, columns, strict=True)
+    ]
+    sections = tuple(
+        section for section, optional in built if not optional or any(cell.values for _, _, cell in section.cells())
+    )
+    n_splits = layout.splits
+    if n_splits is None:
+        n_splits = max((len(entry["splits"]) for entry in used.values()), default=0)
+    random = frozenset(key[:2] for key, entry in used.items() if entry.get("random_weights"))
+    protocol = protocol_text(*shared_quirks(used.values(), "table")) or "none (no metrics)"
+    titles = {dataset.name: dataset.title for dataset in layout.datasets}
+    lines = notes(sections, used, titles, n_splits, layout.note)
+    return Table(name, spec.title, sections, n_splits, protocol, lines, random)
+
+
+def columns_of(section: SectionSpec, datasets: Sequence[TableDataset]) -> tuple[Column, ...]:
+    """Return the columns of a section over the datasets of a layout."""
+    titles = {dataset.name: dataset.title for dataset in datasets}
+    if section.by == "dataset":
+        heads = [(dataset.title, [(dataset.name, dataset.encoders[0])]) for dataset in datasets]
+    else:
+        # extractors of all datasets come first, those of a single dataset last
+        encoders = list(dict.fromkeys(encoder for dataset in datasets for encoder in dataset.encoders))
+        encoders.sort(key=lambda encoder: -sum(encoder in dataset.encoders for dataset in datasets))
+        heads = [(ENCODERS.get(e, e), [(d.name, e) for d in datasets if e in d.encoders]) for e in encoders]
+    columns = []
+    for head, keys in heads:
+        for spec in section.columns:
+            for group in [keys] if section.by == "encoder" else [[key] for key in keys]:
+                # a column over several datasets is named by its extractor
+                prefix = group[0][1] if spec.kind in ("rank", "inverted") else ".".join(group[0])
+                columns.append(_column(head, spec.label or titles[group[0][0]], spec, group, f"{prefix}."))
+    every = [key for _, keys in heads for key in keys]
+    return (*columns, *(_column("", spec.label, spec, every) for spec in section.overall))
+
+
+def _column(head: str, label: str, spec: ColumnSpec, keys: Sequence[Key], prefix: str = "") -> Column:
+    name = (spec.csv or spec.metrics[0]) + (".difference" if spec.kind == "difference" else "")
+    return Column(head, label, spec.kind, spec.metrics, tuple(keys), prefix + name)
+
+
+def _groups(methods: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return the methods by group, in the order of the tables, without empty groups."""
+    groups = {group: tuple(m for m in METHODS if m in methods and METHODS[m].group == group) for group in GROUPS}
+    return {group: names for group, names in groups.items() if names}
+
+
+def _section(
+    table: TableSpec,
+    spec: SectionSpec,
+    columns: tuple[Column, ...],
+    blocks: Mapping[str, Sequence[str]],
+    metrics: MetricsByKey,
+) -> Section:
+    rows = {}
+    for title, methods in blocks.items():
+        cells = [KINDS[column.kind](column, methods, metrics) for column in columns]
+        marks = [
+            places([cell.mean for cell in group], larger=group[0].larger)
+            if column.kind in MARKED
+            else [None for _ in group]
+            for column, group in zip(columns, cells, strict=True)
+        ]
+        rows[title] = tuple(
+            Row(
+                method,
+                table.names.get(method, display_name(method)),
+                tuple(group[i] for group in cells),
+                tuple(group[i] for group in marks),
+            )
+            for i, method in enumerate(methods)
+        )
+    return Section(spec.key, spec.title, columns, rows)
+
+
+def _by_key(metrics: Sequence[Mapping[str, Any]]) -> MetricsByKey:
+    by_key: dict[tuple[str, str, str], Mapping[str, Any]] = {}
+    for entry in metrics:
+        key = (entry["dataset"], entry["encoder"], entry["method"])
+        if key in by_key:
+            raise ValueError(f"--metrics: found two files for {' / '.join(key)}, expected one")
+        by_key[key] = entry
+    return by_key

@@ -1,0 +1,245 @@
+"""Notes under a table: missing values, warnings, protocol and definitions."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from smmil.artifacts.results import inverted, split_values
+from smmil.config.definitions import PRESETS, definitions, protocol_text, shared_quirks
+from smmil.config.methods import METHODS, display_name
+from smmil.tables.cells import NO_FILE, MetricsByKey, metric_cell
+from smmil.tables.records import Cell, Column, Key, Section
+from smmil.tables.specs import ENCODERS
+
+RANK_RULE = (
+    "Rank: inside each group, methods are ranked in every metric × dataset column (ties share the average rank), then "
+    "averaged; no rank where a cell is empty. In brackets: the fewest splits of a cell behind it, where any lacks some."
+)
+RANDOM_WEIGHTS = (
+    "† RANDOM ENCODER WEIGHTS: the features of {where} come from an untrained encoder; these numbers only show that "
+    "the pipeline runs."
+)
+SPREAD = (
+    "Spread over the runs: median / worst run (of energies the largest), and for AUROC / the number of inverted runs "
+    "(instance AUROC < 0.5): bag labels do not fix the sign of the attention, so a mean can hide runs that point the "
+    "wrong way."
+)
+DIFFERENCE = "Δ: the method with Sm minus the one without, split by split, mean ± standard deviation."
+# The direction of a sign-aware score explains r² of the variance of the validation bags' logits. Below one half, the
+# score misses most of what the model does; a negative r contradicts the gradients it was computed from.
+LEAST_AGREEMENT = 0.5**0.5
+# the other metrics are defined in `smmil.config.definitions`
+DEFINITIONS = {
+    "train_seconds": "Seconds of one training: all epochs with their validation, from the run's log, mean ± standard "
+    "deviation over all splits and learning rates; loading the features is not in it.",
+    "memory_mib": "Peak memory: largest resident memory of a process that trained the method, the loaded features "
+    "included, MiB.",
+    "device_memory_mib": "Peak GPU memory: the most that the tensors of such a process took on the GPU, MiB.",
+}
+# longer lists are cut
+MOST_NAMED = 20
+
+
+@dataclass(frozen=True)
+class _Value:
+    """One value of a table; `beside` where only the sections after the paper's table need it."""
+
+    beside: bool
+    method: str
+    metric: str
+    key: Key
+    cell: Cell
+
+
+def notes(
+    sections: Sequence[Section], metrics: MetricsByKey, titles: Mapping[str, str], n_splits: int, note: str = ""
+) -> tuple[str, ...]:
+    """Return the lines to print under a table, the most alarming first.
+
+    Args:
+        sections: sections of the table, the paper's first.
+        metrics: metrics in the table by (dataset, encoder, method).
+        titles: dataset name -> title.
+        n_splits: splits of a complete cell.
+        note: a line of the layout, printed first.
+    """
+    columns = [column for section in sections for column in section.columns]
+    kinds = {column.kind for column in columns}
+    names = list(dict.fromkeys(metric for column in columns for metric in column.metrics))
+    values = _values(sections, metrics)
+    protocol, quirks = shared_quirks(metrics.values(), "table")
+    known = {**definitions(quirks), **DEFINITIONS}
+    # runs without recorded quirks may have had some
+    recorded = all("quirks" in entry for entry in metrics.values())
+    return (
+        *([note] if note else []),
+        *random_weights_note(titles[key[0]] for key, entry in metrics.items() if entry.get("random_weights")),
+        *_missing(sections, values, titles),
+        *_partial(sections[0], values, titles, n_splits),
+        *(_inverted(metrics, titles) if any(name.startswith("instance") for name in names) else []),
+        *(_low_agreement(metrics, titles) if any(name.startswith("signed") for name in names) else []),
+        *protocol_line(protocol, quirks, recorded=recorded),
+        *_features(columns, titles),
+        *_cells(kinds, names),
+        *([SPREAD] if "spread" in kinds else []),
+        *([DIFFERENCE] if "difference" in kinds else []),
+        *(known[name] for name in names if name in known),
+        *([RANK_RULE] if "rank" in kinds else []),
+        *_no_interval(columns, values, metrics),
+    )
+
+
+def random_weights_note(titles: Iterable[str]) -> list[str]:
+    """Return the warning about datasets with an untrained encoder, [] without any."""
+    where = ", ".join(sorted(set(titles)))
+    return [RANDOM_WEIGHTS.format(where=where)] if where else []
+
+
+def _values(sections: Sequence[Section], metrics: MetricsByKey) -> list[_Value]:
+    """Return every value of a table once; ranks stand for the values they are computed from."""
+    values: dict[tuple[str, str, Key], _Value] = {}
+    for i, section in enumerate(sections):
+        for column in section.columns:
+            if column.kind != "job":
+                for row, key, metric in product(section.rows, column.keys, column.metrics):
+                    if (row.method, metric, key) not in values:
+                        cell = metric_cell(metrics.get((*key, row.method)), metric)
+                        values[row.method, metric, key] = _Value(i > 0, row.method, metric, key, cell)
+    return list(values.values())
+
+
+def _missing(sections: Sequence[Section], values: Sequence[_Value], titles: Mapping[str, str]) -> list[str]:
+    """Return a line for the paper's table, and one for values of other sections that are missing in existing runs."""
+    lines = []
+    several = len({value.key[1] for value in values}) > 1
+    main = [value for value in values if not value.beside]
+    if empty := [value for value in main if not value.cell.values]:
+        listed = _by_reason(empty, [_where(value.key, titles, several=several) for value in empty])
+        ranks = " behind the ranks" if all(column.kind == "rank" for column in sections[0].columns) else ""
+        lines.append(f"{len(empty)} of {len(main)} cells{ranks} are empty. {listed}.")
+    beside = [value for value in values if value.beside and value.cell.note != NO_FILE]
+    if empty := [value for value in beside if not value.cell.values]:
+        listed = _by_reason(empty, [value.metric for value in empty])
+        lines.append(f"Beside the paper's table, {len(empty)} of {len(beside)} values are missing. {listed}.")
+    jobs = [cell for section in sections for _, column, cell in section.cells() if column.kind == "job"]
+    if n_empty := sum(not cell.values for cell in jobs):
+        lines.append(f"Peak memory: {n_empty} of {len(jobs)} cells are empty (no training, or no record of it).")
+    return lines
+
+
+def _by_reason(values: Sequence[_Value], heads: Sequence[str]) -> str:
+    """Return the methods of empty values under their heads, with the reason."""
+    methods: dict[tuple[str, str], dict[str, None]] = {}
+    for value, head in zip(values, heads, strict=True):
+        methods.setdefault((head, value.cell.note), {})[display_name(value.method)] = None
+    return "; ".join(f"{head}: {_names([*names])} ({reason})" for (head, reason), names in methods.items())
+
+
+def _partial(section: Section, values: Sequence[_Value], titles: Mapping[str, str], n_splits: int) -> list[str]:
+    """Return cells of the paper's table that lack splits, values behind its ranks, and values of other sections."""
+    columns = [column for column in section.columns if column.kind in ("mean", "difference")]
+    few = [
+        f"{row.name} {column.head} {column.label} {len(row.cells[i].values)}"
+        for i, column in enumerate(section.columns)
+        for row in section.rows
+        if column in columns and 0 < len(row.cells[i].values) < n_splits
+    ]
+    # in the table of resources, every learning rate is a run
+    unit = "runs" if any("train_seconds" in column.metrics for column in section.columns) else "splits"
+    lines = [f"Fewer than {n_splits} {unit}, number in brackets: {_names(few, '; ')}."] if few else []
+    listed = {(metric, key) for column in columns for metric in column.metrics for key in column.keys}
+    several = len({key[1] for column in section.columns for key in column.keys}) > 1
+    for beside, what in ((False, "Behind the ranks"), (True, "Beside the paper's table")):
+        names = [
+            f"{display_name(value.method)} {_where(value.key, titles, several=several)} {value.metric} "
+            f"{len(value.cell.values)}"
+            for value in values
+            if value.beside == beside
+            and 0 < len(value.cell.values) < n_splits
+            and (value.metric, value.key) not in listed
+        ]
+        lines += [f"{what}, values of fewer than {n_splits} {unit}: {_names(names, '; ')}."] if names else []
+    return lines
+
+
+def _inverted(metrics: MetricsByKey, titles: Mapping[str, str]) -> list[str]:
+    areas = {key: split_values(entry, "instance_auroc") for key, entry in metrics.items()}
+    text = _low_runs(areas, titles, 0.5)
+    return [f"Inverted runs, instance AUROC < 0.5: {text}."] if text else []
+
+
+def _low_agreement(metrics: MetricsByKey, titles: Mapping[str, str]) -> list[str]:
+    agreements = {
+        key: [(s["seed"], value) for s in entry["splits"] if (value := s.get("signed_agreement")) is not None]
+        for key, entry in metrics.items()
+    }
+    text = _low_runs(agreements, titles, LEAST_AGREEMENT)
+    reason = "its direction explains less than half of the variance of the validation bags' logits"
+    warning = f"Sign-aware score not to be trusted, agreement < {LEAST_AGREEMENT:.2f} ({reason})"
+    return [f"{warning}: {text}."] if text else []
+
+
+def _low_runs(
+    values: Mapping[tuple[str, str, str], Sequence[tuple[int, float]]], titles: Mapping[str, str], least: float
+) -> str:
+    """Count and name the runs with a value below `least`, as `2 of 9, in: SmAP on RSNA (split 1, 2)`; "" for none.
+
+    Args:
+        values: (seed, value) of the runs by (dataset, encoder, method).
+        titles: dataset name -> title.
+        least: smallest value that is not listed.
+    """
+    order, names, count = list(METHODS), [], 0
+    several = len({key[1] for key in values}) > 1
+    for key in sorted(values, key=lambda key: (key[:2], order.index(key[2]))):
+        if seeds := inverted(values[key], least):
+            count += len(seeds)
+            where = _where(key[:2], titles, several=several)
+            names.append(f"{display_name(key[2])} on {where} (split {', '.join(map(str, seeds))})")
+    return f"{count} of {sum(map(len, values.values()))}, in: {_names(names, '; ')}" if names else ""
+
+
+def _no_interval(columns: Sequence[Column], values: Sequence[_Value], metrics: MetricsByKey) -> list[str]:
+    """Return the metrics whose bootstrap interval is empty in the CSV, although runs have values."""
+    means = {metric for column in columns if column.kind == "mean" for metric in column.metrics}
+    counts: dict[str, list[bool]] = {}
+    for value in values:
+        entry = metrics.get((*value.key, value.method), {})
+        if value.metric in means and value.cell.values and "bootstrap" in entry:
+            counts.setdefault(value.metric, []).append(value.cell.ci is None)
+    without = [f"{metric} ({sum(empty)} of {len(empty)} cells)" for metric, empty in counts.items() if any(empty)]
+    return [f"No bootstrap interval in the CSV: {', '.join(without)}."] if without else []
+
+
+def protocol_line(protocol: str, quirks: Collection[str], *, recorded: bool = True) -> list[str]:
+    """Return the protocol with the quirks that differ from its preset, [] without a protocol."""
+    preset = f"{protocol} ({PRESETS[protocol]})" if recorded and protocol in PRESETS else protocol
+    return [f"Protocol: {preset}{protocol_text(protocol, quirks).removeprefix(protocol)}."] if protocol else []
+
+
+def _features(columns: Sequence[Column], titles: Mapping[str, str]) -> list[str]:
+    encoders: dict[str, dict[str, None]] = {}
+    for dataset, encoder in (key for column in columns for key in column.keys):
+        encoders.setdefault(dataset, {})[encoder] = None
+    listed = "; ".join(f"{titles[name]}: {', '.join(names)}" for name, names in encoders.items())
+    return [f"Features: {listed}."]
+
+
+def _cells(kinds: Collection[str], metrics: Sequence[str]) -> list[str]:
+    best = "Best of the block in bold, second underlined. ◆ proposed in the paper."
+    if "train_seconds" in metrics:
+        return [best]
+    over = "training/validation splits; all splits share one test set, so they are not independent"
+    cells = "mean ± standard deviation (n − 1)" if "mean" in kinds else "ranks of means"
+    return [f"Cells: {cells} over the {over}. Learning rate chosen per split on validation, never on test. {best}"]
+
+
+def _where(key: Key, titles: Mapping[str, str], *, several: bool) -> str:
+    """Return the title of a dataset, with the extractor where the table shows several."""
+    dataset, encoder = key
+    return titles[dataset] + (f" {ENCODERS.get(encoder, encoder)}" if several else "")
+
+
+def _names(names: Sequence[str], between: str = ", ") -> str:
+    more = [f"and {len(names) - MOST_NAMED} more"] if len(names) > MOST_NAMED else []
+    return between.join([*names[:MOST_NAMED], *more])

@@ -1,0 +1,215 @@
+"""Specifications of the paper's tables: title, rows, sections and columns.
+
+A table is one or more sections over the same rows: the paper's table first, then what is not in the paper (spread over
+the runs, the sign-aware score, further metrics).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from smmil.config.targets import BLOCKS
+
+
+@dataclass(frozen=True)
+class ColumnSpec:
+    """What a column computes.
+
+    Attributes:
+        kind: key of `smmil.tables.cells.KINDS`.
+        metrics: metrics it is computed from.
+        label: heading, "" = the dataset's title.
+        csv: name in the CSV, "" = the metric's.
+    """
+
+    kind: str
+    metrics: tuple[str, ...]
+    label: str = ""
+    csv: str = ""
+
+
+@dataclass(frozen=True)
+class SectionSpec:
+    """Columns of one section.
+
+    Attributes:
+        by: "dataset": the columns repeat for every dataset at its first extractor; "encoder": for every extractor, over
+            all its datasets; "encoder_dataset": for every extractor and dataset.
+        columns: columns repeated under every heading.
+        overall: columns at the end, over all headings.
+        key: "" for the paper's table.
+        title: heading of the section.
+        optional: whether a section without values is left out.
+    """
+
+    by: str
+    columns: Sequence[ColumnSpec]
+    overall: Sequence[ColumnSpec] = ()
+    key: str = ""
+    title: str = ""
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """Title and sections of a table, names of methods that differ in it, and its rows by block where they are fixed."""
+
+    title: str
+    sections: Sequence[SectionSpec]
+    names: Mapping[str, str] = field(default_factory=dict)
+    blocks: Mapping[str, tuple[str, ...]] | None = None
+
+
+INSTANCE = ("instance_auroc", "instance_f1")
+SIGNED = ("signed_instance_auroc", "signed_instance_f1")
+BAG = ("bag_auroc", "bag_f1")
+# not in the paper
+MORE_INSTANCE = ("instance_auprc", "instance_froc", "instance_dice")
+MORE_BAG = ("bag_auprc", "bag_ece")
+ENERGY = ("dirichlet_raw", "dirichlet_normalised")
+
+# metric -> format of its numbers, whether larger is better
+STYLES: dict[str, tuple[str, bool]] = {
+    "bag_ece": (".3f", False),
+    "dirichlet_raw": ("#.3g", False),
+    "dirichlet_normalised": ("#.3g", False),
+    "train_seconds": (".1f", False),
+    "memory_mib": (".0f", False),
+    "device_memory_mib": (".0f", False),
+}
+SHORT = {
+    **{"auroc": "AUROC", "f1": "F1", "auprc": "AUPRC", "froc": "FROC", "dice": "Dice", "ece": "ECE"},
+    **{"raw": "Energy", "normalised": "Normalised energy"},
+}
+ENCODERS = {"resnet18": "ResNet18", "resnet50": "ResNet50", "vit_b_32": "ViT-B-32", "resnet50_bt": "ResNet50-BT"}
+
+
+def style(metric: str) -> tuple[str, bool]:
+    """Return the format of a metric's numbers and whether larger is better."""
+    return STYLES.get(metric, (".3f", True))
+
+
+def _columns(metrics: Sequence[str], kind: str = "mean", prefix: str = "") -> list[ColumnSpec]:
+    return [ColumnSpec(kind, (metric,), prefix + SHORT[metric.rsplit("_", 1)[1]]) for metric in metrics]
+
+
+def _rank(metrics: tuple[str, ...], csv: str, label: str = "Rank") -> ColumnSpec:
+    return ColumnSpec("rank", metrics, label, csv)
+
+
+def _spread(by: str, metrics: Sequence[str], of: str = "", key: str = "spread", *, labels: bool = True) -> SectionSpec:
+    """Return the section of spreads; `of` names metrics that are not in the paper, so that the section is optional."""
+    columns = [column if labels else replace(column, label="") for column in _columns(metrics, "spread")]
+    return SectionSpec(by, columns, (), key, "Spread over the runs" + (f": {of}" if of else ""), bool(of))
+
+
+def _signed(
+    by: str, columns: Sequence[ColumnSpec], *overall: ColumnSpec, labels: bool = True
+) -> tuple[SectionSpec, SectionSpec]:
+    """Return the sections of the sign-aware score and of its spread."""
+    metrics = list(dict.fromkeys(column.metrics[0] for column in columns))
+    return (
+        SectionSpec(by, columns, overall, "signed", "The same with the sign-aware score"),
+        _spread(by, metrics, "sign-aware score", "signed-spread", labels=labels),
+    )
+
+
+def _more(metrics: Sequence[str]) -> SectionSpec:
+    return SectionSpec("dataset", _columns(metrics), (), "more", "Further metrics")
+
+
+def _one_metric(title: str, metric: str) -> TableSpec:
+    """Return a table of one metric over every extractor and dataset (Tables 7 to 10)."""
+    by = "encoder_dataset"
+    sections = [SectionSpec(by, [ColumnSpec("mean", (metric,))])]
+    if metric in INSTANCE:
+        signed = ColumnSpec("mean", (f"signed_{metric}",))
+        sections += [_spread(by, (metric,), labels=False), *_signed(by, [signed], labels=False)]
+    return TableSpec(title, sections)
+
+
+def _job(key: str, title: str, metric: str, *, optional: bool = False) -> SectionSpec:
+    return SectionSpec("encoder_dataset", [ColumnSpec("job", (metric,), csv=metric)], (), key, title, optional)
+
+
+BOTH_LEVELS = _columns(INSTANCE, prefix="Inst. ") + _columns(BAG, prefix="Bag ")
+TABLES: dict[str, TableSpec] = {
+    "table1": TableSpec(
+        "Table 1. Localisation: instance level",
+        [
+            SectionSpec("dataset", _columns(INSTANCE), [_rank(INSTANCE, "rank")]),
+            _spread("dataset", INSTANCE),
+            *_signed("dataset", _columns(SIGNED), _rank(SIGNED, "signed_rank")),
+            _more(MORE_INSTANCE),
+            _spread("dataset", MORE_INSTANCE, "further metrics", "more-spread"),
+        ],
+    ),
+    "table2": TableSpec(
+        "Table 2. Classification: bag level",
+        [SectionSpec("dataset", _columns(BAG), [_rank(BAG, "rank")]), _more(MORE_BAG)],
+    ),
+    "table3": TableSpec(
+        "Table 3. Placement of Sm",
+        [
+            SectionSpec("dataset", BOTH_LEVELS + _columns(ENERGY[:1])),
+            SectionSpec(
+                *("dataset", _columns(ENERGY[1:]), ()),
+                *("energy", "Dirichlet energy with the scale of the scores divided out"),
+            ),
+            _spread("dataset", INSTANCE),
+            _spread("dataset", ENERGY, "Dirichlet energies", "energy-spread"),
+            *_signed("dataset", _columns(SIGNED)),
+        ],
+        {"smap_early": "SmAP-early", "smtap": "SmT+SmAP"},
+        BLOCKS["table3"],
+    ),
+    "table4": TableSpec(
+        "Table 4. Sm on top of other methods",
+        [
+            SectionSpec(
+                "dataset",
+                [
+                    column
+                    for mean, metric in zip(BOTH_LEVELS, (*INSTANCE, *BAG), strict=True)
+                    for column in (mean, *_columns([metric], "difference", "Δ "))
+                ],
+            ),
+            _spread("dataset", INSTANCE),
+            *_signed("dataset", _columns(SIGNED) + _columns(SIGNED, "difference", "Δ ")),
+        ],
+        blocks=BLOCKS["table4"],
+    ),
+    "table5": TableSpec(
+        "Table 5. Sm against a penalty on the Dirichlet energy",
+        [SectionSpec("dataset", BOTH_LEVELS), _spread("dataset", INSTANCE), *_signed("dataset", _columns(SIGNED))],
+        blocks=BLOCKS["table5"],
+    ),
+    "table6": TableSpec(
+        "Table 6. Mean rank per feature extractor",
+        [
+            SectionSpec("encoder", [_rank(INSTANCE, "instance_rank", "Inst."), _rank(BAG, "bag_rank", "Bag")]),
+            SectionSpec(
+                "encoder",
+                [
+                    _rank(SIGNED, "signed_instance_rank", "Inst. rank"),
+                    ColumnSpec("inverted", INSTANCE[:1], "Inverted", "inverted"),
+                    ColumnSpec("inverted", SIGNED[:1], "Inv. sign-aware", "signed_inverted"),
+                ],
+                key="signed",
+                title="Instance rank with the sign-aware score; inverted runs of all runs, without and with it",
+            ),
+        ],
+    ),
+    "table7": _one_metric("Table 7. Instance AUROC, every feature extractor", "instance_auroc"),
+    "table8": _one_metric("Table 8. Instance F1, every feature extractor", "instance_f1"),
+    "table9": _one_metric("Table 9. Bag AUROC, every feature extractor", "bag_auroc"),
+    "table10": _one_metric("Table 10. Bag F1, every feature extractor", "bag_f1"),
+    "resources": TableSpec(
+        "Time and memory of every training",
+        [
+            SectionSpec("encoder_dataset", [ColumnSpec("mean", ("train_seconds",))], (), "", "Seconds of one training"),
+            _job("memory", "Peak memory of the training process, MiB", "memory_mib"),
+            # absent on machines without a GPU
+            _job("gpu", "Peak GPU memory of the training process, MiB", "device_memory_mib", optional=True),
+        ],
+    ),
+}

@@ -1,0 +1,247 @@
+"""One training run: resumable at every batch, bit for bit the same with or without interruption on a CPU.
+
+Protocol (methods.md sections 3, 5 and 6): Adam with PyTorch's defaults; learning rate times .1 .28 .46 .64 .82 1 1 ...
+by epoch; batches of whole bags in a seeded order, none dropped. The selection score is `validation bag AUROC -
+validation BCE`; the weights of the epoch with the highest score are kept (ties: the later epoch). With one class in
+validation, AUROC counts as 0. A class weight applies to the training and the validation loss.
+
+Shapes: see `smmil.data.batch.BagBatch`. Losses are means over the bags of an epoch.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from smmil.artifacts.runs import append_log, load_state, save_state, truncate_log
+from smmil.compute.devices import peak_memory, restore_rng_state, rng_state
+from smmil.data.batch import BagBatch
+from smmil.data.cache import BagCache, chunks
+from smmil.models.base import MILModel
+from smmil.models.forward import forward
+from smmil.train.validation import selection_score, validate
+
+if TYPE_CHECKING:
+    from smmil.config.training_options import TrainingOptions
+
+
+class Interrupted(Exception):
+    """Training was stopped on request; the saved state continues exactly here."""
+
+
+@dataclass
+class Best:
+    """The selected epoch so far (1-based; 0 = none yet)."""
+
+    epoch: int = 0
+    score: float = -math.inf
+    weights: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Cursor:
+    """Position in a run.
+
+    Attributes:
+        epoch: current epoch, 1-based.
+        step: batches of this epoch already done.
+        order: training bags of this epoch in order; empty before it starts.
+        sums: (term -> sum over bags) as float64 scalars on the device; `grad_norm` sums over steps.
+        seconds: time spent on this epoch, over all sessions.
+    """
+
+    epoch: int = 1
+    step: int = 0
+    order: list[int] = field(default_factory=list)
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def class_weight(labels: Sequence[float]) -> float:
+    """Return pos_weight = n_negative / n_positive of the training bags."""
+    positive = sum(1 for y in labels if y == 1)
+    if not 0 < positive < len(labels):
+        raise ValueError(
+            f"class_weight: found {positive} positive of {len(labels)} training bags, expected both classes"
+        )
+    return (len(labels) - positive) / positive
+
+
+def warmup_factor(epoch: int, warmup_epochs: int, start: float) -> float:
+    """Return the learning rate factor of an epoch (1-based): linear from `start` to 1, then 1 (`LinearLR`).
+
+    The closed form needs no scheduler state in a resumed run.
+    """
+    done = epoch - 1
+    return 1.0 if done >= warmup_epochs else start + (1.0 - start) * done / warmup_epochs
+
+
+class Fit:
+    """One run.
+
+    Args:
+        model: freshly initialised, on its device.
+        cache: all bags of the job.
+        train: positions of the training bags in the cache.
+        val: positions of the validation bags.
+        options: training options.
+        base_lr: learning rate after warm-up.
+        seed: seed of the order of bags.
+        folder: the run directory.
+        key: key of the run; a state with another key is ignored.
+        stop: called before every batch; True saves the state and raises `Interrupted`.
+        report: called with the log row of every finished epoch.
+        on_step: called after every step with the epoch, the step and the number of steps per epoch.
+    """
+
+    def __init__(
+        self,
+        model: MILModel,
+        cache: BagCache,
+        train: Sequence[int],
+        val: Sequence[int],
+        options: "TrainingOptions",
+        *,
+        base_lr: float,
+        seed: int,
+        folder: Path,
+        key: str,
+        stop: Callable[[], bool] = lambda: False,
+        report: Callable[[dict[str, Any]], None] = lambda row: None,
+        on_step: Callable[[int, int, int], None] = lambda epoch, step, steps: None,
+    ) -> None:
+        self.model, self.cache, self.options = model, cache, options
+        self.train, self.val = list(train), list(val)
+        self.base_lr, self.folder, self.key = base_lr, folder, key
+        self.stop, self.report, self.on_step = stop, report, on_step
+        # On the CPU the fused kernel saves 5 to 19 % of a step.
+        self.optimizer = torch.optim.Adam(model.parameters(), base_lr, fused=cache.device.type == "cpu" or None)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.cursor, self.best = Cursor(), Best()
+
+    def run(self) -> Best:
+        """Train to the last epoch, from the saved state if there is one.
+
+        Raises:
+            Interrupted: `stop` returned True; the state is saved.
+            ValueError: a loss or gradient is not finite.
+        """
+        self._resume()
+        saved = time.monotonic()
+        while self.cursor.epoch <= self.options.epochs:
+            row = self._epoch()
+            self.cursor = Cursor(epoch=self.cursor.epoch + 1)
+            # The log comes first, so that every epoch of a state has its row on disk.
+            append_log(self.folder / "log.jsonl", row)
+            if self._is_state_due(time.monotonic() - saved):
+                self._save()
+                saved = time.monotonic()
+            self.report(row)
+        return self.best
+
+    def _is_state_due(self, seconds: float) -> bool:
+        """Return whether to save after the epoch just finished, `seconds` after the previous state."""
+        done = self.cursor.epoch - 1
+        if done == self.options.epochs:
+            return True
+        return done % self.options.checkpoint_every == 0 and seconds >= self.options.checkpoint_seconds
+
+    def _epoch(self) -> dict[str, Any]:
+        started, cursor = time.perf_counter(), self.cursor
+        learning_rate = self.base_lr * warmup_factor(
+            cursor.epoch, self.options.warmup_epochs, self.options.warmup_start
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        if not cursor.order:
+            cursor.order = [self.train[i] for i in torch.randperm(len(self.train), generator=self.generator).tolist()]
+        self.model.train()
+        self.model.start_epoch(cursor.epoch)
+        try:
+            self._steps()
+        except Interrupted:
+            cursor.seconds += time.perf_counter() - started
+            self._save()
+            raise
+        row: dict[str, Any] = {"epoch": cursor.epoch, "lr": learning_rate, **self._train_means()}
+        row |= validate(self.model, self.cache, self.val, self.options)
+        self._check_finite(row)
+        row["selection"] = selection_score(row["val_bag_auroc"], row["val_selection_bce"])
+        row["kept"] = row["selection"] >= self.best.score
+        if row["kept"]:
+            self.best = Best(cursor.epoch, row["selection"], _snapshot(self.model))
+        row["seconds"] = round(cursor.seconds + time.perf_counter() - started, 4)
+        return row | peak_memory(self.cache.device)
+
+    def _steps(self) -> None:
+        """Run the remaining steps of the current epoch."""
+        steps = chunks(self.cursor.order, self.options.batch_size)
+        batches = self.cache.batches(steps[self.cursor.step :], self.model.needs)
+        for _ in range(self.cursor.step, len(steps)):
+            if self.stop():
+                raise Interrupted
+            self._step(next(batches))
+            self.cursor.step += 1
+            self.on_step(self.cursor.epoch, self.cursor.step, len(steps))
+
+    def _step(self, batch: BagBatch) -> None:
+        """Run one optimiser step. Sums stay on the device, so that a step does not wait for it."""
+        self.optimizer.zero_grad(set_to_none=True)
+        terms = self.model.loss(batch, forward(self.model, batch, self.options.precision))
+        total = torch.stack(list(terms.values())).sum()
+        torch.autograd.backward(total)
+        values = {name: term.detach().double() * batch.n_bags for name, term in {**terms, "": total}.items()}
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        values["grad_norm"] = torch.nn.utils.get_total_norm(gradients).double()
+        self.optimizer.step()
+        for name, value in values.items():
+            self.cursor.sums[name] = self.cursor.sums[name] + value if name in self.cursor.sums else value
+
+    def _train_means(self) -> dict[str, float]:
+        sums = {name: float(value) for name, value in self.cursor.sums.items()}
+        norm = sums.pop("grad_norm") / self.cursor.step
+        losses = {f"loss_{name}" if name else "loss": value / len(self.train) for name, value in sums.items()}
+        return {**losses, "grad_norm": norm}
+
+    def _check_finite(self, row: dict[str, Any]) -> None:
+        bad = [f"{name} = {value}" for name, value in row.items() if value is not None and not math.isfinite(value)]
+        if bad:
+            raise ValueError(
+                f"run {self.folder.name}, epoch {row['epoch']}: {', '.join(bad)}; expected finite numbers. Lower the"
+                " learning rate, use precision float32, or look for extreme features; the last state is kept"
+            )
+
+    def _save(self) -> None:
+        state = {
+            "key": self.key,
+            "cursor": vars(self.cursor),
+            "best": vars(self.best),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "order_generator": self.generator.get_state(),
+            "rng": rng_state(),
+        }
+        save_state(self.folder / "state.pt", state)
+
+    def _resume(self) -> None:
+        state = load_state(self.folder / "state.pt")
+        if state is not None and state["key"] == self.key:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.generator.set_state(state["order_generator"])
+            restore_rng_state(state["rng"])
+            self.best = Best(**state["best"])
+            self.cursor = Cursor(**state["cursor"])
+            self.cursor.sums = {name: value.to(self.cache.device) for name, value in self.cursor.sums.items()}
+        truncate_log(self.folder / "log.jsonl", self.cursor.epoch)
+
+
+def _snapshot(model: MILModel) -> dict[str, Any]:
+    """Return a copy of the state dict's tensors on the CPU; extra state serves training only."""
+    weights = model.state_dict().items()
+    return {name: value.detach().cpu().clone() for name, value in weights if isinstance(value, Tensor)}

@@ -1,0 +1,271 @@
+"""Metrics against hand-computed values, scikit-learn, and what must not change them."""
+
+import json
+import math
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smmil.evaluate import bootstrap, metrics
+from smmil.evaluate.__main__ import main
+from smmil.evaluate.runs import as_evaluated, choose_run, evaluate, evaluate_runs
+from tests.helpers.predictions import BAGS, Bag, part, write_index, write_run
+
+scored = st.lists(st.tuples(st.integers(0, 1), st.integers(-4, 4)), min_size=2, max_size=40)
+
+
+def vectors(pairs: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs], float) / 3
+
+
+def gated_part(bags: list[Bag]) -> dict[str, Any]:
+    return as_evaluated({}, part(bags), gated=True)
+
+
+def test_auroc_by_hand_counts_a_tie_as_one_half() -> None:
+    # pairs (positive, negative): .8>.5, .8>.2, .5=.5, .5>.2 -> 3.5 / 4
+    assert metrics.auroc(np.array([1, 0, 1, 0]), np.array([0.8, 0.5, 0.5, 0.2])) == 3.5 / 4
+
+
+def test_average_precision_by_hand() -> None:
+    # recall .5 at precision 1, recall 1 at precision 2/3
+    assert metrics.average_precision(np.array([1, 0, 1]), np.array([3.0, 2.0, 1.0])) == pytest.approx(0.5 + 0.5 * 2 / 3)
+
+
+@settings(deadline=None, max_examples=60)
+@given(scored)
+def test_curves_equal_scikit_learn(pairs: list[tuple[int, int]]) -> None:
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    y, score = vectors(pairs)
+    if 0 < y.sum() < len(y):
+        assert metrics.auroc(y, score) == pytest.approx(roc_auc_score(y, score), abs=1e-12)
+    else:
+        assert metrics.auroc(y, score) is None
+    if y.sum():
+        assert metrics.average_precision(y, score) == pytest.approx(average_precision_score(y, score), abs=1e-12)
+
+
+@settings(deadline=None, max_examples=60)
+@given(scored)
+def test_a_monotone_map_changes_no_rank_metric_and_a_sign_mirrors_auroc(pairs: list[tuple[int, int]]) -> None:
+    y, score = vectors(pairs)
+    warped = np.exp(2 * score) - 7
+    for metric in (metrics.auroc, metrics.average_precision, metrics.fpr_at_tpr):
+        assert metric(y, warped) == metric(y, score)
+    area = metrics.auroc(y, score)
+    if area is not None:
+        assert metrics.auroc(y, -score) == pytest.approx(1 - area)
+
+
+@settings(deadline=None, max_examples=60)
+@given(scored)
+def test_threshold_is_the_brute_force_argmax_and_the_largest_on_a_tie(pairs: list[tuple[int, int]]) -> None:
+    y, score = vectors(pairs)
+    found = metrics.best_threshold(y, score)
+    positives, negatives = int(y.sum()), int((1 - y).sum())
+    if not positives or not negatives:
+        assert found is None
+        return
+    value = {t: int(((score >= t) & (y == 1)).sum()) * int(((score < t) & (y == 0)).sum()) for t in set(score.tolist())}
+    assert found == max(t for t in value if value[t] == max(value.values()))
+
+
+def test_threshold_first_maximum_by_hand() -> None:
+    # descending: .9 (TPR .5, FPR 0) -> .5; .7 (.5, .5) -> .25; .5 (1, .5) -> .5 ties with the first
+    assert metrics.best_threshold(np.array([1, 0, 1, 0]), np.array([0.9, 0.7, 0.5, 0.3])) == 0.9
+
+
+def test_fpr_at_tpr_by_hand_including_exactly_nine_tenths() -> None:
+    y = np.array([1] * 9 + [0] + [1] + [0] * 3)
+    assert metrics.fpr_at_tpr(y, -np.arange(14.0)) == 0.0
+    assert metrics.fpr_at_tpr(np.array([1, 0, 1, 0]), np.array([4.0, 3, 2, 1])) == 0.5
+
+
+def test_prediction_at_the_threshold_itself_is_negative() -> None:
+    result = metrics.instance_metrics(np.array([1, 1, 0]), np.array([0.5, 0.6, 0.1]), 0.5)
+    assert result["instance_f1"] == pytest.approx(2 / 3)
+
+
+def test_bag_metrics_by_hand() -> None:
+    result = metrics.bag_metrics(np.array([1, 1, 0, 0, np.nan]), np.array([2.0, -1.0, 0.0, 1.0, 9.0]))
+    assert (result["n_bags"], result["n_positive_bags"], result["n_unlabelled_bags"]) == (4, 2, 1)
+    # called positive: logits > 0 strictly, so tp 1, fp 1, fn 1, tn 1
+    assert result["bag_f1"] == result["bag_accuracy"] == result["bag_precision"] == result["bag_recall"] == 0.5
+    assert result["bag_auroc"] == 2 / 4
+    expected = (math.log1p(math.exp(-2)) + math.log1p(math.exp(1)) + math.log(2) + math.log1p(math.exp(1))) / 4
+    assert result["bag_bce"] == pytest.approx(expected, rel=1e-14)
+
+
+def test_f1_of_nothing_is_zero_and_extreme_logits_stay_finite() -> None:
+    result = metrics.bag_metrics(np.array([0, 0]), np.array([-800.0, -1.0]))
+    assert result["bag_f1"] == 0.0 and result["bag_auroc"] is None
+    assert result["undefined"]["bag_auroc"] == "one class only (0 positive, 2 negative labelled bags)"
+    assert metrics.bag_metrics(np.array([1, 0]), np.array([-800.0, 800.0]))["bag_bce"] == 800.0
+
+
+def test_undefined_is_none_with_a_reason_never_nan() -> None:
+    nothing = metrics.bag_metrics(np.zeros(0), np.zeros(0))
+    assert nothing["bag_f1"] is None and nothing["undefined"]["bag_f1"] == "no labelled bag"
+    unknown = metrics.instance_metrics(np.array([-1, -1]), np.array([0.1, 0.2]), None)
+    assert unknown["instance_auroc"] is None and unknown["undefined"]["instance_f1"] == "no labelled instance"
+    no_threshold = metrics.instance_metrics(np.array([0, 1]), np.array([0.1, 0.2]), None, "why")
+    assert no_threshold["undefined"] == {"instance_f1": "why"}
+    json.dumps([nothing, unknown, no_threshold], allow_nan=False)
+
+
+@pytest.mark.parametrize(("label", "why"), [(0, "hold one class only"), (-1, "have no label")])
+def test_validation_of_one_class_and_validation_without_labels_are_told_apart(label: int, why: str) -> None:
+    val = part(BAGS[:2])
+    val["y_inst"] = np.full_like(val["y_inst"], label)
+    found = metrics.run_metrics(part(BAGS[2:]), val)["test"]
+    reason = f"no threshold: the validation instances {why}"
+    assert found["undefined"] == {"instance_f1": reason, "instance_dice": reason}
+
+
+def test_scores_that_are_not_finite_are_refused_by_row() -> None:
+    with pytest.raises(ValueError, match="1 of 3 scores are not finite, the first at row 1"):
+        metrics.instance_metrics(np.array([0, 1, -1]), np.array([0.1, np.nan, 0.2]), 0.0)
+
+
+def test_inversion_is_flagged() -> None:
+    assert metrics.instance_metrics(np.array([0, 1]), np.array([2.0, 1.0]), 0.0)["inverted"] is True
+    assert metrics.instance_metrics(np.array([0, 1]), np.array([1.0, 2.0]), 0.0)["inverted"] is False
+
+
+def test_run_metrics_by_hand_pool_positive_and_negative_bags() -> None:
+    result = metrics.run_metrics(part(BAGS[2:]), part(BAGS[:2]))
+    # validation: positives .9 .6, negatives .1 .2 .3 -> .6 separates; test > .6: .7(0) .8(1) .95(1) .65(1)
+    assert result["threshold"] == pytest.approx(0.6)
+    assert result["test"]["instance_f1"] == pytest.approx(6 / 7)
+    # positives .8 .95 .65, negatives .2 .7 .1 .4: only (.65, .7) is out of order
+    assert result["test"]["instance_auroc"] == pytest.approx(11 / 12)
+    assert result["test"]["bag_f1"] == pytest.approx(2 / 3) and result["test"]["bag_auroc"] == 1.0
+
+
+def test_gating_by_hand_pushes_every_score_of_a_bag_called_negative_to_minus_five() -> None:
+    test = part(BAGS[2:])
+    gated = metrics.gate(test["instance_score"], test["offsets"], test["bag_logit"])
+    assert gated.tolist() == pytest.approx([-5, -5, 0.8, 0.1, 0.95, -5, -5])
+    result = metrics.run_metrics(gated_part(BAGS[2:]), gated_part(BAGS[:2]))
+    # positives .8 .95 -5, negatives -5 -5 .1 -5: (-5) ties with three and loses to .1 -> (4 + 4 + 1.5) / 12
+    assert result["test"]["instance_auroc"] == pytest.approx(9.5 / 12)
+
+
+def test_order_of_bags_does_not_matter() -> None:
+    straight = metrics.run_metrics(part(BAGS[2:]), part(BAGS[:2]))
+    turned = metrics.run_metrics(part(BAGS[:1:-1]), part(BAGS[1::-1]))
+    assert straight == turned
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_threshold_never_sees_test_labels(gated: bool) -> None:
+    val, test = (gated_part(bags) if gated else part(bags) for bags in (BAGS[:2], BAGS[2:]))
+    before = metrics.run_metrics(test, val)
+    test["y_inst"] = 1 - test["y_inst"]
+    test["y"] = 1 - test["y"]
+    after = metrics.run_metrics(test, val)
+    assert before["threshold"] == after["threshold"] and before["val"] == after["val"]
+    val["y_inst"] = 1 - val["y_inst"]
+    assert metrics.run_metrics(test, val)["threshold"] != before["threshold"]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.tuples(st.integers(0, 1), st.integers(-3, 3), st.integers(0, 3)), min_size=4, max_size=30),
+    st.sampled_from([1, 4_000_000]),
+)
+def test_resampled_curves_equal_those_of_repeated_bags(rows: list[tuple[int, int, int]], elements: int) -> None:
+    y, score, bag = (np.array(column) for column in zip(*rows, strict=True))
+    weights = bootstrap.draw_weights(4, 5, seed=3)
+    assert (weights.sum(1) == 4).all()
+    with pytest.MonkeyPatch.context() as patch:
+        # blocks of one resample change nothing
+        patch.setattr(bootstrap, "BLOCK_ELEMENTS", elements)
+        curves = bootstrap.curve_resamples(y, score, bag, weights)
+    for metric, resampled in zip((metrics.auroc, metrics.average_precision), curves, strict=True):
+        for w, value in zip(weights, resampled, strict=True):
+            repeats = w[bag].astype(int)
+            slow = metric(np.repeat(y, repeats), np.repeat(score, repeats))
+            assert (slow is None and np.isnan(value)) or slow == pytest.approx(value, abs=1e-12)
+
+
+def test_intervals_of_many_bags_need_no_matrix_of_bags() -> None:
+    rng, bags = np.random.default_rng(2), 1200
+    y = np.arange(bags) % 2
+    arrays = {
+        "y": y.astype(np.float32),
+        "bag_logit": rng.normal(size=bags) + y,
+        "offsets": np.arange(bags + 1) * 2,
+        "y_inst": np.repeat(y, 2).astype(np.int8),
+        "instance_score": rng.normal(size=2 * bags).astype(np.float32),
+    }
+    tracemalloc.start()
+    assert bootstrap.intervals([(arrays, 0.0, None)], resamples=40)["bag_auroc"] is not None
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # one matrix of bags would take bags^2 x 8 bytes
+    assert peak < bags**2 * 8
+
+
+def test_interval_holds_the_metric_and_one_bag_gives_a_point() -> None:
+    test = part(BAGS[2:])
+    found = bootstrap.intervals([(test, 0.6, None), (test, 0.6, None)], resamples=200)
+    low, high = found["instance_f1"] or (1, 0)
+    assert low <= 6 / 7 <= high
+    # drawing one bag again and again gives that bag's own values
+    single = bootstrap.intervals([(part(BAGS[3:4]), 0.6, None)], resamples=50)
+    assert single["instance_auroc"] == [1.0, 1.0] and single["bag_f1"] == [1.0, 1.0] and single["bag_auroc"] is None
+
+
+def test_learning_rate_is_chosen_on_validation_whatever_the_test_says() -> None:
+    low = {"seed": 1, "lr": 1e-5, "selection_score": 0.4}
+    high = {"seed": 1, "lr": 1e-4, "selection_score": 0.3}
+    assert choose_run([high, low]) is low
+    assert choose_run([{**low, "selection_score": 0.3}, high]) is high
+    with pytest.raises(ValueError, match="each once"):
+        choose_run([low, low])
+
+
+def test_command_line_writes_the_chosen_runs_and_equal_bytes(tmp_path: Path) -> None:
+    runs = [
+        write_run(tmp_path / "p", selection_score=0.9, lr=1e-5),
+        write_run(tmp_path / "p", selection_score=0.1, lr=1e-4),
+        write_run(tmp_path / "p", selection_score=0.2, lr=1e-4, seed=2, random_weights=True),
+    ]
+    index = write_index(tmp_path / "p", runs)
+    outs = [tmp_path / "a.json", tmp_path / "b" / "b.json"]
+    assert main(["--index", str(index), "--out", str(outs[0]), "--resamples", "20"]) == 0
+    found = evaluate(index, outs[1], resamples=20)
+    assert outs[0].read_bytes() == outs[1].read_bytes() and found == json.loads(outs[0].read_text())
+    assert [split["run"] for split in found["splits"]] == ["split1_lr1e-05", "split2_lr0.0001"]
+    assert found["random_weights"] is True and found["splits"][0]["threshold"] == pytest.approx(0.6)
+    assert [(c["lr"], c["chosen"]) for c in found["splits"][0]["candidates"]] == [(1e-4, False), (1e-5, True)]
+    assert found["splits"][0]["gated"]["instance_auroc"] == pytest.approx(9.5 / 12)
+
+
+def test_runs_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+    one = write_run(tmp_path / "a")
+    other = write_run(tmp_path / "b", protocol="as_released", seed=2)
+    with pytest.raises(ValueError, match="protocol: found"):
+        evaluate_runs([one, other], resamples=0)
+    quirky = write_run(tmp_path / "d", quirks=["eval_energy"], seed=2)
+    with pytest.raises(ValueError, match="quirks: found .*eval_energy"):
+        evaluate_runs([one, quirky], resamples=0)
+    fewer = write_run(tmp_path / "c", BAGS[:-1], seed=2)
+    with pytest.raises(ValueError, match="test bags differ"):
+        evaluate_runs([one, fewer], resamples=0)
+
+
+def test_a_broken_predictions_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    np.savez(path, bag_id=np.array(["a"]))
+    with pytest.raises(ValueError, match="x.npz.*missing"):
+        evaluate_runs([path])
+    with pytest.raises(ValueError, match="no such predictions file"):
+        evaluate_runs([tmp_path / "none.npz"])

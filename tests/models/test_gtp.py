@@ -1,0 +1,219 @@
+"""GTP: min-cut fixtures, graph layer, GraphCAM's rules by hand and by conservation, torchmil where it is right."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from smmil.data.batch import pack
+from smmil.layers.graph_layers import mincut_pool, plain_adjacency
+from smmil.layers.graphcam import Block, addition_rule, clone_rule, graphcam, linear_rule, product_rule, safe_divide
+from smmil.models import build_model
+from tests.helpers.graphs import make_bag, path, random_table, table
+
+F64, P = torch.float64, 8
+
+
+def build(**options):
+    torch.manual_seed(0)
+    return build_model("gtp", P, **options).double().eval()
+
+
+def batch_of(*sizes: int):
+    batch = pack([make_bag(n, seed, features=P) for seed, n in enumerate(sizes)])
+    return dataclasses.replace(batch, x=batch.x.double())
+
+
+def pool(s, neighbors, y=None):
+    n = len(neighbors)
+    y = torch.zeros(n, 1, dtype=F64) if y is None else y
+    return mincut_pool(s, y, plain_adjacency(neighbors, dtype=F64), torch.tensor([0, n]))
+
+
+def randn(*shape: int, seed: int = 0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+def test_uniform_clusters():
+    _, cut, ortho = pool(torch.full((7, 100), 0.01, dtype=F64), random_table(7, 0, 0.5))
+    assert cut.item() == pytest.approx(-1) and ortho.item() == pytest.approx(1.341641, abs=1e-6)
+    assert ortho.item() == pytest.approx(math.sqrt(2 - 2 / 10))
+
+
+def test_balanced_one_hot_clusters_that_are_the_components_are_perfect():
+    triangles = table([(0, 1), (1, 2), (0, 2), (3, 4), (4, 5), (3, 5)], 6)
+    s = torch.eye(2, dtype=F64).repeat_interleave(3, 0)
+    _, cut, ortho = pool(s, triangles)
+    assert cut.item() == pytest.approx(-1) and ortho.item() == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_cut_loss_lies_between_minus_one_and_zero(seed):
+    s = torch.softmax(3 * randn(9, 4, seed=seed), -1)
+    assert -1 - 1e-12 <= pool(s, random_table(9, seed, 0.3))[1].item() <= 0
+
+
+def test_torchmil_agrees_on_pooling_and_both_losses():
+    from torchmil.nn.gnns.dense_mincut_pool import dense_mincut_pool
+
+    batch, s, y = batch_of(9, 12), randn(21, 6), randn(21, 5, seed=1)
+    graph = plain_adjacency(batch.neighbors, dtype=F64)
+    dense = graph.dense()
+    pooled, cut, ortho = mincut_pool(torch.softmax(s, -1), y, graph, batch.offsets)
+    for bag, rows in enumerate((slice(0, 9), slice(9, 21))):
+        x, _, peer_cut, peer_ortho = dense_mincut_pool(y[rows], dense[rows, rows], s[rows])
+        torch.testing.assert_close(pooled[bag], x[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(cut[bag], peer_cut, rtol=0, atol=1e-5)
+        torch.testing.assert_close(ortho[bag], peer_ortho, rtol=0, atol=1e-5)
+
+
+def test_the_graph_layer_by_dense_algebra_in_both_modes():
+    batch = batch_of(9, 4)
+    graph = plain_adjacency(batch.neighbors, dtype=F64)
+    for training in (False, True):
+        model = build().train(training)
+        h = model.embed(batch.x)
+        y = torch.nn.functional.normalize(model.conv(graph.dense() @ h + h), dim=1)
+        mean, variance = (y.mean(0), y.var(0, unbiased=False)) if training else (0.0, 1.0)
+        torch.testing.assert_close(model._nodes(h, graph), (y - mean) / (variance + 1e-5) ** 0.5)
+
+
+def test_one_node_in_training_uses_the_running_statistics():
+    model, batch = build().train(), batch_of(1)
+    before = model.bn.running_mean.clone()
+    output = model(batch)
+    assert torch.equal(model.bn.running_mean, before)
+    torch.testing.assert_close(output.bag_logit, model.eval()(batch).bag_logit)
+
+
+def test_the_loss_has_three_terms_and_scores_wait_for_evaluation():
+    model, batch = build().train(), batch_of(9, 4)
+    output = model(batch)
+    terms = model.loss(batch, output)
+    assert set(terms) == {"bce", "cut", "orthogonality"} and -1 <= terms["cut"] < 0 < terms["orthogonality"]
+    assert (output.instance_score == 0).all()
+    assert (build(score_in_training=True).train()(batch).instance_score != 0).any()
+
+
+def test_linear_rule_is_the_alpha_one_rule_and_keeps_the_sum():
+    x, weight, r = randn(3, 4), randn(5, 4, seed=1), randn(3, 5, seed=2)
+    found = linear_rule(x, weight, r)
+    # entry by entry: the share of each positive product among the positive products
+    products = (x[:, None] * weight).clamp(min=0)
+    expected = (products / products.sum(-1, keepdim=True) * r[..., None]).sum(1)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found.sum(-1), r.sum(-1))
+
+
+def test_product_addition_and_clone_rules_keep_the_sum():
+    a, b, r = randn(2, 3, 4), randn(2, 4, 5, seed=1), randn(2, 3, 5, seed=2)
+    ra, rb = product_rule(a, b, a @ b, r)
+    torch.testing.assert_close((ra.sum((1, 2)) + rb.sum((1, 2))), r.sum((1, 2)), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ra.sum((1, 2)), rb.sum((1, 2)))
+    c, d, r = randn(2, 3, 4, seed=3), randn(2, 3, 4, seed=4), randn(2, 3, 4, seed=5)
+    rc, rd = addition_rule(c, d, r)
+    raw = (c * r / (c + d)).sum((1, 2)).abs(), (d * r / (c + d)).sum((1, 2)).abs()
+    torch.testing.assert_close(rc.sum((1, 2)), r.sum((1, 2)) * raw[0] / (raw[0] + raw[1]), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(rc.sum((1, 2)) + rd.sum((1, 2)), r.sum((1, 2)), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(clone_rule(c, r, rd), r + rd, rtol=1e-6, atol=1e-6)
+    assert safe_divide(torch.ones(2), torch.zeros(2)).tolist() == [0, 0]
+
+
+def modules(depth: int, seed: int = 0):
+    torch.manual_seed(seed)
+    blocks = [Block(16, 2).double() for _ in range(depth)]
+    return blocks, torch.nn.LayerNorm(16).double(), torch.nn.Linear(16, 1).double()
+
+
+def test_a_traced_block_is_the_block():
+    (block,), _, _ = modules(1)
+    x = randn(2, 5, 16)
+    trace = block.trace(x)
+    torch.testing.assert_close(trace.middle + trace.out, block(x))
+
+
+def test_relevance_of_the_last_block_needs_only_the_class_token():
+    (block,), _, _ = modules(1)
+    trace, r = block.trace(randn(2, 5, 16)), torch.zeros(2, 5, 16, dtype=F64)
+    r[:, 0] = randn(2, 16, seed=3)
+    long, short = block.relevance(trace, r), block.relevance(trace, r[:, :1])
+    torch.testing.assert_close(long[1][:, :, :1], short[1])
+    assert (long[1][:, :, 1:] == 0).all()
+    torch.testing.assert_close(block.input_relevance(trace, *long), block.input_relevance(trace, *short))
+
+
+def test_one_block_with_attention_relevance_is_gradient_times_attention():
+    blocks, norm, head = modules(1)
+    tokens = randn(2, 6, 16)
+    weights = blocks[0].trace(tokens).weights.detach().requires_grad_()
+    v = blocks[0]._heads(blocks[0].norm1(tokens))[2]
+    middle = tokens + blocks[0].proj((weights @ v).transpose(1, 2).flatten(2))
+    x = middle + blocks[0].fc2(torch.nn.functional.gelu(blocks[0].fc1(blocks[0].norm2(middle))))
+    (gradient,) = torch.autograd.grad(head(norm(x)[:, 0]).sum(), weights)
+    expected = (gradient * weights).clamp(min=0).mean(1)[:, 0, 1:]
+    torch.testing.assert_close(graphcam(blocks, norm, head, tokens, rule="attention"), expected)
+
+
+def test_the_rollout_is_a_matrix_product_with_later_blocks_on_the_left(monkeypatch):
+    blocks, norm, head = modules(3)
+    tokens, maps = randn(2, 5, 16), []
+    real = torch.autograd.grad
+
+    def spy(output, inputs):
+        gradients = real(output, inputs)
+        maps.extend((g * w).clamp(min=0).mean(1).detach() for g, w in zip(gradients, inputs, strict=True))
+        return gradients
+
+    monkeypatch.setattr(torch.autograd, "grad", spy)
+    found = graphcam(blocks, norm, head, tokens, rule="attention")
+    eye = torch.eye(5, dtype=F64)
+    expected = (eye + maps[2]) @ (eye + maps[1]) @ (eye + maps[0])
+    torch.testing.assert_close(found, expected[:, 0, 1:])
+
+
+def test_a_positive_seed_only_scales_the_score_of_one_block():
+    blocks, norm, head = modules(1)
+    tokens = randn(3, 6, 16)
+    one, three = (graphcam(blocks, norm, head, tokens, seed=c) for c in (1.0, 3.0))
+    torch.testing.assert_close(three, 9 * one, rtol=1e-6, atol=1e-12)
+    assert (one >= 0).all() and (one > 0).any()
+
+
+def test_relevance_differs_from_attention_and_each_bag_has_its_own():
+    blocks, norm, head = modules(2)
+    tokens = randn(3, 6, 16)
+    whole = graphcam(blocks, norm, head, tokens)
+    for bag in range(3):
+        torch.testing.assert_close(graphcam(blocks, norm, head, tokens[bag : bag + 1])[0], whole[bag])
+    assert not torch.allclose(whole, graphcam(blocks, norm, head, tokens, rule="attention"))
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_scores_are_the_same_with_and_without_gradients_around(context):
+    model, batch = build(), batch_of(9, 4)
+    expected = model(batch).instance_score
+    with context():
+        output = model(batch)
+    torch.testing.assert_close(output.instance_score.clone(), expected)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("options", [{"adjacency": "normalised"}, {"relevance": "attention"}])
+def test_variants_differ(options):
+    batch = batch_of(15)
+    assert not torch.allclose(build(**options)(batch).instance_score, build()(batch).instance_score, rtol=1e-3)
+
+
+@pytest.mark.parametrize("options", [{"adjacency": "knn"}, {"relevance": "gradient"}])
+def test_wrong_options_are_named(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        build(**options)
+
+
+def test_a_lonely_node_has_a_self_loop():
+    model, batch = build(), batch_of(1)
+    graph = plain_adjacency(batch.neighbors, dtype=F64)
+    assert graph.dense().tolist() == [[1]]
+    assert model(batch).extra["cut"].item() == pytest.approx(-1)
+    assert torch.equal(plain_adjacency(path(3), dtype=F64).dense(), plain_adjacency(path(3), dtype=F64).dense().T)

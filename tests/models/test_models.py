@@ -1,0 +1,192 @@
+"""Every row of the registry keeps the contract of a method: batches, sizes, gradients, signs, files."""
+
+import copy
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from smmil.data.batch import Bag, pack
+from smmil.models import MODELS, build_model
+from tests.helpers.graphs import make_bag, path, permute
+
+P = 12
+# methods whose bag logit depends on the order of the instances by design: TransMIL by its position encoding on a
+# square, both by the value convolution along the sequence (and by landmarks, in bags with more tokens than those)
+ORDER_DEPENDENT: frozenset[str] = frozenset({"transmil", "camil"})
+# methods that draw pseudo-bags by the place of an instance: the bag logit depends on the order, the scores do not
+SPLIT_BY_PLACE: frozenset[str] = frozenset({"dftd", "dftd_maxmin", "dftd_max", "smdftd"})
+# at lambda = 1 a flat f is the minimum as soon as the transformer separates the bags without attention
+PLANTED_OPTIONS: dict[str, dict[str, float]] = {"t_penalty": {"penalty": 0.1}}
+# terms of a loss that compare a logit with the label of its bag; the others know no label, or those of instances
+OF_BAG_LABELS: frozenset[str] = frozenset({"bce", "critical", "pseudo"})
+
+
+def build(name: str, seed: int = 0, **options):
+    torch.manual_seed(seed)
+    return build_model(name, P, **options)
+
+
+def bags(*sizes: int) -> list[Bag]:
+    return [make_bag(n, seed, features=P, y=float(seed % 2)) for seed, n in enumerate(sizes)]
+
+
+pytestmark = pytest.mark.parametrize("name", sorted(MODELS))
+
+
+def test_a_ragged_batch_equals_one_by_one(name):
+    model, batch = build(name).eval(), pack(bags(7, 1, 30, 2))
+    with torch.no_grad():
+        whole = model(batch)
+        singles = [model(single) for single in batch.split()]
+    torch.testing.assert_close(whole.bag_logit, torch.cat([s.bag_logit for s in singles]), rtol=1e-5, atol=1e-5)
+    scores = torch.cat([s.instance_score for s in singles])
+    torch.testing.assert_close(whole.instance_score, scores, rtol=1e-5, atol=1e-5)
+    assert whole.bag_logit.shape == (4,) and whole.instance_score.shape == (40,)
+
+
+def test_permuting_instances_permutes_scores_and_keeps_the_logit(name):
+    model, bag = build(name).eval(), make_bag(20, 3, features=P)
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        straight, mixed = model(pack([bag])), model(pack([permute(bag, order)]))
+    if name in ORDER_DEPENDENT:
+        assert not torch.allclose(mixed.bag_logit, straight.bag_logit, atol=1e-7)
+        return
+    torch.testing.assert_close(mixed.instance_score, straight.instance_score[order], rtol=1e-4, atol=1e-5)
+    if name not in SPLIT_BY_PLACE:
+        torch.testing.assert_close(mixed.bag_logit, straight.bag_logit, rtol=1e-4, atol=1e-5)
+
+
+def test_two_predictions_of_one_bag_are_equal(name):
+    model, batch = build(name).eval(), pack(bags(9, 14))
+    with torch.no_grad():
+        first, second = model(batch), model(batch)
+    assert torch.equal(first.bag_logit, second.bag_logit)
+    assert torch.equal(first.instance_score, second.instance_score)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_tiny_bags_train_with_finite_gradients(name, n):
+    model, batch = build(name).train(), pack([make_bag(n, 0, features=P)])
+    sum(model.loss(batch, model(batch)).values()).backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is None or torch.isfinite(parameter.grad).all(), key
+
+
+def test_every_parameter_gets_a_gradient(name):
+    model, batch = build(name).train(), pack(bags(40, 35, 50, 45))
+    sum(model.loss(batch, model(batch)).values()).backward()
+    # a bias in front of a softmax, or keys of a single token, have an exactly zero gradient: only absence is a fault
+    missing = [key for key, parameter in model.named_parameters() if parameter.grad is None]
+    assert not missing
+
+
+@pytest.mark.parametrize("scale", [1e3, 0.0])
+def test_extreme_inputs_give_no_nan(name, scale):
+    model, batch = build(name).train(), pack([make_bag(12, 0, features=P), make_bag(5, 1, features=P)])
+    batch.x.mul_(scale)
+    output = model(batch)
+    assert torch.isfinite(output.bag_logit).all() and torch.isfinite(output.instance_score).all()
+    assert math.isfinite(float(sum(model.loss(batch, output).values()).detach()))
+
+
+def test_a_forward_pass_in_half_precision_trains(name):
+    model, batch = build(name).train(), pack(bags(9, 12))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(batch)
+    # as the training loop does: logits and scores are raised, losses are computed outside
+    output.bag_logit, output.instance_score = output.bag_logit.float(), output.instance_score.float()
+    total = sum(model.loss(batch, output).values())
+    total.backward()
+    assert math.isfinite(float(total.detach()))
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_saved_weights_give_the_same_numbers(name, tmp_path):
+    model, batch = build(name).eval(), pack(bags(6, 11))
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    other = build(name, seed=99).eval()
+    other.load_state_dict(load_file(tmp_path / "weights.safetensors"))
+    with torch.no_grad():
+        assert torch.equal(model(batch).bag_logit, other(batch).bag_logit)
+        assert torch.equal(model(batch).instance_score, other(batch).instance_score)
+
+
+def test_the_same_seed_gives_the_same_training_step(name):
+    losses = []
+    for _ in range(2):
+        model, batch = build(name).train(), pack(bags(15, 20))
+        torch.manual_seed(5)
+        losses.append(float(sum(model.loss(batch, model(batch)).values()).detach()))
+    assert losses[0] == losses[1]
+
+
+def loss_terms(name: str, weight: float | None, *labels: float, training: bool) -> dict[str, torch.Tensor]:
+    """The method's own loss() on bags with the given labels; same weights, bags and draws whatever the class weight."""
+    model = build(name, pos_weight=weight).train(training)
+    batch = pack([make_bag(7 + i, i, features=P, y=y) for i, y in enumerate(labels)])
+    torch.manual_seed(5)
+    return {key: term.detach() for key, term in model.loss(batch, model(batch)).items()}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_class_weight_multiplies_every_bag_label_term_of_positive_bags_in_the_methods_own_loss(name, training):
+    """Cross entropies of bag labels grow threefold, other terms stay; no term of a negative bag moves."""
+    for labels, factor in (((1, 1), 3.0), ((0, 0), 1.0)):
+        plain, weighted = (loss_terms(name, weight, *labels, training=training) for weight in (None, 3.0))
+        assert plain.keys() == weighted.keys() and plain["bce"] > 0
+        for term, value in plain.items():
+            expected = factor * value if term in OF_BAG_LABELS else value
+            torch.testing.assert_close(weighted[term], expected, rtol=1e-6, atol=0)
+
+
+def test_class_weight_counts_a_positive_bag_among_negative_ones_by_its_share_of_the_mean(name):
+    """One positive of three bags: (3 p + n + n') / 3 against (p + n + n') / 3, p the term of the positive bag alone."""
+    plain, weighted = (loss_terms(name, weight, 1, 0, 0, training=False) for weight in (None, 3.0))
+    alone = loss_terms(name, None, 1, training=False)
+    for term, value in plain.items():
+        more = 2 * alone[term] / 3 if term in OF_BAG_LABELS else 0.0
+        torch.testing.assert_close(weighted[term], value + more, rtol=1e-5, atol=1e-6)
+
+
+def planted(seed: int, positive: bool) -> Bag:
+    """A chain of 16 instances; positive bags hold 4 neighbouring ones that are shifted in three features."""
+    bag = make_bag(16, seed, features=P, y=float(positive))
+    truth = torch.zeros(16, dtype=torch.int64)
+    if positive:
+        truth[6:10] = 1
+    x = bag.x * 0.5 + 2.5 * truth[:, None] * (torch.arange(P) < 3)
+    grid = torch.stack([torch.arange(16), torch.zeros(16, dtype=torch.int64)], 1)
+    return Bag(bag.bag_id, x, path(16), grid, bag.coords, bag.y, truth, truth.float())
+
+
+def test_planted_instances_score_higher_after_overfitting(name):
+    model = build(name, seed=1, **PLANTED_OPTIONS.get(name, {})).train()
+    train = [planted(seed, seed % 2 == 1) for seed in range(12)]
+    optimiser = torch.optim.Adam(model.parameters(), lr=5e-4)
+    torch.manual_seed(0)
+    for _ in range(60):
+        batch = pack(train)
+        optimiser.zero_grad()
+        sum(model.loss(batch, model(batch)).values()).backward()
+        optimiser.step()
+    model.eval()
+    fresh = pack([planted(100 + seed, seed % 2 == 1) for seed in range(10)])
+    with torch.no_grad():
+        output = model(fresh)
+    assert ((output.bag_logit > 0) == (fresh.y == 1)).all()
+    positive = output.instance_score[fresh.y_inst == 1]
+    assert positive.mean() > output.instance_score[fresh.y_inst == 0].mean()
+
+
+def test_a_model_can_be_copied_and_trained_apart(name):
+    model, batch = build(name).train(), pack(bags(10, 12))
+    twin = copy.deepcopy(model)
+    optimiser = torch.optim.Adam(twin.parameters(), lr=1e-2)
+    sum(twin.loss(batch, twin(batch)).values()).backward()
+    optimiser.step()
+    # the first linear layer of every method is the embedding
+    first = next(iter(dict(model.named_parameters())))
+    assert not torch.equal(dict(model.named_parameters())[first], dict(twin.named_parameters())[first])

@@ -1,0 +1,344 @@
+"""One new slide or scan, end to end through the command lines: the same numbers as the workflow's, and refusals."""
+
+import csv
+import json
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from preprocessing.bags.__main__ import main as list_bags
+from preprocessing.bags.rows import BagRow
+from preprocessing.bags.table import read_bags
+from preprocessing.common.options import ct_options, wsi_options
+from preprocessing.features import __main__ as features
+from preprocessing.instances import __main__ as instances
+from preprocessing.store.bags import read_attrs
+from preprocessing.synthetic.__main__ import main as synthesise
+from smmil.artifacts.results import load_predictions
+from smmil.predict import __main__ as predict
+from smmil.predict.settings import Reference, check_like_training, instance_options
+from smmil.predictions.__main__ import main as predict_main
+from smmil.train import __main__ as train
+
+RUN = "split1_lr0.001"
+OPTIONS = {
+    "camelyon16": {"wsi": {"preset": "paper", "tile_px": 96, "step_px": 80, "tissue": {"a_t": 0.0625, "a_h": 0.0625}}},
+    "rsna": {"ct": {"preset": "sa_mil", "slice_px": 48}},
+}
+
+
+@pytest.fixture(autouse=True)
+def _quiet(caplog):
+    caplog.set_level(logging.ERROR)
+
+
+@dataclass
+class House:
+    """A tiny trained dataset: raw folder, results folder and one finished run."""
+
+    raw: Path
+    results: Path
+    rows: list[BagRow]
+
+    @property
+    def run(self) -> Path:
+        return self.results / "runs/resnet18/smap_early" / RUN
+
+    def row(self, state: str = "test") -> BagRow:
+        return next(row for row in self.rows if row.split == state and row.label == 1)
+
+    def predictions(self):
+        return load_predictions(self.results / "predictions/resnet18/smap_early" / f"{RUN}.npz")
+
+
+def build(folder: Path, dataset: str) -> House:
+    """Raw files to predictions by the command lines that the workflow runs."""
+    size = ["--slides", "8", "--side", "512"] if dataset == "camelyon16" else ["--scans", "8", "--matrix", "64"]
+    assert synthesise(["--out", str(folder / "raw"), "--size", "tiny", "--datasets", dataset, *size]) == 0
+    raw, out = folder / "raw" / dataset, folder / "results" / dataset
+    source = {"test_list": str(raw / "test_scans.csv"), "scans": 8} if dataset == "rsna" else {}
+    argv = ["--dataset", dataset, "--kind", dataset, "--root", str(raw), "--options", json.dumps(source)]
+    assert list_bags([*argv, "--out", str(out / "bags.csv")]) == 0
+    shard = ["--dataset", dataset, "--bags", str(out / "bags.csv"), "--root", str(raw), "--shard", "0"]
+    shard += ["--bags-per-shard", "9", "--options", json.dumps(OPTIONS[dataset])]
+    cut, encoded = out / "instances/shards/0000.json", out / "features/resnet18/shards/0000.json"
+    assert instances.main([*shard, "--out", str(out / "instances"), "--manifest", str(cut)]) == 0
+    argv = ["--instances", str(out / "instances"), "--instances-manifest", str(cut), "--encoder", "resnet18"]
+    argv += ["--weights-mode", "random", "--resize-policy", "resize32", "--device", "cpu", "--batch-size", "16"]
+    argv += ["--workers", "1", "--out", str(out / "features"), "--manifest", str(encoded)]
+    assert features.main([*shard, *argv]) == 0
+    source = ["--bags", str(out / "bags.csv"), "--instances", str(out / "instances")]
+    source += ["--features", str(out / "features/resnet18"), "--manifests", str(encoded)]
+    config = {"epochs": 2, "splits": [1], "learning_rates": [1e-3], "val_share": 0.4, "device": "cpu", "threads": 1}
+    runs = out / "runs/resnet18/smap_early"
+    argv = ["--dataset", dataset, "--encoder", "resnet18", "--method", "smap_early", *source]
+    argv += ["--config-json", json.dumps(config), "--out", str(runs), "--done", str(runs / "runs.json")]
+    assert train.main(argv) == 0
+    where = out / "predictions/resnet18/smap_early"
+    argv = ["--runs", str(runs / "runs.json"), *source, "--out", str(where), "--index", str(where / "index.json")]
+    assert predict_main([*argv, "--device", "cpu", "--threads", "1"]) == 0
+    return House(raw, out, read_bags(out / "bags.csv"))
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory) -> House:
+    return build(tmp_path_factory.mktemp("slides"), "camelyon16")
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory) -> House:
+    return build(tmp_path_factory.mktemp("scans"), "rsna")
+
+
+@pytest.fixture
+def no_picture(monkeypatch):
+    """For tests of other things: drawing takes most of the time."""
+    monkeypatch.setattr("smmil.predict.outputs.draw_heatmap", lambda path, bag, thumbnails: None)
+
+
+def run(image: Path | str, model: Path, out: Path, *more: str) -> int:
+    argv = [str(image), "--model", str(model), "--out", str(out), "--device", "cpu", "--threads", "1"]
+    return predict.main([*argv, "--batch-size", "16", *more])
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def is_png(path: Path) -> bool:
+    from matplotlib.image import imread
+
+    return path.read_bytes()[:4] == b"\x89PNG" and float(np.asarray(imread(path)).std()) > 0.01
+
+
+def test_a_slide_gets_the_numbers_of_the_workflow(slides, tmp_path):
+    row = slides.row()
+    metrics = {"dataset": "camelyon16", "encoder": "resnet18", "method": "smap_early", "protocol": "as_written"}
+    expected = slides.predictions().bag(row.bag_id)
+    threshold = float(np.median(expected["instance_score"]))
+    path = slides.results / "metrics/resnet18/smap_early.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**metrics, "splits": [{"seed": 1, "run": RUN, "threshold": threshold}]}))
+    assert run(slides.raw / row.images[0], slides.run, tmp_path / "one") == 0
+    found = json.loads((tmp_path / "one/prediction.json").read_text())
+    assert found["logit"] == pytest.approx(float(expected["bag_logit"][0]), abs=1e-6)
+    assert found["probability"] == pytest.approx(1 / (1 + np.exp(-found["logit"])), abs=1e-9)
+    assert found["predicted"] == int(found["probability"] > 0.5) and found["instances"] == len(expected["y_inst"])
+    assert found["random_weights"] and found["model"]["run"] == RUN and found["warnings"] == []
+    assert wsi_options(found["options"]["wsi"]) == wsi_options(OPTIONS["camelyon16"]["wsi"])
+    assert found["instances_above_threshold"] == (expected["instance_score"] > threshold).sum()
+    lines = read(tmp_path / "one/instances.csv")
+    scores = np.array([float(line["score"]) for line in lines])
+    np.testing.assert_allclose(scores, expected["instance_score"], rtol=0, atol=1e-6)
+    assert sum(int(line["positive"]) for line in lines) == found["instances_above_threshold"]
+    signed = [float(line["signed_score"]) for line in lines]
+    np.testing.assert_allclose(signed, expected["signed_score"], rtol=0, atol=1e-6)
+    assert found["signed_agreement"] == pytest.approx(slides.predictions().meta["signed_agreement"], abs=1e-6)
+    tiles = json.loads((tmp_path / "one/tiles.geojson").read_text())["features"]
+    assert tiles[3]["properties"]["measurements"]["Signed score"] == pytest.approx(signed[3], rel=1e-6)
+    corner = tiles[3]["geometry"]["coordinates"][0][0]
+    assert corner == [int(lines[3]["x"]), int(lines[3]["y"])]
+    assert tiles[3]["properties"]["measurements"]["Score"] == pytest.approx(scores[3], rel=1e-6)
+    assert is_png(tmp_path / "one/heatmap.png")
+
+
+def test_a_scan_gets_the_numbers_of_the_workflow(scans, tmp_path):
+    row = scans.row()
+    folder = tmp_path / "scan"
+    folder.mkdir()
+    for i, name in enumerate(reversed(row.images)):
+        shutil.copyfile(scans.raw / name, folder / f"{i:03d}.dcm")
+    assert run(folder, scans.run, tmp_path / "one") == 0
+    expected = scans.predictions().bag(row.bag_id)
+    found = json.loads((tmp_path / "one/prediction.json").read_text())
+    assert found["logit"] == pytest.approx(float(expected["bag_logit"][0]), abs=1e-6)
+    lines = read(tmp_path / "one/instances.csv")
+    np.testing.assert_allclose([float(li["score"]) for li in lines], expected["instance_score"], rtol=0, atol=1e-6)
+    # anatomical order whatever the files are called
+    stored = read_attrs(scans.results / "instances/store", row.bag_id)["files"]
+    order = [row.images[::-1].index(name) for name in stored]
+    assert [line["file"] for line in lines] == [f"scan/{i:03d}.dcm" for i in order]
+    assert is_png(tmp_path / "one/heatmap.png") and not (tmp_path / "one/tiles.geojson").exists()
+
+
+def test_the_map_may_show_the_signed_score_where_the_run_has_one(slides, tmp_path, monkeypatch, capsys):
+    shown = []
+    monkeypatch.setattr("smmil.predict.outputs.draw_heatmap", lambda path, bag, thumbnails: shown.append(bag))
+    image, signed = slides.raw / slides.row().images[0], ["--map", "signed"]
+    assert run(image, slides.run, tmp_path / "a") == 0 and run(image, slides.run, tmp_path / "a", *signed) == 0
+    expected = slides.predictions().bag(slides.row().bag_id)
+    for bag, array, name in zip(shown, ("instance_score", "signed_score"), ("raw score", "sign-aware"), strict=True):
+        np.testing.assert_allclose(bag.scores, expected[array], rtol=0, atol=1e-6)
+        assert bag.name.startswith(name)
+    alone = copy_run(slides, tmp_path)
+    (alone / "direction.safetensors").unlink()
+    given = ["--dataset-folder", str(slides.results)]
+    assert run(image, alone, tmp_path / "b", *given, *signed) == 2 and not (tmp_path / "b").exists()
+    assert "--map signed" in capsys.readouterr().err
+    assert run(image, alone, tmp_path / "b", *given) == 0
+    assert "signed_score" not in read(tmp_path / "b/instances.csv")[0]
+    told = json.loads((tmp_path / "b/prediction.json").read_text())
+    assert told["signed_agreement"] is None and told["map"] == "score"
+
+
+def test_a_full_disk_leaves_no_prediction_behind_and_says_so_in_one_line(
+    slides, tmp_path, monkeypatch, capsys, no_picture
+):
+    def full(path, text):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("smmil.predict.__main__.write_text", full)
+    assert run(slides.raw / slides.row().images[0], slides.run, tmp_path) == 1
+    told = capsys.readouterr().err
+    assert f"error: cannot write {tmp_path / 'instances.csv'}: No space left" in told and "make room" in told
+    assert not (tmp_path / "prediction.json").exists()
+
+
+def test_a_damaged_bag_of_the_image_is_named_and_not_scored(slides, tmp_path, capsys, no_picture):
+    image = slides.raw / slides.row().images[0]
+    assert run(image, slides.run, tmp_path) == 0
+    (chunk,) = (tmp_path / "bag/instances/store").glob("*/coords/c.*")
+    data = bytearray(chunk.read_bytes())
+    data[0] ^= 1
+    chunk.write_bytes(data)
+    with pytest.raises(SystemExit, match="2"):
+        run(image, slides.run, tmp_path)
+    assert str(chunk) in capsys.readouterr().err and not (tmp_path / "prediction.json").exists()
+
+
+def test_a_second_run_of_the_same_image_cuts_and_encodes_nothing_again(slides, tmp_path, no_picture):
+    image = slides.raw / slides.row().images[0]
+    assert run(image, slides.run, tmp_path) == 0
+    files = [*(tmp_path / "bag/instances/store").rglob("zarr.json"), *(tmp_path / "bag/features").rglob("zarr.json")]
+    before = {path: path.stat().st_mtime_ns for path in files}
+    first = (tmp_path / "instances.csv").read_bytes()
+    assert run(image, slides.run, tmp_path) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in files}
+    assert (tmp_path / "instances.csv").read_bytes() == first
+
+
+def copy_run(house: House, folder: Path) -> Path:
+    """The run alone, without its dataset around it."""
+    return Path(shutil.copytree(house.run, folder / RUN))
+
+
+def test_a_run_away_from_its_dataset_asks_for_what_it_does_not_know(slides, tmp_path, capsys, no_picture):
+    image, alone = slides.raw / slides.row().images[0], copy_run(slides, tmp_path)
+    assert run(image, alone, tmp_path / "out") == 2
+    assert "give --dtype" in capsys.readouterr().err
+    stated = ["--dtype", "float16", "--precision", "float32"]
+    assert run(image, alone, tmp_path / "out", *stated) == 2
+    assert "--dataset-folder" in capsys.readouterr().err
+    assert run(image, alone, tmp_path / "out", *stated, "--options", json.dumps(OPTIONS["camelyon16"])) == 0
+    told = json.loads((tmp_path / "out/prediction.json").read_text())
+    assert "could not be compared" in told["warnings"][0]
+    assert run(image, alone, tmp_path / "two", "--dataset-folder", str(slides.results)) == 0
+    other = json.loads((tmp_path / "two/prediction.json").read_text())
+    assert other["logit"] == told["logit"] and other["warnings"] == []
+
+
+def test_other_sizes_types_and_resolutions_are_refused(slides, tmp_path, capsys, no_picture):
+    image = slides.raw / slides.row().images[0]
+    wrong = {"wsi": {**OPTIONS["camelyon16"]["wsi"], "tile_px": 64, "step_px": 64}}
+    assert run(image, slides.run, tmp_path, "--options", json.dumps(wrong)) == 2
+    assert "tile_px: 64 here, 96 trained" in capsys.readouterr().err
+    assert not (tmp_path / "prediction.json").exists()
+    assert run(image, slides.run, tmp_path, "--dtype", "float32") == 2
+    assert run(image, slides.run, tmp_path, "--mpp", "0.5") == 2
+    errors = capsys.readouterr().err
+    assert "the run's features are float16" in errors and "--any-resolution" in errors
+    assert run(image, slides.run, tmp_path, "--mpp", "0.5", "--any-resolution") == 0
+    told = json.loads((tmp_path / "prediction.json").read_text())
+    assert "0.5 um/px" in told["warnings"][0] and told["mpp_source"] == "manifest"
+
+
+def change_config(**values: object):
+    def change(run: Path) -> None:
+        config = json.loads((run / "config.json").read_text())
+        config["features"].update(values)
+        (run / "config.json").write_text(json.dumps(config))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (change_config(weights_sha256="random-7"), "the run learned from random-7"),
+        (change_config(encoder="resnet18", weights_sha256="f3" * 32), "weights of encoder resnet18 are missing"),
+        (change_config(weights_sha256="unknown"), "encoder or weights are not recorded"),
+        (change_config(encoder="resnet99"), "encoder 'resnet99', expected one of"),
+        (lambda run: (run / "done.json").unlink(), "not a finished run"),
+    ],
+)
+def test_other_weights_are_refused_before_the_image_is_opened(slides, tmp_path, capsys, change, message):
+    alone = copy_run(slides, tmp_path)
+    change(alone)
+    more = ["--dataset-folder", str(slides.results), "--weights", str(tmp_path / "none")]
+    assert run(slides.raw / slides.row().images[0], alone, tmp_path / "out", *more) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "out/bag").exists()
+
+
+def test_the_folder_of_all_runs_is_not_a_run(slides, tmp_path, capsys):
+    assert run(slides.raw / slides.row().images[0], slides.run.parent, tmp_path) == 2
+    assert f"chosen on validation: {RUN}" in capsys.readouterr().err
+
+
+def test_images_that_are_none_or_of_the_other_kind_are_refused(slides, scans, tmp_path, capsys):
+    assert run(tmp_path / "nothing.svs", slides.run, tmp_path / "a") == 2
+    (tmp_path / "text.tif").write_text("no slide\n")
+    assert run(tmp_path / "text.tif", slides.run, tmp_path / "b") == 2
+    assert run(slides.raw / slides.row().images[0], scans.run, tmp_path / "c") == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 3 and "no such file or folder" in errors[0] and "text.tif" in errors[1]
+    assert "a wsi image, but the run learned from ct bags" in errors[2]
+
+
+def test_a_slide_without_tissue_is_an_outcome(slides, tmp_path):
+    from tests.helpers.pyramids import write_tiff
+
+    level = np.full((512, 512, 3), 250, np.uint8)
+    slide = write_tiff(tmp_path / "white.tif", [level, level[::2, ::2]], mpp=0.243)
+    for name in predict.FILES:
+        (tmp_path / name).touch()
+    assert run(slide, slides.run, tmp_path) == 0
+    told = json.loads((tmp_path / "prediction.json").read_text())
+    assert (told["state"], told["probability"]) == ("empty", None)
+    assert not any((tmp_path / name).exists() for name in predict.FILES)
+
+
+@pytest.mark.parametrize("modality", ["wsi", "ct"])
+def test_recorded_settings_are_used_unless_others_are_given(modality):
+    resolve = {"wsi": wsi_options, "ct": ct_options}[modality]
+    values = {"wsi": {"preset": "20x", "target_mpp": 0.7, "mpp_tolerance": 0.02, "max_bad_tiles": 3}}
+    values["ct"] = {"preset": "bone", "slice_px": 64, "resize_slices": False}
+    options = resolve(values[modality])
+    attrs = {"modality": modality, "instance_options": options.model_dump(mode="json")}
+    recorded = instance_options(modality, Reference([attrs, attrs]), None)
+    assert resolve(recorded[modality]) == options
+    given = instance_options(modality, Reference([attrs]), json.dumps({modality: {"preset": "paper"}}))
+    assert given == {modality: {"preset": "paper"}}
+
+
+def test_bags_of_different_settings_are_refused():
+    bags = [{"modality": "wsi", "instance_options": wsi_options({"tile_px": px}).model_dump()} for px in (64, 96)]
+    with pytest.raises(ValueError, match=r"different settings \(tile_px\)"):
+        instance_options("wsi", Reference(bags), None)
+
+
+def test_settings_of_imported_bags_are_asked_for():
+    imported = Reference([{"modality": "wsi", "imported_from": "clam", "tile_mpp": 0.5}])
+    with pytest.raises(ValueError, match="was imported.*--options"):
+        instance_options("wsi", imported, None)
+
+
+def test_tissue_thresholds_are_compared():
+    attrs = wsi_options({"preset": "paper"}).model_dump()
+    here = {**attrs, "tissue": {**attrs["tissue"], "sthresh": 20}}
+    with pytest.raises(ValueError, match="tissue.sthresh: 20 here, 15 trained"):
+        check_like_training(here, Reference([attrs]), any_resolution=True)

@@ -1,0 +1,332 @@
+"""Predictions of finished runs: the contract of the files, equal bytes, the selected model, other bags."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from smmil import score
+from smmil.artifacts.results import load_predictions, read_index
+from smmil.data.loading import list_usable, load_bags
+from smmil.data.splits import read_splits
+from smmil.evaluate.runs import evaluate_runs
+from smmil.predictions import runs as predictions
+from smmil.predictions.__main__ import main as predict_main
+from smmil.predictions.one_bag import score_energy
+from smmil.train import __main__ as train
+from tests.helpers.graphs import dense_normalised, path
+from tests.helpers.predictions import write_run
+from tests.helpers.train_helpers import make_dataset, source_arguments, train_arguments
+
+METHOD = ("--method-options", '{"width": 8, "attention_dim": 4}')
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A tiny dataset and two splits x two learning rates on it."""
+    folder = make_dataset(tmp_path_factory.mktemp("tiny"))
+    arguments = train_arguments(folder, folder / "runs", "smap_early", epochs=2, splits=[1, 2])
+    assert train.main([*arguments, *METHOD, "--learning-rates", "0.01,0.001"]) == 0
+    return folder
+
+
+def predict_arguments(folder, out):
+    names = ("--runs", str(folder / "runs" / "runs.json"), "--out", str(out), "--index", str(out / "index.json"))
+    return [*names, *source_arguments(folder), "--device", "cpu", "--threads", "1"]
+
+
+@pytest.fixture(scope="module")
+def predicted(trained, tmp_path_factory):
+    out = tmp_path_factory.mktemp("predictions")
+    assert predict_main(predict_arguments(trained, out)) == 0
+    return out
+
+
+def test_every_run_is_predicted_and_validations_choice_is_marked(trained, predicted):
+    index = json.loads((predicted / "index.json").read_text())
+    assert [run["file"] for run in index["runs"]] == [
+        f"split{seed}_lr{rate}.npz" for seed in (1, 2) for rate in ("0.01", "0.001")
+    ]
+    assert index["random_weights"] is True and index["protocol"] == "as_written"
+    for seed in (1, 2):
+        runs = [run for run in index["runs"] if run["seed"] == seed]
+        (chosen,) = [run for run in runs if run["chosen"]]
+        assert chosen["selection_score"] == max(run["selection_score"] for run in runs)
+
+
+def test_files_hold_validation_and_test_bags_with_every_instance(trained, predicted):
+    splits = read_splits(trained / "runs" / "splits.csv")
+    for file in read_index(predicted / "index.json"):
+        found = load_predictions(file)
+        parts = splits[found.meta["seed"]]
+        val = sorted(name for name, part in parts.items() if part == "val")
+        test = sorted(name for name, part in parts.items() if part == "test")
+        assert found.arrays["bag_id"].tolist() == val + test
+        assert found.arrays["split"].tolist() == ["val"] * len(val) + ["test"] * len(test)
+        dtypes = {name: array.dtype.name for name, array in found.arrays.items() if array.dtype.kind != "U"}
+        assert dtypes == {
+            "y": "float32",
+            "bag_logit": "float64",
+            "offsets": "int64",
+            "instance_score": "float32",
+            "coverage": "float32",
+            "y_inst": "int8",
+            "signed_score": "float32",
+            "grid": "int32",
+            "energy": "float64",
+        }
+    metrics = evaluate_runs(read_index(predicted / "index.json"), resamples=0)
+    assert {split["seed"] for split in metrics["splits"]} == {1, 2}
+    chosen = {run["run"] for run in json.loads((predicted / "index.json").read_text())["runs"] if run["chosen"]}
+    assert {split["run"] for split in metrics["splits"]} == chosen
+
+
+def test_the_numbers_are_those_of_the_selected_epoch(trained, predicted):
+    """The validation logits give back the selection score that training logged."""
+    for file in read_index(predicted / "index.json"):
+        found = load_predictions(file)
+        val = found.part("val")
+        y, z = val["y"].astype(np.float64), val["bag_logit"]
+        bce = np.mean(np.logaddexp(0, np.where(y == 1, -z, z)))
+        pairs = z[y == 1][:, None] - z[y == 0][None]
+        auroc = np.mean((pairs > 0) + 0.5 * (pairs == 0))
+        assert auroc - bce == pytest.approx(found.meta["selection_score"], abs=1e-6)
+
+
+def test_scores_are_the_models_own(trained, predicted):
+    run = trained / "runs" / "split1_lr0.01"
+    model, config = predictions.load_run(run, torch.device("cpu"))
+    assert not model.training and config["method"] == "smap_early"
+    manifests = [trained / stage / "shards" / "0000.json" for stage in ("instances", "features/tiny")]
+    infos = [info for info in list_usable(trained / "bags.csv", manifests).bags if info.split == "test"]
+    bags, _ = load_bags(infos, trained / "instances", trained / "features" / "tiny")
+    found = load_predictions(predicted / "split1_lr0.01.npz")
+    from smmil.data.batch import pack
+
+    for bag in bags:
+        with torch.no_grad():
+            output = model(pack([bag]))
+        saved = found.bag(bag.bag_id)
+        np.testing.assert_allclose(saved["instance_score"], output.instance_score, rtol=1e-6)
+        np.testing.assert_allclose(saved["bag_logit"], output.bag_logit, rtol=1e-6)
+        assert saved["y_inst"].tolist() == bag.y_inst.tolist()
+
+
+def test_again_gives_the_same_bytes_and_finished_files_are_left_alone(trained, predicted, tmp_path):
+    assert predict_main(predict_arguments(trained, tmp_path)) == 0
+    names = sorted(path.name for path in predicted.iterdir())
+    assert names == sorted(path.name for path in tmp_path.iterdir())
+    for name in names:
+        assert (tmp_path / name).read_bytes() == (predicted / name).read_bytes()
+    kept = tmp_path / "split1_lr0.01.npz"
+    before = kept.stat().st_mtime_ns
+    (tmp_path / "index.json").unlink()
+    (tmp_path / "split2_lr0.01.npz").unlink()
+    assert predict_main(predict_arguments(trained, tmp_path)) == 0
+    assert kept.stat().st_mtime_ns == before
+    assert (tmp_path / "split2_lr0.01.npz").read_bytes() == (predicted / "split2_lr0.01.npz").read_bytes()
+
+
+def test_a_run_scores_other_bags_even_unlabelled(trained, predicted, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(trained, other, ignore=shutil.ignore_patterns("runs"))
+    text = (other / "bags.csv").read_text()
+    (other / "bags.csv").write_text(text.replace(",0,train,", ",,,").replace(",1,train,", ",,,"))
+    run, out = trained / "runs" / "split1_lr0.01", tmp_path / "out/split1_lr0.01.npz"
+    arguments = ["--run", str(run), "--out", str(out.parent), *source_arguments(other), "--device", "cpu"]
+    assert score.main(arguments) == 0
+    with np.load(out, allow_pickle=False) as found, np.load(predicted / "split1_lr0.01.npz") as reference:
+        assert len(found["bag_id"]) == 16 and set(found["split"]) == {"score"}
+        assert np.isnan(found["y"][:12]).all() and not np.isnan(found["y"][12:]).any()
+        logits = dict(zip(found["bag_id"], found["bag_logit"], strict=True))
+        for bag_id, logit in zip(reference["bag_id"], reference["bag_logit"], strict=True):
+            assert logits[bag_id] == logit
+        assert json.loads(str(found["meta"]))["run"] == "split1_lr0.01"
+
+
+def test_features_of_another_encoder_are_refused():
+    config = {"features": {"encoder": "resnet18", "weights_sha256": "a"}}
+    predictions.check_features(config, {"encoder": "resnet18", "weights_sha256": "a"}, "x")
+    with pytest.raises(ValueError, match="weights_sha256: found 'b', expected 'a'"):
+        predictions.check_features(config, {"encoder": "resnet18", "weights_sha256": "b"}, "x")
+
+
+def test_unfinished_or_mixed_runs_and_other_bags_are_refused(trained, tmp_path, capsys):
+    run = tmp_path / "runs" / "split1_lr0.01"
+    shutil.copytree(trained / "runs", tmp_path / "runs")
+    (run / "done.json").write_text((run / "done.json").read_text().replace('"key": "', '"key": "0'))
+    with pytest.raises(ValueError, match="of different runs"):
+        predictions.load_run(run, torch.device("cpu"))
+    (run / "done.json").unlink()
+    with pytest.raises(ValueError, match="no such file"):
+        predictions.load_run(run, torch.device("cpu"))
+    listed = json.loads((tmp_path / "runs" / "runs.json").read_text())
+    listed["inputs"]["bags"] = "other"
+    (tmp_path / "runs" / "runs.json").write_text(json.dumps(listed))
+    arguments = ["--runs", str(tmp_path / "runs" / "runs.json"), "--out", str(tmp_path), "--index", str(tmp_path / "i")]
+    assert predict_main([*arguments, *source_arguments(trained), "--device", "cpu"]) == 2
+    assert "trained on other bags" in capsys.readouterr().err
+    for main, missing in ((predict_main, "--runs, --out, --index"), (score.main, "--out")):
+        with pytest.raises(SystemExit, match="2"):
+            main(source_arguments(trained))
+        assert f"required: {missing}" in capsys.readouterr().err
+
+
+def test_a_table_trains_and_predicts_too(tmp_path):
+    """The import door, end to end: features in a CSV, no store."""
+    rng = np.random.default_rng(0)
+    lines = ["bag_id,label,split,a,b,c"]
+    for i in range(16):
+        for _ in range(3):
+            values = ",".join(f"{v:.4f}" for v in rng.normal(size=3) + i % 2)
+            lines.append(f"t{i:02d},{i % 2},{'test' if i >= 12 else 'train'},{values}")
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+    source = ["--table", str(tmp_path / "t.csv"), "--table-graph", "chain"]
+    options = {"epochs": 2, "splits": [1], "learning_rates": [0.01], "device": "cpu", "threads": 1}
+    runs = tmp_path / "runs"
+    named = ["--dataset", "t", "--encoder", "none", "--method", "smap_early", *METHOD]
+    place = ["--out", str(runs), "--done", str(runs / "runs.json")]
+    assert train.main([*named, *source, "--config-json", json.dumps(options), *place]) == 0
+    out = tmp_path / "out"
+    where = ["--runs", str(runs / "runs.json"), "--out", str(out), "--index", str(out / "index.json")]
+    assert predict_main([*where, *source, "--device", "cpu"]) == 0
+    found = load_predictions(out / "split1_lr0.01.npz")
+    assert (found.arrays["y_inst"] == -1).all() and len(found.part("test")["bag_id"]) == 4
+
+
+def test_energies_are_those_of_the_stored_scores_and_cells_are_the_bags_own(trained, predicted):
+    manifests = [trained / stage / "shards" / "0000.json" for stage in ("instances", "features/tiny")]
+    infos = list_usable(trained / "bags.csv", manifests).bags
+    bags, _ = load_bags(infos, trained / "instances", trained / "features" / "tiny")
+    found = load_predictions(predicted / "split1_lr0.01.npz")
+    for bag in (bag for bag in bags if bag.bag_id in set(found.arrays["bag_id"])):
+        saved = found.bag(bag.bag_id)
+        f = saved["instance_score"].astype(np.float64)
+        laplacian = np.eye(len(f)) - dense_normalised(bag.neighbors).numpy()
+        assert saved["energy"][0, 0] == pytest.approx(f @ laplacian @ f, abs=1e-12)
+        assert saved["energy"][0, 1] == pytest.approx(f @ laplacian @ f / (f @ f), abs=1e-12)
+        np.testing.assert_array_equal(saved["grid"], bag.grid.numpy())
+
+
+def test_energy_by_hand_on_a_graph_without_weights_or_self_loops():
+    # path 0 - 1 - 2: degrees 1, 2, 1; f = (1, 0, 0): f^T (I - A_hat) f = 1
+    assert score_energy(torch.tensor([1.0, 0.0, 0.0]), path(3)) == (1.0, 1.0)
+    # the released chain lists every slice among its own neighbours
+    looped = torch.tensor([[0, 1, -1], [0, 1, 2], [1, 2, -1]])
+    assert score_energy(torch.tensor([1.0, 0.0, 0.0]), looped) == (1.0, 1.0)
+    # smooth on the normalised graph is sqrt(degree); an isolated instance, and scores of zero, have none
+    raw, share = score_energy(torch.tensor([1.0, 2.0**0.5, 1.0]), path(3))
+    assert raw == pytest.approx(0, abs=1e-6) and share == pytest.approx(0, abs=1e-6) and raw >= 0
+    assert score_energy(torch.tensor([3.0]), path(1)) == (0.0, 0.0)
+    assert score_energy(torch.zeros(3), path(3)) == (0.0, 0.0)
+
+
+def test_the_signed_score_comes_from_validation_bags_only(trained, predicted):
+    from smmil.data.cache import BagCache
+    from smmil.predictions.signed import find_direction, signed_score
+
+    found = load_predictions(predicted / "split2_lr0.01.npz")
+    manifests = [trained / stage / "shards" / "0000.json" for stage in ("instances", "features/tiny")]
+    infos = list_usable(trained / "bags.csv", manifests).bags
+    bags, _ = load_bags(infos, trained / "instances", trained / "features" / "tiny")
+    model, _ = predictions.load_run(trained / "runs" / "split2_lr0.01", torch.device("cpu"))
+    val = set(found.part("val")["bag_id"])
+    chosen = [bag for bag in bags if bag.bag_id in val]
+    direction = find_direction(model, BagCache(chosen, torch.device("cpu")), range(len(chosen)))
+    assert found.meta["signed_agreement"] == pytest.approx(direction.agreement, abs=1e-9)
+    for bag in (bag for bag in bags if bag.bag_id in set(found.arrays["bag_id"])):
+        expected = signed_score(direction, bag.x)
+        np.testing.assert_allclose(found.bag(bag.bag_id)["signed_score"], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_optional_arrays_may_be_missing(tmp_path):
+    plain, full = write_run(tmp_path / "a"), write_run(tmp_path / "b", full=True)
+    assert "grid" not in load_predictions(plain).part("test")
+    part = load_predictions(full).part("test")
+    assert part["grid"].shape == (7, 2) and part["energy"].shape == (3, 2) and part["signed_score"].shape == (7,)
+    with np.load(full, allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    np.savez(full, **{**arrays, "energy": arrays["energy"][:-1]})
+    with pytest.raises(ValueError, match="energy: found 4, expected 5"):
+        load_predictions(full)
+
+
+def test_scoring_with_all_chosen_runs_gives_what_each_run_alone_gives(trained, tmp_path):
+    arguments = [*source_arguments(trained), "--device", "cpu"]
+    assert score.main(["--runs", str(trained / "runs" / "runs.json"), "--out", str(tmp_path), *arguments]) == 0
+    for path_ in read_index(tmp_path / "index.json"):
+        run, alone = trained / "runs" / path_.stem, tmp_path / "alone" / path_.name
+        assert score.main(["--run", str(run), "--out", str(alone.parent), *arguments]) == 0
+        assert json.loads((alone.parent / "index.json").read_text())["runs"][0]["run"] == path_.stem
+        with np.load(path_, allow_pickle=False) as together, np.load(alone, allow_pickle=False) as one:
+            assert set(together.files) == set(one.files) and "signed_score" in one.files
+            for name in set(one.files) - {"meta"}:
+                np.testing.assert_array_equal(together[name], one[name])
+    lines = (tmp_path / "scores.csv").read_text().splitlines()
+    assert len(lines) == 1 + 16 and lines[0].startswith("bag_id,state")
+
+
+def score_copy(trained, folder):
+    """The training in a folder of its own, scored on its own bags; path of the predictions of each run."""
+    runs = folder / "runs"
+    arguments = ["--runs", str(runs / "runs.json"), "--out", str(folder / "out"), *source_arguments(trained)]
+    assert score.main([*arguments, "--device", "cpu"]) == 0
+    return {path_.stem: load_predictions(path_) for path_ in read_index(folder / "out" / "index.json")}
+
+
+def test_scored_bags_get_the_signed_scores_of_the_predictions(trained, predicted, tmp_path):
+    """Two ways to one direction: found again from the validation bags, and kept by the training."""
+    shutil.copytree(trained / "runs", tmp_path / "runs")
+    for run, scored in score_copy(trained, tmp_path).items():
+        expected = load_predictions(predicted / f"{run}.npz")
+        assert scored.meta["signed_agreement"] == pytest.approx(expected.meta["signed_agreement"], abs=1e-9)
+        for bag_id in expected.arrays["bag_id"].tolist():
+            ours, theirs = scored.bag(bag_id)["signed_score"], expected.bag(bag_id)["signed_score"]
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
+            assert np.abs(theirs).max() > 0
+
+
+def lose(path_):
+    path_.unlink()
+
+
+def flip(path_):
+    data = bytearray(path_.read_bytes())
+    data[-1] ^= 1
+    path_.write_bytes(data)
+
+
+def cut(path_):
+    path_.write_bytes(path_.read_bytes()[:-5])
+
+
+def swap(path_):
+    other = path_.parent.parent / "split2_lr0.01" / path_.name
+    path_.write_bytes(other.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lose, "No such file"),
+        (flip, "fail their checksum"),
+        (cut, "damaged"),
+        (swap, "other weights"),
+    ],
+)
+def test_without_a_direction_to_trust_there_is_no_signed_score_and_the_log_says_why(
+    trained, tmp_path, change, told, caplog
+):
+    caplog.set_level("INFO")
+    shutil.copytree(trained / "runs", tmp_path / "runs")
+    listed = json.loads((tmp_path / "runs/runs.json").read_text())["runs"]
+    (run,) = [one["run"] for one in listed if one["seed"] == 1 and one["chosen"]]
+    change(tmp_path / "runs" / run / "direction.safetensors")
+    found = score_copy(trained, tmp_path)
+    assert "signed_score" not in found[run].arrays and "signed_agreement" not in found[run].meta
+    others = [one for name, one in found.items() if name != run]
+    assert others and all("signed_score" in one.arrays for one in others)
+    (line,) = [record.getMessage() for record in caplog.records if "sign-aware" in record.getMessage()]
+    assert told in line and run in line

@@ -1,0 +1,298 @@
+"""Overrides of single bags: what files may say, what one changes, that only its bag is redone and none is silent."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from preprocessing.bags.overrides import apply_overrides, bag_options, overrides_of, read_overrides
+from preprocessing.bags.rows import COLUMNS, BagRow
+from preprocessing.bags.table import read_bags, write_bags
+from preprocessing.common.options import TISSUE_PRESETS, wsi_options
+from preprocessing.datasets.base import source_files
+from preprocessing.store.bags import read_arrays, read_attrs
+from preprocessing.tiling.mask_image import mask_contours, masked_windows, read_mask
+from tests.helpers.cohorts import BOX, Cohort, picture, write_scan, write_slide
+
+ROW = BagRow("a", "wsi", ("a.tif",), 0, "train")
+
+
+def table(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def put(text: str, tmp_path: Path, row: BagRow = ROW) -> BagRow:
+    """The row with the overrides of a file of one line."""
+    overrides = read_overrides(table(tmp_path / "o.csv", text))
+    return apply_overrides([row], overrides, tmp_path, "o.csv")[0]
+
+
+# --- files ------------------------------------------------------------------------------------------------------
+
+
+def test_values_are_typed_and_survive_the_list(tmp_path) -> None:
+    row = put("bag_id,sthresh,close,fallback,mpp,skip\na, 8 ,,true,0.25,\n", tmp_path)
+    assert row.overrides == '{"fallback":true,"sthresh":8}' and row.mpp == 0.25 and row.skip == ""
+    write_bags(tmp_path / "bags.csv", [row, replace(ROW, bag_id="b", skip="pen, all over")])
+    assert read_bags(tmp_path / "bags.csv") == [row, replace(ROW, bag_id="b", skip="pen, all over")]
+    assert overrides_of(row).given() == {"sthresh": 8, "fallback": True}
+
+
+def test_a_list_without_overrides_is_written_as_before(tmp_path) -> None:
+    write_bags(tmp_path / "bags.csv", [ROW])
+    assert (tmp_path / "bags.csv").read_text().splitlines()[0] == ",".join(COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("bag_id,colour\na,red\n", "unknown: colour"),
+        ("name,mpp\na,0.5\n", "expected bag_id"),
+        ("bag_id,mpp\na,0.5\na,0.4\n", r"line 3 \('a'\): bag_id occurs twice"),
+        ("bag_id,mpp\n,0.5\n", "bag_id is empty"),
+        ("bag_id,mpp\na,900\n", "mpp: found '900'.*less than or equal to 20"),
+        ("bag_id,sthresh\na,many\n", "sthresh: found 'many'.*integer"),
+        ("bag_id,sthresh\na,256\n", "sthresh: found '256'"),
+        ("bag_id,mthresh\na,4\n", "mthresh: found '4', expected an odd number"),
+        ("bag_id,preset\na,20x\n", "preset: found '20x', expected one of bwh_biopsy"),
+        ("bag_id,use_otsu,sthresh\na,true,8\n", "leave sthresh empty"),
+        ("bag_id,mask,close\na,m.png,2\n", "mask replaces the whole tissue mask: leave close empty"),
+        ("bag_id,mask\na,gone.png\n", "mask: found 'gone.png', expected a PNG file"),
+        ("bag_id,mask\na,../m.png\n", "leaves the dataset's root"),
+        ("bag_id,skip\nz,bad\n", "'z': no such bag, expected one of the 1 listed"),
+    ],
+)
+def test_what_is_refused(tmp_path, text: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        put(text, tmp_path)
+
+
+def test_every_problem_is_told_at_once(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"(?s)2 problems.*line 2 \('a'\): a_t.*line 3 \('b'\): a_h"):
+        read_overrides(table(tmp_path / "o.csv", "bag_id,a_t,a_h\na,-1,\nb,,x\n"))
+
+
+def test_a_value_may_not_come_from_two_files(tmp_path) -> None:
+    with pytest.raises(ValueError, match="mpp: given twice"):
+        put("bag_id,mpp\na,0.5\n", tmp_path, replace(ROW, mpp=0.25))
+    with pytest.raises(ValueError, match="sthresh: given twice"):
+        put("bag_id,sthresh\na,3\n", tmp_path, replace(ROW, overrides='{"sthresh":4}'))
+    with pytest.raises(ValueError, match="leave sthresh empty"):
+        put("bag_id,use_otsu\na,1\n", tmp_path, replace(ROW, overrides='{"sthresh":4}'))
+
+
+def test_a_scan_can_only_be_skipped(tmp_path) -> None:
+    scan = replace(ROW, modality="ct")
+    assert put("bag_id,skip\na,motion\n", tmp_path, scan).skip == "motion"
+    with pytest.raises(ValueError, match="sthresh: a CT scan takes no override but skip"):
+        put("bag_id,sthresh\na,3\n", tmp_path, scan)
+
+
+# --- settings ---------------------------------------------------------------------------------------------------
+
+
+def test_a_preset_changes_the_tissue_and_not_the_scale() -> None:
+    options = wsi_options({"preset": "20x", "tile_px": 256})
+    mine = bag_options(options, replace(ROW, overrides='{"preset":"tcga","sthresh":3}'))
+    expected = {**options.tissue.model_dump(), **TISSUE_PRESETS["tcga"], "sthresh": 3}
+    assert mine.tissue.model_dump() == expected and mine.tissue.anchor_corrected
+    assert mine.model_dump(exclude={"tissue"}) == options.model_dump(exclude={"tissue"})
+    assert bag_options(options, ROW) is options
+
+
+def test_an_override_without_effect_is_refused() -> None:
+    with pytest.raises(ValueError, match="a: override of sthresh has no effect"):
+        bag_options(wsi_options({"preset": "panda"}), replace(ROW, overrides='{"sthresh":3}'))
+    with pytest.raises(ValueError, match="min_tissue has no effect"):
+        bag_options(wsi_options({}), replace(ROW, overrides='{"min_tissue":0.3}'))
+    panda = bag_options(wsi_options({"preset": "panda"}), replace(ROW, overrides='{"min_tissue":0.3}'))
+    assert panda.min_tissue == 0.3
+    with pytest.raises(ValueError, match="a: overrides .* list the bags again"):
+        bag_options(wsi_options({}), replace(ROW, overrides='{"colour":3}'))
+
+
+# --- own masks --------------------------------------------------------------------------------------------------
+
+
+def save(path: Path, mask: np.ndarray, mode: str = "L") -> Path:
+    image = Image.fromarray(mask.astype(np.uint8) * 255).convert(mode)
+    image.save(path)
+    return path
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA"])
+def test_every_kind_of_png_is_more_than_zero(tmp_path, mode: str) -> None:
+    mask = np.zeros((40, 60), bool)
+    mask[10:20, 5:50] = True
+    np.testing.assert_array_equal(read_mask(save(tmp_path / "m.png", mask, mode), (600, 400)), mask)
+
+
+def test_transparent_is_not_tissue(tmp_path) -> None:
+    pixels = np.full((4, 4, 4), 255, np.uint8)
+    pixels[:2, :, 3] = 0
+    Image.fromarray(pixels).save(tmp_path / "m.png")
+    assert read_mask(tmp_path / "m.png", (4, 4)).tolist() == [[False] * 4] * 2 + [[True] * 4] * 2
+
+
+def test_other_shapes_and_other_files_are_refused(tmp_path) -> None:
+    mask = np.ones((40, 60), bool)
+    path = save(tmp_path / "m.png", mask)
+    with pytest.raises(ValueError, match=r"m\.png: mask of 60 x 40 px for a slide of 400 x 600"):
+        read_mask(path, (400, 600))
+    read_mask(path, (601, 399))
+    Image.fromarray(mask).save(tmp_path / "m.bmp")
+    with pytest.raises(ValueError, match="not a PNG file"):
+        read_mask(tmp_path / "m.bmp", (600, 400))
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(ValueError, match="damaged PNG"):
+        read_mask(path, (600, 400))
+
+
+def test_a_mask_that_claims_a_million_pixels_a_side_is_not_unpacked(tmp_path) -> None:
+    path = save(tmp_path / "bomb.png", np.ones((4, 6), bool))
+    data = bytearray(path.read_bytes())
+    data[16:24] = (600_000).to_bytes(4, "big") + (400_000).to_bytes(4, "big")
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="600000 x 400000 px, expected at most 50000000"):
+        read_mask(path, (600, 400))
+
+
+@pytest.mark.parametrize("cells", [1, 4, 40])
+def test_contours_of_a_mask_lie_where_it_is(cells: int) -> None:
+    """A square with a hole, drawn with 1, 4 or 40 mask px per 100 level-0 px; coarse masks are refined."""
+    mask = np.zeros((10 * cells, 20 * cells), bool)
+    mask[2 * cells : 8 * cells, 3 * cells : 9 * cells] = True
+    mask[4 * cells : 6 * cells, 5 * cells : 7 * cells] = False
+    (contour,), scale = mask_contours(mask, (2000, 1000))
+    half = max(scale) / 2
+    assert max(scale) <= 64 and len(contour.holes) == 1
+    found = (*contour.outer.min(axis=0), *contour.outer.max(axis=0))
+    np.testing.assert_allclose(found, (300, 200, 900, 800), atol=half + 1)
+    hole = (*contour.holes[0].min(axis=0), *contour.holes[0].max(axis=0))
+    np.testing.assert_allclose(hole, (500, 400, 700, 600), atol=half + 1)
+    assert mask_contours(np.zeros((5, 5), bool), (100, 100))[0] == []
+
+
+def test_windows_on_a_mask_count_every_pixel() -> None:
+    """Against the mask blown up to level 0 by nearest neighbour, padding and remainders included."""
+    from preprocessing.tiling.panda_windows import make_canvas, plan_windows
+
+    rng = np.random.default_rng(0)
+    plan = plan_windows(wsi_options({"preset": "panda", "tile_px": 32, "step_px": 32, "window_px": 64}), "x")
+    for dimensions in ((203, 170), (50, 300)):
+        mask = rng.random((17, 23)) < 0.4
+        width, height = dimensions
+        rows = ((np.arange(height) + 0.5) * 17 / height).astype(int)
+        columns = ((np.arange(width) + 0.5) * 23 / width).astype(int)
+        canvas = make_canvas(dimensions, plan)
+        whole = np.zeros((canvas.height, canvas.width))
+        whole[canvas.top :, canvas.left :][:height, :width] = mask[rows][:, columns]
+        found = masked_windows(mask, dimensions, plan, 0.35)
+        kept = {}
+        for r in range(canvas.windows[0]):
+            for c in range(canvas.windows[1]):
+                share = whole[32 * r : 32 * r + 64, 32 * c : 32 * c + 64].mean()
+                if share > 0.35:
+                    kept[r, c] = share
+        assert [tuple(cell) for cell in found.grid.tolist()] == list(kept)
+        np.testing.assert_allclose(found.tissue, list(kept.values()), atol=1e-6)
+        np.testing.assert_array_equal(found.coords, found.grid[:, ::-1] * 32 - [canvas.left, canvas.top])
+
+
+# --- through the stages -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cohort(tmp_path) -> Cohort:
+    made = Cohort(tmp_path)
+    for name in ("a", "b", "c"):
+        write_slide(made.raw / f"{name}.tif")
+        made.add(name, f"{name}.tif")
+    assert made.list_bags() == 0 and made.cut() == 0
+    return made
+
+
+def redone(cohort: Cohort) -> list[str]:
+    """Bags that the last run of the shard worked on."""
+    return [line["bag_id"] for line in cohort.status_lines()[-3:] if line["redone"]]
+
+
+@pytest.mark.parametrize("cells", [{"sthresh": "200"}, {"preset": "tcga"}, {"mpp": "0.25"}, {"mask": "m.png"}])
+@pytest.mark.parametrize("where", ["manifest", "file"])
+def test_only_the_bag_of_an_override_is_redone(cohort, tmp_path, cells, where: str) -> None:
+    left = np.zeros((64, 80), bool)
+    left[:, :40] = True
+    save(cohort.raw / "m.png", left)
+    before = cohort.entries()
+    if where == "manifest":
+        cohort.rows[1] |= cells
+    else:
+        (name, value), *_ = cells.items()
+        cohort.source["overrides"] = str(table(tmp_path / "o.csv", f"bag_id,{name}\nb,{value}\n"))
+    assert cohort.list_bags() == 0 and cohort.cut() == 0
+    after = cohort.entries()
+    assert redone(cohort) == ["b"] and [n for n in "abc" if before[n] != after[n]] == ["b"]
+    if "mask" in cells:
+        coords = read_arrays(cohort.results / "instances/store", "b", ["coords"])["coords"]
+        assert len(coords) and coords[:, 0].max() < 320 and coords[:, 0].min() <= 4 < BOX[0]
+        assert read_attrs(cohort.results / "instances/store", "b")["overrides"] == {"mask": "m.png"}
+        save(cohort.raw / "m.png", ~left)
+        assert cohort.cut() == 0 and redone(cohort) == ["b"]
+        assert read_arrays(cohort.results / "instances/store", "b", ["coords"])["coords"][:, 0].min() >= 256
+
+
+def test_a_skipped_bag_is_named_everywhere_and_its_shard_keeps_the_others(cohort, tmp_path, caplog) -> None:
+    (cohort.raw / "b.tif").write_bytes(b"ruined")
+    cohort.source["overrides"] = str(table(tmp_path / "o.csv", "bag_id,skip\nb,slide is broken\n"))
+    assert cohort.list_bags() == 0 and cohort.cut() == 0
+    assert redone(cohort) == [] and "slide is broken" in caplog.text
+    entry = cohort.entries()["b"]
+    assert (entry["state"], entry["reason"], entry["n"]) == ("skipped", "slide is broken", 0)
+    report = json.loads((cohort.results / "bags.report.json").read_text())
+    assert report["skipped"] == [{"name": "b", "reason": "slide is broken"}] and report["found"]["skipped"] == 1
+    found = cohort.status()
+    assert found["total"]["skipped"] == 1 and found["problems"] == [
+        {"stage": "instances", "bag_id": "b", "state": "skipped", "reason": "slide is broken"}
+    ]
+    (cohort.raw / "b.tif").unlink()
+    assert cohort.list_bags() == 0 and cohort.cut() == 0, "a skipped slide need not be there"
+
+
+def test_a_skipped_scan_is_not_opened(tmp_path) -> None:
+    cohort = Cohort(tmp_path)
+    write_scan(cohort.raw / "good")
+    (cohort.raw / "bad").mkdir()
+    cohort.add("good", "good")
+    cohort.add("bad", "bad", skip="no such scan")
+    assert cohort.list_bags() == 0 and cohort.cut() == 0
+    assert {name: entry["state"] for name, entry in cohort.entries().items()} == {"good": "ok", "bad": "skipped"}
+
+
+def test_the_workflow_knows_the_files_of_a_source(tmp_path) -> None:
+    table(tmp_path / "inside.csv", "")
+    given = table(tmp_path / "given.csv", "")
+    assert source_files(tmp_path, {"manifest": str(given), "overrides": "inside.csv"}) == [
+        str(given),
+        str(tmp_path / "inside.csv"),
+    ]
+    assert source_files(tmp_path, {"partition": "x"}) == [] == source_files(tmp_path, {"manifest": "gone.csv"})
+
+
+def test_a_mask_keeps_what_thresholds_miss(tmp_path) -> None:
+    """A slide too pale for any threshold: empty without a mask, tiles exactly under it with one."""
+    cohort = Cohort(tmp_path)
+    write_slide(cohort.raw / "pale.tif", np.maximum(picture(), 252))
+    save(cohort.raw / "m.png", picture()[::8, ::8].min(axis=2) < 255)
+    cohort.add("plain", "pale.tif")
+    cohort.add("drawn", "pale.tif", mask="m.png")
+    assert cohort.list_bags() == 0 and cohort.cut() == 0
+    entries = cohort.entries()
+    assert entries["plain"]["state"] == "empty" and entries["drawn"]["state"] == "ok"
+    coords = read_arrays(cohort.results / "instances/store", "drawn", ["coords"])["coords"]
+    centre = coords + 32
+    assert (centre >= (BOX[0] - 32, BOX[1] - 32)).all() and (centre <= (BOX[2] + 32, BOX[3] + 32)).all()
+    assert len(coords) >= (BOX[2] - BOX[0]) * (BOX[3] - BOX[1]) // 64**2

@@ -1,0 +1,130 @@
+"""Shards: one bad bag never hides the others, manifests are deterministic, failures survive, locks hold."""
+
+import json
+import multiprocessing
+import time
+from pathlib import Path
+
+import pytest
+
+from preprocessing.bags.rows import BagRow
+from preprocessing.bags.shards import Abort, Outcome, Shard, one_line, read_manifest, run_shard, shard_lock
+
+SHARD = Shard("demo", "instances", 3, 12)
+ROWS = [BagRow(bag_id=name, modality="wsi", images=(f"{name}.tif",)) for name in ("a", "b", "c", "d")]
+
+
+def mixed(row: BagRow) -> Outcome:
+    if row.bag_id == "b":
+        raise ValueError("b.tif: found\nno mpp")
+    if row.bag_id == "c":
+        return Outcome("empty", reason="no tissue")
+    return Outcome("ok", n=7, hash="abc")
+
+
+def run(tmp_path: Path, work, allowed=0, rows=ROWS, name="m"):
+    return run_shard(rows, work, tmp_path / f"{name}.json", allowed, tmp_path / "status/s.jsonl", shard=SHARD)
+
+
+def status(tmp_path: Path) -> list[dict]:
+    return [json.loads(line) for line in (tmp_path / "status/s.jsonl").read_text().splitlines()]
+
+
+def test_every_bag_is_tried_and_the_shard_fails_afterwards(tmp_path, caplog):
+    (tmp_path / "m.json").write_text("of an earlier run")
+    assert run(tmp_path, mixed) == 1
+    assert not (tmp_path / "m.json").exists()
+    lines = status(tmp_path)
+    assert [(line["bag_id"], line["state"]) for line in lines] == [
+        ("a", "ok"),
+        ("b", "failed"),
+        ("c", "empty"),
+        ("d", "ok"),
+    ]
+    assert lines[1]["reason"] == "b.tif: found no mpp" and lines[0]["seconds"] >= 0
+    assert "Traceback" in caplog.text and "1 of 4 bags failed, 0 allowed" in caplog.text
+
+
+def test_allowed_failures_are_in_the_manifest_with_their_reason(tmp_path):
+    assert run(tmp_path, mixed, allowed=1) == 0
+    entries = read_manifest(tmp_path / "m.json")
+    assert entries["b"] == {"bag_id": "b", "state": "failed", "n": 0, "hash": "", "reason": "b.tif: found no mpp"}
+    assert entries["c"]["state"] == "empty" and entries["d"]["n"] == 7
+    head = json.loads((tmp_path / "m.json").read_text())
+    assert (head["dataset"], head["stage"], head["stage_version"], head["shard"]) == ("demo", "instances", 3, "0012")
+
+
+def test_equal_results_give_equal_bytes_whatever_the_order_and_the_clock(tmp_path):
+    run(tmp_path, mixed, allowed=1)
+    time.sleep(0.01)
+    run(tmp_path, mixed, allowed=1, rows=ROWS[::-1], name="again")
+    assert (tmp_path / "m.json").read_bytes() == (tmp_path / "again.json").read_bytes()
+    assert len(status(tmp_path)) == 8
+
+
+def test_a_shard_without_bags_has_a_manifest(tmp_path):
+    assert run(tmp_path, mixed, rows=[]) == 0
+    assert read_manifest(tmp_path / "m.json") == {}
+
+
+@pytest.mark.parametrize("fatal", [MemoryError, KeyboardInterrupt, Abort])
+def test_what_is_no_fault_of_a_bag_ends_the_job(tmp_path, fatal):
+    def work(row: BagRow) -> Outcome:
+        raise fatal("x")
+
+    with pytest.raises(fatal):
+        run(tmp_path, work, allowed=99)
+    assert not (tmp_path / "m.json").exists()
+
+
+def test_a_failure_of_an_earlier_stage_is_not_counted_twice(tmp_path):
+    assert run(tmp_path, lambda row: Outcome("failed", reason="no instances", counted=False)) == 0
+    assert read_manifest(tmp_path / "m.json")["a"]["state"] == "failed"
+
+
+def test_reasons_are_one_line_and_name_unexpected_errors():
+    assert one_line(ValueError("a\n  b")) == "a b"
+    assert one_line(RuntimeError("x")) == "RuntimeError: x"
+    assert one_line(KeyError()) == "KeyError"
+    assert len(one_line(ValueError("x" * 9999))) == 500
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"bags": [{"bag_id": "a", "state": "fine"}]}'])
+def test_a_broken_manifest_is_named(tmp_path, text):
+    (tmp_path / "m.json").write_text(text)
+    with pytest.raises(ValueError, match=r"m\.json"):
+        read_manifest(tmp_path / "m.json")
+    with pytest.raises(ValueError, match="no such manifest"):
+        read_manifest(tmp_path / "absent.json")
+
+
+def _hold(path: str, events: str, hold_s: float) -> None:
+    with shard_lock(path), open(events, "a", encoding="utf-8") as stream:
+        stream.write("in\n")
+        stream.flush()
+        time.sleep(hold_s)
+        stream.write("out\n")
+
+
+def test_two_jobs_on_one_shard_take_turns_and_a_killed_one_leaves_no_lock(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    lock, events = str(tmp_path / "locks/0003.lock"), tmp_path / "events"
+
+    def start(hold_s: float) -> multiprocessing.Process:
+        process = context.Process(target=_hold, args=(lock, str(events), hold_s))
+        process.start()
+        return process
+
+    pair = [start(0.3), start(0.3)]
+    for process in pair:
+        process.join(20)
+    assert events.read_text() == "in\nout\nin\nout\n"
+    events.unlink()
+    stuck = start(60)
+    while not events.exists() or "in" not in events.read_text():
+        time.sleep(0.02)
+    stuck.kill()
+    stuck.join()
+    last = start(0.0)
+    last.join(20)
+    assert last.exitcode == 0 and events.read_text() == "in\nin\nout\n"

@@ -1,0 +1,241 @@
+"""The instances stage: what redoes a bag and what does not, failures, empty bags, pictures, a real tiny scan."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from preprocessing import check
+from preprocessing.bags.rows import BagRow
+from preprocessing.bags.shards import read_manifest
+from preprocessing.bags.table import read_bags, write_bags
+from preprocessing.common import stage_versions
+from preprocessing.instances import __main__ as instances
+from preprocessing.instances import stage
+from preprocessing.instances.graph import grid_neighbors
+from preprocessing.store.arrays import Instances
+from preprocessing.store.bags import read_arrays, read_attrs, validate_bag
+
+OPTIONS = '{"wsi": {"tile_px": 64, "step_px": 64}}'
+
+
+class Cohort:
+    """Files that stand for slides; computing a bag is counted and makes one tile per byte of the first line."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.raw, self.out = folder / "raw", folder / "results/instances"
+        self.raw.mkdir()
+        self.computed: list[str] = []
+        self.rows: dict[str, BagRow] = {}
+        for name, text in {"a": "12345", "b": "1234567", "empty": "", "bad": "bad"}.items():
+            (self.raw / f"{name}.tif").write_text(text + "\n" + "pixels" * 50_000)
+            (self.raw / f"{name}.xml").write_text("<annotation/>")
+            self.rows[name] = BagRow(name, "wsi", (f"{name}.tif",), 1, "train", annotation=f"{name}.xml")
+        monkeypatch.setattr(stage, "compute", self.compute)
+
+    def compute(self, row: BagRow, options: object, root: Path) -> Instances:
+        self.computed.append(row.bag_id)
+        if row.bag_id == "bad":
+            raise ValueError("bad.tif: no mpp found, expected one")
+        n = len((root / row.images[0]).read_text().split("\n")[0])
+        grid = np.stack([np.arange(n), np.zeros(n)], axis=1).astype(np.int32)
+        attrs = {"tile_px": 64, "annotation_counts": len(row.annotation)}
+        if n == 0:
+            attrs["empty_reason"] = "no tissue found"
+        picture = np.full((20, 30, 3), 200, np.uint8)
+        share = np.full(n, row.label or 0, np.float32)
+        return Instances(grid[:, ::-1] * 64, grid, grid_neighbors(grid), share, attrs, picture, {"tissue": []})
+
+    def run(self, *names: str, options: str = OPTIONS, allowed: int = 0) -> int:
+        """Exit code; `computed` then lists the bags that were redone."""
+        self.computed.clear()
+        bags = self.raw.parent / "bags.csv"
+        write_bags(bags, [self.rows[name] for name in names])
+        return instances.main(
+            [
+                *("--dataset", "demo", "--bags", str(bags), "--root", str(self.raw), "--shard", "0000"),
+                *("--bags-per-shard", "9", "--options", options, "--out", str(self.out)),
+                *("--manifest", str(self.manifest), "--allowed-failures", str(allowed)),
+            ]
+        )
+
+    @property
+    def manifest(self) -> Path:
+        return self.out / "shards/0000.json"
+
+
+@pytest.fixture
+def cohort(tmp_path, monkeypatch) -> Cohort:
+    return Cohort(tmp_path, monkeypatch)
+
+
+def test_a_shard_is_stored_with_pictures_manifest_and_status(cohort):
+    assert cohort.run("a", "b", "empty") == 0
+    entries = read_manifest(cohort.manifest)
+    assert {name: (e["state"], e["n"]) for name, e in entries.items()} == {
+        "a": ("ok", 5),
+        "b": ("ok", 7),
+        "empty": ("empty", 0),
+    }
+    assert entries["empty"]["reason"] == "no tissue found"
+    attrs = validate_bag(cohort.out / "store", "a", schema="instances")
+    assert (attrs["dataset"], attrs["label"], attrs["stage_version"]) == ("demo", 1, stage_versions.INSTANCES)
+    assert attrs["store"]["content"] == entries["a"]["hash"]
+    assert (cohort.out / "thumbnails/a.jpg").read_bytes()[:2] == b"\xff\xd8"
+    assert json.loads((cohort.out / "thumbnails/a.json").read_text()) == {"tissue": []}
+    status = (cohort.out.parent / "status/instances/0000.jsonl").read_text().splitlines()
+    assert [json.loads(line)["redone"] for line in status] == [True, True, True]
+
+
+def test_a_second_run_redoes_nothing_and_writes_the_same_manifest(cohort):
+    cohort.run("a", "b", "empty")
+    first = cohort.manifest.read_bytes()
+    cohort.manifest.unlink()
+    assert cohort.run("a", "b", "empty") == 0
+    assert cohort.computed == [] and cohort.manifest.read_bytes() == first
+
+
+def touch(cohort: Cohort) -> None:
+    os.utime(cohort.raw / "a.tif", (1, 1))
+
+
+def change_image(cohort: Cohort) -> None:
+    (cohort.raw / "a.tif").write_text("123\n" + "pixels" * 50_000)
+
+
+def change_tail(cohort: Cohort) -> None:
+    path = cohort.raw / "a.tif"
+    path.write_bytes(path.read_bytes()[:-1] + b"X")
+
+
+def change_annotation(cohort: Cohort) -> None:
+    (cohort.raw / "a.xml").write_text("<annotation>more</annotation>")
+
+
+def change_row(**values: object):
+    def change(cohort: Cohort) -> None:
+        cohort.rows["a"] = replace(cohort.rows["a"], **values)
+
+    return change
+
+
+def lose_outlines(cohort: Cohort) -> None:
+    (cohort.out / "thumbnails/a.json").unlink()
+
+
+def cut_chunk(cohort: Cohort) -> None:
+    os.truncate(cohort.out / "store/a/coverage/c.0", 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "redone", "same_pixels"),
+    [
+        (touch, False, True),
+        (change_row(split="test", group="g1", note="seen"), False, True),
+        (change_row(label=0), True, True),
+        (change_annotation, True, True),
+        (change_row(annotation_complete=False), True, True),
+        (change_row(mpp=0.25), True, False),
+        (change_image, True, False),
+        (change_tail, True, False),
+        (lose_outlines, True, True),
+        (cut_chunk, True, True),
+    ],
+)
+def test_what_redoes_a_bag_and_what_its_features_depend_on(cohort, change, redone, same_pixels):
+    cohort.run("a", "b")
+    before = read_attrs(cohort.out / "store", "a")["pixels_key"]
+    change(cohort)
+    assert cohort.run("a", "b") == 0
+    assert cohort.computed == (["a"] if redone else [])
+    assert (read_attrs(cohort.out / "store", "a")["pixels_key"] == before) is same_pixels
+
+
+def test_settings_and_stage_version_redo_every_bag(cohort, monkeypatch):
+    cohort.run("a", "b")
+    cohort.run("a", "b", options='{"wsi": {"tile_px": 32, "step_px": 64}}')
+    assert cohort.computed == ["a", "b"]
+    cohort.run("a", "b", options='{"wsi": {"tile_px": 32, "step_px": 64}}')
+    assert cohort.computed == []
+    monkeypatch.setattr(stage_versions, "INSTANCES", 99)
+    cohort.run("a", "b", options='{"wsi": {"tile_px": 32, "step_px": 64}}')
+    assert cohort.computed == ["a", "b"]
+
+
+def test_a_bag_records_its_resolved_settings(cohort):
+    given = '{"wsi": {"preset": "20x", "target_mpp": 0.7, "tile_px": 64, "tissue": {"sthresh": 9}}}'
+    assert cohort.run("a", options=given) == 0
+    recorded = read_attrs(cohort.out / "store", "a")["instance_options"]
+    options = stage.options_for("wsi", json.loads(given))
+    assert recorded == options.model_dump(mode="json")
+    assert recorded["target_mpp"] == 0.7 and recorded["lattice"] == "global"
+    assert stage.options_for("wsi", {"wsi": recorded}) == options
+
+
+def test_a_bad_bag_is_recorded_and_tried_again_while_others_stay(cohort):
+    assert cohort.run("a", "b", "bad") == 1
+    assert not cohort.manifest.exists()
+    assert cohort.run("a", "b", "bad") == 1 and cohort.computed == ["bad"]
+    assert cohort.run("a", "b", "bad", allowed=1) == 0
+    assert read_manifest(cohort.manifest)["bad"]["reason"] == "bad.tif: no mpp found, expected one"
+
+
+def test_a_missing_slide_is_that_bags_failure(cohort):
+    (cohort.raw / "b.tif").unlink()
+    assert cohort.run("a", "b", allowed=1) == 0
+    assert "b.tif: no such file" in read_manifest(cohort.manifest)["b"]["reason"]
+
+
+def test_wrong_settings_stop_before_the_first_bag(cohort, capsys):
+    assert cohort.run("a", options='{"wsi": {"tile_pixels": 3}}') == 2
+    assert "tile_pixels" in capsys.readouterr().err and cohort.computed == []
+
+
+def test_a_damaged_bag_is_found_removed_and_redone(cohort, capsys):
+    cohort.run("a", "b")
+    assert check.main([str(cohort.out)]) == 0
+    chunk = cohort.out / "store/b/coords/c.0.0"
+    data = bytearray(chunk.read_bytes())
+    data[3] ^= 1
+    chunk.write_bytes(data)
+    assert "coords/c.0.0" in check.check_store(cohort.out)["b"]
+    assert check.main([str(cohort.out), "--remove"]) == 1
+    assert not cohort.manifest.exists() and (cohort.out / "store/a").exists()
+    assert cohort.run("a", "b") == 0 and cohort.computed == ["b"]
+    assert check.main([str(cohort.out)]) == 0
+    assert check.main([str(cohort.out.parent)]) == 2
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory) -> Path:
+    """A tiny raw CT cohort in the real format, with its list of bags."""
+    from preprocessing import synthetic  # noqa: F401
+    from preprocessing.bags.__main__ import main as list_bags
+    from preprocessing.synthetic.__main__ import main as synthesise
+
+    folder = tmp_path_factory.mktemp("scans")
+    assert synthesise(["--out", str(folder), "--size", "tiny", "--datasets", "rsna"]) == 0
+    argv = ["--dataset", "rsna", "--kind", "rsna", "--root", str(folder / "rsna"), "--options", "{}"]
+    assert list_bags([*argv, "--out", str(folder / "bags.csv")]) == 0
+    return folder
+
+
+def test_real_scans_become_bags(scans, tmp_path):
+    out = tmp_path / "instances"
+    code = instances.main(
+        [
+            *("--dataset", "rsna", "--bags", str(scans / "bags.csv"), "--root", str(scans / "rsna"), "--shard", "0"),
+            *("--bags-per-shard", "3", "--options", '{"ct": {"slice_px": 64}}', "--out", str(out)),
+            *("--manifest", str(out / "shards/0000.json")),
+        ]
+    )
+    assert code == 0
+    for row in read_bags(scans / "bags.csv")[:3]:
+        attrs = validate_bag(out / "store", row.bag_id, schema="instances")
+        arrays = read_arrays(out / "store", row.bag_id)
+        assert len(arrays["coords"]) == len(row.images) == len(attrs["files"])
+        assert (np.diff(arrays["coords"][:, 0]) > 0).all()
+        assert (out / "thumbnails" / f"{row.bag_id}.jpg").exists()

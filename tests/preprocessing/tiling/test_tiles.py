@@ -1,0 +1,210 @@
+"""Lattices against a loop that tests every candidate, and the level and size rules."""
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from preprocessing.common.options import WsiOptions
+from preprocessing.tiling.contour_tiles import (
+    TilePlan,
+    contour_passes,
+    contour_tiles,
+    count_shared,
+    global_tiles,
+    plan_tiles,
+    points_in_polygon,
+)
+from preprocessing.tiling.tissue import Contour
+from tests.oracles import clam
+
+POINTS = st.lists(st.tuples(st.integers(0, 24), st.integers(0, 24)), min_size=1, max_size=12)
+FUNCTIONS = ["basic", "center", "four_pt", "four_pt_hard"]
+
+
+def polygon(points: list[tuple[int, int]]) -> np.ndarray:
+    return np.array(points, np.int32)
+
+
+def plan(footprint: int, step: int | None = None) -> TilePlan:
+    return TilePlan(0, footprint, footprint, 1, footprint, step or footprint)
+
+
+@settings(max_examples=200, deadline=None)
+@given(POINTS)
+def test_points_in_polygon_equal_opencv_and_the_loop(points: list[tuple[int, int]]) -> None:
+    # any closed chain of points, self-crossing and degenerate ones included
+    xs, ys = np.arange(-2, 27), np.arange(-1, 28)
+    found = points_in_polygon(polygon(points), xs, ys)
+    expected = [[clam.inside(points, (x, y)) for x in xs.tolist()] for y in ys.tolist()]
+    np.testing.assert_array_equal(found, expected)
+    opencv = [
+        [cv2.pointPolygonTest(polygon(points).reshape(-1, 1, 2), (float(x), float(y)), False) for x in xs] for y in ys
+    ]
+    np.testing.assert_array_equal(found, opencv)
+
+
+def test_points_in_a_polygon_of_slide_size_equal_opencv() -> None:
+    rng = np.random.default_rng(0)
+    points = rng.integers(0, 2**17, (50, 2)).astype(np.int32)
+    xs, ys = np.arange(0, 2**17, 9000), np.arange(0, 2**17, 7000)
+    outline = points.reshape(-1, 1, 2)
+    opencv = [[cv2.pointPolygonTest(outline, (float(x), float(y)), False) for x in xs] for y in ys]
+    np.testing.assert_array_equal(points_in_polygon(points, xs, ys), opencv)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    POINTS,
+    st.lists(POINTS, max_size=2),
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.sampled_from(FUNCTIONS),
+    st.booleans(),
+)
+def test_contour_lattice_equals_the_loop(points, holes, footprint: int, step: int, name: str, padding: bool) -> None:
+    options = WsiOptions(contour_fn=name, use_padding=padding)
+    contour = Contour(polygon(points), tuple(polygon(hole) for hole in holes))
+    dimensions = (22, 20)
+    tiles = contour_tiles([contour], plan(footprint, step), dimensions, options)
+    expected = clam.patches(points, holes, footprint, step, dimensions, name, padding)
+    assert [tuple(c) for c in tiles.coords.tolist()] == sorted(expected, key=lambda p: (p[1], p[0]))
+    assert tiles.coords.dtype == tiles.grid.dtype == np.int32
+    np.testing.assert_array_equal(tiles.grid, tiles.coords[:, ::-1] // step)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(POINTS, min_size=1, max_size=3), st.integers(1, 7), st.sampled_from(FUNCTIONS), st.booleans())
+def test_global_lattice_equals_the_loop(outlines, footprint: int, name: str, padding: bool) -> None:
+    options = WsiOptions(contour_fn=name, use_padding=padding, lattice="global")
+    width, height = 23, 21
+    tiles = global_tiles([Contour(polygon(p)) for p in outlines], plan(footprint), (width, height), options)
+    cells = {}
+    for y in range(0, height if padding else height - footprint + 1, footprint):
+        for x in range(0, width if padding else width - footprint + 1, footprint):
+            for number, points in enumerate(outlines):
+                if clam.accepted(points, [], (x, y), footprint, name):
+                    cells.setdefault((x, y), number)
+    assert [tuple(c) for c in tiles.coords.tolist()] == list(cells)
+    assert tiles.contour.tolist() == list(cells.values())
+    assert tiles.shared_cells == 0
+
+
+def test_four_points_admit_a_corner_and_hard_does_not() -> None:
+    # tissue reaches the point at 1/4 of the tile at (0, 0) only
+    corner = Contour(polygon([(0, 0), (16, 0), (16, 16), (0, 16)]))
+    origin = np.array([0])
+    results = {name: bool(contour_passes(corner, origin, origin, 64, name)[0, 0]) for name in FUNCTIONS}
+    assert results == {"basic": True, "center": False, "four_pt": True, "four_pt_hard": False}
+
+
+def test_shift_zero_means_centre_only() -> None:
+    contour = Contour(polygon([(1, 1), (1, 1)]))
+    assert contour_passes(contour, np.array([0]), np.array([0]), 2, "four_pt")[0, 0]
+    assert contour_passes(contour, np.array([0]), np.array([0]), 3, "four_pt_hard")[0, 0]
+
+
+def test_hole_counts_strictly_and_only_its_own_contour() -> None:
+    outer = polygon([(0, 0), (40, 0), (40, 40), (0, 40)])
+    hole = polygon([(10, 10), (30, 10), (30, 30), (10, 30)])
+    options = WsiOptions(contour_fn="basic")
+    step = plan(10)
+    kept = {tuple(c) for c in contour_tiles([Contour(outer, (hole,))], step, (50, 50), options).coords.tolist()}
+    # centres 15 and 25 lie inside the hole, 5 and 35 outside
+    assert {(10, 10), (20, 20), (10, 20), (20, 10)}.isdisjoint(kept) and (0, 10) in kept
+    # a centre exactly on the hole's edge stays
+    wide = plan(20, 10)
+    kept = {tuple(c) for c in contour_tiles([Contour(outer, (hole,))], wide, (60, 60), options).coords.tolist()}
+    assert (0, 0) in kept and (20, 20) in kept and (10, 10) not in kept
+    other = contour_tiles([Contour(outer, (hole,)), Contour(hole)], step, (50, 50), options)
+    assert (10, 10) in {tuple(c) for c in other.coords.tolist()}
+
+
+def test_tiles_of_two_contours_are_all_kept_and_counted() -> None:
+    a = Contour(polygon([(0, 0), (30, 0), (30, 30), (0, 30)]))
+    b = Contour(polygon([(4, 0), (34, 0), (34, 30), (4, 30)]))
+    options = WsiOptions(contour_fn="basic")
+    tiles = contour_tiles([a, b], plan(10), (100, 100), options)
+    alone = [contour_tiles([c], plan(10), (100, 100), options) for c in (a, b)]
+    assert len(tiles.coords) == sum(len(t.coords) for t in alone)
+    assert tiles.shared_cells == count_shared(tiles.grid) == 2 * len(alone[0].coords)
+    order = np.lexsort((tiles.contour, tiles.coords[:, 0], tiles.coords[:, 1]))
+    np.testing.assert_array_equal(order, np.arange(len(order)))
+    assert set(tiles.contour.tolist()) == {0, 1}
+
+
+def test_overhang_follows_the_padding_rule() -> None:
+    contour = Contour(polygon([(0, 0), (99, 0), (99, 99), (0, 99)]))
+    padded = contour_tiles([contour], plan(40), (100, 100), WsiOptions(contour_fn="basic"))
+    inside = contour_tiles([contour], plan(40), (100, 100), WsiOptions(contour_fn="basic", use_padding=False))
+    assert padded.coords.max() == 80 and inside.coords.max() == 40
+    exact = contour_tiles([contour], plan(50), (100, 100), WsiOptions(contour_fn="basic", use_padding=False))
+    assert exact.coords.max() == 50, "a tile that ends at the border is inside"
+
+
+def test_no_contours_no_tiles() -> None:
+    for make in (contour_tiles, global_tiles):
+        tiles = make([], plan(10), (100, 100), WsiOptions())
+        assert tiles.coords.shape == (0, 2) and tiles.grid.shape == (0, 2) and tiles.coords.dtype == np.int32
+
+
+def test_coarser_level_origins_are_whole_pixels_of_it() -> None:
+    contour = Contour(polygon([(37, 41), (900, 41), (900, 900), (37, 900)]))
+    tiles = contour_tiles([contour], TilePlan(1, 64, 64, 4, 256, 256), (1000, 1000), WsiOptions(read_level=1))
+    assert not (tiles.coords % 4).any() and tiles.coords[0].tolist() == [36, 40]
+
+
+# --- level and size ---------------------------------------------------------------------------------------------
+
+
+def test_paper_reads_level_0_whatever_the_mpp() -> None:
+    assert plan_tiles([1.0, 2.0], 0.2263, WsiOptions(), "a") == TilePlan(0, 512, 512, 1, 512, 512)
+
+
+def test_downsample_is_rounded_never_truncated() -> None:
+    found = plan_tiles([1.0, 3.999, 16.002], 0.25, WsiOptions(read_level=1), "a")
+    assert (found.downsample, found.footprint) == (4, 2048)
+    with pytest.raises(ValueError, match=r"a: level 1 has downsample 2.5"):
+        plan_tiles([1.0, 2.5], 0.25, WsiOptions(read_level=1), "a")
+    with pytest.raises(ValueError, match=r"read_level 3 asked, found levels 0..1"):
+        plan_tiles([1.0, 2.0], 0.25, WsiOptions(read_level=3), "a")
+    with pytest.raises(ValueError, match="neither read_level nor target_mpp"):
+        plan_tiles([1.0, 2.0], 0.25, WsiOptions(read_level=None), "a")
+
+
+@pytest.mark.parametrize(
+    ("downsamples", "mpp", "expected"),
+    [
+        ([1, 2, 4], 0.243, TilePlan(1, 512, 512, 2, 1024, 1024)),  # 0.486: within 10 %
+        ([1, 2, 4], 0.2263, TilePlan(1, 512, 512, 2, 1024, 1024)),  # 0.4526: within 10 %
+        ([1, 4, 16], 0.25, TilePlan(0, 1024, 512, 1, 1024, 1024)),  # no 20x level: shrink level 0 by two
+        ([1, 4.0003], 0.5, TilePlan(0, 512, 512, 1, 512, 512)),
+        ([1, 2.5, 5], 0.1, TilePlan(2, 512, 512, 5, 2560, 2560)),
+        ([1, 2.5], 0.2, TilePlan(0, 1280, 512, 1, 1280, 1280)),  # the level of 2.5 fits but is no whole number
+    ],
+)
+def test_target_resolution(downsamples, mpp: float, expected: TilePlan) -> None:
+    options = WsiOptions(read_level=None, target_mpp=0.5)
+    assert plan_tiles(downsamples, mpp, options, "a") == expected
+
+
+def test_a_coarser_slide_is_refused_not_enlarged() -> None:
+    with pytest.raises(ValueError, match="0.97 um/px, target_mpp 0.5 is finer"):
+        plan_tiles([1.0, 2.0], 0.97, WsiOptions(read_level=None, target_mpp=0.5), "a")
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.floats(0.1, 0.5), st.sampled_from([64, 256, 512]), st.floats(0.5, 4.0))
+def test_footprint_matches_the_target_within_the_tolerance(mpp: float, tile: int, target: float) -> None:
+    options = WsiOptions(read_level=None, target_mpp=target, tile_px=tile, step_px=tile)
+    found = plan_tiles([1.0, 2.0, 4.0, 8.0], mpp, options, "a")
+    microns = found.footprint * mpp / tile
+    assert abs(microns / target - 1) <= options.mpp_tolerance + 1 / tile
+    assert found.read_px >= found.tile_px and found.footprint % found.downsample == 0
+
+
+def test_overlapping_step_scales_with_the_footprint() -> None:
+    options = WsiOptions(read_level=None, target_mpp=0.5, step_px=256)
+    found = plan_tiles([1.0, 4.0], 0.25, options, "a")
+    assert (found.footprint, found.step) == (1024, 512)

@@ -1,0 +1,376 @@
+"""Report and maps on hand-made results: what is drawn, what is escaped, what is missing, how large the page is."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
+from PIL import Image
+
+from preprocessing.common.cli import read_record
+from preprocessing.common.files import write_json
+from preprocessing.common.webpage import thumbnail
+from preprocessing.qc.counts import Counts, Expected
+from preprocessing.status import StageProblem, Status, Total
+from preprocessing.store.bags import write_bag
+from smmil.artifacts.chosen_runs import ChosenRun
+from smmil.evaluate.__main__ import main as evaluate_main
+from smmil.figures import bag_maps as maps
+from smmil.figures import map_panels
+from smmil.figures.__main__ import main as figures_main
+from smmil.figures.bag_maps import select_bags
+from smmil.figures.map_panels import montage_with_bars, paint
+from smmil.figures.plotting import CONTINUOUS, NEUTRAL, POSITIVE, min_max, percentile_rank
+from smmil.maps import main as maps_main
+from smmil.report import page as report
+from smmil.report.__main__ import main as report_main
+from smmil.report.sections import Inputs, Maps, run_groups
+from smmil.tables import __main__ as tables
+from tests.helpers.pages import Page, put_slide
+from tests.helpers.predictions import BAGS, metrics_object, part, write_index, write_run
+
+LAYOUT = {
+    "datasets": [{"name": "toy", "title": "Toy <1>", "encoder": "resnet18"}],
+    "methods": ["smap_early", "abmil", "clam"],
+}
+
+
+def test_painted_tiles_average_where_they_overlap_and_stay_empty_elsewhere() -> None:
+    painted = paint(np.array([[0, 0], [1, 0], [0, 2]]), 2.0, np.array([1.0, 3.0, np.nan]), (3, 4))
+    assert painted[0].tolist()[:3] == [1, 2, 3] and np.isnan(painted[0, 3]) and np.isnan(painted[2]).all()
+
+
+def test_scales_by_hand() -> None:
+    assert min_max(np.array([2.0, 4, 3])).tolist() == [0, 1, 0.5] and min_max(np.ones(2)).tolist() == [0.5, 0.5]
+    assert percentile_rank(np.array([10.0, 20, 20, 30])).tolist() == [0, 0.5, 0.5, 1]
+    assert percentile_rank(np.array([7.0])).tolist() == [0.5]
+
+
+def test_bags_to_show_are_highest_and_median_lesion_share_and_a_middling_negative() -> None:
+    bags = [(f"p{k}", "test", 1, 0.0, [0.0] * 10, [1] * k + [0] * (10 - k)) for k in (1, 2, 5, 8, 9)]
+    bags += [(f"n{k}", "test", 0, 0.0, [0.0] * k, [0] * k) for k in (2, 5, 9)]
+    assert select_bags(part(bags), 3) == ["p9", "p5", "n5"]
+    assert select_bags(part(bags[::-1]), 3) == ["p9", "p5", "n5"]
+    assert select_bags(part(bags[:2]), 3) == ["p2", "p1"] and select_bags(part(bags[5:]), 2) == ["n5", "n2"]
+    assert len(set(select_bags(part(bags), 8))) == 8
+
+
+def test_bars_lie_below_their_slices() -> None:
+    layout = {"cell_px": 8, "columns": 2, "slices": [0, 2]}
+    colours = np.zeros((1, 3, 3))
+    colours[0, 2] = (1, 0, 0)
+    wide = montage_with_bars(np.full((8, 16, 3), 7, np.uint8), layout, colours)
+    assert (wide[:8] == 7).all() and wide.shape[0] > 8
+    assert wide[11, 4].tolist() == [0, 0, 0] and wide[11, 12].tolist() == [255, 0, 0]
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """Two methods on the bags of `tests.helpers.predictions`, as slides, with metrics, logs and a contact sheet."""
+    for bag_id, _, _, _, scores, labels in BAGS:
+        put_slide(tmp_path / "instances", bag_id, len(scores), sum(labels))
+    for method in ("abmil", "smap_early"):
+        folder = tmp_path / "predictions" / "resnet18" / method
+        run = write_run(folder, method=method, random_weights=True)
+        index = write_index(folder, [run])
+        out = tmp_path / "metrics" / "resnet18" / f"{method}.json"
+        assert evaluate_main(["--index", str(index), "--out", str(out), "--resamples", "10"]) == 0
+        runs = tmp_path / "runs" / "resnet18" / method
+        (runs / run.stem).mkdir(parents=True)
+        rows = [
+            {
+                "epoch": e,
+                "loss": 1 / e,
+                "val_loss": 1.0,
+                "val_bag_auroc": 0.5,
+                "val_instance_auroc": None,
+                "kept": e < 3,
+            }
+            for e in (1, 2, 3)
+        ]
+        (runs / run.stem / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        summary = {"dataset": "toy", "encoder": "resnet18", "method": method, "training": {"epochs": 3}}
+        summary |= {"quirks": ["loader_shuffle"]}
+        write_json(runs / "runs.json", {**summary, "runs": [{"run": run.stem, "chosen": True, "best_epoch": 2}]})
+    return tmp_path
+
+
+@pytest.fixture
+def drawn_maps(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures of maps that were to be saved, instead of files."""
+    seen: list[Any] = []
+    monkeypatch.setattr(map_panels, "save", lambda figure, path: seen.append(figure))
+    return seen
+
+
+def files(results: Path, pattern: str) -> list[str]:
+    return [str(path) for path in sorted(results.glob(pattern))]
+
+
+def draw_maps(results: Path, *more: str) -> int:
+    given = ["--index", *files(results, "predictions/*/*/index.json"), "--metrics", *files(results, "metrics/*/*.json")]
+    where = ["--instances", str(results / "instances"), "--out", str(results / "maps")]
+    return maps_main(["--layout", json.dumps(PLAN), *where, *given, *more])
+
+
+def test_maps_draw_saved_predictions_twice_the_same(results: Path) -> None:
+    assert draw_maps(results) == 0
+    entry = json.loads((results / "maps" / "maps.json").read_text())
+    assert [one["bag_id"] for one in entry["maps"]] == ["t1", "t2", "t0"]
+    assert entry["maps"][0]["runs"] == ["smap_early/split1_lr0.0001", "abmil/split1_lr0.0001"]
+    assert "Random encoder weights" in entry["maps"][0]["caption"] and entry["command"].startswith(
+        "python -m smmil.maps"
+    )
+    first = (results / "maps" / "t1.png").read_bytes()
+    assert (results / "maps" / "t1.pdf").read_bytes()[:4] == b"%PDF"
+    assert json.loads((results / "maps" / "t1.json").read_text())["files"] == ["t1.png", "t1.pdf"]
+    assert first[:4] == b"\x89PNG" and draw_maps(results, "--bag-id", "t1") == 0
+    assert (results / "maps" / "t1.png").read_bytes() == first
+
+
+def test_an_expected_method_without_a_run_is_counted_under_every_map(results: Path, drawn_maps: list[Any]) -> None:
+    assert draw_maps(results) == 0
+    entry = json.loads((results / "maps" / "maps.json").read_text())
+    line = "1 of 3 methods have no run, and no map: CLAM."
+    assert entry["notes"] == [line] and all(line in one["notes"] for one in entry["maps"])
+    assert all("1 of 3 methods have no run" in figure._suptitle.get_text() for figure in drawn_maps)
+    for path in results.glob("metrics/*/*.json"):
+        path.unlink()
+    assert draw_maps(results) == 0
+    entry = read_record(Maps, results / "maps" / "maps.json")
+    assert entry.maps == [] and entry.notes[0].startswith("3 of 3 methods have no run") and len(drawn_maps) == 3
+    text = report.build_page("t", LAYOUT, Inputs(maps={Path("maps.json"): entry}), page=results / "x.html")
+    assert "3 of 3 methods have no run" in text
+
+
+@pytest.mark.parametrize(("area", "inverted"), [(0.0, True), (0.49, True), (0.5, False), (None, False)])
+def test_a_run_is_inverted_below_one_half_down_to_zero(area: float | None, inverted: bool) -> None:
+    run = ChosenRun("abmil", "split1", {"seed": 1, "run": "split1", "test": {"instance_auroc": area}}, None, False)  # type: ignore[arg-type]
+    assert bool(maps.inverted_runs([run])) == inverted
+
+
+def test_a_store_that_changed_after_training_is_refused(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put_slide(results / "instances", "t1", 7, 1)
+    assert draw_maps(results) == 2
+    assert "3 scores of bag t1, the store holds 7 instances" in capsys.readouterr().err
+
+
+def test_a_scan_is_drawn_as_curves_and_montage(results: Path, drawn_maps: list[Any]) -> None:
+    arrays = {
+        "coords": np.array([[0], [5], [10]], np.float32),
+        "grid": np.stack([np.arange(3), np.zeros(3)], axis=1).astype(np.int32),
+        "neighbors": np.array([[1, -1], [0, 2], [1, -1]], np.int32),
+        "coverage": np.array([1, 0, np.nan], np.float32),
+    }
+    write_bag(results / "instances" / "store", "t1", arrays, {"modality": "ct"}, schema="instances", key="k")
+    Image.new("RGB", (96, 32), (120, 120, 120)).save(results / "instances" / "thumbnails" / "t1.jpg", "JPEG")
+    layout = {"columns": 3, "cell_px": 32, "slices": [0, 1, 2]}
+    write_json(results / "instances" / "thumbnails" / "t1.json", {"montage": layout})
+    assert draw_maps(results, "--bag-id", "t1") == 0
+    *curves, montage, bar = drawn_maps[0].get_axes()
+    assert [ax.get_title("left").split("   ")[0] for ax in curves] == ["SmAP ◆", "ABMIL"]
+    for ax in curves:
+        # the stored scores of t1 over its slices, and the threshold from validation: the only one between .3 and .6
+        scores, threshold = ax.get_lines()
+        assert scores.get_xdata().tolist() == [0, 1, 2] and scores.get_ydata() == pytest.approx([0.8, 0.1, 0.95])
+        assert threshold.get_ydata()[0] == pytest.approx(json.loads(metrics_text(results))["splits"][0]["threshold"])
+        spans = {to_hex(span.get_facecolor()): span.get_x() + span.get_width() / 2 for span in ax.patches}
+        assert spans == {to_hex(POSITIVE): 0.0, to_hex(NEUTRAL): 2.0}
+        assert "logit +1.50 · AUROC 1.00" in ax.get_title("left")
+    # below the slices one bar per method from the lowest score of the scan (slice 1) to the highest (slice 2)
+    picture = montage.get_images()[0].get_array()
+    assert (picture[:32] == 120).all() and "SmAP ◆, ABMIL" in bar.get_xlabel()
+    lowest, highest = (np.round(255 * np.array(colormaps[CONTINUOUS](end)[:3])) for end in (0.0, 1.0))
+    thick = 8
+    for row in (32 + 2 + thick // 2, 32 + 2 + thick + thick // 2):
+        assert (picture[row, 48] == lowest).all() and (picture[row, 80] == highest).all()
+
+
+def metrics_text(results: Path) -> str:
+    """The metrics file of ABMIL; SmAP's holds the same numbers."""
+    return (results / "metrics/resnet18/abmil.json").read_text()
+
+
+PLAN = {
+    "splits": [1],
+    "datasets": [{"name": "toy", "title": "Toy", "encoder": "resnet18", "methods": ["abmil", "smap_early", "clam"]}],
+}
+
+
+def draw(results: Path, figure: str, out: Path) -> str:
+    given = ["--runs", *files(results, "runs/*/*/runs.json"), "--index", *files(results, "predictions/*/*/index.json")]
+    given += ["--metrics", *files(results, "metrics/*/*.json"), "--instances", f"toy={results / 'instances'}"]
+    given += ["--layout", json.dumps(PLAN), "--figure", figure]
+    assert figures_main([*given, "--out", str(out / f"{figure}.png")]) == 0
+    return str(out / f"{figure}.json")
+
+
+def test_the_picture_of_costs_has_a_panel_for_the_gpu_where_one_was_used(results: Path) -> None:
+    draw(results, "resources", results / "without")
+    for log in results.glob("runs/*/*/*/log.jsonl"):
+        rows = [
+            {**json.loads(line), "memory_mib": 900, "device_memory_mib": 70} for line in log.read_text().splitlines()
+        ]
+        log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    draw(results, "resources", results / "with")
+    with Image.open(results / "without/resources.png") as two, Image.open(results / "with/resources.png") as three:
+        assert three.width > 1.3 * two.width
+
+
+def make_report(results: Path, *more: str) -> str:
+    out = results / "report" / "report.html"
+    drawn = [draw(results, name, results / "figures") for name in ("fig4", "cd")]
+    drawn += [draw(results, name, results / "toy" / "figures") for name in ("curves", "histograms", "resources")]
+    (results / "tables").mkdir()
+    metrics, table = ["--metrics", *files(results, "metrics/*/*.json")], str(results / "tables" / "table1")
+    outputs = ["--out-html", f"{table}.html", "--out-csv", f"{table}.csv"]
+    assert tables.main(["--table", "table1", "--layout", json.dumps(LAYOUT), *metrics, *outputs]) == 0
+    inputs = [*metrics, "--figures", *drawn, "--tables", f"{table}.html"]
+    inputs += [
+        "--runs",
+        *files(results, "runs/*/*/runs.json"),
+        "--layout",
+        json.dumps(LAYOUT),
+        "--layouts",
+        json.dumps({"table1": LAYOUT}),
+        *more,
+    ]
+    assert report_main(["--title", "A & B", *inputs, "--out", str(out)]) == 0
+    return out.read_text()
+
+
+def test_report_is_one_well_formed_page_without_requests(results: Path) -> None:
+    draw_maps(results)
+    write_json(results / "status.json", asdict(failed_status("<b>bad</b>")))
+    more = ["--maps", str(results / "maps" / "maps.json"), "--status", str(results / "status.json")]
+    text = make_report(results, *more, "--warning", "Synthetic <slides>")
+    page = Page(text)
+    assert page.tags.count("img") == 5 + 3 and page.tags.count("h1") == 1 and "script" not in page.tags
+    pictures = [source for source in page.sources if source.startswith("data:image/webp")]
+    linked = [source for source in page.sources if not source.startswith(("data:image/", "#"))]
+    assert len(pictures) == 8 and "http" not in "".join(linked)
+    assert all((results / "report" / target).is_file() for target in linked)
+    assert "../figures/fig4.pdf" in linked and "../maps/t1.png" in linked and "../tables/table1.csv" in linked
+    assert "A &amp; B" in text and "Toy &lt;1&gt;" in text and "Synthetic &lt;slides&gt;" in text
+    assert "<b>bad" not in text and "&lt;b&gt;bad" in text and "Table 1. Localisation: instance level</h2>" in text
+    assert "Random encoder weights (toy)" in text and "as_written" in text
+    assert "1 of 3 runs are missing. Toy: CLAM (1)." in text
+    assert text.count("python -m smmil.maps") == 3 and text.count("python -m smmil.figures --runs") == 5
+    assert "<td>epochs 3</td><td>loader_shuffle</td>" in text
+    assert "snakemake table1</pre>" in text and "smap_early/split1_lr0.0001" in text and "split1_lr0.0001: 2" in text
+    assert len(text) < 600_000
+
+
+def test_report_lists_the_runs_behind_every_table_and_the_command_that_makes_it(tmp_path: Path) -> None:
+    other = {**metrics_object("toy", "abmil", {"bag_f1": [0.5, 0.5]}), "encoder": "resnet50"}
+    metrics = [metrics_object("toy", "abmil", {}, quirks=["eval_energy"]), other]
+    several = {**LAYOUT, "datasets": [{"name": "toy", "encoders": ["resnet18", "resnet50"]}], "methods": ["abmil"]}
+    pairs = {"datasets": [{"name": "toy", "encoder": "resnet18", "pairs": [["smap_early", "abmil"]]}], "splits": 1}
+    layouts = {"table1": LAYOUT, "table7": several, "comparisons": pairs}
+    paths = [tmp_path / f"{name}.html" for name in layouts]
+    for path in paths:
+        path.write_text("<h2>x</h2>")
+    text = report.build_page(
+        *("t", LAYOUT, Inputs(metrics=metrics, tables=paths)),
+        page=tmp_path / "x.html",
+        layouts=layouts,
+        configuration="--configfile a.yaml --config 'report={partial: true}'",
+        quirks=["sm_alpha_rule"],
+    )
+    Page(text)
+    assert "snakemake table7 --configfile a.yaml --config &#39;report={partial: true}&#39;</pre>" in text
+    sections = {name: text.split(f'<section id="{name}">')[1].split("</section>")[0] for name in (*layouts, "runs")}
+    assert "(3 runs)" in sections["table7"] and "toy / resnet50: ABMIL (2)" in sections["table7"]
+    assert "toy / resnet18: ABMIL (1)" in sections["table7"] and "SmAP" not in sections["table7"]
+    assert "toy / resnet18: SmAP ◆ (no run), ABMIL (1)" in sections["comparisons"]
+    # every pairing of any table with its encoder, and what is missing counted
+    assert "The 3 runs behind the tables" in text and "toy / resnet50 (2 runs)" in sections["runs"]
+    assert "2 of 4 trainings behind the tables have no result" in sections["runs"]
+    assert "toy/resnet18/smap_early, toy/resnet18/clam." in sections["runs"]
+    assert "<td>eval_energy, sm_alpha_rule</td>" in text
+
+
+def test_the_list_of_runs_tells_gated_from_ungated_under_the_quirk_too() -> None:
+    one = metrics_object("toy", "abmil", {"instance_auroc": [0.9]})
+    one["splits"][0]["gated"] = {"instance_auroc": 0.7}
+    # as smmil.evaluate.runs writes it where gating is in force: what is primary is the gated one
+    quirky = metrics_object("toy", "clam", {"instance_auroc": [0.6]}, quirks=["eval_gate_by_bag"])
+    quirky["splits"][0] |= {"gated": {"instance_auroc": 0.6}, "ungated": {"instance_auroc": 0.8}}
+    (rows,) = run_groups([one, quirky]).values()
+    assert [row[6:8] for row in rows] == [("0.900", "0.700"), ("0.800", "0.600")]
+
+
+def failed_status(reason: str) -> Status:
+    line = Total("instances", bags=7, ok=5, failed=2, instances=70, seconds=12.5)
+    problem = StageProblem("instances", "x", "failed", reason)
+    return Status("toy", 7, [line], replace(line, stage="all stages"), problems=[problem])
+
+
+def test_report_shows_the_state_of_preprocessing_where_it_is_known(tmp_path: Path) -> None:
+    text = report.build_page("t", LAYOUT, Inputs(status=[failed_status("cut off")]), page=tmp_path / "x.html")
+    Page(text)
+    assert "all stages" in text and "12.5" in text and "cut off" in text and "Bags that are not ok (1)" in text
+
+
+def test_maps_of_figures_5_and_12_are_drawn_from_stored_scores(results: Path) -> None:
+    entry = json.loads(Path(draw(results, "fig5", results / "figures")).read_text())
+    assert entry["runs"] == [f"toy/resnet18/{m}/split1_lr0.0001" for m in ("smap_early", "abmil")]
+    assert entry["missing"]["missing"] == 1 and "smallest to largest raw score" in entry["caption"]
+    # most of its instances positive
+    assert "Toy: bag t1." in entry["notes"]
+    put_slide(results / "instances", "t1", 7, 1)
+    given = ["--index", *files(results, "predictions/*/*/index.json"), "--metrics", *files(results, "metrics/*/*.json")]
+    given += ["--instances", f"toy={results / 'instances'}", "--layout", json.dumps(PLAN)]
+    assert figures_main(["--figure", "fig5", *given, "--out", str(results / "x.png")]) == 2
+
+
+def test_report_without_any_result_says_so(tmp_path: Path) -> None:
+    text = report.build_page("t", LAYOUT, Inputs(), page=tmp_path / "x.html")
+    Page(text)
+    assert "No metrics were given" in text and "No table was given" in text
+
+
+def test_a_file_of_another_kind_is_refused_with_its_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_json(tmp_path / "a.json", {"dataset": "toy"})
+    given = ["--layout", json.dumps(LAYOUT), "--out", str(tmp_path / "x.html")]
+    assert report_main([*given, "--figures", str(tmp_path / "a.json")]) == 2
+    error = capsys.readouterr().err
+    assert "a.json: " in error and "figure: Field required" in error
+    assert report_main([*given, "--tables", str(tmp_path / "table1.html")]) == 2
+    assert "table1.html: no such table" in capsys.readouterr().err
+
+
+def test_miniature_cohorts_and_failures_are_announced() -> None:
+    counts = Counts("c16", {"ok": 13, "failed": 1}, expected=[Expected("bags", 399, 14)])
+    lines = report.automatic_warnings([metrics_object("c16", "abmil", {})], [counts])
+    assert lines[0].startswith("Miniature cohorts (c16 14 bags)") and lines[1].startswith("Failed bags: c16 1")
+    whole = Counts("c16", {"ok": 399}, expected=[Expected("bags", 399, 399)])
+    assert report.automatic_warnings([], [whole]) == []
+
+
+def test_pictures_in_the_page_are_small(tmp_path: Path) -> None:
+    from PIL import Image
+
+    noise = np.random.default_rng(0).integers(0, 255, (500, 1500, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    source, width, height = thumbnail(tmp_path / "a.png")
+    assert (width, height) == (1000, 333) and source.startswith("data:image/webp")
+    assert len(source) < (tmp_path / "a.png").stat().st_size / 4
+    (tmp_path / "b.png").write_text("no")
+    with pytest.raises(ValueError, match="b.png: not a picture"):
+        thumbnail(tmp_path / "b.png")
+
+
+@pytest.mark.parametrize("module", ["evaluate", "tables", "maps", "figures", "report"])
+def test_help_loads_nothing_heavy(module: str, repository: Path) -> None:
+    heavy = ("torch", "matplotlib", "sklearn", "zarr", "cv2", "PIL")
+    code = f"import sys, smmil.{module}; print([name for name in {heavy} if name in sys.modules])"
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, capture_output=True, text=True, check=True, cwd=repository).stdout.strip()
+    assert found == "[]"

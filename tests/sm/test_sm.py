@@ -1,0 +1,295 @@
+"""Sm against its closed form, the measured fixtures, and its theory (paper, Equations 3 to 9)."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from smmil.sm.operator import (
+    Sm,
+    dirichlet_energy,
+    energy_reference,
+    exact_reference,
+    normalise_adjacency,
+    sm_exact,
+    sm_steps,
+    steps_reference,
+)
+from tests.helpers.graphs import dense_normalised, path, random_table, table
+
+F64 = torch.float64
+ALPHAS = [0.0, 0.1, 0.5, 0.7, 0.9]
+
+
+def graph(neighbors: Tensor):
+    return normalise_adjacency(neighbors, dtype=F64)
+
+
+def whole(n: int) -> Tensor:
+    return torch.tensor([0, n])
+
+
+def column(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=F64)[:, None]
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+def test_normalised_adjacency_equals_the_dense_definition():
+    for seed in range(5):
+        neighbors = random_table(15, seed)
+        torch.testing.assert_close(graph(neighbors).dense(), dense_normalised(neighbors))
+
+
+def test_matmul_equals_the_dense_product():
+    neighbors = random_table(20, 3)
+    u = randn(20, 4)
+    torch.testing.assert_close(graph(neighbors).matmul(u), dense_normalised(neighbors) @ u)
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_many_steps_converge_to_the_closed_form(alpha):
+    neighbors, u = random_table(30, 1), randn(30, 3)
+    exact = sm_exact(u, graph(neighbors), alpha, whole(30))
+    torch.testing.assert_close(sm_steps(u, graph(neighbors), alpha, 400), exact, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.5, 0.9])
+def test_exact_equals_the_inverse_of_equation_7(alpha):
+    neighbors, u = random_table(12, 2), randn(12, 3)
+    expected = exact_reference(u, dense_normalised(neighbors), alpha)
+    torch.testing.assert_close(sm_exact(u, graph(neighbors), alpha, whole(12)), expected)
+
+
+@pytest.mark.parametrize("T", [0, 1, 10])
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_steps_equal_equation_8_as_written(alpha, T):
+    neighbors, u = random_table(13, 5), randn(13, 3)
+    expected = steps_reference(u, dense_normalised(neighbors), alpha, T)
+    torch.testing.assert_close(sm_steps(u, graph(neighbors), alpha, T), expected)
+
+
+def test_energy_equals_equation_3_as_written():
+    neighbors, u = random_table(13, 5), randn(13, 3)
+    expected = energy_reference(u, dense_normalised(neighbors))
+    torch.testing.assert_close(dirichlet_energy(u, graph(neighbors)), expected)
+
+
+def test_exact_minimises_equation_5():
+    neighbors, u = random_table(10, 5), randn(10, 2)
+    g = sm_exact(u, graph(neighbors), 0.6, whole(10)).requires_grad_()
+    objective = 0.6 * dirichlet_energy(g, graph(neighbors)) + 0.4 * ((u - g) ** 2).sum()
+    (slope,) = torch.autograd.grad(objective, g)
+    torch.testing.assert_close(slope, torch.zeros_like(slope), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("T", [0, 1, 10])
+def test_alpha_zero_is_the_identity(T):
+    u = randn(9, 3)
+    torch.testing.assert_close(sm_steps(u, graph(random_table(9, 0)), 0.0, T), u, rtol=1e-15, atol=0)
+
+
+def test_zero_steps_are_the_identity():
+    u = randn(9, 3)
+    assert torch.equal(sm_steps(u, graph(random_table(9, 0)), 0.7, 0), u)
+
+
+def test_two_nodes_fixture():
+    two = graph(path(2))
+    third = torch.tensor([[2 / 3, 1 / 3], [1 / 3, 2 / 3]], dtype=F64)
+    torch.testing.assert_close(sm_exact(torch.eye(2, dtype=F64), two, 0.5, whole(2)), third)
+    assert sm_steps(column(1, -1), two, 0.5, 10)[0, 0].item() == pytest.approx(0.333984375, abs=1e-12)
+
+
+@pytest.mark.parametrize(("alpha", "exact", "ten"), [(0.1, 0.818182, 0.818182), (0.9, 0.052632, 0.382959)])
+def test_fixed_alpha_is_not_swapped_with_one_minus_alpha(alpha, exact, ten):
+    two, u = graph(path(2)), column(1, -1)
+    assert sm_exact(u, two, alpha, whole(2))[0, 0].item() == pytest.approx(exact, abs=1e-6)
+    assert sm_steps(u, two, alpha, 10)[0, 0].item() == pytest.approx(ten, abs=1e-6)
+
+
+def test_three_path_fixture():
+    expected = torch.tensor(
+        [[0.583333, 0.235702, 0.083333], [0.235702, 0.666667, 0.235702], [0.083333, 0.235702, 0.583333]], dtype=F64
+    )
+    solved = sm_exact(torch.eye(3, dtype=F64), graph(path(3)), 0.5, whole(3))
+    torch.testing.assert_close(solved, expected, rtol=0, atol=1e-6)
+
+
+def test_six_path_fixtures():
+    six = graph(path(6))
+    ones = [0.876677, 1.065402, 1.021801, 1.021801, 1.065402, 0.876677]
+    first = [0.577352, 0.218786, 0.058644, 0.015789, 0.004511, 0.001595]
+    e1 = column(1, 0, 0, 0, 0, 0)
+    for u, expected in ((torch.ones(6, 1, dtype=F64), ones), (e1, first)):
+        torch.testing.assert_close(sm_exact(u, six, 0.5, whole(6)), column(*expected), rtol=0, atol=1e-6)
+
+
+def test_the_square_root_of_the_degree_is_the_fixed_signal():
+    neighbors = path(6)
+    signal = (neighbors >= 0).sum(1).to(F64).sqrt()[:, None]
+    torch.testing.assert_close(sm_steps(signal, graph(neighbors), 0.8, 10), signal)
+
+
+@pytest.mark.parametrize(("alpha", "expected"), [(0.5, 0.705000), (0.9, 0.135279)])
+def test_energy_bound_of_equation_9(alpha, expected):
+    six = graph(path(6))
+    eigenvalues = torch.linalg.eigvalsh(torch.eye(6, dtype=F64) - six.dense())
+    shrink = (1 + alpha / (1 - alpha) * eigenvalues[1:]) ** -2
+    assert shrink.max().item() == pytest.approx(expected, abs=1e-6)
+    u = randn(6, 4)
+    smoothed = sm_exact(u, six, alpha, whole(6))
+    assert dirichlet_energy(smoothed, six) <= shrink.max() * dirichlet_energy(u, six) * (1 + 1e-12)
+
+
+@pytest.mark.parametrize(("f", "expected"), [((1, 0, 0), 1.0), ((1, 2, 3), 2.686292)])
+def test_dirichlet_energy_fixtures(f, expected):
+    assert dirichlet_energy(column(*f), graph(path(3))).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_response_on_an_eigenvector_is_the_geometric_sum():
+    neighbors, alpha, T = random_table(14, 4), 0.7, 10
+    mu, vectors = torch.linalg.eigh(dense_normalised(neighbors))
+    a = alpha * mu
+    response = a**T + (1 - alpha) * torch.where(a == 1, T * torch.ones_like(a), (1 - a**T) / (1 - a))
+    torch.testing.assert_close(sm_steps(vectors, graph(neighbors), alpha, T), vectors * response)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(1, 20),
+    seed=st.integers(0, 10_000),
+    p=st.floats(0, 1),
+    alpha=st.floats(0, 0.99),
+    T=st.integers(0, 15),
+)
+def test_steps_never_raise_the_energy_and_commute_with_permutations(n, seed, p, alpha, T):
+    neighbors, u = random_table(n, seed, p), randn(n, 2, seed=seed)
+    g, smoothed = graph(neighbors), sm_steps(u, graph(neighbors), alpha, T)
+    assert dirichlet_energy(smoothed, g) <= dirichlet_energy(u, g) * (1 + 1e-9) + 1e-12
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    inverse = torch.argsort(order)
+    renumbered = torch.where(neighbors[order] >= 0, inverse[neighbors[order].clamp(min=0)], -1)
+    torch.testing.assert_close(sm_steps(u[order], graph(renumbered), alpha, T), smoothed[order])
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_batch_of_two_bags_equals_the_bags_apart(exact):
+    a, b = random_table(7, 1), random_table(5, 2)
+    width = max(a.shape[1], b.shape[1])
+
+    def widen(t: Tensor, shift: int) -> Tensor:
+        padded = torch.nn.functional.pad(t, (0, width - t.shape[1]), value=-1)
+        return torch.where(padded >= 0, padded + shift, -1)
+
+    both, u = torch.cat([widen(a, 0), widen(b, 7)]), randn(12, 3)
+    offsets = torch.tensor([0, 7, 12])
+
+    def smooth(u: Tensor, neighbors: Tensor, offsets: Tensor) -> Tensor:
+        return sm_exact(u, graph(neighbors), 0.6, offsets) if exact else sm_steps(u, graph(neighbors), 0.6)
+
+    expected = torch.cat([smooth(u[:7], a, whole(7)), smooth(u[7:], b, whole(5))])
+    torch.testing.assert_close(smooth(u, both, offsets), expected)
+
+
+def test_an_isolated_node_is_left_alone():
+    u = randn(4, 2)
+    smoothed = sm_steps(u, graph(table([(0, 1), (1, 2)], 4)), 0.9, 10)
+    torch.testing.assert_close(smoothed[3], u[3])
+    assert not torch.allclose(smoothed[0], u[0])
+
+
+def test_a_bag_without_any_edge_is_left_alone():
+    u = randn(3, 2)
+    torch.testing.assert_close(sm_steps(u, graph(torch.empty(3, 0, dtype=torch.int64)), 0.9, 10), u)
+
+
+@pytest.mark.parametrize("T", [0, 1, 4])
+def test_gradients_in_u_and_alpha(T):
+    g, alpha = graph(random_table(6, 7)), torch.tensor(0.6, dtype=F64, requires_grad=True)
+    u = randn(6, 2).requires_grad_()
+    assert torch.autograd.gradcheck(lambda u, a: sm_steps(u, g, a, T), (u, alpha))
+
+
+def test_gradients_of_the_exact_solve():
+    g, alpha = graph(random_table(5, 7)), torch.tensor(0.6, dtype=F64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda u, a: sm_exact(u, g, a, whole(5)), (randn(5, 2).requires_grad_(), alpha))
+
+
+def test_closed_form_gradients_equal_autograd_through_the_steps():
+    neighbors = random_table(11, 8)
+    dense, g = dense_normalised(neighbors), graph(neighbors)
+    results = []
+    for closed in (True, False):
+        u, alpha = randn(11, 3).requires_grad_(), torch.tensor(0.8, dtype=F64, requires_grad=True)
+        out = sm_steps(u, g, alpha) if closed else steps_reference(u, dense, alpha)
+        results.append(torch.autograd.grad((out**3).sum(), (u, alpha)))
+    for ours, autograd in zip(*results, strict=True):
+        torch.testing.assert_close(ours, autograd)
+
+
+def test_half_precision_is_smoothed_in_float32():
+    neighbors, u = random_table(10, 1), randn(10, 3).bfloat16()
+    single = normalise_adjacency(neighbors)
+    for smooth in (lambda u: sm_steps(u, single, 0.6), lambda u: sm_exact(u, single, 0.6, whole(10))):
+        assert torch.equal(smooth(u), smooth(u.float()).bfloat16())
+
+
+def test_weighted_edges_enter_the_normalisation():
+    neighbors = path(3)
+    weight = torch.tensor([[2.0, 0.0], [2.0, 5.0], [5.0, 0.0]], dtype=F64)
+    a = torch.tensor([[0, 2, 0], [2, 0, 5], [0, 5, 0]], dtype=F64)
+    d = a.sum(1)
+    got = normalise_adjacency(neighbors, weight, dtype=F64).dense()
+    torch.testing.assert_close(got, a / torch.sqrt(d[:, None] * d))
+
+
+def test_trainable_alpha_starts_at_one_half_and_is_a_sigmoid():
+    sm = Sm()
+    assert sm.alpha.item() == 0.5
+    with torch.no_grad():
+        sm.a.fill_(2.0)
+    assert sm.alpha.item() == pytest.approx(1 / (1 + math.exp(-2)))
+
+
+def test_module_equals_the_functions_and_fixed_alpha_has_no_parameter():
+    neighbors, u = random_table(8, 0), randn(8, 2)
+    g = graph(neighbors)
+    torch.testing.assert_close(Sm(0.3)(u, g, whole(8)), sm_steps(u, g, 0.3, 10))
+    torch.testing.assert_close(Sm(0.3, "exact")(u, g, whole(8)), sm_exact(u, g, 0.3, whole(8)))
+    assert not list(Sm(0.3).parameters())
+
+
+def test_torchmil_agrees_where_it_is_right():
+    from torchmil.nn import Sm as Peer
+
+    neighbors, u = random_table(25, 6), randn(25, 3)
+    dense = dense_normalised(neighbors)
+    for mode, alpha in (("exact", 0.1), ("exact", 0.9), ("approx", 0.5)):
+        peer = Peer(alpha=alpha, num_steps=10, mode=mode)
+        ours = Sm(alpha, "exact" if mode == "exact" else 10)(u, graph(neighbors), whole(25))
+        torch.testing.assert_close(
+            ours, peer(u[None], dense[None])[0], rtol=0, atol=1e-6
+        )  # the peer keeps alpha in float32
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Sm(1.0), r"alpha: found 1\.0"),
+        (lambda: Sm("learned"), "alpha: found 'learned'"),
+        (lambda: Sm(0.5, -1), "T: found -1"),
+        (lambda: sm_steps(torch.zeros(3), normalise_adjacency(path(3)), 0.5), r"u: found shape \(3,\)"),
+        (lambda: sm_steps(torch.zeros(4, 1), normalise_adjacency(path(3)), 0.5), r"expected \(3, D\)"),
+        (lambda: normalise_adjacency(torch.tensor([[5]])), "largest index 5"),
+        (lambda: sm_exact(torch.zeros(9, 1), normalise_adjacency(path(9)), 0.5, whole(9), max_nodes=8), "at most 8"),
+    ],
+)
+def test_bad_arguments_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,0 +1,291 @@
+"""Tables 1 and 2 and ranks against hand-made metrics: cells, ties, missing runs, spread, the sign-aware section."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smmil.config.layouts import TableLayout
+from smmil.config.methods import GROUPS, METHODS
+from smmil.config.quirks import QUIRKS
+from smmil.evaluate.ranks import mean_ranks, places, rank_column
+from smmil.tables.__main__ import main
+from smmil.tables.build import build_table
+from smmil.tables.records import Cell, Column, Row, Table
+from smmil.tables.text import cell_text
+from tests.helpers.predictions import metrics_object
+
+KEYS: dict[str, Any] = {
+    "datasets": [
+        {"name": "rsna", "title": "RSNA", "encoder": "resnet18"},
+        {"name": "c16", "title": "CAMELYON16", "encoder": "resnet18"},
+    ],
+    "methods": ["smap_early", "abmil", "clam", "smtap"],
+}
+LAYOUT = TableLayout.parse(KEYS)
+
+
+def column(kind: str = "mean", metric: str = "instance_auroc") -> Column:
+    """A column over one pairing."""
+    return Column("", "", kind, (metric,), (("rsna", "resnet18"),), "")
+
+
+def rows(table: Table, section: int = 0) -> dict[str, Row]:
+    """The rows of one section by method."""
+    return {row.method: row for row in table.sections[section].rows}
+
+
+def texts(table: Table, key: str, method: str) -> list[str]:
+    """How the cells of one row read, in the section of this key."""
+    i = [section.key for section in table.sections].index(key)
+    cells = rows(table, i)[method].cells
+    return [cell_text(c, cell, table.n_splits) for c, cell in zip(table.sections[i].columns, cells, strict=True)]
+
+
+def with_values(metrics: dict[str, Any], **values: list[float | None]) -> dict[str, Any]:
+    """Adds test metrics to the splits of a metrics object."""
+    for name, own in values.items():
+        for split, value in zip(metrics["splits"], own, strict=True):
+            split["test"][name] = value
+    return metrics
+
+
+def test_tied_methods_share_the_average_rank() -> None:
+    assert rank_column([0.9, 0.8, 0.8, 0.1]) == [1, 2.5, 2.5, 4]
+    assert rank_column([0.5, None, 0.7]) == [2, None, 1]
+
+
+def test_six_columns_of_first_and_second_places_give_eleven_sixths() -> None:
+    columns = [[2.0, 1.0]] + [[1.0, 2.0]] * 5
+    assert mean_ranks(columns)[0] == pytest.approx(11 / 6)
+    assert f"{11 / 6:.3f}" == "1.833"
+
+
+def test_a_method_with_an_empty_cell_has_no_mean_rank_and_empty_columns_do_not_count() -> None:
+    assert mean_ranks([[0.9, 0.8, None], [None, None, None], [0.1, 0.2, 0.3]]) == [(1 + 3) / 2, (2 + 2) / 2, None]
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from([0.1, 0.2, 0.3, 0.4]), min_size=1, max_size=8))
+def test_ranks_sum_to_the_triangle_number_and_equal_scipy(values: list[float]) -> None:
+    from scipy.stats import rankdata
+
+    ranks = rank_column(values)
+    assert ranks == rankdata([-v for v in values]).tolist()
+    assert sum(r for r in ranks if r is not None) == len(values) * (len(values) + 1) / 2
+
+
+def test_marks_share_the_better_place_and_need_company() -> None:
+    assert places([0.9, 0.9, 0.8]) == [1, 1, 3]
+    assert places([1.5, 2.0, None], larger=False) == [1, 2, None]
+    assert places([0.9, None]) == [None, None]
+    assert places([0.0, 0.0, 0.0]) == [None, None, None]
+
+
+def test_cells_show_mean_and_sample_deviation() -> None:
+    # mean .8, deviation sqrt((.01 + 0 + .01) / 2) = .1
+    assert cell_text(column(), Cell((0.7, 0.8, 0.9), 3), 3) == "0.800 ± 0.100"
+    assert cell_text(column(), Cell((0.7,), 1), 1) == "0.700 ± -"
+    assert cell_text(column(), Cell((0.7, 0.9), 2), 5) == "0.800 ± 0.141 [2]"
+    assert cell_text(column(), Cell(), 5) == ""
+    assert cell_text(column(), Cell(applies=False), 5) == "–"
+    assert cell_text(column("difference"), Cell((0.1, 0.3)), 2) == "+0.200 ± 0.141"
+    assert cell_text(column("difference"), Cell((-0.1, -0.1)), 2) == "-0.100 ± 0.000"
+
+
+def test_energies_have_three_digits_and_no_point_at_the_end() -> None:
+    energy = column(metric="dirichlet_raw")
+    assert cell_text(energy, Cell((123.4,), 1), 1) == "123 ± -"
+    assert cell_text(energy, Cell((0.0, 400.0), 2), 2) == "200 ± 283"
+    assert cell_text(energy, Cell((2.0, 2.0), 2), 2) == "2.00 ± 0.00"
+    assert cell_text(column("spread", "dirichlet_raw"), Cell((100.0, 999.0), 2, larger=False), 2) == "550 / 999"
+    assert cell_text(energy, Cell((1000.0, 2820.0), 2), 2) == "1910 ± 1287"
+    assert cell_text(energy, Cell((999.7, 2e6), 2), 2) == "1.00e+06 ± 1.41e+06"
+    assert cell_text(column("difference", "dirichlet_raw"), Cell((1234.0, 1234.0), 2), 2) == "+1234 ± 0.00"
+
+
+def test_spread_is_median_worst_and_inverted_runs() -> None:
+    cell = Cell((0.9, 0.2, 0.8, 0.5, 0.4), 5)
+    # sorted .2 .4 .5 .8 .9; .2 and .4 lie below a half, .5 does not
+    assert (cell.median, cell.worst, cell.below_half) == (0.5, 0.2, 2)
+    assert cell_text(column("spread"), cell, 5) == "0.500 / 0.200 / 2"
+    assert cell_text(column("spread", "instance_f1"), cell, 6) == "0.500 / 0.200 [5]"
+    assert Cell((3.0, 9.0), larger=False).worst == 9
+
+
+def metrics() -> list[dict[str, Any]]:
+    return [
+        metrics_object("rsna", "smap_early", {"instance_auroc": [0.9, 0.7], "instance_f1": [0.5, 0.5]}),
+        metrics_object("rsna", "abmil", {"instance_auroc": [0.8, 0.8], "instance_f1": [0.6, 0.6]}),
+        metrics_object("c16", "smap_early", {"instance_auroc": [0.4, None], "instance_f1": [0.3, 0.1]}),
+        metrics_object("c16", "abmil", {"instance_auroc": [0.2, 0.3], "instance_f1": [0.1, 0.1]}),
+        metrics_object("rsna", "smtap", {"instance_auroc": [0.6, 0.8], "instance_f1": [0.2, 0.2]}),
+    ]
+
+
+def test_table_by_hand_with_ties_missing_runs_and_undefined_splits() -> None:
+    table = build_table("table1", metrics(), LAYOUT)
+    found = rows(table)
+    assert list(table.sections[0].blocks) == list(GROUPS)
+    # rsna AUROC .8 tie (1.5 each, nothing to mark), F1 2 and 1; c16 AUROC 1 and 2, F1 1 and 2
+    assert found["smap_early"].cells[-1].mean == pytest.approx((1.5 + 2 + 1 + 1) / 4)
+    assert found["abmil"].cells[-1].mean == pytest.approx((1.5 + 1 + 2 + 2) / 4)
+    assert found["smap_early"].places == (None, 2, 1, 1, 1)
+    assert found["clam"].cells[-1].mean is None and found["clam"].cells[0].values == ()
+    # alone in its group: ranked 1 where it has values; c16 is empty for the whole group and does not count
+    assert found["smtap"].cells[-1].mean == 1 and found["smtap"].places == (None,) * 5
+    notes = "\n".join(table.notes)
+    assert "6 of 16 cells are empty. RSNA: CLAM (no metrics file); CAMELYON16: CLAM, SmTAP (no metrics file)." in notes
+    assert "Fewer than 2 splits, number in brackets: SmAP CAMELYON16 AUROC 1." in notes
+    inverted = "SmAP on CAMELYON16 (split 1); ABMIL on CAMELYON16 (split 1, 2)."
+    # 9 defined values: five times two less one undefined
+    assert f"Inverted runs, instance AUROC < 0.5: 3 of 9, in: {inverted}" in notes
+    assert "Protocol: as_written" in notes and "threshold" in notes and "RANDOM" not in notes
+
+
+def test_the_sign_aware_score_has_a_section_of_its_own_and_leaves_the_papers_alone() -> None:
+    plain = metrics()
+    without = build_table("table1", plain, LAYOUT)
+    more: dict[str, list[float | None]] = {f"instance_{name}": [0.5, 0.5] for name in ("auprc", "froc", "dice")}
+    signed = [
+        with_values(one, signed_instance_auroc=[0.95, 0.85], signed_instance_f1=[0.1 * i, 0.1 * i], **more)
+        for i, one in enumerate(metrics())
+    ]
+    table = build_table("table1", signed, LAYOUT)
+    beside = ["spread", "signed", "signed-spread", "more", "more-spread"]
+    assert [section.key for section in table.sections] == ["", *beside]
+    assert [section.key for section in without.sections] == ["", "spread", "signed", "more"]
+    assert table.sections[0] == without.sections[0]
+    # .95 and .85: median .9, none inverted
+    assert texts(table, "signed-spread", "smap_early")[0] == "0.900 / 0.850 / 0"
+    assert texts(table, "more-spread", "smap_early")[0] == "0.500 / 0.500"
+    assert rows(table, 2)["smap_early"].cells[0].mean == pytest.approx(0.9)
+    # F1 0 against .1 on rsna, .2 against .3 on c16; AUROC is equal
+    assert rows(table, 2)["abmil"].cells[-1].mean == pytest.approx((1.5 + 1 + 1.5 + 1) / 4)
+    # five files without the sign-aware score (two metrics) and the further ones (three): counted, with the reason
+    notes = "\n".join(without.notes)
+    assert "Beside the paper's table, 25 of 25 values are missing." in notes
+    assert "signed_instance_auroc: SmAP, ABMIL, SmTAP (not in the metrics file)" in notes
+    assert "Beside" not in "\n".join(table.notes)
+
+
+def test_a_low_agreement_of_the_sign_aware_score_is_told_by_run() -> None:
+    found = [with_values(one, signed_instance_auroc=[0.3, 0.9]) for one in metrics()]
+    for one in found:
+        for split, agreement in zip(one["splits"], (0.9, 0.71 if one["method"] != "abmil" else -0.6), strict=True):
+            split["signed_agreement"] = agreement
+    table = build_table("table1", found, LAYOUT)
+    low = next(note for note in table.notes if note.startswith("Sign-aware score not to be trusted"))
+    # r = .71 explains 50.4 % of the variance
+    assert "2 of 10, in: ABMIL on CAMELYON16 (split 2); ABMIL on RSNA (split 2)." in low
+    assert rows(table, 2)["abmil"].cells[0].agreement == (0.9, -0.6)
+    assert rows(table)["abmil"].cells[0].agreement == ()
+    bag = build_table("table2", found, LAYOUT)
+    assert not [note for note in bag.notes if "Sign-aware" in note]
+
+
+def test_the_protocol_line_names_the_quirks_that_differ_from_the_preset() -> None:
+    def lines(protocol: str, quirks: list[str]) -> tuple[Table, str]:
+        found = [{**one, "protocol": protocol, "quirks": quirks} for one in metrics()]
+        table = build_table("table1", found, LAYOUT)
+        return table, next(note for note in table.notes if note.startswith("Protocol"))
+
+    assert lines("as_written", [])[1] == "Protocol: as_written (the paper's text)."
+    table, line = lines("as_written", ["eval_gate_by_bag"])
+    assert line == "Protocol: as_written (the paper's text) with eval_gate_by_bag."
+    assert table.protocol == "as_written with eval_gate_by_bag"
+    assert any(note.startswith("Instance AUROC: gated instance scores") for note in table.notes)
+    assert not any("ungated" in note for note in table.notes)
+    assert lines("as_released", sorted(QUIRKS))[1] == "Protocol: as_released (the released code)."
+    most = sorted(set(QUIRKS) - {"train_lr", "softmax"})
+    assert lines("as_released", most)[1] == "Protocol: as_released (the released code) without softmax, train_lr."
+
+
+def test_rows_of_different_quirks_are_refused_and_equal_ones_are_not() -> None:
+    one, other = ({**found, "quirks": []} for found in metrics()[:2])
+    build_table("table1", [one, other], LAYOUT)
+    with pytest.raises(ValueError, match="as_written with eval_energy.*expected one per table"):
+        build_table("table1", [one, {**other, "quirks": ["eval_energy"]}], LAYOUT)
+
+
+def test_a_missing_interval_is_told_and_a_present_one_is_not() -> None:
+    found = [with_values(one, bag_auprc=[0.5, 0.5], bag_ece=[0.1, 0.1]) for one in metrics()]
+    for one in found[:3]:
+        one["bootstrap"]["intervals"]["bag_ece"] = [0.0, 0.2]
+    notes = build_table("table2", found, LAYOUT).notes
+    assert "No bootstrap interval in the CSV: bag_auprc (5 of 5 cells), bag_ece (2 of 5 cells)." in notes
+
+
+def test_a_calibration_error_is_better_when_it_is_smaller() -> None:
+    found = [with_values(one, bag_ece=[e, e]) for one, e in zip(metrics()[:2], (0.3, 0.1), strict=True)]
+    table = build_table("table2", found, TableLayout.parse({**KEYS, "datasets": KEYS["datasets"][:1]}))
+    cells = {row.method: row for row in table.sections[1].blocks[GROUPS[0]]}
+    assert [column.label for column in table.sections[1].columns] == ["AUPRC", "ECE"]
+    assert (cells["smap_early"].places[1], cells["abmil"].places[1]) == (2, 1)
+    assert any(note.startswith("Bag calibration error") for note in table.notes)
+
+
+def test_two_encoders_of_one_dataset_are_two_columns_not_one() -> None:
+    layout = {"datasets": [{"name": "rsna", "encoders": ["resnet18", "vit_b_32"]}], "methods": ["abmil"]}
+    other = metrics_object("rsna", "abmil", {"instance_auroc": [0.1]}, encoder="vit_b_32")
+    table = build_table("table7", [metrics()[1], other], TableLayout.parse(layout))
+    assert [cell.mean for cell in rows(table)["abmil"].cells] == [0.8, 0.1]
+    assert [c.head for c in table.sections[0].columns] == ["ResNet18", "ViT-B-32"]
+
+
+def test_random_encoders_are_noted_first() -> None:
+    random = [{**one, "random_weights": one["dataset"] == "rsna"} for one in metrics()]
+    table = build_table("table1", random, LAYOUT)
+    assert table.notes[0].startswith("† RANDOM ENCODER WEIGHTS: the features of RSNA")
+    assert table.random_keys == {("rsna", "resnet18")}
+
+
+def test_mistakes_are_refused_with_the_key() -> None:
+    with pytest.raises(ValueError, match="protocols"):
+        build_table("table1", [metrics()[0], {**metrics()[1], "protocol": "as_released"}], LAYOUT)
+    with pytest.raises(ValueError, match="two files for rsna / resnet18 / abmil"):
+        build_table("table1", [metrics()[1]] * 2, LAYOUT)
+    with pytest.raises(ValueError, match="found no methods, expected datasets .*, methods"):
+        build_table("table1", [], TableLayout.parse({"datasets": KEYS["datasets"]}))
+    with pytest.raises(ValueError, match="found no datasets, expected datasets"):
+        build_table("table3", [], TableLayout.parse({"datasets": []}))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"methods": ["abmill"]}, "methods.0: .*expected a key of smmil.config.methods.METHODS, found 'abmill'"),
+        ({"typo": 1}, "typo: .*, found 1; expected datasets .*, methods"),
+        ({"datasets": [{"name": "rsna"}]}, "datasets.0.encoders: .*expected datasets \\(each with name, encoders"),
+        ({"datasets": [{"encoder": "x"}]}, "datasets.0.name: .*expected datasets"),
+        ({"datasets": 1}, "datasets: .*expected datasets"),
+    ],
+)
+def test_wrong_layouts_are_refused_with_the_key(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"--layout: {message}"):
+        TableLayout.parse({**KEYS, **keys})
+
+
+def test_metrics_that_no_cell_shows_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    build_table("table1", [*metrics(), metrics_object("rsna", "dsmil", {})], LAYOUT)
+    assert "rsna / resnet18 / dsmil are not in the layout" in caplog.text
+
+
+def test_every_method_stands_in_one_of_the_two_groups_and_names_are_unique() -> None:
+    assert {value[1] for value in METHODS.values()} == set(GROUPS)
+    assert len({value[0] for value in METHODS.values()}) == len(METHODS)
+
+
+def test_command_line_takes_layout_as_text_or_file_and_no_metrics_at_all(tmp_path: Path) -> None:
+    file = tmp_path / "layout.json"
+    file.write_text(LAYOUT.to_json())
+    texts = []
+    for name, layout in (("a", LAYOUT.to_json()), ("b", str(file))):
+        out = [text for kind in ("csv", "md", "tex") for text in (f"--out-{kind}", str(tmp_path / f"{name}.{kind}"))]
+        assert main(["--table", "table2", "--metrics", "--layout", layout, *out]) == 0
+        texts.append([(tmp_path / f"{name}.{kind}").read_text() for kind in ("csv", "md", "tex")])
+    assert texts[0] == texts[1] and all("16 of 16 cells are empty" in text for text in texts[0][1:])
+    with pytest.raises(ValueError, match="at least one"):
+        main(["--table", "table2", "--layout", LAYOUT.to_json()])

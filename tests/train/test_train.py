@@ -1,0 +1,268 @@
+"""Training jobs: stopped and resumed is never stopped, bit for bit; what is redone, and what is left behind."""
+
+import errno
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from preprocessing.common import files
+from smmil.artifacts.runs import load_state, read_log
+from smmil.train import __main__ as train
+from smmil.train import fit as training
+from smmil.train.fit import Fit
+from tests.helpers.train_helpers import make_dataset, register_noisy, signal_after, timeless, train_arguments
+
+ROOT = Path(__file__).resolve().parents[2]
+RUN = "split1_lr0.01"
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return make_dataset(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(autouse=True)
+def _noisy(monkeypatch):
+    from smmil.models import MODELS
+
+    monkeypatch.setattr("smmil.models.MODELS", MODELS)
+    register_noisy()
+    yield
+    MODELS.pop("noisy")
+
+
+@pytest.fixture(scope="module")
+def straight(dataset, tmp_path_factory):
+    """Two runs (learning rates) that nothing interrupted."""
+    register_noisy()
+    out = tmp_path_factory.mktemp("straight")
+    assert train.main(train_arguments(dataset, out, learning_rates=[0.01, 0.001])) == 0
+    return out
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    assert timeless(a / "log.jsonl") == timeless(b / "log.jsonl")
+    for name in ("best.safetensors", "direction.safetensors"):
+        assert (a / name).read_bytes() == (b / name).read_bytes()
+    assert (a / "done.json").read_bytes() == (b / "done.json").read_bytes()
+
+
+def test_same_seed_same_bits_and_another_seed_other_bits(dataset, straight, tmp_path):
+    assert train.main(train_arguments(dataset, tmp_path / "a", splits=[1, 2])) == 0
+    assert_same_run(tmp_path / "a" / RUN, straight / RUN)
+    other = (tmp_path / "a" / "split2_lr0.01" / "best.safetensors").read_bytes()
+    assert other != (straight / RUN / "best.safetensors").read_bytes()
+
+
+KILLED = """
+import os, signal, sys
+from smmil.artifacts import runs
+from smmil.train import __main__ as train
+from smmil.train import fit as training
+from tests.helpers.train_helpers import register_noisy
+register_noisy()
+append, seen = training.append_log, []
+def append_and_die(path, row):
+    append(path, row)
+    seen.append(row)
+    if len(seen) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+training.append_log = append_and_die
+train.main(sys.argv[1:])
+"""
+
+
+def test_killed_between_log_and_state_then_resumed_equals_never_killed(dataset, straight, tmp_path):
+    """SIGKILL after epoch 3 is in the log but not in the state: the row must not appear twice."""
+    arguments = train_arguments(dataset, tmp_path, learning_rates=[0.01, 0.001])
+    killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], cwd=ROOT, capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert len(read_log(tmp_path / RUN / "log.jsonl")) == 3
+    assert load_state(tmp_path / RUN / "state.pt")["cursor"]["epoch"] == 3
+    assert not (tmp_path / "runs.json").exists()
+    assert train.main(arguments) == 0
+    for run in (RUN, "split1_lr0.001"):
+        assert_same_run(tmp_path / run, straight / run)
+    assert (tmp_path / "runs.json").read_bytes() == (straight / "runs.json").read_bytes()
+
+
+def test_killed_at_any_moment_the_state_is_complete_and_the_run_ends_as_if_never_killed(dataset, tmp_path):
+    settings = {"epochs": 150, "threads": 1}
+    assert train.main(train_arguments(dataset, tmp_path / "straight", **settings)) == 0
+    arguments, state = train_arguments(dataset, tmp_path / "killed", **settings), tmp_path / "killed" / RUN / "state.pt"
+    program = (
+        "import sys\nfrom smmil.train import __main__ as train\n"
+        "from tests.helpers.train_helpers import register_noisy\nregister_noisy()\n"
+    )
+    random_numbers, reached = random.Random(0), 1
+    for _ in range(3):
+        command = [sys.executable, "-c", f"{program}train.main(sys.argv[1:])", *arguments]
+        job = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+        before = state.stat().st_mtime_ns if state.exists() else 0
+        while job.poll() is None and (state.stat().st_mtime_ns if state.exists() else 0) == before:
+            time.sleep(0.001)
+        time.sleep(random_numbers.uniform(0, 0.3))
+        job.kill()
+        job.wait()
+        if state.exists():
+            # A damaged state would be None, and the epochs of a state are never lost.
+            epoch, logged = load_state(state)["cursor"]["epoch"], len(read_log(state.parent / "log.jsonl"))
+            assert epoch >= reached and epoch - 1 <= logged <= epoch
+            reached = epoch
+    assert reached > 1
+    assert train.main(arguments) == 0
+    assert_same_run(tmp_path / "straight" / RUN, tmp_path / "killed" / RUN)
+
+
+def test_a_full_disk_ends_a_job_with_one_line_and_keeps_the_last_state(dataset, tmp_path, monkeypatch, capsys):
+    whole_file, written = files.whole_file, []
+
+    def full(path):
+        if path.name == "state.pt":
+            written.append(path)
+            if len(written) == 2:
+                raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return whole_file(path)
+
+    monkeypatch.setattr(files, "whole_file", full)
+    assert train.main(train_arguments(dataset, tmp_path)) == 1
+    error = capsys.readouterr().err
+    assert "error: cannot write" in error and "state.pt" in error and "Traceback" not in error
+    assert load_state(tmp_path / RUN / "state.pt")["cursor"]["epoch"] == 2
+    assert not (tmp_path / RUN / "done.json").exists()
+
+
+@pytest.mark.parametrize("batches", [1, 4, 5])
+def test_stopped_inside_an_epoch_by_a_signal_then_resumed_equals_never_stopped(
+    dataset, straight, tmp_path, monkeypatch, batches
+):
+    arguments = train_arguments(dataset, tmp_path, learning_rates=[0.01, 0.001])
+    signal_after(monkeypatch, batches, signal.SIGUSR1)
+    assert train.main(arguments) == 128 + signal.SIGUSR1
+    state = load_state(tmp_path / RUN / "state.pt")
+    # 8 training bags in batches of 3: three steps an epoch
+    position = (state["cursor"]["epoch"], state["cursor"]["step"])
+    assert position == (1 + batches // 3, batches % 3)
+    assert not (tmp_path / "runs.json").exists()
+    assert train.main(arguments) == 0
+    assert_same_run(tmp_path / RUN, straight / RUN)
+    assert not (tmp_path / RUN / "state.pt").exists()
+
+
+def test_a_crash_without_a_state_of_every_epoch_resumes_from_an_older_one(dataset, straight, tmp_path, monkeypatch):
+    arguments = train_arguments(dataset, tmp_path, checkpoint_every=2)
+    append, seen = training.append_log, []
+
+    def append_and_crash(path, row):
+        append(path, row)
+        seen.append(row)
+        if len(seen) == 4:
+            raise OSError("disk full")
+
+    monkeypatch.setattr(training, "append_log", append_and_crash)
+    with pytest.raises(OSError, match="disk full"):
+        train.main(arguments)
+    assert load_state(tmp_path / RUN / "state.pt")["cursor"]["epoch"] == 3
+    monkeypatch.setattr(training, "append_log", append)
+    assert train.main(arguments) == 0
+    assert [row["epoch"] for row in read_log(tmp_path / RUN / "log.jsonl")] == [1, 2, 3, 4]
+    assert_same_run(tmp_path / RUN, straight / RUN)
+
+
+@pytest.mark.parametrize(("seconds", "states"), [(0.0, [1, 2, 3, 4]), (2.0, [2, 4]), (2.5, [3, 4]), (60.0, [4])])
+def test_short_epochs_share_a_state(dataset, tmp_path, monkeypatch, seconds, states):
+    """A clock that goes one second an epoch; the last epoch leaves a state in any case."""
+    epoch, save, now, saved = Fit._epoch, Fit._save, [0], []
+
+    def a_second(fit):
+        now[0] += 1
+        return epoch(fit)
+
+    def noted(fit):
+        saved.append(fit.cursor.epoch - 1)
+        save(fit)
+
+    monkeypatch.setattr(Fit, "_epoch", a_second)
+    monkeypatch.setattr(Fit, "_save", noted)
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: now[0], perf_counter=lambda: 0.0))
+    assert train.main(train_arguments(dataset, tmp_path, checkpoint_seconds=seconds)) == 0
+    assert saved == states
+    assert [row["epoch"] for row in read_log(tmp_path / RUN / "log.jsonl")] == [1, 2, 3, 4]
+
+
+def test_finished_runs_are_not_touched_and_a_changed_setting_redoes_them(dataset, straight, tmp_path, monkeypatch):
+    arguments = train_arguments(dataset, tmp_path)
+    assert train.main(arguments) == 0
+    before = (tmp_path / RUN / "best.safetensors").stat().st_mtime_ns
+    listed = (tmp_path / "runs.json").read_bytes()
+    # the workflow removes a declared output before it reruns a rule
+    (tmp_path / "runs.json").unlink()
+    monkeypatch.setattr(train, "train_runs", lambda *_: pytest.fail("nothing was left to train"))
+    assert train.main(arguments) == 0
+    assert (tmp_path / "runs.json").read_bytes() == listed
+    # another threshold of instance labels, other threads: the weights stay
+    assert train.main(train_arguments(dataset, tmp_path, label_threshold=0.3, checkpoint_every=3)) == 0
+    monkeypatch.undo()
+    register_noisy()
+    assert train.main(train_arguments(dataset, tmp_path, warmup_epochs=1)) == 0
+    assert (tmp_path / RUN / "best.safetensors").stat().st_mtime_ns != before
+    assert [row["epoch"] for row in read_log(tmp_path / RUN / "log.jsonl")] == [1, 2, 3, 4]
+    assert read_log(tmp_path / RUN / "log.jsonl")[1]["lr"] == 0.01
+
+
+def test_what_a_run_leaves_behind(dataset, straight):
+    config = json.loads((straight / RUN / "config.json").read_text())
+    assert (config["seed"], config["learning_rate"], config["in_features"]) == (1, 0.01, 5)
+    assert len(config["split"].pop("bags_sha256")) == 64
+    assert config["split"] == {"train_bags": 8, "train_positive_bags": 4, "val_bags": 4, "val_positive_bags": 2}
+    assert config["random_weights"] is True and config["features"]["encoder"] == "tiny"
+    assert set(config["versions"]) == {"smmil", "python", "torch", "numpy"} and config["device"] == "cpu"
+    rows = read_log(straight / RUN / "log.jsonl")
+    expected = {"epoch", "lr", "loss", "loss_bce", "grad_norm", "val_loss", "val_loss_bce", "val_bag_auroc", "seconds"}
+    expected |= {"val_instance_auroc", "val_selection_bce", "val_score_entropy", "selection", "kept", "memory_mib"}
+    assert all(set(row) == expected for row in rows)
+    memory = [row["memory_mib"] for row in rows]
+    assert memory == sorted(memory) and 50 < memory[0] <= memory[-1] < 100_000
+    np.testing.assert_allclose([row["lr"] for row in rows], [0.001, 0.0055, 0.01, 0.01], rtol=1e-12)
+    kept = [row for row in rows if row["selection"] == max(r["selection"] for r in rows)][-1]
+    done = json.loads((straight / RUN / "done.json").read_text())
+    assert (done["best_epoch"], done["selection_score"]) == (kept["epoch"], kept["selection"])
+    listed = json.loads((straight / "runs.json").read_text())
+    assert [run["run"] for run in listed["runs"]] == [RUN, "split1_lr0.001"]
+    assert sum(run["chosen"] for run in listed["runs"]) == 1
+    best = max(listed["runs"], key=lambda run: (run["selection_score"], run["lr"]))
+    assert best["chosen"]
+    for path in straight.rglob("*.json*"):
+        assert str(dataset) not in path.read_text() and str(straight) not in path.read_text()
+
+
+def test_a_diverging_run_is_named_with_its_epoch(dataset, tmp_path, capsys):
+    assert train.main(train_arguments(dataset, tmp_path, learning_rates=[1e30], warmup_start=1)) == 2
+    error = capsys.readouterr().err
+    assert "error: run split1_lr1e+30, epoch 1:" in error and "nan" in error and "learning rate" in error
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"--method": "nomil"}, "method: found 'nomil'"),
+        ({"--config-json": '{"epoch": 3}'}, "--config-json: epoch: Extra inputs are not permitted (found 3)"),
+        ({"--config-json": "{"}, "--config-json: not JSON"),
+        ({"--learning-rates": "0.1,x"}, "--learning-rates: found '0.1,x'"),
+        ({"--splits": "1,1"}, "expected each once"),
+        ({"--config-json": '{"device": "abacus"}'}, "device: found 'abacus'"),
+        ({"--table": "t.csv"}, "expected one of the two"),
+    ],
+)
+def test_user_errors_are_one_line_and_exit_code_2(dataset, tmp_path, capsys, extra, message):
+    arguments = train_arguments(dataset, tmp_path)
+    assert train.main([*arguments, *(item for pair in extra.items() for item in pair)]) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,201 @@
+"""Training jobs: variants of a method, jobs cut into parts, TensorBoard beside the log."""
+
+import json
+import re
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from smmil.artifacts.runs import read_log
+from smmil.config.methods import WITH_GLOBAL, WITHOUT_GLOBAL, display_name, group_of
+from smmil.config.variants import Variant
+from smmil.train import __main__ as train
+from smmil.train import progress as live
+from smmil.train.specs import check_variant
+from tests.helpers.train_helpers import make_dataset, train_arguments
+from tests.helpers.workflows import ROOT, fake_raw, planned, write_config
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return make_dataset(tmp_path_factory.mktemp("tiny"))
+
+
+def listed(out: Path, name: str = "runs.json") -> dict:
+    return json.loads((out / name).read_text())
+
+
+# ---- variants
+
+
+@pytest.mark.parametrize(
+    ("variant", "shown"),
+    [
+        (Variant("smap_early", "alpha", 0.1), "SmAP, α = 0.1"),
+        (Variant("smap_early", "alpha", 1e-05), "SmAP, α = 1e-05"),
+        (Variant("smap_mid", "T", 20), "SmAP-mid, T = 20"),
+        (Variant("smap_early", "T", "exact"), "SmAP, T exact"),
+        (Variant("smtap", "spectral_norm", False), "SmTAP, no spectral norm"),
+        (Variant("smtap", "spectral_norm", True), "SmTAP, spectral norm"),
+        (Variant("dsmil", "q_dim", 64), "DSMIL, q_dim = 64"),
+    ],
+)
+def test_a_variant_is_shown_by_its_method_and_argument(variant, shown):
+    assert display_name(variant.name) == shown
+    assert re.fullmatch("[a-z0-9_]+", variant.name)
+
+
+def test_a_variant_stands_in_the_group_of_its_method():
+    assert group_of("smap_early__alpha_0p1") == WITHOUT_GLOBAL and group_of("smtap__t_5") == WITH_GLOBAL
+    assert display_name("unheard_of") == "unheard_of" and display_name("smap_early") == "SmAP"
+
+
+def test_a_variant_trains_its_method_with_its_argument_under_its_name(dataset, tmp_path):
+    name, options = "smap_early__alpha_0p1", ["--method-options", '{"alpha": 0.1}']
+    assert train.main([*train_arguments(dataset, tmp_path / "v", name, epochs=2), *options]) == 0
+    assert train.main([*train_arguments(dataset, tmp_path / "m", "smap_early", epochs=2), *options]) == 0
+    variant, method = listed(tmp_path / "v"), listed(tmp_path / "m")
+    assert variant["method"] == name and method["method"] == "smap_early"
+    assert variant["method_options"] == {"alpha": 0.1}
+    # the same training in all but its name
+    assert variant["runs"] == method["runs"]
+    config = listed(tmp_path / "v" / "split1_lr0.01", "config.json")
+    assert (config["method"], config["name"]) == ("smap_early", name)
+
+
+def test_predictions_of_a_variant_carry_its_name(dataset, tmp_path):
+    from smmil.predictions.__main__ import main as predict_main
+    from tests.helpers.train_helpers import source_arguments
+
+    arguments = train_arguments(dataset, tmp_path, "smap_early__t_3", epochs=1)
+    assert train.main([*arguments, "--method-options", '{"T": 3}']) == 0
+    index = tmp_path / "predictions" / "index.json"
+    out = ["--runs", str(tmp_path / "runs.json"), "--out", str(index.parent), "--index", str(index)]
+    assert predict_main([*out, *source_arguments(dataset), "--device", "cpu", "--threads", "1"]) == 0
+    assert json.loads(index.read_text())["method"] == "smap_early__t_3"
+
+
+def test_a_name_that_tells_another_argument_is_refused(dataset, tmp_path, capsys):
+    arguments = train_arguments(dataset, tmp_path, "smap_early__alpha_0p1")
+    assert train.main([*arguments, "--method-options", '{"alpha": 0.9}']) == 2
+    assert "smap_early__alpha_0p1" in capsys.readouterr().err and not (tmp_path / "runs.json").exists()
+    check_variant("smap_early__spectral_norm_false", {"T": 5, "spectral_norm": False})
+    with pytest.raises(ValueError, match="expected e.g. smap_early__alpha_0p1"):
+        check_variant("smap_early__spectral_norm_false", {})
+
+
+# ---- parts
+
+
+def test_parts_and_one_job_end_in_the_same_bytes(dataset, tmp_path, monkeypatch):
+    settings = {"splits": [1, 2, 3], "learning_rates": [0.01, 0.001], "epochs": 2}
+    assert train.main(train_arguments(dataset, tmp_path / "one", "smap_early", **settings)) == 0
+    parts = tmp_path / "parts"
+    command = train_arguments(dataset, parts, "smap_early", **settings)
+    for seed in (3, 1, 2):
+        done = parts / "parts" / f"split{seed}.json"
+        assert train.main([*command[:-1], str(done), "--part", str(seed)]) == 0
+        part = json.loads(done.read_text())
+        assert [run["seed"] for run in part["runs"]] == [seed, seed] and sum(r["chosen"] for r in part["runs"]) == 1
+        assert not (parts / "runs.json").exists()
+    monkeypatch.setattr(train, "train_runs", lambda *_: pytest.fail("the parts left something to train"))
+    assert train.main(command) == 0
+    names = ["runs.json", "splits.csv"]
+    for run in listed(parts)["runs"]:
+        files = ("best.safetensors", "direction.safetensors", "done.json", "config.json")
+        names += [f"{run['run']}/{name}" for name in files]
+    assert len(names) == 2 + 6 * 4
+    for name in names:
+        assert (parts / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
+
+
+def test_a_part_that_no_split_has_is_refused(dataset, tmp_path, capsys):
+    assert train.main([*train_arguments(dataset, tmp_path, "abmil"), "--part", "7"]) == 2
+    assert "--part: found 7, expected one of the split seeds [1]" in capsys.readouterr().err
+
+
+def test_a_pairing_can_be_one_job_per_split_and_one_that_gathers(tmp_path):
+    """Here under the other protocol, with a variant of a sweep."""
+    fake_raw(tmp_path, panda=1, scans=100)
+    rsna = {"encoders": ["resnet18"], "source": {"scans": 100}}
+    values = {"use": ["rsna"], "datasets": {"rsna": rsna}, "protocol": "as_released", "quirks": {"train_lr": False}}
+    config = write_config(tmp_path, {**values, "training": {"split_jobs": True, "splits": [1, 2, 3]}})
+    jobs = planned(tmp_path, "results/rsna/runs/resnet18/smap_early__t_50/runs.json", "--configfile", config)
+    assert jobs["train_runs"] == 1 and jobs["train_part"] == 3
+
+
+def test_single_methods_are_cut_into_parts_with_their_variants(tmp_path):
+    fake_raw(tmp_path, panda=1, scans=100)
+    rsna = {"encoders": ["resnet18"], "source": {"scans": 100}}
+    training = {"split_jobs": ["smap_early"], "splits": [1, 2, 3]}
+    config = write_config(tmp_path, {"use": ["rsna"], "datasets": {"rsna": rsna}, "training": training})
+    runs = [f"results/rsna/runs/resnet18/{method}/runs.json" for method in ("smap_early__t_5", "smap_early", "abmil")]
+    jobs = planned(tmp_path, *runs, "--configfile", config)
+    assert jobs["train_runs"] == 3 and jobs["train_part"] == 6
+
+
+def test_a_part_runs_the_same_command_as_the_whole_job():
+    """Both rules spell it out; they differ in `--part` alone."""
+    text = (ROOT / "workflow/rules/train.smk").read_text()
+    part, whole = (
+        re.search(rf"rule {rule}:.*?shell:\n(.*?)\n(?:\n|\Z)", text, re.S)[1] for rule in ("train_part", "train_runs")
+    )
+    assert part.replace(" --part {wildcards.seed}", "") == whole != part
+
+
+# ---- TensorBoard
+
+
+def test_tensorboard_without_its_package_is_one_clear_error_before_training(dataset, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(live, "find_spec", lambda name: None)
+    assert train.main(train_arguments(dataset, tmp_path, "abmil", tensorboard=True)) == 2
+    error = capsys.readouterr().err
+    assert "tensorboard is not installed" in error and "Traceback" not in error
+    assert not (tmp_path / "split1_lr0.01").exists()
+
+
+class FakeWriter:
+    """Stands for SummaryWriter: remembers what reaches it."""
+
+    made: list["FakeWriter"] = []
+
+    def __init__(self, folder: str, purge_step: int) -> None:
+        self.folder, self.purge_step, self.scalars, self.closed = folder, purge_step, [], False
+        FakeWriter.made.append(self)
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        self.scalars.append((name, value, step))
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def fake_tensorboard(monkeypatch):
+    FakeWriter.made = []
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = FakeWriter
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    monkeypatch.setattr(live, "find_spec", lambda name: object())
+
+
+def test_every_number_of_the_log_reaches_tensorboard_and_the_run_stays_the_same(dataset, tmp_path, fake_tensorboard):
+    assert train.main(train_arguments(dataset, tmp_path / "a", "abmil", epochs=3, tensorboard=True)) == 0
+    assert train.main(train_arguments(dataset, tmp_path / "b", "abmil", epochs=3)) == 0
+    (writer,) = FakeWriter.made
+    assert writer.folder == str(tmp_path / "a" / "split1_lr0.01") and writer.closed and writer.purge_step == 1
+    for row in read_log(tmp_path / "a" / "split1_lr0.01" / "log.jsonl"):
+        expected = {name: float(value) for name, value in row.items() if name != "epoch" and value is not None}
+        assert {name: value for name, value, step in writer.scalars if step == row["epoch"]} == expected
+    assert (tmp_path / "a" / "runs.json").read_bytes() == (tmp_path / "b" / "runs.json").read_bytes()
+
+
+def test_event_files_are_written_where_the_package_is(dataset, tmp_path):
+    pytest.importorskip("tensorboard", reason="the optional package tensorboard is not installed")
+    assert train.main(train_arguments(dataset, tmp_path, "abmil", epochs=2, tensorboard=True)) == 0
+    assert list((tmp_path / "split1_lr0.01").glob("events.out.tfevents.*"))

@@ -1,0 +1,133 @@
+"""The DAG by dry run: size and cost of the paper's plan, every target, what a change redoes, what a user is told."""
+
+import resource
+
+import pytest
+
+from smmil.config.experiment import load_yaml, parse_config
+from smmil.config.outputs import all_pairings
+from tests.helpers.workflows import ROOT, fake_raw, planned, snakemake, touch, write_config
+
+PREPROCESSING = ("list_bags", "cut_instances", "extract_features", "draw_contact_sheet")
+
+
+@pytest.fixture(scope="module")
+def paper(tmp_path_factory):
+    """A working directory with the paper's raw folders, by name."""
+    directory = tmp_path_factory.mktemp("paper")
+    fake_raw(directory, panda=10_616, scans=1_150)
+    config = {"datasets": {"panda": {"source": {"partition": "raw/panda/partition_PANDA.csv"}}}}
+    return directory, write_config(directory, config)
+
+
+def test_the_whole_paper_is_planned_in_hundreds_of_jobs_and_seconds_of_cpu(paper):
+    directory, config = paper
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    jobs = planned(directory, "--configfile", config)
+    seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+    # shards: 399 / 25 -> 16, 10616 / 100 -> 107, 1150 / 100 -> 12
+    assert jobs["cut_instances"] == 16 + 107 + 12
+    assert jobs["extract_features"] == 16 * 4 + (107 + 12) * 3
+    assert sum(jobs.get(rule, 0) for rule in PREPROCESSING) < 1000
+    # the config of the tests only says where PANDA's partition is
+    trainings = all_pairings(parse_config(load_yaml(ROOT / "config.yaml")))
+    assert jobs["train_runs"] == jobs["measure_runs"] == len(trainings)
+    # 13 methods on every extractor, and the ablations
+    assert len(trainings) > 13 * (4 + 3 + 3) + 24
+    assert jobs["make_table"] == 10 and jobs["make_resources"] == 1
+    # a bound on work, not a race: 30 s is the limit, a busy machine needs about 7
+    assert seconds < 30
+
+
+@pytest.mark.parametrize("target", ["metrics", "tables", "figures", "report", "features", "scores"])
+def test_every_target_can_be_planned(paper, target):
+    directory, config = paper
+    planned(directory, target, "--configfile", config)
+
+
+def test_masks_can_be_looked_at_before_anything_is_extracted(paper):
+    directory, config = paper
+    jobs = planned(directory, "qc", "--configfile", config)
+    assert jobs["draw_contact_sheet"] == 3 and "extract_features" not in jobs and "train_runs" not in jobs
+
+
+def test_a_table_asks_for_its_own_extractor_only(paper):
+    directory, config = paper
+    jobs = planned(directory, "table1", "--configfile", config)
+    # CAMELYON16's main extractor stands first in its list, and so do the others'
+    assert jobs["extract_features"] == 16 + 107 + 12
+    assert jobs["measure_runs"] == jobs["train_runs"] == 30 and jobs["make_table"] == 1
+
+
+def test_weights_and_raw_can_be_planned_without_any_raw_data(tmp_path):
+    assert planned(tmp_path, "weights")["fetch_weights"] == 4
+    assert planned(tmp_path, "raw")["fetch_raw"] == 3
+
+
+def test_without_raw_data_the_user_is_told_what_belongs_where(tmp_path):
+    run = snakemake(tmp_path, "--dry-run", check=False)
+    assert run.returncode != 0
+    for words in ("raw/camelyon16", "raw/panda", "raw/rsna", "what belongs there", "where it comes from", "make demo"):
+        assert words in run.stdout
+    assert "Traceback" not in run.stdout
+
+
+def test_an_unknown_key_is_refused_before_anything_is_planned(tmp_path):
+    config = write_config(tmp_path, {"training": {"epoch": 3}})
+    run = snakemake(tmp_path, "--dry-run", "--configfile", config, check=False)
+    assert run.returncode != 0 and "training.epoch: unknown key" in run.stdout and "Traceback" not in run.stdout
+
+
+def test_own_slides_need_no_dataset_of_the_paper(tmp_path):
+    touch(tmp_path / "slides", ["a.svs", "b.svs"])
+    (tmp_path / "slides/manifest.csv").write_text("bag_id,image,label,split\na,a.svs,,\nb,b.svs,,\n")
+    own = {"kind": "own", "root": "slides", "source": {"manifest": "slides/manifest.csv"}, "train": False}
+    config = write_config(tmp_path, {"use": ["mine"], "datasets": {"mine": {**own, "encoders": ["resnet18"]}}})
+    jobs = planned(tmp_path, "qc", "features", "--configfile", config)
+    assert jobs["cut_instances"] == 1 and jobs["extract_features"] == 1 and jobs["fetch_weights"] == 1
+
+
+def test_a_partial_report_is_made_of_the_finished_trainings_and_trains_nothing(tmp_path):
+    fake_raw(tmp_path, panda=1, scans=10)
+    rsna = {"encoders": ["resnet18"], "source": {"scans": 10}}
+    report = {"tables": ["table1", "resources", "comparisons"], "figures": ["fig4", "fig5", "cd", "curves"]}
+    given = {"use": ["rsna"], "datasets": {"rsna": rsna}, "methods": ["smap_early", "abmil"], "more_methods": []}
+    config = write_config(tmp_path, {**given, "report": report})
+    everything = planned(tmp_path, "--configfile", config)
+    assert everything["train_runs"] == everything["measure_runs"] == 2
+    # nested keys of --config merge into the section: tables and figures stay those of the file
+    partial = ("--configfile", config, "--config", "report={partial: true}")
+    shown = ("make_table", "make_resources", "make_comparisons", "draw_curves", "draw_maps", "draw_picture")
+    for n, method in enumerate(("abmil", "smap_early"), start=1):
+        touch(tmp_path / f"results/rsna/runs/resnet18/{method}", ["runs.json"])
+        jobs = planned(tmp_path, *partial)
+        assert "train_runs" not in jobs and jobs["measure_runs"] == jobs["predict_runs"] == n
+        assert {rule: jobs[rule] for rule in (*shown, "write_report")} == {
+            rule: everything[rule] for rule in (*shown, "write_report")
+        }
+    assert planned(tmp_path, "table1", *partial)["measure_runs"] == 2
+
+
+def test_every_rule_has_log_benchmark_environment_and_resources():
+    run_rules = []
+    for path in sorted((ROOT / "workflow/rules").glob("*.smk")):
+        blocks = path.read_text().split("\nrule ")[1:]
+        run_rules += [(path.name, block) for block in blocks if "shell:" in block]
+    assert len(run_rules) >= 10
+    for name, block in run_rules:
+        title = f"{name}: {block.split(':')[0]}"
+        for directive in ("log:", "benchmark:", "conda:"):
+            assert directive in block, f"{title} has no {directive}"
+        assert "resources:" in block or "localrule: True" in block, f"{title} has no resources"
+
+
+def test_the_conda_environment_of_every_rule_exists():
+    import re
+
+    named = {
+        m
+        for p in (ROOT / "workflow/rules").glob("*.smk")
+        for m in re.findall(r'"\.\./\.\./(envs/[^"]+)"', p.read_text())
+    }
+    assert named == {"envs/preprocess.yaml", "envs/train.yaml", "envs/report.yaml"}
+    assert all((ROOT / name).is_file() for name in named)
