@@ -117,12 +117,12 @@ def chosen_methods(text: str | None, default: Callable[[], Sequence[str]]) -> li
     Raises:
         ValueError: a name the registry does not have.
     """
-    from smmil.models import MODELS
+    from smmil.config.methods import METHODS
 
     names = list(default()) if text is None else [name.strip() for name in text.split(",") if name.strip()]
-    unknown = sorted(set(names) - set(MODELS))
+    unknown = sorted(set(names) - set(METHODS))
     if unknown or not names:
-        raise ValueError(f"--methods: found {', '.join(unknown) or 'none'}, expected keys of {', '.join(MODELS)}")
+        raise ValueError(f"--methods: found {', '.join(unknown) or 'none'}, expected keys of {', '.join(METHODS)}")
     return names
 
 

@@ -172,10 +172,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError(f"--tests: found {arguments.tests}, expected some of {', '.join(TESTS)}")
     import torch
 
-    from smmil.models import MODELS
+    from smmil.config.methods import METHODS
 
     torch.set_num_threads(arguments.threads)
-    methods = chosen_methods(arguments.methods, lambda: sorted(MODELS))
+    methods = chosen_methods(arguments.methods, lambda: sorted(METHODS))
     options = fit_options(arguments)
     results = []
     for method in methods:

@@ -13,9 +13,9 @@ Out: `{run}.npz` per chosen run (arrays as in `smmil.predictions.runs`), and `sc
 | `predicted` | 1 if the mean probability is above 0.5 |
 
 Run alone:
-    python -m smmil.score --runs results/camelyon16/runs/resnet18/smap_early/runs.json --bags results/own/bags.csv \
-        --instances results/own/instances --features results/own/features/resnet18 \
-        --manifests results/own/features/resnet18/shards/*.json --out results/own/scores/smap_early
+    python -m smmil.score --runs results/camelyon16/runs/resnet18/smap_early/runs.json --bags results/mine/bags.csv \
+        --instances results/mine/instances --features results/mine/features/resnet18 \
+        --manifests results/mine/features/resnet18/shards/*.json --out results/mine/scores/smap_early
 """
 
 import argparse

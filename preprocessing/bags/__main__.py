@@ -14,6 +14,8 @@ from preprocessing.bags.rows import BagRow
 from preprocessing.bags.table import summarise, write_bags
 from preprocessing.common.cli import guard
 from preprocessing.common.files import write_json
+from preprocessing.datasets import DATASETS, get_dataset
+from preprocessing.datasets.base import option_file
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +23,7 @@ log = logging.getLogger(__name__)
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m preprocessing.bags", description="List the bags of a dataset.")
     parser.add_argument("--dataset", required=True, help="name of the dataset in the config")
-    parser.add_argument("--kind", required=True, help="camelyon16, panda, rsna or own")
+    parser.add_argument("--kind", required=True, help=", ".join(DATASETS))
     parser.add_argument("--root", required=True, type=Path, help="folder with the raw data")
     parser.add_argument("--options", default="{}", help="the kind's options, one JSON object")
     parser.add_argument("--max-bags", type=int, help="bags the workflow planned for; more is an error")
@@ -31,8 +33,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _main(argv: Sequence[str] | None = None) -> int:
     args = _arguments(argv)
-    from preprocessing.datasets import get_dataset
-
     dataset = get_dataset(args.kind)
     try:
         options = json.loads(args.options)
@@ -61,7 +61,6 @@ def _main(argv: Sequence[str] | None = None) -> int:
 def _overridden(rows: list[BagRow], kind: str, root: Path, options: Mapping[str, Any]) -> list[BagRow]:
     """Return the rows with the overrides of the file named by the option `overrides`, if any."""
     from preprocessing.bags.overrides import apply_overrides, read_overrides
-    from preprocessing.datasets.base import option_file
 
     path = option_file(kind, options, "overrides", root)
     return rows if path is None else apply_overrides(rows, read_overrides(path), root, str(path))

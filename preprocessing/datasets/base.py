@@ -1,4 +1,4 @@
-"""What every dataset module shares: its description, its result, and the message for raw data that is not there."""
+"""Shared parts of the dataset modules: the entry `Dataset`, its result, and the message for missing raw data."""
 
 import csv
 import os
@@ -34,13 +34,14 @@ class Dataset:
 
     Attributes:
         kind: its key in the config.
-        modality: "wsi", "ct", or "any" (own manifests).
-        title: name for people.
+        modality: "wsi", "ct", or "any" (custom manifests).
+        title: name in tables, figures and messages.
         source: where the data comes from, and its licence.
         layout: what belongs in the folder, several lines.
         count: `(root, options) -> bags`, a cheap upper bound for planning jobs; raises `MissingRaw`.
         list_bags: `(root, options) -> BagTable`.
         expected: known counts.
+        released: quirk of `smmil.config.quirks.QUIRKS` -> the settings of training that it changes on this dataset.
     """
 
     kind: str
@@ -51,6 +52,7 @@ class Dataset:
     count: Callable[[Path, dict[str, Any]], int]
     list_bags: Callable[[Path, dict[str, Any]], BagTable]
     expected: dict[str, int] = field(default_factory=dict)
+    released: Mapping[str, Mapping[str, bool | float | str]] = field(default_factory=dict)
 
 
 class Report:

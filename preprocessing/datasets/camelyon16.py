@@ -223,4 +223,17 @@ def list_bags(root: Path, options: dict[str, Any]) -> BagTable:
     return BagTable(rows, report.as_dict())
 
 
-DATASET = Dataset(KIND, "wsi", TITLE, SOURCE, LAYOUT, count, list_bags, EXPECTED)
+DATASET = Dataset(
+    KIND,
+    "wsi",
+    TITLE,
+    SOURCE,
+    LAYOUT,
+    count,
+    list_bags,
+    EXPECTED,
+    released={
+        "train_batch_size": {"batch_size": 1},
+        "c16_patch_label": {"label_rule": "halving", "label_threshold": 0.5},
+    },
+)

@@ -30,9 +30,9 @@ from preprocessing.datasets.base import (
 )
 from preprocessing.datasets.custom_scan import FaultyScan, find_series, is_dicom, relative, slice_states
 
-KIND = "own"
-TITLE = "own data"
-SOURCE = "your own; a CSV manifest lists the bags"
+KIND = "custom"
+TITLE = "custom"
+SOURCE = "your own data; a CSV manifest lists the bags"
 LAYOUT = """
 any folder with the slides and scans, and a manifest named by the option `manifest`:
 bag_id,image,label,split,annotation,mpp,group

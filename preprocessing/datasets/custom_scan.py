@@ -1,4 +1,4 @@
-"""The files behind one scan of an own manifest: which series, in what order, with which slice labels.
+"""The files behind one scan of a custom manifest: which series, in what order, with which slice labels.
 
 `find_series` tells a wrong manifest (`ValueError`: no such series, no DICOM file) from files that do not make a scan
 (`FaultyScan`: a foreign, colour or unreadable image among them, mixed sizes, several series).

@@ -222,4 +222,14 @@ def list_bags(root: Path, options: dict[str, Any]) -> BagTable:
     return BagTable(rows, report.as_dict())
 
 
-DATASET = Dataset(KIND, "wsi", TITLE, SOURCE, LAYOUT, count, list_bags, EXPECTED)
+DATASET = Dataset(
+    KIND,
+    "wsi",
+    TITLE,
+    SOURCE,
+    LAYOUT,
+    count,
+    list_bags,
+    EXPECTED,
+    released={"panda_label_order": {"label_order": "by_name"}, "panda_discard": {"drop_inconsistent": True}},
+)

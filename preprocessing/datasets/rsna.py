@@ -29,7 +29,7 @@ from preprocessing.datasets.base import (
 from preprocessing.datasets.rsna_select import Listed, Scan, choose, group_scans, scans_of_list
 
 KIND = "rsna"
-TITLE = "RSNA intracranial haemorrhage 2019"
+TITLE = "RSNA"
 SOURCE = (
     "Kaggle competition rsna-intracranial-hemorrhage-detection, about 430 GB unpacked, non-commercial, by hand after "
     "accepting its rules; the list of the 150 test scans from the repositories of Wu et al. 2021 or SA-MIL"
@@ -282,4 +282,14 @@ def _rows(root: Path, picked: Mapping[str, tuple[Scan, str]], labels: dict[str, 
     return rows
 
 
-DATASET = Dataset(KIND, "ct", TITLE, SOURCE, LAYOUT, count, list_bags, EXPECTED)
+DATASET = Dataset(
+    KIND,
+    "ct",
+    TITLE,
+    SOURCE,
+    LAYOUT,
+    count,
+    list_bags,
+    EXPECTED,
+    released={"graph_rsna_self_loop": {"self_loop": True}},
+)

@@ -97,7 +97,7 @@ def _write_config(args: argparse.Namespace) -> None:
         log.warning("--out does not end in %s, so a workflow will not find it; no config.yaml written", args.dataset)
         return
     dataset = {
-        **{"kind": "own", "root": str(args.source), "source": {"manifest": str(args.out / "manifest.csv")}},
+        **{"kind": "custom", "root": str(args.source), "source": {"manifest": str(args.out / "manifest.csv")}},
         **{"encoders": [args.encoder], "bags_per_shard": args.bags_per_shard},
         "allowed_failures": args.allowed_failures,
     }

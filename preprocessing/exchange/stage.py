@@ -1,6 +1,6 @@
 """Imported bags into the bag store: the finished *instances* and *features* stages of a dataset, as if computed here.
 
-    {out}/manifest.csv                       the bags as a manifest of one's own (dataset kind `own`)
+    {out}/manifest.csv                       the bags as a manifest (dataset kind `custom`)
     {out}/bags.csv, bags.report.json         one row per bag; `images` names the imported file
     {out}/instances/{store,shards,thumbnails}
     {out}/features/{encoder}/{store,shards}

@@ -49,6 +49,7 @@ class Encoder:
         std: likewise.
         published: (resize of the shorter side, centre crop) of the weights, px.
         fixed_input: the only side accepted, px; 0 = any.
+        title: name in tables, "" = its key.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Encoder:
     std: tuple[float, ...] = IMAGENET_STD
     published: tuple[int, int] = (256, 224)
     fixed_input: int = 0
+    title: str = ""
 
     def file(self, weights: Path | str) -> Path:
         """Its weight file in the folder of all weights, e.g. `weights/resnet18.pth`."""
@@ -103,20 +105,29 @@ def _torchvision_encoder(name: str, model: str, dim: int, file: str, head: str =
     return Encoder(name, dim, _TORCHVISION + file, prefix, _torchvision(model), _without(head), **more)
 
 
-_RESNET50 = _torchvision_encoder("resnet50", "resnet50", 2048, "resnet50-0676ba61.pth")
+_RESNET50 = _torchvision_encoder("resnet50", "resnet50", 2048, "resnet50-0676ba61.pth", title="ResNet50")
 ENCODERS: dict[str, Encoder] = {
-    "resnet18": _torchvision_encoder("resnet18", "resnet18", 512, "resnet18-f37072fd.pth"),
-    "resnet50": _RESNET50,
-    "resnet50_v2": _torchvision_encoder("resnet50_v2", "resnet50", 2048, "resnet50-11ad3fa6.pth", published=(232, 224)),
-    "clam_resnet50": replace(_RESNET50, name="clam_resnet50", dim=1024, cut=_after_third_stage),
-    "vit_b_32": _torchvision_encoder(
-        "vit_b_32", "vit_b_32", 768, "vit_b_32-d86f8d99.pth", head="heads", fixed_input=224
-    ),
-    "resnet50_bt": Encoder(
-        *("resnet50_bt", 2048, _LUNIT + "bt_rn50_ep200.torch", ""),
-        *(_trunk, lambda model: model, LUNIT_MEAN, LUNIT_STD),
-    ),
+    encoder.name: encoder
+    for encoder in (
+        _torchvision_encoder("resnet18", "resnet18", 512, "resnet18-f37072fd.pth", title="ResNet18"),
+        _RESNET50,
+        _torchvision_encoder("resnet50_v2", "resnet50", 2048, "resnet50-11ad3fa6.pth", published=(232, 224)),
+        replace(_RESNET50, name="clam_resnet50", dim=1024, cut=_after_third_stage, title=""),
+        _torchvision_encoder(
+            *("vit_b_32", "vit_b_32", 768, "vit_b_32-d86f8d99.pth"), head="heads", fixed_input=224, title="ViT-B-32"
+        ),
+        Encoder(
+            *("resnet50_bt", 2048, _LUNIT + "bt_rn50_ep200.torch", ""),
+            *(_trunk, lambda model: model, LUNIT_MEAN, LUNIT_STD),
+            title="ResNet50-BT",
+        ),
+    )
 }
+
+
+def encoder_title(name: str) -> str:
+    """Return the name of an encoder in tables; an unknown key is returned unchanged."""
+    return (ENCODERS[name].title if name in ENCODERS else "") or name
 
 
 def get_encoder(name: str) -> Encoder:

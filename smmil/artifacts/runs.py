@@ -40,7 +40,7 @@ class RunSpec:
     Attributes:
         dataset: name of the data set.
         encoder: name of the encoder.
-        method: key of `smmil.models.MODELS`.
+        method: key of `smmil.config.methods.METHODS`.
         method_options: keyword arguments of the method.
         training: `TrainingOptions.key_values`.
         data: loading options that affect training.

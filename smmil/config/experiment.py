@@ -1,18 +1,19 @@
-"""The one configuration of an experiment: typed, unknown keys refused, every key with meaning and unit.
+"""The configuration of an experiment: `Config`, its validation and its JSON schema.
 
 `config.yaml` holds the paper's values; a second file given with `--configfile` overrides single keys. The JSON schema
-in `workflow/schemas/config.schema.json` is generated from here (`python -m smmil.config --schema`).
+`workflow/schemas/config.schema.json` is generated with `python -m smmil.config --schema`.
 """
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from preprocessing.common.options import Options
-from smmil.config.quirks import active_quirks, method_changes, training_changes
+from preprocessing.datasets import get_dataset
+from smmil.config.methods import known_methods
+from smmil.config.quirks import method_changes
 from smmil.config.sections import (
     DatasetConfig,
     FeaturesConfig,
@@ -20,25 +21,18 @@ from smmil.config.sections import (
     SweepConfig,
     TrainingConfig,
     WeightsConfig,
-    known_methods,
 )
-from smmil.config.training_options import TrainingOptions
+from smmil.config.training_options import ProtocolOptions, TrainingOptions
 from smmil.config.variants import Variant, base_method
 
 
-class Config(Options):
+class Config(ProtocolOptions):
     """The whole experiment."""
 
     results: str = Field(default="results", description="folder of everything that is computed")
-    protocol: Literal["as_written", "as_released"] = Field(
-        default="as_written", description="the paper's text, or its released code; docs/protocol.md"
-    )
-    quirks: dict[str, bool] = Field(
-        default={}, description="single differences between the two, on top of protocol, e.g. {sm_alpha_rule: true}"
-    )
     datasets: dict[str, DatasetConfig] = Field(description="name -> dataset")
     use: list[str] | None = Field(default=None, description="datasets of this run; null = all of them")
-    methods: list[str] = Field(min_length=1, description="rows of Tables 1 and 2, keys of smmil.models.MODELS")
+    methods: list[str] = Field(min_length=1, description="rows of Tables 1 and 2, keys of smmil.config.methods.METHODS")
     more_methods: list[str] = Field(default=[], description="further rows of Tables 6 to 10")
     sweeps: dict[str, SweepConfig] = Field(default={}, description="name -> runs of an ablation figure")
     method_options: dict[str, dict[str, Any]] = Field(default={}, description="arguments of single methods")
@@ -46,12 +40,6 @@ class Config(Options):
     features: FeaturesConfig = FeaturesConfig()
     training: TrainingConfig = TrainingConfig()
     report: ReportConfig = ReportConfig()
-
-    @field_validator("quirks")
-    @classmethod
-    def _quirks(cls, quirks: dict[str, bool]) -> dict[str, bool]:
-        active_quirks("as_written", quirks)
-        return quirks
 
     @field_validator("methods", "more_methods")
     @classmethod
@@ -93,17 +81,12 @@ class Config(Options):
         return self
 
     @property
-    def active_quirks(self) -> frozenset[str]:
-        """The differences between text and release that act."""
-        return active_quirks(self.protocol, self.quirks)
-
-    @property
     def trained(self) -> dict[str, DatasetConfig]:
         """The datasets of this run that train."""
         return {name: dataset for name, dataset in self.used.items() if dataset.train}
 
     def variants_on(self, dataset: str) -> dict[str, Variant]:
-        """The variants of all sweeps on a dataset, by name; without T = exact where the quirk `sm_exact` acts."""
+        """Return the variants of all sweeps on a dataset by name; T = exact is left out under `sm_exact`."""
         sweeps = [sweep for sweep in self.sweeps.values() if dataset in sweep.datasets]
         variants = [variant for sweep in sweeps for variant in sweep.variants]
         if "sm_exact" in self.active_quirks:
@@ -117,25 +100,14 @@ class Config(Options):
 
 
 def training_options(config: Config, dataset: str, method: str) -> TrainingOptions:
-    """The settings of the training job of a method (or variant) on a dataset, the active quirks included."""
+    """Return the settings of the training of a method or variant on a dataset, the active quirks included."""
     chosen = config.datasets[dataset]
-    values: dict[str, Any] = {
-        **config.training.model_dump(exclude={"split_jobs"}),
-        "val_share": chosen.val_share,
-        "batch_size": chosen.batch_size_of(method),
-        "class_weight": chosen.class_weight,
-        "label_rule": chosen.label_rule,
-        "label_threshold": chosen.label_threshold,
-        "drop_inconsistent": chosen.drop_inconsistent,
-        "edge_weight": chosen.edge_weight,
-        "protocol": config.protocol,
-        "quirks": config.quirks,
-    }
-    return TrainingOptions(**values | training_changes(config.active_quirks, chosen.kind, base_method(method)))
+    options = TrainingOptions.gather(config, config.training, chosen, batch_size=chosen.batch_size_of(method))
+    return options.under_quirks(base_method(method), get_dataset(chosen.kind).released)
 
 
 def parse_config(values: Mapping[str, Any], source: str = "config") -> Config:
-    """Validates a configuration.
+    """Validate a configuration.
 
     Args:
         values: as read from YAML; Snakemake's own additions are not expected here.
@@ -155,17 +127,17 @@ def _problem(item: Any) -> str:
     key = ".".join(str(part) for part in item["loc"]) or "(whole file)"
     if item["type"] == "extra_forbidden":
         return f"{key}: unknown key; `python -m smmil.config --schema` lists the keys"
-    found = json.dumps(item["input"], default=str)
-    return f"{key}: {item['msg']} (found {found if len(found) < 120 else found[:120] + '...'})"
+    value = json.dumps(item["input"], default=str)
+    return f"{key}: {item['msg']} (found {value if len(value) < 120 else value[:120] + '...'})"
 
 
 def json_schema() -> str:
-    """The JSON schema of the configuration, as committed in `workflow/schemas/config.schema.json`."""
+    """Return the JSON schema of the configuration, as committed in `workflow/schemas/config.schema.json`."""
     return json.dumps(Config.model_json_schema(), indent=1, sort_keys=True) + "\n"
 
 
 def load_yaml(path: Path) -> Any:
-    """Reads one YAML file.
+    """Read a YAML file.
 
     Raises:
         ValueError: not YAML.

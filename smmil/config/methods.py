@@ -1,12 +1,15 @@
-"""How every method is presented in tables and figures; the order of `METHODS` is the order of the tables.
+"""The registry of methods: one `Method` each; the order of `METHODS` is the order of the tables.
 
 The two groups are the paper's (Section 5): methods with and without a block that models global dependencies. Mean ranks
-and the marks of the best and second-best values are taken within a group.
+and the marks of the best and second-best values are taken within a group. Nothing heavy is imported here: the code of a
+method is named as text and imported by `smmil.models.build_model`.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 
-from smmil.config.variants import SEPARATOR, Variant, base_method
+from smmil.config.variants import SEPARATOR, Value, Variant, base_method
 
 WITHOUT_GLOBAL = "Without global interactions"
 WITH_GLOBAL = "With global interactions"
@@ -14,53 +17,111 @@ GROUPS: tuple[str, str] = (WITHOUT_GLOBAL, WITH_GLOBAL)
 PROPOSED = "◆"
 
 
-class Method(NamedTuple):
-    """Presentation of one method.
+@dataclass(frozen=True)
+class Method:
+    """One method: its code, its presentation, and the traits that other parts of the program ask for.
 
     Attributes:
+        key: its name in the configuration and on disk.
+        build: `module:name` of a subclass of `smmil.models.base.MILModel`, or of a function that returns one.
         name: its name in the paper.
         group: one of `GROUPS`.
+        options: arguments that tell it from other methods of the same class.
+        base: key of the method that it extends, "" = none. A method with Sm is compared with its base.
         proposed: whether the paper proposes it.
-        family: methods of one family share a colour; "" = a family of its own.
+        carries_sm: whether it contains the layer Sm. It then takes the arguments `alpha`, `T` and `spectral_norm`, and
+            all quirks of Sm act on it.
+        released: whether it is part of the released code that `as_released` follows.
+        palette: methods of one palette share a colour; "" = the palette of the base, or a colour of its own.
     """
 
+    key: str
+    build: str
     name: str
     group: str
-    proposed: bool
-    family: str = ""
+    options: Mapping[str, Value] = field(default_factory=dict)
+    base: str = ""
+    proposed: bool = False
+    carries_sm: bool = False
+    released: bool = False
+    palette: str = ""
 
+    @property
+    def family(self) -> str:
+        """Name shared by the methods of one colour."""
+        return self.palette or (METHODS[self.base].family if self.base else self.key)
+
+
+_without = partial(Method, group=WITHOUT_GLOBAL)
+_with = partial(Method, group=WITH_GLOBAL)
+_sm_without = partial(_without, proposed=True, carries_sm=True)
+_smap = partial(_sm_without, build="smmil.models.smap:SmAP", base="abmil", released=True, palette="sm")
+_transformer = partial(_with, build="smmil.models.transformer:TransformerMIL", released=True)
+_smtap = partial(_transformer, base="t_ap", proposed=True, carries_sm=True, palette="sm")
 
 METHODS: dict[str, Method] = {
-    "smap_early": Method("SmAP", WITHOUT_GLOBAL, True, "sm"),
-    "smap_mid": Method("SmAP-mid", WITHOUT_GLOBAL, True, "sm"),
-    "smap_late": Method("SmAP-late", WITHOUT_GLOBAL, True, "sm"),
-    "abmil": Method("ABMIL", WITHOUT_GLOBAL, False),
-    "abmil_gated": Method("ABMIL, gated", WITHOUT_GLOBAL, False, "abmil"),
-    "clam": Method("CLAM", WITHOUT_GLOBAL, False),
-    "clam_mb": Method("CLAM-MB", WITHOUT_GLOBAL, False, "clam"),
-    "dsmil": Method("DSMIL", WITHOUT_GLOBAL, False),
-    "dftd": Method("DFTD-MIL", WITHOUT_GLOBAL, False),
-    "dftd_maxmin": Method("DFTD-MIL, MaxMinS", WITHOUT_GLOBAL, False, "dftd"),
-    "dftd_max": Method("DFTD-MIL, MaxS", WITHOUT_GLOBAL, False, "dftd"),
-    "deepgraphsurv": Method("DeepGraphSurv", WITHOUT_GLOBAL, False),
-    "pathgcn": Method("PathGCN", WITHOUT_GLOBAL, False),
-    "smclam": Method("SmCLAM", WITHOUT_GLOBAL, True, "clam"),
-    "smdsmil": Method("SmDSMIL", WITHOUT_GLOBAL, True, "dsmil"),
-    "smdftd": Method("SmDFTD-MIL", WITHOUT_GLOBAL, True, "dftd"),
-    "abmil_penalty": Method("ABMIL+PENALTY", WITHOUT_GLOBAL, False, "abmil"),
-    "mean_pool": Method("Mean pooling", WITHOUT_GLOBAL, False),
-    "max_pool": Method("Max pooling", WITHOUT_GLOBAL, False),
-    "smtap": Method("SmTAP", WITH_GLOBAL, True, "sm"),
-    "t_ap": Method("T+AP", WITH_GLOBAL, False, "abmil"),
-    "smt_ap": Method("SmT+AP", WITH_GLOBAL, True, "sm"),
-    "t_smap": Method("T+SmAP", WITH_GLOBAL, True, "sm"),
-    "transmil": Method("TransMIL", WITH_GLOBAL, False),
-    "setmil": Method("SETMIL", WITH_GLOBAL, False),
-    "gtp": Method("GTP", WITH_GLOBAL, False),
-    "camil": Method("CAMIL", WITH_GLOBAL, False),
-    "iibmil": Method("IIB-MIL", WITH_GLOBAL, False),
-    "t_penalty": Method("T+PENALTY", WITH_GLOBAL, False, "abmil"),
+    method.key: method
+    for method in (
+        _smap("smap_early", name="SmAP", options={"placement": "early"}),
+        _smap("smap_mid", name="SmAP-mid", options={"placement": "mid"}),
+        _smap("smap_late", name="SmAP-late", options={"placement": "late"}),
+        _without("abmil", "smmil.models.abmil:ABMIL", "ABMIL", released=True),
+        _without("abmil_gated", "smmil.models.abmil:ABMIL", "ABMIL, gated", options={"gated": True}, base="abmil"),
+        _without("clam", "smmil.models.clam:CLAM", "CLAM"),
+        _without("clam_mb", "smmil.models.clam:CLAM", "CLAM-MB", options={"multi_branch": True}, base="clam"),
+        _without("dsmil", "smmil.models.dsmil:DSMIL", "DSMIL"),
+        _without("dftd", "smmil.models.dftd:DFTD", "DFTD-MIL"),
+        _without(
+            "dftd_maxmin", "smmil.models.dftd:DFTD", "DFTD-MIL, MaxMinS", options={"distill": "maxmin"}, base="dftd"
+        ),
+        _without("dftd_max", "smmil.models.dftd:DFTD", "DFTD-MIL, MaxS", options={"distill": "max"}, base="dftd"),
+        _without("deepgraphsurv", "smmil.models.deepgraphsurv:DeepGraphSurv", "DeepGraphSurv"),
+        _without("pathgcn", "smmil.models.pathgcn:pathgcn", "PathGCN"),
+        _sm_without("smclam", "smmil.models.clam:CLAM", "SmCLAM", options={"sm": True}, base="clam"),
+        _sm_without("smdsmil", "smmil.models.dsmil:DSMIL", "SmDSMIL", options={"sm": True}, base="dsmil"),
+        _sm_without("smdftd", "smmil.models.dftd:DFTD", "SmDFTD-MIL", options={"sm": True}, base="dftd"),
+        _without("abmil_penalty", "smmil.models.penalty:ABMILPenalty", "ABMIL+PENALTY", base="abmil"),
+        _without("mean_pool", "smmil.models.pooling:Pooling", "Mean pooling"),
+        _without("max_pool", "smmil.models.pooling:Pooling", "Max pooling", options={"pool": "max"}),
+        _smtap("smtap", name="SmTAP", options={"sm_transformer": True, "sm_pool": True}),
+        _transformer("t_ap", name="T+AP", options={"sm_transformer": False, "sm_pool": False}, palette="abmil"),
+        _smtap("smt_ap", name="SmT+AP", options={"sm_transformer": True, "sm_pool": False}),
+        _smtap("t_smap", name="T+SmAP", options={"sm_transformer": False, "sm_pool": True}),
+        _with("transmil", "smmil.models.transmil:TransMIL", "TransMIL"),
+        _with("setmil", "smmil.models.setmil:SETMIL", "SETMIL"),
+        _with("gtp", "smmil.models.gtp:GTP", "GTP"),
+        _with("camil", "smmil.models.camil:CAMIL", "CAMIL"),
+        _with("iibmil", "smmil.models.iibmil:IIBMIL", "IIB-MIL"),
+        _with("t_penalty", "smmil.models.penalty:TransformerPenalty", "T+PENALTY", base="t_ap"),
+    )
 }
+
+
+def get_method(key: str) -> Method:
+    """Return the entry of a method.
+
+    Raises:
+        ValueError: the method is not registered.
+    """
+    if key not in METHODS:
+        raise ValueError(f"method: found {key!r}, expected one of {', '.join(sorted(METHODS))}")
+    return METHODS[key]
+
+
+def known_methods(names: Iterable[str]) -> None:
+    """Raise if a method is not registered.
+
+    Raises:
+        ValueError: naming the unknown and the registered methods.
+    """
+    unknown = sorted(set(names) - set(METHODS))
+    if unknown:
+        raise ValueError(f"unknown methods {unknown}, expected some of {', '.join(sorted(METHODS))}")
+
+
+def bases() -> dict[str, str]:
+    """Return method with Sm -> the method that it is compared with."""
+    return {method.key: method.base for method in METHODS.values() if method.carries_sm and method.base}
 
 
 def display_name(key: str) -> str:

@@ -1,21 +1,23 @@
-"""The paper as written, or as its authors' released code runs it: one switch, and one switch per difference.
+"""Differences between the paper's text and its authors' released code, one switch each.
 
 `protocol: as_written | as_released` sets every row of `QUIRKS`, `quirks: {name: true | false}` sets single ones on top.
-The rows are those of methods.md, section 5. All of them act on stored bags (loading, model, training, evaluation): none
-needs another preprocessing. Nothing heavy is imported here.
-
-Run alone: `python -m smmil.protocol` prints the table of `docs/protocol.md`.
+All of them act on stored bags (loading, model, training, evaluation), none on preprocessing. `python -m smmil.protocol`
+prints the table of `docs/protocol.md`. What a quirk changes on one kind of dataset is in the entry of that dataset
+(`preprocessing.datasets.base.Dataset.released`). Nothing heavy is imported here.
 """
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from smmil.config.methods import get_method
+
+Setting = bool | float | str | list[float]
+SettingsByQuirk = Mapping[str, Mapping[str, Setting]]
+
 PROTOCOLS = ("as_written", "as_released")
-# what the authors released; SM_MODULE also holds the methods that carry the same Sm module
-WITH_GRAPH = frozenset({"smap_early", "smap_mid", "smap_late", "smt_ap", "t_smap", "smtap"})
-RELEASED = WITH_GRAPH | {"abmil", "t_ap"}
-SM_MODULE = WITH_GRAPH | {"smclam", "smdsmil", "smdftd"}
+# quirks of the graph that act on methods with Sm only
+_OF_SM = frozenset({"graph_edge_weight", "graph_rsna_self_loop"})
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Quirk:
     """One difference between text and release.
 
     Attributes:
-        row: in methods.md, section 5.
+        row: number in `docs/protocol.md`.
         acts: stage it acts in: loading, model, training or evaluation; a run is trained again for the first three.
         written: what `as_written` does.
         released: what `as_released` does.
@@ -175,7 +177,7 @@ QUIRKS: dict[str, Quirk] = {
 
 
 def active_quirks(protocol: str, quirks: Mapping[str, bool]) -> frozenset[str]:
-    """The quirks that act: all of them under `as_released`, none under `as_written`, single ones set on top.
+    """Return the active quirks: all under `as_released`, none under `as_written`, single ones set on top.
 
     Raises:
         ValueError: an unknown protocol or quirk.
@@ -188,49 +190,37 @@ def active_quirks(protocol: str, quirks: Mapping[str, bool]) -> frozenset[str]:
     return frozenset(name for name in QUIRKS if quirks.get(name, protocol == "as_released"))
 
 
-def training_changes(active: Collection[str], kind: str | None, method: str) -> dict[str, Any]:
-    """What the active quirks set of `TrainingOptions`.
+def training_changes(active: Collection[str], method: str, released: SettingsByQuirk) -> dict[str, Setting]:
+    """Return the settings of `TrainingOptions` that the active quirks change.
 
     Args:
-        active: of `active_quirks`.
-        kind: of the data set (`camelyon16`, `panda`, `rsna`, `own`); None = unknown, then what hangs on it stays.
+        active: active quirks.
         method: a method, not a variant.
-
-    Returns:
-        Only the settings that change.
+        released: settings by quirk of the kind of dataset (`Dataset.released`); {} = unknown kind.
     """
-    changes: dict[str, Any] = {}
-    if "train_class_weight" in active:
-        changes["class_weight"] = False
-    if "train_lr" in active:
-        changes["learning_rates"] = [1e-4]
-    if "train_batch_size" in active and kind == "camelyon16":
-        changes["batch_size"] = 1
-    if "graph_edge_weight" in active and method in SM_MODULE:
-        changes["edge_weight"] = "feature_distance"
-    if "graph_rsna_self_loop" in active and kind == "rsna" and method in SM_MODULE:
-        changes["self_loop"] = True
-    if "panda_label_order" in active and kind == "panda":
-        changes["label_order"] = "by_name"
-    if "panda_discard" in active and kind == "panda":
-        changes["drop_inconsistent"] = True
-    if "c16_patch_label" in active and kind == "camelyon16":
-        changes |= {"label_rule": "halving", "label_threshold": 0.5}
-    return changes
+    settings: SettingsByQuirk = {
+        "train_class_weight": {"class_weight": False},
+        "train_lr": {"learning_rates": [1e-4]},
+        "graph_edge_weight": {"edge_weight": "feature_distance"},
+        **released,
+    }
+    ignored = frozenset() if get_method(method).carries_sm else _OF_SM
+    acting = [changes for quirk, changes in settings.items() if quirk in active and quirk not in ignored]
+    return {name: value for changes in acting for name, value in changes.items()}
 
 
 def method_changes(active: Collection[str], method: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """A method's arguments under the active quirks.
+    """Return the arguments of a method under the active quirks.
 
-    A quirk that cannot act (a swapped α where α is trained) changes nothing, so that such runs stay what they are.
+    A quirk that cannot act (a swapped α where α is trained) changes nothing, so that it does not change the run's key.
 
     Args:
-        active: of `active_quirks`.
+        active: active quirks.
         method: a method, not a variant.
-        options: its arguments as asked for.
+        options: its arguments as configured.
 
     Returns:
-        All arguments of `smmil.models.build_model`; those without an argument of their own stand under `quirks`.
+        All arguments of `smmil.models.build_model`; quirks without an argument of their own are listed as `quirks`.
 
     Raises:
         ValueError: T = exact although `sm_exact` is active.
@@ -242,16 +232,17 @@ def method_changes(active: Collection[str], method: str, options: Mapping[str, A
             f"{method}: found T = 'exact', which the released code cannot run; give a number of steps, or set"
             " quirks: {sm_exact: false}"
         )
-    if "sm_spectral_norm" in active and method in WITH_GRAPH:
+    traits = get_method(method)
+    if "sm_spectral_norm" in active and traits.carries_sm:
         changed["spectral_norm"] = False
     if "model_smt_ap_pool" in active and method == "smt_ap":
         changed["sm_pool"] = True
     fixed = changed.get("alpha", "trainable") != "trainable"
     acting = {
-        "sm_alpha_rule": method in SM_MODULE and fixed and not exact,
-        "sm_alpha_param": method in SM_MODULE and not fixed,
-        "softmax": method in RELEASED,
-        "graph_isolated": method in WITH_GRAPH,
+        "sm_alpha_rule": traits.carries_sm and fixed and not exact,
+        "sm_alpha_param": traits.carries_sm and not fixed,
+        "softmax": traits.released,
+        "graph_isolated": traits.carries_sm,
     }
     names = {name for name, acts in acting.items() if acts and name in active} | set(options.get("quirks", ()))
     return {**changed, "quirks": sorted(names)} if names else changed

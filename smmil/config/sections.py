@@ -1,25 +1,20 @@
-"""The sections of the configuration (`Config`): data sets, weights, features, training, sweeps, report."""
+"""Sections of the configuration (`Config`): datasets, weights, features, training, sweeps, report."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from preprocessing.common.options import Options, ct_options, wsi_options
-from smmil.config.methods import METHODS, WITH_GLOBAL
+from preprocessing.datasets import DATASETS, get_dataset
+from smmil.config.methods import WITH_GLOBAL, group_of, known_methods
 from smmil.config.targets import FIGURES, TABLES
+from smmil.config.training_options import BagOptions, ScheduleOptions
 from smmil.config.variants import Variant, base_method
 
 
-def known_methods(names: Sequence[str] | Mapping[str, Any]) -> None:
-    """Refuses unknown methods.
-
-    Raises:
-        ValueError: naming them.
-    """
-    unknown = sorted(set(names) - set(METHODS))
-    if unknown:
-        raise ValueError(f"unknown methods {unknown}, expected some of {', '.join(sorted(METHODS))}")
+def _known_kind(kind: str) -> str:
+    get_dataset(kind)
+    return kind
 
 
 class InstancesConfig(Options):
@@ -43,10 +38,12 @@ class ScoreWith(Options):
     method: str = Field(description="method of those runs")
 
 
-class DatasetConfig(Options):
+class DatasetConfig(BagOptions):
     """One dataset: where it is, how it is cut into instances, how it is split and trained."""
 
-    kind: Literal["camelyon16", "panda", "rsna", "own"] = Field(description="which module reads the raw folder")
+    kind: Annotated[str, AfterValidator(_known_kind)] = Field(
+        description="which module reads the raw folder", json_schema_extra={"enum": [*DATASETS]}
+    )
     root: str = Field(description="raw folder")
     source: dict[str, Any] = Field(
         default={}, description="keys of the dataset module, e.g. manifest, partition, test_list"
@@ -56,24 +53,10 @@ class DatasetConfig(Options):
     instances: InstancesConfig = InstancesConfig()
     bags_per_shard: int = Field(default=25, ge=1, description="bags per preprocessing job")
     allowed_failures: int = Field(default=0, ge=0, description="failed bags per shard before the job ends non-zero")
-    val_share: float = Field(default=0.2, gt=0, lt=1, description="share of the training bags used for validation")
-    batch_size: int = Field(default=32, ge=1, description="bags per training step")
     batch_size_transformer: int | None = Field(
         default=None, ge=1, description="same for transformers; null = batch_size"
     )
     batch_sizes: dict[str, int] = Field(default={}, description="bags per training step of single methods")
-    class_weight: bool = Field(default=False, description="weight positive bags by n_neg / n_pos of the training split")
-    label_rule: Literal["strict", "halving"] = Field(
-        default="strict",
-        description="instance label: coverage > threshold; halving lowers it until a positive bag has one",
-    )
-    label_threshold: float = Field(
-        default=0.5, ge=0, lt=1, description="lesion fraction above which a tile is positive"
-    )
-    drop_inconsistent: bool = Field(
-        default=False, description="leave out bags that contradict their instance labels, or have none (PANDA)"
-    )
-    edge_weight: Literal["none", "feature_distance"] = Field(default="none", description="1, or exp(-|x_i - x_j| / P)")
     train: bool = Field(default=True, description="false = only preprocess, and score if score_with is given")
     score_with: ScoreWith | None = Field(default=None, description="score the bags with runs of another dataset")
 
@@ -92,10 +75,10 @@ class DatasetConfig(Options):
         return self.main_encoder or self.encoders[0]
 
     def batch_size_of(self, method: str) -> int:
-        """Bags per training step of a method."""
+        """Return the bags per training step of a method or variant."""
         if base_method(method) in self.batch_sizes:
             return self.batch_sizes[base_method(method)]
-        transformer = METHODS[base_method(method)][1] == WITH_GLOBAL
+        transformer = group_of(method) == WITH_GLOBAL
         return self.batch_size_transformer or self.batch_size if transformer else self.batch_size
 
 
@@ -119,22 +102,9 @@ class FeaturesConfig(Options):
     device: str = Field(default="auto", description="auto | cpu | cuda")
 
 
-class TrainingConfig(Options):
+class TrainingConfig(ScheduleOptions):
     """The training protocol (paper, Section 5 and Appendix)."""
 
-    epochs: int = Field(default=50, ge=1, description="epochs, no early stop")
-    learning_rates: list[float] = Field(
-        default=[1e-4, 1e-5], min_length=1, description="candidates, chosen on validation"
-    )
-    splits: list[int] = Field(default=[1, 2, 3, 4, 5], min_length=1, description="seeds of the train/validation splits")
-    warmup_epochs: int = Field(default=5, ge=0, description="epochs of the linear warm-up")
-    warmup_start: float = Field(default=0.1, gt=0, le=1, description="first factor of the learning rate")
-    device: str = Field(default="auto", description="auto | cpu | cuda")
-    precision: Literal["float32", "bf16"] = Field(default="float32", description="arithmetic of a training step")
-    deterministic: bool = Field(default=True, description="deterministic kernels where torch has them")
-    checkpoint_every: int = Field(default=1, ge=1, description="epochs between resumable states")
-    checkpoint_seconds: float = Field(default=30.0, ge=0, description="least time between them; 0 = every such epoch")
-    tensorboard: bool = Field(default=False, description="event files beside log.jsonl; needs the tensorboard package")
     split_jobs: bool | list[str] = Field(
         default=False, description="one training job per split instead of one for all splits; true, or some methods"
     )
@@ -146,7 +116,7 @@ class TrainingConfig(Options):
         return value
 
     def is_split(self, method: str) -> bool:
-        """Whether a method (or variant of one) is trained by one job per split."""
+        """Return whether a method or variant is trained by one job per split."""
         return self.split_jobs if isinstance(self.split_jobs, bool) else base_method(method) in self.split_jobs
 
 

@@ -34,6 +34,3 @@ ONLY_KIND = {"table4": "camelyon16"}
 
 
 EVERY_ENCODER = ("table6", "table7", "table8", "table9", "table10", "resources")
-
-
-TITLES = {"camelyon16": "CAMELYON16", "panda": "PANDA", "rsna": "RSNA"}

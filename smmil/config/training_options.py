@@ -1,7 +1,13 @@
-"""Settings of one training job (`--config-json` of `smmil.train`); the defaults are the paper's.
+"""Settings of training: each key is declared once, here, and inherited wherever it can be written.
 
-The workflow fills them from two sections of the configuration: `training` (the protocol) and the data set (share of
-validation bags, batch size, class weight, labels). Unknown keys are an error.
+| class | inherited by |
+|---|---|
+| `ProtocolOptions` | `Config`, `TrainingOptions` |
+| `LabelOptions`, `BagOptions` | `DatasetConfig`, `TrainingOptions` |
+| `DataOptions` | `TrainingOptions`; loading takes it alone |
+| `ScheduleOptions` | `TrainingConfig`, `TrainingOptions` |
+
+`TrainingOptions` is what one training job receives (`--config-json` of `smmil.train`). The defaults are the paper's.
 """
 
 from typing import Any, Literal
@@ -9,58 +15,79 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from preprocessing.common.options import Options
-from smmil.config.quirks import active_quirks, training_changes
-
-# Settings that do not change the numbers of a run, or enter its key (`smmil.artifacts.runs`) resolved.
-NOT_IN_KEY = frozenset(
-    {
-        "device",
-        "threads",
-        "deterministic",
-        "checkpoint_every",
-        "checkpoint_seconds",
-        "splits",
-        "learning_rates",
-        "label_rule",
-        "label_threshold",
-        "edge_weight",
-        "drop_inconsistent",
-        "self_loop",
-        "label_order",
-        "tensorboard",
-        "protocol",
-        "quirks",
-    }
-)
+from smmil.config.quirks import SettingsByQuirk, active_quirks, training_changes
 
 
-class TrainingOptions(Options):
-    """The training protocol of one (dataset, encoder, method)."""
+class ProtocolOptions(Options):
+    """The paper's text or its released code."""
+
+    protocol: Literal["as_written", "as_released"] = Field(
+        default="as_written", description="the paper's text, or its released code; docs/protocol.md"
+    )
+    quirks: dict[str, bool] = Field(
+        default={}, description="single differences between the two, on top of protocol, e.g. {sm_alpha_rule: true}"
+    )
+
+    @field_validator("quirks")
+    @classmethod
+    def _known_quirks(cls, quirks: dict[str, bool]) -> dict[str, bool]:
+        active_quirks("as_written", quirks)
+        return quirks
+
+    @property
+    def active_quirks(self) -> frozenset[str]:
+        """The active differences between the paper's text and its released code."""
+        return active_quirks(self.protocol, self.quirks)
+
+
+class LabelOptions(Options):
+    """Labels and graph of a dataset, made from the stored arrays."""
+
+    label_rule: Literal["strict", "halving"] = Field(
+        default="strict",
+        description="instance label: coverage > threshold; halving lowers it until a positive bag has one",
+    )
+    label_threshold: float = Field(
+        default=0.5, ge=0, lt=1, description="lesion fraction above which a tile is positive"
+    )
+    edge_weight: Literal["none", "feature_distance"] = Field(default="none", description="1, or exp(-|x_i - x_j| / P)")
+    drop_inconsistent: bool = Field(
+        default=False, description="leave out bags that contradict their instance labels, or have none (PANDA)"
+    )
+
+
+class DataOptions(LabelOptions):
+    """Everything that turns stored arrays into labels and graphs; quirks set the two keys below."""
+
+    self_loop: bool = Field(default=False, description="every instance is also a neighbour of itself")
+    label_order: Literal["stored", "by_name"] = Field(
+        default="stored", description="by_name: labels in stored order for instances sorted by name as text"
+    )
+
+
+class BagOptions(LabelOptions):
+    """How the bags of a dataset are split, batched and weighted in training."""
+
+    val_share: float = Field(default=0.2, gt=0, lt=1, description="share of the training bags used for validation")
+    batch_size: int = Field(default=32, ge=1, description="bags per training step")
+    class_weight: bool = Field(default=False, description="weight positive bags by n_neg / n_pos of the training split")
+
+
+class ScheduleOptions(Options):
+    """Epochs, learning rates and arithmetic of a training."""
 
     epochs: int = Field(default=50, ge=1, description="epochs, no early stop")
     learning_rates: list[float] = Field(
         default=[1e-4, 1e-5], min_length=1, description="candidates, chosen on validation"
     )
-    splits: list[int] = Field(default=[1, 2, 3, 4, 5], min_length=1, description="seeds of the splits")
-    val_share: float = Field(default=0.2, gt=0, lt=1, description="share of the training bags used for validation")
-    batch_size: int = Field(default=32, ge=1, description="bags per training step")
+    splits: list[int] = Field(default=[1, 2, 3, 4, 5], min_length=1, description="seeds of the train/validation splits")
     warmup_epochs: int = Field(default=5, ge=0, description="epochs of the linear warm-up")
     warmup_start: float = Field(default=0.1, gt=0, le=1, description="first factor of the learning rate")
-    class_weight: bool = Field(default=False, description="weight positive bags by n_neg / n_pos of the training split")
-    protocol: Literal["as_written", "as_released"] = Field(
-        default="as_written", description="the paper's text, or its released code; docs/protocol.md"
-    )
-    quirks: dict[str, bool] = Field(default={}, description="single differences between the two, on top of protocol")
-    label_rule: Literal["strict", "halving"] = Field(default="strict", description="instance labels, see loading")
-    label_threshold: float = Field(default=0.5, ge=0, lt=1, description="coverage above which an instance is positive")
-    edge_weight: Literal["none", "feature_distance"] = Field(default="none", description="weights of the graph's edges")
-    drop_inconsistent: bool = Field(default=False, description="leave out bags that contradict their instance labels")
-    self_loop: bool = Field(default=False, description="every instance is also a neighbour of itself")
-    label_order: Literal["stored", "by_name"] = Field(default="stored", description="instance labels, see loading")
     device: str = Field(default="auto", description="auto | cpu | cuda")
-    precision: Literal["float32", "tf32", "bf16"] = Field(default="float32", description="arithmetic of a step")
+    precision: Literal["float32", "tf32", "bf16"] = Field(
+        default="float32", description="arithmetic of a training step"
+    )
     deterministic: bool = Field(default=True, description="deterministic kernels where torch has them")
-    threads: int | None = Field(default=None, ge=1, description="torch threads; null = torch's choice")
     checkpoint_every: int = Field(default=1, ge=1, description="epochs between resumable states; a signal always saves")
     checkpoint_seconds: float = Field(default=30.0, ge=0, description="least time between them; 0 = every such epoch")
     tensorboard: bool = Field(default=False, description="event files beside log.jsonl; needs the tensorboard package")
@@ -75,23 +102,33 @@ class TrainingOptions(Options):
             raise ValueError(f"found {values}, expected no negative number")
         return values
 
-    @field_validator("quirks")
+
+class TrainingOptions(ProtocolOptions, DataOptions, BagOptions, ScheduleOptions):
+    """Settings of the training of one (dataset, encoder, method)."""
+
+    threads: int | None = Field(default=None, ge=1, description="torch threads; null = torch's choice")
+
     @classmethod
-    def _known_quirks(cls, quirks: dict[str, bool]) -> dict[str, bool]:
-        active_quirks("as_written", quirks)
-        return quirks
+    def gather(cls, *sections: Options, batch_size: int) -> "TrainingOptions":
+        """Return the options that sections of the configuration hold, with another batch size."""
+        names = [(section, name) for section in sections for name in type(section).model_fields]
+        values = {name: getattr(section, name) for section, name in names if name in cls.model_fields}
+        return cls.model_validate({**values, "batch_size": batch_size})
+
+    def under_quirks(self, method: str, released: SettingsByQuirk | None = None) -> "TrainingOptions":
+        """Return a copy with the changes of the active quirks; applying them twice has no effect.
+
+        Args:
+            method: a method, not a variant.
+            released: `Dataset.released` of the kind of dataset; None = unknown, its changes are left out.
+        """
+        changes = training_changes(self.active_quirks, method, released or {})
+        return type(self).model_validate({**self.model_dump(), **changes})
 
     @property
-    def active(self) -> frozenset[str]:
-        """The active differences between the paper's text and its released code."""
-        return active_quirks(self.protocol, self.quirks)
-
-    def under_quirks(self, method: str) -> "TrainingOptions":
-        """Return a copy with the changes of the active quirks that do not depend on the kind of data set.
-
-        The workflow applies them too (`smmil.config.experiment.training_options`); applying them twice has no effect.
-        """
-        return self.model_copy(update=training_changes(self.active, None, method))
+    def data(self) -> DataOptions:
+        """The options of loading."""
+        return DataOptions(**self.model_dump(include=set(DataOptions.model_fields)))
 
     @property
     def text(self) -> str:
@@ -102,4 +139,15 @@ class TrainingOptions(Options):
     def key_values(self) -> dict[str, Any]:
         """The options that decide a run's numbers."""
         values = self.model_dump(mode="json", exclude=set(NOT_IN_KEY))
-        return {**values, "quirks": sorted(self.active & {"select_val_loss"})}
+        return {**values, "quirks": sorted(self.active_quirks & {"select_val_loss"})}
+
+
+# Settings that do not change the numbers of a run, or enter its key (`smmil.artifacts.runs`) resolved.
+NOT_IN_KEY = frozenset(
+    {
+        *ProtocolOptions.model_fields,
+        *DataOptions.model_fields,
+        *("device", "threads", "deterministic", "checkpoint_every", "checkpoint_seconds", "tensorboard"),
+        *("splits", "learning_rates"),
+    }
+)

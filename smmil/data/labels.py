@@ -1,4 +1,4 @@
-"""Loading options and the rules of instance labels (methods.md section 5, rows 15 to 17).
+"""The rules of instance labels (docs/protocol.md, rows 15 to 17).
 
 - Instance labels are a threshold on the stored coverage:
   `strict` = coverage > threshold; `halving` = for a positive bag without a positive instance the threshold is
@@ -7,54 +7,12 @@
   names are running numbers without leading zeros.
 """
 
-import dataclasses
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-LABEL_RULES = ("strict", "halving")
-EDGE_WEIGHTS = ("none", "feature_distance")
-LABEL_ORDERS = ("stored", "by_name")
-
-
-@dataclass(frozen=True)
-class DataOptions:
-    """Options that turn stored arrays into labels and graphs.
-
-    Attributes:
-        label_rule: `strict` or `halving`.
-        label_threshold: coverage above which an instance is positive.
-        edge_weight: `none` or `feature_distance`.
-        drop_inconsistent: exclude bags whose largest known instance label differs from the bag label, or which have no
-            known instance label (as released for PANDA).
-        self_loop: every instance is its own neighbour.
-        label_order: `stored` or `by_name`.
-    """
-
-    label_rule: str = "strict"
-    label_threshold: float = 0.5
-    edge_weight: str = "none"
-    drop_inconsistent: bool = False
-    self_loop: bool = False
-    label_order: str = "stored"
-
-    def __post_init__(self) -> None:
-        for name, value, known in (
-            ("label_rule", self.label_rule, LABEL_RULES),
-            ("edge_weight", self.edge_weight, EDGE_WEIGHTS),
-            ("label_order", self.label_order, LABEL_ORDERS),
-        ):
-            if value not in known:
-                raise ValueError(f"{name}: found {value!r}, expected one of {', '.join(known)}")
-        if not 0 <= self.label_threshold < 1:
-            raise ValueError(f"label_threshold: found {self.label_threshold}, expected 0 <= threshold < 1")
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """The options as JSON values."""
-        return dataclasses.asdict(self)
+from smmil.config.training_options import DataOptions
 
 
 def instance_labels(

@@ -26,7 +26,8 @@ import numpy as np
 from preprocessing.bags.rows import BagRow
 from preprocessing.bags.table import read_bags
 from preprocessing.check import read_stored
-from smmil.data.labels import DataOptions, instance_labels, is_consistent, labels_by_name
+from smmil.config.training_options import DataOptions
+from smmil.data.labels import instance_labels, is_consistent, labels_by_name
 from smmil.data.stored import ContentHashes, read_manifest
 
 if TYPE_CHECKING:

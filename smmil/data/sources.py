@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smmil.artifacts.hashes import hash_file, hash_files
-from smmil.data.labels import DataOptions
+from smmil.config.training_options import DataOptions
 from smmil.data.loading import BagInfo, Listing, drop_inconsistent, feature_facts, list_usable, load_bags
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _store_source(arguments: argparse.Namespace, options: DataOptions) -> Source
     return Source(
         listing=listing,
         inputs={"bags": hash_file(arguments.bags), "manifests": hash_files(arguments.manifests)},
-        data=options.record,
+        data=options.model_dump(),
         facts=facts,
         loader=lambda infos: load_bags(infos, arguments.instances, arguments.features, options, arguments.manifests),
     )

@@ -143,16 +143,15 @@ def figure_layout(
         dataset: only this dataset; None = all.
         encoder: feature extractor instead of the main one.
     """
-    from smmil.config.outputs import pairings
+    from smmil.config.outputs import pairings, title_of
     from smmil.config.quirks import active_quirks
-    from smmil.config.targets import TITLES
 
     rows: dict[tuple[str, str], list[str]] = {}
     for name, main_encoder, method in pairings(config, figure):
         if dataset in (None, name):
             rows.setdefault((name, encoder or main_encoder), []).append(method)
     datasets = [
-        FigureDataset(name=name, title=TITLES.get(name, name), encoder=shown, methods=tuple(in_order(methods)))
+        FigureDataset(name=name, title=title_of(name), encoder=shown, methods=tuple(in_order(methods)))
         for (name, shown), methods in rows.items()
     ]
     return FigureLayout(

@@ -91,7 +91,7 @@ def look_of(method: str) -> tuple[str, str]:
     if method not in METHODS:
         return _OTHER, "."
     group = METHODS[method].group
-    families = {name: entry.family or name for name, entry in METHODS.items() if entry.group == group}
+    families = {name: entry.family for name, entry in METHODS.items() if entry.group == group}
     colours = dict.fromkeys(families.values(), _OTHER) | dict(
         zip(dict.fromkeys(families.values()), _PALETTE, strict=False)
     )

@@ -3,9 +3,8 @@
 Shapes: a batch packs B bags of M instances; `bag_logit` is (B,), `instance_score` (M,), higher = more positive.
 """
 
-import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -36,15 +35,13 @@ class MILModel(nn.Module, ABC):
     """Base of every method.
 
     `needs` names what a method reads of a batch beyond features, bounds and bag labels: "neighbors" (weights included),
-    "grid". Training batches hold nothing else, least of all labels of instances. `quirks` are those of
-    `smmil.config.quirks.QUIRKS` that it was built with (`build_model`).
+    "grid". Training batches hold nothing else, least of all labels of instances.
 
     Args:
         pos_weight: weight of positive bags in the cross entropy (n_neg / n_pos), None = 1.
     """
 
     needs: frozenset[str] = frozenset()
-    quirks: frozenset[str] = frozenset()
     pos_weight: Tensor
 
     def __init__(self, *, pos_weight: float | None = None) -> None:
@@ -79,19 +76,9 @@ class MILModel(nn.Module, ABC):
         return binary_cross_entropy_with_logits(logit, y.to(logit.dtype), pos_weight=self.pos_weight.to(logit.dtype))
 
 
-def graph_of(batch: BagBatch, quirks: Collection[str] = ()) -> Graph:
-    """A_hat of a batch, in the precision of its features.
-
-    Args:
-        batch: any.
-        quirks: of the model. Under `graph_isolated` only the instance of a bag of one gets the self loop of nodes
-            without neighbours; any other such node has a row of zeros, so Sm shrinks it.
-    """
-    graph = normalise_adjacency(batch.neighbors, batch.edge_weight, dtype=batch.x.dtype)
-    if "graph_isolated" not in quirks:
-        return graph
-    alone = (batch.sizes == 1)[batch.bag_index]
-    return dataclasses.replace(graph, self_weight=graph.self_weight * alone)
+def graph_of(batch: BagBatch) -> Graph:
+    """Return A_hat of a batch, in the precision of its features."""
+    return normalise_adjacency(batch.neighbors, batch.edge_weight, dtype=batch.x.dtype)
 
 
 def smoother(sm: Sm | None, batch: BagBatch) -> Callable[[Tensor], Tensor]:

@@ -52,5 +52,5 @@ class SmAP(MILModel):
 
     def forward(self, batch: BagBatch) -> Output:
         """(M,P) and the graph -> bag_logit (B,), instance_score f (M,)."""
-        f, z = self.pool(self.embed(batch.x), batch.offsets, graph_of(batch, self.quirks))
+        f, z = self.pool(self.embed(batch.x), batch.offsets, graph_of(batch))
         return Output(self.classifier(z)[:, 0], f)

@@ -69,7 +69,7 @@ class TransformerMIL(MILModel):
 
     def forward(self, batch: BagBatch) -> Output:
         """(M,P) and, with Sm, the graph -> bag_logit (B,), instance_score f (M,)."""
-        graph = graph_of(batch, self.quirks) if self.uses_graph else None
+        graph = graph_of(batch) if self.uses_graph else None
         x = self.embed(batch.x)
         for layer in self.layers:
             x = layer(x, batch.offsets, graph)

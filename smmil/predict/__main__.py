@@ -159,7 +159,7 @@ def _list(arguments: argparse.Namespace, dataset: str, bag: Path, root: Path) ->
         [(bag_id, f"{real.name}{series}", "", "", mpp)],
     )
     source = json.dumps({"manifest": str((bag / "manifest.csv").resolve())})
-    argv = ["--dataset", dataset, "--kind", "own", "--root", str(root), "--options", source]
+    argv = ["--dataset", dataset, "--kind", "custom", "--root", str(root), "--options", source]
     _run(list_bags, [*argv, "--out", str(bag / "bags.csv")])
     return read_bags(bag / "bags.csv")[0]
 

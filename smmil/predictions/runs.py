@@ -42,7 +42,7 @@ import numpy.typing as npt
 from preprocessing.common.files import whole_file
 from smmil.artifacts.hashes import hash_file, zip_damage
 from smmil.artifacts.runs import load_weights
-from smmil.data.labels import DataOptions
+from smmil.config.training_options import DataOptions
 
 if TYPE_CHECKING:
     import torch

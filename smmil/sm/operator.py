@@ -18,7 +18,7 @@ sum_s (dc_s / dalpha) <A_hat^s g, U>. No iterate is stored, and U only if alpha 
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -218,15 +218,18 @@ class Sm(nn.Module):
         self.T = T
         self.a = nn.Parameter(torch.zeros(())) if alpha == "trainable" else None
         self.fixed_alpha = None if alpha == "trainable" else float(alpha)
-        self.swapped = self.ratio = False
+        self.swapped = self.ratio = self.isolated = False
 
-    def use_released(self, *, swapped: bool, ratio: bool) -> None:
-        """Treat alpha as the released code does (docs/protocol.md). Call before training or loading weights.
+    def use_released(self, *, swapped: bool, ratio: bool, isolated: bool = False) -> None:
+        """Act as the released code does (docs/protocol.md). Call before training or loading weights.
 
         Args:
             swapped: use 1 - alpha for a fixed alpha in the T steps. The exact solve is not affected.
             ratio: use 1 / (1 + a), initialised with a = 1 and unbounded, for a trainable alpha.
+            isolated: keep the self loop of nodes without neighbours in bags of one instance only; any other such node
+                has a row of zeros, so Sm shrinks it.
         """
+        self.isolated = isolated
         self.swapped = swapped and self.a is None and self.T != "exact"
         self.ratio = ratio and self.a is not None
         if self.ratio and self.a is not None:
@@ -251,6 +254,10 @@ class Sm(nn.Module):
         Returns:
             (M,D).
         """
+        if self.isolated:
+            sizes = offsets.diff()
+            alone = (sizes == 1).repeat_interleave(sizes)
+            graph = replace(graph, self_weight=graph.self_weight * alone)
         if self.T == "exact":
             return sm_exact(u, graph, self.alpha, offsets)
         return sm_steps(u, graph, self.alpha, int(self.T))

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from preprocessing.features.encoders import encoder_title
 from smmil.config.definitions import protocol_text, shared_quirks
 from smmil.config.layouts import TableDataset, TableLayout
 from smmil.config.methods import GROUPS, METHODS, display_name
@@ -16,7 +17,7 @@ from smmil.evaluate.ranks import places
 from smmil.tables.cells import KINDS, MARKED, MetricsByKey
 from smmil.tables.notes import notes
 from smmil.tables.records import Column, Key, Row, Section, Table
-from smmil.tables.specs import ENCODERS, TABLES, ColumnSpec, SectionSpec, TableSpec
+from smmil.tables.specs import TABLES, ColumnSpec, SectionSpec, TableSpec
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ def columns_of(section: SectionSpec, datasets: Sequence[TableDataset]) -> tuple[
         # extractors of all datasets come first, those of a single dataset last
         encoders = list(dict.fromkeys(encoder for dataset in datasets for encoder in dataset.encoders))
         encoders.sort(key=lambda encoder: -sum(encoder in dataset.encoders for dataset in datasets))
-        heads = [(ENCODERS.get(e, e), [(d.name, e) for d in datasets if e in d.encoders]) for e in encoders]
+        heads = [(encoder_title(e), [(d.name, e) for d in datasets if e in d.encoders]) for e in encoders]
     columns = []
     for head, keys in heads:
         for spec in section.columns:

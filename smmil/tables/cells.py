@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from smmil.artifacts.results import split_values
-from smmil.config.outputs import bases
+from smmil.config.methods import bases
 from smmil.evaluate.ranks import mean_ranks
 from smmil.tables.records import Cell, Column
 from smmil.tables.specs import style

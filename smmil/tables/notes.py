@@ -4,12 +4,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
+from preprocessing.features.encoders import encoder_title
 from smmil.artifacts.results import inverted, split_values
 from smmil.config.definitions import PRESETS, definitions, protocol_text, shared_quirks
 from smmil.config.methods import METHODS, display_name
 from smmil.tables.cells import NO_FILE, MetricsByKey, metric_cell
 from smmil.tables.records import Cell, Column, Key, Section
-from smmil.tables.specs import ENCODERS
 
 RANK_RULE = (
     "Rank: inside each group, methods are ranked in every metric × dataset column (ties share the average rank), then "
@@ -237,7 +237,7 @@ def _cells(kinds: Collection[str], metrics: Sequence[str]) -> list[str]:
 def _where(key: Key, titles: Mapping[str, str], *, several: bool) -> str:
     """Return the title of a dataset, with the extractor where the table shows several."""
     dataset, encoder = key
-    return titles[dataset] + (f" {ENCODERS.get(encoder, encoder)}" if several else "")
+    return titles[dataset] + (f" {encoder_title(encoder)}" if several else "")
 
 
 def _names(names: Sequence[str], between: str = ", ") -> str:

@@ -80,7 +80,6 @@ SHORT = {
     **{"auroc": "AUROC", "f1": "F1", "auprc": "AUPRC", "froc": "FROC", "dice": "Dice", "ece": "ECE"},
     **{"raw": "Energy", "normalised": "Normalised energy"},
 }
-ENCODERS = {"resnet18": "ResNet18", "resnet50": "ResNet50", "vit_b_32": "ViT-B-32", "resnet50_bt": "ResNet50-BT"}
 
 
 def style(metric: str) -> tuple[str, bool]:

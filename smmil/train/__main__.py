@@ -30,7 +30,7 @@ from preprocessing.common.cli import guard
 from preprocessing.common.files import write_json
 from smmil.train.job import Job, _is_finished, train_runs
 from smmil.train.progress import check_tensorboard
-from smmil.train.specs import data_options, job_specs, options_of, summary
+from smmil.train.specs import job_specs, options_of, summary
 
 if TYPE_CHECKING:
     pass
@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m smmil.train", description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--encoder", required=True)
-    parser.add_argument("--method", required=True, help="key of smmil.models.MODELS, or a variant of one (__)")
+    parser.add_argument("--method", required=True, help="key of smmil.config.methods.METHODS, or a variant of one (__)")
     add_source_arguments(parser)
     parser.add_argument("--config-json", default="{}", help="smmil.config.training_options as JSON")
     parser.add_argument("--method-options", default="{}", help="options of the method as JSON")
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from smmil.data.splits import make_split, write_splits
 
     options = options_of(arguments)
-    source = open_source(arguments, data_options(options))
+    source = open_source(arguments, options.data)
     specs = job_specs(arguments, options, source)
     splits = {seed: make_split(source.listing.bags, seed, options.val_share) for seed in options.splits}
     write_splits(arguments.out / "splits.csv", source.listing.bags, list(splits.values()))

@@ -9,14 +9,12 @@ options and arguments of the method, so that a key contains only what has an eff
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smmil.artifacts.runs import RunSpec, read_done
 from smmil.config.quirks import method_changes
 from smmil.config.variants import SEPARATOR, Variant, base_method
-from smmil.data.labels import DataOptions
 
 if TYPE_CHECKING:
     from smmil.config.training_options import TrainingOptions
@@ -75,11 +73,6 @@ def _numbers(text: str, kind: type, name: str) -> list[Any]:
         raise ValueError(f"{name}: found {text!r}, expected numbers separated by commas") from error
 
 
-def data_options(options: "TrainingOptions") -> DataOptions:
-    """Return the loading options of a job."""
-    return DataOptions(**{field.name: getattr(options, field.name) for field in fields(DataOptions)})
-
-
 def check_variant(name: str, method_options: Mapping[str, Any]) -> None:
     """Raise if the name of a variant does not match its arguments.
 
@@ -103,7 +96,7 @@ def job_specs(arguments: argparse.Namespace, options: "TrainingOptions", source:
     """
     method, given = base_method(arguments.method), json_object(arguments.method_options, "--method-options")
     check_variant(arguments.method, given)
-    method_options = method_changes(options.active, method, given)
+    method_options = method_changes(options.active_quirks, method, given)
     # Instance labels do not influence training unless they decide which bags take part.
     ignored = {"label_order"}
     if not source.data.get("drop_inconsistent"):
@@ -157,7 +150,7 @@ def summary(
         "method": name,
         "method_options": first.method_options,
         "protocol": options.protocol,
-        "quirks": sorted(options.active),
+        "quirks": sorted(options.active_quirks),
         "training": {**first.training, "protocol": options.protocol},
         "data": source.data,
         "inputs": first.inputs,

@@ -57,7 +57,7 @@ def validate(model: MILModel, cache: BagCache, index: Sequence[int], options: "T
     logits, y, scores, y_inst = (torch.cat(parts) for parts in zip(*collected, strict=True))
     weight = model.pos_weight.double()
     per_bag = binary_cross_entropy_with_logits(logits, y, pos_weight=weight, reduction="none")
-    released = "select_val_loss" in options.active
+    released = "select_val_loss" in options.active_quirks
     means = [part.mean() for part in torch.split(per_bag, options.batch_size if released else len(per_bag))]
     known = y_inst >= 0
     finite = bool(torch.isfinite(logits).all()) and bool(torch.isfinite(scores).all())

@@ -6,9 +6,10 @@ import logging
 import pytest
 import torch
 
+from smmil.config.methods import METHODS
 from smmil.data.batch import Bag
 from smmil.data.cache import BagCache
-from smmil.models import MODELS, build_model
+from smmil.models import build_model
 from smmil.predictions.memory import OutOfMemory, each_bag, in_groups
 from smmil.predictions.one_bag import score_bag
 from smmil.predictions.runs import predict_bags
@@ -32,7 +33,7 @@ def dataset(tmp_path_factory):
 def _noisy():
     register_noisy()
     yield
-    MODELS.pop("noisy")
+    METHODS.pop("noisy")
 
 
 @pytest.fixture

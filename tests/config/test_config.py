@@ -10,8 +10,6 @@ from snakemake.utils import update_config
 
 from preprocessing.features.encoders import get_encoder
 from smmil.config.experiment import Config, json_schema, parse_config, training_options
-from smmil.config.methods import METHODS
-from smmil.models import MODELS
 
 
 @pytest.fixture
@@ -71,10 +69,6 @@ def test_the_paper_values(paper):
     assert config.datasets["camelyon16"].table_encoder == "resnet50_bt"
 
 
-def test_the_registry_and_the_names_of_methods_agree():
-    assert set(MODELS) <= set(METHODS)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -82,7 +76,7 @@ def test_the_registry_and_the_names_of_methods_agree():
         (lambda c: c["datasets"]["panda"].update(rooot="x"), r"datasets\.panda\.rooot: unknown key"),
         (
             lambda c: c["datasets"]["panda"].update(kind="tcga"),
-            r"datasets\.panda\.kind: .*'camelyon16'.*found \"tcga\"",
+            r"datasets\.panda\.kind: .*expected one of camelyon16, custom, panda, rsna.*found \"tcga\"",
         ),
         (lambda c: c["training"].update(epochs=0), r"training\.epochs: .*greater than or equal to 1.*found 0"),
         (lambda c: c.update(methods=["abmill"]), r"unknown methods \['abmill'\]"),

@@ -11,10 +11,10 @@ import yaml
 
 from smmil.config.experiment import parse_config, training_options
 from smmil.config.quirks import QUIRKS, active_quirks, method_changes
-from smmil.config.training_options import TrainingOptions
+from smmil.config.training_options import DataOptions, TrainingOptions
 from smmil.data.batch import pack
 from smmil.data.cache import BagCache
-from smmil.data.labels import DataOptions, labels_by_name
+from smmil.data.labels import labels_by_name
 from smmil.data.loading import list_usable, load_bags
 from smmil.data.sources import open_source
 from smmil.layers.segments import plain_softmax, segment_softmax
@@ -24,7 +24,7 @@ from smmil.protocol import markdown_table
 from smmil.sm.operator import Sm, normalise_adjacency
 from smmil.train import __main__ as train
 from smmil.train.fit import Fit, validate
-from smmil.train.specs import data_options, job_specs, options_of
+from smmil.train.specs import job_specs, options_of
 from tests.helpers.graphs import make_bag, path, table
 from tests.helpers.train_helpers import UNBALANCED, make_dataset, train_arguments
 
@@ -50,7 +50,7 @@ def spec_of(dataset, method="smap_early", options="{}", **training):
     arguments = train_arguments(dataset, dataset / "out", method, **training)
     parsed = train.build_parser().parse_args([*arguments, "--method-options", options])
     chosen = options_of(parsed)
-    return job_specs(parsed, chosen, open_source(parsed, data_options(chosen)))[0]
+    return job_specs(parsed, chosen, open_source(parsed, chosen.data))[0]
 
 
 def test_the_rows_are_the_references_and_the_docs_show_them(repository):
@@ -80,7 +80,9 @@ def test_an_unknown_quirk_is_refused_with_the_known_ones(paper):
 
 def test_options_survive_the_command_line():
     assert json.loads(TrainingOptions(self_loop=True).text)["self_loop"] is True
-    assert TrainingOptions.model_validate_json(TrainingOptions(quirks={"softmax": True}).text).active == {"softmax"}
+    assert TrainingOptions.model_validate_json(TrainingOptions(quirks={"softmax": True}).text).active_quirks == {
+        "softmax"
+    }
 
 
 @pytest.mark.parametrize("quirk", ["eval_gate_by_bag", "eval_histogram", "eval_energy", "panda_label_order"])
@@ -194,9 +196,10 @@ def test_12_the_plain_softmax_is_the_same_until_it_overflows():
 def test_13_an_isolated_node_shrinks_by_one_minus_alpha_unless_it_is_a_whole_bag():
     lonely = replace(make_bag(3, 1), neighbors=table([(0, 1)], 3))
     batch = pack([lonely, make_bag(1, 2)])
-    for quirks, expected in (((), [1.0, 1.0]), (("graph_isolated",), [0.7, 1.0])):
-        graph = graph_of(batch, quirks)
-        smoothed = Sm(0.3)(torch.ones(4, 2), graph, batch.offsets)[:, 0]
+    for isolated, expected in ((False, [1.0, 1.0]), (True, [0.7, 1.0])):
+        sm = Sm(0.3)
+        sm.use_released(swapped=False, ratio=False, isolated=isolated)
+        smoothed = sm(torch.ones(4, 2), graph_of(batch), batch.offsets)[:, 0]
         assert smoothed[2:].tolist() == pytest.approx(expected)
         assert smoothed[:2].tolist() == pytest.approx([1.0, 1.0])
     for method in ("smap_early", "smtap"):

@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 import torch
 
+from smmil.config.methods import METHODS
 from smmil.data.batch import EVERYTHING, pack
-from smmil.models import MODELS, build_model
+from smmil.models import build_model
 from tests.helpers.graphs import make_bag
 
 
@@ -64,7 +65,7 @@ def test_fields_that_are_not_asked_for_stay_out():
     assert linked.grid.numel() == 0 and bare.to("cpu").neighbors.shape == (10, 0)
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("name", sorted(METHODS))
 def test_a_method_trains_on_what_it_says_it_needs(name):
     bags, found = [make_bag(n, seed, y=float(seed % 2)) for seed, n in enumerate((5, 1, 9))], []
     for fields in (EVERYTHING, build_model(name, 6).needs):

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from smmil.config.training_options import DataOptions
 from smmil.data.batch import pack
 from smmil.data.csv_table import load_table, standardise
 from smmil.data.loading import (
-    DataOptions,
     drop_inconsistent,
     feature_distance_weights,
     feature_facts,
@@ -112,7 +112,7 @@ def test_bags_that_contradict_their_instances_are_dropped_on_request(tmp_path):
 
 
 def test_unknown_rules_are_refused():
-    with pytest.raises(ValueError, match="label_rule: found 'soft', expected one of strict, halving"):
+    with pytest.raises(ValueError, match="label_rule\n.*'strict' or 'halving'.*input_value='soft'"):
         DataOptions(label_rule="soft")
 
 

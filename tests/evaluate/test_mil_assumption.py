@@ -10,7 +10,7 @@ import torch
 from bench.fitting import FitOptions
 from bench.mil_assumption import TESTS, as_table, main, make_bags, measure, verdict
 from preprocessing.common.cli import guard
-from smmil.models import MODELS
+from smmil.config.methods import METHODS
 
 QUICK = FitOptions(epochs=12, batch_size=16, lr=1e-3)
 
@@ -84,7 +84,7 @@ def test_command_line_covers_the_registry_and_prints_json(capsys):
     assert all(math.isfinite(r["auroc"]) for r in results)
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("name", sorted(METHODS))
 def test_every_method_runs_the_tests(name):
     result = measure(name, "frequency", n_bags=4, seeds=1, options=FitOptions(epochs=1, batch_size=4))
     assert result["verdict"] in ("not learned", "violates", "passes")

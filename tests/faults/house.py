@@ -20,7 +20,7 @@ def settings(datasets: Sequence[str], size: str) -> dict[str, Any]:
     config["report"] = {"bootstrap": 50, "map_bags": 1}
     config["report"] |= {"tables": ["table1", "resources", "comparisons"], "figures": ["fig4", "fig5", "cd", "curves"]}
     config["datasets"]["mine"] = {
-        **{"kind": "own", "root": "raw", "source": {"manifest": "raw/own.csv"}, "encoders": ["resnet18"]},
+        **{"kind": "custom", "root": "raw", "source": {"manifest": "raw/own.csv"}, "encoders": ["resnet18"]},
         **{"instances": config["datasets"]["camelyon16"]["instances"], "train": False, "allowed_failures": 1},
         **{"score_with": {"dataset": "camelyon16", "encoder": "resnet18", "method": "abmil"}},
     }

@@ -76,7 +76,7 @@ def test_every_method_looks_different_and_a_variant_like_its_method(monkeypatch:
     assert marked_name("smap_early__alpha_0p1") == "SmAP ◆, α = 0.1"
     assert in_order(["abmil", "smap_early__t_5", "clam", "smap_early"])[0] == "smap_early"
     # a new method takes nobody's look
-    monkeypatch.setitem(METHODS, "new", Method("New", WITHOUT_GLOBAL, proposed=False))
+    monkeypatch.setitem(METHODS, "new", Method("new", "", "New", WITHOUT_GLOBAL))
     assert {method: look_of(method) for method in looks} == looks and look_of("new") not in looks.values()
 
 

@@ -1,4 +1,4 @@
-"""A small own dataset of generated slides and scans, run through the real command lines of the stages.
+"""A small custom dataset of generated slides and scans, run through the real command lines of the stages.
 
 Slides are 640 x 512 px tiled JPEG pyramids with tissue in a box; scans are folders of CT slices.
 """
@@ -72,7 +72,7 @@ class Cohort:
             writer = csv.DictWriter(stream, names, restval="")
             writer.writeheader()
             writer.writerows(self.rows)
-        argv = ["--dataset", "mine", "--kind", "own", "--root", str(self.raw), "--options", json.dumps(self.source)]
+        argv = ["--dataset", "mine", "--kind", "custom", "--root", str(self.raw), "--options", json.dumps(self.source)]
         return list_bags([*argv, "--out", str(self.results / "bags.csv")])
 
     def bags(self) -> dict[str, BagRow]:

@@ -14,7 +14,7 @@ from preprocessing.bags.table import write_bags
 from preprocessing.instances.graph import chain_neighbors
 from preprocessing.store.bags import coords_hash, write_bag
 from smmil.artifacts.runs import MEASURED, read_log
-from smmil.models import MODELS
+from smmil.config.methods import METHODS, WITHOUT_GLOBAL, Method
 from smmil.models.abmil import ABMIL
 from smmil.train.fit import Fit
 
@@ -34,8 +34,8 @@ class Noisy(ABMIL):
 
 
 def register_noisy() -> None:
-    """Makes `noisy` a known method of this process."""
-    MODELS["noisy"] = Noisy
+    """Register the method `noisy` in this process."""
+    METHODS["noisy"] = Method("noisy", f"{__name__}:{Noisy.__name__}", "Noisy", WITHOUT_GLOBAL)
 
 
 def make_dataset(

@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from smmil.config.methods import METHODS
 from smmil.data.batch import Bag, pack
-from smmil.models import MODELS, build_model
+from smmil.models import build_model
 from tests.helpers.graphs import make_bag, path, permute
 
 P = 12
@@ -32,7 +33,7 @@ def bags(*sizes: int) -> list[Bag]:
     return [make_bag(n, seed, features=P, y=float(seed % 2)) for seed, n in enumerate(sizes)]
 
 
-pytestmark = pytest.mark.parametrize("name", sorted(MODELS))
+pytestmark = pytest.mark.parametrize("name", sorted(METHODS))
 
 
 def test_a_ragged_batch_equals_one_by_one(name):

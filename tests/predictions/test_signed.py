@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from smmil.config.methods import METHODS
 from smmil.data.batch import Bag, BagBatch, pack
 from smmil.data.cache import BagCache
 from smmil.evaluate.metrics import auroc
 from smmil.layers.segments import segment_mean
-from smmil.models import MODELS, build_model
+from smmil.models import build_model
 from smmil.models.abmil import ABMIL
 from smmil.models.base import MILModel, Output
 from smmil.predictions import signed
@@ -25,7 +26,7 @@ def cached(bags: list[Bag]) -> BagCache:
     return BagCache(bags, CPU)
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("name", sorted(METHODS))
 def test_every_method_gives_finite_scores_repeatably_and_is_left_as_it_was(name: str) -> None:
     torch.manual_seed(0)
     model = build_model(name, P)
@@ -45,7 +46,7 @@ def test_every_method_gives_finite_scores_repeatably_and_is_left_as_it_was(name:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("name", sorted(METHODS))
 def test_bags_that_share_a_pass_give_the_direction_of_each_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = build_model(name, P).double()

@@ -274,8 +274,8 @@ def test_metrics_that_no_cell_shows_are_named(caplog: pytest.LogCaptureFixture) 
 
 
 def test_every_method_stands_in_one_of_the_two_groups_and_names_are_unique() -> None:
-    assert {value[1] for value in METHODS.values()} == set(GROUPS)
-    assert len({value[0] for value in METHODS.values()}) == len(METHODS)
+    assert {method.group for method in METHODS.values()} == set(GROUPS)
+    assert len({method.name for method in METHODS.values()}) == len(METHODS)
 
 
 def test_command_line_takes_layout_as_text_or_file_and_no_metrics_at_all(tmp_path: Path) -> None:

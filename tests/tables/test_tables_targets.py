@@ -19,7 +19,8 @@ import pytest
 
 from smmil.config.experiment import Config, load_yaml, parse_config
 from smmil.config.layouts import PairLayout, TableLayout
-from smmil.config.outputs import bases, compared, pairings, table_layout
+from smmil.config.methods import METHODS, bases
+from smmil.config.outputs import compared, pairings, table_layout
 from smmil.config.targets import BLOCKS, FIGURES, TABLES
 from smmil.report.sections import layout_pairings
 from smmil.tables.specs import TABLES as SPECS
@@ -187,8 +188,6 @@ def test_the_pairs_are_those_of_tables_3_and_4(paper: Any) -> None:
 
 
 def test_every_target_has_a_specification_and_fixed_rows_are_known_methods() -> None:
-    from smmil.config.methods import METHODS
-
     # the table of paired differences is made from predictions, not from a specification
     assert set(SPECS) == set(TABLES) - {"comparisons"}
     for table, blocks in BLOCKS.items():
@@ -204,8 +203,8 @@ def test_table_4_takes_what_is_trained_where_camelyon16_is_not(paper: Any) -> No
 def test_a_table_asked_for_where_nothing_is_trained_says_so(tmp_path: Path) -> None:
     touch(tmp_path / "slides", ["a.svs"])
     (tmp_path / "slides/manifest.csv").write_text("bag_id,image,label,split\na,a.svs,,\n")
-    own = {"kind": "own", "root": "slides", "source": {"manifest": "slides/manifest.csv"}, "train": False}
-    config = write_config(tmp_path, {"use": ["mine"], "datasets": {"mine": {**own, "encoders": ["resnet18"]}}})
+    custom = {"kind": "custom", "root": "slides", "source": {"manifest": "slides/manifest.csv"}, "train": False}
+    config = write_config(tmp_path, {"use": ["mine"], "datasets": {"mine": {**custom, "encoders": ["resnet18"]}}})
     run = snakemake(tmp_path, "table3", "--dry-run", "--configfile", config, check=False)
     assert run.returncode != 0 and "table3: no dataset in use is trained" in run.stdout
 

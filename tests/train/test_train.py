@@ -15,6 +15,7 @@ import pytest
 
 from preprocessing.common import files
 from smmil.artifacts.runs import load_state, read_log
+from smmil.config.methods import METHODS
 from smmil.train import __main__ as train
 from smmil.train import fit as training
 from smmil.train.fit import Fit
@@ -30,13 +31,10 @@ def dataset(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _noisy(monkeypatch):
-    from smmil.models import MODELS
-
-    monkeypatch.setattr("smmil.models.MODELS", MODELS)
+def _noisy():
     register_noisy()
     yield
-    MODELS.pop("noisy")
+    METHODS.pop("noisy")
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ from smmil.artifacts.runs import RunSpec, load_state, load_weights, read_log, sa
 from smmil.config.training_options import TrainingOptions
 from smmil.data.batch import Bag
 from smmil.data.cache import BagCache, chunks
-from smmil.models import MODELS, build_model
+from smmil.models import build_model
+from smmil.models.abmil import ABMIL
 from smmil.train import __main__ as train
 from smmil.train import fit as training
 from smmil.train import progress as live
@@ -308,6 +309,6 @@ def test_a_run_tells_of_every_step_once_also_after_a_stop(tmp_path):
 
 def test_a_method_hears_of_every_epoch_before_its_first_step(tmp_path, monkeypatch):
     heard: list[int] = []
-    monkeypatch.setattr(MODELS["abmil"], "start_epoch", lambda self, epoch: heard.append(epoch))
+    monkeypatch.setattr(ABMIL, "start_epoch", lambda self, epoch: heard.append(epoch))
     fit([tiny_bag(i) for i in range(6)], tmp_path, epochs=3).run()
     assert heard == [1, 2, 3]

@@ -24,14 +24,14 @@ METHODS = ["abmil", "smap_early", "t_ap", "smtap"]
 
 
 def tiny(**changes):
-    """The demo's overrides with fewer epochs, and an own dataset of good, bad and empty files."""
+    """The demo's overrides with fewer epochs, and a custom dataset of good, bad and empty files."""
     import yaml
 
     config = yaml.safe_load((ROOT / "workflow/demo.yaml").read_text().replace("demo/", ""))
     config["training"]["epochs"] = 3
     config["report"] |= {"bootstrap": 50, "map_bags": 1}
     config["datasets"]["mine"] = {
-        "kind": "own",
+        "kind": "custom",
         "root": "raw",
         "source": {"manifest": "raw/own.csv"},
         "encoders": ["resnet18"],
@@ -46,7 +46,7 @@ def tiny(**changes):
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory):
-    """A working directory with tiny raw cohorts and an own manifest."""
+    """A working directory with tiny raw cohorts and a custom manifest."""
     directory = tmp_path_factory.mktemp("house")
     command = [sys.executable, "-m", "preprocessing.synthetic", "--out", str(directory / "raw"), "--size", "tiny"]
     subprocess.run(command, check=True, cwd=ROOT, capture_output=True)

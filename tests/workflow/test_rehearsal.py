@@ -16,7 +16,8 @@ from preprocessing.synthetic.rehearsal import PLANS, SCANS, SLICES, panda_specs
 from preprocessing.synthetic.sizes import RehearsalSize
 from smmil.config.experiment import Config, load_yaml, parse_config
 from smmil.config.outputs import all_pairings
-from smmil.data.labels import DataOptions, is_consistent
+from smmil.config.training_options import DataOptions
+from smmil.data.labels import is_consistent
 from tests.helpers.workflows import ROOT, planned, write_config
 from tests.tables.test_tables_targets import merged
 

@@ -81,8 +81,8 @@ def test_an_unknown_key_is_refused_before_anything_is_planned(tmp_path):
 def test_own_slides_need_no_dataset_of_the_paper(tmp_path):
     touch(tmp_path / "slides", ["a.svs", "b.svs"])
     (tmp_path / "slides/manifest.csv").write_text("bag_id,image,label,split\na,a.svs,,\nb,b.svs,,\n")
-    own = {"kind": "own", "root": "slides", "source": {"manifest": "slides/manifest.csv"}, "train": False}
-    config = write_config(tmp_path, {"use": ["mine"], "datasets": {"mine": {**own, "encoders": ["resnet18"]}}})
+    custom = {"kind": "custom", "root": "slides", "source": {"manifest": "slides/manifest.csv"}, "train": False}
+    config = write_config(tmp_path, {"use": ["mine"], "datasets": {"mine": {**custom, "encoders": ["resnet18"]}}})
     jobs = planned(tmp_path, "qc", "features", "--configfile", config)
     assert jobs["cut_instances"] == 1 and jobs["extract_features"] == 1 and jobs["fetch_weights"] == 1
 

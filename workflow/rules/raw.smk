@@ -1,4 +1,5 @@
 # Raw data and encoder weights: the only rules that may use the network, and only when asked for.
+from preprocessing.raw import registry
 
 
 rule raw:
@@ -7,7 +8,7 @@ rule raw:
         [
             f"{RESULTS}/{dataset}/raw.checked"
             for dataset, chosen in USED.items()
-            if chosen.kind != "own"
+            if chosen.kind in registry()
         ],
 
 

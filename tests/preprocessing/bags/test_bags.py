@@ -166,7 +166,7 @@ def manifest(root: Path, text: str) -> Path:
 
 def run(root: Path, out: Path, *more: str, options: dict | None = None) -> int:
     options = {"manifest": "manifest.csv"} if options is None else options
-    fixed = ["--dataset", "mine", "--kind", "own", "--root", str(root), "--options", json.dumps(options)]
+    fixed = ["--dataset", "mine", "--kind", "custom", "--root", str(root), "--options", json.dumps(options)]
     return main([*fixed, "--out", str(out), *more])
 
 
@@ -202,5 +202,5 @@ def test_command_line_errors_are_one_message(tmp_path: Path, capsys: pytest.Capt
     assert run(root, out, options={"manifets": "x"}) == 2
     assert "unknown ['manifets']" in capsys.readouterr().err
     assert main(["--dataset", "d", "--kind", "nope", "--root", str(root), "--out", str(out)]) == 2
-    assert "camelyon16, own, panda, rsna" in capsys.readouterr().err
+    assert "camelyon16, custom, panda, rsna" in capsys.readouterr().err
     assert not out.exists()

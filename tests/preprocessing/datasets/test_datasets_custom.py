@@ -1,4 +1,4 @@
-"""One's own manifest: both modalities, series, columns, and every problem reported at once."""
+"""Custom manifests: both modalities, series, columns, and every problem reported at once."""
 
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,12 @@ from preprocessing.datasets import DATASETS
 from tests.helpers.dataset_files import listed, table, touch
 from tests.helpers.dicoms import write_slice
 
-# own data
+HEADER = "bag_id,image,label,split,annotation,mpp,group,modality,note\n"
 
 
-OWN = "bag_id,image,label,split,annotation,mpp,group,modality,note\n"
-
-
-def own(root: Path, text: str, header: str = OWN) -> tuple[dict[str, BagRow], dict[str, Any]]:
+def custom(root: Path, text: str, header: str = HEADER) -> tuple[dict[str, BagRow], dict[str, Any]]:
     (root / "manifest.csv").write_text(header + text)
-    return listed("own", root, {"manifest": "manifest.csv"})
+    return listed("custom", root, {"manifest": "manifest.csv"})
 
 
 def ct_folder(folder: Path, series: int = 1, patient: str = "SECRET1", slices: int = 3) -> None:
@@ -28,13 +25,13 @@ def ct_folder(folder: Path, series: int = 1, patient: str = "SECRET1", slices: i
             write_slice(folder / f"{s}_{(z * 2) % slices}.dcm", z=5 * z, **tags)
 
 
-def test_own_mixed_modalities(tmp_path: Path) -> None:
+def test_custom_mixed_modalities(tmp_path: Path) -> None:
     touch(tmp_path, "s/a.svs", "s/a.geojson", "s/odd.img")
     ct_folder(tmp_path / "scan")
     touch(tmp_path, "scan/readme.txt")
     write_slice(tmp_path / "one.dcm")
     table(tmp_path / "labels.csv", ["file", "label"], [["0_0.dcm", 1], ["scan/0_1.dcm", 0]])
-    rows, _ = own(
+    rows, _ = custom(
         tmp_path,
         "a,s/a.svs,1,train,s/a.geojson,0.25,anna,,first\n"
         f"b,{tmp_path / 's' / 'odd.img'},0,test,,,bob,wsi,\n"
@@ -51,22 +48,22 @@ def test_own_mixed_modalities(tmp_path: Path) -> None:
     assert "anna" not in repr(rows)
 
 
-def test_own_two_series(tmp_path: Path) -> None:
+def test_custom_two_series(tmp_path: Path) -> None:
     ct_folder(tmp_path / "scan", series=2)
-    rows, report = own(tmp_path, "a,scan,1,train,,,,,\n")
+    rows, report = custom(tmp_path, "a,scan,1,train,,,,,\n")
     text = "2 series, #2 (3 files, CT), #3 (3 files, CT); one bag is one series, write e.g. 'scan#2'"
     assert text in rows["a"].note and text in report["notes"][0] and len(rows["a"].images) == 6
-    rows, _ = own(tmp_path, "a,scan#3,1,train,,,,,\n")
+    rows, _ = custom(tmp_path, "a,scan#3,1,train,,,,,\n")
     assert rows["a"].images == ("scan/1_0.dcm", "scan/1_2.dcm", "scan/1_1.dcm")
     with pytest.raises(ValueError, match="no series #7"):
-        own(tmp_path, "a,scan#7,1,train,,,,,\n")
+        custom(tmp_path, "a,scan#7,1,train,,,,,\n")
 
 
-def test_own_reports_every_problem(tmp_path: Path) -> None:
+def test_custom_reports_every_problem(tmp_path: Path) -> None:
     touch(tmp_path, "a.svs", "b.svs", "x.doc")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError) as caught:
-        own(
+        custom(
             tmp_path,
             "a,a.svs,1,train,,,anna,,\na,b.svs,0,test,,,anna,,\nc,gone.svs,1,train,,,,,\nd,a.svs,2,train,,,,,\n"
             "e,../out.svs,1,train,,,,,\nf,x.doc,1,train,,,,,\ng,empty,1,train,,,,,\n"
@@ -90,22 +87,22 @@ def test_own_reports_every_problem(tmp_path: Path) -> None:
     assert "anna" not in text and "Secretname" not in text
 
 
-def test_own_columns(tmp_path: Path) -> None:
+def test_custom_columns(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"unknown columns \['colour'\].*optional annotation"):
-        own(tmp_path, "a,a.svs,1,train,red\n", "bag_id,image,label,split,colour\n")
+        custom(tmp_path, "a,a.svs,1,train,red\n", "bag_id,image,label,split,colour\n")
     with pytest.raises(ValueError, match=r"expected also \['split'\]"):
-        own(tmp_path, "a,a.svs,1\n", "bag_id,image,label\n")
+        custom(tmp_path, "a,a.svs,1\n", "bag_id,image,label\n")
     with pytest.raises(ValueError, match="no rows"):
-        own(tmp_path, "")
+        custom(tmp_path, "")
     with pytest.raises(ValueError, match="manifest: absent"):
-        DATASETS["own"].count(tmp_path, {})
+        DATASETS["custom"].count(tmp_path, {})
 
 
-def test_own_shared_patient_is_noted_without_naming_it(tmp_path: Path) -> None:
+def test_custom_shared_patient_is_noted_without_naming_it(tmp_path: Path) -> None:
     ct_folder(tmp_path / "one", patient="SECRET1")
     ct_folder(tmp_path / "two", patient="SECRET1")
     ct_folder(tmp_path / "three", patient="SECRET2")
     text = "a,one,1,train\nb,two,0,test\nc,three,0,test\n"
-    _, report = own(tmp_path, text, "bag_id,image,label,split\n")
+    _, report = custom(tmp_path, text, "bag_id,image,label,split\n")
     assert len(report["notes"]) == 1 and report["notes"][0].startswith("a, b: one PatientID")
     assert "SECRET" not in repr(report)
