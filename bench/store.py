@@ -28,10 +28,10 @@ Array = npt.NDArray[Any]
 
 def write_all(folder: Path, n: int) -> None:
     """Write the same features in every layout."""
-    from preprocessing.store.bags import write_bag
+    from preprocessing.store.bags import FeatureAttrs, write_bag
 
     features = np.random.default_rng(0).random((n, P), np.float32).astype(np.float16)
-    write_bag(folder / "store", BAG, {"features": features}, {"coords_hash": "0" * 64}, schema="features")
+    write_bag(folder / "store", BAG, {"features": features}, FeatureAttrs(coords_hash="0" * 64))
     np.save(folder / "bag.npy", features)
     if importlib.util.find_spec("h5py"):
         import h5py

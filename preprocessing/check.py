@@ -1,15 +1,11 @@
-"""Checks stored bags byte by byte: finds what a failing disk or a cut copy has damaged, and makes room to rebuild.
+"""Check stored bags byte by byte for damage by a failing disk or an incomplete copy, and make room to rebuild.
 
 `python -m preprocessing.check results/panda/features/resnet18` reads every bag of the stage, compares sizes, schema and
 checksums, and lists each broken one. With `--remove` a broken bag and the shard manifests that list it are deleted, so
-that the next run of the workflow redoes exactly these bags. Exit code 1 if something is broken. Whoever reads bags
-(`read_stored`) and meets a broken one says so in these words.
+that the next run of the workflow redoes exactly these bags. Exit code 1 if something is broken.
 """
 
-from __future__ import annotations
-
 import argparse
-import json
 import logging
 import shutil
 from collections.abc import Callable, Sequence
@@ -23,15 +19,15 @@ log = logging.getLogger(__name__)
 
 
 def check_store(stage: Path | str) -> dict[str, str]:
-    """Checks all bags of a stage's folder (`{stage}/store`).
+    """Check all bags of a stage's folder (`{stage}/store`).
 
     Returns:
-        What is wrong, by bag id; empty if all is well.
+        Problems by bag id.
 
     Raises:
         ValueError: there is no store in this folder.
     """
-    from preprocessing.store.bags import read_attrs, validate_bag
+    from preprocessing.store.bags import read_info, validate_bag
 
     store = Path(stage) / "store"
     if not store.is_dir():
@@ -43,19 +39,19 @@ def check_store(stage: Path | str) -> dict[str, str]:
         if path.name.startswith("."):
             continue
         try:
-            schema = str(read_attrs(store, path.name)["store"].get("schema"))
-            validate_bag(store, path.name, schema=schema)
+            validate_bag(store, path.name, schema=read_info(store, path.name).schema)
         except (ValueError, OSError) as error:
             broken[path.name] = " ".join(str(error).split())
     return broken
 
 
 def remove_bags(stage: Path | str, bags: Sequence[str]) -> list[Path]:
-    """Deletes bags and the manifests that list them as stored; returns the manifests deleted."""
+    """Delete bags and the manifests that list them; return the deleted manifests."""
+    from preprocessing.bags.manifests import ShardManifest
+
     removed: list[Path] = []
     for manifest in sorted((Path(stage) / "shards").glob("*.json")):
-        listed = {entry["bag_id"] for entry in json.loads(manifest.read_text(encoding="utf-8"))["bags"]}
-        if listed & set(bags):
+        if ShardManifest.read(manifest).by_id.keys() & set(bags):
             manifest.unlink()
             removed.append(manifest)
     for bag in bags:
@@ -64,10 +60,10 @@ def remove_bags(stage: Path | str, bags: Sequence[str]) -> list[Path]:
 
 
 def read_stored(reader: Callable[..., T], store: Path, bag_id: str, *arguments: Any, **options: Any) -> T:
-    """Calls a reader of `preprocessing.store.bags`; what is damaged or missing is told with what to do about it.
+    """Call a reader of `preprocessing.store.bags`; errors say how to rebuild a damaged or missing bag.
 
     Args:
-        reader: `read_attrs` or `read_arrays`.
+        reader: e.g. `read_arrays`.
         store: directory of the tree, `{stage}/store`.
         bag_id: name of the bag.
         arguments: further arguments of the reader.
@@ -91,25 +87,25 @@ def read_stored(reader: Callable[..., T], store: Path, bag_id: str, *arguments: 
         ) from error
 
 
-def _main(argv: Sequence[str] | None = None) -> int:
+@guard
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check the stages named; see the top of this file."""
     parser = argparse.ArgumentParser(prog="python -m preprocessing.check", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("stage", nargs="+", type=Path, help="folder of a stage: .../instances or .../features/ENCODER")
     parser.add_argument("--remove", action="store_true", help="delete broken bags and the manifests that list them")
     args = parser.parse_args(argv)
-    found = False
+    exit_code = 0
     for stage in args.stage:
         broken = check_store(stage)
-        found = found or bool(broken)
+        exit_code |= bool(broken)
         for bag, reason in broken.items():
             log.error("%s: %s", bag, reason)
         if args.remove and broken:
             for manifest in remove_bags(stage, sorted(broken)):
                 log.warning("deleted %s; the next run of the workflow makes it again", manifest)
         log.info("%s: %d broken bags", stage, len(broken))
-    return int(found)
+    return exit_code
 
-
-main = guard(_main)
 
 if __name__ == "__main__":
     raise SystemExit(main())

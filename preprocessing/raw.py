@@ -184,7 +184,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _main(argv: Sequence[str] | None = None) -> int:
+@guard
+def main(argv: Sequence[str] | None = None) -> int:
+    """Bring the raw data of one dataset into a folder; see the top of this file."""
     args = _arguments(argv)
     source = registry()[args.dataset]
     if args.workers < 1:
@@ -194,7 +196,5 @@ def _main(argv: Sequence[str] | None = None) -> int:
     return download(source, args.out, check_url(args.url or source.url), args.include, args.workers)
 
 
-main = guard(_main)
-
 if __name__ == "__main__":
-    raise SystemExit(main(None))
+    raise SystemExit(main())

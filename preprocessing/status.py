@@ -12,26 +12,25 @@ still is), pending (no job has come to it). A bag in a manifest is what the mani
 line counts. Only seconds and rates differ between equal runs; bags found finished have none.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import io
-import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from preprocessing.common.cli import guard, read_record
+from pydantic import ValidationError
+
+from preprocessing.bags.manifests import BagOutcome, ShardManifest, StatusLine
+from preprocessing.bags.report import ListReport, Omitted
+from preprocessing.bags.rows import BagRow
+from preprocessing.bags.table import read_bags
+from preprocessing.common.cli import guard
 from preprocessing.common.files import write_json, write_text
-from preprocessing.qc.counts import Expected, ListReport, Omitted, compare
+from preprocessing.qc.counts import Expected, compare
 from preprocessing.qc.facts import BagFacts
-
-if TYPE_CHECKING:
-    from preprocessing.bags.rows import BagRow
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +44,7 @@ LISTED = 50
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a manifest or a status line says of one bag."""
+    """State, instances, unreadable tiles and reason of one bag, as a manifest or a status line has them."""
 
     state: str
     n: int = 0
@@ -159,32 +158,28 @@ def read_stage(folder: Path, stage: str) -> StageStatus:
     Raises:
         ValueError: A manifest is damaged; the file is named.
     """
-    from preprocessing.bags.shards import read_manifest
-
     outcomes: dict[str, Outcome] = {}
     seconds: dict[str, float] = {}
     unreadable = 0
     for path in sorted((folder / "status" / stage).glob("*.jsonl")):
         for text in filter(str.strip, path.read_text(encoding="utf-8", errors="replace").splitlines()):
             try:
-                line = json.loads(text)
-                outcomes[str(line["bag_id"])] = _outcome(line)
-                if line["redone"]:
-                    seconds[str(line["bag_id"])] = float(line["seconds"])
-            except (ValueError, KeyError, TypeError):
+                line = StatusLine.model_validate_json(text)
+            except ValidationError:
                 unreadable += 1
+                continue
+            outcomes[line.bag_id] = _outcome(line)
+            if line.redone:
+                seconds[line.bag_id] = line.seconds
     for path in (folder / "status" / stage).glob("*.working"):
         outcomes[path.read_text(encoding="utf-8", errors="replace").strip()] = Outcome("interrupted")
     for path in sorted((folder / stage / "shards").glob("*.json")):
-        outcomes |= {bag_id: _outcome(entry) for bag_id, entry in read_manifest(path).items()}
+        outcomes |= {entry.bag_id: _outcome(entry) for entry in ShardManifest.read(path).bags}
     return StageStatus(outcomes, seconds, unreadable)
 
 
-def _outcome(entry: Mapping[str, Any]) -> Outcome:
-    if entry["state"] not in STATES:
-        raise ValueError(f"state: found {entry['state']!r}, expected one of {', '.join(STATES)}")
-    counts = int(entry.get("n", 0)), int(entry.get("bad_tiles", 0))
-    return Outcome(str(entry["state"]), *counts, str(entry.get("reason") or ""))
+def _outcome(bag: BagOutcome) -> Outcome:
+    return Outcome(bag.state, bag.n, bag.bad_tiles, bag.reason)
 
 
 def bag_states(rows: Sequence[BagRow], stage: str, status: StageStatus) -> list[BagState]:
@@ -286,18 +281,18 @@ def _table(head: Sequence[str], records: Sequence[object]) -> list[str]:
     return [f"| {line} |" for line in lines]
 
 
-def _main(argv: Sequence[str] | None = None) -> int:
+@guard
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the status of one dataset; see the top of this file."""
     parser = argparse.ArgumentParser(prog="python -m preprocessing.status", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folder", type=Path, help="results of one dataset, e.g. results/panda")
     parser.add_argument("--dataset", help="its name (default: the folder's)")
     parser.add_argument("--encoders", help="encoders to list, separated by commas (default: those that left a trace)")
     parser.add_argument("--out", type=Path, help="folder to write (default: FOLDER/status)")
     args = parser.parse_args(argv)
-    from preprocessing.bags.table import read_bags
-
     rows = read_bags(args.folder / "bags.csv")
     report_path = args.folder / "bags.report.json"
-    report = read_record(ListReport, report_path) if report_path.is_file() else ListReport()
+    report = ListReport.read(report_path) if report_path.is_file() else ListReport()
     if args.encoders is None:
         names = find_stages(args.folder)
     else:
@@ -311,8 +306,6 @@ def _main(argv: Sequence[str] | None = None) -> int:
     log.info("%s: %s", out / "status.md", {name: n for name, n in asdict(summary.total).items() if n})
     return 0
 
-
-main = guard(_main)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -5,8 +5,6 @@
 recorded and every later use is checked against it. Files copied by hand from another machine are verified and kept.
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 from collections.abc import Sequence
@@ -76,7 +74,9 @@ def _download(encoder: Encoder, source: str, path: Path, recorded: str) -> str:
         ) from error
 
 
-def _main(argv: Sequence[str] | None = None) -> int:
+@guard
+def main(argv: Sequence[str] | None = None) -> int:
+    """Fetch the weights named; see the top of this file."""
     parser = argparse.ArgumentParser(prog="python -m preprocessing.weights", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--encoder", required=True, help="encoder, or several separated by commas")
     parser.add_argument("--out", required=True, type=Path, help="folder of the weight files")
@@ -89,8 +89,6 @@ def _main(argv: Sequence[str] | None = None) -> int:
         fetch_weights(name, args.out, url=args.url)
     return 0
 
-
-main = guard(_main)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -209,7 +209,7 @@ def _check_bag(dataset: Path, encoder: str, bag: str, content: str, checks: Chec
             checks.wrong.append(str(error))
             continue
         if schema == "features":
-            checks.compare(f"{bag}: features against the manifest", attrs["store"]["content"], content)
+            checks.compare(f"{bag}: features against the manifest", attrs.store.content, content)
 
 
 def _bag(dataset: Path, encoder: str, bag: str, row: Any, state: dict[str, Any] | None) -> dict[str, Any]:

@@ -25,16 +25,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import TextIO
 
+from preprocessing.bags.manifests import ManifestEntry, ShardManifest, State, StatusLine
 from preprocessing.bags.rows import BagRow
 from preprocessing.common.cli import Abort
-from preprocessing.common.files import DISK_ERRORS, name_in_errors, write_json
+from preprocessing.common.files import DISK_ERRORS, name_in_errors
 
 log = logging.getLogger(__name__)
 
-State = Literal["ok", "empty", "skipped", "failed"]
-STATES: tuple[str, ...] = ("ok", "empty", "skipped", "failed")
 _MAKE_ROOM = "make room, then run the same command again: finished bags are kept"
 _REASON_CHARACTERS = 500
 
@@ -61,10 +60,10 @@ class Outcome:
     counted: bool = True
     bad_tiles: int = 0
 
-    def facts(self) -> dict[str, Any]:
-        """Return the fields of manifest entries and status lines; `bad_tiles` only if there are any."""
-        facts = {"state": self.state, "n": self.n, "reason": self.reason}
-        return {**facts, "bad_tiles": self.bad_tiles} if self.bad_tiles else facts
+    def entry(self, bag_id: str) -> ManifestEntry:
+        """Return the entry of the manifest."""
+        facts = {"state": self.state, "n": self.n, "hash": self.hash, "reason": self.reason}
+        return ManifestEntry(bag_id=bag_id, **facts, bad_tiles=self.bad_tiles)
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ def run_shard(
     Raises:
         Abort: the disk is full or read-only, or `work` raised it.
     """
-    entries: list[dict[str, Any]] = []
+    entries: list[ManifestEntry] = []
     failures: list[str] = []
     Path(status_path).parent.mkdir(parents=True, exist_ok=True)
     with open(status_path, "a", encoding="utf-8") as status, _working(Path(status_path)) as mark:
@@ -129,7 +128,7 @@ def run_shard(
             log.info("%s %s: %d/%d %s", shard.stage, shard.name, number, len(rows), _line(row, outcome))
             if outcome.state == "failed" and outcome.counted:
                 failures.append(f"{row.bag_id}: {outcome.reason}")
-            entries.append({"bag_id": row.bag_id, "hash": outcome.hash, **outcome.facts()})
+            entries.append(outcome.entry(row.bag_id))
     if len(failures) > allowed_failures:
         Path(manifest_path).unlink(missing_ok=True)
         log.error(
@@ -143,8 +142,13 @@ def run_shard(
             "\n  ".join(failures),
         )
         return 1
-    head = {"dataset": shard.dataset, "stage": shard.stage, "stage_version": shard.stage_version}
-    write_json(manifest_path, {**head, "shard": shard.name, "bags": sorted(entries, key=lambda e: e["bag_id"])})
+    ShardManifest(
+        dataset=shard.dataset,
+        stage=shard.stage,
+        stage_version=shard.stage_version,
+        shard=shard.name,
+        bags=tuple(sorted(entries, key=lambda entry: entry.bag_id)),
+    ).write(manifest_path)
     return 0
 
 
@@ -183,20 +187,23 @@ def one_line(error: BaseException) -> str:
     return text[:_REASON_CHARACTERS]
 
 
-def _record(status: Any, row: BagRow, outcome: Outcome, seconds: float) -> None:
-    line = {
-        "bag_id": row.bag_id,
-        **outcome.facts(),
-        "seconds": round(seconds, 3),
-        "redone": outcome.redone,
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+def _record(status: TextIO, row: BagRow, outcome: Outcome, seconds: float) -> None:
+    line = StatusLine(
+        bag_id=row.bag_id,
+        state=outcome.state,
+        n=outcome.n,
+        reason=outcome.reason,
+        bad_tiles=outcome.bad_tiles,
+        seconds=round(seconds, 3),
+        redone=outcome.redone,
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
     with name_in_errors(status.name):
-        status.write(json.dumps(line, sort_keys=True) + "\n")
+        status.write(json.dumps(line.model_dump(), sort_keys=True) + "\n")
         status.flush()
 
 
-def _end_line(status: Any, path: Path) -> None:
+def _end_line(status: TextIO, path: Path) -> None:
     """Terminate the incomplete last line of a job whose disk was full, before new lines are appended."""
     with path.open("rb") as stream:
         if stream.seek(0, os.SEEK_END) and stream.seek(-1, os.SEEK_END) is not None and stream.read(1) != b"\n":
@@ -206,25 +213,6 @@ def _end_line(status: Any, path: Path) -> None:
 def _line(row: BagRow, outcome: Outcome) -> str:
     state = outcome.state if outcome.redone else f"{outcome.state}, found finished"
     return f"{row.bag_id} {state}, {outcome.n} instances" + (f" ({outcome.reason})" if outcome.reason else "")
-
-
-def read_manifest(path: Path | str) -> dict[str, dict[str, Any]]:
-    """Read the entries of a shard manifest, by bag id.
-
-    Raises:
-        ValueError: no such file, or not a manifest.
-    """
-    try:
-        bags = json.loads(Path(path).read_text(encoding="utf-8"))["bags"]
-        entries = {str(bag["bag_id"]): dict(bag) for bag in bags}
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such manifest; run the stage that writes it") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: not a shard manifest ({error!r})") from error
-    broken = [bag for bag, entry in entries.items() if entry.get("state") not in STATES]
-    if broken:
-        raise ValueError(f"{path}: bags {broken[:5]} have no valid state, expected one of {STATES}")
-    return entries
 
 
 @contextlib.contextmanager

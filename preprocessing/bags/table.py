@@ -3,23 +3,20 @@
 The columns are the fields of `BagRow`; skip and overrides are present only if a bag has an override. The file is sorted
 by bag_id and byte-deterministic. All paths in it are relative to the dataset's root and may not leave it.
 `python -m preprocessing.bags` writes it together with a report. The option `overrides` names a CSV file with
-settings
-of single bags (`preprocessing.bags.overrides`).
+settings of single bags (`preprocessing.bags.overrides`).
 """
 
 import csv
 import io
 import logging
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from preprocessing.bags.checks import validate_bags
-from preprocessing.bags.rows import COLUMNS, OVERRIDE_COLUMNS, SPLITS, BagRow, resolve
+from preprocessing.bags.rows import COLUMNS, OVERRIDE_COLUMNS, BagRow, resolve
 from preprocessing.common.files import write_text
 
-__all__ = ["BagRow", "read_bags", "resolve", "shard_rows", "summarise", "validate_bags", "write_bags"]
+__all__ = ["BagRow", "read_bags", "resolve", "shard_rows", "validate_bags", "write_bags"]
 
 log = logging.getLogger("preprocessing.bags")
 
@@ -95,21 +92,3 @@ def shard_rows(rows: Sequence[BagRow], shard: int, bags_per_shard: int) -> list[
     if shard < 0 or bags_per_shard < 1:
         raise ValueError(f"shard {shard} with {bags_per_shard} bags per shard: expected shard >= 0 and size >= 1")
     return list(rows[shard * bags_per_shard : (shard + 1) * bags_per_shard])
-
-
-def summarise(rows: Sequence[BagRow]) -> dict[str, Any]:
-    """Count the bags of a list: in total, per split and label, annotated, skipped and overridden."""
-    label = {None: "unlabelled", 0: "negative", 1: "positive"}
-    special = {"skipped": sum(bool(r.skip) for r in rows), "overridden": sum(bool(r.overrides) for r in rows)}
-    return {
-        "bags": len(rows),
-        "by_split": {
-            split or "score_only": dict(Counter(label[r.label] for r in rows if r.split == split))
-            for split in SPLITS
-            if any(r.split == split for r in rows)
-        },
-        "images": sum(len(r.images) for r in rows),
-        "annotated": sum(bool(r.annotation) for r in rows),
-        "annotation_incomplete": sum(not r.annotation_complete for r in rows),
-        **{name: n for name, n in special.items() if n},
-    }

@@ -5,9 +5,12 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from preprocessing.common.files import _FORBIDDEN, DISK_ERRORS
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 T = TypeVar("T")
 
@@ -74,6 +77,11 @@ def disk_trouble(error: OSError | Abort) -> str | None:
     return None
 
 
+def validation_problems(error: "ValidationError") -> str:
+    """Return the problems of a record in one line, each with its key."""
+    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'content'}: {e['msg']}" for e in error.errors()[:5])
+
+
 def read_record(record: type[T], path: Path | str) -> T:
     """Read a JSON object into a dataclass; keys without a field are ignored.
 
@@ -87,5 +95,4 @@ def read_record(record: type[T], path: Path | str) -> T:
     except FileNotFoundError as error:
         raise ValueError(f"{path}: no such file") from error
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc'])) or 'content'}: {e['msg']}" for e in error.errors()]
-        raise ValueError(f"{path}: {'; '.join(problems)}; wrong kind of file?") from error
+        raise ValueError(f"{path}: {validation_problems(error)}; wrong kind of file?") from error

@@ -132,6 +132,33 @@ def ct_options(values: dict[str, Any]) -> CtOptions:
     return _validated(CtOptions, _with_preset(values, CT_PRESETS))
 
 
+class InstanceOptions(Options):
+    """Settings of the instances stage for both modalities, presets resolved."""
+
+    wsi: WsiOptions = Field(default_factory=lambda: wsi_options({}))
+    ct: CtOptions = Field(default_factory=lambda: ct_options({}))
+
+    def of(self, modality: str) -> WsiOptions | CtOptions:
+        """Return the settings of one modality.
+
+        Raises:
+            ValueError: a modality other than "wsi" and "ct".
+        """
+        if modality not in ("wsi", "ct"):
+            raise ValueError(f"modality {modality!r}, expected 'wsi' or 'ct'")
+        return self.ct if modality == "ct" else self.wsi
+
+
+def parse_instance_options(text: str) -> InstanceOptions:
+    """Parse the `--options` of a stage: `{"wsi": {...}, "ct": {...}}`, either key optional.
+
+    Raises:
+        ValueError: not JSON, another key, or an invalid value.
+    """
+    values = instance_options(text)
+    return InstanceOptions(wsi=wsi_options(values["wsi"]), ct=ct_options(values["ct"]))
+
+
 def instance_options(text: str) -> dict[str, dict[str, Any]]:
     """Parses the `--options` of a stage: `{"wsi": {...}, "ct": {...}}`, either key optional.
 

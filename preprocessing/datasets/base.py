@@ -1,12 +1,15 @@
-"""Shared parts of the dataset modules: the entry `Dataset`, its result, and the message for missing raw data."""
+"""Records and helpers of the dataset modules: description, options, result, and the message for absent raw data."""
 
 import csv
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from preprocessing.bags.report import ListReport, omitted
 from preprocessing.bags.rows import BagRow
 
 
@@ -16,16 +19,10 @@ class MissingRaw(ValueError):
 
 @dataclass(frozen=True)
 class BagTable:
-    """A dataset as found on disk.
-
-    Attributes:
-        rows: the bags.
-        report: JSON-able; `expected` (known counts), `missing` and `excluded` (lists of {"name", "reason"}), `notes`
-            (texts).
-    """
+    """A dataset as listed from its folder: the bags, and what was expected, missing or left out."""
 
     rows: list[BagRow]
-    report: dict[str, Any]
+    report: ListReport
 
 
 @dataclass(frozen=True)
@@ -49,33 +46,104 @@ class Dataset:
     title: str
     source: str
     layout: str
-    count: Callable[[Path, dict[str, Any]], int]
-    list_bags: Callable[[Path, dict[str, Any]], BagTable]
+    count: Callable[[Path, Mapping[str, object]], int]
+    list_bags: Callable[[Path, Mapping[str, object]], BagTable]
     expected: dict[str, int] = field(default_factory=dict)
     released: Mapping[str, Mapping[str, bool | float | str]] = field(default_factory=dict)
 
 
-class Report:
-    """Collects what a dataset module has to tell about the data it found."""
+class Options(BaseModel):
+    """Options that every dataset has: `source:` of the configuration, `--options` of `preprocessing.bags`.
 
-    def __init__(self, expected: Mapping[str, int]) -> None:
-        self.expected = dict(expected)
-        self.missing: dict[str, str] = {}
-        self.excluded: dict[str, str] = {}
-        self.notes: list[str] = []
+    The description of a field completes the error message "found ..., expected ...".
+    """
 
-    def as_dict(self) -> dict[str, Any]:
-        """The report, sorted by name."""
-        return {
-            "expected": self.expected,
-            "missing": [{"name": name, "reason": self.missing[name]} for name in sorted(self.missing)],
-            "excluded": [{"name": name, "reason": self.excluded[name]} for name in sorted(self.excluded)],
-            "notes": list(self.notes),
-        }
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    overrides: str | None = Field(None, description="the path of a CSV file with settings of single bags")
+
+
+OptionsT = TypeVar("OptionsT", bound=Options)
+
+
+def parse_options(kind: str, record: type[OptionsT], values: Mapping[str, object]) -> OptionsT:
+    """Parse the options of a dataset.
+
+    Args:
+        kind: kind of the dataset, for messages.
+        record: its options.
+        values: key -> JSON value.
+
+    Raises:
+        ValueError: an unknown key, or a value of another type or range.
+    """
+    unknown = sorted(set(values) - set(record.model_fields))
+    if unknown:
+        raise ValueError(
+            f"dataset options of {kind!r}: unknown {unknown}, expected keys of {sorted(record.model_fields)}"
+        )
+    try:
+        return record.model_validate(values)
+    except ValidationError as error:
+        key = str(error.errors()[0]["loc"][0])
+        expected = record.model_fields[key].description
+        raise ValueError(f"dataset options of {kind!r}: {key}: found {values[key]!r}, expected {expected}") from None
+
+
+def option_file(kind: str, key: str, value: object, root: Path) -> Path | None:
+    """Find the file that an option names: as given (relative to the working directory), else inside the root.
+
+    Returns:
+        The path, or None if the option is null or empty.
+
+    Raises:
+        ValueError: no such file at either place.
+    """
+    if value is None or value == "":
+        return None
+    for path in (Path(str(value)), root / str(value)):
+        if path.is_file():
+            return path
+    raise ValueError(f"dataset options of {kind!r}: {key}: no file {str(value)!r}, neither as given nor inside {root}")
+
+
+def source_files(root: Path | str, options: Mapping[str, object]) -> list[str]:
+    """Return the files of the options `manifest` and `overrides`: if one changes, the bags have to be listed again.
+
+    Args:
+        root: the dataset's root folder.
+        options: of the dataset.
+
+    Returns:
+        Existing paths, as given or inside the root; `preprocessing.bags` reports an absent file.
+    """
+    names = [str(options[key]) for key in ("manifest", "overrides") if options.get(key)]
+    places = (next((p for p in (Path(name), Path(root) / name) if p.is_file()), None) for name in names)
+    return [str(path) for path in places if path is not None]
+
+
+@dataclass
+class Findings:
+    """What a dataset module notes while it lists: published counts, name -> reason of what is absent, remarks."""
+
+    expected: Mapping[str, int] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    excluded: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def table(self, rows: list[BagRow]) -> BagTable:
+        """Return the bags with the report of these findings, sorted by name."""
+        report = ListReport(
+            expected=dict(self.expected),
+            missing=omitted(self.missing),
+            excluded=omitted(self.excluded),
+            notes=list(self.notes),
+        )
+        return BagTable(rows, report)
 
 
 def missing_raw(root: Path, what: str, *, title: str, source: str, layout: str) -> MissingRaw:
-    """Builds the error for raw data that is not there.
+    """Build the error for raw data that is absent.
 
     Args:
         root: the folder that was searched.
@@ -94,68 +162,8 @@ def missing_raw(root: Path, what: str, *, title: str, source: str, layout: str) 
     )
 
 
-COMMON_OPTIONS = ("overrides",)
-
-
-def source_files(root: Path | str, options: Mapping[str, Any]) -> list[str]:
-    """The files that options of a dataset name, where they are: a workflow lists the bags again when one changes.
-
-    Args:
-        root: the dataset's root folder.
-        options: of the dataset; `manifest` and `overrides` are looked at.
-
-    Returns:
-        Paths of those that exist, as given or inside the root; an absent one is an error of `preprocessing.bags.table`.
-    """
-    named = [str(options[key]) for key in ("manifest", *COMMON_OPTIONS) if options.get(key)]
-    found = (next((p for p in (Path(name), Path(root) / name) if p.is_file()), None) for name in named)
-    return [str(path) for path in found if path is not None]
-
-
-def check_options(kind: str, options: Mapping[str, Any], allowed: Collection[str]) -> None:
-    """Refuses unknown option keys; `overrides` is known to every kind.
-
-    Raises:
-        ValueError: naming them and the allowed ones.
-    """
-    unknown = sorted(set(options) - {*allowed, *COMMON_OPTIONS})
-    if unknown:
-        known = sorted({*allowed, *COMMON_OPTIONS})
-        raise ValueError(f"dataset options of {kind!r}: unknown {unknown}, expected keys of {known}")
-
-
-def option_int(kind: str, options: Mapping[str, Any], key: str, default: int, minimum: int) -> int:
-    """Reads an integer option.
-
-    Raises:
-        ValueError: not an integer, or below the minimum.
-    """
-    value = options.get(key, default)
-    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-        raise ValueError(f"dataset options of {kind!r}: {key}: found {value!r}, expected an integer >= {minimum}")
-    return value
-
-
-def option_file(kind: str, options: Mapping[str, Any], key: str, root: Path) -> Path | None:
-    """Finds the file an option names: as given (relative to the working directory), else inside the root.
-
-    Returns:
-        The path, or None if the option is absent, null or empty.
-
-    Raises:
-        ValueError: the option names a file that is at neither place.
-    """
-    value = options.get(key)
-    if value is None or value == "":
-        return None
-    for candidate in (Path(str(value)), root / str(value)):
-        if candidate.is_file():
-            return candidate
-    raise ValueError(f"dataset options of {kind!r}: {key}: no file {str(value)!r}, neither as given nor inside {root}")
-
-
 def list_files(folder: Path, suffixes: Collection[str]) -> list[str]:
-    """Names of the files of one folder with one of the suffixes (case-insensitive), sorted; [] without the folder."""
+    """Return the sorted names of a folder's files with one of the suffixes (any case); [] without the folder."""
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
@@ -163,27 +171,18 @@ def list_files(folder: Path, suffixes: Collection[str]) -> list[str]:
     return sorted(names)
 
 
-def find_child(folder: Path, name: str) -> Path | None:
-    """A child of a folder by name, whatever its case; None if there is none."""
-    exact = folder / name
-    if exact.exists():
-        return exact
-    if not folder.is_dir():
-        return None
-    hits = sorted(child for child in folder.iterdir() if child.name.casefold() == name.casefold())
-    return hits[0] if hits else None
-
-
-def find_below(root: Path, *parts: str) -> Path | None:
-    """Follows names below a root whatever their case; None as soon as one is absent."""
-    found: Path | None = root
+def find_below(root: Path, *parts: str) -> Path:
+    """Return the path root/part/..., with the spelling on disk if only the case of a name differs."""
     for part in parts:
-        found = find_child(found, part) if found is not None else None
-    return found
+        path = root / part
+        if not path.exists() and root.is_dir():
+            path = min((p for p in root.iterdir() if p.name.casefold() == part.casefold()), default=path)
+        root = path
+    return root
 
 
 def read_table(path: Path, required: Iterable[str]) -> list[dict[str, str]]:
-    """Reads a CSV file with a header (UTF-8, with or without a byte-order mark).
+    """Read a CSV file with a header (UTF-8, with or without a byte-order mark).
 
     Raises:
         ValueError: a required column is absent, or the file is not such a text.

@@ -7,19 +7,24 @@ slides from `reference.csv` (no header: file name, Normal or Tumor, lesion type,
 
 import csv
 import re
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
 
 from preprocessing.bags.rows import BagRow
 from preprocessing.datasets.base import (
     BagTable,
     Dataset,
-    Report,
-    check_options,
+    Findings,
+    Options,
     find_below,
     list_files,
     missing_raw,
     option_file,
+    parse_options,
 )
 
 KIND = "camelyon16"
@@ -59,19 +64,37 @@ _XML = (
 _REFERENCES = (("reference.csv",), ("testing", "reference.csv"), ("evaluation", "reference.csv"))
 
 
-def _missing(root: Path, what: str) -> ValueError:
-    return missing_raw(root, what, title=TITLE, source=SOURCE, layout=LAYOUT)
+_missing = partial(missing_raw, title=TITLE, source=SOURCE, layout=LAYOUT)
+
+
+def _known(name: str) -> bool:
+    match = _NAME.fullmatch(name)
+    return bool(match) and 1 <= int(name[-3:]) <= _LAST[name[:-4]]
+
+
+def _slide_name(text: str) -> str:
+    if not _known(text.lower()):
+        raise ValueError(text)
+    return text.lower()
+
+
+class Camelyon16Options(Options):
+    """Options of CAMELYON16."""
+
+    reference: str | None = Field(None, description="the path of the test labels")
+    exclude: list[Annotated[str, AfterValidator(_slide_name)]] | None = Field(
+        None, description="a list of names such as 'test_114'"
+    )
 
 
 def _index(root: Path, folders: tuple[tuple[str, ...], ...], suffixes: tuple[str, ...]) -> dict[str, list[str]]:
-    """Slide name in lower case -> paths relative to the root, over all folders that exist."""
-    found: dict[str, list[str]] = {}
+    """Return name in lower case without suffix -> paths relative to the root, over all folders."""
+    paths: dict[str, list[str]] = {}
     for parts in folders:
         folder = find_below(root, *parts)
-        for name in list_files(folder, suffixes) if folder else []:
-            assert folder is not None
-            found.setdefault(Path(name).stem.lower(), []).append((folder / name).relative_to(root).as_posix())
-    return found
+        for name in list_files(folder, suffixes):
+            paths.setdefault(Path(name).stem.lower(), []).append((folder / name).relative_to(root).as_posix())
+    return paths
 
 
 def _slides(root: Path) -> dict[str, list[str]]:
@@ -81,32 +104,18 @@ def _slides(root: Path) -> dict[str, list[str]]:
     return slides
 
 
-def _known(name: str) -> bool:
-    match = _NAME.fullmatch(name)
-    return bool(match) and 1 <= int(name[-3:]) <= _LAST[name[:-4]]
-
-
-def _check(options: dict[str, Any]) -> frozenset[str]:
-    check_options(KIND, options, ("reference", "exclude"))
-    exclude = options.get("exclude") or []
-    unknown = [n for n in exclude if not _known(str(n).lower())] if isinstance(exclude, list) else [exclude]
-    if unknown:
-        raise ValueError(f"dataset options of {KIND!r}: exclude: found {unknown}, expected names such as 'test_114'")
-    return frozenset(str(n).lower() for n in exclude)
-
-
-def count(root: Path, options: dict[str, Any]) -> int:
-    """Number of usable slides on disk (file names only).
+def count(root: Path, options: Mapping[str, object]) -> int:
+    """Count the usable slides on disk by their names.
 
     Raises:
         MissingRaw: no slide is there.
     """
-    exclude = _check(options)
+    exclude = parse_options(KIND, Camelyon16Options, options).exclude or ()
     return sum(_known(n) and n not in EXCLUDED and n not in exclude for n in _slides(root))
 
 
 def read_reference(path: Path) -> dict[str, int]:
-    """Reads the test labels.
+    """Read the test labels.
 
     Args:
         path: CSV without header: file name (with or without .tif, any case), Normal or Tumor, further columns.
@@ -133,48 +142,46 @@ def read_reference(path: Path) -> dict[str, int]:
 
 
 def _test_labels(
-    root: Path, options: dict[str, Any], tests: list[str], outlines: dict[str, list[str]], report: Report
+    root: Path, reference: str | None, tests: list[str], outlines: dict[str, list[str]], findings: Findings
 ) -> dict[str, int]:
-    path = option_file(KIND, options, "reference", root)
-    if path is None:
-        path = next((p for parts in _REFERENCES if (p := find_below(root, *parts)) is not None), None)
+    usual = (p for parts in _REFERENCES if (p := find_below(root, *parts)).exists())
+    path = option_file(KIND, "reference", reference, root) or next(usual, None)
     if path is not None:
         return read_reference(path)
     if not tests:
         return {}
     if not any(name in outlines for name in tests):
         raise _missing(root, "test slides, but neither reference.csv nor XML outlines of test slides to label them by")
-    report.notes.append("no reference.csv: a test slide counts as tumour if it has XML outlines")
+    findings.notes.append("no reference.csv: a test slide counts as tumour if it has XML outlines")
     return {name: int(name in outlines) for name in tests}
 
 
-def _select(slides: dict[str, list[str]], exclude: frozenset[str], report: Report) -> list[str]:
-    """Names of the slides to use; fills the report with the others."""
-    chosen = []
+def _usable(slides: dict[str, list[str]], exclude: set[str], findings: Findings) -> list[str]:
+    """Return the names of the slides to use; record the others."""
+    names = []
     for name, paths in sorted(slides.items()):
         if not _known(name):
-            report.excluded[paths[0]] = "not the name of a CAMELYON16 slide"
+            findings.excluded[paths[0]] = "not the name of a CAMELYON16 slide"
             continue
         for copy in paths[1:]:
-            report.excluded[copy] = f"second copy of {name}, {paths[0]} is used"
+            findings.excluded[copy] = f"second copy of {name}, {paths[0]} is used"
         if name in EXCLUDED or name in exclude:
-            report.excluded[name] = EXCLUDED.get(name, "named by the option `exclude`")
+            findings.excluded[name] = EXCLUDED.get(name, "named by the option `exclude`")
         else:
-            chosen.append(name)
-    for group, last in _LAST.items():
-        for name in (f"{group}_{n:03d}" for n in range(1, last + 1)):
-            if name not in slides and name not in EXCLUDED and name not in exclude:
-                report.missing[f"{name}.tif"] = "not on disk"
-    return chosen
+            names.append(name)
+    published = (f"{group}_{n:03d}" for group, last in _LAST.items() for n in range(1, last + 1))
+    absent = {*published} - {*slides} - {*EXCLUDED} - exclude
+    findings.missing |= {f"{name}.tif": "not on disk" for name in absent}
+    return names
 
 
-def _row(name: str, image: str, label: int, outlines: dict[str, list[str]], report: Report) -> BagRow:
+def _row(name: str, image: str, label: int, outlines: dict[str, list[str]], findings: Findings) -> BagRow:
     annotation = outlines.get(name, [""])[0]
     remarks = [REMARKS[name]] if name in REMARKS else []
     if label and not annotation:
-        report.missing[f"{name}.xml"] = "tumour slide without outlines; its instances stay unlabelled"
+        findings.missing[f"{name}.xml"] = "tumour slide without outlines; its instances stay unlabelled"
     if not label and annotation:
-        report.notes.append(f"{name}: labelled normal, its outlines {annotation} are not used")
+        findings.notes.append(f"{name}: labelled normal, its outlines {annotation} are not used")
         annotation = ""
     if name in PARTLY_ANNOTATED:
         remarks.append("partly annotated")
@@ -192,35 +199,32 @@ def _row(name: str, image: str, label: int, outlines: dict[str, list[str]], repo
     )
 
 
-def list_bags(root: Path, options: dict[str, Any]) -> BagTable:
-    """Lists the slides with labels, split and outlines; differences to the known 399 are reported by name.
+def list_bags(root: Path, options: Mapping[str, object]) -> BagTable:
+    """List the slides with labels, split and outlines; name the differences to the published 399.
 
     Args:
         root: the folder, in either layout.
-        options: `reference` (path of the test labels), `exclude` (list of slide names).
+        options: see `Camelyon16Options`.
 
     Raises:
         MissingRaw: no slides, or test slides without any source of labels.
-        ValueError: an unknown option, or a damaged reference.csv.
+        ValueError: an invalid option, or a damaged reference.csv.
     """
-    exclude = _check(options)
-    report = Report(EXPECTED)
+    parsed = parse_options(KIND, Camelyon16Options, options)
+    findings = Findings(EXPECTED)
     outlines = _index(root, _XML, (".xml",))
-    names = _select(slides := _slides(root), exclude, report)
+    slides = _slides(root)
+    names = _usable(slides, set(parsed.exclude or ()), findings)
     tests = [n for n in names if n.startswith("test")]
-    labels = _test_labels(root, options, tests, outlines, report)
-    rows = []
-    for name in names:
-        if name in tests and name not in labels:
-            report.excluded[name] = "no label in reference.csv"
-            continue
-        label = labels[name] if name in tests else int(name.startswith("tumor"))
-        rows.append(_row(name, slides[name][0], label, outlines, report))
+    labels = _test_labels(root, parsed.reference, tests, outlines, findings)
+    labels |= {n: int(n.startswith("tumor")) for n in names if n not in tests}
+    findings.excluded |= {n: "no label in reference.csv" for n in names if n not in labels}
+    rows = [_row(n, slides[n][0], labels[n], outlines, findings) for n in names if n in labels]
     for folder in ("training", "testing"):
         archive = find_below(root, folder, "lesion_annotations.zip")
-        if archive and not find_below(root, folder, "lesion_annotations"):
-            report.notes.append(f"{archive.relative_to(root).as_posix()} is not unpacked: unpack it beside itself")
-    return BagTable(rows, report.as_dict())
+        if archive.exists() and not find_below(root, folder, "lesion_annotations").exists():
+            findings.notes.append(f"{archive.relative_to(root).as_posix()} is not unpacked: unpack it beside itself")
+    return findings.table(rows)
 
 
 DATASET = Dataset(

@@ -1,20 +1,22 @@
-"""Your own slides and scans, from a CSV manifest.
+"""Slides and scans of a user, listed in a CSV manifest.
 
 Columns: bag_id, image, label (0, 1, or empty to score only), split (train, val, test, or empty to score only); optional
 annotation, annotation_complete, mpp, group, modality, note, and the overrides of single bags
 (`preprocessing.bags.overrides`: skip, preset, sthresh, mask, ...). `image` is a slide file, a folder with the DICOM
-files of
-one CT series (`folder#3` picks series 3 of several), or one .dcm file (a scan of one slice). Paths are relative to the
-root folder and stay inside it. `group` keeps a patient's bags in one split; it is replaced by a running index.
+files of one CT series (`folder#3` picks series 3 of several), or one .dcm file (a scan of one slice). Paths are
+relative to the root folder and stay inside it. `group` keeps a patient's bags in one split; an index replaces it.
 
-What is wrong with the manifest is refused at once, with every line. What is wrong with the files of a scan (a foreign
-or colour image among them, mixed sizes, several series) costs that bag alone: it stays in the list with a note, and
-the instances stage records it as failed.
+All errors in the manifest are reported at once, each with its line. Faulty files of a scan (a foreign or colour image
+among them, mixed sizes, several series) affect that bag only: it stays in the list with a note, and the instances stage
+records it as failed.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+
+from pydantic import Field
 
 from preprocessing.bags.checks import raise_all, validate_bags
 from preprocessing.bags.overrides import COLUMNS, override, parse_overrides, read_overrides
@@ -22,13 +24,14 @@ from preprocessing.bags.rows import SLICES, BagRow, resolve
 from preprocessing.datasets.base import (
     BagTable,
     Dataset,
-    Report,
-    check_options,
+    Findings,
+    Options,
     missing_raw,
     option_file,
+    parse_options,
     read_table,
 )
-from preprocessing.datasets.custom_scan import FaultyScan, find_series, is_dicom, relative, slice_states
+from preprocessing.scans.dicom import Header, check_series, read_header, read_identity, slice_order
 
 KIND = "custom"
 TITLE = "custom"
@@ -43,27 +46,22 @@ REQUIRED = ("bag_id", "image", "label", "split")
 OPTIONAL = ("annotation", "annotation_complete", "mpp", "group", "modality", "note")
 OVERRIDES = tuple(name for name in COLUMNS if name not in OPTIONAL)
 FAULTY = "no readable scan"
-WSI_SUFFIXES = (
-    ".svs",
-    ".tif",
-    ".tiff",
-    ".ndpi",
-    ".mrxs",
-    ".scn",
-    ".bif",
-    ".vms",
-    ".vmu",
-    ".svslide",
-    ".czi",
-    ".qptiff",
-)
+WSI_SUFFIXES = tuple(".svs .tif .tiff .ndpi .mrxs .scn .bif .vms .vmu .svslide .czi .qptiff".split())
+DICOM_SUFFIXES = (".dcm", ".dicom")
+
+_missing = partial(missing_raw, title=TITLE, source=SOURCE, layout=LAYOUT)
 
 
-def _manifest(root: Path, options: dict[str, Any]) -> Path:
-    check_options(KIND, options, ("manifest",))
+class CustomOptions(Options):
+    """Options of a manifest."""
+
+    manifest: str | None = Field(None, description="the path of a CSV file")
+
+
+def _manifest(root: Path, options: CustomOptions) -> Path:
     if not root.is_dir():
-        raise missing_raw(root, "no such folder", title=TITLE, source=SOURCE, layout=LAYOUT)
-    path = option_file(KIND, options, "manifest", root)
+        raise _missing(root, "no such folder")
+    path = option_file(KIND, "manifest", options.manifest, root)
     if path is None:
         raise ValueError(f"dataset options of {KIND!r}: manifest: absent, expected the path of a CSV file")
     return path
@@ -80,59 +78,56 @@ def _cells(path: Path) -> list[dict[str, str]]:
     return cells
 
 
-def count(root: Path, options: dict[str, Any]) -> int:
-    """Number of rows of the manifest.
+def count(root: Path, options: Mapping[str, object]) -> int:
+    """Count the rows of the manifest.
 
     Raises:
         MissingRaw: no root folder.
-        ValueError: no manifest, or other columns.
+        ValueError: an invalid option, no manifest, or other columns.
     """
-    return len(_cells(_manifest(root, options)))
+    return len(_cells(_manifest(root, parse_options(KIND, CustomOptions, options))))
 
 
-def list_bags(root: Path, options: dict[str, Any]) -> BagTable:
-    """Reads the manifest; every problem of every row is reported at once.
+def list_bags(root: Path, options: Mapping[str, object]) -> BagTable:
+    """Read the manifest; report all problems of all rows at once.
 
     Args:
         root: folder that holds all images and annotations.
-        options: `manifest` (path, as given or inside the root).
+        options: see `CustomOptions`.
 
     Raises:
         MissingRaw: no root folder.
-        ValueError: naming manifest, lines and bags.
+        ValueError: an invalid option, or an invalid manifest; lines and bags are named.
     """
-    manifest = _manifest(root, options)
+    parsed = parse_options(KIND, CustomOptions, options)
+    manifest = _manifest(root, parsed)
     cells = _cells(manifest)
     groups = {name: f"g{i:05d}" for i, name in enumerate(sorted({r.get("group", "") for r in cells} - {""}))}
-    report = Report({})
+    findings = Findings()
     rows: list[BagRow] = []
     patients: dict[str, list[BagRow]] = {}
     problems: list[str] = []
-    left_out = _skipped(root, options)
+    overrides = option_file(KIND, "overrides", parsed.overrides, root)
+    # the images of skipped bags may be damaged or absent
+    skipped = {name for name, given in read_overrides(overrides).items() if given.skip} if overrides else set()
     for number, row in enumerate(cells, start=2):
         try:
-            bag, patient = _bag(root, row, groups, skipped=row["bag_id"] in left_out)
+            bag, patient = _bag(root, row, groups, skipped=row["bag_id"] in skipped)
         except ValueError as error:
             problems.append(f"line {number} ({row['bag_id']!r}): {error}")
             continue
         rows.append(bag)
         if patient:
             patients.setdefault(patient, []).append(bag)
-    report.notes += [f"{bag.bag_id}: {bag.note}" for bag in rows if FAULTY in bag.note]
+    findings.notes += [f"{bag.bag_id}: {bag.note}" for bag in rows if FAULTY in bag.note]
     try:
-        validate_bags([bag for bag in rows if bag.bag_id not in left_out], root, source="")
+        validate_bags([bag for bag in rows if bag.bag_id not in skipped], root, source="")
     except ValueError as error:
         problems += [line.strip() for line in str(error).splitlines()[1:]]
     raise_all(problems, str(manifest))
     if not groups and len(patients) > 1:
-        report.notes += _shared_patients(patients)
-    return BagTable(rows, report.as_dict())
-
-
-def _skipped(root: Path, options: dict[str, Any]) -> set[str]:
-    """Bags that the file of overrides leaves out; their images may be damaged or gone."""
-    path = option_file(KIND, options, "overrides", root)
-    return set() if path is None else {name for name, given in read_overrides(path).items() if given.skip}
+        findings.notes += _shared_patients(patients)
+    return findings.table(rows)
 
 
 def _shared_patients(patients: dict[str, list[BagRow]]) -> list[str]:
@@ -145,7 +140,7 @@ def _shared_patients(patients: dict[str, list[BagRow]]) -> list[str]:
 
 
 def _bag(root: Path, cells: dict[str, str], groups: dict[str, str], *, skipped: bool) -> tuple[BagRow, str]:
-    """One row, and the PatientID of a scan (to compare, never to keep)."""
+    """Return one row and the PatientID of a scan, which serves for comparison only."""
     if not cells["image"]:
         raise ValueError("image: empty, expected a slide, a .dcm file or a folder of DICOM files")
     if cells["label"] not in ("", "0", "1"):
@@ -170,7 +165,7 @@ def _bag(root: Path, cells: dict[str, str], groups: dict[str, str], *, skipped: 
 
 @dataclass(frozen=True)
 class _Images:
-    """What stands behind the cell `image`; `fault` says what is wrong with the files of a scan."""
+    """The files of a cell `image`; `fault` is the error in the files of a scan."""
 
     modality: str
     files: tuple[str, ...]
@@ -186,7 +181,7 @@ def _images(root: Path, cells: dict[str, str]) -> _Images:
         outline = relative(root, resolve(root, annotation)) if annotation else ""
         return _Images(modality, (relative(root, path),), outline)
     try:
-        files, patient = find_series(root, path, series)
+        files, patient = read_series(root, path, series)
     except FaultyScan as fault:
         states = "" if annotation.startswith(SLICES) else slice_states(root, annotation, fault.files)
         return _Images(modality, fault.files, states, fault=f"{FAULTY}: {fault}")
@@ -194,7 +189,7 @@ def _images(root: Path, cells: dict[str, str]) -> _Images:
 
 
 def _skipped_images(root: Path, cells: dict[str, str]) -> _Images:
-    """Of a bag that is left out: nothing is opened, nothing has to be there."""
+    """Return the image of a skipped bag; no file is opened, and none has to exist."""
     path = resolve(root, cells["image"])
     is_slide = path.name.lower().endswith(WSI_SUFFIXES)
     modality = cells.get("modality", "").lower() or ("wsi" if is_slide else "ct")
@@ -202,7 +197,7 @@ def _skipped_images(root: Path, cells: dict[str, str]) -> _Images:
 
 
 def _locate(root: Path, image: str) -> tuple[Path, int | None]:
-    """The image's path, and the series number behind `#` if such a path exists only without it."""
+    """Return the image's path, and the series number after `#` if the path exists only without it."""
     path = resolve(root, image)
     if path.exists():
         return path, None
@@ -243,6 +238,111 @@ def _complete(cells: dict[str, str], label: int | None, annotation: str) -> bool
     if stated not in ("", "true", "false"):
         raise ValueError(f"annotation_complete: found {stated!r}, expected true, false or nothing")
     return stated == "true" if stated else bool(annotation) or label == 0
+
+
+class FaultyScan(ValueError):
+    """The files of a scan do not form one; `files` are all of them, below the root."""
+
+    def __init__(self, reason: str, files: tuple[str, ...]) -> None:
+        super().__init__(reason)
+        self.files = files
+
+
+class _NoSuchSeries(ValueError):
+    """The manifest names a series that the folder does not hold."""
+
+
+def relative(root: Path, path: Path) -> str:
+    """Return a path below the root in the form of `bags.csv`."""
+    return path.relative_to(root.resolve()).as_posix()
+
+
+def is_dicom(path: Path) -> bool:
+    """Return whether a file has DICOM's preamble."""
+    with path.open("rb") as stream:
+        return stream.read(132)[128:] == b"DICM"
+
+
+def read_series(root: Path, path: Path, number: int | None) -> tuple[list[str], str]:
+    """Read the headers of a scan.
+
+    Args:
+        root: the dataset's root folder.
+        path: folder of a scan, or the file of its only slice.
+        number: of the series, if the folder has several.
+
+    Returns:
+        Files of one series in anatomical order, relative to the root, and the PatientID.
+
+    Raises:
+        ValueError: no DICOM file, or no such series: the manifest is wrong.
+        FaultyScan: the files are unreadable, or do not form one series: the scan is.
+    """
+    # an unreadable file with a DICOM suffix is a damaged slice: ignoring it would leave a gap in the scan
+    names = (p for p in path.rglob("*") if p.is_file() and (is_dicom(p) or p.suffix.lower() in DICOM_SUFFIXES))
+    files = [path] if path.is_file() else sorted(names)
+    if not files:
+        raise ValueError(f"image: no DICOM file in the folder {relative(root, path)!r}")
+    # rglob follows links, which may lead out of the root
+    inside = tuple(relative(root, resolve(root, str(p))) for p in files)
+    try:
+        headers = [read_header(p, name) for p, name in zip(files, inside, strict=True)]
+        series = _pick(headers, number, relative(root, path))
+        check_series(series)
+        order, _ = slice_order(series)
+        ordered = [series[i].name for i in order]
+        return ordered, read_identity(resolve(root, ordered[0]), ordered[0])[2]
+    except _NoSuchSeries:
+        raise
+    except ValueError as error:
+        raise FaultyScan(str(error), inside) from error
+
+
+def _pick(headers: Sequence[Header], number: int | None, folder: str) -> list[Header]:
+    series: dict[tuple[str, str], list[Header]] = {}
+    for header in headers:
+        series.setdefault((header.study, header.series), []).append(header)
+    groups = [series[key] for key in sorted(series)]
+    stated = [group[0].series_number for group in groups]
+    distinct = None not in stated and len(set(stated)) == len(stated)
+    # without distinct SeriesNumbers the series count as 1, 2, ... in the order of their UIDs
+    numbers = [n or 0 for n in stated] if distinct else list(range(1, len(groups) + 1))
+    listing = ", ".join(
+        f"#{n} ({len(g)} files, {g[0].modality or 'no modality'})" for n, g in sorted(zip(numbers, groups, strict=True))
+    )
+    if number is not None:
+        if number not in numbers:
+            raise _NoSuchSeries(f"image {folder!r}: no series #{number}, found {listing}")
+        return groups[numbers.index(number)]
+    if len(groups) > 1:
+        raise ValueError(
+            f"image {folder!r}: {len(groups)} series, {listing}; one bag is one series, write e.g. "
+            f"'{folder}#{sorted(numbers)[0]}'"
+        )
+    return groups[0]
+
+
+def slice_states(root: Path, annotation: str, files: Sequence[str]) -> str:
+    """Return a CT annotation as "slices:...", from that form or from a CSV with the columns file and label."""
+    if not annotation or annotation.startswith(SLICES):
+        return annotation
+    table = resolve(root, annotation)
+    if table.suffix.lower() != ".csv" or not table.is_file():
+        raise ValueError(
+            f"annotation: found {annotation!r}; for CT expected a CSV file with the columns file and label, or "
+            f"'{SLICES}' and one of 0, 1, x per slice in anatomical order"
+        )
+    states = {name: "x" for name in files}
+    short = {Path(name).name: name for name in files}
+    for row in read_table(table, ("file", "label")):
+        name = row["file"] if row["file"] in states else short.get(row["file"], "")
+        if name not in states or row["label"] not in ("0", "1", "x", ""):
+            raise ValueError(
+                f"annotation {annotation!r}: found file {row['file']!r}, label {row['label']!r}; expected a file of "
+                "the series and 0, 1 or x"
+            )
+        states[name] = row["label"] or "x"
+    return SLICES + "".join(states.values())
 
 
 DATASET = Dataset(KIND, "any", TITLE, SOURCE, LAYOUT, count, list_bags)

@@ -6,19 +6,23 @@ faulty images: the competition's data page and discussion.
 """
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
 
+from pydantic import Field
+
+from preprocessing.bags.checks import raise_all
 from preprocessing.bags.rows import BagRow
 from preprocessing.datasets.base import (
     BagTable,
     Dataset,
-    Report,
-    check_options,
+    Findings,
+    Options,
     list_files,
     missing_raw,
     option_file,
+    parse_options,
     read_table,
 )
 
@@ -56,32 +60,37 @@ _MAX_TABLE_BYTES = 256 << 20
 _PROVIDERS = ("radboud", "karolinska")
 
 
-def _missing(root: Path, what: str) -> ValueError:
-    return missing_raw(root, what, title=TITLE, source=SOURCE, layout=LAYOUT)
+_missing = partial(missing_raw, title=TITLE, source=SOURCE, layout=LAYOUT)
+
+
+class PandaOptions(Options):
+    """Options of PANDA."""
+
+    partition: str | None = Field(None, description="the path of the table with the train/test split")
 
 
 def _images(root: Path) -> dict[str, str]:
-    found = {Path(n).stem: f"train_images/{n}" for n in list_files(root / "train_images", (".tiff", ".tif"))}
-    if not found:
+    images = {Path(n).stem: f"train_images/{n}" for n in list_files(root / "train_images", (".tiff", ".tif"))}
+    if not images:
         raise _missing(root, "no slide in train_images")
     if not (root / "train.csv").is_file():
         raise _missing(root, "no train.csv")
-    return found
+    return images
 
 
-def count(root: Path, options: dict[str, Any]) -> int:
-    """Number of slides on disk (file names only).
+def count(root: Path, options: Mapping[str, object]) -> int:
+    """Count the slides on disk by their names.
 
     Raises:
         MissingRaw: no slide, no train.csv or no table of the split.
     """
-    check_options(KIND, options, ("partition",))
+    parsed = parse_options(KIND, PandaOptions, options)
     images = _images(root)
-    _table(root, options)
+    _partition_path(root, parsed.partition)
     return len(set(images) - {BLANK})
 
 
-def _table_rows(path: Path) -> Iterator[tuple[Any, ...]]:
+def _table_rows(path: Path) -> Iterator[tuple[object, ...]]:
     if path.suffix.lower() != ".xlsx":
         with path.open(encoding="utf-8-sig", newline="") as stream:
             yield from (tuple(row) for row in csv.reader(stream))
@@ -105,7 +114,7 @@ def _table_rows(path: Path) -> Iterator[tuple[Any, ...]]:
 
 
 def read_partition(path: Path) -> dict[str, str]:
-    """Reads the authors' split.
+    """Read the authors' split.
 
     Args:
         path: xlsx or CSV with the columns slide_name and Partition (train, val, test); further columns are ignored.
@@ -133,21 +142,17 @@ def read_partition(path: Path) -> dict[str, str]:
     return parts
 
 
-def _table(root: Path, options: dict[str, Any]) -> Path:
-    path = option_file(KIND, options, "partition", root)
-    if path is None:
-        candidates = (root / "partition_PANDA.xlsx", root / "partition_PANDA.csv")
-        path = next((p for p in candidates if p.is_file()), None)
+def _partition_path(root: Path, partition: str | None) -> Path:
+    usual = (p for name in ("partition_PANDA.xlsx", "partition_PANDA.csv") if (p := root / name).is_file())
+    path = option_file(KIND, "partition", partition, root) or next(usual, None)
     if path is None:
         raise _missing(root, "no table with the train/test split")
     return path
 
 
 def _labels(path: Path) -> dict[str, tuple[int, str]]:
-    """image_id -> (ISUP grade, provider), every faulty line reported at once."""
-    from preprocessing.bags.checks import raise_all
-
-    found: dict[str, tuple[int, str]] = {}
+    """Return image_id -> (ISUP grade, provider); report all faulty lines at once."""
+    labels: dict[str, tuple[int, str]] = {}
     problems = []
     for number, row in enumerate(read_table(path, ("image_id", "data_provider", "isup_grade")), start=2):
         grade, provider = row["isup_grade"], row["data_provider"].lower()
@@ -155,12 +160,12 @@ def _labels(path: Path) -> dict[str, tuple[int, str]]:
             problems.append(f"line {number}: isup_grade: found {grade!r}, expected 0 to 5")
         elif provider not in _PROVIDERS:
             problems.append(f"line {number}: data_provider: found {provider!r}, expected {' or '.join(_PROVIDERS)}")
-        elif row["image_id"] in found:
+        elif row["image_id"] in labels:
             problems.append(f"line {number}: image_id {row['image_id']!r} occurs twice")
         else:
-            found[row["image_id"]] = (int(grade), provider)
+            labels[row["image_id"]] = (int(grade), provider)
     raise_all(problems, str(path))
-    return found
+    return labels
 
 
 def _row(name: str, image: str, grade: int, provider: str, part: str, mask: str) -> BagRow:
@@ -185,41 +190,39 @@ def _row(name: str, image: str, grade: int, provider: str, part: str, mask: str)
     )
 
 
-def list_bags(root: Path, options: dict[str, Any]) -> BagTable:
-    """Lists the slides of train.csv that are on disk and in the table of the split.
+def list_bags(root: Path, options: Mapping[str, object]) -> BagTable:
+    """List the slides of train.csv that are on disk and in the table of the split.
 
     Args:
         root: the unpacked competition data.
-        options: `partition` (path of the split's table).
+        options: see `PandaOptions`.
 
     Raises:
         MissingRaw: no slides, no train.csv or no table of the split.
-        ValueError: an unknown option, or a damaged table.
+        ValueError: an invalid option, or a damaged table.
     """
-    check_options(KIND, options, ("partition",))
+    parsed = parse_options(KIND, PandaOptions, options)
     images = _images(root)
     labels = _labels(root / "train.csv")
-    parts = read_partition(_table(root, options))
+    parts = read_partition(_partition_path(root, parsed.partition))
     masks = {n.rsplit("_mask.", 1)[0]: n for n in list_files(root / "train_label_masks", ("_mask.tiff", "_mask.tif"))}
-    report = Report(EXPECTED)
+    findings = Findings(EXPECTED)
     rows = []
     for name, (grade, provider) in sorted(labels.items()):
         if name == BLANK:
-            report.excluded[name] = "blank image"
+            findings.excluded[name] = "blank image"
         elif name not in images:
-            report.missing[f"{name}.tiff"] = "in train.csv, not on disk"
+            findings.missing[f"{name}.tiff"] = "in train.csv, not on disk"
         elif name not in parts:
-            report.excluded[name] = "not in the table of the split"
+            findings.excluded[name] = "not in the table of the split"
         else:
             mask = f"train_label_masks/{masks[name]}" if name in masks else ""
             rows.append(_row(name, images[name], grade, provider, parts[name], mask))
-    for name in sorted(set(images) - set(labels)):
-        report.excluded[name] = "on disk, not in train.csv"
-    for name in sorted(set(parts) - set(labels)):
-        report.missing[name] = "in the table of the split, not in train.csv"
+    findings.excluded |= dict.fromkeys(set(images) - set(labels), "on disk, not in train.csv")
+    findings.missing |= dict.fromkeys(set(parts) - set(labels), "in the table of the split, not in train.csv")
     unmasked = sum(not row.annotation for row in rows)
-    report.notes.append(f"{unmasked} slides without a usable mask: kept, their instances stay unlabelled")
-    return BagTable(rows, report.as_dict())
+    findings.notes.append(f"{unmasked} slides without a usable mask: kept, their instances stay unlabelled")
+    return findings.table(rows)
 
 
 DATASET = Dataset(

@@ -1,32 +1,32 @@
 """RSNA 2019 head CT: single-slice files, grouped into scans and put in anatomical order.
 
-Labels per slice from `stage_2_train.csv` (ID, Label; ID = ID_<slice>_<subtype>), `any` = haemorrhage on the slice; a
-scan is positive if a slice is. Test part: the 150 scans published with Wu et al. 2021 (CSV with instance_name, bag_name
-and optionally instance_label, bag_label, order); the training scans likewise from a list, or sampled. Without a list
-all scans are sampled, stratified by label with a fixed seed, and the split is called `sampled`. A patient never stands
-on both sides. Patient identifiers become a running index; scans are called by the list's name or by a hash.
+Slice labels come from `stage_2_train.csv` (ID, Label; ID = ID_<slice>_<subtype>), where `any` means haemorrhage on the
+slice. A scan is positive if one of its slices is. The test part is the 150 scans published with Wu et al. 2021 (CSV
+with instance_name, bag_name and optionally instance_label, bag_label, order). The training scans come from such a list,
+too, or are sampled. Without a list all scans are sampled, stratified by label with a fixed seed, and a note says so.
+All scans of a patient are in one part. Patient identifiers become an index; scans are named by the list or a hash.
 """
 
 import csv
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from preprocessing.bags.rows import SLICES, BagRow
 from preprocessing.datasets.base import (
     BagTable,
     Dataset,
-    Report,
-    check_options,
+    Findings,
     list_files,
     missing_raw,
     option_file,
-    option_int,
+    parse_options,
     read_table,
 )
-from preprocessing.datasets.rsna_select import Listed, Scan, choose, group_scans, scans_of_list
+from preprocessing.datasets.rsna_select import Listed, RsnaOptions, Scan, choose, group_scans, scans_of_list
+from preprocessing.scans.dicom import check_series, read_header, slice_order
 
 KIND = "rsna"
 TITLE = "RSNA"
@@ -41,40 +41,20 @@ optional lists of scans (instance_name, bag_name, order): options `test_list` an
 """
 EXPECTED = {"bags": 1_150, "train": 1_000, "test": 150, "slices": 39_750, "test_slices": 5_254, "test_positive": 72}
 CORRUPT = {"ID_6431af929": "truncated pixel data, known corrupt"}
-_OPTIONS = ("test_list", "train_list", "scans", "seed", "test_share")
 _LABEL_ID = re.compile(r"(ID_[0-9A-Za-z]+)_([a-z]+)")
 _EXACT_COUNT_FILES = 1_000
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The options, checked."""
-
-    test: tuple[Listed, ...] | None
-    train: tuple[Listed, ...] | None
-    scans: int
-    seed: int
-    test_share: float
+_missing = partial(missing_raw, title=TITLE, source=SOURCE, layout=LAYOUT)
 
 
-def _missing(root: Path, what: str) -> ValueError:
-    return missing_raw(root, what, title=TITLE, source=SOURCE, layout=LAYOUT)
-
-
-def _settings(root: Path, options: dict[str, Any]) -> Settings:
-    share = options.get("test_share", 150 / 1150)
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
-        raise ValueError(f"dataset options of {KIND!r}: test_share: found {share!r}, expected a share between 0 and 1")
-    test, train = (option_file(KIND, options, key, root) for key in ("test_list", "train_list"))
+def _read_lists(root: Path, options: RsnaOptions) -> tuple[tuple[Listed, ...] | None, tuple[Listed, ...] | None]:
+    """Return the scans of the test and the training list, None without a list."""
+    test = option_file(KIND, "test_list", options.test_list, root)
+    train = option_file(KIND, "train_list", options.train_list, root)
     if train is not None and test is None:
         raise ValueError(f"dataset options of {KIND!r}: train_list without test_list; give both, or only test_list")
-    return Settings(
-        test=None if test is None else read_list(test),
-        train=None if train is None else read_list(train),
-        scans=option_int(KIND, options, "scans", EXPECTED["bags"], 1),
-        seed=option_int(KIND, options, "seed", 0, 0),
-        test_share=float(share),
-    )
+    return None if test is None else read_list(test), None if train is None else read_list(train)
 
 
 def _files(root: Path) -> list[str]:
@@ -86,26 +66,25 @@ def _files(root: Path) -> list[str]:
     return names
 
 
-def count(root: Path, options: dict[str, Any]) -> int:
-    """Upper bound of the number of scans, without reading a large folder's headers.
+def count(root: Path, options: Mapping[str, object]) -> int:
+    """Return an upper bound of the number of scans; the headers of a large folder are not read.
 
     Raises:
         MissingRaw: no DICOM file, or no stage_2_train.csv.
     """
-    check_options(KIND, options, _OPTIONS)
+    parsed = parse_options(KIND, RsnaOptions, options)
     names = _files(root)
-    settings = _settings(root, options)
-    if settings.test is not None and settings.train is not None:
-        return len(settings.test) + len(settings.train)
-    bound = settings.scans if settings.test is None else max(settings.scans, len(settings.test))
+    test, train = _read_lists(root, parsed)
+    if test is not None and train is not None:
+        return len(test) + len(train)
+    bound = max(parsed.scans, len(test or ()))
     if len(names) <= _EXACT_COUNT_FILES:
-        scans, _ = group_scans(root / "stage_2_train", names)
-        return min(bound, len(scans))
+        bound = min(bound, len(group_scans(root / "stage_2_train", names)[0]))
     return bound
 
 
 def read_list(path: Path) -> tuple[Listed, ...]:
-    """Reads a published list of scans.
+    """Read a published list of scans.
 
     Args:
         path: CSV with instance_name (ID_*.dcm), bag_name, and optionally instance_label, bag_label and order (the
@@ -142,7 +121,7 @@ def read_list(path: Path) -> tuple[Listed, ...]:
 
 
 def read_labels(path: Path) -> tuple[dict[str, int], list[str]]:
-    """Reads the slice labels.
+    """Read the slice labels.
 
     Args:
         path: stage_2_train.csv.
@@ -153,7 +132,7 @@ def read_labels(path: Path) -> tuple[dict[str, int], list[str]]:
     Raises:
         ValueError: not this table, or one slice with two different labels.
     """
-    any_label: dict[str, int] = {}
+    labels: dict[str, int] = {}
     positive: set[str] = set()
     repeated = 0
     with path.open(encoding="utf-8-sig", newline="") as stream:
@@ -167,116 +146,106 @@ def read_labels(path: Path) -> tuple[dict[str, int], list[str]]:
                 raise ValueError(f"{path}, line {rows.line_num}: found {row}, expected ID_<slice>_<subtype>, 0 or 1")
             name, subtype = match.groups()
             if subtype != "any":
-                if row[1] == "1":
-                    positive.add(name)
-            elif name not in any_label:
-                any_label[name] = int(row[1])
-            elif any_label[name] == int(row[1]):
-                repeated += 1
-            else:
+                positive |= {name} if row[1] == "1" else set()
+                continue
+            repeated += name in labels
+            if labels.setdefault(name, int(row[1])) != int(row[1]):
                 raise ValueError(f"{path}, line {rows.line_num}: {name} has two different labels")
+    odd = sum((name in positive) != bool(label) for name, label in labels.items())
     notes = [f"{repeated} slices have duplicate label rows, dropped"] if repeated else []
-    odd = sum((name in positive) != bool(label) for name, label in any_label.items())
-    return any_label, notes + ([f"{odd} slices: `any` differs from the other subtypes, `any` is used"] if odd else [])
+    return labels, notes + ([f"{odd} slices: `any` differs from the other subtypes, `any` is used"] if odd else [])
 
 
-def list_bags(root: Path, options: dict[str, Any]) -> BagTable:
-    """Lists scans with labels, split and slice labels in anatomical order.
+def list_bags(root: Path, options: Mapping[str, object]) -> BagTable:
+    """List the scans with labels, split and slice labels in anatomical order.
 
     Args:
         root: the unpacked competition data.
-        options: `test_list`, `train_list` (CSV lists), `scans` (how many in all), `seed`, `test_share` (of `scans`,
-            used without a list).
+        options: see `RsnaOptions`.
 
     Raises:
         MissingRaw: no DICOM file or no label table.
-        ValueError: an unknown option, a damaged list or label table.
+        ValueError: an invalid option, a damaged list or label table.
     """
-    check_options(KIND, options, _OPTIONS)
-    report = Report(EXPECTED)
-    names = _usable(_files(root), report)
-    settings = _settings(root, options)
+    parsed = parse_options(KIND, RsnaOptions, options)
+    findings = Findings(EXPECTED)
+    names = _files(root)
+    findings.excluded |= {n: CORRUPT[Path(n).stem] for n in names if Path(n).stem in CORRUPT}
+    names = [n for n in names if n not in findings.excluded]
+    lists = _read_lists(root, parsed)
     labels, notes = read_labels(root / "stage_2_train.csv")
-    report.notes += notes
-    test = _listed(settings.test or (), names, report)
-    train = _listed(settings.train or (), names, report)
-    if settings.test is not None and settings.train is not None:
-        # both lists: only their slices' headers are read, not those of the whole competition
+    findings.notes += notes
+    test, train = (None if scans is None else _on_disk(scans, names, findings) for scans in lists)
+    if test is not None and train is not None:
+        # with both lists the headers of the other scans need not be read
         names = sorted({n for scan in (*test, *train) for n in scan.slices})
     scans, broken = group_scans(root / "stage_2_train", names)
-    report.excluded.update(broken)
-    named_test, named_train = (scans_of_list(part, scans, report) for part in (test, train))
-    picked = choose(scans, labels, named_test, named_train, settings, report)
-    rows = _rows(root, picked, labels, report)
-    if settings.test is None:
-        report.notes.append(f"split: sampled (seed {settings.seed}); not the published one")
-    elif settings.train is None:
-        report.notes.append(f"training scans: sampled (seed {settings.seed}); test scans: the list")
-    return BagTable(rows, report.as_dict())
+    findings.excluded |= broken
+    named_test, named_train = (None if p is None else scans_of_list(p, scans, findings) for p in (test, train))
+    chosen = choose(scans, labels, named_test, named_train, parsed, findings)
+    rows = _rows(root, chosen, labels, findings)
+    if test is None:
+        findings.notes.append(f"split: sampled (seed {parsed.seed}); not the published one")
+    elif train is None:
+        findings.notes.append(f"training scans: sampled (seed {parsed.seed}); test scans: the list")
+    return findings.table(rows)
 
 
-def _usable(names: list[str], report: Report) -> list[str]:
-    for name in names:
-        if Path(name).stem in CORRUPT:
-            report.excluded[name] = CORRUPT[Path(name).stem]
-    return [n for n in names if n not in report.excluded]
-
-
-def _listed(scans: tuple[Listed, ...], names: list[str], report: Report) -> list[Listed]:
-    """The listed scans, reduced to slices on disk."""
-    there = set(names)
-    found = []
+def _on_disk(scans: tuple[Listed, ...], names: list[str], findings: Findings) -> list[Listed]:
+    """Return the listed scans, reduced to slices on disk."""
+    usable = set(names)
+    present = []
     for scan in scans:
-        absent = [n for n in scan.slices if n not in there and n not in report.excluded]
-        for name in absent:
-            report.missing[name] = f"slice of the listed scan {scan.name}, not on disk"
-        kept = tuple(n for n in scan.slices if n in there)
-        if kept:
-            found.append(Listed(scan.name, kept, scan.ordered, scan.label))
+        slices = tuple(n for n in scan.slices if n in usable)
+        absent = {*scan.slices} - usable - {*findings.excluded}
+        findings.missing |= dict.fromkeys(absent, f"slice of the listed scan {scan.name}, not on disk")
+        if slices:
+            present.append(replace(scan, slices=slices))
         else:
-            report.missing[scan.name] = "listed scan, none of its slices is on disk"
-    return found
+            findings.missing[scan.name] = "listed scan, none of its slices is on disk"
+    return present
 
 
-def _rows(root: Path, picked: Mapping[str, tuple[Scan, str]], labels: dict[str, int], report: Report) -> list[BagRow]:
-    from preprocessing.scans.dicom import check_series, read_header, slice_order
-
-    patients = sorted({scan.patient for scan, _ in picked.values() if scan.patient})
-    index = {patient: f"g{i:05d}" for i, patient in enumerate(patients)}
+def _rows(
+    root: Path, chosen: Mapping[str, tuple[Scan, str]], labels: dict[str, int], findings: Findings
+) -> list[BagRow]:
+    patients = sorted({scan.patient for scan, _ in chosen.values() if scan.patient})
+    groups = {patient: f"g{i:05d}" for i, patient in enumerate(patients)}
     rows = []
-    for bag_id, (scan, split) in sorted(picked.items()):
+    for bag_id, (scan, split) in sorted(chosen.items()):
         headers = []
         for name in scan.slices:
             try:
                 headers.append(read_header(root / "stage_2_train" / name, name))
             except ValueError as error:
-                report.excluded[name] = str(error)
+                findings.excluded[name] = str(error)
         try:
             check_series(headers)
         except ValueError as error:
-            report.excluded[bag_id] = str(error)
+            findings.excluded[bag_id] = str(error)
             continue
         order, _ = slice_order(headers)
         files = [headers[i].name for i in order]
         if scan.order and [n for n in scan.order if n in files] not in (files, files[::-1]):
-            report.notes.append(f"{bag_id}: the list's order differs from the slice positions, which are used")
-        known = [labels.get(Path(n).stem) for n in files]
-        if known.count(None) == len(known):
-            report.excluded[bag_id] = "no readable slice of it has a label"
+            findings.notes.append(f"{bag_id}: the list's order differs from the slice positions, which are used")
+        states = [labels.get(Path(n).stem) for n in files]
+        known = [state for state in states if state is not None]
+        if not known:
+            findings.excluded[bag_id] = "no readable slice of it has a label"
             continue
-        label = max(v for v in known if v is not None)
-        if scan.label and scan.label != str(label):
-            report.notes.append(f"{bag_id}: the list calls the scan {scan.label}, its slices say {label}, used")
+        if scan.label and scan.label != str(max(known)):
+            note = f"{bag_id}: the list calls the scan {scan.label}, its slices say {max(known)}, used"
+            findings.notes.append(note)
         rows.append(
             BagRow(
                 bag_id=bag_id,
                 modality="ct",
                 images=tuple(f"stage_2_train/{n}" for n in files),
-                label=label,
+                label=max(known),
                 split=split,
-                group=index.get(scan.patient, ""),
-                annotation=SLICES + "".join("x" if v is None else str(v) for v in known),
-                annotation_complete=None not in known,
+                group=groups.get(scan.patient, ""),
+                annotation=SLICES + "".join("x" if state is None else str(state) for state in states),
+                annotation_complete=None not in states,
             )
         )
     return rows

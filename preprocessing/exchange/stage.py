@@ -12,7 +12,6 @@ options change. Errors stay with their bag (`preprocessing.bags.shards`).
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,9 +20,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from preprocessing.bags.manifests import ManifestEntry, ShardManifest
+from preprocessing.bags.report import ListReport, summarise
 from preprocessing.bags.rows import BagRow
 from preprocessing.bags.shards import Outcome, Shard, run_shard, shard_lock
-from preprocessing.bags.table import shard_rows, summarise, write_bags
+from preprocessing.bags.table import shard_rows, write_bags
 from preprocessing.common import stage_versions
 from preprocessing.common.files import json_hash, software, write_jpeg, write_json
 from preprocessing.exchange.geometry import (
@@ -58,13 +59,13 @@ class ImportStage:
 
     def instances(self, row: BagRow) -> Outcome:
         """Reads, checks and stores one bag unless it is finished."""
-        from preprocessing.store.bags import bag_path, finished_attrs, is_finished, write_bag
+        from preprocessing.store.bags import FeatureAttrs, InstanceAttrs, bag_path, finished_attrs, write_bag
         from preprocessing.store.files import check_chunk
 
         store, features = self.instances_folder / "store", self.features_folder / "store"
         key = self._key(row)
-        stored = finished_attrs(store, row.bag_id, key)
-        if stored is not None and stored["store"]["n"] and not is_finished(features, row.bag_id, key):
+        stored = finished_attrs(store, row.bag_id, key, InstanceAttrs)
+        if stored is not None and stored.store.n and finished_attrs(features, row.bag_id, key, FeatureAttrs) is None:
             stored = None
         if stored is None:
             arrays, matrix, bag = self._arrays(self.source.read(row))
@@ -72,24 +73,24 @@ class ImportStage:
             if len(matrix):
                 written = {"features": matrix}
                 facts = self._facts(bag, arrays["coords"], arrays["grid"])
-                write_bag(features, row.bag_id, written, facts, schema="features", key=key)
+                write_bag(features, row.bag_id, written, FeatureAttrs(**facts), key=key)
             self._picture(row.bag_id, attrs, arrays)
-            n, content = len(matrix), write_bag(store, row.bag_id, arrays, attrs, schema="instances", key=key)
+            n, content = len(matrix), write_bag(store, row.bag_id, arrays, InstanceAttrs(**attrs), key=key)
         else:
-            n, content = int(stored["store"]["n"]), str(stored["store"]["content"])
+            n, content = stored.store.n, stored.store.content
             if self.width is None and n:
                 self.width = check_chunk(bag_path(features, row.bag_id) / "features")[1][1]
         reason = "" if n else "no instance in the imported file"
         return Outcome("ok" if n else "empty", n, content, reason, stored is None)
 
-    def features(self, row: BagRow, entry: Mapping[str, Any]) -> Outcome:
+    def features(self, row: BagRow, entry: ManifestEntry) -> Outcome:
         """The outcome of the features of one bag, which `instances` has stored."""
-        from preprocessing.store.bags import read_attrs
+        from preprocessing.store.bags import read_info
 
-        if entry["state"] != "ok":
-            return Outcome(entry["state"], reason=str(entry["reason"]), redone=False, counted=False)
-        info = read_attrs(self.features_folder / "store", row.bag_id)["store"]
-        return Outcome("ok", int(info["n"]), str(info["content"]), redone=False)
+        if entry.state != "ok":
+            return Outcome(entry.state, reason=entry.reason, redone=False, counted=False)
+        info = read_info(self.features_folder / "store", row.bag_id)
+        return Outcome("ok", info.n, info.content, redone=False)
 
     def _arrays(self, bag: Bag) -> tuple[dict[str, Any], Any, Bag]:
         """Checked arrays of the instances, the features, and the bag with resolved attributes."""
@@ -218,13 +219,12 @@ def import_bags(
         ValueError: tables or folders that do not fit; nothing is written then.
     """
     rows = sorted(source.rows(), key=lambda row: row.bag_id)
-    note = f"imported from {name}; neighbours rebuilt from coordinates"
-    report = {"expected": {}, "missing": [], "excluded": [], "notes": [note]}
     # before bags.csv, so that a workflow does not find the list older than its manifest
     lines = [(row.bag_id, row.images[0], shown_label(row), row.split, row.group, row.modality) for row in rows]
     write_csv(out / "manifest.csv", ("bag_id", "image", "label", "split", "group", "modality"), lines)
     write_bags(out / "bags.csv", rows)
-    write_json(out / "bags.report.json", {"dataset": dataset, "kind": name, "found": summarise(rows), **report})
+    note = f"imported from {name}; neighbours rebuilt from coordinates"
+    ListReport(dataset, name, summarise(rows), notes=[note]).write(out / "bags.report.json")
     stage, worst = ImportStage(source, name, dataset, out, options, dtype), 0
     for number in range(max(1, -(-len(rows) // bags_per_shard))):
         part = shard_rows(rows, number, bags_per_shard)
@@ -240,7 +240,7 @@ def _import_shard(stage: ImportStage, rows: Sequence[BagRow], number: int, out: 
         code = run_shard(rows, stage.instances, manifest, allowed, status, shard=shard)
         if code:
             return code
-        entries = {entry["bag_id"]: entry for entry in json.loads(manifest.read_text(encoding="utf-8"))["bags"]}
+        entries = ShardManifest.read(manifest).by_id
         encoder = stage.options.encoder
         shard = Shard(stage.dataset, f"features/{encoder}", stage_versions.FEATURES, number)
         status = out / "status" / "features" / encoder / f"{shard.name}.jsonl"

@@ -30,7 +30,7 @@ def read_stored(row: BagRow, instances: Path, features: Path | None) -> Bag:
     Raises:
         ValueError: a missing or damaged bag, or features of other coordinates.
     """
-    from preprocessing.store.bags import check_pairing, read_arrays, read_attrs
+    from preprocessing.store.bags import FeatureAttrs, InstanceAttrs, check_pairing, read_arrays, read_attrs
 
     store = instances / "store"
     try:
@@ -38,7 +38,7 @@ def read_stored(row: BagRow, instances: Path, features: Path | None) -> Bag:
         facts, matrix = {}, None
         if features is not None and len(arrays["coords"]):
             facts = read_attrs(features / "store", row.bag_id)
-            check_pairing(attrs, facts, row.bag_id)
+            check_pairing(InstanceAttrs(**attrs), FeatureAttrs(**facts), row.bag_id)
             matrix = read_arrays(features / "store", row.bag_id, verify=True)["features"]
     except FileNotFoundError as error:
         raise ValueError(f"{error.filename}: bag {row.bag_id} is not stored; run its stage first") from error

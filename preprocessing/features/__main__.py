@@ -2,10 +2,9 @@
 
 `python -m preprocessing.features` writes `{out}/{encoder}/store/{bag_id}` (array `features` (N, P), see
 `preprocessing.store.bags`) and the manifest of one encoder's shard. Bags it decodes anyway it also extracts for the
-encoders
-named in `--also`; their own jobs then find them finished. A bag is redone only if its key changes: stage version, the
-pixels its instances show (`pixels_key`), coordinates, encoder, weights, resize policy, dtype, precision. If nothing is
-left to do, torch is not even imported.
+encoders named in `--also`; their own jobs then find them finished. A bag is redone only if its key changes: stage
+version, the pixels its instances show (`pixels_key`), coordinates, encoder, weights, resize policy, dtype, precision.
+If nothing is left to do, torch is not even imported.
 """
 
 from __future__ import annotations
@@ -14,19 +13,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from preprocessing.bags.shards import (
-    Shard,
-    add_shard_arguments,
-    check_stage_version,
-    read_manifest,
-    run_shard,
-    shard_lock,
-)
+from preprocessing.bags.shards import add_shard_arguments, check_stage_version
 from preprocessing.bags.table import read_bags, shard_rows
 from preprocessing.common import stage_versions
 from preprocessing.common.cli import guard
-from preprocessing.features.encoders import MODES, get_encoder
-from preprocessing.features.stage import DTYPES, PRECISIONS, STAGE, FeatureSettings, FeatureStage
+from preprocessing.features.encoders import DTYPES, MODES, PRECISIONS
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -52,32 +43,31 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _main(argv: Sequence[str] | None = None) -> int:
+@guard
+def main(argv: Sequence[str] | None = None) -> int:
+    """Extract one shard; see the top of this file."""
     args = _arguments(argv)
-    from preprocessing.store.bags import clean_temporary
+    from preprocessing.features.stage import FeatureSettings, Resources, extract_shard
 
     check_stage_version(args.stage_version, stage_versions.FEATURES)
-    names = [args.encoder, *(name for name in args.also.split(",") if name)]
-    for name in names:
-        get_encoder(name)
-    rows = shard_rows(read_bags(args.bags), args.shard, args.bags_per_shard)
-    settings = FeatureSettings(
-        *(args.weights, args.weights_mode, args.weights_seed, args.resize_policy, args.dtype, args.precision)
+    return extract_shard(
+        shard_rows(read_bags(args.bags), args.shard, args.bags_per_shard),
+        [args.encoder, *(name for name in args.also.split(",") if name)],
+        FeatureSettings(
+            *(args.weights, args.weights_mode, args.weights_seed, args.resize_policy, args.dtype, args.precision)
+        ),
+        args.root,
+        args.instances,
+        args.out,
+        dataset=args.dataset,
+        shard=args.shard,
+        instances_manifest=args.instances_manifest,
+        manifest=args.manifest,
+        status=args.status,
+        allowed_failures=args.allowed_failures,
+        resources=Resources(args.device, args.batch_size, args.workers),
     )
-    manifest = read_manifest(args.instances_manifest)
-    stage = FeatureStage(args.dataset, args.root, args.out, args.instances, manifest, names, settings)
-    shard = Shard(args.dataset, f"{STAGE}/{args.encoder}", stage_versions.FEATURES, args.shard)
-    status = args.status or args.out.parent / "status" / STAGE / args.encoder / f"{shard.name}.jsonl"
-    # one lock for all encoders of the shard: two jobs at once would decode everything twice
-    with shard_lock(args.out / ".locks" / f"{shard.name}.lock"):
-        for name in stage.encoders:
-            clean_temporary(stage.store(name))
-        plans = stage.prepare(rows)
-        with stage.extracting(plans, device=args.device, batch_size=args.batch_size, workers=args.workers):
-            return run_shard(rows, stage.work, args.manifest, args.allowed_failures, status, shard=shard)
 
-
-main = guard(_main)
 
 if __name__ == "__main__":
     raise SystemExit(main())

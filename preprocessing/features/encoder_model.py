@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preprocessing.features.encoders import (
+    PRECISIONS,
     Encoder,
     check_weights,
     encoder_id,
@@ -24,8 +25,6 @@ from preprocessing.features.transforms import Resize, check_policy, normalised, 
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-PRECISIONS = ("float32", "bf16")
 
 
 def _with_timm_settings(encoder: Encoder, model: Any) -> Encoder:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LUNIT_MEAN, LUNIT_STD = (0.70322989, 0.53606487, 0.66096631), (0.21716536, 0.26081574, 0.20723464)
 MODES = ("pretrained", "random")
+PRECISIONS = ("float32", "bf16")
+DTYPES = ("float16", "float32")
 _TORCHVISION = "https://download.pytorch.org/models/"
 _LUNIT = "https://github.com/lunit-io/benchmark-ssl-pathology/releases/download/pretrained-weights/"
 _TIMM_NAME = re.compile(r"timm/([A-Za-z0-9_][A-Za-z0-9_.-]*)")

@@ -4,31 +4,40 @@ Each bag and encoder gives one stored bag with the array `features` (N, P) float
 the stage version, the pixels and coordinates of its instances, encoder, weights, resize policy, dtype and precision.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from preprocessing.bags.rows import BagRow
-from preprocessing.bags.shards import Outcome
-from preprocessing.bags.table import resolve
+from preprocessing.bags.manifests import ManifestEntry, ShardManifest
+from preprocessing.bags.rows import BagRow, resolve
+from preprocessing.bags.shards import Outcome, Shard, run_shard, shard_lock
 from preprocessing.common import stage_versions
 from preprocessing.common.files import json_hash, software
-from preprocessing.features.encoders import MODES, encoder_id, weights_hash
+from preprocessing.features.encoder_model import load_encoder
+from preprocessing.features.encoders import DTYPES, MODES, PRECISIONS, encoder_id, weights_hash
+from preprocessing.features.extraction import BagPlan, Extraction, Features
+from preprocessing.features.prefetch import OpenTiles, Tile
 from preprocessing.features.transforms import check_policy
-
-if TYPE_CHECKING:
-    from preprocessing.features.extraction import BagPlan, Extraction, Features
+from preprocessing.instances.scan_bag import read_slices
+from preprocessing.slides.tile_reader import iter_tiles
+from preprocessing.store.bags import (
+    FeatureAttrs,
+    InstanceAttrs,
+    as_stored,
+    clean_temporary,
+    finished_attrs,
+    read_arrays,
+    read_info,
+    read_instance_attrs,
+    write_bag,
+)
 
 log = logging.getLogger(__name__)
 
 STAGE = "features"
-PRECISIONS = ("float32", "bf16")
-DTYPES = ("float16", "float32")
 # Attributes of the instances that are copied to the features.
 _COPIED = ("modality", "preset", "tile_px", "l0_footprint_px", "mpp", "mpp_source", "tile_mpp", "windows", "slice_px")
 _PACKAGES = ("numpy", "torch", "torchvision", "timm", "openslide-python", "pydicom", "tifffile", "imagecodecs")
@@ -36,14 +45,23 @@ _PACKAGES = ("numpy", "torch", "torchvision", "timm", "openslide-python", "pydic
 
 @dataclass(frozen=True)
 class FeatureSettings:
-    """Settings that determine the features, the same for every encoder of a job."""
+    """Settings that determine the features, the same for every encoder of a job.
 
-    weights: Path
-    mode: str
-    seed: int
-    policy: str
-    dtype: str
-    precision: str
+    Attributes:
+        weights: folder of the weight files.
+        mode: "pretrained" or "random".
+        seed: of random weights.
+        policy: resize policy, see `preprocessing.features.transforms`.
+        dtype: "float16" or "float32", of the stored features.
+        precision: "float32", or "bf16" for autocast.
+    """
+
+    weights: Path = Path("weights")
+    mode: str = "pretrained"
+    seed: int = 0
+    policy: str = "resize224"
+    dtype: str = "float16"
+    precision: str = "float32"
 
     def check(self) -> None:
         """Raise a `ValueError` if a setting has an unknown value."""
@@ -52,6 +70,107 @@ class FeatureSettings:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: found {getattr(self, name)!r}, expected one of {', '.join(allowed)}")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a job may use; the features do not depend on it, up to rounding on another device.
+
+    Attributes:
+        device: "auto", "cpu", "cuda", "cuda:1", ...
+        batch_size: tiles per batch.
+        workers: decoding threads.
+    """
+
+    device: str = "auto"
+    batch_size: int = 64
+    workers: int = 2
+
+
+def extract(
+    row: BagRow,
+    encoder: str,
+    settings: FeatureSettings,
+    root: Path,
+    instances: Path,
+    out: Path,
+    *,
+    dataset: str,
+    resources: Resources | None = None,
+) -> Outcome:
+    """Extract and store the features of one bag with one encoder, unless they are stored already.
+
+    Args:
+        row: the bag; its instances are stored and not empty.
+        encoder: name of the encoder.
+        settings: weights, resize policy, dtype and precision.
+        root: the dataset's root folder, which holds the images.
+        instances: folder of the instances stage.
+        out: folder of the stage; gets `{encoder}/store/{bag_id}` with the array `features` (N, P).
+        dataset: name of the dataset, part of the bag's key.
+        resources: device, batch size and threads.
+
+    Returns:
+        State, number of instances and content hash.
+
+    Raises:
+        ValueError: missing weights, no stored instances, or unreadable images; the file is named.
+        Abort: the encoder fails.
+    """
+    resources = resources or Resources()
+    info = read_info(instances / "store", row.bag_id)
+    entry = ManifestEntry(bag_id=row.bag_id, state="ok", n=info.n, hash=info.content)
+    stage = FeatureStage(dataset, root, out, instances, {row.bag_id: entry}, [encoder], settings)
+    with stage.extracting(stage.prepare([row]), resources):
+        return stage.work(row)
+
+
+def extract_shard(
+    rows: Sequence[BagRow],
+    encoders: Sequence[str],
+    settings: FeatureSettings,
+    root: Path,
+    instances: Path,
+    out: Path,
+    *,
+    dataset: str,
+    shard: int,
+    instances_manifest: Path,
+    manifest: Path,
+    status: Path | None = None,
+    allowed_failures: int = 0,
+    resources: Resources | None = None,
+) -> int:
+    """Extract the features of one shard and write the manifest of the first encoder; see `extract`.
+
+    Args:
+        rows: the bags of the shard.
+        encoders: the encoder whose manifest is written, then others to extract in the same pass.
+        settings: weights, resize policy, dtype and precision.
+        root: the dataset's root folder.
+        instances: folder of the instances stage.
+        out: folder of the stage.
+        dataset: name of the dataset.
+        shard: number of the shard.
+        instances_manifest: manifest of the instances of this shard.
+        manifest: JSON to write.
+        status: JSONL to append to; None = beside `out`.
+        allowed_failures: failed bags up to which the job succeeds.
+        resources: device, batch size and threads.
+
+    Returns:
+        Exit code: 0, or 1 without a manifest if more bags failed than allowed.
+    """
+    entries = ShardManifest.read(instances_manifest).by_id
+    stage = FeatureStage(dataset, root, out, instances, entries, encoders, settings)
+    head = Shard(dataset, f"{STAGE}/{stage.main}", stage_versions.FEATURES, shard)
+    status = status or out.parent / "status" / STAGE / stage.main / f"{head.name}.jsonl"
+    # one lock for all encoders of the shard: two jobs at once would decode everything twice
+    with shard_lock(out / ".locks" / f"{head.name}.lock"):
+        for name in stage.encoders:
+            clean_temporary(stage.store(name))
+        with stage.extracting(stage.prepare(rows), resources or Resources()):
+            return run_shard(rows, stage.work, manifest, allowed_failures, status, shard=head)
 
 
 @dataclass
@@ -68,10 +187,10 @@ class _Bag:
     """
 
     row: BagRow
-    attrs: dict[str, Any]
+    attrs: InstanceAttrs
     keys: dict[str, str]
     missing: frozenset[str]
-    stored: dict[str, Any] | None
+    stored: FeatureAttrs | None
     bad_tiles: list[int] = field(default_factory=list)
 
 
@@ -84,7 +203,7 @@ class FeatureStage:
         root: Path,
         out: Path,
         instances: Path,
-        manifest: Mapping[str, Mapping[str, Any]],
+        manifest: Mapping[str, ManifestEntry],
         encoders: Sequence[str],
         settings: FeatureSettings,
     ) -> None:
@@ -115,7 +234,7 @@ class FeatureStage:
                 "it belongs to another shard or to an older bags.csv: run the instances stage again"
             )
         for row in rows:
-            if self.manifest[row.bag_id]["state"] != "ok":
+            if self.manifest[row.bag_id].state != "ok":
                 continue
             try:
                 self._bags[row.bag_id] = self._bag(row)
@@ -124,15 +243,12 @@ class FeatureStage:
         return [self._plan(bag) for bag in self._bags.values() if self.main in bag.missing]
 
     @contextlib.contextmanager
-    def extracting(self, plans: Sequence[BagPlan], *, device: str, batch_size: int, workers: int) -> Iterator[None]:
+    def extracting(self, plans: Sequence[BagPlan], resources: Resources) -> Iterator[None]:
         """Load the encoders that are needed and open the decode pass; do nothing without plans."""
         if not plans:
             yield
             return
-        from preprocessing.features.encoder_model import load_encoder
-        from preprocessing.features.extraction import Extraction
-
-        device = choose_device(device)
+        device = choose_device(resources.device)
         s = self.settings
         self.software = {**software(_PACKAGES), "device": device}
         needed = [name for name in self.encoders if any(name in plan.encoders for plan in plans)]
@@ -144,51 +260,50 @@ class FeatureStage:
         }
         tiles = sum(plan.n for plan in plans)
         log.info("%d bags, %d tiles, encoders %s on %s", len(plans), tiles, ", ".join(needed), device)
-        with _threads(workers, device), Extraction(plans, loaded, batch_size, workers) as self._extraction:
+        extraction = Extraction(plans, loaded, resources.batch_size, resources.workers)
+        with _threads(resources.workers, device), extraction as self._extraction:
             yield
         self._extraction = None
 
     def work(self, row: BagRow) -> Outcome:
         """Return the outcome of one bag; extract and store its features unless they are stored."""
         entry = self.manifest[row.bag_id]
-        if entry["state"] in ("empty", "skipped"):
-            return Outcome(entry["state"], reason=str(entry["reason"]), redone=False)
-        if entry["state"] == "failed":
-            return Outcome("failed", reason=f"no instances: {entry['reason']}", redone=False, counted=False)
+        if entry.state in ("empty", "skipped"):
+            return Outcome(entry.state, reason=entry.reason, redone=False)
+        if entry.state == "failed":
+            return Outcome("failed", reason=f"no instances: {entry.reason}", redone=False, counted=False)
         if row.bag_id in self._errors:
             raise self._errors[row.bag_id]
         bag = self._bags[row.bag_id]
         if bag.stored is None:
             assert self._extraction is not None
             content = self._write(bag, self._extraction.result(row.bag_id))
-            return Outcome("ok", int(bag.attrs["store"]["n"]), content, bad_tiles=len(bag.bad_tiles))
-        info, bad = bag.stored["store"], len(bag.stored.get("unreadable_tiles", []))
-        return Outcome("ok", int(info["n"]), str(info["content"]), redone=False, bad_tiles=bad)
+            return Outcome("ok", bag.attrs.store.n, content, bad_tiles=len(bag.bad_tiles))
+        info, bad_tiles = bag.stored.store, len(bag.stored.unreadable_tiles)
+        return Outcome("ok", info.n, info.content, redone=False, bad_tiles=bad_tiles)
 
     def _bag(self, row: BagRow) -> _Bag:
-        from preprocessing.store.bags import finished_attrs, read_attrs
-
-        attrs = read_attrs(self.instances, row.bag_id)
-        expected = self.manifest[row.bag_id]["hash"]
-        if attrs["store"]["content"] != expected:
+        attrs = read_instance_attrs(self.instances, row.bag_id)
+        expected = self.manifest[row.bag_id].hash
+        if attrs.store.content != expected:
             raise ValueError(
-                f"{row.bag_id}: the stored instances ({attrs['store']['content'][:12]}) are not those of the manifest "
+                f"{row.bag_id}: the stored instances ({attrs.store.content[:12]}) are not those of the manifest "
                 f"({expected[:12]}); run the instances stage again"
             )
         keys = {name: self._key(name, attrs) for name in self.encoders}
-        stored = {name: finished_attrs(self.store(name), row.bag_id, key) for name, key in keys.items()}
+        stored = {name: finished_attrs(self.store(name), row.bag_id, key, FeatureAttrs) for name, key in keys.items()}
         missing = frozenset(name for name, attributes in stored.items() if attributes is None)
         return _Bag(row, attrs, keys, missing, stored[self.main])
 
-    def _key(self, encoder: str, attrs: Mapping[str, Any]) -> str:
+    def _key(self, encoder: str, attrs: InstanceAttrs) -> str:
         s = self.settings
         return json_hash(
             {
                 "stage": STAGE,
                 "version": stage_versions.FEATURES,
                 "dataset": self.dataset,
-                "pixels": attrs["pixels_key"],
-                "coords": attrs["coords_hash"],
+                "pixels": attrs.pixels_key,
+                "coords": attrs.coords_hash,
                 "encoder": encoder_id(encoder, s.mode, s.seed),
                 "weights": self.hashes[encoder],
                 "policy": s.policy,
@@ -198,18 +313,14 @@ class FeatureStage:
         )
 
     def _plan(self, bag: _Bag) -> BagPlan:
-        from preprocessing.features.extraction import BagPlan
-
-        return BagPlan(
-            bag.row.bag_id, int(bag.attrs["store"]["n"]), _tiles_of(bag, self.root, self.instances), bag.missing
-        )
+        return BagPlan(bag.row.bag_id, bag.attrs.store.n, _tiles_of(bag, self.root, self.instances), bag.missing)
 
     def _write(self, bag: _Bag, features: Mapping[str, Features]) -> str:
         """Store the features of every encoder of the pass and return the content hash of the main encoder's.
 
         Errors of the other encoders are logged only: their own jobs report them.
         """
-        bad, allowed = sorted(bag.bad_tiles), int(bag.attrs.get("max_bad_tiles", 0))
+        bad, allowed = sorted(bag.bad_tiles), bag.attrs.max_bad_tiles
         if len(bad) > allowed:
             raise ValueError(f"{bag.row.bag_id}: {len(bad)} unreadable tiles, {allowed} allowed by max_bad_tiles")
         content = self._write_one(bag, self.main, features[self.main], bad)
@@ -223,50 +334,36 @@ class FeatureStage:
         return content
 
     def _write_one(self, bag: _Bag, name: str, features: Features, bad: list[int]) -> str:
-        from preprocessing.store.bags import as_stored, write_bag
-
         s = self.settings
-        attrs = {
-            **{key: bag.attrs[key] for key in _COPIED if key in bag.attrs},
-            "dataset": self.dataset,
-            "stage_version": stage_versions.FEATURES,
-            "instances_stage_version": bag.attrs.get("stage_version"),
-            "coords_hash": bag.attrs["coords_hash"],
-            "encoder": encoder_id(name, s.mode, s.seed),
-            "weights_sha256": self.hashes[name],
-            "random_weights": s.mode == "random",
-            "resize_policy": s.policy,
-            "precision": s.precision,
-            "unreadable_tiles": bad,
-            "software": self.software,
-        }
+        attrs = FeatureAttrs(
+            **{field: getattr(bag.attrs, field) for field in _COPIED if field in bag.attrs.model_fields_set},
+            dataset=self.dataset,
+            stage_version=stage_versions.FEATURES,
+            instances_stage_version=bag.attrs.stage_version,
+            coords_hash=bag.attrs.coords_hash,
+            encoder=encoder_id(name, s.mode, s.seed),
+            weights_sha256=self.hashes[name],
+            random_weights=s.mode == "random",
+            resize_policy=s.policy,
+            precision=s.precision,
+            unreadable_tiles=tuple(bad),
+            software=self.software,
+        )
         arrays = {"features": as_stored(features, s.dtype)}
-        return write_bag(self.store(name), bag.row.bag_id, arrays, attrs, schema="features", key=bag.keys[name])
+        return write_bag(self.store(name), bag.row.bag_id, arrays, attrs, key=bag.keys[name])
 
 
-def _tiles_of(bag: _Bag, root: Path, instances: Path) -> Any:
-    """Return a function that iterates over the tiles start..stop of a bag."""
-    from preprocessing.store.bags import read_arrays
-
+def _tiles_of(bag: _Bag, root: Path, instances: Path) -> OpenTiles:
+    """Return a function that iterates over the tiles start..stop of a bag, (H, W, 3) each."""
     row, attrs = bag.row, bag.attrs
-    if row.modality == "ct":
 
-        def slices(start: int, stop: int) -> Iterator[Any]:
-            from preprocessing.instances.scan_bag import read_slices
-
-            return read_slices(root, {**attrs, "files": attrs["files"][start:stop]})
-
-        return slices
-
-    def tiles(start: int, stop: int) -> Iterator[Any]:
-        from preprocessing.instances.slide_bag import iter_tiles
-
+    def tiles(start: int, stop: int) -> Iterator[Tile]:
         coords = read_arrays(instances, row.bag_id, ["coords"], verify=True)["coords"][start:stop]
         path = resolve(root, row.images[0])
         bad = bag.bad_tiles
         return iter_tiles(path, attrs, coords, mpp_override=row.mpp, on_bad_tile=lambda i, _: bad.append(start + i))
 
-    return tiles
+    return partial(read_slices, root, attrs) if row.modality == "ct" else tiles
 
 
 @contextlib.contextmanager

@@ -5,9 +5,8 @@ relative to the dataset's root, spacing and windows, never an identifier from a 
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +17,8 @@ from preprocessing.instances.graph import chain_neighbors
 from preprocessing.scans.dicom import Header, check_series, read_header, read_slice, slice_order
 from preprocessing.scans.windows import window_slice
 from preprocessing.store.arrays import Instances
+from preprocessing.store.attrs import InstanceAttrs, SliceSpacing
+from preprocessing.store.outlines import Montage, Outlines
 
 Slice = npt.NDArray[np.float32]
 CELL_PX = 128
@@ -54,27 +55,26 @@ def ct_instances(
     n = len(order)
     attrs = _attributes([headers[i] for i in order], along, options)
     coverage = _coverage(row)[order]
-    instances = Instances(
+    picture, layout = montage([files[i] for i in order], attrs, coverage) if thumbnail else (None, None)
+    return Instances(
         coords=along.astype(np.float32)[:, None],
         grid=np.stack([np.arange(n, dtype=np.int32), np.zeros(n, dtype=np.int32)], axis=1),
         neighbors=chain_neighbors(n),
         coverage=coverage,
         attrs=attrs,
-        outlines={"downsample": 1.0, "tissue": [], "holes": [], "lesion": []},
+        thumbnail=picture,
+        outlines=Outlines(downsample=1.0, montage=layout),
     )
-    if thumbnail:
-        picture, layout = montage([files[i] for i in order], attrs, coverage)
-        instances.thumbnail = picture
-        instances.outlines["montage"] = layout
-    return instances
 
 
-def read_slices(root: Path | str, attrs: Mapping[str, Any]) -> Iterator[Slice]:
+def read_slices(root: Path | str, attrs: InstanceAttrs, start: int = 0, stop: int | None = None) -> Iterator[Slice]:
     """Read the slices of a stored scan for an encoder.
 
     Args:
         root: the dataset's root folder.
-        attrs: the bag's attributes: `files` in anatomical order, `windows`, `slice_px`.
+        attrs: attributes of the bag.
+        start: first slice.
+        stop: slice after the last one; None = all.
 
     Yields:
         (slice_px, slice_px, 3) float32 in [0, 1], one per instance, in the order of the instances.
@@ -82,10 +82,9 @@ def read_slices(root: Path | str, attrs: Mapping[str, Any]) -> Iterator[Slice]:
     Raises:
         ValueError: a file is missing, truncated or cannot be decoded; the message names it.
     """
-    windows = [(float(level), float(width)) for level, width in attrs["windows"]]
-    for name in attrs["files"]:
+    for name in attrs.files[start:stop]:
         raw, header = read_slice(resolve(root, name), name)
-        yield _resize(window_slice(raw, header, windows), int(attrs["slice_px"]))
+        yield _resize(window_slice(raw, header, attrs.windows), attrs.slice_px)
 
 
 def _coverage(row: BagRow) -> npt.NDArray[np.float32]:
@@ -101,7 +100,7 @@ def _coverage(row: BagRow) -> npt.NDArray[np.float32]:
     return np.array([_COVERAGE[state] for state in states], dtype=np.float32)
 
 
-def _attributes(headers: Sequence[Header], along: npt.NDArray[np.float64], options: CtOptions) -> dict[str, Any]:
+def _attributes(headers: Sequence[Header], along: npt.NDArray[np.float64], options: CtOptions) -> InstanceAttrs:
     first = headers[0]
     if not options.resize_slices and (first.rows, first.columns) != (options.slice_px, options.slice_px):
         raise ValueError(
@@ -111,23 +110,22 @@ def _attributes(headers: Sequence[Header], along: npt.NDArray[np.float64], optio
     if any(not width > 0 for _, width in options.windows):
         raise ValueError(f"windows: found {list(options.windows)}, expected (level, width) with a width above 0 HU")
     gaps = np.diff(along)
-    spacing: dict[str, object] = {
-        "pixel": [round(mm, 6) for mm in first.pixel_spacing] if first.pixel_spacing else None
-    }
-    for name, statistic in (("slices_min", np.min), ("slices_median", np.median), ("slices_max", np.max)):
-        spacing[name] = round(float(statistic(gaps)), 6) if len(gaps) else None
-    return {
-        "modality": "ct",
-        "preset": options.preset,
-        "windows": [[float(level), float(width)] for level, width in options.windows],
-        "slice_px": options.slice_px,
-        "source_px": [first.rows, first.columns],
-        "resize_filter": None if first.rows == first.columns == options.slice_px else "bilinear_antialias",
-        "files": [h.name for h in headers],
-        "spacing_mm": spacing,
-        "slices_at_one_position": int((gaps < 1e-3).sum()),
-        "slices_repaired_12bit": sum(h.needs_repair for h in headers),
-    }
+    statistics = [round(float(f(gaps)), 6) if len(gaps) else None for f in (np.min, np.median, np.max)]
+    pixel = (round(first.pixel_spacing[0], 6), round(first.pixel_spacing[1], 6)) if first.pixel_spacing else None
+    return InstanceAttrs(
+        modality="ct",
+        preset=options.preset,
+        windows=tuple((float(level), float(width)) for level, width in options.windows),
+        slice_px=options.slice_px,
+        source_px=(first.rows, first.columns),
+        resize_filter=None if first.rows == first.columns == options.slice_px else "bilinear_antialias",
+        files=tuple(header.name for header in headers),
+        spacing_mm=SliceSpacing(
+            pixel=pixel, slices_min=statistics[0], slices_median=statistics[1], slices_max=statistics[2]
+        ),
+        slices_at_one_position=int((gaps < 1e-3).sum()),
+        slices_repaired_12bit=sum(header.needs_repair for header in headers),
+    )
 
 
 def _resize(channels: npt.NDArray[np.float32], side: int) -> npt.NDArray[np.float32]:
@@ -143,18 +141,17 @@ def _resize(channels: npt.NDArray[np.float32], side: int) -> npt.NDArray[np.floa
 
 
 def montage(
-    files: Sequence[Path], attrs: Mapping[str, Any], coverage: npt.NDArray[np.float32]
-) -> tuple[npt.NDArray[np.uint8], dict[str, Any]]:
+    files: Sequence[Path], attrs: InstanceAttrs, coverage: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.uint8], Montage]:
     """Draw the slices in order, first window in grey, with a red frame around those known to be positive.
 
     Args:
         files: the N slices in anatomical order.
-        attrs: the bag's attributes (`files`, `windows`).
+        attrs: attributes of the bag.
         coverage: (N,).
 
     Returns:
-        (h, w, 3) uint8 and the layout: `columns`, `cell_px`, `slices` (the index in each cell, row by row; at most 64,
-        evenly spaced).
+        (h, w, 3) uint8 and its layout; at most 64 slices, evenly spaced.
     """
     import cv2
 
@@ -163,17 +160,16 @@ def montage(
     columns = math.ceil(math.sqrt(len(indices)))
     rows = -(-len(indices) // columns)
     picture = np.zeros((rows * CELL_PX, columns * CELL_PX, 3), dtype=np.uint8)
-    level, width = attrs["windows"][0]
     for cell, index in enumerate(indices):
-        raw, header = read_slice(files[index], attrs["files"][index])
-        grey = _fit(window_slice(raw, header, [(level, width)])[..., 0])
+        raw, header = read_slice(files[index], attrs.files[index])
+        grey = _fit(window_slice(raw, header, attrs.windows[:1])[..., 0])
         tile = np.repeat(grey[..., None], 3, axis=2)
         cv2.putText(tile, str(index), (4, CELL_PX - 5), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (200, 200, 200), 1, cv2.LINE_AA)
         if coverage[index] > 0:
             cv2.rectangle(tile, (0, 0), (CELL_PX - 1, CELL_PX - 1), _FRAME, 2)
         y, x = cell // columns * CELL_PX, cell % columns * CELL_PX
         picture[y : y + CELL_PX, x : x + CELL_PX] = tile
-    return picture, {"columns": columns, "cell_px": CELL_PX, "slices": [int(i) for i in indices]}
+    return picture, Montage(columns=columns, cell_px=CELL_PX, slices=[int(i) for i in indices])
 
 
 def _fit(grey: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:

@@ -1,36 +1,31 @@
 """Turn one slide into one bag of instances: tissue or windows, lattice, lesion coverage, neighbours, thumbnail.
 
-`wsi_instances` computes the geometry; `iter_tiles` and `read_tile` (from `tile_reader`) read the pixels of stored
-instances. All coordinates are level-0, rows sorted by (y, x).
-Shapes: coords, grid (N, 2) int32; neighbors (N, K) int32; coverage (N,) float32.
+`preprocessing.slides.tile_reader` reads the pixels of stored instances. All coordinates are level-0, rows sorted by
+(y, x). Shapes: coords, grid (N, 2) int32; neighbors (N, K) int32; coverage (N,) float32.
 """
-
-from __future__ import annotations
 
 import logging
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from preprocessing.bags.overrides import overrides_of
+from preprocessing.bags.rows import BagRow, resolve
 from preprocessing.common.options import WsiOptions
 from preprocessing.instances.graph import distance_neighbors, grid_neighbors
 from preprocessing.slides.regions import TileReadError
 from preprocessing.slides.slide import Slide, open_slide
-from preprocessing.slides.tile_reader import iter_tiles, read_tile
 from preprocessing.store.arrays import Instances
+from preprocessing.store.attrs import InstanceAttrs, TissueAttrs
+from preprocessing.store.outlines import Outlines, Ring
 from preprocessing.tiling.annotations import Lesion, coverage, read_lesion
 from preprocessing.tiling.contour_tiles import TilePlan, contour_tiles, global_tiles, plan_tiles
+from preprocessing.tiling.mask_image import mask_contours, masked_windows, read_mask
 from preprocessing.tiling.panda_windows import PandaWindows, mask_coverage, mask_outlines, panda_windows, plan_windows
 from preprocessing.tiling.tissue import Contour, Tissue, segment_tissue
-
-if TYPE_CHECKING:
-    from preprocessing.bags.rows import BagRow
-
-__all__ = ["iter_tiles", "read_tile", "wsi_instances"]
 
 THUMBNAIL_PX = 1024
 _MASK_SUFFIXES = frozenset({".tif", ".tiff"})
@@ -46,7 +41,7 @@ class _Geometry:
     coords: npt.NDArray[np.int32]
     grid: npt.NDArray[np.int32]
     coverage: npt.NDArray[np.float32]
-    attrs: dict[str, Any]
+    attrs: InstanceAttrs
     empty_reason: str
     contours: list[Contour] = field(default_factory=list)
     lesion: Lesion | None = None
@@ -75,12 +70,10 @@ def wsi_instances(path: Path | str, options: WsiOptions, row: BagRow, root: Path
         recipe = _panda if options.recipe == "panda" else _clam
         geometry = recipe(slide, options, row, root, mask)
         neighbors = _neighbors(geometry, options)
-        attrs = _attrs(slide, options, row, geometry)
-        if len(geometry.coords) > 1 and not (neighbors >= 0).any():
+        zero_edges = len(geometry.coords) > 1 and not (neighbors >= 0).any()
+        if zero_edges:
             log.warning("%s: %d tiles and no two of them are neighbours", path, len(geometry.coords))
-            attrs["zero_edges"] = True
-        if len(geometry.coords) == 0:
-            attrs["empty_reason"] = geometry.empty_reason
+        attrs = _attrs(slide, options, row, geometry, zero_edges=bool(zero_edges))
         try:
             thumbnail, downsample = slide.thumbnail(THUMBNAIL_PX)
         except TileReadError as error:
@@ -93,10 +86,6 @@ def wsi_instances(path: Path | str, options: WsiOptions, row: BagRow, root: Path
 
 def _override_mask(slide: Slide, row: BagRow, root: Path | str) -> npt.NDArray[np.bool_] | None:
     """Read the tissue mask of the bag's overrides, (h, w)."""
-    from preprocessing.bags.overrides import overrides_of
-    from preprocessing.bags.table import resolve
-    from preprocessing.tiling.mask_image import read_mask
-
     name = overrides_of(row).mask
     return read_mask(resolve(Path(root), name), slide.dimensions) if name else None
 
@@ -104,8 +93,6 @@ def _override_mask(slide: Slide, row: BagRow, root: Path | str) -> npt.NDArray[n
 def _tissue(slide: Slide, options: WsiOptions, mask: npt.NDArray[np.bool_] | None) -> Tissue:
     if mask is None:
         return segment_tissue(slide, options.tissue, max_bad_tiles=options.max_bad_tiles)
-    from preprocessing.tiling.mask_image import mask_contours
-
     contours, downsample = mask_contours(mask, slide.dimensions)
     return Tissue(contours, -1, downsample, ["own mask"])
 
@@ -122,26 +109,23 @@ def _clam(
         share = _unannotated(len(tiles.coords), row)
     else:
         share = coverage(lesion.geometry, tiles.coords, plan.footprint)
-    attrs: dict[str, Any] = {
-        "lattice": options.lattice,
-        "contour_fn": options.contour_fn,
-        "use_padding": options.use_padding,
-        "tissue": {
+    attrs = InstanceAttrs(
+        lattice=options.lattice,
+        contour_fn=options.contour_fn,
+        use_padding=options.use_padding,
+        tissue=TissueAttrs(
             **options.tissue.model_dump(),
-            "level": tissue.level,
-            "downsample": list(tissue.downsample),
-            "marks": tissue.marks,
-            "contours": len(tissue.contours),
-            "holes": sum(len(contour.holes) for contour in tissue.contours),
-        },
-        "tiles_in_shared_cells": tiles.shared_cells,
-    }
-    if tissue.unreadable:
-        attrs["unreadable_tiles"] = tissue.unreadable
-    if options.lattice == "contour":
-        attrs["contour_of_tile"] = tiles.contour.tolist()
-    if lesion is not None:
-        attrs["annotation_counts"] = lesion.counts
+            level=tissue.level,
+            downsample=tissue.downsample,
+            marks=tuple(tissue.marks),
+            contours=len(tissue.contours),
+            holes=sum(len(contour.holes) for contour in tissue.contours),
+        ),
+        tiles_in_shared_cells=tiles.shared_cells,
+        unreadable_tiles=tissue.unreadable,
+        contour_of_tile=tuple(tiles.contour.tolist()) if options.lattice == "contour" else None,
+        annotation_counts={} if lesion is None else lesion.counts,
+    )
     reason = "no tile inside the tissue" if tissue.contours else "no tissue found"
     return _Geometry(plan, tiles.coords, tiles.grid, share, attrs, reason, tissue.contours, lesion)
 
@@ -149,8 +133,6 @@ def _clam(
 def _windows(slide: Slide, plan: TilePlan, options: WsiOptions, mask: npt.NDArray[np.bool_] | None) -> PandaWindows:
     if mask is None:
         return panda_windows(slide, plan, options)
-    from preprocessing.tiling.mask_image import masked_windows
-
     windows = masked_windows(mask, slide.dimensions, plan, options.min_tissue)
     windows.marks.append("own mask")
     return windows
@@ -173,15 +155,14 @@ def _panda(
         lesion = _lesion(slide, row, root)
         assert lesion is not None
         share = coverage(lesion.geometry, windows.coords, plan.footprint)
-    attrs: dict[str, Any] = {
-        "lattice": "global",
-        "otsu_threshold": windows.threshold,
-        "otsu_bgr": options.otsu_bgr,
-        "min_tissue": options.min_tissue,
-        "marks": windows.marks,
-    }
-    if windows.unreadable:
-        attrs["unreadable_tiles"] = windows.unreadable
+    attrs = InstanceAttrs(
+        lattice="global",
+        otsu_threshold=windows.threshold,
+        otsu_bgr=options.otsu_bgr,
+        min_tissue=options.min_tissue,
+        marks=tuple(windows.marks),
+        unreadable_tiles=windows.unreadable,
+    )
     reason = next((mark for mark in windows.marks if mark.startswith("too large")), "no window with enough tissue")
     return _Geometry(plan, windows.coords, windows.grid, share, attrs, reason, [], lesion, outlines)
 
@@ -191,8 +172,6 @@ def _annotation_path(row: BagRow, root: Path | str) -> Path | None:
         return None
     if row.annotation.startswith("slices:"):
         raise ValueError(f"{row.bag_id}: annotation 'slices:...' belongs to a CT scan, expected a file for a slide")
-    from preprocessing.bags.table import resolve
-
     return resolve(Path(root), row.annotation)
 
 
@@ -223,52 +202,53 @@ def _neighbors(geometry: _Geometry, options: WsiOptions) -> npt.NDArray[np.int32
     return distance_neighbors(geometry.coords, math.sqrt(2) * geometry.plan.step)
 
 
-def _attrs(slide: Slide, options: WsiOptions, row: BagRow, geometry: _Geometry) -> dict[str, Any]:
+def _attrs(slide: Slide, options: WsiOptions, row: BagRow, geometry: _Geometry, *, zero_edges: bool) -> InstanceAttrs:
     plan = geometry.plan
     halved = options.recipe == "panda" and plan.read_px == 2 * plan.tile_px
     shrunk = plan.read_px != plan.tile_px
-    return {
-        "modality": "wsi",
-        "recipe": options.recipe,
-        "preset": options.preset,
-        "tile_px": plan.tile_px,
-        "read_level": plan.level,
-        "read_px": plan.read_px,
-        "read_downsample": plan.downsample,
-        "l0_footprint_px": plan.footprint,
-        "l0_step_px": plan.step,
-        "resize_filter": ("linear" if halved else "area") if shrunk else "none",
-        "mpp": slide.mpp,
-        "mpp_source": slide.mpp_source,
-        "tile_mpp": slide.mpp * plan.footprint / plan.tile_px,
-        "dimensions": list(slide.dimensions),
-        "bounds": list(slide.bounds),
-        "vendor": slide.properties.get("openslide.vendor", ""),
-        "max_bad_tiles": options.max_bad_tiles,
-        "provider": row.provider,
-        "annotation_present": bool(row.annotation),
-        "annotation_complete": row.annotation_complete,
-        **geometry.attrs,
-    }
+    return geometry.attrs.updated(
+        modality="wsi",
+        recipe=options.recipe,
+        preset=options.preset,
+        tile_px=plan.tile_px,
+        read_level=plan.level,
+        read_px=plan.read_px,
+        read_downsample=plan.downsample,
+        l0_footprint_px=plan.footprint,
+        l0_step_px=plan.step,
+        resize_filter=("linear" if halved else "area") if shrunk else "none",
+        mpp=slide.mpp,
+        mpp_source=slide.mpp_source,
+        tile_mpp=slide.mpp * plan.footprint / plan.tile_px,
+        dimensions=slide.dimensions,
+        bounds=slide.bounds,
+        vendor=slide.properties.get("openslide.vendor", ""),
+        max_bad_tiles=options.max_bad_tiles,
+        provider=row.provider,
+        annotation_present=bool(row.annotation),
+        annotation_complete=row.annotation_complete,
+        zero_edges=zero_edges,
+        empty_reason="" if len(geometry.coords) else geometry.empty_reason,
+    )
 
 
-def _outlines(geometry: _Geometry, downsample: float) -> dict[str, Any]:
+def _outlines(geometry: _Geometry, downsample: float) -> Outlines:
     """Return the polygons for the thumbnail, simplified to one of its pixels."""
     import cv2
     import shapely
 
-    def simple(polygon: npt.NDArray[np.int32]) -> list[list[int]]:
+    def simple(polygon: npt.NDArray[np.int32]) -> Ring:
         short = cv2.approxPolyDP(polygon.reshape(-1, 1, 2), downsample, True)
-        return [[int(x), int(y)] for x, y in short.reshape(-1, 2)]
+        return [(int(x), int(y)) for x, y in short.reshape(-1, 2)]
 
-    lesion: list[Any] = [simple(outline) for outline in geometry.mask_outlines]
+    lesion = [simple(outline) for outline in geometry.mask_outlines]
     if geometry.lesion is not None:
         for part in shapely.get_parts(shapely.simplify(geometry.lesion.geometry, downsample)):
             for ring in (part.exterior, *part.interiors):
-                lesion.append([[round(x, 1), round(y, 1)] for x, y in ring.coords])
-    return {
-        "downsample": downsample,
-        "tissue": [simple(contour.outer) for contour in geometry.contours],
-        "holes": [simple(hole) for contour in geometry.contours for hole in contour.holes],
-        "lesion": lesion,
-    }
+                lesion.append([(round(x, 1), round(y, 1)) for x, y in ring.coords])
+    return Outlines(
+        downsample=downsample,
+        tissue=[simple(contour.outer) for contour in geometry.contours],
+        holes=[simple(hole) for contour in geometry.contours for hole in contour.holes],
+        lesion=lesion,
+    )

@@ -1,63 +1,151 @@
-"""The instances stage: which bags are finished, what decides a bag's key, and cutting one bag."""
-
-from __future__ import annotations
+"""The instances stage: cut bags, and redo those whose key has changed."""
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from preprocessing.bags.rows import BagRow
-from preprocessing.bags.shards import Outcome
-from preprocessing.bags.table import resolve
+from preprocessing.bags.overrides import bag_options, overrides_of
+from preprocessing.bags.rows import SLICES, BagRow, resolve
+from preprocessing.bags.shards import Outcome, Shard, run_shard, shard_lock
 from preprocessing.common import stage_versions
-from preprocessing.common.files import json_hash, software, write_jpeg, write_json
-
-if TYPE_CHECKING:
-    from preprocessing.common.options import CtOptions, WsiOptions
-    from preprocessing.store.arrays import Instances
-
+from preprocessing.common.files import json_hash, software, write_jpeg
+from preprocessing.common.options import CtOptions, InstanceOptions, WsiOptions
+from preprocessing.instances.scan_bag import ct_instances
+from preprocessing.instances.slide_bag import wsi_instances
+from preprocessing.store.arrays import Instances
+from preprocessing.store.bags import InstanceAttrs, clean_temporary, coords_hash, finished_attrs, write_bag
 
 STAGE = "instances"
-
-
 PROBE_BYTES = 1 << 16
-
-
 WHOLE_FILE_BYTES = 1 << 24
-
-
-# Attribute with the resolved settings of a bag.
-OPTIONS_ATTR = "instance_options"
-
-
 # Prefixes of attributes that do not affect the pixels of an instance; all others are part of `pixels_key`.
 NOT_PIXELS = ("annotation", "coverage", "lesion", "label", "empty_reason", "thumbnail")
-
-
 _PACKAGES = ("numpy", "openslide-python", "opencv-python-headless", "pydicom", "shapely", "tifffile")
+Images = list[tuple[str, int, str]]
 
 
-def image_identity(root: Path | str, names: Sequence[str]) -> list[list[Any]]:
-    """Identify the images of a bag without reading them whole: [name, bytes, SHA-256 of head and tail] each.
+def cut_bag(
+    row: BagRow,
+    options: InstanceOptions,
+    root: Path,
+    out: Path,
+    *,
+    dataset: str,
+    versions: dict[str, str] | None = None,
+) -> Outcome:
+    """Cut one slide or scan into instances and store them, unless they are stored already.
+
+    Args:
+        row: the bag.
+        options: settings of the dataset; the bag's overrides are applied to them.
+        root: the dataset's root folder, which holds the images.
+        out: folder of the stage; gets `store/{bag_id}` and `thumbnails/{bag_id}.jpg` and `.json`.
+        dataset: name of the dataset, part of the bag's key.
+        versions: of the software, recorded with the bag; None = looked up.
+
+    Returns:
+        State ("ok", "empty" or "skipped"), number of instances and content hash.
+
+    Raises:
+        ValueError: an unreadable image, an implausible resolution or a bad annotation; the file is named.
+    """
+    if row.skip:
+        return Outcome("skipped", reason=row.skip, redone=False)
+    settings = options.of(row.modality)
+    if isinstance(settings, WsiOptions):
+        settings = bag_options(settings, row)
+    images = image_identity(root, row.images)
+    key = _key(row, settings, images, root, dataset)
+    outlines = out / "thumbnails" / f"{row.bag_id}.json"
+    stored = finished_attrs(out / "store", row.bag_id, key, InstanceAttrs)
+    if stored is not None and outlines.is_file():
+        return _outcome(stored, stored.store.n, stored.store.content, redone=False)
+    bag = compute(row, settings, root)
+    attrs = bag.attrs.updated(
+        dataset=dataset,
+        modality=row.modality,
+        label=row.label,
+        mpp_override=row.mpp,
+        stage_version=stage_versions.INSTANCES,
+        software=software(_PACKAGES) if versions is None else versions,
+        instance_options=settings,
+        overrides=json.loads(row.overrides or "{}"),
+        pixels_key=_pixels_key(row, bag, images),
+    )
+    picture = outlines.with_suffix(".jpg")
+    if bag.thumbnail is None:
+        picture.unlink(missing_ok=True)
+    else:
+        write_jpeg(picture, bag.thumbnail)
+    bag.outlines.write(outlines)
+    return _outcome(attrs, len(bag), write_bag(out / "store", row.bag_id, bag.arrays, attrs, key=key))
+
+
+def cut_shard(
+    rows: Sequence[BagRow],
+    options: InstanceOptions,
+    root: Path,
+    out: Path,
+    *,
+    dataset: str,
+    shard: int,
+    manifest: Path,
+    status: Path | None = None,
+    allowed_failures: int = 0,
+) -> int:
+    """Cut the bags of one shard and write its manifest; see `cut_bag` for the other arguments.
+
+    Args:
+        rows: the bags of the shard.
+        options: settings of the dataset.
+        root: the dataset's root folder.
+        out: folder of the stage.
+        dataset: name of the dataset.
+        shard: number of the shard.
+        manifest: JSON to write.
+        status: JSONL to append to; None = beside `out`.
+        allowed_failures: failed bags up to which the job succeeds.
+
+    Returns:
+        Exit code: 0, or 1 without a manifest if more bags failed than allowed.
+    """
+    versions = software(_PACKAGES)
+    head = Shard(dataset, STAGE, stage_versions.INSTANCES, shard)
+    status = status or out.parent / "status" / STAGE / f"{head.name}.jsonl"
+    with shard_lock(out / ".locks" / f"{head.name}.lock"):
+        clean_temporary(out / "store")
+        work = partial(cut_bag, options=options, root=root, out=out, dataset=dataset, versions=versions)
+        return run_shard(rows, work, manifest, allowed_failures, status, shard=head)
+
+
+def compute(row: BagRow, options: WsiOptions | CtOptions, root: Path) -> Instances:
+    """Compute the instances of one bag."""
+    if isinstance(options, CtOptions):
+        return ct_instances(None, options, row, root)
+    return wsi_instances(resolve(root, row.images[0]), options, row, root)
+
+
+def image_identity(root: Path | str, names: Sequence[str]) -> list[tuple[str, int, str]]:
+    """Identify the images of a bag without reading them whole: (name, bytes, SHA-256 of head and tail) each.
 
     An edit in the middle of a file that keeps its length is not detected.
 
     Raises:
         ValueError: a file is missing or outside the root.
     """
-    return [[name, *_probe(_existing(root, name))] for name in names]
+    return [(name, *_probe(_existing(root, name))) for name in names]
 
 
 def annotation_identity(root: Path | str, annotation: str) -> str:
     """Return the SHA-256 of an annotation file (of head and tail beyond 16 MiB), or an inline annotation itself."""
-    if not annotation or annotation.startswith("slices:"):
+    if not annotation or annotation.startswith(SLICES):
         return annotation
     path = _existing(root, annotation)
     if path.stat().st_size > WHOLE_FILE_BYTES:
-        return str(_probe(path)[1])
+        return _probe(path)[1]
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -78,119 +166,30 @@ def _probe(path: Path) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
-def options_for(modality: str, values: Mapping[str, dict[str, Any]]) -> WsiOptions | CtOptions:
-    """Return the settings of one modality, presets resolved."""
-    from preprocessing.common.options import ct_options, wsi_options
-
-    if modality == "ct":
-        return ct_options(values["ct"])
-    if modality == "wsi":
-        return wsi_options(values["wsi"])
-    raise ValueError(f"modality {modality!r}, expected 'wsi' or 'ct'")
-
-
-def compute(row: BagRow, options: WsiOptions | CtOptions, root: Path) -> Instances:
-    """Compute the instances of one bag."""
-    from preprocessing.common.options import CtOptions
-
-    if isinstance(options, CtOptions):
-        from preprocessing.instances.scan_bag import ct_instances
-
-        return ct_instances(None, options, row, root)
-    from preprocessing.instances.slide_bag import wsi_instances
-
-    return wsi_instances(resolve(root, row.images[0]), options, row, root)
+def _key(row: BagRow, options: WsiOptions | CtOptions, images: Images, root: Path, dataset: str) -> str:
+    key = {
+        "stage": STAGE,
+        "version": stage_versions.INSTANCES,
+        "dataset": dataset,
+        "options": options.model_dump(mode="json"),
+        "images": images,
+        # without the split, which is read from bags.csv when bags are loaded: a new split must not redo a slide
+        "row": {name: getattr(row, name) for name in ("label", "mpp", "provider", "annotation_complete")},
+        "annotation": annotation_identity(root, row.annotation),
+    }
+    if row.overrides:
+        key |= {"overrides": row.overrides, "mask": annotation_identity(root, overrides_of(row).mask)}
+    return json_hash(key)
 
 
-class InstanceStage:
-    """Work of one shard of this stage: `work(row)` stores one bag and returns its outcome."""
-
-    def __init__(self, dataset: str, root: Path, out: Path, options: Mapping[str, dict[str, Any]]) -> None:
-        self.dataset, self.root, self.out = dataset, root, out
-        self.store, self.thumbnails = out / "store", out / "thumbnails"
-        self.options = {modality: options_for(modality, options) for modality in ("wsi", "ct")}
-        self.software = software(_PACKAGES)
-
-    def work(self, row: BagRow) -> Outcome:
-        """Compute and store one bag unless it is finished."""
-        from preprocessing.store.bags import coords_hash, finished_attrs, write_bag
-
-        if row.skip:
-            return Outcome("skipped", reason=row.skip, redone=False)
-        options = self._options(row)
-        images = image_identity(self.root, row.images)
-        key = self._key(row, options, images)
-        outlines = self.thumbnails / f"{row.bag_id}.json"
-        stored = finished_attrs(self.store, row.bag_id, key)
-        if stored is not None and outlines.is_file():
-            return _outcome(stored, int(stored["store"]["n"]), str(stored["store"]["content"]), redone=False)
-        bag = compute(row, options, self.root)
-        arrays = {name: getattr(bag, name) for name in ("coords", "grid", "neighbors", "coverage")}
-        attrs = {
-            **bag.attrs,
-            "dataset": self.dataset,
-            "modality": row.modality,
-            "label": row.label,
-            "mpp_override": row.mpp,
-            "stage_version": stage_versions.INSTANCES,
-            "software": self.software,
-            # recorded for `smmil.predict`, which cuts new images the same way
-            OPTIONS_ATTR: options.model_dump(mode="json"),
-        }
-        if row.overrides:
-            attrs["overrides"] = json.loads(row.overrides)
-        attrs["pixels_key"] = _pixels_key(row, bag, images, coords_hash(bag.coords, bag.grid))
-        self._write_thumbnail(row.bag_id, bag, outlines)
-        content = write_bag(self.store, row.bag_id, arrays, attrs, schema="instances", key=key)
-        return _outcome(attrs, len(bag.coords), content)
-
-    def _options(self, row: BagRow) -> WsiOptions | CtOptions:
-        """Return the dataset's settings with the overrides of one bag."""
-        from preprocessing.bags.overrides import bag_options
-        from preprocessing.common.options import WsiOptions
-
-        if row.modality not in self.options:
-            raise ValueError(f"{row.bag_id}: modality {row.modality!r}, expected one of {sorted(self.options)}")
-        options = self.options[row.modality]
-        return bag_options(options, row) if isinstance(options, WsiOptions) else options
-
-    def _key(self, row: BagRow, options: WsiOptions | CtOptions, images: list[list[Any]]) -> str:
-        key = {
-            "stage": STAGE,
-            "version": stage_versions.INSTANCES,
-            "dataset": self.dataset,
-            "options": options.model_dump(mode="json"),
-            "images": images,
-            # without the split, which is read from bags.csv when bags are loaded: a new split must not redo a slide
-            "row": {name: getattr(row, name) for name in ("label", "mpp", "provider", "annotation_complete")},
-            "annotation": annotation_identity(self.root, row.annotation),
-        }
-        if row.overrides:
-            key |= {"overrides": row.overrides, "mask": self._mask_identity(row)}
-        return json_hash(key)
-
-    def _mask_identity(self, row: BagRow) -> str:
-        from preprocessing.bags.overrides import overrides_of
-
-        return annotation_identity(self.root, overrides_of(row).mask)
-
-    def _write_thumbnail(self, bag_id: str, bag: Instances, outlines: Path) -> None:
-        path = self.thumbnails / f"{bag_id}.jpg"
-        if bag.thumbnail is None:
-            path.unlink(missing_ok=True)
-        else:
-            write_jpeg(path, bag.thumbnail)
-        write_json(outlines, bag.outlines)
-
-
-def _outcome(attrs: Mapping[str, Any], n: int, content: str, *, redone: bool = True) -> Outcome:
-    bad = int(attrs.get("unreadable_tiles", 0))
-    if n == 0:
-        reason = str(attrs.get("empty_reason") or "no instances found")
-        return Outcome("empty", 0, content, reason, redone, bad_tiles=bad)
-    return Outcome("ok", n, content, redone=redone, bad_tiles=bad)
-
-
-def _pixels_key(row: BagRow, bag: Instances, images: list[list[Any]], coords: str) -> str:
-    attrs = {name: value for name, value in bag.attrs.items() if not name.startswith(NOT_PIXELS)}
+def _pixels_key(row: BagRow, bag: Instances, images: Images) -> str:
+    attrs = {name: value for name, value in bag.attrs.given().items() if not name.startswith(NOT_PIXELS)}
+    coords = coords_hash(bag.coords, bag.grid)
     return json_hash({"images": images, "mpp": row.mpp, "coords": coords, "attrs": attrs})
+
+
+def _outcome(attrs: InstanceAttrs, n: int, content: str, *, redone: bool = True) -> Outcome:
+    if n == 0:
+        reason = attrs.empty_reason or "no instances found"
+        return Outcome("empty", 0, content, reason, redone, bad_tiles=attrs.unreadable_tiles)
+    return Outcome("ok", n, content, redone=redone, bad_tiles=attrs.unreadable_tiles)

@@ -1,7 +1,5 @@
 """Draw the contact sheet of a data set: bags.csv and manifests of instances in, HTML, JPEG and counts out."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import shlex
@@ -17,7 +15,9 @@ from preprocessing.qc.sheet import gather, sheet_page
 log = logging.getLogger(__name__)
 
 
-def _main(argv: Sequence[str] | None = None) -> int:
+@guard
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the sheet of one dataset."""
     parser = argparse.ArgumentParser(prog="python -m preprocessing.qc", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--dataset", required=True, help="its name")
     parser.add_argument("--bags", required=True, type=Path, help="bags.csv")
@@ -40,9 +40,6 @@ def _main(argv: Sequence[str] | None = None) -> int:
     write_text(args.out / "index.html", sheet_page(sheet, args.instances))
     log.info("%s: %d bags, %d shown, states %s", args.out / "index.html", len(sheet.bags), counts.shown, counts.states)
     return 0
-
-
-main = guard(_main)
 
 
 if __name__ == "__main__":

@@ -6,25 +6,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import NamedTuple
 
+from preprocessing.bags.report import ListReport, Omitted
 from preprocessing.qc.facts import LABELS, BagFacts
-
-
-@dataclass(frozen=True)
-class Omitted:
-    """A file or bag that the list of bags leaves out, with the reason."""
-
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class ListReport:
-    """What `bags.report.json` says: published counts by name, what is missing or left out, and notes."""
-
-    expected: dict[str, int] = field(default_factory=dict)
-    missing: list[Omitted] = field(default_factory=list)
-    excluded: list[Omitted] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
 
 class Expected(NamedTuple):

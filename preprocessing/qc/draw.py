@@ -15,8 +15,9 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from preprocessing.check import read_stored
-from preprocessing.qc.facts import BagFacts, Outlines, read_outlines
-from preprocessing.store.bags import read_arrays, read_attrs
+from preprocessing.qc.facts import BagFacts
+from preprocessing.store.bags import read_arrays, read_instance_attrs
+from preprocessing.store.outlines import Outlines
 
 Picture = npt.NDArray[np.uint8]
 
@@ -52,7 +53,7 @@ def draw_bag(instances: Path, bag: BagFacts, max_px: int) -> Picture | None:
             small = np.array(image.convert("RGB"))
     except OSError as error:  # PIL raises it for truncated files and files of another type, too.
         raise ValueError(f"{path}: not a picture; delete it and run the instances stage again") from error
-    outlines = read_outlines(instances, bag.bag_id)
+    outlines = Outlines.read(instances, bag.bag_id)
     if bag.modality == "wsi" and outlines.downsample:
         scale = small.shape[1] / (width * outlines.downsample)
         _draw_tiles(small, instances / "store", bag, scale, mark_lesion=not outlines.lesion)
@@ -75,7 +76,7 @@ def draw_outlines(picture: Picture, outlines: Outlines, scale: float) -> None:
 def _draw_tiles(picture: Picture, store: Path, bag: BagFacts, scale: float, *, mark_lesion: bool) -> None:
     if bag.state != "ok":
         return
-    side = float(read_stored(read_attrs, store, bag.bag_id)["l0_footprint_px"]) * scale
+    side = read_stored(read_instance_attrs, store, bag.bag_id).l0_footprint_px * scale
     arrays = read_stored(read_arrays, store, bag.bag_id, ["coords", "coverage"], verify=True)
     corners = arrays["coords"] * scale
     tint = picture.copy()

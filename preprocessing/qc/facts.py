@@ -7,21 +7,21 @@ eight bags are not compared. 3.5 and more is called odd (Iglewicz and Hoaglin).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from preprocessing.common.cli import read_record
-
-if TYPE_CHECKING:
-    from preprocessing.bags.rows import BagRow
+from preprocessing.bags.manifests import ManifestEntry
+from preprocessing.bags.rows import BagRow
+from preprocessing.check import read_stored
+from preprocessing.store.attrs import InstanceAttrs, SliceSpacing
+from preprocessing.store.bags import read_arrays, read_instance_attrs
+from preprocessing.store.outlines import Outlines, Ring
 
 ODD = 3.5
 LEAST_BAGS = 8
-Ring = list[tuple[float, float]]
 LABELS = {0: "negative", 1: "positive", None: "unlabelled"}
 
 
@@ -102,30 +102,13 @@ class BagFacts:
         return [*([f"odd {self.odd_in}: z = {self.oddness:.1f}"] if self.is_odd else []), *self.warnings]
 
 
-@dataclass(frozen=True)
-class Outlines:
-    """Outlines of a slide in level-0 px, stored beside its thumbnail.
-
-    Attributes:
-        downsample: level-0 px per px of the thumbnail, None for a scan.
-        tissue: rings.
-        holes: rings inside the tissue.
-        lesion: rings; empty where only a mask is known.
-    """
-
-    downsample: float | None = None
-    tissue: list[Ring] = field(default_factory=list)
-    holes: list[Ring] = field(default_factory=list)
-    lesion: list[Ring] = field(default_factory=list)
-
-
-def collect(rows: Sequence["BagRow"], instances: Path, entries: Mapping[str, Mapping[str, Any]]) -> list[BagFacts]:
+def collect(rows: Sequence[BagRow], instances: Path, entries: Mapping[str, ManifestEntry]) -> list[BagFacts]:
     """Read the store for every bag and score oddness.
 
     Args:
         rows: of bags.csv.
         instances: folder with `store/`.
-        entries: manifest entry (state, n, reason) per bag id.
+        entries: entries of the manifests by bag id.
 
     Returns:
         One `BagFacts` per row: bags without a picture to trust first (failed, missing, empty), then the oddest first.
@@ -135,22 +118,19 @@ def collect(rows: Sequence["BagRow"], instances: Path, entries: Mapping[str, Map
     """
     bags = []
     for row in rows:
-        entry = entries.get(row.bag_id, {"state": "missing", "n": 0, "reason": "in no manifest"})
+        entry = entries.get(row.bag_id)
         warnings = [row.note] if row.note else []
         if not row.annotation_complete:
             warnings.append("annotation incomplete")
-        outcome = (entry["state"], entry["n"], entry["reason"])
+        outcome = ("missing", 0, "in no manifest") if entry is None else (entry.state, entry.n, entry.reason)
         bag = BagFacts(row.bag_id, row.modality, row.label, row.split, *outcome, warnings=tuple(warnings))
         bags.append(_describe(bag, row, instances) if bag.state == "ok" else bag)
     first = {"failed": 0, "missing": 1, "empty": 2, "skipped": 3}
     return sorted(score_oddness(bags), key=lambda bag: (first.get(bag.state, 4), -bag.oddness, bag.bag_id))
 
 
-def _describe(bag: BagFacts, row: "BagRow", instances: Path) -> BagFacts:
-    from preprocessing.check import read_stored
-    from preprocessing.store.bags import read_arrays, read_attrs
-
-    attrs = read_stored(read_attrs, instances / "store", bag.bag_id)
+def _describe(bag: BagFacts, row: BagRow, instances: Path) -> BagFacts:
+    attrs = read_stored(read_instance_attrs, instances / "store", bag.bag_id)
     coverage = read_stored(read_arrays, instances / "store", bag.bag_id, ["coverage"], verify=True)["coverage"]
     known = coverage[~np.isnan(coverage)]
     share = float(known.mean()) if len(known) else None
@@ -165,44 +145,36 @@ def _describe(bag: BagFacts, row: "BagRow", instances: Path) -> BagFacts:
     )
     if row.modality == "ct":
         return bag
-    share = tissue_share(read_outlines(instances, bag.bag_id), attrs, bag.n)
-    return replace(bag, mpp=attrs.get("mpp"), mpp_source=str(attrs.get("mpp_source") or ""), tissue_share=share)
-
-
-def read_outlines(instances: Path, bag_id: str) -> Outlines:
-    """Read the outlines beside a bag's thumbnail; a bag without any has empty ones."""
-    path = instances / "thumbnails" / f"{bag_id}.json"
-    return read_record(Outlines, path) if path.is_file() else Outlines()
+    share = tissue_share(Outlines.read(instances, bag.bag_id), attrs, bag.n)
+    return replace(bag, mpp=attrs.mpp, mpp_source=attrs.mpp_source, tissue_share=share)
 
 
 def _true(texts: Mapping[str, object]) -> list[str]:
     return [text for text, applies in texts.items() if applies]
 
 
-def _of_slide(attrs: Mapping[str, Any]) -> tuple[dict[str, object], dict[str, object]]:
+def _of_slide(attrs: InstanceAttrs) -> tuple[dict[str, object], dict[str, object]]:
     """Return warnings and facts of a slide, each with whether it applies."""
-    marks = [*attrs.get("marks", []), *attrs.get("tissue", {}).get("marks", [])]
-    unreadable, counts = attrs.get("unreadable_tiles"), attrs.get("annotation_counts", {})
-    overrides = ", ".join(f"{name} {value}" for name, value in sorted((attrs.get("overrides") or {}).items()))
+    marks = (*attrs.marks, *(attrs.tissue.marks if attrs.tissue else ()))
+    unreadable, counts = attrs.unreadable_tiles, attrs.annotation_counts
+    overrides = ", ".join(f"{name} {value}" for name, value in sorted(attrs.overrides.items()))
     outlines = ", ".join(f"{counts[name]} {name}" for name in ("repaired", "dropped") if counts.get(name))
     warnings = {
         f"{unreadable} unreadable places of the slide counted as white": unreadable,
         "tissue found only with loosened thresholds": "fallback" in marks,
-        "no two tiles are neighbours": attrs.get("zero_edges"),
-        "resolution unknown": attrs.get("mpp") is None,
+        "no two tiles are neighbours": attrs.zero_edges,
+        "resolution unknown": attrs.mpp is None,
     }
     return warnings, {f"overrides: {overrides}": overrides, f"lesion outlines: {outlines}": outlines}
 
 
-def _of_scan(
-    attrs: Mapping[str, Any], coverage: npt.NDArray[np.float32]
-) -> tuple[dict[str, object], dict[str, object]]:
+def _of_scan(attrs: InstanceAttrs, coverage: npt.NDArray[np.float32]) -> tuple[dict[str, object], dict[str, object]]:
     """Return warnings and facts of a scan, each with whether it applies; `coverage` (N,)."""
-    spacing = attrs.get("spacing_mm", {})
-    low, middle, high = (spacing.get(f"slices_{name}") for name in ("min", "median", "max"))
-    double, repaired = attrs.get("slices_at_one_position"), attrs.get("slices_repaired_12bit")
+    spacing = attrs.spacing_mm or SliceSpacing()
+    low, middle, high = spacing.slices_min, spacing.slices_median, spacing.slices_max
+    double, repaired = attrs.slices_at_one_position, attrs.slices_repaired_12bit
     warnings = {
-        "unequal slice spacing": low is not None and high > 1.5 * max(low, 1e-6),
+        "unequal slice spacing": low is not None and high is not None and high > 1.5 * max(low, 1e-6),
         f"{double} slices at the position of another": double,
         f"{repaired} slices repaired (12-bit)": repaired,
     }
@@ -210,7 +182,7 @@ def _of_scan(
     return warnings, {apart: apart, f"{int(np.sum(coverage > 0))} of {len(coverage)} slices positive": True}
 
 
-def tissue_share(outlines: Outlines, attrs: Mapping[str, Any], n: int) -> float | None:
+def tissue_share(outlines: Outlines, attrs: InstanceAttrs, n: int) -> float | None:
     """Return the tissue's share of the slide area, in [0, 1], or None if it is unknown.
 
     Args:
@@ -218,13 +190,13 @@ def tissue_share(outlines: Outlines, attrs: Mapping[str, Any], n: int) -> float 
         attrs: of the stored instances. The area is that of the scanned region where `bounds` has it.
         n: number of tiles.
     """
-    width, height = attrs["bounds"][2:] if "bounds" in attrs else attrs.get("dimensions", (0, 0))
+    width, height = attrs.bounds[2:] if attrs.bounds else attrs.dimensions or (0, 0)
     if not width * height:
         return None
     if outlines.tissue:
         area = sum(map(_area, outlines.tissue)) - sum(map(_area, outlines.holes))
     else:
-        area = n * float(attrs.get("l0_step_px", 0)) ** 2
+        area = n * float(attrs.l0_step_px) ** 2
     return float(min(1.0, max(0.0, area / (width * height))))
 
 

@@ -5,8 +5,7 @@ Writes `index.html` (one file, readable on a phone: every bag or, of a large dat
 hold). Sorted by oddness (`preprocessing.qc.facts`); bags that failed or are empty come first, with their reason.
 
 Run alone:
-    python -m preprocessing.qc --dataset D --bags bags.csv --report bags.report.json --instances
-    results/D/instances
+    python -m preprocessing.qc --dataset D --bags bags.csv --report bags.report.json --instances results/D/instances
         --manifests results/D/instances/shards/*.json --out results/D/qc
 """
 
@@ -14,10 +13,11 @@ import argparse
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from preprocessing.common.cli import read_record
-from preprocessing.qc.counts import Counts, ListReport, count
+from preprocessing.bags.manifests import read_entries
+from preprocessing.bags.report import ListReport
+from preprocessing.bags.table import read_bags
+from preprocessing.qc.counts import Counts, count
 from preprocessing.qc.facts import BagFacts, choose_shown, collect
 
 log = logging.getLogger(__name__)
@@ -46,15 +46,9 @@ def gather(args: argparse.Namespace, command: str) -> Sheet:
     Raises:
         ValueError: A file is missing or damaged.
     """
-    from preprocessing.bags.shards import read_manifest
-    from preprocessing.bags.table import read_bags
-
-    entries: dict[str, dict[str, Any]] = {}
-    for path in args.manifests:
-        entries |= read_manifest(path)
-    bags = collect(read_bags(args.bags), args.instances, entries)
+    bags = collect(read_bags(args.bags), args.instances, read_entries(args.manifests))
     shown = choose_shown(bags, args.max_bags)
-    report = read_record(ListReport, args.report)
+    report = ListReport.read(args.report)
     return Sheet(count(args.dataset, bags, report, shown=len(shown), command=command), bags, shown)
 
 

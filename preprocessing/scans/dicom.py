@@ -5,6 +5,8 @@ of ImageOrientationPatient; uneven spacing and a tilted gantry are allowed. Only
 a patient's name or birth date never enters the process. Error messages name the file and the tag, never an identifier.
 """
 
+from __future__ import annotations
+
 import math
 import struct
 import zlib
@@ -14,12 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from preprocessing.common.limits import MAX_INFLATED, MAX_SLICE_PX
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from pydicom.dataset import Dataset
 
 HEADER_TAGS = (
@@ -159,7 +160,7 @@ def check_slice(header: Header) -> None:
         problem = f"{header.rows} x {header.columns} px, expected at most {MAX_SLICE_PX} px: the header is damaged"
     elif header.position is None or header.orientation is None:
         problem = "no ImagePositionPatient or ImageOrientationPatient, the slice cannot be put in anatomical order"
-    elif abs(np.linalg.norm(_normal(header.orientation)) - 1) > 0.01:
+    elif abs(math.hypot(*_normal(header.orientation)) - 1) > 0.01:
         problem = "ImageOrientationPatient is not two perpendicular unit vectors"
     elif header.slope is None or header.intercept is None:
         problem = "no RescaleSlope or RescaleIntercept, the values cannot be turned into Hounsfield units"
@@ -193,7 +194,7 @@ def check_series(headers: Sequence[Header]) -> None:
                 f"{first.columns}; expected one size in a series"
             )
         assert header.orientation is not None and first.orientation is not None
-        if np.abs(np.subtract(header.orientation, first.orientation)).max() > 0.01:
+        if max(abs(a - b) for a, b in zip(header.orientation, first.orientation, strict=True)) > 0.01:
             raise ValueError(f"{header.name}: another slice orientation than {first.name}; is a localizer among them?")
 
 
@@ -207,6 +208,8 @@ def slice_order(headers: Sequence[Header]) -> tuple[npt.NDArray[np.intp], npt.ND
         (N,) indices into `headers`, and the (N,) positions in mm in that order, starting at 0. Slices at one position
         are sorted by InstanceNumber, then by name.
     """
+    import numpy as np
+
     orientation = headers[0].orientation
     assert orientation is not None
     normal = _normal(orientation)
@@ -216,11 +219,13 @@ def slice_order(headers: Sequence[Header]) -> tuple[npt.NDArray[np.intp], npt.ND
     return order, along[order] - along[order[0]]
 
 
-def _normal(orientation: Sequence[float]) -> npt.NDArray[np.float64]:
-    return np.cross(np.asarray(orientation[:3], dtype=np.float64), np.asarray(orientation[3:], dtype=np.float64))
+def _normal(orientation: Sequence[float]) -> tuple[float, float, float]:
+    """Return the cross product of the row and column directions."""
+    ax, ay, az, bx, by, bz = orientation
+    return ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx
 
 
-def _open(path: Path | str, name: str, tags: Sequence[str], *, pixels: bool) -> "Dataset":
+def _open(path: Path | str, name: str, tags: Sequence[str], *, pixels: bool) -> Dataset:
     import pydicom
     from pydicom import config
     from pydicom.errors import BytesLengthException, InvalidDicomError
@@ -256,7 +261,7 @@ def _check_deflated(path: Path | str, name: str) -> None:
         return  # absent or damaged: pydicom raises the precise error
 
 
-def _header(data: "Dataset", name: str) -> Header:
+def _header(data: Dataset, name: str) -> Header:
     signed = bool(_integer(data, "PixelRepresentation", name) or 0)
     bits = _integer(data, "BitsStored", name) or 16
     return Header(
@@ -281,7 +286,7 @@ def _header(data: "Dataset", name: str) -> Header:
     )
 
 
-def _value(data: "Dataset", tag: str, name: str) -> Any:
+def _value(data: Dataset, tag: str, name: str) -> Any:
     from pydicom.errors import BytesLengthException
 
     try:
@@ -290,21 +295,21 @@ def _value(data: "Dataset", tag: str, name: str) -> Any:
         raise ValueError(f"{name}: {tag} cannot be read; the header is broken") from None
 
 
-def _text(data: "Dataset", tag: str, name: str) -> str:
+def _text(data: Dataset, tag: str, name: str) -> str:
     return str(_value(data, tag, name) or "").strip()
 
 
-def _number(data: "Dataset", tag: str, name: str) -> float | None:
+def _number(data: Dataset, tag: str, name: str) -> float | None:
     numbers = _numbers(data, tag, 1, name)
     return None if numbers is None else numbers[0]
 
 
-def _integer(data: "Dataset", tag: str, name: str) -> int | None:
+def _integer(data: Dataset, tag: str, name: str) -> int | None:
     number = _number(data, tag, name)
     return None if number is None else int(number)
 
 
-def _numbers(data: "Dataset", tag: str, count: int, name: str) -> tuple[float, ...] | None:
+def _numbers(data: Dataset, tag: str, count: int, name: str) -> tuple[float, ...] | None:
     value = _value(data, tag, name)
     values = value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]
     if not values or values[0] is None or values[0] == "":
@@ -318,7 +323,7 @@ def _numbers(data: "Dataset", tag: str, count: int, name: str) -> tuple[float, .
     return numbers
 
 
-def _padding(data: "Dataset", bits: int, signed: bool, name: str) -> tuple[int, int] | None:
+def _padding(data: Dataset, bits: int, signed: bool, name: str) -> tuple[int, int] | None:
     """Return the stored values that PixelPaddingValue and PixelPaddingRangeLimit declare as padding, inclusive."""
     value, limit = _integer(data, "PixelPaddingValue", name), _integer(data, "PixelPaddingRangeLimit", name)
     if value is None:

@@ -1,12 +1,13 @@
-"""Physical resolution of a slide, um per level-0 pixel, and where that number came from.
+"""Physical resolution of a slide in um per level-0 px, and its source.
 
 Sources in order: the manifest's override, OpenSlide's `openslide.mpp-x/y`, the TIFF tags X/YResolution with
-ResolutionUnit centimetre or inch. A missing, absurd or anisotropic value is refused: a silent default magnification
-makes every later number wrong without a sign.
+ResolutionUnit centimetre or inch. A missing, absurd or anisotropic value is an error, because a wrong magnification
+would go unnoticed in all results.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 
@@ -50,19 +51,12 @@ def resolve_mpp(properties: Mapping[str, str], override: float | None, name: str
 
 
 def _pair(properties: Mapping[str, str], key_x: str, key_y: str) -> tuple[float, float] | None:
-    """Both axes of a property; one missing axis takes the other's value, text that is no number counts as missing."""
-    found = [_number(properties.get(key)) for key in (key_x, key_y)]
-    x, y = found[0] or found[1], found[1] or found[0]
-    return None if x is None or y is None else (x, y)
-
-
-def _number(text: str | None) -> float | None:
-    if text is None:
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        return None
+    """Return both axes of a property; a missing axis takes the other's value, and text counts as missing."""
+    values = []
+    for key in (key_x, key_y):
+        with contextlib.suppress(KeyError, ValueError):
+            values.append(float(properties[key]))
+    return (values[0], values[-1]) if values else None
 
 
 def _check(x: float, y: float, source: str, name: str) -> None:

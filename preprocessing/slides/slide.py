@@ -1,10 +1,10 @@
-"""A whole-slide image as the pipeline sees it: RGB on white, level-0 coordinates, one trusted resolution.
+"""A whole-slide image: RGB on white, level-0 coordinates, one checked resolution.
 
-Over OpenSlide: transparent pixels (outside the scan, missing tiles) become white instead of black, level and position
-are matched with a tolerance instead of truncated, coordinates are snapped to whole pixels of the level read, reads are
-thread-safe, and a handle that failed once (it would fail for ever) is replaced. Plain tiled JPEG TIFFs are decoded
-directly where a self-check proved the pixels equal (`tiff_tiles`). Level-0 coordinates are OpenSlide's canvas; formats
-with an offset (MIRAX) report it in `bounds`. Arrays are (h, w, 3) uint8.
+Differences to plain OpenSlide: transparent pixels (outside the scan, missing tiles) become white instead of black,
+level and position are matched with a tolerance instead of truncated, coordinates are snapped to whole pixels of the
+level read, several threads may read, and a handle that failed once (it would fail for ever) is replaced. Plain tiled
+JPEG TIFFs are decoded directly where a check has shown equal pixels (`tiff_tiles`). Level-0 coordinates are OpenSlide's
+canvas; formats with an offset (MIRAX) report it in `bounds`. Arrays are (h, w, 3) uint8.
 """
 
 from __future__ import annotations
@@ -13,20 +13,21 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
+import numpy.typing as npt
+import openslide
 
 from preprocessing.common.limits import check_slide_sizes
 from preprocessing.slides.mpp import resolve_mpp
 from preprocessing.slides.regions import Image, TileReadError
+from preprocessing.slides.tiff_tiles import TiffTiles, checked_tiles
 
-if TYPE_CHECKING:
-    from preprocessing.slides.tiff_tiles import TiffTiles
-
+ReadBlock = Callable[[int, int, tuple[int, int]], Image]
 LEVEL_TOLERANCE = 0.05
 MAX_READ_PX = 4096
 
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 def nominal_downsample(downsample: float) -> int | None:
-    """The whole number a level's downsample stands for (4.0003 -> 4), None if it is off by more than 5 %."""
+    """Return the whole number nearest to a level's downsample (4.0003 -> 4), None if it is off by more than 5 %."""
     nominal = max(round(downsample), 1)
     return nominal if abs(downsample / nominal - 1) <= LEVEL_TOLERANCE else None
 
@@ -46,22 +47,22 @@ class Slide:
         path: the file.
         dimensions: (width, height) of level 0.
         level_dimensions, level_downsamples: per level, as OpenSlide states them.
-        mpp, mpp_source: um per level-0 px and where it came from (NaN, "none" when it was not asked for).
+        mpp, mpp_source: um per level-0 px and its source (NaN and "none" if it was not requested).
         bounds: (x, y, width, height) of the scanned region on the level-0 canvas; the whole canvas if not stated.
         properties: all of OpenSlide's.
         reopened: how often a failed handle was replaced.
     """
 
-    def __init__(self, path: Path, handle: Any, mpp: float, mpp_source: str, *, raw: bool) -> None:
+    def __init__(self, path: Path, handle: openslide.OpenSlide, mpp: float, mpp_source: str, *, raw: bool) -> None:
         self.path = path
         self.mpp, self.mpp_source = mpp, mpp_source
         self.properties: Mapping[str, str] = dict(handle.properties)
-        self.dimensions: tuple[int, int] = tuple(handle.dimensions)
+        self.dimensions = handle.dimensions
         self.level_dimensions: tuple[tuple[int, int], ...] = tuple(handle.level_dimensions)
         self.level_downsamples: tuple[float, ...] = tuple(handle.level_downsamples)
         self.bounds = _bounds(self.properties, self.dimensions)
         self.reopened = 0
-        self._handle: Any = handle
+        self._handle: openslide.OpenSlide | None = handle
         self._pid = os.getpid()
         self._closed = False
         self._lock = threading.Lock()
@@ -86,9 +87,9 @@ class Slide:
             self._handle, self._raw, self._want_raw, self._closed = None, None, False, True
 
     def level_at(self, downsample: float, tolerance: float = LEVEL_TOLERANCE) -> int:
-        """Coarsest level not coarser than `downsample`, where `tolerance` (relative) counts as equal.
+        """Return the coarsest level not coarser than `downsample`, up to a relative `tolerance`.
 
-        OpenSlide's own choice (tolerance 0) returns a finer level when 4.0 is asked and the level is 4.0003.
+        OpenSlide's rule (tolerance 0) returns a finer level for 4.0 if the level's downsample is 4.0003.
         """
         fitting = [i for i, ds in enumerate(self.level_downsamples) if ds <= downsample * (1 + tolerance)]
         return fitting[-1] if fitting else 0
@@ -129,37 +130,41 @@ class Slide:
                 out[y : y + part[1], x : x + part[0]] = self._read_block(left + x, top + y, level, part, white, None)
         return out
 
-    def read_level(self, level: int, factor: int = 1, *, white: bool = True) -> Image:
-        """Read a whole level, shrunk by an integer factor (box mean; a last incomplete box is a mean of what it has).
+    def read_level(
+        self, level: int, factor: int = 1, *, white: bool = True, read_block: ReadBlock | None = None
+    ) -> Image:
+        """Read a whole level block by block, shrunk by an integer factor.
 
-        Works block by block, so that a single-level slide of any size fits in memory.
+        Args:
+            level: pyramid level.
+            factor: side of the boxes whose mean becomes one pixel; an incomplete last box is the mean of its part.
+            white: composite transparency on white, as in `read`.
+            read_block: replaces `read` for a block, (left, top, (width, height)) in px of the level -> (h, w, 3).
+
+        Returns:
+            (ceil(height / factor), ceil(width / factor), 3) uint8.
         """
-        import cv2
+        downsample = self.level_downsamples[level]
+
+        def plain(left: int, top: int, size: tuple[int, int]) -> Image:
+            return self.read(round(left * downsample), round(top * downsample), level, size, white=white)
 
         width, height = self.level_dimensions[level]
-        if factor == 1:
-            return self.read(0, 0, level, (width, height), white=white)
         out = np.empty((-(-height // factor), -(-width // factor), 3), np.uint8)
         block = max(MAX_READ_PX // factor, 1) * factor
-        downsample = self.level_downsamples[level]
         for y in range(0, height, block):
             for x in range(0, width, block):
-                w, h = min(block, width - x), min(block, height - y)
-                part = self.read(round(x * downsample), round(y * downsample), level, (w, h), white=white)
-                part = cv2.copyMakeBorder(part, 0, -h % factor, 0, -w % factor, cv2.BORDER_REPLICATE)  # type: ignore[assignment]
-                cells = (part.shape[1] // factor, part.shape[0] // factor)
-                small = cv2.resize(part, cells, interpolation=cv2.INTER_AREA)
-                out[y // factor : y // factor + cells[1], x // factor : x // factor + cells[0]] = small
+                part = (read_block or plain)(x, y, (min(block, width - x), min(block, height - y)))
+                small = _box_mean(part, factor)
+                out[y // factor :, x // factor :][: small.shape[0], : small.shape[1]] = small
         return out
 
     def thumbnail(self, max_px: int) -> tuple[Image, float]:
-        """The whole slide with its longer side at most `max_px`, never enlarged.
+        """Return the whole slide with its longer side at most `max_px`, never enlarged.
 
         Returns:
             (h, w, 3) uint8 and the downsample: level-0 px per px of the picture.
         """
-        import cv2
-
         fitting = [i for i, dims in enumerate(self.level_dimensions) if max(dims) >= max_px]
         level = fitting[-1] if fitting else 0
         factor = max(max(self.level_dimensions[level]) // max_px, 1)
@@ -170,8 +175,10 @@ class Slide:
             image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
         return image, max(self.dimensions) / max(image.shape[:2])
 
-    def _read_block(self, left: int, top: int, level: int, size: tuple[int, int], white: bool, out: Any) -> Image:
-        """One region of at most 4096 px a side; `left`, `top` in px of the level."""
+    def _read_block(
+        self, left: int, top: int, level: int, size: tuple[int, int], white: bool, out: Image | None
+    ) -> Image:
+        """Read a region of at most 4096 px a side; `left` and `top` in px of the level."""
         direct = self._direct_reader()
         if direct is not None:
             block = direct.read(self, left, top, level, size, 255 if white else 0, out)
@@ -183,8 +190,6 @@ class Slide:
 
     def _direct_reader(self) -> TiffTiles | None:
         if self._want_raw:
-            from preprocessing.slides.tiff_tiles import checked_tiles
-
             with self._lock:
                 if self._want_raw:
                     self._want_raw = False
@@ -192,30 +197,33 @@ class Slide:
         return self._raw
 
     def openslide_rgb(self, l0_x: int, l0_y: int, level: int, size: tuple[int, int]) -> Image:
-        """A region through OpenSlide itself, on white: the reference of the direct tile reader."""
+        """Read a region through OpenSlide on white, the reference of the direct tile reader."""
         return _to_rgb(self._openslide_read((l0_x, l0_y), level, size), True)
 
-    def _openslide_read(self, origin: tuple[int, int], level: int, size: tuple[int, int]) -> Any:
-        import openslide
-
-        handle = self._current_handle()
+    def _openslide_read(self, origin: tuple[int, int], level: int, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+        """Return (height, width, 4) RGBA; `origin` in level-0 px, `size` in px of the level."""
         try:
-            return handle.read_region(origin, level, size)
+            return self._read_once(origin, level, size)
         except openslide.OpenSlideError as error:
             log.warning("%s: read at level-0 %s failed (%s); reopening the file", self.path, origin, error)
-            self._discard(handle)
-        handle = self._current_handle()
         try:
-            return handle.read_region(origin, level, size)
+            return self._read_once(origin, level, size)
         except openslide.OpenSlideError as error:
-            self._discard(handle)
             raise TileReadError(
                 f"{self.path}: level {level}, {size[0]} x {size[1]} px at level-0 {origin} cannot be decoded "
                 f"({error}); the file is damaged there: copy it again, or allow unreadable tiles with `max_bad_tiles`"
             ) from error
 
-    def _current_handle(self) -> Any:
-        """The handle of this process; opened again after an error or a fork."""
+    def _read_once(self, origin: tuple[int, int], level: int, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+        handle = self._current_handle()
+        try:
+            return np.asarray(handle.read_region(origin, level, size))
+        except openslide.OpenSlideError:
+            self._discard(handle)
+            raise
+
+    def _current_handle(self) -> openslide.OpenSlide:
+        """Return the handle of this process; it is opened again after an error or a fork."""
         with self._lock:
             if self._closed:
                 raise ValueError(f"{self.path}: read after close, expected an open slide")
@@ -223,8 +231,8 @@ class Slide:
                 self._handle, self._pid = _open(self.path), os.getpid()
             return self._handle
 
-    def _discard(self, handle: Any) -> None:
-        """Forget a failed handle. It is not closed here: another thread may be reading; its last reference closes."""
+    def _discard(self, handle: openslide.OpenSlide) -> None:
+        """Forget a failed handle; its last reference closes it, because another thread may still be reading."""
         with self._lock:
             if self._handle is handle:
                 self._handle = None
@@ -239,7 +247,7 @@ def open_slide(
     Args:
         path: any file OpenSlide reads.
         mpp_override: um per level-0 px from the manifest, replaces the file's own.
-        require_mpp: False for files whose resolution does not matter (label masks, tiles of recorded geometry).
+        require_mpp: False for files whose resolution is irrelevant (label masks, tiles of recorded geometry).
         raw: decode JPEG tiles directly where a self-check allows it; False = always OpenSlide.
 
     Raises:
@@ -260,9 +268,7 @@ def open_slide(
         raise
 
 
-def _open(path: Path) -> Any:
-    import openslide
-
+def _open(path: Path) -> openslide.OpenSlide:
     if not path.is_file():
         raise ValueError(f"{path}: no such file, expected a whole-slide image")
     try:
@@ -284,9 +290,18 @@ def _bounds(properties: Mapping[str, str], dimensions: tuple[int, int]) -> tuple
     return x, y, w, h
 
 
-def _to_rgb(image: Any, white: bool) -> Image:
-    """RGBA picture to (h, w, 3) uint8; transparency over white (rounded), or colours as they are."""
-    rgba = np.asarray(image)
+def _box_mean(image: Image, factor: int) -> Image:
+    """Shrink (h, w, 3) by an integer factor, (ceil(h / factor), ceil(w / factor), 3); the border is replicated."""
+    if factor == 1:
+        return image
+    bottom, right = (-side % factor for side in image.shape[:2])
+    padded = cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
+    size = (padded.shape[1] // factor, padded.shape[0] // factor)
+    return np.asarray(cv2.resize(padded, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _to_rgb(rgba: npt.NDArray[np.uint8], white: bool) -> Image:
+    """Turn (h, w, 4) into (h, w, 3); transparency over white (rounded), or colours as they are."""
     rgb = np.ascontiguousarray(rgba[..., :3])
     if not white or rgba[..., 3].min() == 255:
         return rgb

@@ -1,10 +1,10 @@
-"""JPEG tiles of plain tiled TIFFs decoded directly: the same pixels as OpenSlide, several times faster.
+"""Decode the JPEG tiles of plain tiled TIFFs directly: OpenSlide's pixels, several times faster.
 
 OpenSlide composes every region through Cairo, which costs more than decoding it. Here a region is cut from decoded file
 tiles: offsets and shared JPEG tables from tifffile, libjpeg-turbo through imagecodecs, a cache of decoded tiles.
-A level is used only after some of its tiles and a region across tiles were compared with OpenSlide, max difference 0;
-any doubt (another vendor, another compression, a fractional downsample, a tile that does not decode) leaves the read to
-OpenSlide. Positions are px of the level; regions (h, w, 3) uint8.
+A level (8-bit three-channel JPEG in one plane, whole-numbered downsample) is used only after some of its tiles and a
+region across tiles were compared with OpenSlide, maximum difference 0. Whatever is uncertain (another vendor, another
+compression, a tile that does not decode) is read by OpenSlide. Positions are px of the level; regions (h, w, 3) uint8.
 """
 
 from __future__ import annotations
@@ -13,22 +13,27 @@ import logging
 import os
 import threading
 from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import imagecodecs
 import numpy as np
 import numpy.typing as npt
+import tifffile
 
-from preprocessing.slides.regions import ReferenceSlide, TileReadError
-from preprocessing.slides.tiff_levels import Level, match_levels, probes
+from preprocessing.slides.regions import Image, ReferenceSlide, TileReadError
 from preprocessing.slides.tile_memory import tile_memory
-
-Image = npt.NDArray[np.uint8]
 
 CACHE_BYTES = 256 << 20
 # Vendors whose levels are one TIFF directory each, without overlaps between tiles.
 _VENDORS = frozenset({"generic-tiff", "aperio", "philips"})
 # Aperio's missing tiles are filled from another level by OpenSlide, so a read that meets one is left to it.
 _MISSING_IS_BLANK = frozenset({"generic-tiff", "philips"})
+_JPEG = 7
+_COLOURSPACE = {2: "RGB", 6: "YCBCR"}
+_CHECKED_TILES = 3
+_MAX_CHECK_PX = 1024
 _COMPARED: dict[tuple[int, ...], bool] = {}
 
 log = logging.getLogger(__name__)
@@ -38,8 +43,30 @@ class _NotDirect(Exception):
     """This region has to be read by OpenSlide."""
 
 
+@dataclass(frozen=True)
+class Level:
+    """One TIFF directory.
+
+    Attributes:
+        offsets, counts: (tiles,) int64 position and length in the file; length 0 = missing tile.
+        tables: shared JPEG tables, or None.
+        colourspace: of the coded data.
+        tile: (width, height) of a tile, px.
+        size: (width, height) of the picture, px; tiles at the right and bottom are padded beyond it.
+        columns: tiles per row.
+    """
+
+    offsets: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int64]
+    tables: bytes | None
+    colourspace: str
+    tile: tuple[int, int]
+    size: tuple[int, int]
+    columns: int
+
+
 class TiffTiles:
-    """Direct reader of one file; safe for several threads and after a fork (positional reads only)."""
+    """Direct reader of one file; usable by several threads and after a fork, because all reads are positional."""
 
     _file: int | None = None
 
@@ -53,16 +80,12 @@ class TiffTiles:
         self._handed_out: set[tuple[int, int]] = set()
         self._overlapping = False
         self._room = cache_bytes
-        # memory of tiles that left the cache: new pages for every tile cost a tenth of decoding it
-        self._spare: list[Image] = []
-        self._reading = 0
 
     def close(self) -> None:
         """Close the file and forget the decoded tiles."""
         if self._file is not None:
             os.close(self._file)
             self._cache.clear()
-            self._spare.clear()
         self._file = None
 
     def __del__(self) -> None:
@@ -97,23 +120,13 @@ class TiffTiles:
         if out is None or out.shape != (size[1], size[0], 3) or out.dtype != np.uint8 or not out.flags.c_contiguous:
             out = tile_memory((size[1], size[0], 3))
         try:
-            return self._compose(level, left, top, size, fill, out)
+            return self._paste(level, left, top, size, fill, out)
         except _NotDirect as reason:
             log.info("%s: level %d, region at (%d, %d) left to OpenSlide: %s", self._path, level, left, top, reason)
             return None
 
-    def _compose(self, number: int, left: int, top: int, size: tuple[int, int], fill: int, out: Image) -> Image:
-        with self._lock:
-            self._reading += 1
-        try:
-            self._paste(number, left, top, size, fill, out)
-        finally:
-            with self._lock:
-                self._reading -= 1
-        return out
-
-    def _paste(self, number: int, left: int, top: int, size: tuple[int, int], fill: int, out: Image) -> None:
-        """Fills `out` with a region."""
+    def _paste(self, number: int, left: int, top: int, size: tuple[int, int], fill: int, out: Image) -> Image:
+        """Fill `out` with a region and return it."""
         level = self._levels[number]
         (tile_w, tile_h), (width, height) = level.tile, size
         x0, x1 = max(left, 0), min(left + width, level.size[0])
@@ -123,7 +136,7 @@ class TiffTiles:
             tile = self._tile(number, level, top // tile_h * level.columns + left // tile_w, out)
             if tile is not out:
                 out[:] = fill if tile is None else tile
-            return
+            return out
         if not covered:
             out[:] = fill
         for row in range(y0 // tile_h, -(-y1 // tile_h) if x1 > x0 and y1 > y0 else 0):
@@ -134,12 +147,13 @@ class TiffTiles:
                 tile = self._tile(number, level, row * level.columns + column)
                 part = fill if tile is None else tile[c - oy : d - oy, a - ox : b - ox]
                 out[c - top : d - top, a - left : b - left] = part
+        return out
 
     def _tile(self, number: int, level: Level, index: int, memory: Image | None = None) -> Image | None:
-        """One decoded tile, None for a missing one.
+        """Return a decoded tile, None for a missing one.
 
-        A tile that is a region of its own, decoded into `memory`, is not needed by a neighbouring region unless regions
-        overlap, so it is not kept until such a tile is asked for a second time.
+        A tile that is a whole region is decoded into `memory`. It is not cached until such a tile is requested twice,
+        because only overlapping regions need a tile again.
         """
         whole = memory is not None
         key = (number, index)
@@ -158,32 +172,17 @@ class TiffTiles:
             return None
         if memory is not None and not keep:
             return self._decode(level, index, memory)
-        tile = self._decode(level, index, self._memory_of(level))
-        # two rows of tiles: what a lattice off the tile grid needs to decode every tile once
+        tile = self._decode(level, index, tile_memory((level.tile[1], level.tile[0], 3)))
+        # with two rows of tiles, a lattice off the tile grid decodes every tile once
         room = max(min(2 * level.columns + 8, self._room // tile.nbytes), 4)
         with self._lock:
-            self._cache[key] = tile  # shared from now on, and only read
+            self._cache[key] = tile
             while len(self._cache) > room:
-                old = self._cache.popitem(last=False)[1]
-                # another thread may be copying from it
-                if self._reading == 1 and old.shape == tile.shape:
-                    self._spare.append(old)
+                self._cache.popitem(last=False)
         return tile
 
-    def _memory_of(self, level: Level) -> Image:
-        """Memory of one tile."""
-        shape = (level.tile[1], level.tile[0], 3)
-        with self._lock:
-            while self._spare:
-                tile = self._spare.pop()
-                if tile.shape == shape:
-                    return tile
-        return tile_memory(shape)
-
     def _decode(self, level: Level, index: int, tile: Image) -> Image:
-        """Decodes into `tile`, of the size that the directory states: a stream that claims more is refused."""
-        import imagecodecs
-
+        """Decode into `tile`, which has the size that the directory states; a larger stream is an error."""
         if self._file is None:
             raise _NotDirect("closed")
         count = int(level.counts[index])
@@ -199,17 +198,17 @@ class TiffTiles:
         return tile
 
     def _trust(self, slide: ReferenceSlide, level: int) -> bool:
-        """Whether this level was found equal to OpenSlide; compared once per file and process."""
+        """Return whether this level equals OpenSlide's; compared once per file and process."""
         known = self._trusted.get(level)
         if known is not None or self._file is None:
             return bool(known)
         with self._check_lock:
-            # every segment of a bag opens its slide anew: what was compared already need not be again
+            # every segment of a bag opens its slide again, so results are kept per file
             state = os.fstat(self._file)
             key = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, level)
             if key not in _COMPARED:
                 _COMPARED[key] = self._check(slide, level)
-                with self._lock:  # the probes are no sign of overlapping regions
+                with self._lock:  # the overlapping probes must not switch caching on
                     self._handed_out.clear()
                     self._overlapping = False
             return self._trusted.setdefault(level, _COMPARED[key])
@@ -219,7 +218,7 @@ class TiffTiles:
         compared = 0
         for left, top, size in probes(self._levels[number], slide.level_dimensions[number]):
             try:
-                ours = self._compose(number, left, top, size, 255, np.empty((size[1], size[0], 3), np.uint8))
+                ours = self._paste(number, left, top, size, 255, np.empty((size[1], size[0], 3), np.uint8))
                 theirs = slide.openslide_rgb(left * downsample, top * downsample, number, size)
             except (_NotDirect, TileReadError):
                 continue
@@ -237,16 +236,63 @@ class TiffTiles:
         return compared > 0
 
 
-def checked_tiles(slide: ReferenceSlide) -> TiffTiles | None:
-    """The direct reader of a slide, None if the file is not a plain tiled JPEG TIFF.
+def probes(level: Level, dimensions: tuple[int, int]) -> list[tuple[int, int, tuple[int, int]]]:
+    """Return the regions to compare, (left, top, size): the fullest tiles, one across tiles, one across the border."""
+    tile_w, tile_h = level.tile
+    fullest = np.argsort(-level.counts, kind="stable")[:_CHECKED_TILES]
+    places = [(int(i) % level.columns * tile_w, int(i) // level.columns * tile_h) for i in fullest]
+    size = (min(tile_w, _MAX_CHECK_PX), min(tile_h, _MAX_CHECK_PX))
+    x, y = places[0]
+    places.append((max(x - tile_w // 3, 0), max(y - tile_h // 5, 0)))
+    places.append((dimensions[0] - size[0] // 2, dimensions[1] - size[1] // 2))
+    return [(x, y, size) for x, y in places]
 
-    Levels of fractional downsample are left out: OpenSlide interpolates there.
+
+def match_levels(slide: ReferenceSlide, pages: list[Any]) -> dict[int, Level]:
+    """Return level number -> directory, matched by size, or by order for Philips, whose directories are padded.
+
+    Levels of fractional downsample are left out, because OpenSlide interpolates there.
     """
+    levels: dict[int, Level] = {}
+    in_order = slide.properties.get("openslide.vendor") == "philips" and len(pages) == len(slide.level_dimensions)
+    for number, size in enumerate(slide.level_dimensions):
+        matches = [pages[number]] if in_order else [p for p in pages if (p.imagewidth, p.imagelength) == size]
+        whole = float(slide.level_downsamples[number]).is_integer()
+        level = _level(matches[0], size) if len(matches) == 1 and whole else None
+        if level is not None:
+            levels[number] = level
+    return levels
+
+
+def _level(page: Any, size: tuple[int, int]) -> Level | None:
+    """Return a directory as level, None if it is anything but 8-bit three-channel JPEG in one plane."""
+    plain = (
+        page.compression == _JPEG
+        and page.planarconfig == 1
+        and page.samplesperpixel == 3
+        and page.bitspersample == 8
+        and int(page.photometric) in _COLOURSPACE
+        and page.imagedepth == 1
+    )
+    columns, rows = -(-page.imagewidth // page.tilewidth), -(-page.imagelength // page.tilelength)
+    if not plain or len(page.dataoffsets) != columns * rows or len(page.databytecounts) != columns * rows:
+        return None
+    return Level(
+        np.array(page.dataoffsets, np.int64),
+        np.array(page.databytecounts, np.int64),
+        page.jpegtables,
+        _COLOURSPACE[int(page.photometric)],
+        (page.tilewidth, page.tilelength),
+        (min(size[0], page.imagewidth), min(size[1], page.imagelength)),
+        columns,
+    )
+
+
+def checked_tiles(slide: ReferenceSlide) -> TiffTiles | None:
+    """Return the direct reader of a slide, None if the file is not a plain tiled JPEG TIFF."""
     vendor = slide.properties.get("openslide.vendor", "")
     if vendor not in _VENDORS:
         return None
-    import tifffile
-
     try:
         with tifffile.TiffFile(slide.path) as tiff:
             pages = [page for page in tiff.pages if getattr(page, "is_tiled", False)]

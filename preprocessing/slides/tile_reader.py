@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
 from preprocessing.slides.regions import TileReadError
 from preprocessing.slides.slide import Slide, open_slide
+from preprocessing.store.attrs import InstanceAttrs
 
 Image = npt.NDArray[np.uint8]
 OnBadTile = Callable[[int, TileReadError], None]
@@ -46,8 +48,6 @@ def shrink(region: Image, side: int, resize_filter: str) -> Image:
     Raises:
         ValueError: an unknown filter, or `none` with another size.
     """
-    import cv2
-
     if region.shape[0] == side:
         return region
     filters = {"area": cv2.INTER_AREA, "linear": cv2.INTER_LINEAR}
@@ -56,12 +56,12 @@ def shrink(region: Image, side: int, resize_filter: str) -> Image:
     return np.asarray(cv2.resize(region, (side, side), interpolation=filters[resize_filter]), np.uint8)
 
 
-def read_tile(slide: Slide, attrs: Mapping[str, Any], l0_x: int, l0_y: int, out: Image | None = None) -> Image:
+def read_tile(slide: Slide, attrs: InstanceAttrs, l0_x: int, l0_y: int, out: Image | None = None) -> Image:
     """Read one tile.
 
     Args:
         slide: open slide; several threads may read it.
-        attrs: of the bag: `read_level`, `read_px`, `tile_px`, `resize_filter`.
+        attrs: attributes of the bag.
         l0_x: left edge, level-0 px.
         l0_y: top edge, level-0 px.
         out: array to reuse for the tile if its shape and type fit; its content is lost.
@@ -72,14 +72,13 @@ def read_tile(slide: Slide, attrs: Mapping[str, Any], l0_x: int, l0_y: int, out:
     Raises:
         TileReadError: the region cannot be decoded.
     """
-    side = int(attrs["read_px"])
-    region = slide.read(int(l0_x), int(l0_y), int(attrs["read_level"]), (side, side), out=out)
-    return shrink(region, int(attrs["tile_px"]), str(attrs["resize_filter"]))
+    region = slide.read(int(l0_x), int(l0_y), attrs.read_level, (attrs.read_px, attrs.read_px), out=out)
+    return shrink(region, attrs.tile_px, str(attrs.resize_filter))
 
 
 def iter_tiles(
     path: Path | str,
-    attrs: Mapping[str, Any],
+    attrs: InstanceAttrs,
     coords: npt.NDArray[np.integer],
     *,
     mpp_override: float | None = None,
@@ -106,8 +105,8 @@ def iter_tiles(
     Raises:
         ValueError: the file is not the slide the bag was made from, or more tiles are unreadable than allowed.
     """
-    allowed = int(attrs.get("max_bad_tiles", 0)) if max_bad_tiles is None else max_bad_tiles
-    side, bad = int(attrs["tile_px"]), 0
+    allowed = attrs.max_bad_tiles if max_bad_tiles is None else max_bad_tiles
+    side, bad = attrs.tile_px, 0
     out: Image | None = None
     with open_slide(path, mpp_override=mpp_override, require_mpp=False, raw=raw) as slide:
         check_same_slide(slide, attrs)
@@ -126,27 +125,27 @@ def iter_tiles(
             out = yield tile
 
 
-def check_same_slide(slide: Slide, attrs: Mapping[str, Any]) -> None:
+def check_same_slide(slide: Slide, attrs: InstanceAttrs) -> None:
     """Check that a file has the recorded level-0 size.
 
     Raises:
         ValueError: the sizes differ.
     """
-    recorded = attrs.get("dimensions")
-    if recorded is not None and tuple(recorded) != slide.dimensions:
+    recorded = attrs.dimensions
+    if recorded is not None and recorded != slide.dimensions:
         raise ValueError(
             f"{slide.path}: level 0 is {slide.dimensions[0]} x {slide.dimensions[1]} px, the bag was made from "
             f"{recorded[0]} x {recorded[1]} px; the file was replaced: run the instances stage again"
         )
 
 
-def tile_source(slide: Slide, attrs: Mapping[str, Any]) -> ReadTile:
+def tile_source(slide: Slide, attrs: InstanceAttrs) -> ReadTile:
     """Return the reader of a bag's tiles: plain, or from shared cells where windows overlap."""
-    read_px, tile_px, step = int(attrs["read_px"]), int(attrs["tile_px"]), int(attrs["l0_step_px"])
+    read_px, tile_px, step = attrs.read_px, attrs.tile_px, attrs.l0_step_px
     ratio = read_px // tile_px
-    overlapping = attrs.get("recipe") == "panda" and int(attrs["read_level"]) == 0 and step < read_px
+    overlapping = attrs.recipe == "panda" and attrs.read_level == 0 and step < read_px
     if overlapping and read_px % tile_px == 0 and read_px % step == 0 and step % ratio == 0:
-        return _CellReader(slide, read_px, tile_px, step, str(attrs["resize_filter"])).tile
+        return _CellReader(slide, read_px, tile_px, step, str(attrs.resize_filter)).tile
     return lambda x, y, out=None: read_tile(slide, attrs, x, y, out)
 
 

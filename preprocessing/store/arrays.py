@@ -1,4 +1,4 @@
-"""What a bag's geometry is, before it is stored: the arrays of the bag store's *instances* tree.
+"""The geometry of one bag before it is stored: the arrays of the bag store's *instances* tree.
 
 | array | shape, dtype | meaning |
 |---|---|---|
@@ -14,29 +14,36 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from preprocessing.store.attrs import InstanceAttrs
+from preprocessing.store.outlines import Outlines
+
 
 @dataclass
 class Instances:
-    """One bag's instances; N may be 0 (an empty bag is an outcome, not an error).
+    """Instances of one bag; N may be 0 (an empty bag is an outcome, not an error).
 
     Attributes:
         coords: (N,2) int32 or (N,1) float32.
         grid: (N,2) int32.
         neighbors: (N,K) int32.
         coverage: (N,) float32.
-        attrs: JSON-able facts needed to read the pixels again and to trust them (mpp and its source, preset, sizes).
+        attrs: what is needed to read the pixels again and to trust them.
         thumbnail: (h,w,3) uint8 picture for quality control, or None.
-        outlines: JSON-able polygons for quality control: `downsample` of the thumbnail, `tissue`, `holes`, `lesion`
-            as lists of level-0 polygons.
+        outlines: polygons on the thumbnail.
     """
 
     coords: npt.NDArray[Any]
     grid: npt.NDArray[np.int32]
     neighbors: npt.NDArray[np.int32]
     coverage: npt.NDArray[np.float32]
-    attrs: dict[str, Any] = field(default_factory=dict)
+    attrs: InstanceAttrs = InstanceAttrs()
     thumbnail: npt.NDArray[np.uint8] | None = None
-    outlines: dict[str, Any] = field(default_factory=dict)
+    outlines: Outlines = field(default_factory=Outlines)
 
     def __len__(self) -> int:
         return len(self.coords)
+
+    @property
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """The stored arrays by name."""
+        return {name: getattr(self, name) for name in ("coords", "grid", "neighbors", "coverage")}

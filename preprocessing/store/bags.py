@@ -19,15 +19,18 @@ it is built under `.tmp`, synced, and renamed; a replaced bag is moved out of th
 the old bag, no bag, or the new bag. N = 0 is valid (an empty bag has no chunk files).
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+from pydantic import ValidationError
+
+from preprocessing.common.cli import validation_problems
+from preprocessing.store.attrs import BagAttrs, FeatureAttrs, InstanceAttrs, StoreInfo
 from preprocessing.store.files import (
     CorruptBag,
     check_chunk,
@@ -44,8 +47,6 @@ from preprocessing.store.files import (
 )
 from preprocessing.store.schema import (
     SCHEMA_VERSION,
-    SCHEMAS,
-    VOLATILE_ATTRS,
     Array,
     as_stored,
     check_arrays,
@@ -53,24 +54,23 @@ from preprocessing.store.schema import (
     content_hash,
     coords_hash,
     payload,
-    plain_json,
 )
 
 __all__ = [
-    "SCHEMAS", "SCHEMA_VERSION", "VOLATILE_ATTRS", "CorruptBag", "as_stored", "bag_path", "check_arrays",
-    "check_pairing", "clean_temporary", "coords_hash", "finished_attrs", "is_finished", "read_arrays", "read_attrs",
-    "validate_bag", "write_bag",
+    "CorruptBag", "FeatureAttrs", "InstanceAttrs", "as_stored", "bag_path", "check_pairing", "clean_temporary",
+    "coords_hash", "finished_attrs", "read_arrays", "read_attrs", "read_feature_attrs", "read_info",
+    "read_instance_attrs", "validate_bag", "write_bag",
 ]  # fmt: skip
 
+AttrsT = TypeVar("AttrsT", bound=BagAttrs)
 _BAG_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
-_RESERVED = "store"
 
 
 def bag_path(store: Path | str, bag_id: str) -> Path:
-    """Directory of one bag.
+    """Return the directory of one bag.
 
     Raises:
-        ValueError: an id that is no plain file name.
+        ValueError: an id that is not a plain file name.
     """
     if not _BAG_ID.fullmatch(bag_id):
         raise ValueError(f"bag id {bag_id!r}: expected letters, digits, '.', '_' or '-', not starting with '.'")
@@ -78,63 +78,82 @@ def bag_path(store: Path | str, bag_id: str) -> Path:
 
 
 def write_bag(
-    store: Path | str, bag_id: str, arrays: Mapping[str, Array], attrs: Mapping[str, Any], *, schema: str, key: str = ""
+    store: Path | str, bag_id: str, arrays: Mapping[str, Array], attrs: InstanceAttrs | FeatureAttrs, *, key: str = ""
 ) -> str:
-    """Writes one bag atomically, replacing an older one of the same name.
+    """Write one bag atomically, replacing an older one of the same name.
 
     Args:
         store: directory of the tree; made if absent.
         bag_id: name of the bag.
         arrays: exactly the arrays of the schema.
-        attrs: JSON-able facts; the name "store" is taken. A feature bag needs `coords_hash`; an instances bag gets it.
-        schema: "instances" or "features".
-        key: what the bag was made from (stage version, settings, sources), compared by `is_finished`.
+        attrs: attributes, whose class is the schema. Features need `coords_hash`; instances get it here.
+        key: hash of what the bag was made from (stage version, settings, sources), compared by `finished_attrs`.
 
     Returns:
-        SHA-256 of arrays and attributes (software versions excepted): equal content, equal hash.
+        SHA-256 of arrays and attributes, software versions excepted: equal content, equal hash.
 
     Raises:
         ValueError: arrays or attributes that the schema does not allow; nothing is written then.
     """
-    target = bag_path(store, bag_id)
+    target, schema = bag_path(store, bag_id), attrs.schema_name
     where = f"bag {bag_id} ({schema})"
     check_arrays(arrays, schema, where=where)
-    facts = plain_json(attrs, where)
-    if _RESERVED in facts:
-        raise ValueError(f"{where}: the attribute name {_RESERVED!r} belongs to the store")
+    facts = attrs.given()
     if schema == "instances":
         facts["coords_hash"] = coords_hash(arrays["coords"], arrays["grid"])
-    elif not isinstance(facts.get("coords_hash"), str):
+    elif not attrs.coords_hash:
         raise ValueError(f"{where}: attribute coords_hash is missing, expected that of the instances bag")
     sums = {name: hashlib.sha256(payload(array)).hexdigest() for name, array in sorted(arrays.items())}
-    content = content_hash(arrays, sums, facts, schema)
+    try:
+        content = content_hash(arrays, sums, facts, schema)
+    except ValueError as error:
+        raise ValueError(f"{where}: an attribute is infinite or NaN, expected plain JSON ({error})") from error
     n = len(next(iter(arrays.values())))
-    facts[_RESERVED] = {
-        **{"schema": schema, "version": SCHEMA_VERSION, "key": key},
-        **{"content": content, "sha256": sums, "n": n},
-    }
+    info = StoreInfo(schema=schema, version=SCHEMA_VERSION, key=key, content=content, sha256=sums, n=n)
     with temporary_directory(Path(store), bag_id) as built:
         for name, array in arrays.items():
             write_array(built / name, array)
-        group = {"zarr_format": 3, "node_type": "group", "attributes": facts}
+        group = {"zarr_format": 3, "node_type": "group", "attributes": {**facts, "store": asdict(info)}}
         write_synced(built / "zarr.json", json.dumps(group, indent=1, sort_keys=True, allow_nan=False).encode())
         sync_directory(built)
         install(built, target)
     return content
 
 
-def read_attrs(store: Path | str, bag_id: str) -> dict[str, Any]:
-    """Attributes of one bag; "store" among them holds schema, key, content hash, checksums and n.
+def read_instance_attrs(store: Path | str, bag_id: str) -> InstanceAttrs:
+    """Return the attributes of a bag's instances.
 
     Raises:
         FileNotFoundError: there is no such bag.
-        CorruptBag: its metadata is unreadable.
+        CorruptBag: its metadata is unreadable; file and key are named.
     """
-    meta = read_meta(bag_path(store, bag_id) / "zarr.json")
-    attributes = meta.get("attributes")
-    if not isinstance(attributes, dict) or not isinstance(attributes.get(_RESERVED), dict):
-        raise CorruptBag(f"{bag_path(store, bag_id) / 'zarr.json'}: not a bag of this store, expected its attributes")
+    return _parsed(read_attrs(store, bag_id), InstanceAttrs, bag_path(store, bag_id))
+
+
+def read_feature_attrs(store: Path | str, bag_id: str) -> FeatureAttrs:
+    """Return the attributes of a bag's features; raises as `read_instance_attrs`."""
+    return _parsed(read_attrs(store, bag_id), FeatureAttrs, bag_path(store, bag_id))
+
+
+def read_info(store: Path | str, bag_id: str) -> StoreInfo:
+    """Return what the store records about any bag; raises as `read_instance_attrs`."""
+    return _parsed({"store": read_attrs(store, bag_id)["store"]}, BagAttrs, bag_path(store, bag_id)).store
+
+
+def read_attrs(store: Path | str, bag_id: str) -> dict[str, Any]:
+    """Return the attributes of any bag as JSON; raises as `read_instance_attrs`."""
+    path = bag_path(store, bag_id) / "zarr.json"
+    attributes = read_meta(path).get("attributes")
+    if not isinstance(attributes, dict) or not isinstance(attributes.get("store"), dict):
+        raise CorruptBag(f"{path}: not a bag of this store, expected its attributes")
     return attributes
+
+
+def _parsed(attributes: dict[str, Any], record: type[AttrsT], bag: Path) -> AttrsT:
+    try:
+        return record.model_validate(attributes)
+    except ValidationError as error:
+        raise CorruptBag(f"{bag / 'zarr.json'}: attributes: {validation_problems(error)}") from error
 
 
 def read_arrays(
@@ -145,7 +164,7 @@ def read_arrays(
     via: Literal["path", "zarr"] = "path",
     verify: bool = False,
 ) -> dict[str, Array]:
-    """Arrays of one bag.
+    """Read arrays of one bag.
 
     Args:
         store: directory of the tree.
@@ -154,65 +173,71 @@ def read_arrays(
         via: "path" reads the chunk file, "zarr" goes through the Zarr library; both give the same.
         verify: also compare each array with its stored checksum.
 
+    Returns:
+        Arrays by name; shapes as in the table at the top of this file.
+
     Raises:
         FileNotFoundError: there is no such bag.
         CorruptBag: a chunk is missing, has the wrong length, or fails its checksum; the message names the file.
     """
-    info = read_attrs(store, bag_id)[_RESERVED]
+    sums = read_info(store, bag_id).sha256
     directory = bag_path(store, bag_id)
-    wanted = sorted(info["sha256"]) if names is None else list(names)
-    unknown = sorted(set(wanted) - set(info["sha256"]))
+    wanted = sorted(sums) if names is None else list(names)
+    unknown = sorted(set(wanted) - set(sums))
     if unknown:
-        raise ValueError(f"{directory}: no arrays {unknown}, expected some of {sorted(info['sha256'])}")
+        raise ValueError(f"{directory}: no arrays {unknown}, expected some of {sorted(sums)}")
     out: dict[str, Array] = {}
     for name in wanted:
         dtype, shape = check_chunk(directory / name)
         out[name] = read_chunk(directory / name, dtype, shape) if via == "path" else read_zarr(directory / name)
-        if verify and hashlib.sha256(payload(out[name])).hexdigest() != info["sha256"][name]:
+        if verify and hashlib.sha256(payload(out[name])).hexdigest() != sums[name]:
             chunk = chunk_path(directory / name, len(shape))
             raise CorruptBag(f"{chunk}: the bytes differ from the checksum taken when they were written")
     return out
 
 
-def finished_attrs(store: Path | str, bag_id: str, key: str) -> dict[str, Any] | None:
-    """Attributes of the bag if it exists, was made from `key`, and every chunk file has its full length; else None.
+def finished_attrs(store: Path | str, bag_id: str, key: str, record: type[AttrsT]) -> AttrsT | None:
+    """Return the attributes of a bag that was made from `key` and whose chunk files have their full length, else None.
 
-    Who asks and then wants to know more takes it from here: read again, the bag can be gone for a moment, when another
-    job replaces it by its equal.
+    Use the returned attributes: re-reading can race with another job that replaces the bag by its equal.
+
+    Args:
+        store: directory of the tree.
+        bag_id: name of the bag.
+        key: hash of what the bag is made from.
+        record: `InstanceAttrs` or `FeatureAttrs`.
     """
     try:
-        attrs = read_attrs(store, bag_id)
-        info = attrs[_RESERVED]
-        if info["key"] != key or info["version"] != SCHEMA_VERSION:
+        attrs = _parsed(read_attrs(store, bag_id), record, bag_path(store, bag_id))
+        if attrs.store.key != key or attrs.store.version != SCHEMA_VERSION:
             return None
-        for name in info["sha256"]:
+        for name in attrs.store.sha256:
             check_chunk(bag_path(store, bag_id) / name)
     except (FileNotFoundError, NotADirectoryError, CorruptBag):
         return None
     return attrs
 
 
-def is_finished(store: Path | str, bag_id: str, key: str) -> bool:
-    """True if `finished_attrs` finds the bag."""
-    return finished_attrs(store, bag_id, key) is not None
+def validate_bag(store: Path | str, bag_id: str, *, schema: str) -> InstanceAttrs | FeatureAttrs:
+    """Check one bag wholly: metadata, sizes, schema and checksums.
 
-
-def validate_bag(store: Path | str, bag_id: str, *, schema: str, verify: bool = True) -> dict[str, Any]:
-    """Checks one bag wholly: metadata, sizes, schema and (verify) checksums; returns its attributes.
+    Returns:
+        Its attributes.
 
     Raises:
         FileNotFoundError: there is no such bag.
         CorruptBag: naming the file and what is wrong with it.
     """
-    attrs = read_attrs(store, bag_id)
-    found = attrs[_RESERVED].get("schema")
+    path = bag_path(store, bag_id)
+    found = read_info(store, bag_id).schema
     if found != schema:
-        raise CorruptBag(f"{bag_path(store, bag_id)}: schema {found!r}, expected {schema!r}")
-    arrays = read_arrays(store, bag_id, verify=verify)
+        raise CorruptBag(f"{path}: schema {found!r}, expected {schema!r}")
+    attrs = (read_feature_attrs if schema == "features" else read_instance_attrs)(store, bag_id)
+    arrays = read_arrays(store, bag_id, verify=True)
     try:
-        check_arrays(arrays, schema, where=str(bag_path(store, bag_id)))
+        check_arrays(arrays, schema, where=str(path))
     except ValueError as error:
         raise CorruptBag(str(error)) from error
-    if schema == "instances" and coords_hash(arrays["coords"], arrays["grid"]) != attrs.get("coords_hash"):
-        raise CorruptBag(f"{bag_path(store, bag_id)}: attribute coords_hash does not belong to coords and grid")
+    if schema == "instances" and coords_hash(arrays["coords"], arrays["grid"]) != attrs.coords_hash:
+        raise CorruptBag(f"{path}: attribute coords_hash does not belong to coords and grid")
     return attrs

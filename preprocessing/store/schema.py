@@ -1,10 +1,7 @@
 """What a bag may hold: arrays, dtypes, shapes and values per schema, and the hashes that identify the content.
 
-The table of arrays stands in `preprocessing.store.bags`. Everything here works on arrays in memory, nothing touches a
-file.
+The table of arrays is in `preprocessing.store.bags`. Everything here works on arrays in memory.
 """
-
-from __future__ import annotations
 
 import hashlib
 import json
@@ -13,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from preprocessing.store.attrs import FeatureAttrs, InstanceAttrs
 
 Array = npt.NDArray[Any]
 Dim = str | int
@@ -28,12 +27,20 @@ SCHEMAS: dict[str, dict[str, tuple[tuple[str, ...], tuple[Dim, ...]]]] = {
     },
     "features": {"features": (("float16", "float32"), ("N", "P"))},
 }
-# Attributes that say how a bag was made, not what is in it: they do not enter the content hash.
+# Attributes about how a bag was made, not what is in it, are not part of the content hash.
 VOLATILE_ATTRS = frozenset({"software"})
 
 
 def coords_hash(coords: Array, grid: Array) -> str:
-    """SHA-256 of the instances' positions and order: what pairs a feature bag with its instances bag."""
+    """Hash positions and order of the instances, which pairs a feature bag with its instances bag.
+
+    Args:
+        coords: (N, 2) or (N, 1).
+        grid: (N, 2).
+
+    Returns:
+        SHA-256, hexadecimal.
+    """
     digest = hashlib.sha256()
     for name, array in (("coords", coords), ("grid", grid)):
         digest.update(f"{name} {array.dtype.name} {array.shape} ".encode())
@@ -42,7 +49,7 @@ def coords_hash(coords: Array, grid: Array) -> str:
 
 
 def check_arrays(arrays: Mapping[str, Array], schema: str, *, where: str) -> None:
-    """Checks names, dtypes, ranks, sizes across arrays, and values against a schema.
+    """Check names, dtypes, ranks, sizes across arrays, and values against a schema.
 
     Raises:
         ValueError: naming bag, array, what was found and what was expected.
@@ -85,10 +92,10 @@ def _check_values(arrays: Mapping[str, Array], schema: str, where: str) -> None:
 
 
 def as_stored(features: npt.NDArray[np.floating[Any]], dtype: str) -> Array:
-    """Casts features for storage.
+    """Cast features (N, P) for storage.
 
     Values beyond the range of float16 are refused rather than clipped or silently widened, so that the bags of one
-    encoder never differ in dtype; float32 is one setting away.
+    encoder never differ in dtype.
 
     Raises:
         ValueError: another dtype, or a value that does not fit.
@@ -101,52 +108,35 @@ def as_stored(features: npt.NDArray[np.floating[Any]], dtype: str) -> Array:
     return features.astype(dtype, copy=False)
 
 
-def check_pairing(instances: Mapping[str, Any], features: Mapping[str, Any], bag_id: str) -> None:
-    """Refuses features whose instances have changed since (attributes of the two bags).
+def check_pairing(instances: InstanceAttrs, features: FeatureAttrs, bag_id: str) -> None:
+    """Raise if the instances have changed since the features were extracted.
 
     Raises:
         ValueError: the hashes of the coordinates differ.
     """
-    ours, theirs = str(instances.get("coords_hash")), str(features.get("coords_hash"))
-    if ours != theirs:
+    if instances.coords_hash != features.coords_hash:
         raise ValueError(
-            f"bag {bag_id}: the features ({features.get('encoder', 'unknown encoder')}) belong to other coordinates "
-            f"({theirs[:12]}) than the instances ({ours[:12]}); extract the features of this bag again"
+            f"bag {bag_id}: the features ({features.encoder or 'unknown encoder'}) belong to other coordinates "
+            f"({features.coords_hash[:12]}) than the instances ({instances.coords_hash[:12]}); extract the features of "
+            "this bag again"
         )
 
 
 def payload(array: Array) -> memoryview:
-    """The bytes of an array as the chunk holds them."""
+    """Return the bytes of an array of any shape as the chunk holds them."""
     little = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
     flat: Any = little.reshape(-1).view(np.uint8)
     return memoryview(flat)
 
 
-def content_hash(arrays: Mapping[str, Array], sums: Mapping[str, str], facts: Mapping[str, Any], schema: str) -> str:
-    """SHA-256 of a bag's content, from the checksums of its arrays and its attributes."""
+def content_hash(arrays: Mapping[str, Array], sums: Mapping[str, str], facts: Mapping[str, object], schema: str) -> str:
+    """Return the SHA-256 of a bag's content, from the checksums of its arrays and its attributes."""
     content = {
         "schema": schema,
         "arrays": {name: [arrays[name].dtype.name, list(arrays[name].shape), sums[name]] for name in sums},
         "attrs": {name: value for name, value in facts.items() if name not in VOLATILE_ATTRS},
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
-
-
-def plain_json(attrs: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Attributes as JSON gives them back (tuples become lists, NumPy scalars numbers)."""
-    out: dict[str, Any] = {}
-    for name, value in attrs.items():
-        try:
-            out[name] = json.loads(json.dumps(value, allow_nan=False, default=_numpy_scalar))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{where}: attribute {name!r} is {value!r}, expected plain JSON ({error})") from error
-    return out
-
-
-def _numpy_scalar(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(f"{type(value).__name__} is not JSON")
 
 
 def check_neighbors(neighbors: npt.NDArray[np.integer]) -> None:

@@ -10,31 +10,12 @@ coarse maps (h, w) are `LOW` times smaller.
 from dataclasses import dataclass, replace
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
-from preprocessing.synthetic.texture import (
-    F32,
-    I64,
-    LOW,
-    U8,
-    Cells,
-    add_glass,
-    enlarge,
-    fibres,
-    lattice_points,
-    look_up,
-    nucleus_stamps,
-    pen_line,
-    render,
-    sample_stain,
-    sigmoid,
-    smooth_field,
-    soften,
-    stamp,
-    times,
-    to_u8,
-)
+from preprocessing.synthetic import texture
+from preprocessing.synthetic.texture import F32, I64, LOW, U8, Cells
 
 BENIGN, ATROPHY, INFLAMED, CROWDED = 2, 6, 7, 8
 
@@ -108,7 +89,7 @@ def lay_strips(rng: np.random.Generator, spec: BiopsySpec) -> tuple[F32, F32]:
     h = int(np.ceil((lengths.max() + 2 * gap) / (unit / LOW))) * (unit // LOW)
     w = int(np.ceil((widths.sum() + gap * (spec.strips + 1)) / (unit / LOW))) * (unit // LOW)
     ys, xs = np.mgrid[:h, :w].astype(np.float32)
-    noise = smooth_field(rng, (h, w), 16.0, 3)
+    noise = texture.smooth_field(rng, (h, w), 16.0, 3)
     tissue = np.full((h, w), -1.0, np.float32)
     along = np.zeros((h, w), np.float32)
     ends = np.concatenate([[0.0], np.cumsum(lengths)]) / lengths.sum()
@@ -130,16 +111,16 @@ def lay_strips(rng: np.random.Generator, spec: BiopsySpec) -> tuple[F32, F32]:
 def zones(rng: np.random.Generator, spec: BiopsySpec, tissue: F32, along: F32) -> npt.NDArray[np.uint8]:
     """Draw the coarse zone map (h, w) uint8: 2 6 8 benign glands, 7 inflammation, 3 4 5 cancer."""
     zone = np.full(tissue.shape, BENIGN, np.uint8)
-    field = smooth_field(rng, tissue.shape, 34.0, 2)
+    field = texture.smooth_field(rng, tissue.shape, 34.0, 2)
     zone[field > 0.45] = ATROPHY
     zone[field < -0.7] = CROWDED
-    zone[smooth_field(rng, tissue.shape, 26.0, 2) > 1.0] = INFLAMED
+    zone[texture.smooth_field(rng, tissue.shape, 26.0, 2) > 1.0] = INFLAMED
     if spec.gleason is not None:
         primary, secondary = spec.gleason
         start = rng.uniform(0, 1 - spec.cancer_share)
-        place = (along + 0.012 * smooth_field(rng, tissue.shape, 14.0, 2) - start) / spec.cancer_share
+        place = (along + 0.012 * texture.smooth_field(rng, tissue.shape, 14.0, 2) - start) / spec.cancer_share
         # infiltrating growth leaves benign islands
-        cancer = (place >= 0) & (place < 1) & (smooth_field(rng, tissue.shape, 14.0, 2) < 1.1)
+        cancer = (place >= 0) & (place < 1) & (texture.smooth_field(rng, tissue.shape, 14.0, 2) < 1.1)
         # the primary pattern is by definition the larger one
         part = rng.uniform(0.62, 0.75)
         from_start = place < part if rng.random() < 0.5 else place > 1 - part
@@ -149,8 +130,6 @@ def zones(rng: np.random.Generator, spec: BiopsySpec, tissue: F32, along: F32) -
 
 def draw_glands(rng: np.random.Generator, planes: tuple[U8, U8, U8], points: I64, kind: int) -> npt.NDArray[np.int64]:
     """Draw the glands of one kind into (haematoxylin, eosin, label) in place; return positions of nuclei (n, 2)."""
-    import cv2
-
     h_plane, e_plane, label = planes
     look = GLANDS[kind]
     theta = np.linspace(0, 2 * np.pi, 28, endpoint=False)
@@ -201,22 +180,24 @@ def draw_cells(rng: np.random.Generator, planes: tuple[U8, U8, U8], tissue: F32,
     grow, shade = 1 + 0.05 * rng.standard_normal(), 1 + 0.05 * rng.standard_normal()
 
     def varied(cells: Cells) -> list[U8]:
-        return nucleus_stamps(rng, replace(cells, radius=cells.radius * grow, dark=min(1.0, cells.dark * shade)))
+        return texture.nucleus_stamps(
+            rng, replace(cells, radius=cells.radius * grow, dark=min(1.0, cells.dark * shade))
+        )
 
-    free = lattice_points(rng, shape, STROMAL.spacing, STROMAL.keep)
-    stamp(h_plane, free[(at(tissue, free) > 0) & (at(zone, free) != 5)], varied(STROMAL), rng)
+    free = texture.lattice_points(rng, shape, STROMAL.spacing, STROMAL.keep)
+    texture.stamp(h_plane, free[(at(tissue, free) > 0) & (at(zone, free) != 5)], varied(STROMAL), rng)
     for kind, look in GLANDS.items():
-        points = lattice_points(rng, shape, look.spacing, look.keep)
+        points = texture.lattice_points(rng, shape, look.spacing, look.keep)
         points = points[(at(zone, points) == kind) & (at(tissue, points) > 0.04)]
         places = draw_glands(rng, planes, points, kind)
         inside = (places >= 0).all(1) & (places[:, 0] < shape[1]) & (places[:, 1] < shape[0])
         places = places[inside]
         # skip nuclei inside a neighbour's lumen, which is almost free of eosin
-        stamp(h_plane, places[e_plane[places[:, 1], places[:, 0]] > 25], varied(LINING[kind]), rng)
+        texture.stamp(h_plane, places[e_plane[places[:, 1], places[:, 0]] > 25], varied(LINING[kind]), rng)
     for kind, cells in ((5, SHEET), (INFLAMED, LYMPHOCYTE)):
-        points = lattice_points(rng, shape, cells.spacing, cells.keep)
-        stamp(h_plane, points[(at(zone, points) == kind) & (at(tissue, points) > 0)], varied(cells), rng)
-    np.copyto(label, 5, where=enlarge((zone == 5).astype(np.uint8) * 255, shape) > 127)
+        points = texture.lattice_points(rng, shape, cells.spacing, cells.keep)
+        texture.stamp(h_plane, points[(at(zone, points) == kind) & (at(tissue, points) > 0)], varied(cells), rng)
+    np.copyto(label, 5, where=texture.enlarge((zone == 5).astype(np.uint8) * 255, shape) > 127)
 
 
 def draw_biopsy(rng: np.random.Generator, spec: BiopsySpec) -> tuple[U8, U8]:
@@ -229,25 +210,23 @@ def draw_biopsy(rng: np.random.Generator, spec: BiopsySpec) -> tuple[U8, U8]:
     Returns:
         RGB (H, W, 3) uint8 and labels (H, W) uint8 in the provider's coding; H and W are multiples of 16.
     """
-    import cv2
-
     tissue, along = lay_strips(rng, spec)
     zone = zones(rng, spec, tissue, along)
     low = (tissue.shape[0], tissue.shape[1])
     h, w = low[0] * LOW, low[1] * LOW
-    border = look_up(enlarge(to_u8(128 + tissue * 1500), (h, w)), sigmoid(128.0, 9.0))
+    border = texture.look_up(texture.enlarge(texture.to_u8(128 + tissue * 1500), (h, w)), texture.sigmoid(128.0, 9.0))
     sheet = np.asarray(cv2.GaussianBlur((zone == 5).astype(np.float32), (0, 0), 1.0), np.float32)
-    blotch = 1 + 0.10 * smooth_field(rng, low, 12.0)
-    e_plane = enlarge(to_u8((98 - 22 * sheet) * blotch), (h, w))
-    h_plane = enlarge(to_u8((12 + 14 * sheet) * blotch), (h, w))
+    blotch = 1 + 0.10 * texture.smooth_field(rng, low, 12.0)
+    e_plane = texture.enlarge(texture.to_u8((98 - 22 * sheet) * blotch), (h, w))
+    h_plane = texture.enlarge(texture.to_u8((12 + 14 * sheet) * blotch), (h, w))
     label = np.ones((h, w), np.uint8)
     draw_cells(rng, (h_plane, e_plane, label), tissue, zone)
-    e_plane = times(times(e_plane, fibres(rng, (h, w)), 128), border, 255)
-    h_plane = times(h_plane, border, 255)
-    stain = sample_stain(rng, int(spec.provider == "karolinska"))
-    rgb = add_glass(rng, render(soften(h_plane), e_plane, stain))
+    e_plane = texture.times(texture.times(e_plane, texture.fibres(rng, (h, w)), 128), border, 255)
+    h_plane = texture.times(h_plane, border, 255)
+    stain = texture.sample_stain(rng, int(spec.provider == "karolinska"))
+    rgb = texture.add_glass(rng, texture.render(texture.soften(h_plane), e_plane, stain))
     if spec.pen:
-        pen_line(rgb, rng, (int(0.02 * w), int(0.04 * h), int(0.98 * w), int(0.16 * h)), (30, 130, 90))
+        texture.pen_line(rgb, rng, (int(0.02 * w), int(0.04 * h), int(0.98 * w), int(0.16 * h)), (30, 130, 90))
     if spec.provider == "karolinska":
         cancer = cv2.resize(((zone >= 3) & (zone <= 5)).astype(np.uint8), (w, h), interpolation=cv2.INTER_NEAREST)
         label = np.asarray(cancer + 1, np.uint8)

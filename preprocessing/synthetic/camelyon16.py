@@ -3,8 +3,8 @@
 `images/{normal,tumor,test}_NNN.tif` (tiled JPEG pyramids, factors 1 2 4 8, mpp of the two centres in turn),
 `annotations/*.xml` (ASAP: groups `_0`, `_1`, `_2` in training, `Tumor`, `Exclusion` in test; cut-outs and a
 self-intersecting outline occur) and `evaluation/reference.csv` (no header: name, Normal or Tumor, type, size).
-As in the real set, `PARTLY_ANNOTATED` slides with several lesions lack one in their XML, and the numbers in `ABSENT` do
-not occur. Source of names and formats: the CAMELYON16 readme.
+As in the real set, `PARTLY_ANNOTATED` slides with several lesions lack one in their XML, and `EXCLUDED` slides do not
+occur. Source of names and formats: the CAMELYON16 readme.
 """
 
 from dataclasses import dataclass
@@ -13,18 +13,15 @@ from xml.etree import ElementTree
 
 import numpy as np
 import numpy.typing as npt
+import shapely
 
+from preprocessing.datasets.camelyon16 import EXCLUDED, PARTLY_ANNOTATED
 from preprocessing.synthetic.cohort import Item, Plan, put, stream
 from preprocessing.synthetic.lymph_node import NodeSpec, Outlines, draw_node
 from preprocessing.synthetic.sizes import Camelyon16Size
 from preprocessing.synthetic.tiff import encode_pyramid
 
 MPP = (0.243, 0.2263)
-ABSENT = ("normal_086", "test_049")
-PARTLY_ANNOTATED = frozenset(
-    [f"tumor_{n:03d}" for n in (10, 15, 18, 20, 25, 29, 33, 34, 44, 46, 51, 54, 55, 56, 67, 79, 85, 92, 95, 110)]
-    + ["test_114"]
-)
 LESION_SHARES = (0.05, 0.40)
 
 
@@ -42,8 +39,8 @@ class SlideSpec:
 
 def numbered(kind: str, count: int) -> list[str]:
     """Return the first `count` names of a kind, skipping the numbers that the real set lacks."""
-    names = (f"{kind}_{n:03d}" for n in range(1, count + 1 + len(ABSENT)))
-    return [name for name in names if name not in ABSENT][:count]
+    names = (f"{kind}_{n:03d}" for n in range(1, count + 1 + len(EXCLUDED)))
+    return [name for name in names if name not in EXCLUDED][:count]
 
 
 def slide_labels(size: Camelyon16Size, seed: int) -> dict[str, bool]:
@@ -89,14 +86,10 @@ def specials(labels: dict[str, bool]) -> dict[str, str]:
 
 def twist(polygon: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.NDArray[np.float64]:
     """Swap two neighbouring vertices of a polygon (n, 2) so that it crosses itself, as hand-drawn outlines do."""
-
-    def side(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64], c: npt.NDArray[np.float64]) -> float:
-        return float((b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0]))
-
     for k in rng.permutation(np.arange(1, len(polygon) - 2)).tolist():
         a, b, c, d = polygon[k - 1 : k + 3]
-        # the swapped outline crosses itself if the segments a-c and b-d cross
-        if side(a, c, b) * side(a, c, d) < 0 and side(b, d, a) * side(b, d, c) < 0:
+        # swapping b and c makes the edges a-c and b-d
+        if shapely.LineString([a, c]).crosses(shapely.LineString([b, d])):
             out = polygon.copy()
             out[[k, k + 1]] = out[[k + 1, k]]
             return out

@@ -8,6 +8,7 @@ calcifications. Volumes are (n, m, m) float32 HU, slices from base to vertex.
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -52,8 +53,6 @@ class Frame:
 
 def volume_field(rng: np.random.Generator, shape: tuple[int, int, int], scale: float) -> F32:
     """Draw a smooth volume (n, m, m), zero mean and unit variance; `scale` px in plane, about two slices along z."""
-    import cv2
-
     n, m, _ = shape
     side = int(m / scale) + 4
     coarse = rng.standard_normal((n // 2 + 3, side, side)).astype(np.float32)
@@ -231,8 +230,6 @@ def draw_head(
     Returns:
         (n, m, m) float32 HU from skull base to vertex, within -1000..2800.
     """
-    import cv2
-
     frame = head_frame(rng, n, m)
     grain, bend = volume_field(rng, (n, m, m), m / 40), volume_field(rng, (n, m, m), m / 10)
     sulcus = volume_field(rng, (n, m, m), m / 15)

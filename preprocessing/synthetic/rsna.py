@@ -12,6 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from pydicom import config
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.filewriter import dcmwrite
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
 from preprocessing.synthetic.cohort import Item, Plan, hex_id, put, stream
 from preprocessing.synthetic.head_ct import EXTENT, SUBTYPES, Bleed, draw_head
@@ -145,12 +150,6 @@ def encode(hu: npt.NDArray[np.float32], encoding: str, intercept: int, outside: 
 
 def write_slice(folder: Path, spec: ScanSpec, k: int, stored: Stored, intercept: int, position: list[float]) -> None:
     """Write one DICOM file with exactly the elements of the real files."""
-    from pydicom import config
-    from pydicom.dataelem import DataElement
-    from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.filewriter import dcmwrite
-    from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
-
     name, tilt = spec.files[k], np.deg2rad(spec.tilt)
     unsigned = stored.dtype == np.uint16
     bits = 12 if spec.encoding == "twelve" else 16

@@ -8,6 +8,7 @@ size, so that a 128-px tile shows about as many cells as a 512-px tile of a real
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -62,8 +63,6 @@ def smooth_field(rng: np.random.Generator, shape: tuple[int, int], scale: float,
         scale: correlation length in px.
         octaves: number of layers; each halves the scale and the amplitude.
     """
-    import cv2
-
     h, w = shape
     out = np.zeros(shape, np.float32)
     for octave in range(octaves):
@@ -78,29 +77,21 @@ def smooth_field(rng: np.random.Generator, shape: tuple[int, int], scale: float,
 
 def enlarge(field: U8, shape: tuple[int, int]) -> U8:
     """Enlarge a coarse map to `shape` (H, W) by linear interpolation."""
-    import cv2
-
     return np.asarray(cv2.resize(field, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
 def look_up(plane: U8, table: U8) -> U8:
     """Map every px of a plane through a (256,) table."""
-    import cv2
-
     return np.asarray(cv2.LUT(plane, table), np.uint8)
 
 
 def times(a: U8, b: U8, one: int) -> U8:
     """Multiply two planes in which the value `one` stands for 1, saturating."""
-    import cv2
-
     return np.asarray(cv2.multiply(a, b, scale=1 / one), np.uint8)
 
 
 def soften(plane: U8) -> U8:
     """Blur by about one px, as the objective does."""
-    import cv2
-
     return np.asarray(cv2.GaussianBlur(plane, (3, 3), 0), np.uint8)
 
 
@@ -135,8 +126,6 @@ def blob(
 
 def fibres(rng: np.random.Generator, shape: tuple[int, int], wave: float = 30.0) -> U8:
     """Draw wavy fibrous grain around 128 for the eosin plane, (h, w) uint8."""
-    import cv2
-
     h, w = shape
     # wrapped before the blur, so that it tiles without seams
     noise = np.pad(rng.integers(0, 256, (512, 512), dtype=np.uint8), 32, mode="wrap")
@@ -216,8 +205,6 @@ def sample_stain(rng: np.random.Generator, centre: int, strength: float = 1.0) -
 
 def render(h_plane: U8, e_plane: U8, stain: Stain) -> U8:
     """Turn two dye planes (H, W) uint8 into RGB (H, W, 3) uint8 by Beer-Lambert absorption."""
-    import cv2
-
     levels = np.arange(256) * CONCENTRATION
     channels = []
     for c in range(3):
@@ -229,8 +216,6 @@ def render(h_plane: U8, e_plane: U8, stain: Stain) -> U8:
 
 def pen_line(rgb: U8, rng: np.random.Generator, box: tuple[int, int, int, int], colour: tuple[int, int, int]) -> None:
     """Draw a felt-pen stroke with soft edges inside `box` (x0, y0, x1, y1) in place."""
-    import cv2
-
     x0, y0, x1, y1 = box
     t = np.linspace(0, 1, 24)
     wave = 0.5 + 0.35 * np.sin(2 * np.pi * (t * rng.uniform(0.5, 1.0) + rng.uniform()))
@@ -247,8 +232,6 @@ def pen_line(rgb: U8, rng: np.random.Generator, box: tuple[int, int, int, int], 
 
 def add_glass(rng: np.random.Generator, rgb: U8) -> U8:
     """Add camera noise and a few specks of dust in place; return the same array."""
-    import cv2
-
     h, w = rgb.shape[:2]
     grain = np.pad(rng.integers(0, 6, (256, 256), dtype=np.uint8), ((0, 256), (0, 256)), mode="wrap")
     tiled = np.tile(grain, (h // 512 + 1, w // 512 + 1))[:h, :w]

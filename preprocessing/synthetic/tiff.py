@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from io import BytesIO
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
+import tifffile
 
 
 def encode_pyramid(
@@ -27,9 +29,6 @@ def encode_pyramid(
     Raises:
         ValueError: a side of the image is not divisible by the largest factor.
     """
-    import cv2
-    import tifffile
-
     h, w = image.shape[:2]
     if h % factors[-1] or w % factors[-1]:
         raise ValueError(f"slide of {w} x {h} px, expected multiples of the last level's factor {factors[-1]}")

@@ -11,13 +11,15 @@ import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from xml.etree.ElementTree import Element, ParseError
 
 import numpy as np
 import numpy.typing as npt
-
-if TYPE_CHECKING:
-    from shapely.geometry.base import BaseGeometry
+import shapely
+from defusedxml.common import DefusedXmlException
+from defusedxml.ElementTree import parse
+from shapely.geometry.base import BaseGeometry
 
 TUMOUR_GROUPS = frozenset({"_0", "_1", "tumor", "tumour", "lesion", "positive"})
 EXCLUSION_GROUPS = frozenset({"_2", "exclusion", "negative"})
@@ -83,11 +85,6 @@ def _is_tumour(group: str, path: Path, what: str) -> bool:
 
 
 def _asap_outlines(path: Path) -> _Outlines:
-    from xml.etree.ElementTree import ParseError
-
-    from defusedxml.common import DefusedXmlException
-    from defusedxml.ElementTree import parse
-
     try:
         root = parse(path, forbid_dtd=True).getroot()
     except DefusedXmlException as error:
@@ -110,10 +107,10 @@ def _asap_outlines(path: Path) -> _Outlines:
     return out
 
 
-def _asap_ring(annotation: Any, path: Path, what: str) -> Ring:
+def _asap_ring(annotation: Element, path: Path, what: str) -> Ring:
     try:
-        points = [[float(c.get(key)) for key in ("Order", "X", "Y")] for c in annotation.iter("Coordinate")]
-    except (TypeError, ValueError) as error:
+        points = [[float(c.attrib[key]) for key in ("Order", "X", "Y")] for c in annotation.iter("Coordinate")]
+    except (KeyError, ValueError) as error:
         raise ValueError(f"{path}: {what} has a Coordinate without numeric Order, X and Y ({error})") from error
     points.sort(key=lambda point: point[0])
     return np.array([point[1:] for point in points], np.float64).reshape(-1, 2)
@@ -164,8 +161,6 @@ def _ring(vertices: Any) -> Ring:
 
 
 def _build(outlines: _Outlines, path: Path) -> Lesion:
-    import shapely
-
     counts = {"tumour": 0, "exclusion": 0, "repaired": 0, "dropped": 0, "ignored": outlines.ignored}
     areas: dict[bool, list[BaseGeometry]] = {True: [], False: []}
     for tumour, rings in outlines.polygons:
@@ -189,8 +184,6 @@ def _build(outlines: _Outlines, path: Path) -> Lesion:
 
 def _polygonal(geometry: BaseGeometry) -> BaseGeometry:
     """Return the parts of a geometry with an area as one (multi)polygon, without lines and points left by repairs."""
-    import shapely
-
     parts = shapely.get_parts(geometry)
     while any(part.geom_type in {"MultiPolygon", "GeometryCollection"} for part in parts):
         parts = shapely.get_parts(parts)
@@ -208,8 +201,6 @@ def coverage(lesion: BaseGeometry, coords: npt.NDArray[np.integer], footprint_l0
     Returns:
         (N,) float32 in [0, 1]; exactly 0 and 1 for tiles wholly outside and inside.
     """
-    import shapely
-
     x, y = coords.astype(np.float64).T
     tiles = shapely.box(x, y, x + footprint_l0_px, y + footprint_l0_px)
     tree = shapely.STRtree(tiles)

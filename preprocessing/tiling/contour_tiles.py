@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import shapely
 
 from preprocessing.common.options import WsiOptions
 from preprocessing.slides.slide import nominal_downsample
@@ -222,8 +223,6 @@ def points_in_polygon(
     Returns:
         (Y, X) int8: 1 inside, 0 on an edge or a vertex, -1 outside.
     """
-    import shapely
-
     # repeating the first vertex changes nothing and gives short contours the four points that a ring needs
     area = shapely.Polygon(np.concatenate([polygon, polygon[[0, 0, 0]]]))
     shapely.prepare(area)

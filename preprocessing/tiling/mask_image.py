@@ -11,8 +11,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from preprocessing.common.limits import MAX_MASK_PX
 from preprocessing.tiling.contour_tiles import TilePlan
@@ -47,8 +49,6 @@ def read_mask(path: Path, dimensions: tuple[int, int]) -> Mask:
             f"{path}: mask of {width} x {height} px for a slide of {dimensions[0]} x {dimensions[1]} px, expected the "
             "same aspect ratio; draw it on the whole slide"
         )
-    from PIL import Image
-
     try:
         with Image.open(path, formats=("PNG",)) as image:
             image.load()
@@ -89,8 +89,6 @@ def mask_contours(mask: Mask, dimensions: tuple[int, int]) -> tuple[list[Contour
         pixel. A mask coarser than the usual segmentation level is upsampled first (nearest), which keeps the error at
         the border below 32 level-0 px.
     """
-    import cv2
-
     shape = (dimensions[0] / mask.shape[1], dimensions[1] / mask.shape[0])
     factor = max(1, math.ceil(max(shape) / SEG_DOWNSAMPLE))
     picture = np.repeat(np.repeat(mask.astype(np.uint8), factor, axis=0), factor, axis=1)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -164,8 +165,6 @@ def grey_histograms(slide: Slide, canvas: Canvas, options: WsiOptions) -> tuple[
     Raises:
         TileReadError: more cells are unreadable than allowed.
     """
-    import cv2
-
     rows, columns = canvas.cells
     code = cv2.COLOR_BGR2GRAY if options.otsu_bgr else cv2.COLOR_RGB2GRAY
     out = np.zeros((rows, columns, GREY_LEVELS), np.int64)
@@ -260,8 +259,6 @@ def mask_outlines(mask: Slide, provider: str, *, max_px: int = 2048) -> list[npt
     Returns:
         Polygons (V,2) int32, level-0 px (x, y).
     """
-    import cv2
-
     fits = [i for i, size in enumerate(mask.level_dimensions) if max(size) <= max_px]
     level = fits[0] if fits else len(mask.level_dimensions) - 1
     values = mask.read(0, 0, level, mask.level_dimensions[level], white=False)[..., 0]

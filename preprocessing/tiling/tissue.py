@@ -13,33 +13,22 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
-from preprocessing.common.options import TISSUE_PRESETS, TissueOptions
-from preprocessing.slides.regions import TileReadError
-from preprocessing.slides.slide import LEVEL_TOLERANCE, MAX_READ_PX, Slide
+from preprocessing.common.options import TissueOptions
+from preprocessing.slides.regions import Image, TileReadError
+from preprocessing.slides.slide import LEVEL_TOLERANCE, Slide
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-Image = npt.NDArray[np.uint8]
 Polygon = npt.NDArray[np.int32]
 
 SEG_DOWNSAMPLE = 64
 SEG_MAX_PX = 100_000_000
 REFERENCE_PATCH_PX = 512
 CELL_PX = 256
-
-_DRAWING = {"vis_level": -1, "white_thresh": 5, "black_thresh": 50, "use_padding": True, "contour_fn": "four_pt"}
-_LINE_PX = {"bwh_biopsy": 50, "bwh_resection": 150, "tcga": 100, "default": 250, "mil4wsi": 250}
-CLAM_PRESETS: Mapping[str, dict[str, Any]] = {
-    name: {"seg_level": -1, **values, **_DRAWING, "line_thickness": _LINE_PX[name]}
-    for name, values in TISSUE_PRESETS.items()
-}
-"""Complete rows of CLAM's preset table; the drawing values are used by exports only."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +60,6 @@ class Tissue:
 
 def tissue_mask(rgb: Image, options: TissueOptions) -> Image:
     """Compute the binary tissue mask, (h, w, 3) uint8 RGB -> (h, w) uint8 in {0, 255}."""
-    import cv2
-
     saturation = np.ascontiguousarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV)[..., 1])
     blurred = cv2.medianBlur(saturation, options.mthresh)
     mode = cv2.THRESH_BINARY + (cv2.THRESH_OTSU if options.use_otsu else 0)
@@ -88,8 +75,6 @@ def _close(mask: Image, side: int, anchor_corrected: bool) -> Image:
     OpenCV uses the anchor side // 2 for dilation and erosion, which shifts the result of an even kernel by one pixel;
     mirroring the anchor in the erosion gives the textbook closing.
     """
-    import cv2
-
     kernel = np.ones((side, side), np.uint8)
     if not anchor_corrected:
         return np.asarray(cv2.morphologyEx(mask, cv2.MORPH_CLOSE, kernel), np.uint8)
@@ -121,8 +106,6 @@ def tissue_contours(
     Raises:
         ValueError: an even median kernel.
     """
-    import cv2
-
     if options.mthresh % 2 == 0:
         raise ValueError(f"tissue.mthresh: found {options.mthresh}, expected an odd number (side of a median filter)")
     outlines, hierarchy = cv2.findContours(tissue_mask(rgb, options), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
@@ -211,47 +194,33 @@ def read_despite_damage(slide: Slide, level: int, factor: int, allowed: int) -> 
     except TileReadError:
         if allowed == 0:
             raise
-    import cv2
-
     stated = [slide.properties.get(f"openslide.level[{level}].tile-{side}") for side in ("width", "height")]
     tile_w, tile_h = (int(side or CELL_PX) for side in stated)
-    width, height = slide.level_dimensions[level]
-    block, bad = max(MAX_READ_PX // factor, 1) * factor, set[tuple[int, int]]()
-    out = np.zeros((-(-height // factor), -(-width // factor), 3), np.uint8)
-    for y in range(0, height, block):
-        for x in range(0, width, block):
-            part = np.zeros((min(block, height - y), min(block, width - x), 3), np.uint8)
-            for column, row in itertools.product(
-                _spanned(x, part.shape[1], tile_w), _spanned(y, part.shape[0], tile_h)
-            ):
-                left, top = max(column * tile_w, x), max(row * tile_h, y)
-                right = min((column + 1) * tile_w, x + part.shape[1])
-                bottom = min((row + 1) * tile_h, y + part.shape[0])
-                try:
-                    tile = _read_tile(slide, level, (left, top), (right - left, bottom - top))
-                except TileReadError:
-                    bad.add((column, row))
-                    if len(bad) > allowed:
-                        raise
-                    continue
-                part[top - y : bottom - y, left - x : right - x] = tile
-            part = cv2.copyMakeBorder(
-                part, 0, -part.shape[0] % factor, 0, -part.shape[1] % factor, cv2.BORDER_REPLICATE
-            )  # type: ignore[assignment]
-            cells = (part.shape[1] // factor, part.shape[0] // factor)
-            small = part if factor == 1 else cv2.resize(part, cells, interpolation=cv2.INTER_AREA)
-            out[y // factor : y // factor + cells[1], x // factor : x // factor + cells[0]] = small
-    return out, len(bad)
+    downsample, bad = slide.level_downsamples[level], set[tuple[int, int]]()
+
+    def read_block(left: int, top: int, size: tuple[int, int]) -> Image:
+        right, bottom = left + size[0], top + size[1]
+        block = np.zeros((size[1], size[0], 3), np.uint8)
+        for column, row in itertools.product(_spanned(left, right, tile_w), _spanned(top, bottom, tile_h)):
+            x0, y0 = max(column * tile_w, left), max(row * tile_h, top)
+            x1, y1 = min((column + 1) * tile_w, right), min((row + 1) * tile_h, bottom)
+            corner = (round(x0 * downsample), round(y0 * downsample))
+            try:
+                tile = slide.read(*corner, level, (x1 - x0, y1 - y0), white=False)
+            except TileReadError:
+                bad.add((column, row))
+                if len(bad) > allowed:
+                    raise
+            else:
+                block[y0 - top : y1 - top, x0 - left : x1 - left] = tile
+        return block
+
+    return slide.read_level(level, factor, read_block=read_block), len(bad)
 
 
-def _spanned(start: int, length: int, tile: int) -> range:
-    """Return the indices of the file tiles that overlap start .. start + length."""
-    return range(start // tile, -(-(start + length) // tile))
-
-
-def _read_tile(slide: Slide, level: int, corner: tuple[int, int], size: tuple[int, int]) -> Image:
-    downsample = slide.level_downsamples[level]
-    return slide.read(round(corner[0] * downsample), round(corner[1] * downsample), level, size, white=False)
+def _spanned(start: int, stop: int, tile: int) -> range:
+    """Return the indices of the file tiles that overlap start .. stop."""
+    return range(start // tile, -(-stop // tile))
 
 
 def loosened(options: TissueOptions) -> TissueOptions:

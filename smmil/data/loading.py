@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from preprocessing.bags.manifests import ShardManifest
 from preprocessing.bags.rows import BagRow
 from preprocessing.bags.table import read_bags
 from preprocessing.check import read_stored
 from smmil.config.training_options import DataOptions
 from smmil.data.labels import instance_labels, is_consistent, labels_by_name
-from smmil.data.stored import ContentHashes, read_manifest
+from smmil.data.stored import ContentHashes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,10 +107,8 @@ def read_states(manifests: Iterable[Path | str]) -> dict[str, str]:
     severity = {"ok": 0, "empty": 1, "skipped": 2, "failed": 3}
     states: dict[str, str] = {}
     for path in manifests:
-        for bag_id, state in ((bag["bag_id"], bag["state"]) for bag in read_manifest(path)[1]):
-            if state not in severity:
-                raise ValueError(f"{path}: bag {bag_id} has the state {state!r}, expected one of {', '.join(severity)}")
-            states[bag_id] = max(states.get(bag_id, "ok"), state, key=severity.__getitem__)
+        for entry in ShardManifest.read(path).bags:
+            states[entry.bag_id] = max(states.get(entry.bag_id, "ok"), entry.state, key=severity.__getitem__)
     return states
 
 
@@ -117,12 +116,12 @@ def drop_inconsistent(
     listing: Listing, instances: Path | str, options: DataOptions, manifests: Sequence[Path | str] = ()
 ) -> Listing:
     """Exclude labelled bags whose instance labels contradict the bag label; only coverages are read."""
-    from preprocessing.store.bags import read_arrays, read_attrs
+    from preprocessing.store.bags import read_arrays, read_info
 
     hashes = ContentHashes.of_instances(instances, manifests)
 
     def keep(info: BagInfo) -> bool:
-        hashes.check(info.bag_id, read_stored(read_attrs, _store(instances), info.bag_id))
+        hashes.check(info.bag_id, read_stored(read_info, _store(instances), info.bag_id).content)
         coverage = read_stored(read_arrays, _store(instances), info.bag_id, ["coverage"], verify=True)["coverage"]
         return is_consistent(coverage, info.y, options)
 
@@ -177,13 +176,14 @@ def _load_one(
 ) -> "tuple[Bag, float]":
     import torch
 
-    from preprocessing.store.bags import check_pairing, read_arrays, read_attrs
+    from preprocessing.store.bags import check_pairing, read_arrays, read_feature_attrs, read_instance_attrs
     from smmil.data.batch import Bag
 
-    geometry, extracted = (read_stored(read_attrs, store, info.bag_id) for store in (instances, features))
+    geometry = read_stored(read_instance_attrs, instances, info.bag_id)
+    extracted = read_stored(read_feature_attrs, features, info.bag_id)
     check_pairing(geometry, extracted, info.bag_id)
     for stage, attributes in zip(hashes, (geometry, extracted), strict=True):
-        stage.check(info.bag_id, attributes)
+        stage.check(info.bag_id, attributes.store.content)
     arrays = read_stored(read_arrays, instances, info.bag_id, verify=True)
     # Features stay in the stored type, mostly float16, to halve the memory; `pack` converts a batch to float32.
     x = torch.from_numpy(read_stored(read_arrays, features, info.bag_id, verify=True)["features"])

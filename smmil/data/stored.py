@@ -7,10 +7,11 @@ manifests. The arrays are verified against their checksums when they are read (`
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from preprocessing.bags.manifests import ShardManifest
 from preprocessing.check import read_stored
 
 
@@ -28,7 +29,7 @@ def read_geometry(instances: Path, bag_id: str, names: Iterable[str]) -> tuple[d
     from preprocessing.store.bags import read_arrays, read_attrs
 
     attrs: dict[str, Any] = read_stored(read_attrs, instances / "store", bag_id)
-    ContentHashes.of_instances(instances).check(bag_id, attrs)
+    ContentHashes.of_instances(instances).check(bag_id, str(attrs["store"]["content"]))
     return attrs, read_stored(read_arrays, instances / "store", bag_id, list(names), verify=True)
 
 
@@ -40,20 +41,6 @@ def labels_key(instances: Path, bags: Iterable[str]) -> str:
     hashes = ContentHashes.of_instances(instances).hashes
     content = {bag_id: sorted(hashes[bag_id]) for bag_id in bags if bag_id in hashes}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest() if content else ""
-
-
-def read_manifest(path: Path | str) -> tuple[str, list[dict[str, Any]]]:
-    """Read the stage ("" if missing) and the bags of a shard manifest.
-
-    Raises:
-        ValueError: a file that is not a shard manifest.
-    """
-    try:
-        manifest = json.loads(Path(path).read_text(encoding="utf-8"))
-        bags = [{**bag, "bag_id": str(bag["bag_id"]), "state": str(bag["state"])} for bag in manifest["bags"]]
-        return str(manifest.get("stage", "")), bags
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a shard manifest ({error}); expected a JSON object with `bags`") from error
 
 
 class ContentHashes:
@@ -70,28 +57,27 @@ class ContentHashes:
         self.stage = stage
         self.hashes: dict[str, dict[str, Path | str]] = {}
         for path in manifests:
-            manifest_stage, bags = read_manifest(path)
-            if manifest_stage.partition("/")[0] == stage:
-                for bag in bags:
-                    if bag.get("hash"):
-                        self.hashes.setdefault(bag["bag_id"], {})[str(bag["hash"])] = path
+            manifest = ShardManifest.read(path)
+            for entry in manifest.bags if manifest.stage.partition("/")[0] == stage else ():
+                if entry.hash:
+                    self.hashes.setdefault(entry.bag_id, {})[entry.hash] = path
 
     @classmethod
     def of_instances(cls, instances: Path | str, manifests: Iterable[Path | str] = ()) -> "ContentHashes":
         """Read the given manifests and those in the folder of the instances stage."""
         return cls("instances", [*manifests, *sorted((Path(instances) / "shards").glob("*.json"))])
 
-    def check(self, bag_id: str, attrs: Mapping[str, Any]) -> None:
+    def check(self, bag_id: str, content: str) -> None:
         """Raise if a bag has another content hash than its manifests; bags without a manifest entry are accepted.
 
         Args:
             bag_id: name of the bag.
-            attrs: attributes of the stored bag.
+            content: content hash of the stored bag.
 
         Raises:
             ValueError: the message names the bag, its manifest, and what to do.
         """
-        hashes, content = self.hashes.get(bag_id), str(attrs["store"].get("content"))
+        hashes = self.hashes.get(bag_id)
         if hashes and content not in hashes:
             expected, path = next(iter(hashes.items()))
             raise ValueError(

@@ -172,12 +172,12 @@ def _run(main: Any, argv: Sequence[str]) -> None:
 
 
 def _entry(manifest: Path, bag_id: str) -> dict[str, Any]:
-    from preprocessing.bags.shards import read_manifest
+    from preprocessing.bags.manifests import ShardManifest
 
-    entry = read_manifest(manifest)[bag_id]
-    if entry["state"] == "failed":
-        raise ValueError(f"{bag_id}: {entry['reason']}")
-    return entry
+    entry = ShardManifest.read(manifest).by_id[bag_id]
+    if entry.state == "failed":
+        raise ValueError(f"{bag_id}: {entry.reason}")
+    return entry.model_dump()
 
 
 def _cut(shard: Sequence[str], bag: Path, bag_id: str) -> dict[str, Any]:

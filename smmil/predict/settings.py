@@ -178,11 +178,9 @@ def instance_options(modality: str, reference: Reference, given: str | None) -> 
 
 def _recorded_options(reference: Reference) -> dict[str, Any]:
     """Return the settings that the dataset's bags record, presets resolved."""
-    from preprocessing.instances.stage import OPTIONS_ATTR
-
-    if any(OPTIONS_ATTR not in attrs for attrs in reference.instances):
+    if any("instance_options" not in attrs for attrs in reference.instances):
         raise ValueError("the run's dataset was imported, its cutting is not known here; state it with --options")
-    recorded = {json.dumps(attrs[OPTIONS_ATTR], sort_keys=True) for attrs in reference.instances}
+    recorded = {json.dumps(attrs["instance_options"], sort_keys=True) for attrs in reference.instances}
     first, *others = (json.loads(text) for text in sorted(recorded))
     if others:
         differs = sorted(name for name in first.keys() | others[0].keys() if first.get(name) != others[0].get(name))

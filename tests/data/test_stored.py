@@ -11,7 +11,7 @@ from preprocessing.bags.rows import BagRow
 from preprocessing.bags.table import write_bags
 from preprocessing.common.files import write_json
 from preprocessing.qc.__main__ import main as qc_main
-from preprocessing.store.bags import coords_hash, read_arrays, read_attrs, write_bag
+from preprocessing.store.bags import FeatureAttrs, InstanceAttrs, coords_hash, read_arrays, read_attrs, write_bag
 from smmil import score
 from smmil.artifacts.results import load_predictions
 from smmil.data.splits import read_splits
@@ -49,14 +49,14 @@ def write_features_again(data: Path, bag_id: str = "bag03", add: float = 1.0) ->
     store = data / "features/tiny/store"
     features = read_arrays(store, bag_id)["features"] + np.float16(add)
     attrs = {**FACTS, "coords_hash": read_attrs(store, bag_id)["coords_hash"]}
-    write_bag(store, bag_id, {"features": features}, attrs, schema="features")
+    write_bag(store, bag_id, {"features": features}, FeatureAttrs(**attrs))
 
 
 def write_coverage_again(data: Path, bag_id: str = "bag03") -> None:
     """Another annotation of the same tiles: the coordinates, hence the pairing, stay."""
     arrays = read_arrays(data / "instances/store", bag_id)
     arrays["coverage"] = np.float32(1) - arrays["coverage"]
-    write_bag(data / "instances/store", bag_id, arrays, {"dataset": "tiny"}, schema="instances")
+    write_bag(data / "instances/store", bag_id, arrays, InstanceAttrs(dataset="tiny"))
     assert (
         coords_hash(arrays["coords"], arrays["grid"]) == read_attrs(data / "features/tiny/store", bag_id)["coords_hash"]
     )
@@ -162,7 +162,7 @@ def test_runs_are_trained_again_when_an_annotation_decides_that_other_bags_take_
     name = next(i for i in read_splits(data / "runs/splits.csv")[1].items() if i[1] == "train" and int(i[0][3:]) % 2)[0]
     arrays = read_arrays(data / "instances/store", name)
     arrays["coverage"] = np.zeros_like(arrays["coverage"])
-    write_bag(data / "instances/store", name, arrays, {"dataset": "tiny"}, schema="instances")
+    write_bag(data / "instances/store", name, arrays, InstanceAttrs(dataset="tiny"))
     assert train.main(argv) == 2
     name_bags(data)
     assert train.main(argv) == 0

@@ -8,12 +8,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from preprocessing import status
 from preprocessing.bags.__main__ import main as list_bags
+from preprocessing.bags.manifests import ManifestEntry, ShardManifest
 from preprocessing.bags.rows import BagRow
-from preprocessing.bags.shards import read_manifest
 from preprocessing.bags.table import read_bags
 from preprocessing.instances import __main__ as instances
 from tests.helpers.dicoms import write_slice
@@ -34,8 +35,6 @@ def picture(box: tuple[int, int, int, int] | None = BOX) -> np.ndarray:
 
 def write_slide(path: Path, image: np.ndarray | None = None, **options: Any) -> Path:
     """A pyramid of downsamples 1 and 2."""
-    import cv2
-
     image = picture() if image is None else image
     half = cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,9 +95,9 @@ class Cohort:
         """The manifest of a shard of instances."""
         return self.results / f"instances/shards/{shard:04d}.json"
 
-    def entries(self, shard: int = 0) -> dict[str, dict[str, Any]]:
+    def entries(self, shard: int = 0) -> dict[str, ManifestEntry]:
         """Its bags, by id."""
-        return read_manifest(self.manifest(shard))
+        return ShardManifest.read(self.manifest(shard)).by_id
 
     def status_lines(self, shard: int = 0) -> list[dict[str, Any]]:
         """Status lines of a shard of instances, oldest first."""

@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
+from preprocessing.bags.report import ListReport, Omitted
 from preprocessing.bags.rows import BagRow
 from preprocessing.bags.table import validate_bags
 from preprocessing.datasets import DATASETS, BagTable
@@ -23,12 +24,12 @@ def table(path: Path, header: list[str], rows: list[list[Any]]) -> Path:
     return path
 
 
-def listed(kind: str, root: Path, options: dict[str, Any] | None = None) -> tuple[dict[str, BagRow], dict[str, Any]]:
+def listed(kind: str, root: Path, options: dict[str, object] | None = None) -> tuple[dict[str, BagRow], ListReport]:
     result: BagTable = DATASETS[kind].list_bags(root, options or {})
     validate_bags(result.rows, root, source=kind)
     assert len(result.rows) <= DATASETS[kind].count(root, options or {})
     return {row.bag_id: row for row in result.rows}, result.report
 
 
-def names(items: list[dict[str, str]]) -> set[str]:
-    return {item["name"] for item in items}
+def names(omissions: list[Omitted]) -> set[str]:
+    return {omission.name for omission in omissions}

@@ -12,7 +12,7 @@ from preprocessing.bags.rows import BagRow
 from preprocessing.bags.table import write_bags
 from preprocessing.exchange.__main__ import main
 from preprocessing.instances.graph import chain_neighbors, distance_neighbors
-from preprocessing.store.bags import coords_hash, read_arrays, write_bag
+from preprocessing.store.bags import FeatureAttrs, InstanceAttrs, coords_hash, read_arrays, write_bag
 
 FEATURES = 6
 FACTS = {
@@ -140,10 +140,10 @@ class Store:
         coverage = np.round(coverage) if scans else coverage
         coverage[-1] = np.nan
         arrays = {"coords": coords, "grid": grid, "neighbors": neighbors, "coverage": coverage.astype(np.float32)}
-        write_bag(self.folder / "instances/store", row.bag_id, arrays, attrs, schema="instances")
+        write_bag(self.folder / "instances/store", row.bag_id, arrays, InstanceAttrs(**attrs))
         features = learnable(n, row.label or 0, i).astype(np.float16)
         facts = {**FACTS, "coords_hash": coords_hash(coords, grid)}
-        write_bag(self.features_folder / "store", row.bag_id, {"features": features}, facts, schema="features")
+        write_bag(self.features_folder / "store", row.bag_id, {"features": features}, FeatureAttrs(**facts))
 
     @staticmethod
     def slide(i: int) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from preprocessing.common.files import write_json
-from preprocessing.store.bags import write_bag
+from preprocessing.store.bags import InstanceAttrs, write_bag
 
 VOID = {"img", "meta", "br", "link", "input", "hr"}
 
@@ -50,7 +50,7 @@ def put_slide(root: Path, bag_id: str, n: int, lesion: int) -> None:
         "mpp": 0.25,
         "mpp_source": "manifest",
     }
-    write_bag(root / "store", bag_id, arrays, attrs, schema="instances", key="k")
+    write_bag(root / "store", bag_id, arrays, InstanceAttrs(**attrs), key="k")
     folder = root / "thumbnails"
     folder.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (400, 200), "white").save(folder / f"{bag_id}.jpg", "JPEG")

@@ -7,6 +7,7 @@ entropy-coded bytes of one tile so that no decoder can read it.
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import tifffile
@@ -16,8 +17,6 @@ Image = npt.NDArray[np.uint8]
 
 def texture(height: int, width: int, seed: int = 0) -> Image:
     """Smooth coloured noise on pink: compresses like tissue, differs everywhere."""
-    import cv2
-
     rng = np.random.default_rng(seed)
     small = rng.integers(0, 256, (height // 8 + 2, width // 8 + 2, 3)).astype(np.uint8)
     image = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
@@ -63,9 +62,9 @@ def write_tiff(
 
 def _patch(path: Path, level: int, tag: str, index: int, value: int) -> None:
     with tifffile.TiffFile(path) as tiff:
-        found = tiff.pages[level].tags[tag]
-        size = {3: 2, 4: 4, 16: 8}[int(found.dtype)]
-        offset, order = found.valueoffset + index * size, "big" if tiff.byteorder == ">" else "little"
+        entry = tiff.pages[level].tags[tag]
+        size = {3: 2, 4: 4, 16: 8}[int(entry.dtype)]
+        offset, order = entry.valueoffset + index * size, "big" if tiff.byteorder == ">" else "little"
     with path.open("r+b") as stream:
         stream.seek(offset)
         stream.write(value.to_bytes(size, order))

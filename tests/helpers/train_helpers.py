@@ -12,7 +12,7 @@ from torch import nn
 from preprocessing.bags.rows import BagRow
 from preprocessing.bags.table import write_bags
 from preprocessing.instances.graph import chain_neighbors
-from preprocessing.store.bags import coords_hash, write_bag
+from preprocessing.store.bags import FeatureAttrs, InstanceAttrs, coords_hash, write_bag
 from smmil.artifacts.runs import MEASURED, read_log
 from smmil.config.methods import METHODS, WITHOUT_GLOBAL, Method
 from smmil.models.abmil import ABMIL
@@ -64,13 +64,12 @@ def write_one(folder: Path, bag_id: str, label: int, n: int, rng: np.random.Gene
     if label:
         coverage[0], features[0] = 0.8, features[0] + shift
     geometry = {"coords": coords, "grid": grid, "neighbors": chain_neighbors(n), "coverage": coverage}
-    write_bag(folder / "instances" / "store", bag_id, geometry, {"dataset": "tiny"}, schema="instances")
+    write_bag(folder / "instances" / "store", bag_id, geometry, InstanceAttrs(dataset="tiny"))
     write_bag(
         folder / "features" / "tiny" / "store",
         bag_id,
         {"features": features.astype(np.float16)},
-        {**FACTS, "coords_hash": coords_hash(coords, grid)},
-        schema="features",
+        FeatureAttrs(**FACTS, coords_hash=coords_hash(coords, grid)),
     )
 
 

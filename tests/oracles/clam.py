@@ -1,12 +1,13 @@
-"""CLAM's tissue and patching rules, written a second time: loops, no lattice tricks, from the description only.
+"""CLAM's tissue and patching rules, written a second time from the description only: loops and SciPy.
 
 Points are (x, y); pictures are (h, w[, 3]) uint8; polygons are lists of integer vertices.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 Image = npt.NDArray[np.uint8]
 Point = tuple[float, float]
@@ -24,18 +25,13 @@ def saturation(rgb: Image) -> Image:
 
 def median(image: Image, side: int) -> Image:
     """Median of side x side, border replicated."""
-    half = side // 2
-    padded = np.pad(image, half, mode="edge")
-    out = np.empty_like(image)
-    for y, x in np.ndindex(*image.shape):
-        out[y, x] = np.sort(padded[y : y + side, x : x + side], axis=None)[side * side // 2]
-    return out
+    return np.asarray(ndimage.median_filter(image, side, mode="nearest"))
 
 
 def closing_shifted(mask: Image, side: int) -> Image:
     """Dilation then erosion, both looking at offsets -(side // 2) .. side - 1 - side // 2: even sides shift."""
-    offsets = range(-(side // 2), side - side // 2)
-    return _extreme(_extreme(mask, offsets, max, 0), offsets, min, 255)
+    dilated = ndimage.maximum_filter(mask, side, mode="constant", cval=0)
+    return np.asarray(ndimage.minimum_filter(dilated, side, mode="constant", cval=255))
 
 
 def closing_true(mask: Image, side: int) -> Image:
@@ -51,19 +47,6 @@ def closing_true(mask: Image, side: int) -> Image:
             part = (slice(max(top, 0), max(top + side, 0)), slice(max(left, 0), max(left + side, 0)))
             if not mask[part].any():
                 out[part] = 0
-    return out
-
-
-def _extreme(image: Image, offsets: range, choose: Callable[[list[int]], int], outside: int) -> Image:
-    h, w = image.shape
-    out = np.empty_like(image)
-    for y, x in np.ndindex(h, w):
-        values = [outside]
-        for dy in offsets:
-            for dx in offsets:
-                if 0 <= y + dy < h and 0 <= x + dx < w:
-                    values.append(int(image[y + dy, x + dx]))
-        out[y, x] = choose(values)
     return out
 
 
@@ -125,19 +108,18 @@ def patches(
     if not padding:
         stop_x = min(stop_x, dimensions[0] - footprint + 1)
         stop_y = min(stop_y, dimensions[1] - footprint + 1)
-    found = []
+    origins = []
     for x in range(x0, stop_x, step):
         for y in range(y0, stop_y, step):
             if accepted(polygon, holes, (x, y), footprint, name):
-                found.append((x, y))
-    return found
+                origins.append((x, y))
+    return origins
 
 
 def polygon_area(points: Sequence[Point]) -> float:
     """Shoelace area."""
-    n = len(points)
-    twice = sum(points[i][0] * points[(i + 1) % n][1] - points[(i + 1) % n][0] * points[i][1] for i in range(n))
-    return abs(twice) / 2
+    (x, y), (next_x, next_y) = np.transpose(points), np.transpose([*points[1:], points[0]])
+    return abs(float((x * next_y - next_x * y).sum())) / 2
 
 
 def clipped_area(points: Sequence[Point], box: tuple[float, float, float, float]) -> float:

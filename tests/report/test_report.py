@@ -18,7 +18,7 @@ from preprocessing.common.files import write_json
 from preprocessing.common.webpage import thumbnail
 from preprocessing.qc.counts import Counts, Expected
 from preprocessing.status import StageProblem, Status, Total
-from preprocessing.store.bags import write_bag
+from preprocessing.store.bags import InstanceAttrs, write_bag
 from smmil.artifacts.chosen_runs import ChosenRun
 from smmil.evaluate.__main__ import main as evaluate_main
 from smmil.figures import bag_maps as maps
@@ -168,7 +168,7 @@ def test_a_scan_is_drawn_as_curves_and_montage(results: Path, drawn_maps: list[A
         "neighbors": np.array([[1, -1], [0, 2], [1, -1]], np.int32),
         "coverage": np.array([1, 0, np.nan], np.float32),
     }
-    write_bag(results / "instances" / "store", "t1", arrays, {"modality": "ct"}, schema="instances", key="k")
+    write_bag(results / "instances" / "store", "t1", arrays, InstanceAttrs(modality="ct"), key="k")
     Image.new("RGB", (96, 32), (120, 120, 120)).save(results / "instances" / "thumbnails" / "t1.jpg", "JPEG")
     layout = {"columns": 3, "cell_px": 32, "slices": [0, 1, 2]}
     write_json(results / "instances" / "thumbnails" / "t1.json", {"montage": layout})

@@ -66,7 +66,7 @@ def written(text: str) -> list[bytes]:
 def test_no_mark_of_a_patient_is_in_any_output_log_or_picture(tmp_path, encoder, caplog, capfd) -> None:
     caplog.set_level(logging.DEBUG)
     cohort = chain(tmp_path, MARKS, broken=True)
-    assert {e["state"] for e in cohort.entries().values()} == {"ok", "failed"}
+    assert {e.state for e in cohort.entries().values()} == {"ok", "failed"}
     files = [path for path in cohort.results.rglob("*") if path.is_file()]
     kinds = {path.suffix for path in files}
     assert {".csv", ".json", ".jsonl", ".jpg", ".html", ".md"} <= kinds and len(files) > 40

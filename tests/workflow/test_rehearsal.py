@@ -1,15 +1,15 @@
 """The rehearsal of scale: the paper's counts and exclusions, bags that the stages can cut, the paper's jobs."""
 
-import json
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from preprocessing.bags.table import validate_bags
+from preprocessing.common.options import parse_instance_options
 from preprocessing.datasets import DATASETS
 from preprocessing.datasets.panda import BLANK, BROKEN_MASKS, EXPECTED
-from preprocessing.instances.stage import compute, options_for
+from preprocessing.instances.stage import compute
 from preprocessing.synthetic import cohort
 from preprocessing.synthetic.__main__ import main
 from preprocessing.synthetic.rehearsal import PLANS, SCANS, SLICES, panda_specs
@@ -69,11 +69,11 @@ def test_readers_and_rules_take_every_bag(
     excluded = {item["name"] for item in table.report["excluded"]}
     assert excluded == {"camelyon16": {"test_049"}, "panda": {BLANK}, "rsna": set()}[kind]
     assert len(table.rows) <= DATASETS[kind].count(root, chosen.source)
-    values = json.loads(chosen.instances.model_dump_json())
+    options = parse_instance_options(chosen.instances.model_dump_json())
     rule = DataOptions(label_rule=chosen.label_rule, label_threshold=chosen.label_threshold)
     left_out = []
     for row in table.rows:
-        found = compute(row, options_for(row.modality, values), root)
+        found = compute(row, options.of(row.modality), root)
         usable = len(found.coords) and is_consistent(found.coverage, float(row.label or 0), rule)
         left_out += [] if usable else [(row.bag_id, len(found.coords))]
         assert len(found.coords) in (0, n)

@@ -98,10 +98,10 @@ def check_failed(cohort: Cohort, reason: str) -> None:
     assert cohort.cut() == 1 and not cohort.manifest().exists()
     assert cohort.cut(allowed=1) == 0
     entries = cohort.entries()
-    assert entries["good"]["state"] == "ok" and entries["x"]["state"] == "failed", entries["x"]
+    assert entries["good"].state == "ok" and entries["x"].state == "failed", entries["x"]
     import re
 
-    assert re.search(reason, entries["x"]["reason"]), entries["x"]["reason"]
+    assert re.search(reason, entries["x"].reason), entries["x"].reason
     validate_bag(cohort.results / "instances/store", "good", schema="instances")
     assert not (cohort.results / "instances/store/x").exists()
     found = cohort.status()
@@ -124,7 +124,7 @@ def test_a_slide_without_tissue_is_empty_and_no_failure(cohort) -> None:
     cohort.add("x", "x.tif")
     assert cohort.list_bags() == 0 and cohort.cut() == 0
     entry = cohort.entries()["x"]
-    assert (entry["state"], entry["n"], entry["reason"]) == ("empty", 0, "no tissue found")
+    assert (entry.state, entry.n, entry.reason) == ("empty", 0, "no tissue found")
     found = cohort.status()
     assert found["total"]["empty"] == 1 and found["problems"][0]["reason"] == "no tissue found"
 
@@ -135,8 +135,8 @@ def test_unreadable_tiles_of_the_mask_are_background_up_to_the_limit_and_counted
     cohort.options["wsi"] = {**cohort.options["wsi"], "max_bad_tiles": 1}
     assert cohort.list_bags() == 0 and cohort.cut() == 0
     entries = cohort.entries()
-    assert entries["x"]["bad_tiles"] == 1 and "bad_tiles" not in entries["good"]
-    assert 0 < entries["x"]["n"] < entries["good"]["n"]
+    assert entries["x"].bad_tiles == 1 and entries["good"].bad_tiles == 0
+    assert 0 < entries["x"].n < entries["good"].n
     assert [line.get("bad_tiles") for line in cohort.status_lines()] == [None, 1]
     found = cohort.status()
     assert found["total"]["bad_tiles"] == 1 and ",ok," in (cohort.results / "status/status.csv").read_text()

@@ -13,7 +13,7 @@ from preprocessing.bags.rows import COLUMNS, BagRow
 from preprocessing.bags.table import read_bags, write_bags
 from preprocessing.common.options import TISSUE_PRESETS, wsi_options
 from preprocessing.datasets.base import source_files
-from preprocessing.store.bags import read_arrays, read_attrs
+from preprocessing.store.bags import read_arrays, read_instance_attrs
 from preprocessing.tiling.mask_image import mask_contours, masked_windows, read_mask
 from tests.helpers.cohorts import BOX, Cohort, picture, write_scan, write_slide
 
@@ -239,7 +239,7 @@ def test_only_the_bag_of_an_override_is_redone(cohort, tmp_path, cells, where: s
     if "mask" in cells:
         coords = read_arrays(cohort.results / "instances/store", "b", ["coords"])["coords"]
         assert len(coords) and coords[:, 0].max() < 320 and coords[:, 0].min() <= 4 < BOX[0]
-        assert read_attrs(cohort.results / "instances/store", "b")["overrides"] == {"mask": "m.png"}
+        assert read_instance_attrs(cohort.results / "instances/store", "b").overrides == {"mask": "m.png"}
         save(cohort.raw / "m.png", ~left)
         assert cohort.cut() == 0 and redone(cohort) == ["b"]
         assert read_arrays(cohort.results / "instances/store", "b", ["coords"])["coords"][:, 0].min() >= 256
@@ -251,7 +251,7 @@ def test_a_skipped_bag_is_named_everywhere_and_its_shard_keeps_the_others(cohort
     assert cohort.list_bags() == 0 and cohort.cut() == 0
     assert redone(cohort) == [] and "slide is broken" in caplog.text
     entry = cohort.entries()["b"]
-    assert (entry["state"], entry["reason"], entry["n"]) == ("skipped", "slide is broken", 0)
+    assert (entry.state, entry.reason, entry.n) == ("skipped", "slide is broken", 0)
     report = json.loads((cohort.results / "bags.report.json").read_text())
     assert report["skipped"] == [{"name": "b", "reason": "slide is broken"}] and report["found"]["skipped"] == 1
     found = cohort.status()
@@ -269,7 +269,7 @@ def test_a_skipped_scan_is_not_opened(tmp_path) -> None:
     cohort.add("good", "good")
     cohort.add("bad", "bad", skip="no such scan")
     assert cohort.list_bags() == 0 and cohort.cut() == 0
-    assert {name: entry["state"] for name, entry in cohort.entries().items()} == {"good": "ok", "bad": "skipped"}
+    assert {name: entry.state for name, entry in cohort.entries().items()} == {"good": "ok", "bad": "skipped"}
 
 
 def test_the_workflow_knows_the_files_of_a_source(tmp_path) -> None:
@@ -291,7 +291,7 @@ def test_a_mask_keeps_what_thresholds_miss(tmp_path) -> None:
     cohort.add("drawn", "pale.tif", mask="m.png")
     assert cohort.list_bags() == 0 and cohort.cut() == 0
     entries = cohort.entries()
-    assert entries["plain"]["state"] == "empty" and entries["drawn"]["state"] == "ok"
+    assert entries["plain"].state == "empty" and entries["drawn"].state == "ok"
     coords = read_arrays(cohort.results / "instances/store", "drawn", ["coords"])["coords"]
     centre = coords + 32
     assert (centre >= (BOX[0] - 32, BOX[1] - 32)).all() and (centre <= (BOX[2] + 32, BOX[3] + 32)).all()

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from preprocessing.bags.manifests import ManifestEntry, ShardManifest
 from preprocessing.bags.rows import BagRow
-from preprocessing.bags.shards import Abort, Outcome, Shard, one_line, read_manifest, run_shard, shard_lock
+from preprocessing.bags.shards import Abort, Outcome, Shard, one_line, run_shard, shard_lock
 
 SHARD = Shard("demo", "instances", 3, 12)
 ROWS = [BagRow(bag_id=name, modality="wsi", images=(f"{name}.tif",)) for name in ("a", "b", "c", "d")]
@@ -47,9 +48,9 @@ def test_every_bag_is_tried_and_the_shard_fails_afterwards(tmp_path, caplog):
 
 def test_allowed_failures_are_in_the_manifest_with_their_reason(tmp_path):
     assert run(tmp_path, mixed, allowed=1) == 0
-    entries = read_manifest(tmp_path / "m.json")
-    assert entries["b"] == {"bag_id": "b", "state": "failed", "n": 0, "hash": "", "reason": "b.tif: found no mpp"}
-    assert entries["c"]["state"] == "empty" and entries["d"]["n"] == 7
+    entries = ShardManifest.read(tmp_path / "m.json").by_id
+    assert entries["b"] == ManifestEntry(bag_id="b", state="failed", reason="b.tif: found no mpp")
+    assert entries["c"].state == "empty" and entries["d"].n == 7
     head = json.loads((tmp_path / "m.json").read_text())
     assert (head["dataset"], head["stage"], head["stage_version"], head["shard"]) == ("demo", "instances", 3, "0012")
 
@@ -64,7 +65,7 @@ def test_equal_results_give_equal_bytes_whatever_the_order_and_the_clock(tmp_pat
 
 def test_a_shard_without_bags_has_a_manifest(tmp_path):
     assert run(tmp_path, mixed, rows=[]) == 0
-    assert read_manifest(tmp_path / "m.json") == {}
+    assert ShardManifest.read(tmp_path / "m.json").by_id == {}
 
 
 @pytest.mark.parametrize("fatal", [MemoryError, KeyboardInterrupt, Abort])
@@ -79,7 +80,7 @@ def test_what_is_no_fault_of_a_bag_ends_the_job(tmp_path, fatal):
 
 def test_a_failure_of_an_earlier_stage_is_not_counted_twice(tmp_path):
     assert run(tmp_path, lambda row: Outcome("failed", reason="no instances", counted=False)) == 0
-    assert read_manifest(tmp_path / "m.json")["a"]["state"] == "failed"
+    assert ShardManifest.read(tmp_path / "m.json").by_id["a"].state == "failed"
 
 
 def test_reasons_are_one_line_and_name_unexpected_errors():
@@ -93,9 +94,9 @@ def test_reasons_are_one_line_and_name_unexpected_errors():
 def test_a_broken_manifest_is_named(tmp_path, text):
     (tmp_path / "m.json").write_text(text)
     with pytest.raises(ValueError, match=r"m\.json"):
-        read_manifest(tmp_path / "m.json")
+        ShardManifest.read(tmp_path / "m.json")
     with pytest.raises(ValueError, match="no such manifest"):
-        read_manifest(tmp_path / "absent.json")
+        ShardManifest.read(tmp_path / "absent.json")
 
 
 def _hold(path: str, events: str, hold_s: float) -> None:

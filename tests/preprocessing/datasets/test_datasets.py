@@ -30,9 +30,6 @@ def test_unknown_kind() -> None:
         get_dataset("mnist")
 
 
-# CAMELYON16
-
-
 def whole_camelyon16(root: Path, gigadb: bool) -> None:
     groups = {"normal": (160, "training/normal"), "tumor": (111, "training/tumor"), "test": (130, "testing/images")}
     for group, (last, folder) in groups.items():
@@ -58,7 +55,7 @@ def test_camelyon16_whole(tmp_path: Path, shared_data: Path, gigadb: bool) -> No
     rows, report = listed("camelyon16", tmp_path)
     counts = Counter((row.split, row.label) for row in rows.values())
     assert counts == {("train", 0): 159, ("train", 1): 111, ("test", 0): 80, ("test", 1): 49}
-    assert report["missing"] == [] and report["excluded"] == [] and report["notes"] == []
+    assert report.missing == [] and report.excluded == [] and report.notes == []
     partial = {f"tumor_{n:03d}" for n in PARTIAL} | {"test_114"}
     assert {n for n, row in rows.items() if not row.annotation_complete} == partial
     assert all(bool(row.annotation) == (row.label == 1) for row in rows.values())
@@ -74,7 +71,7 @@ def test_camelyon16_differences_are_named(tmp_path: Path) -> None:
     (tmp_path / "reference.csv").write_text("test_001.tif,Tumor,IDC,Macro\ntest_049,Tumor,IDC,Micro\n")
     rows, report = listed("camelyon16", tmp_path)
     assert set(rows) == {"normal_001", "tumor_001", "tumor_002", "test_001"}
-    assert names(report["excluded"]) == {
+    assert names(report.excluded) == {
         "normal_086",
         "test_049",
         "test_002",
@@ -82,7 +79,7 @@ def test_camelyon16_differences_are_named(tmp_path: Path) -> None:
         "images/tumor_200.tif",
         "training/normal/Normal_001.tif",
     }
-    missing = names(report["missing"])
+    missing = names(report.missing)
     assert {"normal_002.tif", "tumor_111.tif", "tumor_002.xml", "test_001.xml"} <= missing
     assert not {"normal_086.tif", "test_049.tif", "normal_001.tif"} & missing
     assert rows["tumor_001"].annotation_complete and not rows["tumor_002"].annotation_complete
@@ -95,7 +92,7 @@ def test_camelyon16_test_labels_without_reference(tmp_path: Path) -> None:
     touch(tmp_path, "annotations/Test_002.xml")
     rows, report = listed("camelyon16", tmp_path)
     assert (rows["test_001"].label, rows["test_002"].label) == (0, 1)
-    assert any("no reference.csv" in note for note in report["notes"])
+    assert any("no reference.csv" in note for note in report.notes)
 
 
 def test_camelyon16_bad_options_and_reference(tmp_path: Path) -> None:
@@ -106,16 +103,13 @@ def test_camelyon16_bad_options_and_reference(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no file 'labels.csv'"):
         DATASETS["camelyon16"].list_bags(tmp_path, {"reference": "labels.csv"})
     _, report = listed("camelyon16", tmp_path)
-    assert any("lesion_annotations.zip is not unpacked" in note for note in report["notes"])
+    assert any("lesion_annotations.zip is not unpacked" in note for note in report.notes)
     (tmp_path / "labels.csv").write_text("test_001,Maybe\n")
     with pytest.raises(ValueError, match="expected Normal or Tumor"):
         DATASETS["camelyon16"].list_bags(tmp_path, {"reference": "labels.csv"})
     (tmp_path / "labels.csv").write_text("test_001,Normal\nTest_001,Tumor\n")
     with pytest.raises(ValueError, match="two different labels"):
         DATASETS["camelyon16"].list_bags(tmp_path, {"reference": "labels.csv"})
-
-
-# PANDA
 
 
 def test_panda_partition_and_labels_as_published(tmp_path: Path, shared_data: Path) -> None:
@@ -133,9 +127,9 @@ def test_panda_partition_and_labels_as_published(tmp_path: Path, shared_data: Pa
     assert (
         set(rows)
         == set(slides) - {panda.BLANK}
-        == set(parts) - {panda.BLANK} - {name.removesuffix(".tiff") for name in names(report["missing"])}
+        == set(parts) - {panda.BLANK} - {name.removesuffix(".tiff") for name in names(report.missing)}
     )
-    assert names(report["excluded"]) == {panda.BLANK}
+    assert names(report.excluded) == {panda.BLANK}
     assert all((row.split == "test") == (parts[n] == "test") for n, row in rows.items())
     grades = {r["image_id"]: int(r["isup_grade"]) for r in read_table(source / "train.csv", ["isup_grade"])}
     assert all(row.label == (grades[n] > 0) for n, row in rows.items())
@@ -162,7 +156,7 @@ def test_panda_small(tmp_path: Path) -> None:
         "c": (1, "test", "radboud"),
     }
     assert rows["b"].annotation == "train_label_masks/b_mask.tiff" and rows["a"].annotation == ""
-    assert names(report["excluded"]) == {"d", "extra"} and names(report["missing"]) == {"z"}
+    assert names(report.excluded) == {"d", "extra"} and names(report.missing) == {"z"}
 
 
 def test_panda_damaged_tables(tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
 """Custom manifests: both modalities, series, columns, and every problem reported at once."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from preprocessing.bags.report import ListReport
 from preprocessing.bags.rows import BagRow
 from preprocessing.datasets import DATASETS
 from tests.helpers.dataset_files import listed, table, touch
@@ -13,7 +13,7 @@ from tests.helpers.dicoms import write_slice
 HEADER = "bag_id,image,label,split,annotation,mpp,group,modality,note\n"
 
 
-def custom(root: Path, text: str, header: str = HEADER) -> tuple[dict[str, BagRow], dict[str, Any]]:
+def custom(root: Path, text: str, header: str = HEADER) -> tuple[dict[str, BagRow], ListReport]:
     (root / "manifest.csv").write_text(header + text)
     return listed("custom", root, {"manifest": "manifest.csv"})
 
@@ -52,7 +52,7 @@ def test_custom_two_series(tmp_path: Path) -> None:
     ct_folder(tmp_path / "scan", series=2)
     rows, report = custom(tmp_path, "a,scan,1,train,,,,,\n")
     text = "2 series, #2 (3 files, CT), #3 (3 files, CT); one bag is one series, write e.g. 'scan#2'"
-    assert text in rows["a"].note and text in report["notes"][0] and len(rows["a"].images) == 6
+    assert text in rows["a"].note and text in report.notes[0] and len(rows["a"].images) == 6
     rows, _ = custom(tmp_path, "a,scan#3,1,train,,,,,\n")
     assert rows["a"].images == ("scan/1_0.dcm", "scan/1_2.dcm", "scan/1_1.dcm")
     with pytest.raises(ValueError, match="no series #7"):
@@ -104,5 +104,5 @@ def test_custom_shared_patient_is_noted_without_naming_it(tmp_path: Path) -> Non
     ct_folder(tmp_path / "three", patient="SECRET2")
     text = "a,one,1,train\nb,two,0,test\nc,three,0,test\n"
     _, report = custom(tmp_path, text, "bag_id,image,label,split\n")
-    assert len(report["notes"]) == 1 and report["notes"][0].startswith("a, b: one PatientID")
+    assert len(report.notes) == 1 and report.notes[0].startswith("a, b: one PatientID")
     assert "SECRET" not in repr(report)

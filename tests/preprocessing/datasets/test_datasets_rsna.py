@@ -10,18 +10,16 @@ from preprocessing.datasets import DATASETS, rsna
 from tests.helpers.dataset_files import listed, names, table
 from tests.helpers.dicoms import write_slice
 
-# RSNA
-
 
 def small_rsna(root: Path, scans: int = 8, slices: int = 5) -> dict[str, list[str]]:
     """Scans of shuffled file names; odd ones positive on slice 2; two scans per patient. Scan -> names in order."""
     rng = np.random.default_rng(0)
     codes = [f"ID_{c:09x}" for c in rng.permutation(scans * slices)]
-    rows, found = [], {}
+    rows, files = [], {}
     for s in range(scans):
-        own = codes[s * slices : (s + 1) * slices]
-        found[f"ID_study{s}"] = [f"{c}.dcm" for c in own]
-        for z, code in enumerate(own):
+        names_of_scan = codes[s * slices : (s + 1) * slices]
+        files[f"ID_study{s}"] = [f"{c}.dcm" for c in names_of_scan]
+        for z, code in enumerate(names_of_scan):
             write_slice(
                 root / "stage_2_train" / f"{code}.dcm",
                 z=5.0 * z,
@@ -32,7 +30,7 @@ def small_rsna(root: Path, scans: int = 8, slices: int = 5) -> dict[str, list[st
             positive = int(s % 2 == 1 and z == 2)
             rows += [[f"{code}_{kind}", positive] for kind in ("epidural", "subdural", "any")]
     table(root / "stage_2_train.csv", ["ID", "Label"], rows + rows[:3])
-    return found
+    return files
 
 
 def scan_list(path: Path, scans: dict[str, list[str]], reverse: bool = False) -> Path:
@@ -50,8 +48,8 @@ def test_rsna_sampled(tmp_path: Path) -> None:
     scans = small_rsna(tmp_path)
     rows, report = listed("rsna", tmp_path, {"scans": 8, "test_share": 0.25})
     assert len(rows) == 8 and Counter(r.split for r in rows.values()) == {"train": 6, "test": 2}
-    assert any("sampled" in note for note in report["notes"])
-    assert any("duplicate label rows" in note for note in report["notes"])
+    assert any("sampled" in note for note in report.notes)
+    assert any("duplicate label rows" in note for note in report.notes)
     by_first = {row.images: row for row in rows.values()}
     for study, slices in scans.items():
         row = by_first[tuple(f"stage_2_train/{n}" for n in slices)]
@@ -77,10 +75,10 @@ def test_rsna_published_lists(tmp_path: Path, reverse: bool) -> None:
     rows, report = listed("rsna", tmp_path, {"test_list": "test.csv", "scans": 5})
     assert {n for n, r in rows.items() if r.split == "test"} == {"ID_study0", "ID_study3"}
     # the other scans of the two test patients may not be trained on
-    assert len(rows) == 5 and len(report["excluded"]) == 2
-    assert all("patient" in item["reason"] for item in report["excluded"])
+    assert len(rows) == 5 and len(report.excluded) == 2
+    assert all("patient" in item.reason for item in report.excluded)
     assert rows["ID_study3"].annotation == "slices:00100"
-    assert not any("order" in note for note in report["notes"])
+    assert not any("order" in note for note in report.notes)
     order = rsna.read_list(test)[0].slices
     assert list(order) == (scans["ID_study0"][::-1] if reverse else scans["ID_study0"])
     scan_list(tmp_path / "train.csv", {k: scans[k] for k in ("ID_study5", "ID_study6", "ID_study2")})
@@ -91,7 +89,7 @@ def test_rsna_published_lists(tmp_path: Path, reverse: bool) -> None:
         "ID_study5": "train",
         "ID_study6": "train",
     }
-    assert names(report["excluded"]) == {"ID_study2"}
+    assert names(report.excluded) == {"ID_study2"}
 
 
 def test_rsna_list_and_disk_differ(tmp_path: Path) -> None:
@@ -109,10 +107,10 @@ def test_rsna_list_and_disk_differ(tmp_path: Path) -> None:
     (tmp_path / "test.csv").write_text((tmp_path / "test.csv").read_text().replace("instance_label,", "unused,"))
     _ = write_slice(tmp_path / "stage_2_train" / "ID_6431af929.dcm", StudyInstanceUID="ID_study5")
     rows, report = listed("rsna", tmp_path, {"test_list": "test.csv"})
-    assert first[1] in names(report["missing"]) and {"gone9"} <= names(report["missing"])
-    assert {"ID_6431af929.dcm", broken.name} <= names(report["excluded"])
+    assert first[1] in names(report.missing) and {"gone9"} <= names(report.missing)
+    assert {"ID_6431af929.dcm", broken.name} <= names(report.excluded)
     assert len(rows["ID_study0"].images) == 4
-    assert any("order differs" in note for note in report["notes"])
+    assert any("order differs" in note for note in report.notes)
     assert not any("6431af929" in name for row in rows.values() for name in row.images)
 
 

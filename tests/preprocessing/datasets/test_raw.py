@@ -84,9 +84,9 @@ def bring(out: Path, url: str, *more: str) -> int:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    found = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    found.pop(transport.RECORD, None)
-    return found
+    contents = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    contents.pop(transport.RECORD, None)
+    return contents
 
 
 WANTED = {n: d for n, d in CONTENT.items() if not n.startswith("masks")}
@@ -125,9 +125,7 @@ def test_an_interrupted_download_goes_on(tmp_path: Path, server: tuple[str, type
     assert files(tmp_path / "more") == WANTED
 
 
-def test_wrong_sums_never_get_the_name(
-    tmp_path: Path, server: tuple[str, type[Handler]], source: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_wrong_sums_never_get_the_name(tmp_path, server, source, caplog):
     (source / "images" / "normal_001.tif").write_bytes(b"tampered")
     (source / "annotations" / "tumor_002.xml").unlink()
     assert bring(tmp_path / "out", server[0]) == 1

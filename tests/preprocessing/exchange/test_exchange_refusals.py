@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from preprocessing.bags.shards import read_manifest
+from preprocessing.bags.manifests import ShardManifest
 from preprocessing.exchange.__main__ import main
 from preprocessing.exchange.geometry import slide_geometry
 from preprocessing.exchange.tables import read_lines
@@ -104,7 +104,7 @@ def test_a_bad_file_is_that_bags_failure_with_one_reason(tmp_path, change, messa
     assert not (out / "instances/shards/0000.json").exists()
     assert message in reason(out, "s2")
     assert run_import("clam", source, out, "x", "--allowed-failures", "1") == 0
-    states = {name: entry["state"] for name, entry in read_manifest(out / "features/x/shards/0000.json").items()}
+    states = {entry.bag_id: entry.state for entry in ShardManifest.read(out / "features/x/shards/0000.json").bags}
     assert states.pop("s2") == "failed" and set(states.values()) == {"ok"}
 
 
@@ -176,7 +176,7 @@ def test_an_empty_bag_is_an_outcome(tmp_path):
     clam_slide(source, "s2", np.empty((0, 2)), np.empty((0, 6)))
     assert run_import("clam", source, tmp_path / "out", "x") == 0
     for stage in ("instances", "features/x"):
-        assert read_manifest(tmp_path / "out" / stage / "shards/0000.json")["s2"]["state"] == "empty"
+        assert ShardManifest.read(tmp_path / "out" / stage / "shards/0000.json").by_id["s2"].state == "empty"
 
 
 @pytest.mark.parametrize(

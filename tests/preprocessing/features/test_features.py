@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import nn
 
+from preprocessing.bags.manifests import ManifestEntry, ShardManifest
 from preprocessing.bags.rows import BagRow
-from preprocessing.bags.shards import read_manifest
 from preprocessing.bags.table import write_bags
 from preprocessing.common.files import write_json
 from preprocessing.features import __main__ as features
@@ -26,7 +26,14 @@ from preprocessing.features.encoder_model import load_encoder
 from preprocessing.features.encoders import ENCODERS
 from preprocessing.features.prefetch import Block, Prefetcher, segments
 from preprocessing.instances.graph import grid_neighbors
-from preprocessing.store.bags import read_arrays, read_attrs, validate_bag, write_bag
+from preprocessing.store.bags import (
+    InstanceAttrs,
+    read_arrays,
+    read_feature_attrs,
+    read_instance_attrs,
+    validate_bag,
+    write_bag,
+)
 
 SIDE = 40
 
@@ -66,7 +73,7 @@ class Cohort:
             arrays = {"coords": grid[:, ::-1] * 64, "grid": grid, "neighbors": grid_neighbors(grid)}
             arrays["coverage"] = np.zeros(n, np.float32)
             attrs = {"pixels_key": f"pixels of {name}", "tile_px": SIDE, "stage_version": 1}
-            content = write_bag(self.instances / "store", name, arrays, attrs, schema="instances")
+            content = write_bag(self.instances / "store", name, arrays, InstanceAttrs(**attrs))
         reason = {"ok": "", "empty": "no tissue found", "failed": "no mpp"}[state]
         self.entries.append({"bag_id": name, "state": state, "n": n, "hash": content, "reason": reason})
 
@@ -121,11 +128,11 @@ def test_features_are_those_of_each_tile_in_the_order_of_the_bag(cohort):
         one_by_one = [encoder(torch.from_numpy(tile(row.bag_id, i))[None])[0].numpy() for i in range(len(ours))]
         assert ours.shape == (len(one_by_one), 12) and np.allclose(ours, one_by_one, atol=1e-5)
         attrs = validate_bag(cohort.out / "small/store", row.bag_id, schema="features")
-        assert attrs["encoder"] == "small@random-0" and attrs["random_weights"] is True
-        assert attrs["coords_hash"] == read_attrs(cohort.instances / "store", row.bag_id)["coords_hash"]
-    entries = read_manifest(cohort.manifest("small"))
-    assert entries["nothing"] == {**entries["nothing"], "state": "empty", "n": 0, "reason": "no tissue found"}
-    assert entries["c"]["n"] == 30 and entries["c"]["hash"]
+        assert attrs.encoder == "small@random-0" and attrs.random_weights is True
+        assert attrs.coords_hash == read_instance_attrs(cohort.instances / "store", row.bag_id).coords_hash
+    entries = ShardManifest.read(cohort.manifest("small")).by_id
+    assert entries["nothing"] == ManifestEntry(bag_id="nothing", state="empty", reason="no tissue found")
+    assert entries["c"].n == 30 and entries["c"].hash
 
 
 def test_one_pass_serves_all_encoders(cohort):
@@ -135,7 +142,7 @@ def test_one_pass_serves_all_encoders(cohort):
     assert not cohort.manifest("wide").exists()
     assert cohort.run("wide", "--also", "wide,small") == 0
     assert cohort.decoded == [] and cohort.features("wide", "c").shape == (30, 20)
-    assert read_manifest(cohort.manifest("wide")).keys() == {"a", "b", "c", "d"}
+    assert ShardManifest.read(cohort.manifest("wide")).by_id.keys() == {"a", "b", "c", "d"}
 
 
 def test_another_encoder_later_leaves_finished_bags_alone(cohort):
@@ -190,13 +197,13 @@ def test_what_redoes_features_and_what_does_not(cohort):
 def test_changed_instances_need_their_stage_first(cohort):
     cohort.entries[0]["hash"] = "of an older run"
     assert cohort.run("small", "--allowed-failures", "1") == 0
-    assert "run the instances stage again" in read_manifest(cohort.manifest("small"))["a"]["reason"]
+    assert "run the instances stage again" in ShardManifest.read(cohort.manifest("small")).by_id["a"].reason
 
 
 def test_a_failure_of_the_instances_stage_is_passed_on_but_not_counted(cohort):
     cohort.add("broken", 0, "failed")
     assert cohort.run("small") == 0
-    assert read_manifest(cohort.manifest("small"))["broken"]["reason"] == "no instances: no mpp"
+    assert ShardManifest.read(cohort.manifest("small")).by_id["broken"].reason == "no instances: no mpp"
 
 
 def test_a_manifest_of_another_shard_is_refused(cohort, capsys):
@@ -214,7 +221,7 @@ def test_an_image_with_fewer_tiles_than_the_bag_fails(cohort, monkeypatch):
 
     monkeypatch.setattr(feature_stage, "_tiles_of", shorter)
     assert cohort.run("small", "--allowed-failures", "1") == 0
-    assert "gave 28 tiles, the bag has 30" in read_manifest(cohort.manifest("small"))["c"]["reason"]
+    assert "gave 28 tiles, the bag has 30" in ShardManifest.read(cohort.manifest("small")).by_id["c"].reason
 
 
 def test_an_encoder_that_fails_ends_the_job_not_one_bag(cohort, monkeypatch):
@@ -259,14 +266,14 @@ def test_unreadable_tiles_are_counted_over_the_whole_bag(cohort, monkeypatch):
     whole = cohort.tiles_of
 
     def with_bad(bag, root, instances):
-        bag.attrs["max_bad_tiles"] = 2
+        bag.attrs = bag.attrs.updated(max_bad_tiles=2)
         bag.bad_tiles.extend({"c": [3, 9, 1], "a": [4]}.get(bag.row.bag_id, []))
         return whole(bag, root, instances)
 
     monkeypatch.setattr(feature_stage, "_tiles_of", with_bad)
     assert cohort.run("small", "--allowed-failures", "1") == 0
-    assert "3 unreadable tiles, 2 allowed" in read_manifest(cohort.manifest("small"))["c"]["reason"]
-    assert read_attrs(cohort.out / "small/store", "a")["unreadable_tiles"] == [4]
+    assert "3 unreadable tiles, 2 allowed" in ShardManifest.read(cohort.manifest("small")).by_id["c"].reason
+    assert read_feature_attrs(cohort.out / "small/store", "a").unreadable_tiles == (4,)
 
 
 def test_finished_shards_do_not_import_torch(cohort, tmp_path, repository):

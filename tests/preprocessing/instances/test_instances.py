@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 
 from preprocessing import check
+from preprocessing.bags.manifests import ShardManifest
 from preprocessing.bags.rows import BagRow
-from preprocessing.bags.shards import read_manifest
 from preprocessing.bags.table import read_bags, write_bags
 from preprocessing.common import stage_versions
+from preprocessing.common.options import parse_instance_options
 from preprocessing.instances import __main__ as instances
 from preprocessing.instances import stage
 from preprocessing.instances.graph import grid_neighbors
 from preprocessing.store.arrays import Instances
-from preprocessing.store.bags import read_arrays, read_attrs, validate_bag
+from preprocessing.store.bags import InstanceAttrs, read_arrays, read_instance_attrs, validate_bag
+from preprocessing.store.outlines import Outlines
 
 OPTIONS = '{"wsi": {"tile_px": 64, "step_px": 64}}'
 
@@ -42,12 +44,11 @@ class Cohort:
             raise ValueError("bad.tif: no mpp found, expected one")
         n = len((root / row.images[0]).read_text().split("\n")[0])
         grid = np.stack([np.arange(n), np.zeros(n)], axis=1).astype(np.int32)
-        attrs = {"tile_px": 64, "annotation_counts": len(row.annotation)}
-        if n == 0:
-            attrs["empty_reason"] = "no tissue found"
+        reason = "" if n else "no tissue found"
+        attrs = InstanceAttrs(tile_px=64, annotation_counts={"tumour": len(row.annotation)}, empty_reason=reason)
         picture = np.full((20, 30, 3), 200, np.uint8)
         share = np.full(n, row.label or 0, np.float32)
-        return Instances(grid[:, ::-1] * 64, grid, grid_neighbors(grid), share, attrs, picture, {"tissue": []})
+        return Instances(grid[:, ::-1] * 64, grid, grid_neighbors(grid), share, attrs, picture)
 
     def run(self, *names: str, options: str = OPTIONS, allowed: int = 0) -> int:
         """Exit code; `computed` then lists the bags that were redone."""
@@ -74,18 +75,18 @@ def cohort(tmp_path, monkeypatch) -> Cohort:
 
 def test_a_shard_is_stored_with_pictures_manifest_and_status(cohort):
     assert cohort.run("a", "b", "empty") == 0
-    entries = read_manifest(cohort.manifest)
-    assert {name: (e["state"], e["n"]) for name, e in entries.items()} == {
+    entries = ShardManifest.read(cohort.manifest).by_id
+    assert {name: (e.state, e.n) for name, e in entries.items()} == {
         "a": ("ok", 5),
         "b": ("ok", 7),
         "empty": ("empty", 0),
     }
-    assert entries["empty"]["reason"] == "no tissue found"
+    assert entries["empty"].reason == "no tissue found"
     attrs = validate_bag(cohort.out / "store", "a", schema="instances")
-    assert (attrs["dataset"], attrs["label"], attrs["stage_version"]) == ("demo", 1, stage_versions.INSTANCES)
-    assert attrs["store"]["content"] == entries["a"]["hash"]
+    assert (attrs.dataset, attrs.label, attrs.stage_version) == ("demo", 1, stage_versions.INSTANCES)
+    assert attrs.store.content == entries["a"].hash
     assert (cohort.out / "thumbnails/a.jpg").read_bytes()[:2] == b"\xff\xd8"
-    assert json.loads((cohort.out / "thumbnails/a.json").read_text()) == {"tissue": []}
+    assert Outlines.read(cohort.out, "a") == Outlines(tissue=[], holes=[], lesion=[])
     status = (cohort.out.parent / "status/instances/0000.jsonl").read_text().splitlines()
     assert [json.loads(line)["redone"] for line in status] == [True, True, True]
 
@@ -147,11 +148,11 @@ def cut_chunk(cohort: Cohort) -> None:
 )
 def test_what_redoes_a_bag_and_what_its_features_depend_on(cohort, change, redone, same_pixels):
     cohort.run("a", "b")
-    before = read_attrs(cohort.out / "store", "a")["pixels_key"]
+    before = read_instance_attrs(cohort.out / "store", "a").pixels_key
     change(cohort)
     assert cohort.run("a", "b") == 0
     assert cohort.computed == (["a"] if redone else [])
-    assert (read_attrs(cohort.out / "store", "a")["pixels_key"] == before) is same_pixels
+    assert (read_instance_attrs(cohort.out / "store", "a").pixels_key == before) is same_pixels
 
 
 def test_settings_and_stage_version_redo_every_bag(cohort, monkeypatch):
@@ -168,11 +169,9 @@ def test_settings_and_stage_version_redo_every_bag(cohort, monkeypatch):
 def test_a_bag_records_its_resolved_settings(cohort):
     given = '{"wsi": {"preset": "20x", "target_mpp": 0.7, "tile_px": 64, "tissue": {"sthresh": 9}}}'
     assert cohort.run("a", options=given) == 0
-    recorded = read_attrs(cohort.out / "store", "a")["instance_options"]
-    options = stage.options_for("wsi", json.loads(given))
-    assert recorded == options.model_dump(mode="json")
-    assert recorded["target_mpp"] == 0.7 and recorded["lattice"] == "global"
-    assert stage.options_for("wsi", {"wsi": recorded}) == options
+    recorded = read_instance_attrs(cohort.out / "store", "a").instance_options
+    assert recorded == parse_instance_options(given).wsi
+    assert recorded.target_mpp == 0.7 and recorded.lattice == "global"
 
 
 def test_a_bad_bag_is_recorded_and_tried_again_while_others_stay(cohort):
@@ -180,13 +179,13 @@ def test_a_bad_bag_is_recorded_and_tried_again_while_others_stay(cohort):
     assert not cohort.manifest.exists()
     assert cohort.run("a", "b", "bad") == 1 and cohort.computed == ["bad"]
     assert cohort.run("a", "b", "bad", allowed=1) == 0
-    assert read_manifest(cohort.manifest)["bad"]["reason"] == "bad.tif: no mpp found, expected one"
+    assert ShardManifest.read(cohort.manifest).by_id["bad"].reason == "bad.tif: no mpp found, expected one"
 
 
 def test_a_missing_slide_is_that_bags_failure(cohort):
     (cohort.raw / "b.tif").unlink()
     assert cohort.run("a", "b", allowed=1) == 0
-    assert "b.tif: no such file" in read_manifest(cohort.manifest)["b"]["reason"]
+    assert "b.tif: no such file" in ShardManifest.read(cohort.manifest).by_id["b"].reason
 
 
 def test_wrong_settings_stop_before_the_first_bag(cohort, capsys):
@@ -236,6 +235,6 @@ def test_real_scans_become_bags(scans, tmp_path):
     for row in read_bags(scans / "bags.csv")[:3]:
         attrs = validate_bag(out / "store", row.bag_id, schema="instances")
         arrays = read_arrays(out / "store", row.bag_id)
-        assert len(arrays["coords"]) == len(row.images) == len(attrs["files"])
+        assert len(arrays["coords"]) == len(row.images) == len(attrs.files)
         assert (np.diff(arrays["coords"][:, 0]) > 0).all()
         assert (out / "thumbnails" / f"{row.bag_id}.jpg").exists()

@@ -1,5 +1,6 @@
 """Whole slides to bags: CLAM and PANDA recipes, coverage rules, damaged tiles, pixels back from coordinates."""
 
+import json
 import math
 
 import cv2
@@ -8,10 +9,12 @@ import pytest
 
 from preprocessing.bags.rows import BagRow
 from preprocessing.common.options import wsi_options
-from preprocessing.instances.slide_bag import iter_tiles, read_tile, wsi_instances
+from preprocessing.instances.slide_bag import wsi_instances
 from preprocessing.slides.regions import TileReadError
 from preprocessing.slides.slide import open_slide
-from preprocessing.slides.tile_reader import shrink
+from preprocessing.slides.tile_reader import iter_tiles, read_tile, shrink
+from preprocessing.store.attrs import InstanceAttrs
+from preprocessing.store.outlines import Outlines
 from preprocessing.store.schema import check_neighbors
 from tests.helpers.pyramids import corrupt, texture, write_tiff
 
@@ -54,18 +57,18 @@ def test_bag_of_a_slide(slide_path, preset: str) -> None:
     assert (np.lexsort((found.coords[:, 0], found.coords[:, 1])) == np.arange(n)).all()
     a = found.attrs
     expected = {"paper": (0, 64, 64, 64), "20x": (1, 64, 128, 128)}[preset]
-    assert (a["read_level"], a["read_px"], a["l0_footprint_px"], a["l0_step_px"]) == expected
-    assert a["tile_mpp"] == pytest.approx(0.25 if preset == "paper" else 0.5)
-    assert a["mpp_source"] == "openslide.mpp" and a["preset"] == preset
+    assert (a.read_level, a.read_px, a.l0_footprint_px, a.l0_step_px) == expected
+    assert a.tile_mpp == pytest.approx(0.25 if preset == "paper" else 0.5)
+    assert a.mpp_source == "openslide.mpp" and a.preset == preset
     assert found.thumbnail is not None and max(found.thumbnail.shape) == 1024
-    assert len(found.outlines["tissue"]) == 1
-    centre = found.coords + a["l0_footprint_px"] / 2
+    assert len(found.outlines.tissue) == 1
+    centre = found.coords + a.l0_footprint_px / 2
     assert centre.min() > 100 and centre[:, 0].max() < 1000 and centre[:, 1].max() < 900
 
 
 def test_global_cells_are_multiples_of_the_footprint(slide_path) -> None:
     found = wsi_instances(slide_path, wsi_options({"preset": "20x", **CLAM}), bag(), slide_path.parent)
-    np.testing.assert_array_equal(found.coords, found.grid[:, ::-1] * found.attrs["l0_step_px"])
+    np.testing.assert_array_equal(found.coords, found.grid[:, ::-1] * found.attrs.l0_step_px)
     assert "contour_of_tile" not in found.attrs
 
 
@@ -86,31 +89,28 @@ def test_blank_slide_is_an_empty_bag(tmp_path) -> None:
         options = wsi_options({"preset": preset, "tile_px": 64, "step_px": 64})
         found = wsi_instances(path, options, bag(label=0), tmp_path)
         assert len(found) == 0 and found.coords.shape == (0, 2) and found.neighbors.shape == (0, 8)
-        assert found.attrs["empty_reason"] and found.thumbnail is not None
+        assert found.attrs.empty_reason and found.thumbnail is not None
         assert list(iter_tiles(path, found.attrs, found.coords)) == []
 
 
 def test_manifest_mpp_changes_the_level(slide_path) -> None:
     options = wsi_options({"preset": "20x", **CLAM})
-    assert wsi_instances(slide_path, options, bag(mpp=0.5), slide_path.parent).attrs["read_level"] == 0
+    assert wsi_instances(slide_path, options, bag(mpp=0.5), slide_path.parent).attrs.read_level == 0
     with pytest.raises(ValueError, match=r"a\.tif.*target_mpp 0\.5 is finer"):
         wsi_instances(slide_path, options, bag(mpp=1.0), slide_path.parent)
 
 
-def test_attrs_and_outlines_are_json(slide_path) -> None:
-    import json
-
+def test_attrs_and_outlines_are_json(slide_path, tmp_path) -> None:
     found = wsi_instances(slide_path, wsi_options(CLAM), bag(label=0), slide_path.parent)
-    assert json.loads(json.dumps(found.attrs, allow_nan=False)) == found.attrs
-    assert json.loads(json.dumps(found.outlines, allow_nan=False)) == found.outlines
+    assert InstanceAttrs.model_validate_json(json.dumps(found.attrs.given(), allow_nan=False)) == found.attrs
+    found.outlines.write(tmp_path / "thumbnails/a.json")
+    assert Outlines.read(tmp_path, "a") == found.outlines
 
 
 # --- coverage ---------------------------------------------------------------------------------------------------
 
 
 def test_coverage_rules(slide_path, tmp_path) -> None:
-    import json
-
     from tests.preprocessing.tiling.test_annotations import feature
 
     options = wsi_options(CLAM)
@@ -122,7 +122,7 @@ def test_coverage_rules(slide_path, tmp_path) -> None:
     found = wsi_instances(slide_path, options, bag(annotation="a.geojson"), root)
     left = found.coords[:, 0] + 64 <= 550
     assert (found.coverage[left] == 1).all() and (found.coverage[found.coords[:, 0] >= 550] == 0).all()
-    assert len(found.outlines["lesion"]) == 1 and found.attrs["annotation_counts"]["tumour"] == 1
+    assert len(found.outlines.lesion) == 1 and found.attrs.annotation_counts["tumour"] == 1
     (root / "far.geojson").write_text(json.dumps([feature([[(x + 9000, y) for x, y in half]])]))
     with pytest.raises(ValueError, match=r"far\.geojson.*outside the slide"):
         wsi_instances(slide_path, options, bag(annotation="far.geojson"), root)
@@ -143,7 +143,7 @@ def test_tiles_are_the_pixels_at_their_coordinates(slide_path, preset: str) -> N
     assert len(tiles) == len(found) and {t.shape for t in tiles} == {(64, 64, 3)}
     with open_slide(slide_path) as slide:
         whole = slide.read(0, 0, 0, (2048, 2048))
-        side = found.attrs["l0_footprint_px"]
+        side = found.attrs.l0_footprint_px
         for tile, (x, y) in zip(tiles, found.coords.tolist(), strict=True):
             expected = cv2.resize(whole[y : y + side, x : x + side], (64, 64), interpolation=cv2.INTER_AREA)
             assert np.abs(tile.astype(int) - expected).max() <= 1
@@ -153,8 +153,8 @@ def test_tiles_are_the_pixels_at_their_coordinates(slide_path, preset: str) -> N
 def test_level_finer_than_the_target_is_shrunk(slide_path) -> None:
     options = wsi_options({"preset": "20x", **CLAM, "target_mpp": 0.75})
     found = wsi_instances(slide_path, options, bag(), slide_path.parent)
-    assert (found.attrs["read_level"], found.attrs["read_px"], found.attrs["resize_filter"]) == (1, 96, "area")
-    assert found.attrs["tile_mpp"] == pytest.approx(0.75)
+    assert (found.attrs.read_level, found.attrs.read_px, found.attrs.resize_filter) == (1, 96, "area")
+    assert found.attrs.tile_mpp == pytest.approx(0.75)
     assert next(iter_tiles(slide_path, found.attrs, found.coords)).shape == (64, 64, 3)
 
 
@@ -176,7 +176,7 @@ def test_another_file_under_the_same_name_is_refused(slide_path, tmp_path) -> No
 def test_unreadable_tiles_are_white_counted_and_limited(tmp_path) -> None:
     path = write_tiff(tmp_path / "a.tif", [texture(512, 512)], tile=128)
     corrupt(path, 0, 5)  # file tile (1, 1)
-    attrs = {"tile_px": 128, "read_px": 128, "read_level": 0, "l0_step_px": 128, "resize_filter": "none"}
+    attrs = InstanceAttrs(tile_px=128, read_px=128, read_level=0, l0_step_px=128, resize_filter="none")
     coords = np.array([[0, 0], [128, 128], [256, 128], [384, 384]], np.int32)
     bad: list[tuple[int, TileReadError]] = []
     tiles = list(iter_tiles(path, attrs, coords, on_bad_tile=lambda i, e: bad.append((i, e)), max_bad_tiles=1))
@@ -185,7 +185,7 @@ def test_unreadable_tiles_are_white_counted_and_limited(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"a\.tif.*1 unreadable tiles, 0 allowed by max_bad_tiles"):
         list(iter_tiles(path, attrs, coords))
     with pytest.raises(ValueError, match="2 unreadable tiles, 1 allowed"):
-        list(iter_tiles(path, {**attrs, "max_bad_tiles": 1}, np.repeat(coords, 2, axis=0)))
+        list(iter_tiles(path, attrs.updated(max_bad_tiles=1), np.repeat(coords, 2, axis=0)))
 
 
 def test_damaged_picture_level_does_not_cost_the_bag(tmp_path) -> None:
@@ -209,5 +209,5 @@ def test_real_svs_and_real_tiff(shared_data) -> None:
             counts[preset] = len(found)
             tiles = list(iter_tiles(folder / name, found.attrs, found.coords))
             assert len(tiles) == len(found) and all(t.shape == (512, 512, 3) for t in tiles)
-            assert math.isclose(found.attrs["mpp"], mpp or 0.499)
+            assert math.isclose(found.attrs.mpp, mpp or 0.499)
         assert all(n >= 8 for n in counts.values())

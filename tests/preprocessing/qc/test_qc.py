@@ -6,13 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from preprocessing.bags.manifests import ManifestEntry
 from preprocessing.bags.rows import BagRow
 from preprocessing.bags.table import write_bags
 from preprocessing.common.files import write_json
 from preprocessing.qc.__main__ import main
 from preprocessing.qc.draw import COLOURS, draw_bag
-from preprocessing.qc.facts import BagFacts, Outlines, choose_shown, collect, robust_z, tissue_share
-from preprocessing.store.bags import write_bag
+from preprocessing.qc.facts import BagFacts, choose_shown, collect, robust_z, tissue_share
+from preprocessing.store.bags import InstanceAttrs, write_bag
+from preprocessing.store.outlines import Outlines
 from tests.helpers.pages import Page, put_slide
 
 
@@ -58,10 +60,12 @@ def test_robust_z_by_hand() -> None:
 def test_tissue_share_by_hand_less_holes_and_from_tiles() -> None:
     square = [(0.0, 0.0), (10.0, 0.0), (10.0, 10.0), (0.0, 10.0)]
     hole = [(2.0, 2.0), (2.0, 6.0), (7.0, 6.0), (7.0, 2.0)]
-    assert tissue_share(Outlines(tissue=[square], holes=[hole]), {"dimensions": [20, 10]}, 3) == (100 - 20) / 200
-    assert tissue_share(Outlines(), {"dimensions": [20, 10], "l0_step_px": 5}, 3) == 75 / 200
-    assert tissue_share(Outlines(tissue=[square]), {"dimensions": [90, 90], "bounds": [5, 5, 20, 10]}, 3) == 0.5
-    assert tissue_share(Outlines(), {}, 3) is None
+    assert (
+        tissue_share(Outlines(tissue=[square], holes=[hole]), InstanceAttrs(dimensions=(20, 10)), 3) == (100 - 20) / 200
+    )
+    assert tissue_share(Outlines(), InstanceAttrs(dimensions=(20, 10), l0_step_px=5), 3) == 75 / 200
+    assert tissue_share(Outlines(tissue=[square]), InstanceAttrs(dimensions=(90, 90), bounds=(5, 5, 20, 10)), 3) == 0.5
+    assert tissue_share(Outlines(), InstanceAttrs(), 3) is None
 
 
 def test_sheet_shows_every_bag_with_reasons_first(cohort: Path) -> None:
@@ -115,7 +119,7 @@ def test_overlay_draws_tissue_tiles_and_lesion_where_they_are(cohort: Path) -> N
 def test_contradictions_are_warned_about(cohort: Path) -> None:
     put_slide(cohort / "instances", "s0", 8, 3)
     row = BagRow("s0", "wsi", ("s0.tif",), 0, "train", annotation_complete=False)
-    bag = collect([row], cohort / "instances", {"s0": {"state": "ok", "n": 8, "reason": ""}})[0]
+    bag = collect([row], cohort / "instances", {"s0": ManifestEntry(bag_id="s0", state="ok", n=8)})[0]
     assert bag.warnings == ("annotation incomplete", "negative bag with lesion")
     assert bag.lesion_share == pytest.approx(3 / 8)
     lost = collect([row], cohort / "instances", {})[0]
@@ -131,9 +135,9 @@ def test_scans_tell_their_spacing_and_positive_slices(tmp_path: Path) -> None:
     }
     spacing = {"slices_min": 5.0, "slices_median": 5.0, "slices_max": 20.0}
     attrs = {"modality": "ct", "spacing_mm": spacing, "slices_at_one_position": 1, "slices_repaired_12bit": 0}
-    write_bag(tmp_path / "store", "c", arrays, attrs, schema="instances", key="k")
+    write_bag(tmp_path / "store", "c", arrays, InstanceAttrs(**attrs), key="k")
     row = BagRow("c", "ct", ("1", "2", "3", "4"), 1, "test")
-    bag = collect([row], tmp_path, {"c": {"state": "ok", "n": 4, "reason": ""}})[0]
+    bag = collect([row], tmp_path, {"c": ManifestEntry(bag_id="c", state="ok", n=4)})[0]
     assert bag.facts == ("5 to 20 mm apart", "2 of 4 slices positive") and bag.lesion_share == pytest.approx(2 / 3)
     assert bag.warnings == ("unequal slice spacing", "1 slices at the position of another")
 

@@ -9,13 +9,13 @@ import pytest
 from torch import nn
 
 from preprocessing import status
+from preprocessing.bags.manifests import ShardManifest
 from preprocessing.bags.rows import BagRow
-from preprocessing.bags.shards import read_manifest
 from preprocessing.bags.table import write_bags
 from preprocessing.common.files import write_json
 from preprocessing.features import __main__ as features
 from preprocessing.features.encoders import ENCODERS
-from preprocessing.store.bags import read_attrs
+from preprocessing.store.bags import read_feature_attrs
 from tests.helpers.cohorts import Cohort, write_scan, write_slide
 from tests.helpers.pyramids import corrupt
 
@@ -170,10 +170,10 @@ def test_unreadable_tiles_are_white_counted_and_limited_in_the_features(tmp_path
     corrupt(cohort.raw / "x.tif", 0, 6)  # level 0, not seen by the tissue mask of level 1
     cohort.options["wsi"] = {**cohort.options["wsi"], "max_bad_tiles": 9}
     assert cohort.list_bags() == 0 and cohort.cut() == 0 and extract(cohort) == 0
-    manifest = read_manifest(cohort.results / "features/tiny/shards/0000.json")
-    bad = read_attrs(cohort.results / "features/tiny/store", "x")["unreadable_tiles"]
+    manifest = ShardManifest.read(cohort.results / "features/tiny/shards/0000.json").by_id
+    bad = read_feature_attrs(cohort.results / "features/tiny/store", "x").unreadable_tiles
     # four tiles of 64 px to a file tile of 128 px, if lattice and file tiles agree; up to nine if not
-    assert 4 <= len(bad) <= 9 and manifest["x"]["bad_tiles"] == len(bad) and "bad_tiles" not in manifest["good"]
+    assert 4 <= len(bad) <= 9 and manifest["x"].bad_tiles == len(bad) and "bad_tiles" not in manifest["good"]
     found = cohort.status()
     assert found["stages"][1]["bad_tiles"] == len(bad) and found["total"]["ok"] == 4
     lines = [json.loads(t) for t in (cohort.results / "status/features/tiny/0000.jsonl").read_text().splitlines()]

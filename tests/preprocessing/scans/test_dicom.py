@@ -24,6 +24,7 @@ from preprocessing.common.options import CtOptions, ct_options
 from preprocessing.instances.scan_bag import ct_instances, read_slices
 from preprocessing.scans.dicom import check_series, read_header, read_slice, slice_order
 from preprocessing.scans.windows import to_hu, window, window_channels
+from preprocessing.store.attrs import InstanceAttrs
 from tests.helpers.dicoms import PATIENT, slice_dataset, write_slice
 
 BSB = [(40.0, 80.0), (80.0, 200.0), (40.0, 380.0)]
@@ -121,9 +122,7 @@ def test_rescale_is_per_slice_and_pixels_are_not_changed(tmp_path: Path) -> None
 
 @given(st.permutations(range(6)), st.floats(-0.5, 0.5), st.booleans())
 @settings(max_examples=25, deadline=None)
-def test_order_is_along_the_normal(
-    tmp_path_factory: pytest.TempPathFactory, order: list[int], tilt: float, shear: bool
-) -> None:
+def test_order_is_along_the_normal(tmp_path_factory, order, tilt, shear):
     folder = tmp_path_factory.mktemp("series")
     row, column = np.array([1.0, 0, 0]), np.array([0, np.cos(tilt), -np.sin(tilt)])
     normal = np.cross(row, column)
@@ -232,12 +231,12 @@ def test_links_out_of_the_root_are_refused_for_every_slice(tmp_path: Path) -> No
     (root / "scan" / "b.dcm").symlink_to(tmp_path / "secret" / "b.dcm")
     (root / "scan" / "inside.dcm").symlink_to(root / "scan" / "a.dcm")
     (root / "linked").symlink_to(tmp_path / "secret")
-    attrs = {"windows": BSB, "slice_px": 16}
+    attrs = InstanceAttrs(windows=BSB, slice_px=16)
     for name in ("scan/b.dcm", "linked/b.dcm", "../secret/b.dcm", "scan/../../secret/b.dcm"):
         with pytest.raises(ValueError, match="leaves the dataset's root"):
-            list(read_slices(root, {**attrs, "files": ["scan/a.dcm", name]}))
+            list(read_slices(root, attrs.updated(files=("scan/a.dcm", name))))
     names = ["scan/a.dcm", "scan/inside.dcm", str(root / "scan" / "a.dcm")]
-    assert len(list(read_slices(root, {**attrs, "files": names}))) == 3
+    assert len(list(read_slices(root, attrs.updated(files=names)))) == 3
 
 
 def test_missing_and_foreign_files(tmp_path: Path) -> None:
@@ -300,7 +299,7 @@ def test_instances_of_a_scan(tmp_path: Path) -> None:
     files = [f"scan/{name}" for name in heights]
     row = row_of(files, annotation="slices:10x")
     bag = ct_instances(None, ct_options({"slice_px": 32}), row, tmp_path)
-    assert bag.attrs["files"] == ["scan/a.dcm", "scan/m.dcm", "scan/x.dcm"]
+    assert bag.attrs.files == ("scan/a.dcm", "scan/m.dcm", "scan/x.dcm")
     assert bag.coords.dtype == np.float32 and bag.coords.tolist() == [[0.0], [2.5], [7.0]]
     assert bag.grid.tolist() == [[0, 0], [1, 0], [2, 0]]
     assert [sorted(n for n in line if n >= 0) for line in bag.neighbors.tolist()] == [[1], [0, 2], [1]]
@@ -310,7 +309,7 @@ def test_instances_of_a_scan(tmp_path: Path) -> None:
     # the brain window maps 0, 25 and 70 HU to 0, 25/80 and 70/80, in anatomical order
     np.testing.assert_allclose([s[5, 5, 0] for s in slices], [0, 25 / 80, 70 / 80], atol=1e-6)
     assert bag.thumbnail is not None and bag.thumbnail.dtype == np.uint8
-    assert bag.outlines["montage"]["slices"] == [0, 1, 2]
+    assert bag.outlines.montage.slices == [0, 1, 2]
 
 
 def test_coverage_without_slice_labels(tmp_path: Path) -> None:
@@ -318,7 +317,7 @@ def test_coverage_without_slice_labels(tmp_path: Path) -> None:
     for label, expected in ((0, 0.0), (1, np.nan), (None, np.nan)):
         bag = ct_instances(None, CtOptions(), row_of(["a.dcm"], label=label), tmp_path, thumbnail=False)
         np.testing.assert_array_equal(bag.coverage, np.array([expected], np.float32))
-        assert len(bag) == 1 and bag.attrs["spacing_mm"]["slices_median"] is None
+        assert len(bag) == 1 and bag.attrs.spacing_mm.slices_median is None
     with pytest.raises(ValueError, match="annotation"):
         ct_instances(None, CtOptions(), row_of(["a.dcm"], annotation="slices:01"), tmp_path)
     with pytest.raises(ValueError, match="resize_slices"):
@@ -344,17 +343,17 @@ def test_real_head_ct(tmp_path: Path, shared_data: Path) -> None:
     for name, path in zip(names, files, strict=True):
         shutil.copy(path, tmp_path / name)
     bag = ct_instances(None, CtOptions(), row_of(sorted(names)), tmp_path, thumbnail=False)
-    along = np.array([dcmread(tmp_path / n).SliceLocation for n in bag.attrs["files"]], dtype=float)
+    along = np.array([dcmread(tmp_path / n).SliceLocation for n in bag.attrs.files], dtype=float)
     assert (np.diff(along) > 0).all()
     assert (np.diff(bag.coords[:, 0]) > 0).all()
-    spacing = bag.attrs["spacing_mm"]
-    assert spacing["slices_min"] == pytest.approx(1.081, abs=1e-3)
-    assert spacing["slices_max"] == pytest.approx(6.999, abs=1e-3)
-    raw, header = read_slice(tmp_path / bag.attrs["files"][14])
+    spacing = bag.attrs.spacing_mm
+    assert spacing.slices_min == pytest.approx(1.081, abs=1e-3)
+    assert spacing.slices_max == pytest.approx(6.999, abs=1e-3)
+    raw, header = read_slice(tmp_path / bag.attrs.files[14])
     assert header.padding == (-1500, -1500) and raw.min() == -1500
     hu = to_hu(raw, header)
     assert hu.min() >= -1024 and (hu[raw == -1500] == -1000).all()
-    data = dcmread(tmp_path / bag.attrs["files"][14])
+    data = dcmread(tmp_path / bag.attrs.files[14])
     inside = raw != -1500
     np.testing.assert_array_equal(hu[inside], apply_rescale(data.pixel_array, data)[inside])
     brain = window(hu, 40, 80)

@@ -3,13 +3,21 @@
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
+import cv2
 import numpy as np
 import openslide
 import pytest
 
 from preprocessing.slides.regions import TileReadError
-from preprocessing.slides.slide import nominal_downsample, open_slide
+from preprocessing.slides.slide import _bounds, _to_rgb, nominal_downsample, open_slide
 from tests.helpers.pyramids import corrupt, missing, texture, write_tiff
+
+
+@pytest.fixture
+def opened(pyramid):
+    """The pyramid as an open slide, and its levels."""
+    with open_slide(pyramid[0]) as slide:
+        yield slide, pyramid[1]
 
 
 @pytest.fixture(scope="module")
@@ -19,9 +27,6 @@ def pyramid(tmp_path_factory):
     levels = [image] + [image.reshape(512 // f, f, 640 // f, f, 3).mean(axis=(1, 3)).astype(np.uint8) for f in (2, 4)]
     path = write_tiff(tmp_path_factory.mktemp("slide") / "plain.tif", levels, compression="zlib", mpp=0.25)
     return path, levels
-
-
-# --- resolution -------------------------------------------------------------------------------------------------
 
 
 def test_manifest_wins_over_the_file(pyramid) -> None:
@@ -46,17 +51,6 @@ def test_real_bogus_tag_is_refused_until_overridden(shared_data) -> None:
         assert slide.dimensions == (2500, 2500) and slide.mpp_source == "manifest"
 
 
-def test_missing_resolution_of_a_file(tmp_path) -> None:
-    path = write_tiff(tmp_path / "bare.tif", [texture(64, 64)], mpp=None)
-    with pytest.raises(ValueError, match=r"bare\.tif"):
-        open_slide(path)
-    with open_slide(path, mpp_override=0.5) as slide:
-        assert slide.mpp == 0.5
-
-
-# --- what is not a slide ----------------------------------------------------------------------------------------
-
-
 def test_text_file_and_missing_file_and_cut_file(tmp_path) -> None:
     text = tmp_path / "note.tif"
     text.write_text("not an image\n")
@@ -70,63 +64,54 @@ def test_text_file_and_missing_file_and_cut_file(tmp_path) -> None:
         open_slide(cut)
 
 
-# --- pixels -----------------------------------------------------------------------------------------------------
+def test_reads_are_the_pixels(opened) -> None:
+    slide, levels = opened
+    assert slide.level_downsamples == (1, 2, 4) and slide.bounds == (0, 0, 640, 512)
+    for level, downsample in enumerate((1, 2, 4)):
+        region = slide.read(40 * downsample, 20 * downsample, level, (50, 30))
+        assert region.shape == (30, 50, 3) and region.dtype == np.uint8
+        np.testing.assert_array_equal(region, levels[level][20:50, 40:90])
+    with pytest.raises(ValueError, match="level 3"):
+        slide.read(0, 0, 3, (1, 1))
+    with pytest.raises(ValueError, match="positive size"):
+        slide.read(0, 0, 0, (0, 5))
 
 
-def test_reads_are_the_pixels(pyramid) -> None:
-    path, levels = pyramid
-    with open_slide(path) as slide:
-        assert slide.level_downsamples == (1, 2, 4) and slide.bounds == (0, 0, 640, 512)
-        for level, downsample in enumerate((1, 2, 4)):
-            found = slide.read(40 * downsample, 20 * downsample, level, (50, 30))
-            assert found.shape == (30, 50, 3) and found.dtype == np.uint8
-            np.testing.assert_array_equal(found, levels[level][20:50, 40:90])
-        with pytest.raises(ValueError, match="level 3"):
-            slide.read(0, 0, 3, (1, 1))
-        with pytest.raises(ValueError, match="positive size"):
-            slide.read(0, 0, 0, (0, 5))
+def test_odd_coordinates_snap_instead_of_interpolating(opened) -> None:
+    slide, levels = opened
+    np.testing.assert_array_equal(slide.read(81, 39, 1, (20, 10)), levels[1][20:30, 41:61])
+    np.testing.assert_array_equal(slide.read(81, 41, 2, (20, 10)), levels[2][10:20, 20:40])
+    np.testing.assert_array_equal(slide.read(-3, 0, 2, (4, 1))[:, 1:], levels[2][0:1, :3])
 
 
-def test_odd_coordinates_snap_instead_of_interpolating(pyramid) -> None:
-    path, levels = pyramid
-    with open_slide(path) as slide:
-        np.testing.assert_array_equal(slide.read(81, 39, 1, (20, 10)), levels[1][20:30, 41:61])
-        np.testing.assert_array_equal(slide.read(81, 41, 2, (20, 10)), levels[2][10:20, 20:40])
-        np.testing.assert_array_equal(slide.read(-3, 0, 2, (4, 1))[:, 1:], levels[2][0:1, :3])
-
-
-def test_outside_is_white(pyramid) -> None:
-    path, levels = pyramid
-    with open_slide(path) as slide:
-        found = slide.read(-10, -20, 0, (700, 600))
-        expected = np.full((600, 700, 3), 255, np.uint8)
-        expected[20 : 20 + 512, 10 : 10 + 640] = levels[0]
-        np.testing.assert_array_equal(found, expected)
-        assert (slide.read(5000, 5000, 0, (8, 8)) == 255).all()
-        assert (slide.read(5000, 5000, 0, (8, 8), white=False) == 0).all()
+def test_outside_is_white(opened) -> None:
+    slide, levels = opened
+    region = slide.read(-10, -20, 0, (700, 600))
+    expected = np.full((600, 700, 3), 255, np.uint8)
+    expected[20 : 20 + 512, 10 : 10 + 640] = levels[0]
+    np.testing.assert_array_equal(region, expected)
+    assert (slide.read(5000, 5000, 0, (8, 8)) == 255).all()
+    assert (slide.read(5000, 5000, 0, (8, 8), white=False) == 0).all()
 
 
 def test_missing_tile_is_white_where_openslide_says_transparent(tmp_path) -> None:
     path = write_tiff(tmp_path / "hole.tif", [texture(256, 256)], tile=128)
     missing(path, 0, 3)
     with open_slide(path) as slide:
-        found = slide.read(0, 0, 0, (256, 256))
-        assert (found[128:, 128:] == 255).all() and not (found[:128, :128] == 255).all()
+        region = slide.read(0, 0, 0, (256, 256))
+        assert (region[128:, 128:] == 255).all() and not (region[:128, :128] == 255).all()
     with openslide.OpenSlide(path) as plain:
         assert np.asarray(plain.read_region((128, 128), 0, (128, 128)))[..., 3].max() == 0
 
 
 def test_transparency_is_mixed_with_white() -> None:
-    from PIL import Image
-
-    from preprocessing.slides.slide import _to_rgb
 
     rng = np.random.default_rng(0)
     rgba = rng.integers(0, 256, (20, 30, 4)).astype(np.uint8)
     share = rgba[..., 3:] / 255
     expected = np.floor(rgba[..., :3] * share + 255 * (1 - share) + 0.5)
-    assert np.abs(_to_rgb(Image.fromarray(rgba), True) - expected).max() <= 1
-    np.testing.assert_array_equal(_to_rgb(Image.fromarray(rgba), False), rgba[..., :3])
+    assert np.abs(_to_rgb(rgba, True) - expected).max() <= 1
+    np.testing.assert_array_equal(_to_rgb(rgba, False), rgba[..., :3])
 
 
 def test_large_reads_are_assembled(pyramid, monkeypatch) -> None:
@@ -142,25 +127,21 @@ def test_shrunk_level_is_a_box_mean(pyramid, monkeypatch, factor: int) -> None:
     path, levels = pyramid
     monkeypatch.setattr("preprocessing.slides.slide.MAX_READ_PX", 97)
     with open_slide(path) as slide:
-        found = slide.read_level(1, factor)
+        region = slide.read_level(1, factor)
     height, width = levels[1].shape[0] // factor, levels[1].shape[1] // factor
     whole = levels[1][: height * factor, : width * factor].astype(float)
     boxes = whole.reshape(height, factor, width, factor, 3).mean(axis=(1, 3))
-    assert found.shape[:2] == (-(-levels[1].shape[0] // factor), -(-levels[1].shape[1] // factor))
-    assert np.abs(found[:height, :width] - boxes).max() <= 0.51
+    assert region.shape[:2] == (-(-levels[1].shape[0] // factor), -(-levels[1].shape[1] // factor))
+    assert np.abs(region[:height, :width] - boxes).max() <= 0.51
 
 
-def test_thumbnail(pyramid) -> None:
-    path, levels = pyramid
-    with open_slide(path) as slide:
-        small, downsample = slide.thumbnail(100)
-        assert small.shape == (80, 100, 3) and downsample == pytest.approx(6.4)
-        assert np.abs(small.mean(axis=(0, 1)) - levels[0].mean(axis=(0, 1))).max() < 2
-        full, downsample = slide.thumbnail(5000)
-        assert full.shape == levels[0].shape and downsample == 1.0
-
-
-# --- levels -----------------------------------------------------------------------------------------------------
+def test_thumbnail(opened) -> None:
+    slide, levels = opened
+    small, downsample = slide.thumbnail(100)
+    assert small.shape == (80, 100, 3) and downsample == pytest.approx(6.4)
+    assert np.abs(small.mean(axis=(0, 1)) - levels[0].mean(axis=(0, 1))).max() < 2
+    full, downsample = slide.thumbnail(5000)
+    assert full.shape == levels[0].shape and downsample == 1.0
 
 
 def test_level_choice_has_a_tolerance(tmp_path) -> None:
@@ -178,17 +159,12 @@ def test_nominal_downsample() -> None:
 
 
 def test_non_integer_pyramid_reads_the_right_place(tmp_path) -> None:
-    import cv2
-
     image = texture(1001, 1201)
     small = cv2.resize(image, (300, 250), interpolation=cv2.INTER_AREA)
     with open_slide(write_tiff(tmp_path / "odd.tif", [image, small], compression="zlib")) as slide:
-        found = slide.read(800, 600, 1, (40, 40)).astype(int)
+        region = slide.read(800, 600, 1, (40, 40)).astype(int)
     left, top = (round(v / slide.level_downsamples[1]) for v in (800, 600))
-    assert np.abs(found - small[top : top + 40, left : left + 40]).mean() < 4, "at most a fraction of a pixel off"
-
-
-# --- recovery and threads ---------------------------------------------------------------------------------------
+    assert np.abs(region - small[top : top + 40, left : left + 40]).mean() < 4, "at most a fraction of a pixel off"
 
 
 def test_a_failed_handle_is_replaced(tmp_path) -> None:
@@ -228,8 +204,8 @@ def test_many_threads_read_one_slide(pyramid) -> None:
     rng = np.random.default_rng(0)
     places = rng.integers(0, 400, (200, 2)).tolist()
     with open_slide(path) as slide, ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda p: slide.read(p[0], p[1], 0, (60, 40)), places))
-    for (x, y), tile in zip(places, found, strict=True):
+        region = list(pool.map(lambda p: slide.read(p[0], p[1], 0, (60, 40)), places))
+    for (x, y), tile in zip(places, region, strict=True):
         np.testing.assert_array_equal(tile, levels[0][y : y + 40, x : x + 60])
 
 
@@ -242,8 +218,6 @@ def test_read_after_close_is_refused(pyramid) -> None:
 
 
 def test_bounds_are_reported(pyramid) -> None:
-    from preprocessing.slides.slide import _bounds
-
     properties = {
         f"openslide.bounds-{k}": str(v) for k, v in zip(("x", "y", "width", "height"), (7, 9, 50, 40), strict=True)
     }

@@ -1,6 +1,7 @@
 """The direct tile reader: never a single grey level away from OpenSlide, and silent where it is not sure."""
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import openslide
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from preprocessing.slides import tiff_tiles
 from preprocessing.slides.regions import TileReadError
-from preprocessing.slides.slide import open_slide
+from preprocessing.slides.slide import Slide, open_slide
 from preprocessing.slides.tiff_tiles import TiffTiles, checked_tiles
 from tests.helpers.pyramids import corrupt, missing, texture, write_philips, write_tiff
 
@@ -36,6 +37,18 @@ def make(folder, name: str):
     for level, index in ((0, 0), (0, 9), (0, 47), (1, 3)):
         missing(path, level, index)
     return path
+
+
+def assert_equal(direct: Slide, plain: Slide, *place: Any, **options: Any) -> None:
+    """Read a region through both."""
+    np.testing.assert_array_equal(direct.read(*place, **options), plain.read(*place, **options))
+
+
+def tiles_of(slide: Slide) -> TiffTiles:
+    """Return the direct reader, which the first read opens."""
+    slide.read(0, 0, 0, (8, 8))
+    assert slide._raw is not None
+    return slide._raw
 
 
 KINDS = ["420", "422", "444", "bigtiff", "rgb", "philips", "holes"]
@@ -65,10 +78,8 @@ def test_any_region_equals_openslide(slides, name: str, data) -> None:
     size = (data.draw(st.integers(1, 400)), data.draw(st.integers(1, 400)))
     downsample = int(direct.level_downsamples[level])
     white = data.draw(st.booleans())
-    ours = direct.read(left * downsample, top * downsample, level, size, white=white)
-    theirs = plain.read(left * downsample, top * downsample, level, size, white=white)
-    np.testing.assert_array_equal(ours, theirs)
-    assert direct._raw is not None and direct._raw._trusted[level] is True, "read directly, not through OpenSlide"
+    assert_equal(direct, plain, left * downsample, top * downsample, level, size, white=white)
+    assert tiles_of(direct)._trusted[level] is True, "read directly, not through OpenSlide"
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -78,8 +89,7 @@ def test_every_tile_aligned_and_edges(slides, name: str) -> None:
         side, downsample = 128, int(direct.level_downsamples[level])
         for y in range(0, height, side):
             for x in range(0, width, side):
-                place = (x * downsample, y * downsample, level, (side, side))
-                np.testing.assert_array_equal(direct.read(*place), plain.read(*place))
+                assert_equal(direct, plain, x * downsample, y * downsample, level, (side, side))
 
 
 def test_philips_padding_is_cut_as_openslide_does(slides) -> None:
@@ -95,9 +105,8 @@ def test_real_aperio_slide(shared_data) -> None:
     path = shared_data / "wsi" / "CMU-1-Small-Region.svs"
     with open_slide(path) as direct, open_slide(path, raw=False) as plain:
         for x, y in ((0, 0), (240, 480), (137, 911), (2000, 2700), (-50, -60), (1999, 100)):
-            place = (x, y, 0, (512, 512))
-            np.testing.assert_array_equal(direct.read(*place), plain.read(*place))
-        assert direct._raw is not None and direct._raw._trusted == {0: True}
+            assert_equal(direct, plain, x, y, 0, (512, 512))
+        assert tiles_of(direct)._trusted == {0: True}
 
 
 def test_real_generic_slide_uses_whole_downsamples_only(shared_data) -> None:
@@ -105,18 +114,15 @@ def test_real_generic_slide_uses_whole_downsamples_only(shared_data) -> None:
     with open_slide(path, mpp_override=0.5) as direct, open_slide(path, mpp_override=0.5, raw=False) as plain:
         for level in range(len(direct.level_dimensions)):
             for x, y in ((0, 0), (128, 256), (137 * 32, 32), (1600, 1600)):
-                place = (x, y, level, (70, 90))
-                np.testing.assert_array_equal(direct.read(*place), plain.read(*place))
-        assert direct._raw is not None
-        assert set(direct._raw._levels) == {0, 1, 2}, "8.0128, 16.03, 32.05 are interpolated by OpenSlide"
+                assert_equal(direct, plain, x, y, level, (70, 90))
+        assert set(tiles_of(direct)._levels) == {0, 1, 2}, "8.0128, 16.03, 32.05 are interpolated by OpenSlide"
 
 
 def test_results_belong_to_the_caller(slides) -> None:
     direct, plain = slides["420"]
     for place in ((0, 0, 0, (128, 128)), (0, 0, 0, (128, 128)), (5, 5, 0, (60, 60))):
-        tile = direct.read(*place)
-        tile[:] = 0
-        np.testing.assert_array_equal(direct.read(*place), plain.read(*place))
+        direct.read(*place)[:] = 0
+        assert_equal(direct, plain, *place)
 
 
 def test_threads_get_the_same_pixels(slides) -> None:
@@ -124,8 +130,8 @@ def test_threads_get_the_same_pixels(slides) -> None:
     places = [(x, y, 0, (128, 128)) for y in range(0, 600, 64) for x in range(0, 800, 64)] * 2
     expected = [plain.read(*place) for place in places]
     with ThreadPoolExecutor(6) as pool:
-        for found, wanted in zip(pool.map(lambda place: direct.read(*place), places), expected, strict=True):
-            np.testing.assert_array_equal(found, wanted)
+        for region, expected_tile in zip(pool.map(lambda place: direct.read(*place), places), expected, strict=True):
+            np.testing.assert_array_equal(region, expected_tile)
 
 
 @pytest.mark.parametrize("name", ["420", "holes"])
@@ -136,46 +142,26 @@ def test_given_memory_holds_the_region(slides, name: str, offset: int) -> None:
     out = np.full((128, 128, 3), 99, np.uint8)
     places = [(x + offset, y + offset, 0, (128, 128)) for y in range(0, 700, 128) for x in range(0, 900, 128)]
     for place in places:
-        found = direct.read(*place, out=out)
-        assert found is out
-        np.testing.assert_array_equal(found, plain.read(*place))
+        assert direct.read(*place, out=out) is out
+        np.testing.assert_array_equal(out, plain.read(*place))
     for unfit in (np.empty((127, 128, 3), np.uint8), np.empty((128, 256, 3), np.uint8)[:, ::2], out.astype(np.float32)):
-        found = direct.read(*places[0], out=unfit)
-        assert found is not unfit
-        np.testing.assert_array_equal(found, plain.read(*places[0]))
-
-
-def test_memory_of_forgotten_tiles_is_used_again_by_one_thread_at_a_time(tmp_path) -> None:
-    path = write_tiff(tmp_path / "a.tif", [texture(1100, 1100)])
-    places = [(x, y, 0, (128, 128)) for y in range(5, 900, 100) for x in range(7, 900, 100)]
-    with open_slide(path) as slide, open_slide(path, raw=False) as plain:
-        expected = [plain.read(*place) for place in places]
-        slide.read(0, 0, 0, (8, 8))
-        assert slide._raw is not None
-        slide._raw._room = 0  # four tiles: what is decoded now is forgotten soon
-        for place, wanted in zip(places, expected, strict=True):
-            np.testing.assert_array_equal(slide.read(*place), wanted)
-        memory = [*slide._raw._cache.values(), *slide._raw._spare]
-        assert len(memory) <= 6 and len({tile.ctypes.data for tile in memory}) == len(memory)
-        with ThreadPoolExecutor(6) as pool:
-            for _ in range(3):
-                found = pool.map(lambda place: slide.read(*place), places)
-                for tile, wanted in zip(found, expected, strict=True):
-                    np.testing.assert_array_equal(tile, wanted)
-        assert slide._raw._reading == 0
+        region = direct.read(*places[0], out=unfit)
+        assert region is not unfit
+        np.testing.assert_array_equal(region, plain.read(*places[0]))
 
 
 @pytest.mark.parametrize("room", [0, 200_000])
-def test_small_cache(tmp_path, monkeypatch, room: int) -> None:
+def test_a_small_cache_serves_one_thread_and_many(tmp_path, room: int) -> None:
     path = write_tiff(tmp_path / "a.tif", [texture(600, 600)])
+    places = [(x, y, 0, (128, 128)) for y in range(0, 500, 100) for x in range(0, 500, 100)]
     with open_slide(path) as slide, open_slide(path, raw=False) as plain:
-        slide.read(0, 0, 0, (8, 8))
-        assert slide._raw is not None
-        slide._raw._room = room
-        for y in range(0, 500, 100):
-            for x in range(0, 500, 100):
-                np.testing.assert_array_equal(slide.read(x, y, 0, (128, 128)), plain.read(x, y, 0, (128, 128)))
-        assert len(slide._raw._cache) <= max(room // (128 * 128 * 3), 4)
+        tiles_of(slide)._room = room
+        for place in places:
+            assert_equal(slide, plain, *place)
+        with ThreadPoolExecutor(6) as pool:
+            for place, tile in zip(places * 3, pool.map(lambda place: slide.read(*place), places * 3), strict=True):
+                np.testing.assert_array_equal(tile, plain.read(*place))
+        assert len(tiles_of(slide)._cache) <= max(room // (128 * 128 * 3), 4)
 
 
 def test_each_tile_is_decoded_once_on_an_offset_lattice(tmp_path, monkeypatch) -> None:
@@ -183,9 +169,7 @@ def test_each_tile_is_decoded_once_on_an_offset_lattice(tmp_path, monkeypatch) -
     decoded: list[int] = []
     original = TiffTiles._decode
     with open_slide(path) as slide:
-        slide.read(0, 0, 0, (8, 8))
-        assert slide._raw is not None
-        slide._raw._cache.clear()
+        tiles_of(slide)._cache.clear()
         monkeypatch.setattr(TiffTiles, "_decode", lambda *args: decoded.append(args[2]) or original(*args))
         for y in range(37, 800, 128):
             for x in range(50, 800, 128):
@@ -193,15 +177,12 @@ def test_each_tile_is_decoded_once_on_an_offset_lattice(tmp_path, monkeypatch) -
     assert len(decoded) == len(set(decoded)) > 30
 
 
-# --- doubts -----------------------------------------------------------------------------------------------------
-
-
 def test_a_difference_is_logged_and_left_to_openslide(tmp_path, monkeypatch, caplog) -> None:
     path = write_tiff(tmp_path / "a.tif", [texture(300, 300)])
     original = TiffTiles._decode
     monkeypatch.setattr(TiffTiles, "_decode", lambda *args: original(*args) ^ 1)
     with open_slide(path) as slide, open_slide(path, raw=False) as plain:
-        np.testing.assert_array_equal(slide.read(0, 0, 0, (300, 300)), plain.read(0, 0, 0, (300, 300)))
+        assert_equal(slide, plain, 0, 0, 0, (300, 300))
     assert "differs from OpenSlide by up to 1 grey levels" in caplog.text
 
 
@@ -240,7 +221,7 @@ def test_damaged_tile_ends_as_openslide_error(tmp_path) -> None:
         with pytest.raises(TileReadError):
             slide.read(128, 128, 0, (128, 128))
         np.testing.assert_array_equal(slide.read(0, 0, 0, (128, 128)), good)
-        assert slide._raw is not None and slide._raw._trusted[0]
+        assert tiles_of(slide)._trusted[0]
 
 
 @pytest.mark.parametrize("keep", [0.3, 0.9])
@@ -266,5 +247,4 @@ def test_slide_with_nothing_to_compare_is_left_to_openslide(tmp_path, monkeypatc
     path = write_tiff(tmp_path / "a.tif", [texture(200, 200)])
     monkeypatch.setattr(tiff_tiles, "probes", lambda level, dimensions: [])
     with open_slide(path) as slide:
-        slide.read(0, 0, 0, (50, 50))
-        assert slide._raw is not None and slide._raw._trusted == {0: False}
+        assert tiles_of(slide)._trusted == {0: False}

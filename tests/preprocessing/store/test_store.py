@@ -14,18 +14,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from preprocessing.common.options import WsiOptions
 from preprocessing.instances.graph import chain_neighbors, grid_neighbors
 from preprocessing.store import files as store_files
 from preprocessing.store.bags import (
     CorruptBag,
+    FeatureAttrs,
+    InstanceAttrs,
     as_stored,
     bag_path,
     check_pairing,
     clean_temporary,
     coords_hash,
-    is_finished,
+    finished_attrs,
     read_arrays,
-    read_attrs,
+    read_instance_attrs,
     validate_bag,
     write_bag,
 )
@@ -50,6 +53,10 @@ def ct_arrays(n: int) -> dict[str, np.ndarray]:
     }
 
 
+def is_finished(store: Path, bag_id: str, key: str) -> bool:
+    return finished_attrs(store, bag_id, key, InstanceAttrs) is not None
+
+
 def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
     return a.keys() == b.keys() and all(
         a[k].dtype == b[k].dtype and np.array_equal(a[k], b[k], equal_nan=a[k].dtype.kind == "f") for k in a
@@ -60,10 +67,10 @@ def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
 @pytest.mark.parametrize("make", [wsi_arrays, ct_arrays])
 def test_path_and_zarr_give_back_what_was_written(tmp_path, make, n):
     arrays = make(n)
-    write_bag(tmp_path, "bag", arrays, {"dataset": "d"}, schema="instances")
+    write_bag(tmp_path, "bag", arrays, InstanceAttrs(dataset="d"))
     assert same(read_arrays(tmp_path, "bag", verify=True), arrays)
     assert same(read_arrays(tmp_path, "bag", via="zarr", verify=True), arrays)
-    assert validate_bag(tmp_path, "bag", schema="instances")["dataset"] == "d"
+    assert validate_bag(tmp_path, "bag", schema="instances").dataset == "d"
 
 
 @settings(max_examples=15, deadline=None)
@@ -71,7 +78,7 @@ def test_path_and_zarr_give_back_what_was_written(tmp_path, make, n):
 def test_any_feature_matrix_survives(tmp_path_factory, n, p, dtype, seed):
     x = np.random.default_rng(seed).standard_normal((n, p)).astype(dtype)
     store = tmp_path_factory.mktemp("features")
-    write_bag(store, "b", {"features": x[::-1]}, {"coords_hash": "c"}, schema="features")
+    write_bag(store, "b", {"features": x[::-1]}, FeatureAttrs(coords_hash="c"))
     for via in ("path", "zarr"):
         back = read_arrays(store, "b", via=via)["features"]
         assert back.dtype == x.dtype and np.array_equal(back, x[::-1])
@@ -82,9 +89,9 @@ def test_plain_zarr_opens_a_bag(tmp_path, n):
     import zarr
 
     arrays = wsi_arrays(n)
-    write_bag(tmp_path, "bag", arrays, {"mpp": 0.5, "levels": (1, 4)}, schema="instances")
+    write_bag(tmp_path, "bag", arrays, InstanceAttrs(mpp=0.5, dimensions=(1, 4)))
     group = zarr.open(tmp_path / "bag", mode="r")
-    assert group.attrs["mpp"] == 0.5 and group.attrs["levels"] == [1, 4]
+    assert group.attrs["mpp"] == 0.5 and group.attrs["dimensions"] == [1, 4]
     assert sorted(group.array_keys()) == sorted(arrays)
     assert same({name: group[name][...] for name in arrays}, arrays)
     assert all(group[name].chunks == tuple(max(1, s) for s in arrays[name].shape) for name in arrays)
@@ -94,7 +101,7 @@ def test_the_metadata_is_what_zarr_itself_would_write(tmp_path):
     import zarr
 
     x = np.ones((4, 3), np.float32)
-    write_bag(tmp_path, "ours", {"features": x}, {"coords_hash": "c"}, schema="features")
+    write_bag(tmp_path, "ours", {"features": x}, FeatureAttrs(coords_hash="c"))
     zarr.create_array(
         tmp_path / "theirs",
         data=x,
@@ -110,18 +117,18 @@ def test_the_metadata_is_what_zarr_itself_would_write(tmp_path):
 
 def test_the_content_hash_follows_content_and_nothing_else(tmp_path):
     def write(name, arrays, **attrs):
-        return write_bag(tmp_path, name, arrays, attrs, schema="instances")
+        return write_bag(tmp_path, name, arrays, InstanceAttrs(**attrs))
 
     first = write("a", wsi_arrays(9), label=1, software={"numpy": "2"})
     assert write("b", wsi_arrays(9), software={"numpy": "3"}, label=1) == first
     assert write("b", wsi_arrays(9, seed=1), label=1) != first
     assert write("b", wsi_arrays(9), label=0) != first
-    assert read_attrs(tmp_path, "a")["software"] == {"numpy": "2"}
+    assert read_instance_attrs(tmp_path, "a").software == {"numpy": "2"}
 
 
 def test_finished_means_same_key_and_whole_chunks(tmp_path):
     assert not is_finished(tmp_path, "bag", "k")
-    write_bag(tmp_path, "bag", wsi_arrays(9), {}, schema="instances", key="k")
+    write_bag(tmp_path, "bag", wsi_arrays(9), InstanceAttrs(), key="k")
     assert is_finished(tmp_path, "bag", "k") and not is_finished(tmp_path, "bag", "other")
     chunk = tmp_path / "bag/grid/c.0.0"
     chunk.write_bytes(chunk.read_bytes()[:-1])
@@ -141,11 +148,11 @@ def test_finished_means_same_key_and_whole_chunks(tmp_path):
     ],
 )
 def test_damage_is_found_and_named_and_the_bag_can_be_rebuilt(tmp_path, damage, named):
-    write_bag(tmp_path, "bag", wsi_arrays(9), {}, schema="instances")
+    write_bag(tmp_path, "bag", wsi_arrays(9), InstanceAttrs())
     damage(tmp_path / "bag")
     with pytest.raises(CorruptBag, match=named):
         validate_bag(tmp_path, "bag", schema="instances")
-    write_bag(tmp_path, "bag", wsi_arrays(9), {}, schema="instances")
+    write_bag(tmp_path, "bag", wsi_arrays(9), InstanceAttrs())
     validate_bag(tmp_path, "bag", schema="instances")
 
 
@@ -169,14 +176,25 @@ def _flip(path: Path) -> None:
 )
 def test_the_schema_refuses_other_arrays_and_writes_nothing(tmp_path, change, what):
     with pytest.raises(ValueError, match=f"bag x.*{what}"):
-        write_bag(tmp_path, "x", {**wsi_arrays(9), **change}, {}, schema="instances")
+        write_bag(tmp_path, "x", {**wsi_arrays(9), **change}, InstanceAttrs())
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("value", [float("nan"), {1, 2}, np.zeros(3), Path("x")])
-def test_attributes_must_be_json(tmp_path, value):
-    with pytest.raises(ValueError, match="attribute 'bad'"):
-        write_bag(tmp_path, "x", wsi_arrays(2), {"bad": value}, schema="instances")
+def test_attributes_are_known_and_finite(tmp_path):
+    with pytest.raises(ValueError, match="an attribute is infinite or NaN"):
+        write_bag(tmp_path, "x", wsi_arrays(2), InstanceAttrs(mpp=float("nan")))
+    write_bag(tmp_path, "x", wsi_arrays(2), InstanceAttrs())
+    path = tmp_path / "x/zarr.json"
+    path.write_text(path.read_text().replace('"attributes": {', '"attributes": {"colour": 1,'))
+    with pytest.raises(CorruptBag, match=r"x/zarr\.json: attributes: colour: Extra inputs"):
+        read_instance_attrs(tmp_path, "x")
+
+
+def test_attributes_that_are_read_are_written_back_unchanged(tmp_path):
+    given = InstanceAttrs(mpp=1, tile_mpp=1.0, label=None, windows=((40, 80.0),), instance_options=WsiOptions())
+    first = write_bag(tmp_path, "a", wsi_arrays(9), given)
+    read = read_instance_attrs(tmp_path, "a")
+    assert write_bag(tmp_path, "b", wsi_arrays(9), read) == first and read.instance_options == WsiOptions()
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden", "a b"])
@@ -187,15 +205,15 @@ def test_a_bag_id_must_be_a_plain_name(tmp_path, name):
 
 def test_features_of_other_coordinates_are_refused(tmp_path):
     arrays = wsi_arrays(9)
-    write_bag(tmp_path / "i", "bag", arrays, {}, schema="instances")
-    ours = read_attrs(tmp_path / "i", "bag")
-    assert ours["coords_hash"] == coords_hash(arrays["coords"], arrays["grid"])
-    check_pairing(ours, {"coords_hash": ours["coords_hash"]}, "bag")
+    write_bag(tmp_path / "i", "bag", arrays, InstanceAttrs())
+    ours = read_instance_attrs(tmp_path / "i", "bag")
+    assert ours.coords_hash == coords_hash(arrays["coords"], arrays["grid"])
+    check_pairing(ours, FeatureAttrs(coords_hash=ours.coords_hash), "bag")
     moved = coords_hash(arrays["coords"] + 1, arrays["grid"])
     with pytest.raises(ValueError, match="bag bag: the features .resnet18. belong to other coordinates"):
-        check_pairing(ours, {"coords_hash": moved, "encoder": "resnet18"}, "bag")
+        check_pairing(ours, FeatureAttrs(coords_hash=moved, encoder="resnet18"), "bag")
     with pytest.raises(ValueError, match="coords_hash is missing"):
-        write_bag(tmp_path / "f", "bag", {"features": np.zeros((9, 4), np.float32)}, {}, schema="features")
+        write_bag(tmp_path / "f", "bag", {"features": np.zeros((9, 4), np.float32)}, FeatureAttrs())
 
 
 def test_values_beyond_float16_are_refused_not_clipped(tmp_path):
@@ -205,12 +223,12 @@ def test_values_beyond_float16_are_refused_not_clipped(tmp_path):
         as_stored(np.array([[70000.0]], np.float32), "float16")
     assert as_stored(np.array([[70000.0]], np.float32), "float32").dtype == np.float32
     with pytest.raises(ValueError, match="NaN or infinity"):
-        write_bag(tmp_path, "b", {"features": x * np.inf}, {"coords_hash": "c"}, schema="features")
+        write_bag(tmp_path, "b", {"features": x * np.inf}, FeatureAttrs(coords_hash="c"))
 
 
 _WRITER = """
 import sys, numpy as np
-from preprocessing.store.bags import write_bag
+from preprocessing.store.bags import FeatureAttrs, write_bag
 store, kind = sys.argv[1:3]
 print("ready", flush=True)
 n = 0
@@ -218,7 +236,7 @@ while True:
     n += 1
     x = np.full((4000, 64), n % 1000, np.float32)
     name = "same" if kind == "same" else f"bag{n % 7}"
-    write_bag(store, name, {"features": x}, {"coords_hash": "c"}, schema="features")
+    write_bag(store, name, {"features": x}, FeatureAttrs(coords_hash="c"))
     print("wrote", flush=True)
 """
 
@@ -255,7 +273,7 @@ def test_a_killed_writer_leaves_whole_bags_or_none(tmp_path, repository):
 
 
 def test_a_crash_between_the_two_renames_leaves_no_bag_and_the_next_write_heals(tmp_path, monkeypatch):
-    write_bag(tmp_path, "bag", wsi_arrays(3), {}, schema="instances", key="old")
+    write_bag(tmp_path, "bag", wsi_arrays(3), InstanceAttrs(), key="old")
     rename = os.rename
 
     def crash(source, target):
@@ -265,17 +283,17 @@ def test_a_crash_between_the_two_renames_leaves_no_bag_and_the_next_write_heals(
 
     monkeypatch.setattr(os, "rename", crash)
     with pytest.raises(KeyboardInterrupt):
-        write_bag(tmp_path, "bag", wsi_arrays(4), {}, schema="instances", key="new")
+        write_bag(tmp_path, "bag", wsi_arrays(4), InstanceAttrs(), key="new")
     monkeypatch.undo()
     assert not is_finished(tmp_path, "bag", "new")
-    write_bag(tmp_path, "bag", wsi_arrays(4), {}, schema="instances", key="new")
+    write_bag(tmp_path, "bag", wsi_arrays(4), InstanceAttrs(), key="new")
     validate_bag(tmp_path, "bag", schema="instances")
 
 
 def _write_many(store: str, name: str, value: int, times: int) -> None:
     x = np.full((2000, 16), value, np.float32)
     for _ in range(times):
-        write_bag(store, name, {"features": x}, {"coords_hash": "c", "value": value}, schema="features")
+        write_bag(store, name, {"features": x}, FeatureAttrs(coords_hash="c", stage_version=value))
 
 
 def test_parallel_writers_of_one_bag_and_of_many(tmp_path):
@@ -286,7 +304,7 @@ def test_parallel_writers_of_one_bag_and_of_many(tmp_path):
             job.result()
     for bag in ["one", *(f"bag{v}" for v in range(6))]:
         attrs = validate_bag(tmp_path, bag, schema="features")
-        assert (read_arrays(tmp_path, bag)["features"] == attrs["value"]).all()
+        assert (read_arrays(tmp_path, bag)["features"] == attrs.stage_version).all()
     assert not list((tmp_path / store_files.TEMPORARY).iterdir())
 
 

@@ -17,7 +17,7 @@ SMALL = {"slides": 8, "side": 512, "length": 500, "scans": 8, "matrix": 64}
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return cohort.build(tmp_path_factory.mktemp("cohorts"), "tiny", SEED, overrides=SMALL)
 
 
@@ -26,21 +26,21 @@ def hashes(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-def test_same_seed_same_bytes(tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_same_seed_same_bytes(small: dict[str, Path], tmp_path: Path) -> None:
     again = cohort.build(tmp_path, "tiny", SEED, overrides=SMALL)
-    for name, folder in tiny.items():
+    for name, folder in small.items():
         assert hashes(again[name]) == hashes(folder)
 
 
-def test_workers_and_seed(tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_workers_and_seed(small: dict[str, Path], tmp_path: Path) -> None:
     cohort.build(tmp_path / "a", "tiny", SEED, ["rsna"], SMALL, workers=2)
-    assert hashes(tmp_path / "a" / "rsna") == hashes(tiny["rsna"])
+    assert hashes(tmp_path / "a" / "rsna") == hashes(small["rsna"])
     cohort.build(tmp_path / "b", "tiny", SEED + 1, ["rsna"], SMALL)
-    assert not set(hashes(tmp_path / "b" / "rsna").values()) & set(hashes(tiny["rsna"]).values())
+    assert not set(hashes(tmp_path / "b" / "rsna").values()) & set(hashes(small["rsna"]).values())
 
 
-def test_second_call_touches_nothing(tiny: dict[str, Path]) -> None:
-    out = tiny["rsna"].parent
+def test_second_call_touches_nothing(small: dict[str, Path]) -> None:
+    out = small["rsna"].parent
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
     start = time.perf_counter()
     cohort.build(out, "tiny", SEED, overrides=SMALL)
@@ -49,9 +49,7 @@ def test_second_call_touches_nothing(tiny: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("dataset", ["camelyon16", "panda", "rsna"])
-def test_killed_run_resumes_to_the_same_bytes(
-    tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: str
-) -> None:
+def test_killed_run_resumes_to_the_same_bytes(small, tmp_path, monkeypatch, dataset):
     real, calls = cohort.make_item, []
 
     def dies(folder: Path, item: cohort.Item) -> None:
@@ -70,7 +68,7 @@ def test_killed_run_resumes_to_the_same_bytes(
     before = [p.stat().st_mtime_ns for p in kept]
     monkeypatch.setattr(cohort, "make_item", real)
     cohort.build(tmp_path, "tiny", SEED, [dataset], SMALL)
-    assert hashes(folder) == hashes(tiny[dataset])
+    assert hashes(folder) == hashes(small[dataset])
     assert [p.stat().st_mtime_ns for p in kept] == before
 
 
@@ -111,9 +109,7 @@ def test_foreign_folder_is_left_alone(tmp_path: Path) -> None:
     ("arguments", "message"),
     [(["--datasets", "kvasir"], "kvasir"), (["--scans", "2"], "at least 8"), (["--side", "100"], "at least 512")],
 )
-def test_user_errors_are_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
-) -> None:
+def test_user_errors_are_one_line(tmp_path, capsys, arguments, message):
     assert main(["--out", str(tmp_path / "out"), "--size", "tiny", *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -1,30 +1,19 @@
 """Synthetic CT scans: DICOM with the faults of the real files, and blood exactly where the tables say."""
 
-import csv
 import warnings
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 
-from preprocessing.synthetic import cohort, head_ct, rsna
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return cohort.build(tmp_path_factory.mktemp("scans"), "tiny", 3, ["rsna"])
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as stream:
-        return list(csv.DictReader(stream))
+from preprocessing.synthetic import head_ct, rsna
+from tests.preprocessing.synthetic.conftest import rows
 
 
 def read(path: Path) -> Any:
-    import pydicom
-
     with warnings.catch_warnings():
         # The real files carry "ID_..." where the standard wants UIDs.
         warnings.filterwarnings("ignore", "Invalid value for VR UI", UserWarning)
@@ -107,9 +96,7 @@ def test_hounsfield_units_are_right_after_the_documented_repairs(studies: dict[s
     assert slopes == {1.0, 0.5} and mixed and padded
 
 
-def test_haemorrhages_are_contiguous_and_equal_the_table(
-    studies: dict[str, list[Any]], slice_labels: dict[str, dict[str, int]]
-) -> None:
+def test_haemorrhages_are_contiguous_and_equal_the_table(studies, slice_labels):
     assert set(slice_labels) == {d.SOPInstanceUID for slices in studies.values() for d in slices}
     positive = 0
     for slices in studies.values():
@@ -143,9 +130,7 @@ def test_blood_is_dense_and_only_where_the_label_says(subtype: str) -> None:
         assert 35 < np.median(sick[changed & (healthy < 70)]) < 80
 
 
-def test_rsna_tables(
-    tiny: dict[str, Path], studies: dict[str, list[Any]], slice_labels: dict[str, dict[str, int]]
-) -> None:
+def test_rsna_tables(tiny, studies, slice_labels):
     lines = (tiny["rsna"] / "stage_2_train.csv").read_text().splitlines()
     assert len(lines) - len(set(lines)) == 6 * rsna.DUPLICATED_SLICES
     test = rows(tiny["rsna"] / "test_scans.csv")

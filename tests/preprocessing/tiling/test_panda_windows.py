@@ -1,22 +1,32 @@
 """PANDA's windows against the original recipe on a picture in memory, mask semantics, padding, limits."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from preprocessing.bags.rows import BagRow
 from preprocessing.common.options import wsi_options
-from preprocessing.instances.slide_bag import iter_tiles, read_tile, wsi_instances
+from preprocessing.instances.slide_bag import wsi_instances
 from preprocessing.slides.regions import TileReadError
 from preprocessing.slides.slide import open_slide
+from preprocessing.slides.tile_reader import iter_tiles, read_tile
+from preprocessing.store.arrays import Instances
 from preprocessing.store.schema import check_neighbors
-from preprocessing.tiling.panda_windows import mask_is_positive, otsu_threshold
+from preprocessing.tiling.panda_windows import mask_is_positive, mask_outlines, otsu_threshold
 from tests.helpers.pyramids import corrupt, missing, texture, write_tiff
 from tests.preprocessing.instances.test_wsi import bag, tissue_slide
 
-PANDA = {"tile_px": 64, "window_px": 128, "step_px": 64}
+
+def cut(path: Path, row: BagRow | None = None, **options: object) -> Instances:
+    """Cut windows of 128 px every 64 px, unless `options` say otherwise."""
+    sizes = {"preset": "panda", "tile_px": 64, "window_px": 128, "step_px": 64}
+    return wsi_instances(path, wsi_options({**sizes, **options}), row or bag(label=0), path.parent)
 
 
 @settings(max_examples=150, deadline=None)
@@ -34,13 +44,13 @@ def panda_oracle(image: np.ndarray, window: int, step: int, least: float, code: 
     padded = np.full((big_h, big_w, 3), 255, np.uint8)
     padded[top : top + h, left : left + w] = image
     bright = cv2.threshold(cv2.cvtColor(padded, code), 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)[1]
-    found = []
+    windows = []
     for y in range(0, big_h - window + 1, step):
         for x in range(0, big_w - window + 1, step):
             if 1 - bright[y : y + window, x : x + window].sum() / window**2 > least:
                 tile = cv2.resize(padded[y : y + window, x : x + window], (window // 2, window // 2))
-                found.append(((x - left, y - top), (y // step, x // step), tile))
-    return found
+                windows.append(((x - left, y - top), (y // step, x // step), tile))
+    return windows
 
 
 @pytest.mark.parametrize("size", [(600, 700), (512, 512), (100, 300), (90, 80), (333, 129)])
@@ -49,26 +59,24 @@ def test_panda_windows_equal_the_original_recipe(tmp_path, size, bgr: bool) -> N
     h, w = size
     image = tissue_slide(h, w, (w // 5, h // 5, w - w // 4, h - h // 4))
     path = write_tiff(tmp_path / "p.tif", [image], compression="zlib")
-    options = wsi_options({"preset": "panda", "tile_px": 64, "window_px": 128, "step_px": 64, "otsu_bgr": bgr})
-    found = wsi_instances(path, options, bag(label=0), tmp_path)
+    windows = cut(path, otsu_bgr=bgr)
     expected = panda_oracle(image, 128, 64, 0.20, cv2.COLOR_BGR2GRAY if bgr else cv2.COLOR_RGB2GRAY)
-    assert [tuple(c) for c in found.coords.tolist()] == [e[0] for e in expected]
-    assert [tuple(c) for c in found.grid.tolist()] == [e[1] for e in expected]
-    for tile, (_, _, pixels) in zip(iter_tiles(path, found.attrs, found.coords), expected, strict=True):
+    assert [tuple(c) for c in windows.coords.tolist()] == [e[0] for e in expected]
+    assert [tuple(c) for c in windows.grid.tolist()] == [e[1] for e in expected]
+    for tile, (_, _, pixels) in zip(iter_tiles(path, windows.attrs, windows.coords), expected, strict=True):
         np.testing.assert_array_equal(tile, pixels)
-    check_neighbors(found.neighbors)
+    check_neighbors(windows.neighbors)
 
 
 def test_panda_windows_assembled_from_cells_equal_single_reads(tmp_path) -> None:
     image = tissue_slide(700, 900, (50, 60, 850, 640))
     path = write_tiff(tmp_path / "p.tif", [image], subsampling=(1, 1), tile=96)
-    options = wsi_options({"preset": "panda", "tile_px": 64, "window_px": 128, "step_px": 32})
-    found = wsi_instances(path, options, bag(label=0), tmp_path)
-    order = np.random.default_rng(0).permutation(len(found))[:40]
+    windows = cut(path, step_px=32)
+    order = np.random.default_rng(0).permutation(len(windows))[:40]
     with open_slide(path) as slide:
-        chosen = found.coords[order]
-        for tile, (x, y) in zip(iter_tiles(path, found.attrs, chosen), chosen.tolist(), strict=True):
-            np.testing.assert_array_equal(tile, read_tile(slide, found.attrs, x, y))
+        chosen = windows.coords[order]
+        for tile, (x, y) in zip(iter_tiles(path, windows.attrs, chosen), chosen.tolist(), strict=True):
+            np.testing.assert_array_equal(tile, read_tile(slide, windows.attrs, x, y))
 
 
 @pytest.mark.parametrize("provider", ["radboud", "karolinska"])
@@ -82,20 +90,18 @@ def test_panda_coverage_counts_mask_pixels(tmp_path, provider: str) -> None:
     mask_path = write_tiff(tmp_path / "p_mask.tif", [mask], compression="zlib", mpp=None)
     missing(mask_path, 0, 0)
     values[:128, :128] = 0
-    options = wsi_options({"preset": "panda", "tile_px": 64, "window_px": 128, "step_px": 64})
-    found = wsi_instances(path, options, bag(annotation="p_mask.tif", provider=provider), tmp_path)
+    windows = cut(path, bag(annotation="p_mask.tif", provider=provider))
     cancer = values >= 3 if provider == "radboud" else values == 2
-    expected = [cancer[y : y + 128, x : x + 128].mean() for x, y in found.coords.tolist()]
-    np.testing.assert_allclose(found.coverage, expected, rtol=1e-6)
-    assert 0 < found.coverage.max() < 1 and found.coverage.min() == 0
+    expected = [cancer[y : y + 128, x : x + 128].mean() for x, y in windows.coords.tolist()]
+    np.testing.assert_allclose(windows.coverage, expected, rtol=1e-6)
+    assert 0 < windows.coverage.max() < 1 and windows.coverage.min() == 0
 
 
 def test_panda_mask_must_fit_and_provider_must_be_known(tmp_path) -> None:
     path = write_tiff(tmp_path / "p.tif", [tissue_slide(500, 600, (50, 60, 550, 440))], compression="zlib")
     write_tiff(tmp_path / "m.tif", [np.zeros((400, 600, 3), np.uint8)], compression="zlib", mpp=None)
-    options = wsi_options({"preset": "panda", "tile_px": 64, "step_px": 64})
     with pytest.raises(ValueError, match=r"m\.tif: mask of 600 x 400 px, expected the slide's 600 x 500"):
-        wsi_instances(path, options, bag(annotation="m.tif", provider="radboud"), tmp_path)
+        cut(path, bag(annotation="m.tif", provider="radboud"))
     with pytest.raises(ValueError, match="provider 'x'"):
         mask_is_positive(np.zeros((2, 2), np.uint8), "x", "m")
     with pytest.raises(ValueError, match=r"mask value 5 found, expected 0\.\.2 for karolinska"):
@@ -105,37 +111,28 @@ def test_panda_mask_must_fit_and_provider_must_be_known(tmp_path) -> None:
 def test_panda_size_limit(tmp_path) -> None:
     path = write_tiff(tmp_path / "p.tif", [tissue_slide()], compression="zlib")
     limit = (1280 // 16) * (1024 // 16)
-    values = {"preset": "panda", "tile_px": 64, "step_px": 64}
-    found = wsi_instances(path, wsi_options({**values, "max_level2_px": limit}), bag(label=0), tmp_path)
-    assert len(found) == 0 and found.attrs["empty_reason"].startswith(f"too large: {limit} px at level 2")
-    assert len(wsi_instances(path, wsi_options({**values, "max_level2_px": limit + 1}), bag(label=0), tmp_path)) > 0
+    windows = cut(path, max_level2_px=limit)
+    assert len(windows) == 0 and windows.attrs.empty_reason.startswith(f"too large: {limit} px at level 2")
+    assert len(cut(path, max_level2_px=limit + 1)) > 0
 
 
 def test_panda_sizes_must_match(tmp_path) -> None:
     path = write_tiff(tmp_path / "p.tif", [texture(256, 256)])
-    options = wsi_options({"preset": "panda", "tile_px": 64, "window_px": 128, "step_px": 48})
     with pytest.raises(ValueError, match="multiple of the step"):
-        wsi_instances(path, options, bag(label=0), tmp_path)
+        cut(path, step_px=48)
 
 
 def test_panda_counts_unreadable_cells_as_white_within_the_limit(tmp_path) -> None:
     path = write_tiff(tmp_path / "p.tif", [tissue_slide(512, 512, (40, 40, 480, 480))], tile=128)
-    whole = wsi_instances(path, wsi_options({"preset": "panda", **PANDA}), bag(label=0), tmp_path)
+    whole = cut(path)
     corrupt(path, 0, 5)
-    found = wsi_instances(path, wsi_options({"preset": "panda", **PANDA, "max_bad_tiles": 4}), bag(label=0), tmp_path)
-    assert found.attrs["marks"] == ["unreadable: 4 cells counted as white"] and 0 < len(found) < len(whole)
+    windows = cut(path, max_bad_tiles=4)
+    assert windows.attrs.marks == ("unreadable: 4 cells counted as white",) and 0 < len(windows) < len(whole)
     with pytest.raises(TileReadError, match=r"p\.tif"):
-        wsi_instances(path, wsi_options({"preset": "panda", **PANDA, "max_bad_tiles": 3}), bag(label=0), tmp_path)
+        cut(path, max_bad_tiles=3)
 
 
 def test_mask_outlines_enclose_the_cancer_and_nothing_else(tmp_path):
-    import cv2
-    import numpy as np
-    import tifffile
-
-    from preprocessing.slides.slide import open_slide
-    from preprocessing.tiling.panda_windows import mask_outlines
-
     values = np.zeros((300, 400, 3), np.uint8)
     values[50:120, 60:200, 0] = 4
     values[200:260, 300:380, 0] = 3

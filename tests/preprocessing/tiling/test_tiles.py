@@ -36,13 +36,13 @@ def plan(footprint: int, step: int | None = None) -> TilePlan:
 def test_points_in_polygon_equal_opencv_and_the_loop(points: list[tuple[int, int]]) -> None:
     # any closed chain of points, self-crossing and degenerate ones included
     xs, ys = np.arange(-2, 27), np.arange(-1, 28)
-    found = points_in_polygon(polygon(points), xs, ys)
+    result = points_in_polygon(polygon(points), xs, ys)
     expected = [[clam.inside(points, (x, y)) for x in xs.tolist()] for y in ys.tolist()]
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(result, expected)
     opencv = [
         [cv2.pointPolygonTest(polygon(points).reshape(-1, 1, 2), (float(x), float(y)), False) for x in xs] for y in ys
     ]
-    np.testing.assert_array_equal(found, opencv)
+    np.testing.assert_array_equal(result, opencv)
 
 
 def test_points_in_a_polygon_of_slide_size_equal_opencv() -> None:
@@ -155,16 +155,13 @@ def test_coarser_level_origins_are_whole_pixels_of_it() -> None:
     assert not (tiles.coords % 4).any() and tiles.coords[0].tolist() == [36, 40]
 
 
-# --- level and size ---------------------------------------------------------------------------------------------
-
-
 def test_paper_reads_level_0_whatever_the_mpp() -> None:
     assert plan_tiles([1.0, 2.0], 0.2263, WsiOptions(), "a") == TilePlan(0, 512, 512, 1, 512, 512)
 
 
 def test_downsample_is_rounded_never_truncated() -> None:
-    found = plan_tiles([1.0, 3.999, 16.002], 0.25, WsiOptions(read_level=1), "a")
-    assert (found.downsample, found.footprint) == (4, 2048)
+    result = plan_tiles([1.0, 3.999, 16.002], 0.25, WsiOptions(read_level=1), "a")
+    assert (result.downsample, result.footprint) == (4, 2048)
     with pytest.raises(ValueError, match=r"a: level 1 has downsample 2.5"):
         plan_tiles([1.0, 2.5], 0.25, WsiOptions(read_level=1), "a")
     with pytest.raises(ValueError, match=r"read_level 3 asked, found levels 0..1"):
@@ -198,13 +195,13 @@ def test_a_coarser_slide_is_refused_not_enlarged() -> None:
 @given(st.floats(0.1, 0.5), st.sampled_from([64, 256, 512]), st.floats(0.5, 4.0))
 def test_footprint_matches_the_target_within_the_tolerance(mpp: float, tile: int, target: float) -> None:
     options = WsiOptions(read_level=None, target_mpp=target, tile_px=tile, step_px=tile)
-    found = plan_tiles([1.0, 2.0, 4.0, 8.0], mpp, options, "a")
-    microns = found.footprint * mpp / tile
+    result = plan_tiles([1.0, 2.0, 4.0, 8.0], mpp, options, "a")
+    microns = result.footprint * mpp / tile
     assert abs(microns / target - 1) <= options.mpp_tolerance + 1 / tile
-    assert found.read_px >= found.tile_px and found.footprint % found.downsample == 0
+    assert result.read_px >= result.tile_px and result.footprint % result.downsample == 0
 
 
 def test_overlapping_step_scales_with_the_footprint() -> None:
     options = WsiOptions(read_level=None, target_mpp=0.5, step_px=256)
-    found = plan_tiles([1.0, 4.0], 0.25, options, "a")
-    assert (found.footprint, found.step) == (1024, 512)
+    result = plan_tiles([1.0, 4.0], 0.25, options, "a")
+    assert (result.footprint, result.step) == (1024, 512)

@@ -7,16 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from preprocessing.common.options import TISSUE_PRESETS, TissueOptions
+from preprocessing.common.options import TissueOptions
 from preprocessing.slides.slide import open_slide
-from preprocessing.tiling.tissue import (
-    CLAM_PRESETS,
-    loosened,
-    segment_tissue,
-    segmentation_level,
-    tissue_contours,
-    tissue_mask,
-)
+from preprocessing.tiling.tissue import loosened, segment_tissue, segmentation_level, tissue_contours, tissue_mask
 from tests.helpers.pyramids import texture, write_tiff
 from tests.oracles import clam
 
@@ -52,12 +45,12 @@ def test_mask_equals_loops_over_pixels(rgb: np.ndarray, threshold: int, median: 
 def test_saturation_is_fixed_point_on_all_pairs() -> None:
     high, low = np.meshgrid(np.arange(256), np.arange(256))
     rgb = np.stack([high, np.minimum(high, low), np.minimum(high, low)], axis=-1).astype(np.uint8)
-    found = cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV)[..., 1]
+    computed = cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV)[..., 1]
     factor = np.concatenate([[0], np.rint(255 * 4096 / np.arange(1, 256))]).astype(np.int64)
     spread = rgb.max(-1).astype(np.int64) - rgb.min(-1)
-    np.testing.assert_array_equal(found, (spread * factor[rgb.max(-1)] + 2048) >> 12)
+    np.testing.assert_array_equal(computed, (spread * factor[rgb.max(-1)] + 2048) >> 12)
     rounded = np.rint(255 * spread / np.maximum(rgb.max(-1), 1))
-    assert (found != rounded).any(), "a floating-point saturation would not be the same"
+    assert (computed != rounded).any(), "a floating-point saturation would not be the same"
 
 
 @pytest.mark.parametrize("close", [2, 4])
@@ -74,8 +67,8 @@ def test_even_closing_shifts_one_pixel_unless_corrected(close: int) -> None:
 @given(hnp.arrays(np.bool_, st.tuples(st.integers(4, 16), st.integers(4, 16))), st.integers(1, 5))
 def test_corrected_closing_is_the_closing_of_the_textbook(mask: np.ndarray, side: int) -> None:
     options = TissueOptions(mthresh=1, close=side, anchor_corrected=True)
-    found = tissue_mask(picture(mask), options)
-    np.testing.assert_array_equal(found, clam.closing_true(np.where(mask, 255, 0).astype(np.uint8), side))
+    computed = tissue_mask(picture(mask), options)
+    np.testing.assert_array_equal(computed, clam.closing_true(np.where(mask, 255, 0).astype(np.uint8), side))
 
 
 def test_areas_run_through_pixel_centres_and_all_holes_count() -> None:
@@ -154,14 +147,6 @@ def test_otsu_finds_what_a_fixed_threshold_misses() -> None:
 def test_even_median_is_refused() -> None:
     with pytest.raises(ValueError, match="mthresh.*odd"):
         tissue_contours(picture(blank()), (1.0, 1.0), TissueOptions(mthresh=4))
-
-
-def test_preset_table_is_complete() -> None:
-    assert set(CLAM_PRESETS) == set(TISSUE_PRESETS)
-    row = CLAM_PRESETS["bwh_biopsy"]
-    assert [row[k] for k in ("sthresh", "mthresh", "close", "a_t", "a_h", "max_n_holes")] == [15, 11, 2, 1, 1, 2]
-    assert row["contour_fn"] == "four_pt" and row["use_padding"] is True and row["line_thickness"] == 50
-    assert CLAM_PRESETS["mil4wsi"]["use_otsu"] is True
 
 
 def test_segmentation_level_rules(tmp_path) -> None:

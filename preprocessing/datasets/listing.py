@@ -1,0 +1,66 @@
+"""List the bags of a dataset: raw folder in, `bags.csv` and a report out."""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from preprocessing.bags.checks import validate_bags
+from preprocessing.bags.overrides import apply_overrides, read_overrides
+from preprocessing.bags.report import ListReport, omitted, summarise
+from preprocessing.bags.rows import BagRow
+from preprocessing.bags.table import write_bags
+from preprocessing.datasets import get_dataset
+from preprocessing.datasets.base import option_file
+
+log = logging.getLogger(__name__)
+
+
+def list_bags(
+    dataset: str, kind: str, root: Path, options: Mapping[str, object], out: Path, *, max_bags: int | None = None
+) -> list[BagRow]:
+    """List and check the bags of a dataset, and write `bags.csv` with a report beside it.
+
+    Args:
+        dataset: name in the config.
+        kind: key of `preprocessing.datasets.DATASETS`.
+        root: folder with the raw data.
+        options: of this kind of dataset, as in the config.
+        out: bags.csv; `NAME.report.json` is written beside it.
+        max_bags: bags the workflow planned for; more is an error.
+
+    Returns:
+        The rows of `bags.csv`, overrides applied.
+
+    Raises:
+        ValueError: missing raw data, invalid options, or bags with problems, all of them named.
+    """
+    table = get_dataset(kind).list_bags(root, options)
+    overrides = option_file(kind, "overrides", options.get("overrides"), root)
+    rows = table.rows
+    if overrides is not None:
+        rows = apply_overrides(rows, read_overrides(overrides), root, str(overrides))
+    validate_bags(rows, root, source=f"dataset {dataset!r} ({kind}) in {root}")
+    if max_bags is not None and len(rows) > max_bags:
+        raise ValueError(
+            f"dataset {dataset!r}: found {len(rows)} bags, but the workflow planned for {max_bags}; "
+            "the folder or the manifest grew after the start, run the workflow again"
+        )
+    skipped = omitted({row.bag_id: row.skip for row in rows if row.skip})
+    report = replace(table.report, dataset=dataset, kind=kind, found=summarise(rows), skipped=skipped)
+    write_bags(out, rows)
+    report.write(out.with_suffix(".report.json"))
+    _log_report(report)
+    return sorted(rows, key=lambda row: row.bag_id)
+
+
+def _log_report(report: ListReport) -> None:
+    log.info("%s: %d bags %s", report.dataset, report.found.bags, json.dumps(report.found.by_split))
+    for what, omissions in (("missing", report.missing), ("excluded", report.excluded), ("skipped", report.skipped)):
+        for omission in omissions[:10]:
+            log.warning("%s: %s (%s)", what, omission.name, omission.reason)
+        if len(omissions) > 10:
+            log.warning("%s: and %d more, see the report", what, len(omissions) - 10)
+    for note in report.notes:
+        log.info("note: %s", note)

@@ -1,0 +1,221 @@
+"""Attributes of stored bags as typed records: `InstanceAttrs` and `FeatureAttrs`.
+
+Only fields that were given are written, so a record that was read is written back unchanged. Numbers are `int | float`
+where a file may hold either: 1 and 1.0 are different bytes, hence different content hashes.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, field_serializer
+
+from preprocessing.common.options import CtOptions, Options, TissueOptions, WsiOptions
+
+Number = int | float
+Modality = Literal["wsi", "ct"]
+
+
+@dataclass(frozen=True)
+class StoreInfo:
+    """What the store records about a bag.
+
+    Attributes:
+        schema: "instances" or "features".
+        version: of the schema.
+        key: hash of what the bag was made from (stage version, settings, sources).
+        content: SHA-256 of arrays and attributes.
+        sha256: checksum of every array.
+        n: number of instances.
+    """
+
+    schema: str = ""
+    version: int = 0
+    key: str = ""
+    content: str = ""
+    sha256: dict[str, str] = field(default_factory=dict)
+    n: int = 0
+
+
+class SliceSpacing(Options):
+    """Spacing of a scan in mm: of the pixels of a slice (row, column), and between slices; None = unknown."""
+
+    pixel: tuple[Number, Number] | None = None
+    slices_min: Number | None = None
+    slices_median: Number | None = None
+    slices_max: Number | None = None
+
+
+class TissueAttrs(TissueOptions):
+    """Tissue mask of a slide: its thresholds and what came of them.
+
+    Attributes:
+        level: pyramid level of the mask; -1 = a mask was given.
+        downsample: of that level (x, y).
+        marks: how the tissue was found, e.g. "fallback".
+        contours: number of contours.
+        holes: number of holes in them.
+    """
+
+    level: int = 0
+    downsample: tuple[Number, Number] = (1, 1)
+    marks: tuple[str, ...] = ()
+    contours: int = 0
+    holes: int = 0
+
+
+class BagAttrs(BaseModel):
+    """Attributes that a bag's instances and features share; the fields without comment are those of the options.
+
+    Attributes:
+        dataset: name in the config.
+        modality: "wsi" or "ct".
+        l0_footprint_px: side of a tile at level 0, px.
+        mpp: um per px at level 0, None = unknown.
+        mpp_source: where that comes from.
+        tile_mpp: um per px of a tile.
+        stage_version: of the stage that stored the bag.
+        software: versions; not part of the content.
+        imported_from: format of an imported bag.
+        coords_hash: hash of coordinates and grid, which pairs features with instances.
+        store: what the store records; set when the bag is written.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    schema_name: ClassVar[str]
+    # fields that are written only where there is something to say
+    rare: ClassVar[frozenset[str]] = frozenset()
+
+    dataset: str = ""
+    modality: Modality = "wsi"
+    preset: str = ""
+    tile_px: int = 0
+    l0_footprint_px: int = 0
+    mpp: Number | None = None
+    mpp_source: str = ""
+    tile_mpp: Number | None = None
+    windows: tuple[tuple[Number, Number], ...] = ()
+    slice_px: int = 0
+    stage_version: int | None = None
+    software: dict[str, str] = {}
+    imported_from: str = ""
+    coords_hash: str = ""
+    store: StoreInfo = StoreInfo()
+
+    def given(self) -> dict[str, Any]:
+        """Return the fields that were given, as plain JSON, without `store`."""
+        unwritten = {name for name in self.rare if getattr(self, name) == type(self).model_fields[name].default}
+        return self.model_dump(mode="json", exclude_unset=True, exclude={"store", *unwritten})
+
+    def updated(self, **fields: object) -> Self:
+        """Return a validated copy with some fields replaced."""
+        return self.model_validate({**{name: getattr(self, name) for name in self.model_fields_set}, **fields})
+
+
+class InstanceAttrs(BagAttrs):
+    """Attributes of a bag's instances; slides and scans each leave the other's fields out.
+
+    Attributes:
+        label: 0, 1, or None = unlabelled.
+        mpp_override: resolution from bags.csv, um per px.
+        overrides: settings of this bag alone, by name.
+        instance_options: settings that cut the bag, presets resolved; None = imported.
+        pixels_key: hash of what determines the pixels of the instances.
+        empty_reason: why there are no instances.
+        zero_edges: no two tiles are neighbours.
+        read_level: pyramid level the tiles are read from.
+        read_px: side of a tile at that level, px.
+        read_downsample: of that level.
+        l0_step_px: distance of neighbouring tiles at level 0, px.
+        grid_origin_l0: level-0 px (x, y) of the lattice's cell (0, 0); None = cells do not follow from coordinates.
+        resize_filter: from `read_px` to `tile_px`, or of the slices.
+        dimensions: width and height of level 0, px.
+        bounds: scanned region (x, y, width, height), level-0 px.
+        vendor: of the scanner.
+        provider: PANDA's provider.
+        annotation_counts: outlines of the annotation by what became of them.
+        contour_of_tile: contour of each tile, in the order of the tiles.
+        tiles_in_shared_cells: tiles that share a lattice cell with another.
+        unreadable_tiles: unreadable places of the slide counted as white.
+        marks: how the windows were found (recipe "panda").
+        files: slices in anatomical order, relative to the root.
+        source_px: rows and columns of a slice in the file, px.
+        slices_at_one_position: slices at the position of another.
+        slices_repaired_12bit: slices whose 12-bit values were repaired.
+        target_magnification: nominal magnification of the tiles, as the tool of an imported bag has it.
+        level0_magnification: likewise of level 0.
+    """
+
+    schema_name = "instances"
+    rare = frozenset(
+        {"annotation_counts", "contour_of_tile", "empty_reason", "overrides", "unreadable_tiles", "zero_edges"}
+    )
+
+    label: int | None = None
+    mpp_override: Number | None = None
+    overrides: dict[str, bool | int | float | str] = {}
+    instance_options: WsiOptions | CtOptions | None = None
+    pixels_key: str = ""
+    empty_reason: str = ""
+    zero_edges: bool = False
+    recipe: str = ""
+    lattice: str = ""
+    contour_fn: str = ""
+    use_padding: bool = False
+    otsu_bgr: bool = False
+    otsu_threshold: Number | None = None
+    min_tissue: Number | None = None
+    read_level: int = 0
+    read_px: int = 0
+    read_downsample: Number = 1
+    l0_step_px: int = 0
+    grid_origin_l0: tuple[int, int] | None = None
+    resize_filter: str | None = None
+    dimensions: tuple[int, int] | None = None
+    bounds: tuple[int, int, int, int] | None = None
+    vendor: str = ""
+    provider: str = ""
+    max_bad_tiles: int = 0
+    annotation_present: bool = False
+    annotation_complete: bool = True
+    annotation_counts: dict[str, int] = {}
+    contour_of_tile: tuple[int, ...] | None = None
+    tiles_in_shared_cells: int = 0
+    unreadable_tiles: int = 0
+    tissue: TissueAttrs | None = None
+    marks: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    source_px: tuple[int, int] | None = None
+    spacing_mm: SliceSpacing | None = None
+    slices_at_one_position: int = 0
+    slices_repaired_12bit: int = 0
+    target_magnification: Number | None = None
+    level0_magnification: Number | None = None
+
+    @field_serializer("instance_options")
+    def _all_options(self, options: WsiOptions | CtOptions | None) -> dict[str, Any] | None:
+        """Write the settings in full, defaults included: `smmil.predict` cuts new images with them."""
+        return None if options is None else options.model_dump(mode="json")
+
+
+class FeatureAttrs(BagAttrs):
+    """Attributes of a bag's features.
+
+    Attributes:
+        instances_stage_version: version of the stage that made the instances.
+        encoder: its id, marked if the weights are random.
+        weights_sha256: of the weight file, "random-SEED", or "unknown".
+        random_weights: whether the weights are random.
+        resize_policy: see `preprocessing.features.transforms`.
+        precision: of the encoder's arithmetic.
+        unreadable_tiles: positions of tiles replaced by white.
+    """
+
+    schema_name = "features"
+
+    instances_stage_version: int | None = None
+    encoder: str = ""
+    weights_sha256: str = ""
+    random_weights: bool = False
+    resize_policy: str = ""
+    precision: str = ""
+    unreadable_tiles: tuple[int, ...] = ()
