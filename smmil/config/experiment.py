@@ -133,7 +133,11 @@ def _problem(item: Any) -> str:
 
 def json_schema() -> str:
     """Return the JSON schema of the configuration, as committed in `workflow/schemas/config.schema.json`."""
-    return json.dumps(Config.model_json_schema(), indent=1, sort_keys=True) + "\n"
+    schema = Config.model_json_schema()
+    # editors check override files, too, which give a few keys only
+    for part in (schema, *schema["$defs"].values()):
+        part.pop("required", None)
+    return json.dumps(schema, indent=1, sort_keys=True) + "\n"
 
 
 def load_yaml(path: Path) -> Any:

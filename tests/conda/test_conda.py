@@ -1,18 +1,17 @@
-"""`--use-conda` without conda-forge: every rule runs in the environment it names, and finds there what it imports.
+"""`--use-conda` without conda-forge: every rule runs in its environment and finds there what it imports.
 
-The client is the stand-in beside this file (it says what it cannot show). Its environments hide every package that
-their YAML file neither names nor needs, so a run through them also shows that the files are complete.
+The conda client is a stand-in, `standin/bin/conda`, which lists its limits. Its environments hide every package that
+their YAML file neither names nor needs, so a run also shows that the files are complete.
 """
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.workflows import ROOT, snakemake, write_config
+from tests.helpers.workflows import ROOT, demo_config, make_cohorts, shell_rules, snakemake, write_config
 
 CLIENT = ROOT / "tests/conda/standin/bin"
 
@@ -65,19 +64,8 @@ def test_a_broken_environment_file_is_refused(tmp_path, text, complaint):
     assert made.returncode != 0 and complaint in made.stderr
 
 
-def named_environments() -> dict[str, str]:
-    """Module that a rule runs -> the environment that the rule names."""
-    found = {}
-    for path in sorted((ROOT / "workflow/rules").glob("*.smk")):
-        for block in path.read_text().split("\nrule ")[1:]:
-            module, env = re.search(r"python -m ([\w.]+)", block), re.search(r"envs/(\w+)\.yaml", block)
-            if module and env:
-                found[module[1]] = env[1]
-    return found
-
-
 def ran(directory: Path) -> dict[str, set[str]]:
-    """Environment -> modules that were run in it, from what the environments noted."""
+    """Return environment -> modules that ran in it, from the notes of the environments."""
     found = {}
     for copy in (directory / ".snakemake/conda").glob("*.yaml"):
         names = [p.stem for p in (ROOT / "envs").glob("*.yaml") if p.read_text() == copy.read_text()]
@@ -89,12 +77,8 @@ def ran(directory: Path) -> dict[str, set[str]]:
 
 @pytest.mark.slow
 def test_every_rule_runs_in_its_environment_and_imports_the_project_there(tmp_path):
-    import yaml
-
-    command = [sys.executable, "-m", "preprocessing.synthetic", "--out", str(tmp_path / "raw"), "--size", "tiny"]
-    plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    subprocess.run(command, check=True, cwd=ROOT, capture_output=True, env=plain)
-    config = yaml.safe_load((ROOT / "workflow/demo.yaml").read_text().replace("demo/", ""))
+    make_cohorts(tmp_path, datasets=["camelyon16", "rsna"])
+    config = demo_config()
     config["use"] = ["camelyon16", "rsna"]
     config["datasets"]["rsna"]["train"] = False
     config["datasets"]["rsna"]["score_with"] = {"dataset": "camelyon16", "encoder": "resnet18", "method": "abmil"}
@@ -110,7 +94,7 @@ def test_every_rule_runs_in_its_environment_and_imports_the_project_there(tmp_pa
     assert "Creating conda environment" not in text
     assert (tmp_path / "results/report/index.html").stat().st_size > 10_000
     seen = {module: env for env, modules in ran(tmp_path).items() for module in modules}
-    expected = named_environments()
+    expected = {rule.module: rule.environment for rule in shell_rules().values()}
     assert seen == {module: expected[module] for module in seen}
     # everything but what downloads
     assert expected.keys() - seen.keys() <= {"preprocessing.raw", "preprocessing.weights"}

@@ -22,6 +22,12 @@ def test_the_committed_schema_is_the_one_the_code_makes(repository):
     assert committed == json_schema(), "run `make schema`"
 
 
+def test_editors_find_the_schema_from_every_config(repository):
+    for path in [repository / "config.yaml", *(repository / "workflow").glob("*.yaml")]:
+        name = path.read_text().splitlines()[0].removeprefix("# yaml-language-server: $schema=")
+        assert (path.parent / name).samefile(repository / "workflow/schemas/config.schema.json"), path
+
+
 @pytest.mark.parametrize("names", ["demo", "miniature", "miniature miniature-pretrained", "rehearsal"])
 def test_the_overrides_that_come_along_are_valid(repository, paper, names):
     for name in names.split():

@@ -1,17 +1,16 @@
-"""Kills the whole DAG again and again, at seeded random moments of every stage, and compares with a quiet run.
+"""Kill the workflow at seeded random moments of every stage, and compare the results with an undisturbed run.
 
 Run alone, from the root of the checkout:
     python -m tests.faults.campaign --kills 50 --seed 0
 
-One undisturbed run of the tiny cohorts (raw slides to report) is the reference and gives every rule's usual duration.
-Then: start Snakemake; when a job of a rule that is due starts, wait a random share of that duration, or for the first
-bag, epoch or prediction it finishes and a little longer; SIGKILL the process group; `--unlock`; go on with
-`--rerun-incomplete`. A folder that is finished while kills are still due is compared and the next one is begun.
+One undisturbed run of the tiny cohorts (raw slides to report) is the reference and gives the duration of every rule.
+Then start Snakemake. When a job of the next rule to kill starts, wait a random share of its duration, or until it has
+finished a bag, epoch or prediction and a little longer. SIGKILL the process group, `--unlock`, and continue with
+`--rerun-incomplete`. When a folder is finished before all kills are done, compare it and begin the next one.
 
-Expected: every result equal to the reference to the byte (wall times excepted); no finished bag, epoch, run or
-prediction done again; no job that Snakemake had called finished started again. `OUT/campaign.json` is rewritten after
-every kill; SIGINT and SIGTERM end the campaign with what has been seen so far. Exit code 1 if anything is not as
-expected.
+Expected: all results equal the reference to the byte (except wall times); no finished bag, epoch, run or prediction is
+repeated; no job that Snakemake reported as finished starts again. `OUT/campaign.json` is rewritten after every kill.
+SIGINT and SIGTERM stop the campaign and print its results so far. Exit code 1 if an expectation failed.
 """
 
 import argparse
@@ -23,7 +22,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -33,8 +31,15 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.evidence import differences, finished_work, kinds, redone, usual_seconds
-from tests.faults.house import make_raw, settings
-from tests.helpers.workflows import ROOT, snakemake, write_config
+from tests.helpers.workflows import (
+    add_custom_dataset,
+    demo_config,
+    make_cohorts,
+    make_custom_slides,
+    snakemake,
+    start_snakemake,
+    write_config,
+)
 
 log = logging.getLogger("campaign")
 RULES = (
@@ -42,7 +47,7 @@ RULES = (
     *("draw_contact_sheet", "tabulate_status", "make_table", "make_resources", "make_comparisons", "draw_figure"),
     *("draw_score_figure", "draw_map_figure", "draw_picture", "draw_curves", "draw_maps", "write_report"),
 )
-# rules whose jobs finish pieces that are kept: where they leave them
+# rules whose jobs keep finished pieces, and the files of these pieces
 TRACES = {
     "cut_instances": "*/instances/store/[!.]*/zarr.json",
     "extract_features": "*/features/*/store/[!.]*/zarr.json",
@@ -66,7 +71,7 @@ class Moment:
 
 @dataclass
 class Jobs:
-    """The jobs of one sitting, from what Snakemake says: by number, rule and outputs."""
+    """Jobs of one attempt as Snakemake prints them: rule and outputs by number."""
 
     rules: dict[str, str] = field(default_factory=dict)
     outputs: dict[str, str] = field(default_factory=dict)
@@ -75,7 +80,7 @@ class Jobs:
     _output: str = ""
 
     def read(self, line: str) -> str:
-        """Takes one line; returns the rule whose job it starts, if any."""
+        """Read one line; return the rule whose job it starts, or ""."""
         if match := _BEGIN.match(line):
             self._rule, self._output = match[1], ""
         elif match := _OUTPUT.match(line):
@@ -89,13 +94,13 @@ class Jobs:
         return ""
 
     def running(self) -> list[str]:
-        """Rules with a job under way."""
+        """Return the rules with a running job."""
         return sorted(rule for number, rule in self.rules.items() if number not in self.ended)
 
 
 @dataclass
-class Seen:
-    """What the campaign has seen."""
+class Outcome:
+    """Kills and problems of the campaign so far."""
 
     kills: list[dict[str, Any]] = field(default_factory=list)
     kept: dict[str, int] = field(default_factory=dict)
@@ -105,7 +110,7 @@ class Seen:
     complete: bool = False
 
     def summary(self) -> dict[str, Any]:
-        """JSON-able; kills by the rule that was aimed at, and by what was running."""
+        """Return a JSON object with counts of kills by the rule that was chosen and by the rules that were running."""
         aimed, hit = Counter(kill["aimed"] for kill in self.kills), Counter[str]()
         for kill in self.kills:
             hit.update(set(kill["running"]) or {"between jobs"})
@@ -113,7 +118,7 @@ class Seen:
 
 
 def plan(kills: int, seed: int) -> dict[str, list[Moment]]:
-    """Which rules are hit how often and when: round and round in one random order, so that no stage is left out."""
+    """Distribute kills over all rules in a fixed random order, so that no stage is left out."""
     generator = random.Random(seed)
     order = generator.sample(RULES, len(RULES))
     moments: dict[str, list[Moment]] = {rule: [] for rule in RULES}
@@ -123,19 +128,19 @@ def plan(kills: int, seed: int) -> dict[str, list[Moment]]:
     return moments
 
 
-def start(house: Path, config: str, said: Path) -> subprocess.Popen[bytes]:
-    """Snakemake in a process group of its own; what it says goes to a file."""
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "2"]
-    command += ["--directory", str(house), "--rerun-incomplete", "--configfile", config]
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    with said.open("wb") as out:
-        return subprocess.Popen(
-            command, cwd=house, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
-        )
+def settings(datasets: Sequence[str], size: str) -> dict[str, Any]:
+    """Return the overrides of the demo with two methods and a job of every kind of rule."""
+    config = demo_config()
+    config |= {"use": [*datasets, "mine"], "methods": ["abmil", "smap_early"]}
+    config["training"] |= {"epochs": 8 if size == "tiny" else 25, "device": "cpu", "checkpoint_seconds": 0}
+    config["features"]["device"] = "cpu"
+    config["report"] = {"bootstrap": 50, "map_bags": 1}
+    config["report"] |= {"tables": ["table1", "resources", "comparisons"], "figures": ["fig4", "fig5", "cd", "curves"]}
+    return config
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL for Snakemake and every job; returns when none of them lives."""
+    """Send SIGKILL to Snakemake and all its jobs, and wait until none is alive."""
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     while any(_in_group(path, process.pid) for path in Path("/proc").glob("[0-9]*/stat")):
@@ -156,113 +161,119 @@ class Campaign:
     def __init__(self, out: Path, kills: int, seed: int, datasets: Sequence[str], size: str) -> None:
         self.out, self.wanted, self.datasets, self.size = out, kills, datasets, size
         self.due, self.generator = plan(kills, seed), random.Random(seed + 1)
-        self.seen, self.usual = Seen(), dict.fromkeys(RULES, 1.0)
+        self.outcome, self.durations = Outcome(), dict.fromkeys(RULES, 1.0)
 
-    def run(self) -> Seen:
-        """The reference, then folders until all kills are done."""
+    def run(self) -> Outcome:
+        """Make the reference, then folders until all kills are done."""
         config = settings(self.datasets, self.size)
-        make_raw(self.out, self.datasets, self.size)
+        make_cohorts(self.out, self.size, self.datasets)
+        make_custom_slides(self.out)
+        add_custom_dataset(config, "abmil")
         started = time.monotonic()
-        reference = self.house("reference")
+        reference = self.make_folder("reference")
         snakemake(reference, "--configfile", write_config(reference, config), timeout=int(LIMIT_SECONDS))
-        self.seen.seconds["reference"] = round(time.monotonic() - started, 1)
-        self.usual |= {rule: usual_seconds(reference, rule) for rule in RULES}
-        while len(self.seen.kills) < self.wanted:
-            house = self.house(f"killed{self.seen.rounds}")
-            self.finish(house, write_config(house, config), started)
-            wrong = differences(house / "results", reference / "results")
-            self.seen.wrong += [f"{house.name}: differs from the undisturbed run: {name}" for name in wrong]
-            self.seen.rounds += 1
+        self.outcome.seconds["reference"] = round(time.monotonic() - started, 1)
+        self.durations |= {rule: usual_seconds(reference, rule) for rule in RULES}
+        while len(self.outcome.kills) < self.wanted:
+            folder = self.make_folder(f"killed{self.outcome.rounds}")
+            self.finish(folder, write_config(folder, config), started)
+            wrong = differences(folder / "results", reference / "results")
+            self.outcome.wrong += [f"{folder.name}: differs from the undisturbed run: {name}" for name in wrong]
+            self.outcome.rounds += 1
             self.save(started)
-        self.seen.complete = True
+        self.outcome.complete = True
         self.save(started)
-        return self.seen
+        return self.outcome
 
-    def house(self, name: str) -> Path:
-        """A working directory that sees the raw data under the same relative path as all others."""
-        house = self.out / name
-        house.mkdir(exist_ok=True)
-        if not (house / "raw").is_symlink():
-            (house / "raw").symlink_to(self.out / "raw")
-        return house
+    def make_folder(self, name: str) -> Path:
+        """Make a working directory with the raw data under the same relative path as in all others."""
+        folder = self.out / name
+        folder.mkdir(exist_ok=True)
+        if not (folder / "raw").is_symlink():
+            (folder / "raw").symlink_to(self.out / "raw")
+        return folder
 
-    def finish(self, house: Path, config: str, began: float) -> None:
-        """Runs, kills and continues until the folder is finished."""
+    def finish(self, folder: Path, config: str, began: float) -> None:
+        """Run, kill and continue until the folder is finished."""
         done, known = set[str](), dict[str, str]()
         for number in range(10 * self.wanted + 10):
-            said = self.out / f"{house.name}-{number:03d}.txt"
-            jobs, killed = self.sit(house, config, said)
+            output = self.out / f"{folder.name}-{number:03d}.txt"
+            jobs, killed = self.attempt(folder, config, output)
             again = sorted(done & {*jobs.outputs.values()})
-            self.seen.wrong += [f"{said.name}: a finished job was started again: {name}" for name in again]
+            self.outcome.wrong += [f"{output.name}: a finished job was started again: {name}" for name in again]
             done |= {jobs.outputs[n] for n in jobs.ended if n in jobs.outputs}
-            now = finished_work(house / "results")
-            self.seen.wrong += [f"{said.name}: done again: {name}" for name in redone(known, now)]
+            now = finished_work(folder / "results")
+            self.outcome.wrong += [f"{output.name}: done again: {name}" for name in redone(known, now)]
             known, most = now, kinds(now)
-            self.seen.kept = {kind: max(n, self.seen.kept.get(kind, 0)) for kind, n in most.items()}
+            self.outcome.kept = {kind: max(n, self.outcome.kept.get(kind, 0)) for kind, n in most.items()}
             if not killed:
                 return
             self.save(began)
-            log.info("%d of %d kills: %s", len(self.seen.kills), self.wanted, self.seen.kills[-1])
-            snakemake(house, "--unlock", "--configfile", config)
+            log.info("%d of %d kills: %s", len(self.outcome.kills), self.wanted, self.outcome.kills[-1])
+            snakemake(folder, "--unlock", "--configfile", config)
 
-    def sit(self, house: Path, config: str, said: Path) -> tuple[Jobs, bool]:
-        """One sitting; True if it was killed, False if it came to its end.
+    def attempt(self, folder: Path, config: str, output: Path) -> tuple[Jobs, bool]:
+        """Run Snakemake once; return its jobs and whether it was killed.
 
         Raises:
             RuntimeError: Snakemake failed by itself, or does not end.
         """
-        process = start(house, config, said)
+        process = start_snakemake(folder, output, "--cores", "2", "--rerun-incomplete", "--configfile", config)
         try:
-            return self._follow(process, house, said)
+            return self._follow(process, folder, output)
         finally:
             if process.poll() is None:
                 kill_group(process)
 
-    def _follow(self, process: subprocess.Popen[bytes], house: Path, said: Path) -> tuple[Jobs, bool]:
+    def _follow(self, process: subprocess.Popen[bytes], folder: Path, output: Path) -> tuple[Jobs, bool]:
         jobs, aimed, text = Jobs(), "", ""
         due, end, traces = float("inf"), time.monotonic() + LIMIT_SECONDS, -1
         moment = Moment(0.0, False)
-        with said.open(encoding="utf-8", errors="replace") as stream:
+        with output.open(encoding="utf-8", errors="replace") as stream:
             while process.poll() is None and time.monotonic() < end:
                 *lines, text = (text + stream.read()).split("\n")
                 for rule in filter(None, [jobs.read(line) for line in lines]):
                     if not aimed and self.due.get(rule):
                         aimed, moment = rule, self.due[rule].pop()
-                        traces = self.traces(house, rule) if moment.after_trace else -1
-                        due = float("inf") if moment.after_trace else time.monotonic() + moment.share * self.usual[rule]
-                if traces >= 0 and self.traces(house, aimed) != traces:
+                        traces = self.traces(folder, rule) if moment.after_trace else -1
+                        due = (
+                            float("inf")
+                            if moment.after_trace
+                            else time.monotonic() + moment.share * self.durations[rule]
+                        )
+                if traces >= 0 and self.traces(folder, aimed) != traces:
                     traces, due = -1, time.monotonic() + 0.5 * moment.share
                 if aimed and aimed not in jobs.running():
-                    due = 0.0  # it was quicker than usual
+                    due = 0.0  # the job ended before its usual duration
                 if time.monotonic() >= due:
                     kill_group(process)
                     for line in stream.read().split("\n"):
                         jobs.read(line)
-                    self.seen.kills.append({"aimed": aimed, "running": jobs.running(), **asdict(moment)})
+                    self.outcome.kills.append({"aimed": aimed, "running": jobs.running(), **asdict(moment)})
                     return jobs, True
                 time.sleep(0.02)
             for line in (text + stream.read()).split("\n"):
                 jobs.read(line)
         if process.poll() != 0:
-            raise RuntimeError(f"{said}: Snakemake ended with {process.returncode}:\n{said.read_text()[-3000:]}")
-        if aimed:  # it was over before the moment came
+            raise RuntimeError(f"{output}: Snakemake ended with {process.returncode}:\n{output.read_text()[-3000:]}")
+        if aimed:  # it ended before the moment
             self.due[aimed].append(moment)
         return jobs, False
 
-    def traces(self, house: Path, rule: str) -> int:
-        """Pieces that jobs of a rule have finished so far."""
-        return sum(1 for _ in (house / "results").glob(TRACES[rule]))
+    def traces(self, folder: Path, rule: str) -> int:
+        """Count the pieces that jobs of a rule have finished so far."""
+        return sum(1 for _ in (folder / "results").glob(TRACES[rule]))
 
     def save(self, began: float) -> None:
-        """Rewrites the report."""
-        self.seen.seconds["all"] = round(time.monotonic() - began, 1)
+        """Write campaign.json."""
+        self.outcome.seconds["all"] = round(time.monotonic() - began, 1)
         temporary = self.out / "campaign.json.new"
-        temporary.write_text(json.dumps(self.seen.summary(), indent=1) + "\n")
+        temporary.write_text(json.dumps(self.outcome.summary(), indent=1) + "\n")
         temporary.replace(self.out / "campaign.json")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.campaign", description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
@@ -281,10 +292,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         campaign.run()
     except KeyboardInterrupt:
-        log.warning("stopped; what follows was seen so far")
-    seen = campaign.seen.summary()
-    print(json.dumps({name: value for name, value in seen.items() if name != "kills"}, indent=1))
-    return int(bool(campaign.seen.wrong) or not campaign.seen.complete)
+        log.warning("stopped; results so far:")
+    summary = campaign.outcome.summary()
+    print(json.dumps({name: value for name, value in summary.items() if name != "kills"}, indent=1))
+    return int(bool(campaign.outcome.wrong) or not campaign.outcome.complete)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A tiny dataset of stored bags, a finished training and its predictions, made once a file and copied by every test."""
+"""A tiny stored dataset with a finished training and predictions, made once per file and copied by every test."""
 
 import shutil
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.helpers.train_helpers import make_dataset, source_arguments, train_ar
 
 
 class Work:
-    """One dataset's folder with `runs` and `predictions` below it."""
+    """The folder of a dataset with `runs` and `predictions` in it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.runs, self.predictions = folder, folder / "runs", folder / "predictions"
@@ -19,27 +19,27 @@ class Work:
         self.npz = self.predictions / "split1_lr0.01.npz"
 
     def train_arguments(self) -> list[str]:
-        """Two splits of SmAP, three epochs."""
+        """Return arguments for two splits of SmAP, three epochs."""
         settings = {"splits": [1, 2], "epochs": 3}
         return train_arguments(self.folder, self.runs, "smap_early", **settings)
 
     def train(self) -> int:
-        """Exit code of `smmil.train`."""
+        """Run `smmil.train` and return its exit code."""
         return train.main(self.train_arguments())
 
     def predict_arguments(self) -> list[str]:
-        """Every run, on the CPU."""
+        """Return arguments for the predictions of every run on the CPU."""
         names = ("--runs", self.runs / "runs.json", "--out", self.predictions, "--index", self.index)
         return [*map(str, names), *source_arguments(self.folder), "--device", "cpu", "--threads", "1"]
 
     def predict(self) -> int:
-        """Exit code of `smmil.predictions.runs`."""
+        """Run `smmil.predictions` and return its exit code."""
         return predict_main(self.predict_arguments())
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Work:
-    """Trained and predicted, never to be changed."""
+    """Return the finished work; tests must not change it."""
     made = Work(make_dataset(tmp_path_factory.mktemp("finished") / "tiny"))
     assert made.train() == 0 and made.predict() == 0
     return made
@@ -47,6 +47,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Work:
 
 @pytest.fixture
 def work(finished: Work, tmp_path: Path) -> Work:
-    """A copy to damage."""
+    """Return a copy to damage."""
     shutil.copytree(finished.folder, tmp_path / "tiny")
     return Work(tmp_path / "tiny")

@@ -1,18 +1,18 @@
-"""What a results folder proves: which work was finished, whether it was left alone, whether two folders are equal.
+"""Inspect results folders: finished work, whether it was repeated, and whether two folders are equal.
 
-A finished piece has an identity that doing it again would change: the inode and time of a file that is only ever
-replaced whole, or the line of an epoch in a log, which holds the seconds that epoch took.
+A finished piece has an identity that changes when it is made again: inode and time of a file that is always replaced
+as a whole, or the line of an epoch in a log, which includes the seconds that the epoch took.
 """
 
 import csv
-import json
 import re
 from collections import Counter
 from pathlib import Path
 
-from smmil.artifacts.runs import MEASURED, load_state
+from smmil.artifacts.runs import load_state
+from tests.helpers.train_helpers import timeless
 
-# wall times, and which process wrote; what a killed writer leaves hidden is never read
+# wall times, names of processes, and hidden files of killed writers, which are never read
 VOLATILE = re.compile(
     r"/(logs|benchmarks|status|\.locks|\.tmp)/|/\.[^/]+\.tmp$|/resources\.|/report/|/log\.jsonl$|/state\.pt$"
 )
@@ -23,7 +23,7 @@ FILES = {
 
 
 def finished_work(results: Path) -> dict[str, str]:
-    """Every finished bag, epoch, run and prediction (`kind path`) with its identity. Nothing may be writing."""
+    """Return the identity of every finished bag, epoch, run and prediction by `kind path`; no job may be running."""
     found = {
         f"{kind} {path.relative_to(results)}": identity(path)
         for kind, patterns in FILES.items()
@@ -39,30 +39,30 @@ def finished_work(results: Path) -> dict[str, str]:
         else:
             state = load_state(log.parent / "state.pt")
             reached = state["cursor"]["epoch"] if state else 1
-        # the last row may be of an epoch whose state was not saved: that epoch may be lost, no other
+        # the state of the last row may not have been saved; only that epoch may be lost
         assert len(rows) < reached + 1, f"{name}: {len(rows)} epochs logged, the state begins with {reached}"
         found |= {f"epoch {name} {number}": row for number, row in enumerate(rows[: reached - 1], start=1)}
     return found
 
 
 def identity(path: Path) -> str:
-    """Changes when the file is replaced or written."""
+    """Return a text that changes when the file is replaced or written."""
     stat = path.stat()
     return f"{stat.st_ino} {stat.st_mtime_ns}"
 
 
 def redone(before: dict[str, str], after: dict[str, str]) -> list[str]:
-    """Pieces of work that are gone or were done again."""
+    """Return the pieces that are missing or were made again."""
     return sorted(name for name, kept in before.items() if after.get(name) != kept)
 
 
 def kinds(names: dict[str, str]) -> dict[str, int]:
-    """Finished pieces by kind."""
+    """Count finished pieces by kind."""
     return dict(Counter(name.split(" ")[0] for name in names))
 
 
 def differences(ours: Path, theirs: Path) -> list[str]:
-    """Result files that differ or exist on one side only; epoch logs are compared without their seconds."""
+    """Return the result files that differ or exist on one side only; epoch logs are compared without their seconds."""
     trees = [{str(p.relative_to(root)): p for p in root.rglob("*") if p.is_file()} for root in (ours, theirs)]
     mine, others = ({name: path for name, path in tree.items() if not VOLATILE.search(f"/{name}")} for tree in trees)
     wrong = [f"{name}: on one side only" for name in sorted(mine.keys() ^ others.keys())]
@@ -71,14 +71,8 @@ def differences(ours: Path, theirs: Path) -> list[str]:
     return wrong + [name for name in sorted(logs[0].keys() | logs[1].keys()) if logs[0].get(name) != logs[1].get(name)]
 
 
-def timeless(path: Path) -> list[dict[str, object]]:
-    """The rows of an epoch log without their seconds."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name not in MEASURED} for row in rows]
-
-
 def usual_seconds(house: Path, rule: str) -> float:
-    """The shortest duration of a rule's jobs, so that a share of it falls within one; from the benchmark files."""
+    """Return the shortest duration of the jobs of a rule from its benchmark files, 1 s without any."""
     found = []
     for path in (house / "results/benchmarks" / rule).rglob("*.tsv"):
         with path.open(encoding="utf-8") as stream:

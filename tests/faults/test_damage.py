@@ -1,4 +1,4 @@
-"""Bytes that changed on the disk: found by a checksum, named, and mended by running again; never read in silence."""
+"""Changed bytes on disk are detected by a checksum, named in an error, and repaired by running again."""
 
 import json
 import subprocess
@@ -27,7 +27,7 @@ Patch = pytest.MonkeyPatch
 
 @pytest.mark.parametrize("chunk", ["features/tiny/store/bag03/features/c.0.0", "instances/store/bag03/coverage/c.0"])
 def test_a_damaged_chunk_is_named_when_it_is_loaded_and_by_the_checker(work: Work, capsys: Capture, chunk: str) -> None:
-    """Same length, one bit: only the stored checksum can tell."""
+    """Same length, one bit changed: only the stored checksum detects it."""
     flip(work.folder / chunk)
     (work.runs / "runs.json").unlink()
     for path in work.runs.glob("*/done.json"):
@@ -82,7 +82,7 @@ def test_a_damaged_state_starts_its_run_again_and_says_so(
 
 
 def test_every_bit_of_the_tensors_in_a_state_is_covered_by_its_checksum(tmp_path: Path) -> None:
-    """Torch reads a state with another bit as if nothing were wrong."""
+    """Torch itself reads a state with a changed bit without an error."""
     path, tensor = tmp_path / "state.pt", torch.arange(64, dtype=torch.float32)
     save_state(path, {"model": tensor})
     whole, start = path.read_bytes(), path.read_bytes().index(tensor.numpy().tobytes())
@@ -93,7 +93,7 @@ def test_every_bit_of_the_tensors_in_a_state_is_covered_by_its_checksum(tmp_path
         path.write_bytes(data)
         silent += not torch.equal(torch.load(path, weights_only=True)["model"], tensor)
         assert load_state(path) is None
-    assert silent > 0, "torch checks by itself by now: zip_damage can go"
+    assert silent > 0, "torch checks states itself now: zip_damage can be removed"
     path.write_bytes(whole)
     assert torch.equal((load_state(path) or {})["model"], tensor)
 
@@ -163,7 +163,7 @@ def test_without_network_the_fetch_of_weights_names_the_target_to_run(
 
 
 def test_whole_files_are_read(work: Work) -> None:
-    """The other side of the above: nothing is refused that is as it was written."""
+    """Intact files are not refused."""
     assert [path.name for path in read_index(work.index)] == ["split1_lr0.01.npz", "split2_lr0.01.npz"]
     assert load_predictions(work.npz).meta["run"] == "split1_lr0.01"
     before = tree(work.folder)

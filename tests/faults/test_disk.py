@@ -1,4 +1,4 @@
-"""A disk that takes no more: training, predictions and tables end non-zero, keep what was finished, and go on later."""
+"""A full disk: training, predictions and tables exit non-zero, keep finished work, and continue later."""
 
 import json
 import os
@@ -24,14 +24,14 @@ runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def job(module: str, arguments: Sequence[str], setup: str = "") -> subprocess.CompletedProcess[str]:
-    """A command line in a process of its own, with something done to it first."""
+    """Run a command in a process of its own after some setup code."""
     program = PROGRAM.format(setup=textwrap.dedent(setup))
     command = [sys.executable, "-c", program, module, *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
 def limit(size: int) -> str:
-    """No file may grow beyond this: the kernel breaks a write off in the middle, as a full disk does."""
+    """Return code that limits the size of files: the kernel then stops a write in the middle, like a full disk."""
     return f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))"
 
 
@@ -48,12 +48,12 @@ pathlib.Path.replace = refuse
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """Half files under any name."""
+    """Return partial files."""
     return [path for path in folder.rglob("*.tmp") if path.is_file()]
 
 
 def unfinish(work: Work) -> None:
-    """As if split 1 had not been trained, and nothing predicted."""
+    """Remove the training of split 1 and all predictions."""
     for path in (work.runs / "runs.json", work.index, work.npz, *work.run.iterdir()):
         path.unlink()
 
@@ -78,7 +78,7 @@ def test_a_state_that_finds_no_room_leaves_the_one_before_and_training_goes_on_f
 def test_training_beyond_a_limit_of_the_kernel_leaves_nothing_that_counts_as_finished(
     work: Work, finished: Work, size: int
 ) -> None:
-    """100 bytes break off the run's description, 2,000 its first state."""
+    """100 bytes stop the description of the run, 2,000 its first state."""
     unfinish(work)
     ended = job("smmil.train", work.train_arguments(), limit(size))
     assert ended.returncode not in (0, 2), ended.stderr
@@ -95,14 +95,14 @@ def test_predictions_without_room_leave_no_file_and_no_index(work: Work, finishe
     before = tree(work.folder)
     ended = job("smmil.predictions", work.predict_arguments(), setup)
     assert ended.returncode == 1 and "error: cannot write" in ended.stderr and "Traceback" not in ended.stderr
-    assert tree(work.folder) == before, "something half-written was left"
+    assert tree(work.folder) == before, "a partial file is left"
     assert work.predict() == 0
     assert tree(work.folder) == tree(finished.folder)
 
 
 @pytest.fixture
 def table(tmp_path: Path) -> list[str]:
-    """Arguments of a table whose metrics are still missing: all its rows, empty cells."""
+    """Return arguments of a table without metrics: all its rows with empty cells."""
     layout = {"datasets": [{"name": "rsna", "title": "RSNA", "encoder": "resnet18"}], "methods": ["abmil", "smtap"]}
     outputs = [f"--out-{kind}={tmp_path / 'tables' / f'table2.{kind}'}" for kind in ("csv", "md", "tex")]
     return ["--table", "table2", "--layout", json.dumps(layout), *outputs]
@@ -120,7 +120,7 @@ def test_a_table_without_room_is_whole_or_absent(table: list[str], tmp_path: Pat
 
 @pytest.fixture(params=["a file in the way", "immutable"])
 def closed(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """A folder in which even root cannot write."""
+    """Return a folder in which not even root can write."""
     if request.param == "a file in the way":
         (tmp_path / "closed").write_text("not a folder\n")
         yield tmp_path / "closed"

@@ -1,4 +1,4 @@
-"""Inputs that change under a stage, and clocks that jump: refused or done again, never mixed; content decides."""
+"""Inputs that change between stages and clocks that jump: work is refused or repeated by content, never mixed."""
 
 import json
 import os
@@ -19,7 +19,7 @@ YEAR = 365 * 86_400
 
 
 def fail_a_bag(work: Work) -> None:
-    """The features' manifest now calls a training bag failed."""
+    """Mark a training bag as failed in the manifest of features."""
     path = work.folder / "features/tiny/shards/0000.json"
     manifest = json.loads(path.read_text())
     manifest["bags"][2]["state"] = "failed"
@@ -27,7 +27,7 @@ def fail_a_bag(work: Work) -> None:
 
 
 def move_a_bag(work: Work) -> None:
-    """The list of bags now has a bag of training in test."""
+    """Move a training bag to the test split in bags.csv."""
     path = work.folder / "bags.csv"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:3] + [lines[3].replace("train", "test")] + lines[4:]))
@@ -73,7 +73,7 @@ def test_an_input_edited_while_training_runs_is_not_what_its_runs_claim(
 
 
 def set_clock(folder: Path, seconds: float) -> None:
-    """Every file below was written at this time."""
+    """Set the time of every file in a folder."""
     for path in folder.rglob("*"):
         os.utime(path, (seconds, seconds))
 
@@ -90,7 +90,7 @@ def test_finished_work_of_any_time_is_finished(work: Work, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("years", [-30, 70], ids=["past", "future"])
 def test_half_done_work_of_any_time_is_not_finished(work: Work, finished: Work, years: int) -> None:
-    """The outputs newer, or older, than all inputs: a run without its last file, and predictions of another key."""
+    """Outputs are newer or older than all inputs; a run lacks its last file, and predictions have another key."""
     (work.run / "done.json").unlink()
     (work.runs / "runs.json").unlink()
     listed = json.loads((finished.predictions / "index.json").read_text())["runs"]
@@ -117,7 +117,7 @@ def test_a_bag_is_finished_by_its_key_and_leftovers_of_the_future_do_no_harm(wor
     leftover.mkdir(parents=True)
     set_clock(folder, time.time() + years * YEAR)
     assert is_finished("now") and not is_finished("then")
-    # an age below zero is no age: the writer may live on a machine whose clock is ahead
+    # a file from the future may belong to a live writer on a machine whose clock is ahead
     assert store.clean_temporary(folder) == (1 if years < 0 else 0)
     assert store.write_bag(folder, "bag01", arrays, attrs, key="then") == made
     assert is_finished("then")

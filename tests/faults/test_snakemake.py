@@ -1,4 +1,4 @@
-"""Two Snakemakes on one results folder, and times of files that lie: nothing damaged, nothing done twice.
+"""Two Snakemakes on one results folder, and wrong file times: nothing is damaged and nothing is repeated.
 
 One working directory with a tiny CT cohort is shared by the tests of this file, in the order of the file.
 """
@@ -6,15 +6,13 @@ One working directory with a tiny CT cohort is shared by the tests of this file,
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.faults.evidence import identity
-from tests.helpers.workflows import ROOT, planned, snakemake, write_config
+from tests.helpers.workflows import make_cohorts, planned, snakemake, start_snakemake, write_config
 
 pytestmark = pytest.mark.slow
 TARGET = "results/rsna/instances/shards/0000.json"
@@ -22,11 +20,10 @@ DAY = 86_400
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory with twelve scans and a configuration for their instances."""
-    folder = tmp_path_factory.mktemp("house")
-    command = [sys.executable, "-m", "preprocessing.synthetic", "--out", str(folder / "raw"), "--size", "tiny"]
-    subprocess.run([*command, "--datasets", "rsna"], check=True, cwd=ROOT, capture_output=True)
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a working directory with twelve scans and a configuration for their instances."""
+    folder = tmp_path_factory.mktemp("experiment")
+    make_cohorts(folder, datasets=["rsna"])
     source = {"test_list": "raw/rsna/test_scans.csv", "scans": 12}
     own = {"root": "raw/rsna", "source": source, "instances": {"ct": {"preset": "paper", "slice_px": 64}}}
     values = {"results": "results", "use": ["rsna"], "datasets": {"rsna": own | {"encoders": ["resnet18"]}}}
@@ -34,73 +31,66 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def contents(house: Path) -> dict[str, bytes]:
-    """Results by name, but logs, times and locks."""
-    found = [p for p in (house / "results").rglob("*") if p.is_file()]
+def contents(directory: Path) -> dict[str, bytes]:
+    """Return the results by name, without logs, times and locks."""
+    found = [p for p in (directory / "results").rglob("*") if p.is_file()]
     volatile = {"logs", "benchmarks", "status", ".locks"}
     return {str(p): p.read_bytes() for p in found if not volatile & set(p.parts)}
 
 
-def test_the_second_snakemake_refuses_and_the_first_ends_as_if_alone(house: Path) -> None:
-    config = str(house / "mine.yaml")
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "1", TARGET]
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    with (house / "first.txt").open("w") as said:
-        first = subprocess.Popen(
-            [*command, "--directory", str(house), "--configfile", config],
-            env=environment,
-            stdout=said,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+def test_the_second_snakemake_refuses_and_the_first_ends_as_if_alone(directory: Path) -> None:
+    config = str(directory / "mine.yaml")
+    first = start_snakemake(directory, directory / "first.txt", "--cores", "1", TARGET, "--configfile", config)
     try:
         end = time.monotonic() + 120
-        while not list(house.glob(".snakemake/locks/*")) and first.poll() is None and time.monotonic() < end:
+        while not list(directory.glob(".snakemake/locks/*")) and first.poll() is None and time.monotonic() < end:
             time.sleep(0.01)
-        # it holds the lock; stopped, it cannot be quicker than the second
+        # stop the first, which holds the lock, so that it cannot finish before the second starts
         os.killpg(first.pid, signal.SIGSTOP)
-        assert list(house.glob(".snakemake/locks/*")) and first.poll() is None
-        before = contents(house)
-        second = snakemake(house, TARGET, "--configfile", config, check=False, timeout=120)
+        assert list(directory.glob(".snakemake/locks/*")) and first.poll() is None
+        before = contents(directory)
+        second = snakemake(directory, TARGET, "--configfile", config, check=False, timeout=120)
         assert second.returncode != 0 and "cannot be locked" in second.stdout, second.stdout
-        assert "rule " not in second.stdout and contents(house) == before
+        assert "rule " not in second.stdout and contents(directory) == before
         os.killpg(first.pid, signal.SIGCONT)
         first.wait(240)
     finally:
         if first.poll() is None:
             os.killpg(first.pid, signal.SIGKILL)
             first.wait()
-    assert first.returncode == 0, (house / "first.txt").read_text()
-    assert planned(house, TARGET, "--configfile", config) == {}
+    assert first.returncode == 0, (directory / "first.txt").read_text()
+    assert planned(directory, TARGET, "--configfile", config) == {}
 
 
 @pytest.mark.parametrize("days", [-9000, 9000], ids=["past", "future"])
-def test_a_result_of_any_time_costs_no_bag_again(house: Path, days: int) -> None:
-    """Snakemake starts the job again where its output looks older than its input; the job finds every bag finished."""
-    before, bags = contents(house), stored(house)
+def test_a_result_of_any_time_costs_no_bag_again(directory: Path, days: int) -> None:
+    """Snakemake repeats a job whose output looks older than its input; the job skips finished bags."""
+    before, bags = contents(directory), stored(directory)
     at = time.time() + days * DAY
-    os.utime(house / TARGET, (at, at))
-    snakemake(house, TARGET, "--configfile", str(house / "mine.yaml"))
-    snakemake(house, TARGET, "--forcerun", "cut_instances", "--configfile", str(house / "mine.yaml"))
-    assert contents(house) == before and stored(house) == bags
-    lines = (house / "results/rsna/status/instances/0000.jsonl").read_text().splitlines()
+    os.utime(directory / TARGET, (at, at))
+    snakemake(directory, TARGET, "--configfile", str(directory / "mine.yaml"))
+    snakemake(directory, TARGET, "--forcerun", "cut_instances", "--configfile", str(directory / "mine.yaml"))
+    assert contents(directory) == before and stored(directory) == bags
+    lines = (directory / "results/rsna/status/instances/0000.jsonl").read_text().splitlines()
     assert not any(json.loads(line)["redone"] for line in lines[-12:])
 
 
-def test_an_input_from_the_future_is_refused_until_the_clock_is_right(house: Path) -> None:
-    """What the job makes would look older than what it was made from, for ever: Snakemake says so and keeps nothing."""
-    before, bags, config = contents(house), stored(house), str(house / "mine.yaml")
+def test_an_input_from_the_future_is_refused_until_the_clock_is_right(directory: Path) -> None:
+    """The output would always look older than its input, so Snakemake reports clock skew and removes it."""
+    before, bags, config = contents(directory), stored(directory), str(directory / "mine.yaml")
     now = time.time()
-    os.utime(house / "results/rsna/bags.csv", (now + DAY, now + DAY))
-    run = snakemake(house, TARGET, "--forcerun", "cut_instances", "--configfile", config, check=False)
-    assert run.returncode != 0 and "clock skew" in run.stdout and not (house / TARGET).exists()
-    os.utime(house / "results/rsna/bags.csv", (now, now))
-    snakemake(house, TARGET, "--configfile", config)
-    assert contents(house) == before and stored(house) == bags
+    os.utime(directory / "results/rsna/bags.csv", (now + DAY, now + DAY))
+    run = snakemake(directory, TARGET, "--forcerun", "cut_instances", "--configfile", config, check=False)
+    assert run.returncode != 0 and "clock skew" in run.stdout and not (directory / TARGET).exists()
+    os.utime(directory / "results/rsna/bags.csv", (now, now))
+    snakemake(directory, TARGET, "--configfile", config)
+    assert contents(directory) == before and stored(directory) == bags
 
 
-def stored(house: Path) -> dict[str, str]:
-    """The bags, with what changes when one is written again."""
-    found = {path.parent.name: identity(path) for path in house.glob("results/rsna/instances/store/[!.]*/zarr.json")}
+def stored(directory: Path) -> dict[str, str]:
+    """Return the identity of every stored bag; it changes when a bag is written again."""
+    found = {
+        path.parent.name: identity(path) for path in directory.glob("results/rsna/instances/store/[!.]*/zarr.json")
+    }
     assert len(found) == 12
     return found

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from smmil.config.methods import METHODS
+from tests.helpers.workflows import shell_rules
 
 ROOT = Path(__file__).resolve().parents[2]
 # names on conda-forge that differ from the names in the lock
@@ -57,7 +58,7 @@ def imported_modules(code: str) -> str:
     return run.stdout.strip()
 
 
-@pytest.mark.parametrize("package", ["smmil", "preprocessing", "smmil.config", "preprocessing.datasets"])
+@pytest.mark.parametrize("package", ["smmil", "preprocessing", "smmil.planning", "preprocessing.datasets"])
 def test_importing_a_package_loads_nothing_heavy(package):
     heavy = {"torch", "cv2", "zarr", "openslide", "pydicom", "sklearn", "matplotlib", "shapely", "timm", "torchvision"}
     found = imported_modules(f"import sys, {package}; print(' '.join(sorted(set(sys.modules) & {heavy!r})))")
@@ -154,13 +155,8 @@ def third_party(start: str) -> set[str]:
 
 
 def test_conda_environments_hold_what_their_rules_import():
-    for path in sorted((ROOT / "workflow/rules").glob("*.smk")):
-        for block in path.read_text().split("\nrule ")[1:]:
-            command, env = re.search(r"python -m ([\w.]+)", block), re.search(r"envs/(\w+)\.yaml", block)
-            if command is None or env is None:
-                continue
-            listed = {
-                e.split("=")[0] for e in yaml.safe_load((ROOT / f"envs/{env[1]}.yaml").read_text())["dependencies"]
-            }
-            needed = {PACKAGE_OF.get(name, name) for name in third_party(command[1]) - NEVER_CALLED[env[1]]}
-            assert needed <= listed, f"envs/{env[1]}.yaml lacks {sorted(needed - listed)} for {command[1]}"
+    for module, env in sorted({(rule.module, rule.environment) for rule in shell_rules().values()}):
+        entries = yaml.safe_load((ROOT / f"envs/{env}.yaml").read_text())["dependencies"]
+        listed = {entry.split("=")[0] for entry in entries}
+        needed = {PACKAGE_OF.get(name, name) for name in third_party(module) - NEVER_CALLED[env]}
+        assert needed <= listed, f"envs/{env}.yaml lacks {sorted(needed - listed)} for {module}"

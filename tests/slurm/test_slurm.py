@@ -6,19 +6,17 @@ machine without SLURM; what both leave must be equal.
 """
 
 import json
-import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from smmil.artifacts.runs import MEASURED
-from tests.helpers.workflows import ROOT, write_config
+from tests.helpers.train_helpers import timeless
+from tests.helpers.workflows import ROOT, demo_config, make_cohorts, start_snakemake, write_config
 from tests.slurm import cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
@@ -27,8 +25,7 @@ PROFILE = ROOT / "workflow/profiles/slurm"
 EPOCHS = 40
 CANCELLED, REQUEUED = "camelyon16/abmil", "rsna/abmil"
 GPU_MODULES = {"preprocessing.features", "smmil.train", "smmil.predictions"}
-# wall times, and the processes that wrote
-# what holds wall times
+# files that hold wall times, and the processes that wrote
 VOLATILE = re.compile(r"/(logs|benchmarks|status|report|\.locks)/|/resources\.")
 
 
@@ -40,9 +37,7 @@ def comment(pairing: str) -> str:
 
 def tiny() -> dict:
     """The demo's slides and scans, two methods; on the processor, whose arithmetic repeats exactly."""
-    import yaml
-
-    config = yaml.safe_load((ROOT / "workflow/demo.yaml").read_text().replace("demo/", ""))
+    config = demo_config()
     config["use"] = ["camelyon16", "rsna"]
     config["methods"] = ["abmil", "smap_early"]
     config["training"] |= {"epochs": EPOCHS, "device": "cpu", "checkpoint_seconds": 0}
@@ -95,14 +90,6 @@ class Watch:
         return sorted(self.runs(pairing).glob("*/log.jsonl"))
 
 
-def start_snakemake(directory: Path, *arguments: str) -> subprocess.Popen:
-    """Snakemake on this checkout in the background; what it says goes to `snakemake.txt`."""
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), *arguments]
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    with (directory / "snakemake.txt").open("w") as out:
-        return subprocess.Popen(command, cwd=directory, env=environment, stdout=out, stderr=subprocess.STDOUT)
-
-
 def follow(process: subprocess.Popen, watch: Watch) -> None:
     """Waits for Snakemake and watches; requeued jobs need not wait for the two minutes that SLURM puts before them."""
     end = time.monotonic() + LIMIT_SECONDS
@@ -134,19 +121,21 @@ def slurm_node():
 def run(slurm_node, tmp_path_factory):
     """The watch over a finished run on SLURM, and the folder of the same run without it."""
     base = tmp_path_factory.mktemp("slurm").resolve()
-    command = [sys.executable, "-m", "preprocessing.synthetic", "--out", str(base / "raw"), "--size", "tiny"]
-    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+    make_cohorts(base, datasets=["camelyon16", "rsna"])
     folders = {}
     for name in ("slurm", "local"):
         folders[name] = base / name
         folders[name].mkdir()
         (folders[name] / "raw").symlink_to(base / "raw")
         write_config(folders[name], tiny())
-    local = start_snakemake(folders["local"], "--cores", "1", "--configfile", "mine.yaml")
+    local = start_snakemake(
+        folders["local"], folders["local"] / "snakemake.txt", "--cores", "1", "--configfile", "mine.yaml"
+    )
     # 350 MB are too little to extract features, and enough for the two Snakemakes of a job
     too_little = "extract_features:mem_mb=350 * attempt ** 2 if wildcards.dataset == 'rsna' else 8000 * attempt"
     on_slurm = start_snakemake(
         folders["slurm"],
+        folders["slurm"] / "snakemake.txt",
         *("--workflow-profile", str(PROFILE), "--configfile", "mine.yaml", "--set-resources", too_little),
         *("--cores", "2", "--slurm-status-command", "squeue", "--slurm-no-account"),
         *("--slurm-init-seconds-before-status-checks", "3", "--latency-wait", "20"),
@@ -245,8 +234,3 @@ def test_the_results_are_those_of_a_run_without_slurm_to_the_byte(run):
         assert timeless(ours[name]) == timeless(theirs[name]), name
         different.remove(name)
     assert not different
-
-
-def timeless(path: Path) -> list[dict]:
-    """The rows of an epoch log without their seconds."""
-    return [{k: v for k, v in json.loads(row).items() if k not in MEASURED} for row in path.read_text().splitlines()]

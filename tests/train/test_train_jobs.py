@@ -15,7 +15,7 @@ from smmil.train import __main__ as train
 from smmil.train import progress as live
 from smmil.train.specs import check_variant
 from tests.helpers.train_helpers import make_dataset, train_arguments
-from tests.helpers.workflows import ROOT, fake_raw, planned, write_config
+from tests.helpers.workflows import fake_raw, planned, write_config
 
 
 @pytest.fixture(scope="module")
@@ -134,15 +134,6 @@ def test_single_methods_are_cut_into_parts_with_their_variants(tmp_path):
     runs = [f"results/rsna/runs/resnet18/{method}/runs.json" for method in ("smap_early__t_5", "smap_early", "abmil")]
     jobs = planned(tmp_path, *runs, "--configfile", config)
     assert jobs["train_runs"] == 3 and jobs["train_part"] == 6
-
-
-def test_a_part_runs_the_same_command_as_the_whole_job():
-    """Both rules spell it out; they differ in `--part` alone."""
-    text = (ROOT / "workflow/rules/train.smk").read_text()
-    part, whole = (
-        re.search(rf"rule {rule}:.*?shell:\n(.*?)\n(?:\n|\Z)", text, re.S)[1] for rule in ("train_part", "train_runs")
-    )
-    assert part.replace(" --part {wildcards.seed}", "") == whole != part
 
 
 # ---- TensorBoard

@@ -1,4 +1,4 @@
-"""The whole house on tiny cohorts in the real formats: raw files to tables and report, then what a change redoes.
+"""The workflow on tiny cohorts in the real formats: raw files to tables and report, then what a change redoes.
 
 One Snakemake working directory is shared by the tests of this file, in the order of the file.
 """
@@ -13,50 +13,44 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.workflows import ROOT, planned, snakemake, write_config
+from tests.helpers.workflows import (
+    ROOT,
+    add_custom_dataset,
+    demo_config,
+    make_cohorts,
+    make_custom_slides,
+    planned,
+    snakemake,
+    start_snakemake,
+    write_config,
+)
 
 pytestmark = pytest.mark.slow
 METHODS = ["abmil", "smap_early", "t_ap", "smtap"]
 
 
-def tiny(**changes):
-    """The demo's overrides with fewer epochs, and a custom dataset of good, bad and empty files."""
-    import yaml
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    """A working directory with tiny raw cohorts and custom slides."""
+    directory = tmp_path_factory.mktemp("experiment")
+    make_cohorts(directory)
+    make_custom_slides(directory)
+    return directory
 
-    config = yaml.safe_load((ROOT / "workflow/demo.yaml").read_text().replace("demo/", ""))
+
+def tiny():
+    """Return the overrides of the demo with fewer epochs and a custom dataset."""
+    config = demo_config()
     config["training"]["epochs"] = 3
     config["report"] |= {"bootstrap": 50, "map_bags": 1}
-    config["datasets"]["mine"] = {
-        "kind": "custom",
-        "root": "raw",
-        "source": {"manifest": "raw/own.csv"},
-        "encoders": ["resnet18"],
-        "instances": config["datasets"]["camelyon16"]["instances"],
-        "train": False,
-        "allowed_failures": 1,
-        "score_with": {"dataset": "camelyon16", "encoder": "resnet18", "method": "smap_early"},
-    }
-    config.update(changes)
+    add_custom_dataset(config, "smap_early")
     return config
-
-
-@pytest.fixture(scope="module")
-def house(tmp_path_factory):
-    """A working directory with tiny raw cohorts and a custom manifest."""
-    directory = tmp_path_factory.mktemp("house")
-    command = [sys.executable, "-m", "preprocessing.synthetic", "--out", str(directory / "raw"), "--size", "tiny"]
-    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
-    slides = sorted((directory / "raw/camelyon16/images").glob("test_*.tif"))[:2]
-    (directory / "raw/notes.tif").write_text("this is no slide\n")
-    rows = [f"own_{i},{s.relative_to(directory / 'raw')},,," for i, s in enumerate(slides)]
-    (directory / "raw/own.csv").write_text(
-        "\n".join(["bag_id,image,label,split,mpp", *rows, "broken,notes.tif,,,"]) + "\n"
-    )
-    return directory
 
 
 def files(directory: Path, pattern: str) -> dict[str, int]:
@@ -69,178 +63,183 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(path.read_text())))
 
 
-def test_a_killed_run_continues_to_a_finished_report(house):
-    config = write_config(house, tiny())
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "2"]
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    process = subprocess.Popen(
-        [*command, "--directory", str(house), "--configfile", config],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+def test_a_killed_run_continues_to_a_finished_report(directory):
+    config = write_config(directory, tiny())
+    process = start_snakemake(directory, directory / "killed.txt", "--cores", "2", "--configfile", config)
     deadline = time.monotonic() + 300
-    while not list(house.glob("results/*/features/resnet18/store/*")) and time.monotonic() < deadline:
+    features = "results/*/features/resnet18/store/[!.]*/zarr.json"
+    while not files(directory, features) and time.monotonic() < deadline:
         time.sleep(0.2)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert not (house / "results/report/index.html").exists()
-    kept = files(house, "results/*/features/resnet18/store/*/zarr.json")
+    assert not (directory / "results/report/index.html").exists()
+    kept = files(directory, features)
     assert kept
-    snakemake(house, "--unlock", "--configfile", config)
-    snakemake(house, "--rerun-incomplete", "--configfile", config)
-    assert (house / "results/report/index.html").stat().st_size > 10_000
-    after = files(house, "results/*/features/resnet18/store/*/zarr.json")
+    snakemake(directory, "--unlock", "--configfile", config)
+    snakemake(directory, "--rerun-incomplete", "--configfile", config)
+    assert (directory / "results/report/index.html").stat().st_size > 10_000
+    after = files(directory, features)
     assert kept.items() <= after.items(), "a finished bag was redone"
 
 
-def test_nothing_is_left_to_do(house):
-    assert planned(house, "--configfile", write_config(house, tiny())) == {}
+def test_nothing_is_left_to_do(directory):
+    assert planned(directory, "--configfile", write_config(directory, tiny())) == {}
 
 
-def test_tables_hold_every_method_and_dataset(house):
+def test_tables_hold_every_method_and_dataset(directory):
     for name in ("table1", "table2"):
-        rows = read_rows(house / f"results/tables/{name}.csv")
+        rows = read_rows(directory / f"results/tables/{name}.csv")
         assert len(rows) >= len(METHODS)
         numbers = [float(v) for row in rows for k, v in row.items() if k.endswith("mean") and v]
         assert len(numbers) >= len(METHODS) * 3 * 2 and all(0 <= v <= 1 for v in numbers)
-        text = (house / f"results/tables/{name}.md").read_text()
+        text = (directory / f"results/tables/{name}.md").read_text()
         assert "±" in text or "+-" in text
         assert "random" in text.lower()
 
 
-def test_sm_is_compared_with_its_base_on_every_dataset(house):
-    rows = {row["method"]: row for row in read_rows(house / "results/tables/comparisons.csv")}
+def test_sm_is_compared_with_its_base_on_every_dataset(directory):
+    rows = {row["method"]: row for row in read_rows(directory / "results/tables/comparisons.csv")}
     assert rows.keys() == {"smap_early", "smtap"}
     for row in rows.values():
         for dataset in ("camelyon16", "panda", "rsna"):
             name = f"{dataset}.resnet18.bag_auroc.difference"
             low, mean, high = (float(row[f"{name}.{part}"]) for part in ("ci95_low", "mean", "ci95_high"))
             assert low <= mean <= high and row[f"{name}.n_splits"] == "2"
-    page = (house / "results/report/index.html").read_text()
+    page = (directory / "results/report/index.html").read_text()
     assert "Sm against its base" in page and "snakemake comparisons --configfile mine.yaml" in page
 
 
-def test_a_bad_file_is_recorded_and_the_good_ones_are_scored(house):
-    rows = {row["bag_id"]: row for row in read_rows(next(house.glob("results/mine/scores/**/scores.csv")))}
+def test_a_bad_file_is_recorded_and_the_good_ones_are_scored(directory):
+    rows = {row["bag_id"]: row for row in read_rows(next(directory.glob("results/mine/scores/**/scores.csv")))}
     assert rows["broken"]["state"] == "failed" and rows["broken"]["probability"] == ""
     assert all(0 < float(rows[f"own_{i}"]["probability"]) < 1 for i in range(2))
-    manifest = json.loads((house / "results/mine/instances/shards/0000.json").read_text())
+    manifest = json.loads((directory / "results/mine/instances/shards/0000.json").read_text())
     reason = next(bag["reason"] for bag in manifest["bags"] if bag["bag_id"] == "broken")
     assert "notes.tif" in reason
 
 
-def test_a_bad_file_that_is_not_allowed_ends_non_zero_after_all_bags(house):
+def test_a_bad_file_that_is_not_allowed_ends_non_zero_after_all_bags(directory):
     changed = tiny()
     changed["datasets"]["mine"]["allowed_failures"] = 0
-    config = write_config(house, changed, "strict.yaml")
-    run = snakemake(house, "results/mine/instances/shards/0000.json", "--configfile", config, check=False)
+    config = write_config(directory, changed, "strict.yaml")
+    run = snakemake(directory, "results/mine/instances/shards/0000.json", "--configfile", config, check=False)
     assert run.returncode != 0 and "notes.tif" in run.stdout
     # the job's own exit code has to be seen through the pipe that keeps its log
     assert "non-zero exit" in run.stdout and "completed successfully, but" not in run.stdout
-    snakemake(house, "--configfile", write_config(house, tiny()))
+    snakemake(directory, "--configfile", write_config(directory, tiny()))
 
 
-def test_a_change_of_one_dataset_redoes_only_what_depends_on_it(house):
+def test_a_change_of_one_dataset_redoes_only_what_depends_on_it(directory):
     changed = tiny()
     changed["datasets"]["rsna"]["instances"] = {"ct": {"preset": "sa_mil"}}
-    text = snakemake(house, "--dry-run", "--configfile", write_config(house, changed, "changed.yaml")).stdout
+    text = snakemake(directory, "--dry-run", "--configfile", write_config(directory, changed, "changed.yaml")).stdout
     redone = set(re.findall(r"dataset=(\w+)", text))
     assert redone == {"rsna"}
 
 
-def test_a_new_encoder_leaves_the_others_alone(house):
+def test_a_new_encoder_leaves_the_others_alone(directory):
     changed = tiny()
     changed["datasets"]["panda"]["encoders"] = ["resnet18", "resnet50"]
-    text = snakemake(house, "--dry-run", "--configfile", write_config(house, changed, "encoder.yaml")).stdout
+    text = snakemake(directory, "--dry-run", "--configfile", write_config(directory, changed, "encoder.yaml")).stdout
     assert set(re.findall(r"encoder=([\w.-]+)", text)) == {"resnet50"}
     assert "rule cut_instances" not in text
 
 
+def test_snakemake_archives_everything_that_people_look_at(directory):
+    snakemake(directory, "--report", "report.zip", "--configfile", write_config(directory, tiny()))
+    with zipfile.ZipFile(directory / "report.zip") as archive:
+        names = Counter(Path(name).name for name in archive.namelist())
+        page = archive.read("report/report.html").decode()
+    assert names["index.html"] == 1 and names["contact-sheet.jpg"] == names["status.md"] == 4
+    assert names["table1.html"] == names["comparisons.html"] == names["fig5.png"] == names["cd.png"] == 1
+    assert names["histograms.png"] == names["curves.png"] == 3
+    for caption in ("Thumbnails of the bags of mine", "Time and memory of training", "of panda with features of"):
+        assert caption in page
+
+
 # the identifiers of the real dataset are no DICOM UIDs either
 @pytest.mark.filterwarnings("ignore:Invalid value for VR UI")
-def test_no_identity_of_a_patient_reaches_any_output(house):
+def test_no_identity_of_a_patient_reaches_any_output(directory):
     import pydicom
 
-    header = pydicom.dcmread(next((house / "raw/rsna/stage_2_train").glob("*.dcm")), stop_before_pixels=True)
+    header = pydicom.dcmread(next((directory / "raw/rsna/stage_2_train").glob("*.dcm")), stop_before_pixels=True)
     secrets = [str(header.PatientID).encode(), str(header.StudyInstanceUID).encode()]
-    for path in (house / "results").rglob("*"):
+    for path in (directory / "results").rglob("*"):
         if path.is_file():
             content = path.read_bytes()
             assert not any(secret in content for secret in secrets), path
 
 
-def test_a_restored_copy_of_the_results_needs_no_raw_pixels_again(house):
+def test_a_restored_copy_of_the_results_needs_no_raw_pixels_again(directory):
     """Everything downstream of predictions works from stored files alone."""
-    report = house / "results/report/index.html"
+    report = directory / "results/report/index.html"
     before = report.read_bytes()
     report.unlink()
-    hidden = house / "raw/camelyon16/hidden"
-    shutil.move(house / "raw/camelyon16/annotations", hidden)
-    snakemake(house, "report", "--configfile", write_config(house, tiny()))
-    shutil.move(hidden, house / "raw/camelyon16/annotations")
+    hidden = directory / "raw/camelyon16/hidden"
+    shutil.move(directory / "raw/camelyon16/annotations", hidden)
+    snakemake(directory, "report", "--configfile", write_config(directory, tiny()))
+    shutil.move(hidden, directory / "raw/camelyon16/annotations")
     assert len(report.read_bytes()) == pytest.approx(len(before), rel=0.05)
 
 
-def test_a_partial_report_shows_gaps_and_is_made_again_once_a_run_is_there(house):
-    whole = write_config(house, tiny())
+def test_a_partial_report_shows_gaps_and_is_made_again_once_a_run_is_there(directory):
+    whole = write_config(directory, tiny())
     partial = ("--configfile", whole, "--config", "report={partial: true}")
-    runs = house / "results/panda/runs/resnet18/smtap/runs.json"
-    kept, table = runs.read_bytes(), house / "results/tables/table1.md"
+    runs = directory / "results/panda/runs/resnet18/smtap/runs.json"
+    kept, table = runs.read_bytes(), directory / "results/tables/table1.md"
     before = table.read_text()
     runs.unlink()
-    jobs = planned(house, *partial)
+    jobs = planned(directory, *partial)
     assert {"make_table", "draw_figure", "draw_maps", "write_report"} <= jobs.keys() and "train_runs" not in jobs
-    snakemake(house, *partial)
+    snakemake(directory, *partial)
     assert "cells are empty. PANDA: SmTAP (no metrics file)" in table.read_text()
-    page = (house / "results/report/index.html").read_text()
+    page = (directory / "results/report/index.html").read_text()
     assert "1 of 12 trainings behind the tables have no result: panda/resnet18/smtap." in page
     assert "1 of 4 methods have no run, and no map: SmTAP" in page
-    comparisons = (house / "results/tables/comparisons.md").read_text()
+    comparisons = (directory / "results/tables/comparisons.md").read_text()
     assert "4 of 24 differences are empty" in comparisons and "PANDA SmTAP − T+AP" in comparisons
-    assert not runs.exists() and planned(house, *partial) == {}
+    assert not runs.exists() and planned(directory, *partial) == {}
     runs.write_bytes(kept)
-    assert planned(house, *partial)["make_table"] == jobs["make_table"]
-    snakemake(house, *partial)
+    assert planned(directory, *partial)["make_table"] == jobs["make_table"]
+    snakemake(directory, *partial)
     assert table.read_text() == before and runs.read_bytes() == kept
     # nothing was trained for it, and without the switch nothing is left to do
-    snakemake(house, "--configfile", whole)
-    assert planned(house, "--configfile", whole) == {}
+    snakemake(directory, "--configfile", whole)
+    assert planned(directory, "--configfile", whole) == {}
 
 
-def tell(house, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs `smmil.provenance`."""
+def provenance(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `smmil.provenance`."""
     command = [sys.executable, "-m", "smmil.provenance", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
-def test_a_cell_of_a_table_leads_back_to_its_images(house):
-    table = str(house / "results/tables/table1.csv")
-    story = json.loads(tell(house, table, "--cell", "abmil", "camelyon16", "--verify", "--json").stdout)
+def test_a_cell_of_a_table_leads_back_to_its_images(directory):
+    table = str(directory / "results/tables/table1.csv")
+    story = json.loads(provenance(table, "--cell", "abmil", "camelyon16", "--verify", "--json").stdout)
     assert story["pairing"]["method"] == "abmil" and story["pairing"]["random_weights"]
     assert story["checks"]["different"] == [] and story["checks"]["computed"] > 10
     cells = next(row for row in read_rows(Path(table)) if row["method"] == "abmil")
     values = [run["test"]["bag_auroc"] for run in story["runs"]]
-    rows = read_rows(house / "results/tables/table2.csv")
+    rows = read_rows(directory / "results/tables/table2.csv")
     shown = next(row for row in rows if row["method"] == "abmil")["camelyon16.resnet18.bag_auroc.mean"]
     assert cells["protocol"] == story["pairing"]["protocol"]
     assert sum(values) / len(values) == pytest.approx(float(shown))
-    predictions = next(house.glob("results/rsna/predictions/resnet18/smtap/split1_*.npz"))
-    bag = next(row for row in read_rows(house / "results/rsna/bags.csv") if row["split"] == "test")
-    story = json.loads(tell(house, str(predictions), "--bag", bag["bag_id"], "--json").stdout)
+    predictions = next(directory.glob("results/rsna/predictions/resnet18/smtap/split1_*.npz"))
+    bag = next(row for row in read_rows(directory / "results/rsna/bags.csv") if row["split"] == "test")
+    story = json.loads(provenance(str(predictions), "--bag", bag["bag_id"], "--json").stdout)
     assert [run["run"] for run in story["runs"]] == [predictions.stem]
     assert story["bags"]["bag"]["images"] == bag["images"].split("|")
-    assert "a table has many cells" in tell(house, table).stderr
+    assert "a table has many cells" in provenance(table).stderr
 
 
-def test_provenance_finds_what_was_changed_afterwards(house):
-    weights = next(house.glob("results/camelyon16/runs/resnet18/abmil/split2_*/best.safetensors"))
-    features = next(house.glob("results/camelyon16/features/resnet18/store/normal_*/features/c.0.0"))
+def test_provenance_finds_what_was_changed_afterwards(directory):
+    weights = next(directory.glob("results/camelyon16/runs/resnet18/abmil/split2_*/best.safetensors"))
+    features = next(directory.glob("results/camelyon16/features/resnet18/store/normal_*/features/c.0.0"))
     kept = [path.read_bytes() for path in (weights, features)]
     for path, content in zip((weights, features), kept, strict=True):
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    run = tell(house, str(house / "results/camelyon16/metrics/resnet18/abmil.json"), "--verify")
+    run = provenance(str(directory / "results/camelyon16/metrics/resnet18/abmil.json"), "--verify")
     for path, content in zip((weights, features), kept, strict=True):
         path.write_bytes(content)
     assert run.returncode == 1

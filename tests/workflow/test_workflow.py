@@ -6,7 +6,7 @@ import pytest
 
 from smmil.config.experiment import load_yaml, parse_config
 from smmil.config.outputs import all_pairings
-from tests.helpers.workflows import ROOT, fake_raw, planned, snakemake, touch, write_config
+from tests.helpers.workflows import ROOT, fake_raw, planned, shell_rules, snakemake, touch, write_config
 
 PREPROCESSING = ("list_bags", "cut_instances", "extract_features", "draw_contact_sheet")
 
@@ -109,25 +109,9 @@ def test_a_partial_report_is_made_of_the_finished_trainings_and_trains_nothing(t
 
 
 def test_every_rule_has_log_benchmark_environment_and_resources():
-    run_rules = []
-    for path in sorted((ROOT / "workflow/rules").glob("*.smk")):
-        blocks = path.read_text().split("\nrule ")[1:]
-        run_rules += [(path.name, block) for block in blocks if "shell:" in block]
-    assert len(run_rules) >= 10
-    for name, block in run_rules:
-        title = f"{name}: {block.split(':')[0]}"
-        for directive in ("log:", "benchmark:", "conda:"):
-            assert directive in block, f"{title} has no {directive}"
-        assert "resources:" in block or "localrule: True" in block, f"{title} has no resources"
-
-
-def test_the_conda_environment_of_every_rule_exists():
-    import re
-
-    named = {
-        m
-        for p in (ROOT / "workflow/rules").glob("*.smk")
-        for m in re.findall(r'"\.\./\.\./(envs/[^"]+)"', p.read_text())
-    }
-    assert named == {"envs/preprocess.yaml", "envs/train.yaml", "envs/report.yaml"}
-    assert all((ROOT / name).is_file() for name in named)
+    rules = shell_rules()
+    assert len(rules) >= 10
+    for name, rule in rules.items():
+        assert rule.declared.log and rule.declared.benchmark, f"{name} has no log or no benchmark"
+        assert {"mem_mb", "runtime"} <= rule.resources.keys() or rule.declared.localrule, f"{name} has no resources"
+    assert {rule.environment for rule in rules.values()} == {path.stem for path in (ROOT / "envs").glob("*.yaml")}

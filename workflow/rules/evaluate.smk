@@ -3,7 +3,7 @@
 
 rule measure_runs:
     input:
-        f"{RESULTS}/{{dataset}}/predictions/{{encoder}}/{{method}}/index.json",
+        rules.predict_runs.output,
     output:
         f"{RESULTS}/{{dataset}}/metrics/{{encoder}}/{{method}}.json",
     log:
@@ -13,7 +13,7 @@ rule measure_runs:
     conda:
         "../../envs/report.yaml"
     resources:
-        mem_mb=lambda w, attempt: 4000 * attempt,
+        mem_mb=memory(4000),
         runtime=60,
     params:
         resamples=CONFIG.report.bootstrap,
@@ -23,19 +23,24 @@ rule measure_runs:
 
 
 rule metrics:
-    # every pairing of method and feature extractor
+    # every combination of method and feature extractor
     input:
-        files_of("metrics", all_pairings(CONFIG)),
+        PLAN.files("metrics", all_pairings(CONFIG)),
 
 
 rule make_table:
     input:
-        lambda w: files_of("metrics", table_pairings(w.table)),
+        lambda w: PLAN.of_table("metrics", w.table),
     output:
         csv=f"{RESULTS}/tables/{{table}}.csv",
         md=f"{RESULTS}/tables/{{table}}.md",
         tex=f"{RESULTS}/tables/{{table}}.tex",
-        html=f"{RESULTS}/tables/{{table}}.html",
+        html=report(
+            f"{RESULTS}/tables/{{table}}.html",
+            caption="../report/table.rst",
+            category="Tables",
+            labels={"table": "{table}"},
+        ),
     log:
         f"{RESULTS}/logs/make_table/{{table}}.log",
     benchmark:
@@ -45,83 +50,60 @@ rule make_table:
     conda:
         "../../envs/report.yaml"
     resources:
-        mem_mb=lambda w, attempt: 2000 * attempt,
+        mem_mb=memory(2000),
         runtime=30,
     params:
-        layout=lambda w: table_layout(w.table),
+        command="smmil.tables --table {table} --metrics",
+        layout=lambda w: PLAN.table_layout(w.table),
         stage_version=stage_versions.TABLES,
     shell:
-        "python -m smmil.tables --table {wildcards.table} --metrics {input:q} --layout {params.layout:q} "
-        "--out-csv {output.csv:q} --out-md {output.md:q} --out-tex {output.tex:q} --out-html {output.html:q} "
-        "2>&1 | tee {log:q}"
+        "python -m {params.command} {input:q} --layout {params.layout:q} --out-csv {output.csv:q} "
+        "--out-md {output.md:q} --out-tex {output.tex:q} --out-html {output.html:q} 2>&1 | tee {log:q}"
 
 
-rule make_resources:
-    # time and memory: from the runs' logs, which lie beside the inputs
+use rule make_table as make_resources with:
+    # time and memory, from the logs of the runs
     input:
-        lambda w: files_of("runs", table_pairings("resources")),
-    output:
-        csv=f"{RESULTS}/tables/resources.csv",
-        md=f"{RESULTS}/tables/resources.md",
-        tex=f"{RESULTS}/tables/resources.tex",
-        html=f"{RESULTS}/tables/resources.html",
+        lambda w: PLAN.of_table("runs", w.table),
     log:
-        f"{RESULTS}/logs/make_resources.log",
+        f"{RESULTS}/logs/make_{{table}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/make_resources.tsv"
-    conda:
-        "../../envs/report.yaml"
-    resources:
-        mem_mb=lambda w, attempt: 2000 * attempt,
-        runtime=30,
+        f"{RESULTS}/benchmarks/make_{{table}}.tsv"
+    wildcard_constraints:
+        table="resources",
     params:
-        layout=lambda w: table_layout("resources"),
-        stage_version=stage_versions.TABLES,
-    shell:
-        "python -m smmil.tables --table resources --runs {input:q} "
-        "--layout {params.layout:q} --out-csv {output.csv:q} --out-md {output.md:q} --out-tex {output.tex:q} "
-        "--out-html {output.html:q} 2>&1 | tee {log:q}"
+        command="smmil.tables --table {table} --runs",
 
 
-rule make_comparisons:
-    # paired over the test bags: from predictions of both methods
+use rule make_table as make_comparisons with:
+    # paired over the test bags, from the predictions of both methods
     input:
-        lambda w: files_of("predictions", table_pairings("comparisons")),
-    output:
-        csv=f"{RESULTS}/tables/comparisons.csv",
-        md=f"{RESULTS}/tables/comparisons.md",
-        tex=f"{RESULTS}/tables/comparisons.tex",
-        html=f"{RESULTS}/tables/comparisons.html",
+        lambda w: PLAN.of_table("predictions", w.table),
     log:
-        f"{RESULTS}/logs/make_comparisons.log",
+        f"{RESULTS}/logs/make_{{table}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/make_comparisons.tsv"
-    conda:
-        "../../envs/report.yaml"
+        f"{RESULTS}/benchmarks/make_{{table}}.tsv"
+    wildcard_constraints:
+        table="comparisons",
     resources:
-        mem_mb=lambda w, attempt: 4000 * attempt,
+        mem_mb=memory(4000),
         runtime=120,
     params:
-        layout=lambda w: table_layout("comparisons"),
-        resamples=CONFIG.report.bootstrap,
+        command=f"smmil.comparison_table --resamples {CONFIG.report.bootstrap} --index",
         stage_version=stage_versions.COMPARISONS,
-    shell:
-        "python -m smmil.comparison_table --index {input:q} --layout {params.layout:q} --resamples {params.resamples} "
-        "--out-csv {output.csv:q} --out-md {output.md:q} --out-tex {output.tex:q} --out-html {output.html:q} "
-        "2>&1 | tee {log:q}"
 
 
-# `snakemake table3` and so on: one target per table
+# one target per table: `snakemake table3`
 for table in TABLES:
 
     rule:
         name:
             table
         input:
-            table_files(table),
+            PLAN.table_files(table),
 
 
 rule tables:
     # the tables of report.tables
     input:
-        [table_files(table) for table in shown_tables()],
+        [PLAN.table_files(table) for table in PLAN.tables],

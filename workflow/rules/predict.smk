@@ -3,8 +3,8 @@
 
 rule predict_runs:
     input:
-        bags=f"{RESULTS}/{{dataset}}/bags.csv",
-        manifests=lambda w: feature_manifests(w.dataset, w.encoder),
+        bags=rules.list_bags.output.bags,
+        manifests=features_of,
         runs=f"{RESULTS}/{{dataset}}/runs/{{encoder}}/{{method}}/runs.json",
     output:
         f"{RESULTS}/{{dataset}}/predictions/{{encoder}}/{{method}}/index.json",
@@ -16,35 +16,23 @@ rule predict_runs:
         "../../envs/train.yaml"
     resources:
         gpu=1,
-        mem_mb=lambda w, attempt: 12000 * attempt,
+        mem_mb=memory(12000),
         runtime=120,
     params:
+        module="smmil.predictions",
         folder=f"{RESULTS}/{{dataset}}",
+        index=lambda w, output: ["--index", output[0]],
         stage_version=stage_versions.PREDICTIONS,
     shell:
-        "python -m smmil.predictions --runs {input.runs:q} --bags {input.bags:q} --instances {params.folder:q}/instances "
+        "python -m {params.module} --runs {input.runs:q} --bags {input.bags:q} --instances {params.folder:q}/instances "
         "--features {params.folder:q}/features/{wildcards.encoder} --manifests {input.manifests:q} "
-        "--out {params.folder:q}/predictions/{wildcards.encoder}/{wildcards.method} --index {output:q} 2>&1 | tee {log:q}"
+        "--out $(dirname {output:q}) {params.index:q} 2>&1 | tee {log:q}"
 
 
-rule scores:
-    # bags of datasets that train nothing, scored with runs of another dataset
+use rule predict_runs as score_bags with:
     input:
-        [
-            f"{RESULTS}/{dataset}/scores/{with_runs.dataset}/{with_runs.encoder}/{with_runs.method}/scores.csv"
-            for dataset, chosen in SCORED.items()
-            for with_runs in [chosen.score_with]
-            if files_of(
-                "runs", [(with_runs.dataset, with_runs.encoder, with_runs.method)]
-            )
-        ],
-
-
-rule score_bags:
-    # the same code path as predict_runs, other bags
-    input:
-        bags=f"{RESULTS}/{{dataset}}/bags.csv",
-        manifests=lambda w: feature_manifests(w.dataset, w.encoder),
+        bags=rules.list_bags.output.bags,
+        manifests=features_of,
         runs=f"{RESULTS}/{{trained}}/runs/{{encoder}}/{{method}}/runs.json",
     output:
         f"{RESULTS}/{{dataset}}/scores/{{trained}}/{{encoder}}/{{method}}/scores.csv",
@@ -52,17 +40,12 @@ rule score_bags:
         f"{RESULTS}/logs/score_bags/{{dataset}}/{{trained}}/{{encoder}}/{{method}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/score_bags/{{dataset}}/{{trained}}/{{encoder}}/{{method}}.tsv"
-    conda:
-        "../../envs/train.yaml"
-    resources:
-        gpu=1,
-        mem_mb=lambda w, attempt: 12000 * attempt,
-        runtime=120,
     params:
-        folder=f"{RESULTS}/{{dataset}}",
-        stage_version=stage_versions.PREDICTIONS,
-    shell:
-        "python -m smmil.score --runs {input.runs:q} --bags {input.bags:q} "
-        "--instances {params.folder:q}/instances "
-        "--features {params.folder:q}/features/{wildcards.encoder} --manifests {input.manifests:q} "
-        "--out $(dirname {output:q}) 2>&1 | tee {log:q}"
+        module="smmil.score",
+        index=[],
+
+
+rule scores:
+    # bags of datasets that train nothing, scored with runs of another dataset
+    input:
+        PLAN.scores(),

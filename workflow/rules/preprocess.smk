@@ -1,10 +1,10 @@
 # Raw data -> bags.csv -> instances -> features -> contact sheets.
-# A rule declares the shard's manifest; the bags lie beside it, found finished again after a crash or a failure.
+# A rule declares the manifest of a shard. The bags are stored next to it, and a job skips those that are finished.
 
 
 rule list_bags:
     input:
-        manifest_file,
+        lambda w: source_files(dataset_of(w).root, dataset_of(w).source),
     output:
         bags=f"{RESULTS}/{{dataset}}/bags.csv",
         report=f"{RESULTS}/{{dataset}}/bags.report.json",
@@ -15,13 +15,13 @@ rule list_bags:
     conda:
         "../../envs/preprocess.yaml"
     resources:
-        mem_mb=lambda w, attempt: 2000 * attempt,
+        mem_mb=memory(2000),
         runtime=120,
     params:
-        kind=lambda w: CONFIG.datasets[w.dataset].kind,
+        kind=lambda w: dataset_of(w).kind,
         root=root_of,
-        options=source_json,
-        capacity=lambda w: capacity(w.dataset),
+        options=lambda w: json.dumps(dataset_of(w).source, sort_keys=True),
+        capacity=lambda w: PLAN.capacity(w.dataset),
     shell:
         "python -m preprocessing.bags --dataset {wildcards.dataset} --kind {params.kind} --root {params.root:q} "
         "--options {params.options:q} --max-bags {params.capacity} --out {output.bags:q} 2>&1 | tee {log:q}"
@@ -29,7 +29,7 @@ rule list_bags:
 
 rule cut_instances:
     input:
-        bags=f"{RESULTS}/{{dataset}}/bags.csv",
+        bags=rules.list_bags.output.bags,
     output:
         f"{RESULTS}/{{dataset}}/instances/shards/{{shard}}.json",
     log:
@@ -39,13 +39,13 @@ rule cut_instances:
     conda:
         "../../envs/preprocess.yaml"
     resources:
-        mem_mb=lambda w, attempt: 4000 * attempt,
+        mem_mb=memory(4000),
         runtime=240,
     params:
         root=root_of,
         options=instances_json,
-        size=lambda w: CONFIG.datasets[w.dataset].bags_per_shard,
-        allowed=lambda w: CONFIG.datasets[w.dataset].allowed_failures,
+        size=lambda w: dataset_of(w).bags_per_shard,
+        allowed=lambda w: dataset_of(w).allowed_failures,
         stage_version=preprocessing_versions.INSTANCES,
         folder=f"{RESULTS}/{{dataset}}/instances",
     shell:
@@ -56,10 +56,10 @@ rule cut_instances:
 
 rule extract_features:
     input:
-        bags=f"{RESULTS}/{{dataset}}/bags.csv",
-        instances=f"{RESULTS}/{{dataset}}/instances/shards/{{shard}}.json",
-        before=encoder_before,
-        weights=weights_of,
+        bags=rules.list_bags.output.bags,
+        instances=rules.cut_instances.output[0],
+        before=lambda w: PLAN.earlier_encoder(w.dataset, w.encoder, w.shard),
+        weights=lambda w: PLAN.weights([w.encoder]),
     output:
         f"{RESULTS}/{{dataset}}/features/{{encoder}}/shards/{{shard}}.json",
     log:
@@ -71,13 +71,15 @@ rule extract_features:
     threads: CONFIG.features.workers
     resources:
         gpu=1,
-        mem_mb=lambda w, attempt: 8000 * attempt,
+        mem_mb=memory(8000),
         runtime=480,
+        # not in params, whose changes redo jobs: a new encoder must leave finished shards alone
+        encoders=lambda w: ",".join(dataset_of(w).encoders),
     params:
         root=root_of,
         options=instances_json,
-        size=lambda w: CONFIG.datasets[w.dataset].bags_per_shard,
-        allowed=lambda w: CONFIG.datasets[w.dataset].allowed_failures,
+        size=lambda w: dataset_of(w).bags_per_shard,
+        allowed=lambda w: dataset_of(w).allowed_failures,
         stage_version=preprocessing_versions.FEATURES,
         folder=f"{RESULTS}/{{dataset}}",
         weights=f"--weights {CONFIG.weights.folder} --weights-mode {CONFIG.weights.mode}",
@@ -87,37 +89,37 @@ rule extract_features:
         "python -m preprocessing.features --dataset {wildcards.dataset} --bags {input.bags:q} --root {params.root:q} "
         "--shard {wildcards.shard} --bags-per-shard {params.size} --options {params.options:q} "
         "--instances {params.folder:q}/instances --instances-manifest {input.instances:q} "
-        '--encoder {wildcards.encoder:q} --also "$SMMIL_ENCODERS_{wildcards.dataset}" '
+        "--encoder {wildcards.encoder:q} --also {resources.encoders:q} "
         "{params.weights} {params.policy} --batch-size {CONFIG.features.batch_size} --device {CONFIG.features.device} "
         "--workers {threads} --allowed-failures {params.allowed} "
         "--out {params.folder:q}/features --manifest {output:q} 2>&1 | tee {log:q}"
 
 
 rule features:
-    # everything the network has to see, and nothing trained yet
+    # everything that training reads
     input:
-        lambda w: [
-            manifest
-            for dataset, chosen in USED.items()
-            for encoder in chosen.encoders
-            for manifest in feature_manifests(dataset, encoder)
-        ],
+        lambda w: [file for dataset in CONFIG.used for file in PLAN.features(dataset)],
 
 
 rule qc:
-    # look at the masks before paying for features
+    # contact sheets: look at the masks before extracting features
     input:
-        expand("{results}/{dataset}/qc/index.html", results=RESULTS, dataset=[*USED]),
+        expand(f"{RESULTS}/{{dataset}}/qc/index.html", dataset=CONFIG.used),
 
 
 rule draw_contact_sheet:
     input:
-        bags=f"{RESULTS}/{{dataset}}/bags.csv",
-        report=f"{RESULTS}/{{dataset}}/bags.report.json",
-        manifests=instance_manifests,
+        bags=rules.list_bags.output.bags,
+        report=rules.list_bags.output.report,
+        manifests=instances_of,
     output:
         html=f"{RESULTS}/{{dataset}}/qc/index.html",
-        sheet=f"{RESULTS}/{{dataset}}/qc/contact-sheet.jpg",
+        sheet=report(
+            f"{RESULTS}/{{dataset}}/qc/contact-sheet.jpg",
+            caption="../report/contact_sheet.rst",
+            category="Data",
+            labels={"dataset": "{dataset}", "shows": "contact sheet"},
+        ),
         counts=f"{RESULTS}/{{dataset}}/qc/counts.json",
     log:
         f"{RESULTS}/logs/draw_contact_sheet/{{dataset}}.log",
@@ -126,7 +128,7 @@ rule draw_contact_sheet:
     conda:
         "../../envs/report.yaml"
     resources:
-        mem_mb=lambda w, attempt: 2000 * attempt,
+        mem_mb=memory(2000),
         runtime=60,
     params:
         instances=f"{RESULTS}/{{dataset}}/instances",
@@ -142,18 +144,19 @@ rule draw_contact_sheet:
 rule tabulate_status:
     # every bag of every stage: state, reason, seconds, tiles per second
     input:
-        bags=f"{RESULTS}/{{dataset}}/bags.csv",
-        report=f"{RESULTS}/{{dataset}}/bags.report.json",
-        instances=instance_manifests,
-        features=lambda w: [
-            manifest
-            for encoder in CONFIG.datasets[w.dataset].encoders
-            for manifest in feature_manifests(w.dataset, encoder)
-        ],
+        bags=rules.list_bags.output.bags,
+        report=rules.list_bags.output.report,
+        instances=instances_of,
+        features=lambda w: PLAN.features(w.dataset),
     output:
         json=f"{RESULTS}/{{dataset}}/status/status.json",
         csv=f"{RESULTS}/{{dataset}}/status/status.csv",
-        md=f"{RESULTS}/{{dataset}}/status/status.md",
+        md=report(
+            f"{RESULTS}/{{dataset}}/status/status.md",
+            caption="../report/status.rst",
+            category="Data",
+            labels={"dataset": "{dataset}", "shows": "status"},
+        ),
     log:
         f"{RESULTS}/logs/tabulate_status/{{dataset}}.log",
     benchmark:
@@ -161,11 +164,11 @@ rule tabulate_status:
     conda:
         "../../envs/report.yaml"
     resources:
-        mem_mb=lambda w, attempt: 2000 * attempt,
+        mem_mb=memory(2000),
         runtime=30,
     params:
         folder=f"{RESULTS}/{{dataset}}",
-        encoders=lambda w: ",".join(CONFIG.datasets[w.dataset].encoders),
+        encoders=lambda w: ",".join(dataset_of(w).encoders),
         stage_version=preprocessing_versions.STATUS,
     shell:
         "python -m preprocessing.status {params.folder:q} --dataset {wildcards.dataset} "
@@ -174,6 +177,4 @@ rule tabulate_status:
 
 rule status:
     input:
-        expand(
-            "{results}/{dataset}/status/status.json", results=RESULTS, dataset=[*USED]
-        ),
+        expand(f"{RESULTS}/{{dataset}}/status/status.json", dataset=CONFIG.used),

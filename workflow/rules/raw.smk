@@ -1,14 +1,14 @@
-# Raw data and encoder weights: the only rules that may use the network, and only when asked for.
+# Raw data and encoder weights: the only rules that use the network, and only when asked for.
 from preprocessing.raw import registry
 
 
 rule raw:
-    # checks every raw folder, downloads what is open, and says what to fetch by hand
+    # check every raw folder, download what is open, say what to fetch by hand
     input:
         [
-            f"{RESULTS}/{dataset}/raw.checked"
-            for dataset, chosen in USED.items()
-            if chosen.kind in registry()
+            f"{RESULTS}/{name}/raw.checked"
+            for name, dataset in CONFIG.used.items()
+            if dataset.kind in registry()
         ],
 
 
@@ -23,7 +23,7 @@ rule fetch_raw:
     conda:
         "../../envs/preprocess.yaml"
     params:
-        kind=lambda w: CONFIG.datasets[w.dataset].kind,
+        kind=lambda w: dataset_of(w).kind,
         root=root_of,
     shell:
         "python -m preprocessing.raw {params.kind} --out {params.root:q} 2>&1 | tee {log:q}"
@@ -35,9 +35,7 @@ rule weights:
         expand(
             "{folder}/{encoder}.pth",
             folder=CONFIG.weights.folder,
-            encoder=sorted(
-                {encoder for dataset in USED.values() for encoder in dataset.encoders}
-            ),
+            encoder=sorted({e for d in CONFIG.used.values() for e in d.encoders}),
         ),
 
 

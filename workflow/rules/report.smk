@@ -1,72 +1,39 @@
-# Stored predictions, logs and thumbnails -> figures, attention maps -> one page.
-from smmil.figures.job import figure_layout
-from smmil.config.outputs import FIGURES, datasets as datasets_of
-
-
-wildcard_constraints:
-    figure="|".join(FIGURES),
-    picture="histograms|resources",
+# Stored predictions, logs and thumbnails -> figures, attention maps -> the HTML report.
 
 
 def of_figure(kind):
-    """Input function: one file per training behind a figure."""
-    return lambda w: files_of(kind, pairings(CONFIG, w.figure))
+    """Make an input function: one file per training of a figure."""
+    return lambda w: PLAN.of_target(kind, w.figure)
 
 
-def figure_files(figure):
-    """The pictures of a figure; learning curves have no picture of all datasets."""
-    kinds = [] if figure == "curves" else ["png", "pdf", "json"]
-    return [f"{RESULTS}/figures/{figure}.{kind}" for kind in kinds]
+def of_dataset(kind, figure):
+    """Make an input function: one file per method of a figure, on one dataset."""
+    return lambda w: PLAN.of_dataset(kind, figure, w.dataset, w.encoder)
 
 
-def layout_json(figure, wildcards=None):
-    """Rows and columns of a figure, for its command line; of one dataset and encoder for its companions."""
-    only = (wildcards.dataset, wildcards.encoder) if wildcards else ()
-    return figure_layout(CONFIG, figure, *only).to_json()
+def input_options(wildcards, input):
+    """Return `--metrics FILES --index FILES`: an option for each input of a rule but the manifests."""
+    named = {name: files for name, files in input.items() if name != "manifests"}
+    return [word for name, files in named.items() for word in (f"--{name}", *files)]
 
 
-def shown_datasets(figure):
-    return datasets_of(CONFIG, figure)
-
-
-def drawn_figures():
-    """The figures the report shows: those asked for that have any training behind them."""
-    return [figure for figure in CONFIG.report.figures if pairings(CONFIG, figure)]
-
-
-def companions(figure):
-    """Pictures of single datasets that belong to a figure: histograms and costs, maps, or learning curves."""
-    names = {
-        "fig4": ["figures/{}/histograms.json", "figures/{}/resources.json"],
-        "fig5": ["maps/{}/maps.json"],
-        "curves": ["figures/{}/curves.json"],
-    }
-    return [
-        f"{RESULTS}/{dataset}/{name.format(chosen.table_encoder)}"
-        for dataset, chosen in TRAINED.items()
-        for name in names.get(figure, [])
-    ]
-
-
-def figure_jsons():
-    """The JSON files of all figures of the report and their companions; histograms and costs are always there."""
-    wanted = [*drawn_figures(), "fig4"]
-    drawn = [file for figure in wanted for file in companions(figure)]
-    drawn += [file for figure in drawn_figures() for file in figure_files(figure)]
-    jsons = [file for file in dict.fromkeys(drawn) if file.endswith(".json")]
-    return [file for file in jsons if not file.endswith("maps.json")]
-
-
-# the page shows it; not in `params`, since the name of a configfile changes no number
-CONFIGURATION = given_configuration()
+# not in params: the name of a configfile changes no number
+CONFIGURATION = configuration_arguments()
 
 
 rule draw_figure:
-    # numbers only: alpha, spectral normalisation, steps, mean ranks
+    # from metrics: alpha, spectral normalisation, steps, mean ranks
     input:
-        of_figure("metrics"),
+        metrics=of_figure("metrics"),
     output:
-        multiext(f"{RESULTS}/figures/{{figure}}", ".png", ".pdf", ".json"),
+        png=report(
+            f"{RESULTS}/figures/{{figure}}.png",
+            caption="../report/figure.rst",
+            category="Figures",
+            labels={"figure": "{figure}", "dataset": "all"},
+        ),
+        pdf=f"{RESULTS}/figures/{{figure}}.pdf",
+        json=f"{RESULTS}/figures/{{figure}}.json",
     log:
         f"{RESULTS}/logs/draw_figure/{{figure}}.log",
     benchmark:
@@ -76,143 +43,105 @@ rule draw_figure:
     conda:
         "../../envs/report.yaml"
     resources:
-        mem_mb=lambda w, attempt: 2000 * attempt,
+        mem_mb=memory(2000),
         runtime=30,
     params:
-        layout=lambda w: layout_json(w.figure),
+        figure="{figure}",
+        layout=lambda w: PLAN.figure_layout(w.figure),
+        inputs=input_options,
+        instances=[],
         stage_version=stage_versions.FIGURES,
     shell:
-        "python -m smmil.figures --figure {wildcards.figure} --layout {params.layout:q} --metrics {input:q} "
-        "--out {output[0]:q} 2>&1 | tee {log:q}"
+        "python -m smmil.figures --figure {params.figure} --layout {params.layout:q} {params.inputs:q} "
+        "{params.instances:q} --out {output.png:q} 2>&1 | tee {log:q}"
 
 
-rule draw_score_figure:
-    # scores of single instances: histograms
+use rule draw_figure as draw_score_figure with:
+    # from scores of single instances: histograms
     input:
         metrics=of_figure("metrics"),
         index=of_figure("predictions"),
-    output:
-        multiext(f"{RESULTS}/figures/{{figure}}", ".png", ".pdf", ".json"),
     log:
         f"{RESULTS}/logs/draw_score_figure/{{figure}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/draw_score_figure/{{figure}}.tsv"
     wildcard_constraints:
         figure="fig4",
-    conda:
-        "../../envs/report.yaml"
     resources:
-        mem_mb=lambda w, attempt: 4000 * attempt,
+        mem_mb=memory(4000),
         runtime=60,
-    params:
-        layout=lambda w: layout_json(w.figure),
-        stage_version=stage_versions.FIGURES,
-    shell:
-        "python -m smmil.figures --figure {wildcards.figure} --layout {params.layout:q} --metrics {input.metrics:q} "
-        "--index {input.index:q} --out {output[0]:q} 2>&1 | tee {log:q}"
 
 
-rule draw_map_figure:
-    # scores and geometry: maps of one bag per dataset
+use rule draw_score_figure as draw_map_figure with:
+    # from scores and coordinates: maps of one bag per dataset
     input:
         metrics=of_figure("metrics"),
         index=of_figure("predictions"),
-        manifests=lambda w: [
-            f"{RESULTS}/{dataset}/instances/shards/{shard}.json"
-            for dataset in shown_datasets(w.figure)
-            for shard in shards(dataset)
-        ],
-    output:
-        multiext(f"{RESULTS}/figures/{{figure}}", ".png", ".pdf", ".json"),
+        manifests=lambda w: PLAN.instances(*PLAN.figure_datasets(w.figure)),
     log:
         f"{RESULTS}/logs/draw_map_figure/{{figure}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/draw_map_figure/{{figure}}.tsv"
     wildcard_constraints:
         figure="fig5|fig12",
-    conda:
-        "../../envs/report.yaml"
-    resources:
-        mem_mb=lambda w, attempt: 4000 * attempt,
-        runtime=60,
     params:
-        layout=lambda w: layout_json(w.figure),
         instances=lambda w: [
-            f"{dataset}={RESULTS}/{dataset}/instances"
-            for dataset in shown_datasets(w.figure)
+            "--instances",
+            *(f"{d}={RESULTS}/{d}/instances" for d in PLAN.figure_datasets(w.figure)),
         ],
         stage_version=stage_versions.MAPS,
-    shell:
-        "python -m smmil.figures --figure {wildcards.figure} --layout {params.layout:q} --metrics {input.metrics:q} "
-        "--index {input.index:q} --instances {params.instances:q} --out {output[0]:q} 2>&1 | tee {log:q}"
 
 
-rule draw_picture:
-    # companions, one dataset each: histograms, time and memory
+use rule draw_score_figure as draw_picture with:
+    # of one dataset: histograms, time and memory
     input:
-        runs=lambda w: of_dataset("runs", "fig4", w),
-        index=lambda w: of_dataset("predictions", "fig4", w),
-        metrics=lambda w: of_dataset("metrics", "fig4", w),
+        metrics=of_dataset("metrics", "fig4"),
+        index=of_dataset("predictions", "fig4"),
+        runs=of_dataset("runs", "fig4"),
     output:
-        multiext(
-            f"{RESULTS}/{{dataset}}/figures/{{encoder}}/{{picture}}",
-            ".png",
-            ".pdf",
-            ".json",
+        png=report(
+            f"{RESULTS}/{{dataset}}/figures/{{encoder}}/{{picture}}.png",
+            caption="../report/picture.rst",
+            category="Figures",
+            labels={"figure": "{picture}", "dataset": "{dataset}"},
         ),
+        pdf=f"{RESULTS}/{{dataset}}/figures/{{encoder}}/{{picture}}.pdf",
+        json=f"{RESULTS}/{{dataset}}/figures/{{encoder}}/{{picture}}.json",
     log:
         f"{RESULTS}/logs/draw_picture/{{dataset}}/{{encoder}}/{{picture}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/draw_picture/{{dataset}}/{{encoder}}/{{picture}}.tsv"
-    conda:
-        "../../envs/report.yaml"
-    resources:
-        mem_mb=lambda w, attempt: 4000 * attempt,
-        runtime=60,
+    wildcard_constraints:
+        picture="histograms|resources",
     params:
-        layout=lambda w: layout_json("fig4", w),
-        stage_version=stage_versions.FIGURES,
-    shell:
-        "python -m smmil.figures --figure {wildcards.picture} --layout {params.layout:q} --metrics {input.metrics:q} "
-        "--index {input.index:q} --runs {input.runs:q} --out {output[0]:q} "
-        "2>&1 | tee {log:q}"
+        figure="{picture}",
+        layout=lambda w: PLAN.figure_layout("fig4", w.dataset, w.encoder),
 
 
-rule draw_curves:
-    # learning curves of one dataset: from the runs' logs, which lie beside the inputs
+use rule draw_picture as draw_curves with:
+    # learning curves of one dataset, from the logs of the runs
     input:
-        runs=lambda w: of_dataset("runs", "curves", w),
-        metrics=lambda w: of_dataset("metrics", "curves", w),
-    output:
-        multiext(
-            f"{RESULTS}/{{dataset}}/figures/{{encoder}}/curves",
-            ".png",
-            ".pdf",
-            ".json",
-        ),
+        metrics=of_dataset("metrics", "curves"),
+        runs=of_dataset("runs", "curves"),
     log:
-        f"{RESULTS}/logs/draw_curves/{{dataset}}/{{encoder}}.log",
+        f"{RESULTS}/logs/draw_{{picture}}/{{dataset}}/{{encoder}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/draw_curves/{{dataset}}/{{encoder}}.tsv"
-    conda:
-        "../../envs/report.yaml"
+        f"{RESULTS}/benchmarks/draw_{{picture}}/{{dataset}}/{{encoder}}.tsv"
+    wildcard_constraints:
+        picture="curves",
     resources:
-        mem_mb=lambda w, attempt: 2000 * attempt,
+        mem_mb=memory(2000),
         runtime=30,
     params:
-        layout=lambda w: layout_json("curves", w),
-        stage_version=stage_versions.FIGURES,
-    shell:
-        "python -m smmil.figures --figure curves --layout {params.layout:q} --metrics {input.metrics:q} "
-        "--runs {input.runs:q} --out {output[0]:q} 2>&1 | tee {log:q}"
+        layout=lambda w: PLAN.figure_layout("curves", w.dataset, w.encoder),
 
 
 rule draw_maps:
-    # attention maps beside the ground truth, several bags of one dataset
+    # attention maps and the ground truth of several bags of one dataset
     input:
-        manifests=instance_manifests,
-        index=lambda w: of_dataset("predictions", "fig5", w),
-        metrics=lambda w: of_dataset("metrics", "fig5", w),
+        manifests=instances_of,
+        index=of_dataset("predictions", "fig5"),
+        metrics=of_dataset("metrics", "fig5"),
     output:
         f"{RESULTS}/{{dataset}}/maps/{{encoder}}/maps.json",
     log:
@@ -222,48 +151,51 @@ rule draw_maps:
     conda:
         "../../envs/report.yaml"
     resources:
-        mem_mb=lambda w, attempt: 4000 * attempt,
+        mem_mb=memory(4000),
         runtime=60,
     params:
         instances=f"{RESULTS}/{{dataset}}/instances",
-        layout=lambda w: layout_json("fig5", w),
+        layout=lambda w: PLAN.figure_layout("fig5", w.dataset, w.encoder),
+        inputs=input_options,
         bags=CONFIG.report.map_bags,
         stage_version=stage_versions.MAPS,
     shell:
-        "python -m smmil.maps --layout {params.layout:q} --instances {params.instances:q} --index {input.index:q} "
-        "--metrics {input.metrics:q} --bags {params.bags} --out $(dirname {output:q}) 2>&1 | tee {log:q}"
+        "python -m smmil.maps --layout {params.layout:q} --instances {params.instances:q} {params.inputs:q} "
+        "--bags {params.bags} --out $(dirname {output:q}) 2>&1 | tee {log:q}"
 
 
-# `snakemake fig6a`: one rule per figure, named like it
+# one target per figure: `snakemake fig6a`
 for name in FIGURES:
 
     rule:
         name:
             name
         input:
-            figure_files(name),
-            companions(name),
+            PLAN.figure_files(name),
 
 
 rule figures:
     input:
-        [figure_files(figure) + companions(figure) for figure in drawn_figures()],
-        companions("fig4"),
+        [PLAN.figure_files(figure) for figure in PLAN.figures],
+        PLAN.companions("fig4"),
 
 
 rule write_report:
     input:
-        metrics=files_of("metrics", report_pairings()),
-        tables=[f"{RESULTS}/tables/{table}.html" for table in shown_tables()],
-        status=[f"{RESULTS}/{dataset}/status/status.json" for dataset in USED],
-        qc=expand(
-            "{results}/{dataset}/qc/counts.json", results=RESULTS, dataset=[*USED]
-        ),
-        figures=figure_jsons(),
-        maps=companions("fig5"),
-        runs=files_of("runs", report_pairings()),
+        metrics=PLAN.of_report("metrics"),
+        tables=[f"{RESULTS}/tables/{table}.html" for table in PLAN.tables],
+        status=rules.status.input,
+        qc=expand(f"{RESULTS}/{{dataset}}/qc/counts.json", dataset=CONFIG.used),
+        figures=PLAN.report_figures(),
+        maps=PLAN.companions("fig5"),
+        runs=PLAN.of_report("runs"),
     output:
-        f"{RESULTS}/report/index.html",
+        report(
+            f"{RESULTS}/report/index.html",
+            caption="../report/report.rst",
+            category="Report",
+            labels={"shows": "tables, figures and maps on one page"},
+        ),
     log:
         f"{RESULTS}/logs/write_report.log",
     benchmark:
@@ -271,11 +203,11 @@ rule write_report:
     conda:
         "../../envs/report.yaml"
     resources:
-        mem_mb=lambda w, attempt: 2000 * attempt,
+        mem_mb=memory(2000),
         runtime=30,
     params:
-        layout=table_layout(),
-        layouts=table_layouts(),
+        layout=PLAN.table_layout("table1"),
+        layouts=PLAN.table_layouts(),
         quirks=sorted(CONFIG.active_quirks),
         stage_version=stage_versions.REPORT,
     shell:

@@ -1,44 +1,19 @@
-# Features -> trained runs. One job per (dataset, encoder, method): splits and learning rates inside.
-# Cut into parts (one per split), the gathering job finds every run finished and only writes runs.json.
+# Features -> trained runs. One job per (dataset, encoder, method) trains all splits and learning rates.
+# With training.split_jobs a job per split trains them, and train_runs only writes runs.json.
 
-
-rule train_part:
-    # the runs of one split, where training.split_jobs asks for a job per split
-    input:
-        bags=f"{RESULTS}/{{dataset}}/bags.csv",
-        manifests=lambda w: feature_manifests(w.dataset, w.encoder),
-    output:
-        f"{RESULTS}/{{dataset}}/runs/{{encoder}}/{{method}}/parts/split{{seed}}.json",
-    log:
-        f"{RESULTS}/logs/train_part/{{dataset}}/{{encoder}}/{{method}}/split{{seed}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/train_part/{{dataset}}/{{encoder}}/{{method}}/split{{seed}}.tsv"
-    wildcard_constraints:
-        seed=r"\d+",
-    conda:
-        "../../envs/train.yaml"
-    resources:
-        gpu=1,
-        mem_mb=lambda w, attempt: 12000 * attempt,
-        runtime=720,
-    params:
-        folder=f"{RESULTS}/{{dataset}}",
-        training=training_json,
-        method=method_json,
-        stage_version=stage_versions.RUNS,
-    shell:
-        "{TRAINING_CACHES} python -m smmil.train --dataset {wildcards.dataset} --encoder {wildcards.encoder:q} --method {wildcards.method} "
-        "--bags {input.bags:q} --instances {params.folder:q}/instances "
-        "--features {params.folder:q}/features/{wildcards.encoder} --manifests {input.manifests:q} "
-        "--config-json {params.training:q} --method-options {params.method:q} "
-        "--out {params.folder:q}/runs/{wildcards.encoder}/{wildcards.method} --part {wildcards.seed} --done {output:q} 2>&1 | tee {log:q}"
+# Training allocates tensors of hundreds of sizes. With these settings glibc keeps up to 256 MiB of freed memory and
+# oneDNN keeps the kernels of 32,768 shapes instead of 1,024. Neither changes a number.
+TRAINING_CACHES = (
+    "MALLOC_TRIM_THRESHOLD_=268435456 MALLOC_MMAP_THRESHOLD_=33554432 "
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY=32768"
+)
 
 
 rule train_runs:
     input:
-        bags=f"{RESULTS}/{{dataset}}/bags.csv",
-        manifests=lambda w: feature_manifests(w.dataset, w.encoder),
-        parts=parts_of,
+        bags=rules.list_bags.output.bags,
+        manifests=features_of,
+        parts=lambda w: PLAN.training_parts(w.dataset, w.encoder, w.method),
     output:
         f"{RESULTS}/{{dataset}}/runs/{{encoder}}/{{method}}/runs.json",
     log:
@@ -49,16 +24,37 @@ rule train_runs:
         "../../envs/train.yaml"
     resources:
         gpu=lambda w: 0 if CONFIG.training.is_split(w.method) else 1,
-        mem_mb=lambda w, attempt: 12000 * attempt,
+        mem_mb=memory(12000),
         runtime=720,
     params:
         folder=f"{RESULTS}/{{dataset}}",
-        training=training_json,
-        method=method_json,
+        training=lambda w: training_options(CONFIG, w.dataset, w.method).text,
+        method=lambda w: PLAN.method_options(w.dataset, w.method),
+        part="",
         stage_version=stage_versions.RUNS,
     shell:
         "{TRAINING_CACHES} python -m smmil.train --dataset {wildcards.dataset} --encoder {wildcards.encoder:q} --method {wildcards.method} "
         "--bags {input.bags:q} --instances {params.folder:q}/instances "
         "--features {params.folder:q}/features/{wildcards.encoder} --manifests {input.manifests:q} "
         "--config-json {params.training:q} --method-options {params.method:q} "
-        "--out {params.folder:q}/runs/{wildcards.encoder}/{wildcards.method} --done {output:q} 2>&1 | tee {log:q}"
+        "--out {params.folder:q}/runs/{wildcards.encoder}/{wildcards.method} {params.part} --done {output:q} 2>&1 | tee {log:q}"
+
+
+use rule train_runs as train_part with:
+    input:
+        bags=rules.list_bags.output.bags,
+        manifests=features_of,
+    output:
+        f"{RESULTS}/{{dataset}}/runs/{{encoder}}/{{method}}/parts/split{{seed}}.json",
+    log:
+        f"{RESULTS}/logs/train_part/{{dataset}}/{{encoder}}/{{method}}/split{{seed}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/train_part/{{dataset}}/{{encoder}}/{{method}}/split{{seed}}.tsv"
+    wildcard_constraints:
+        seed=r"\d+",
+    resources:
+        gpu=1,
+        mem_mb=memory(12000),
+        runtime=720,
+    params:
+        part="--part {seed}",

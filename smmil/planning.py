@@ -1,0 +1,227 @@
+"""Files that each target of the workflow needs, and the JSON arguments of its jobs.
+
+The rules in `workflow/rules/` ask a `Plan`. Nothing is opened: the names in a raw folder give the number of shards, and
+under `report.partial` the runs.json files that exist say which trainings have ended.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from preprocessing.datasets import DATASETS
+from smmil.config.experiment import Config
+from smmil.config.outputs import datasets, pairings, table_layout
+from smmil.config.targets import Pairing
+from smmil.config.variants import base_method
+from smmil.figures.job import figure_layout
+
+# the one file of a training in the folders of each kind
+RESULT_FILES = {"metrics": ".json", "runs": "/runs.json", "predictions": "/index.json"}
+# pictures of single datasets that belong to a figure
+COMPANIONS = {
+    "fig4": ("figures/{}/histograms.json", "figures/{}/resources.json"),
+    "fig5": ("maps/{}/maps.json",),
+    "curves": ("figures/{}/curves.json",),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The files of an experiment; paths are relative to the working directory.
+
+    Attributes:
+        config: the experiment.
+        counts: bags by dataset, filled when a raw folder is first looked at.
+    """
+
+    config: Config
+    counts: dict[str, int] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def results(self) -> str:
+        """Return the folder of everything that is computed."""
+        return self.config.results.rstrip("/")
+
+    # ---- preprocessing
+
+    def shards(self, dataset: str) -> list[str]:
+        """Return the names of the shards of a dataset: `0000`, `0001`, ...
+
+        Raises:
+            ValueError: no raw data.
+        """
+        chosen = self.config.datasets[dataset]
+        if dataset not in self.counts:
+            try:
+                self.counts[dataset] = DATASETS[chosen.kind].count(Path(chosen.root), chosen.source)
+            except ValueError as error:
+                raise ValueError(f"datasets.{dataset}: {error}") from None
+        return [f"{i:04d}" for i in range(max(1, -(-self.counts[dataset] // chosen.bags_per_shard)))]
+
+    def capacity(self, dataset: str) -> int:
+        """Return the number of bags that the shards of a dataset can hold."""
+        return len(self.shards(dataset)) * self.config.datasets[dataset].bags_per_shard
+
+    def raw_problems(self) -> list[str]:
+        """Return one message per dataset in use without raw data."""
+        problems = []
+        for dataset in self.config.used:
+            try:
+                self.shards(dataset)
+            except ValueError as error:
+                problems.append(str(error))
+        return problems
+
+    def instances(self, *names: str) -> list[str]:
+        """Return the instance manifests of datasets."""
+        return [f"{self.results}/{name}/instances/shards/{shard}.json" for name in names for shard in self.shards(name)]
+
+    def features(self, dataset: str, *encoders: str) -> list[str]:
+        """Return the feature manifests of a dataset, of all its encoders unless some are named."""
+        return [
+            f"{self.results}/{dataset}/features/{encoder}/shards/{shard}.json"
+            for encoder in encoders or self.config.datasets[dataset].encoders
+            for shard in self.shards(dataset)
+        ]
+
+    def earlier_encoder(self, dataset: str, encoder: str, shard: str) -> list[str]:
+        """Return the manifest of the preceding encoder in the list.
+
+        The job of the first encoder decodes the pixels of a shard once for all encoders, so the jobs run in this order.
+        """
+        encoders = self.config.datasets[dataset].encoders
+        position = encoders.index(encoder) if encoder in encoders else 0
+        earlier = encoders[max(0, position - 1) : position]
+        return [f"{self.results}/{dataset}/features/{name}/shards/{shard}.json" for name in earlier]
+
+    def weights(self, encoders: Iterable[str]) -> list[str]:
+        """Return the files of encoder weights, none where weights are random."""
+        if self.config.weights.mode == "random":
+            return []
+        return [f"{self.config.weights.folder}/{encoder}.pth" for encoder in encoders]
+
+    # ---- training
+
+    def training_parts(self, dataset: str, encoder: str, method: str) -> list[str]:
+        """Return one file per split where `training.split_jobs` trains the splits of a method in jobs of their own."""
+        training = self.config.training
+        folder = f"{self.results}/{dataset}/runs/{encoder}/{method}/parts"
+        return [f"{folder}/split{seed}.json" for seed in training.splits] if training.is_split(method) else []
+
+    def method_options(self, dataset: str, method: str) -> str:
+        """Return the arguments of a method as JSON; a variant of a sweep adds the argument that it varies."""
+        options = {**self.config.method_options.get(base_method(method), {})}
+        variant = self.config.variants_on(dataset).get(method)
+        if variant is not None:
+            options[variant.argument] = variant.value
+        return json.dumps(options, sort_keys=True)
+
+    def is_trained(self, training: Pairing) -> bool:
+        """Return whether runs.json of a training exists."""
+        dataset, encoder, method = training
+        return Path(f"{self.results}/{dataset}/runs/{encoder}/{method}/runs.json").exists()
+
+    def files(self, kind: str, trainings: Iterable[Pairing]) -> list[str]:
+        """Return one file per training; under `report.partial` only of those that have ended.
+
+        Args:
+            kind: key of `RESULT_FILES`.
+            trainings: (dataset, encoder, method).
+        """
+        return [
+            f"{self.results}/{training[0]}/{kind}/{training[1]}/{training[2]}{RESULT_FILES[kind]}"
+            for training in trainings
+            if not self.config.report.partial or self.is_trained(training)
+        ]
+
+    def scores(self) -> list[str]:
+        """Return scores.csv of each dataset that is scored with runs of another one."""
+        chosen = [(name, dataset.score_with) for name, dataset in self.config.used.items() if dataset.score_with]
+        return [
+            f"{self.results}/{name}/scores/{runs.dataset}/{runs.encoder}/{runs.method}/scores.csv"
+            for name, runs in chosen
+            if self.files("runs", [(runs.dataset, runs.encoder, runs.method)])
+        ]
+
+    # ---- tables and figures
+
+    def of_target(self, kind: str, target: str) -> list[str]:
+        """Return the files of the trainings that a table or figure shows."""
+        return self.files(kind, pairings(self.config, target))
+
+    def of_table(self, kind: str, table: str) -> list[str]:
+        """Return the files of the trainings that a table shows.
+
+        Raises:
+            ValueError: the configuration trains nothing for this table.
+        """
+        if pairings(self.config, table):
+            return self.of_target(kind, table)
+        if self.config.trained:
+            raise ValueError(
+                f"{table}: no method with Sm is trained beside its base (methods, report.tables), so there is nothing "
+                "to compare"
+            )
+        raise ValueError(f"{table}: no dataset in use is trained (datasets.*.train), so there is nothing to show")
+
+    def of_dataset(self, kind: str, figure: str, dataset: str, encoder: str) -> list[str]:
+        """Return the files of the methods of a figure on one dataset, with one encoder."""
+        methods = [method for name, _, method in pairings(self.config, figure) if name == dataset]
+        return self.files(kind, [(dataset, encoder, method) for method in methods])
+
+    def table_files(self, table: str) -> list[str]:
+        """Return the files of a table."""
+        return [f"{self.results}/tables/{table}.{suffix}" for suffix in ("csv", "md", "tex", "html")]
+
+    def figure_files(self, figure: str) -> list[str]:
+        """Return the files of a figure and its companions; learning curves are drawn per dataset only."""
+        suffixes = [] if figure == "curves" else ["png", "pdf", "json"]
+        return [f"{self.results}/figures/{figure}.{suffix}" for suffix in suffixes] + self.companions(figure)
+
+    def companions(self, figure: str) -> list[str]:
+        """Return the pictures of single datasets that belong to a figure."""
+        return [
+            f"{self.results}/{dataset}/{name.format(chosen.table_encoder)}"
+            for dataset, chosen in self.config.trained.items()
+            for name in COMPANIONS.get(figure, ())
+        ]
+
+    def figure_datasets(self, figure: str) -> tuple[str, ...]:
+        """Return the datasets of a figure."""
+        return datasets(self.config, figure)
+
+    def figure_layout(self, figure: str, dataset: str | None = None, encoder: str | None = None) -> str:
+        """Return the layout of a figure as JSON, or that of its companion for one dataset and encoder."""
+        return figure_layout(self.config, figure, dataset, encoder).to_json()
+
+    # ---- report
+
+    @property
+    def tables(self) -> list[str]:
+        """Return the tables of `report.tables` that show any training."""
+        return [table for table in self.config.report.tables if pairings(self.config, table)]
+
+    @property
+    def figures(self) -> list[str]:
+        """Return the figures of `report.figures` that show any training."""
+        return [figure for figure in self.config.report.figures if pairings(self.config, figure)]
+
+    def of_report(self, kind: str) -> list[str]:
+        """Return the files of all trainings that the tables of the report show."""
+        trainings = [training for table in self.tables for training in pairings(self.config, table)]
+        return self.files(kind, dict.fromkeys(trainings))
+
+    def report_figures(self) -> list[str]:
+        """Return the JSON files of the figures of the report; histograms and costs are always among them."""
+        companions = [file for figure in [*self.figures, "fig4"] for file in self.companions(figure)]
+        files = companions + [file for figure in self.figures for file in self.figure_files(figure)]
+        return [file for file in dict.fromkeys(files) if file.endswith(".json") and not file.endswith("maps.json")]
+
+    def table_layout(self, table: str) -> str:
+        """Return the rows and columns of a table as JSON."""
+        return table_layout(self.config, table).to_json()
+
+    def table_layouts(self) -> str:
+        """Return the layouts of the tables of the report as one JSON object."""
+        return json.dumps({table: json.loads(self.table_layout(table)) for table in self.tables}, sort_keys=True)

@@ -1,0 +1,114 @@
+"""Files that targets need: shards, orders of jobs, partial reports, tables without trainings."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from smmil.config.experiment import parse_config
+from smmil.config.outputs import pairings
+from smmil.planning import Plan
+from tests.helpers.workflows import fake_raw, touch
+
+
+@pytest.fixture
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    """A plan of 20 scans in shards of 8, in a working directory that has their names only."""
+    fake_raw(tmp_path, panda=1, scans=200)
+    monkeypatch.chdir(tmp_path)
+    dataset = {"kind": "rsna", "root": "raw/rsna", "source": {"scans": 20}, "encoders": ["resnet18", "resnet50"]}
+    sweep = {"method": "smap_early", "argument": "alpha", "values": [0.2], "datasets": ["rsna"]}
+    return Plan(
+        parse_config(
+            {
+                **{"results": "out/", "datasets": {"rsna": {**dataset, "bags_per_shard": 8}}},
+                **{"methods": ["abmil", "smap_early"], "sweeps": {"alpha": sweep}},
+                "report": {"tables": ["table1", "comparisons"], "figures": ["fig4", "fig5", "curves"]},
+            }
+        )
+    )
+
+
+def with_(plan: Plan, **changes: object) -> Plan:
+    return Plan(parse_config(plan.config.model_dump() | changes))
+
+
+def test_shards_hold_every_bag(plan: Plan) -> None:
+    assert plan.shards("rsna") == ["0000", "0001", "0002"] and plan.capacity("rsna") == 24
+    assert plan.instances("rsna") == [f"out/rsna/instances/shards/000{i}.json" for i in range(3)]
+    assert plan.features("rsna") == plan.features("rsna", "resnet18") + plan.features("rsna", "resnet50")
+
+
+def test_missing_raw_data_is_one_message_per_dataset(plan: Plan) -> None:
+    datasets = plan.config.model_dump()["datasets"]
+    moved = {name: {**datasets["rsna"], "root": f"nowhere/{name}"} for name in ("a", "b")}
+    problems = with_(plan, datasets=moved, sweeps={}).raw_problems()
+    assert [problem.split(":")[0] for problem in problems] == ["datasets.a", "datasets.b"]
+    assert "nowhere/b" in problems[1] and plan.raw_problems() == []
+
+
+def test_extractors_of_a_shard_follow_one_another(plan: Plan) -> None:
+    (earlier,) = plan.earlier_encoder("rsna", "resnet50", "0001")
+    assert earlier == plan.features("rsna", "resnet18")[1]
+    assert plan.earlier_encoder("rsna", "resnet18", "0001") == plan.earlier_encoder("rsna", "vit_b_32", "0001") == []
+
+
+def test_random_weights_need_no_files(plan: Plan) -> None:
+    assert plan.weights(["resnet18"]) == [f"{plan.config.weights.folder}/resnet18.pth"]
+    assert with_(plan, weights={"mode": "random"}).weights(["resnet18"]) == []
+
+
+def test_parts_and_options_of_variants_are_those_of_their_method(plan: Plan) -> None:
+    split = with_(plan, training={"split_jobs": ["smap_early"], "splits": [1, 2]})
+    (variant,) = plan.config.variants_on("rsna")
+    folder = f"out/rsna/runs/resnet18/{variant}/parts"
+    assert split.training_parts("rsna", "resnet18", variant) == [f"{folder}/split1.json", f"{folder}/split2.json"]
+    assert split.training_parts("rsna", "resnet18", "abmil") == []
+    options = with_(plan, method_options={"smap_early": {"T": 5}})
+    assert json.loads(options.method_options("rsna", "smap_early")) == {"T": 5}
+    assert json.loads(options.method_options("rsna", variant)) == {"T": 5, "alpha": 0.2}
+
+
+def test_a_partial_report_asks_for_finished_trainings_only(plan: Plan) -> None:
+    trainings = pairings(plan.config, "table1")
+    assert len(plan.files("metrics", trainings)) == len(trainings) == 2
+    partial = with_(plan, report=plan.config.report.model_dump() | {"partial": True})
+    assert partial.of_report("runs") == []
+    touch(Path("out/rsna/runs/resnet18/abmil"), ["runs.json"])
+    for kind, name in {"metrics": "abmil.json", "runs": "abmil/runs.json", "predictions": "abmil/index.json"}.items():
+        assert partial.of_table(kind, "table1") == [f"out/rsna/{kind}/resnet18/{name}"]
+    assert partial.of_dataset("runs", "fig4", "rsna", "resnet50") == []
+
+
+def test_tables_and_figures_without_trainings_are_left_out_of_the_report(plan: Plan) -> None:
+    assert (plan.tables, plan.figures) == (["table1", "comparisons"], ["fig4", "fig5", "curves"])
+    alone = with_(plan, methods=["abmil"], sweeps={})
+    assert alone.tables == ["table1"] and list(json.loads(alone.table_layouts())) == ["table1"]
+    with pytest.raises(ValueError, match=r"comparisons: no method with Sm .* nothing to compare"):
+        alone.of_table("predictions", "comparisons")
+    datasets = plan.config.model_dump()["datasets"]
+    untrained = with_(plan, datasets={"rsna": datasets["rsna"] | {"train": False}}, sweeps={})
+    assert untrained.tables == untrained.figures == untrained.companions("fig4") == []
+    with pytest.raises(ValueError, match=r"table1: no dataset in use is trained"):
+        untrained.of_table("metrics", "table1")
+
+
+def test_the_report_shows_every_picture_once_and_maps_apart(plan: Plan) -> None:
+    pictures = plan.report_figures()
+    assert len(pictures) == len(set(pictures))
+    assert {*pictures} == {
+        *(f"out/rsna/figures/resnet18/{name}.json" for name in ("histograms", "resources", "curves")),
+        *(f"out/figures/{name}.json" for name in ("fig4", "fig5")),
+    }
+    assert plan.companions("fig5") == ["out/rsna/maps/resnet18/maps.json"]
+    assert plan.figure_files("curves") == ["out/rsna/figures/resnet18/curves.json"]
+
+
+def test_scores_follow_the_runs_that_make_them(plan: Plan) -> None:
+    datasets = plan.config.model_dump()["datasets"]
+    runs = {"dataset": "rsna", "encoder": "resnet18", "method": "abmil"}
+    datasets["mine"] = datasets["rsna"] | {"train": False, "score_with": runs}
+    scored = with_(plan, datasets=datasets)
+    assert scored.scores() == ["out/mine/scores/rsna/resnet18/abmil/scores.csv"] and plan.scores() == []
+    partial = with_(plan, datasets=datasets, report=plan.config.report.model_dump() | {"partial": True})
+    assert partial.scores() == []
