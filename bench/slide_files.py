@@ -5,10 +5,11 @@ and the attributes by which the stages read 512-px tiles of it.
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from preprocessing.store.attrs import InstanceAttrs
 
 Image = npt.NDArray[np.uint8]
 TILE_PX, MPP = 512, 0.5
@@ -64,9 +65,8 @@ def lattice(dimensions: tuple[int, int], *, offset: int = 0, most: int | None = 
     return (np.stack([x.ravel(), y.ravel()], axis=1) * TILE_PX + offset).astype(np.int32)
 
 
-def attributes() -> dict[str, Any]:
+def attributes() -> InstanceAttrs:
     """Return the attributes that a bag of unscaled 512-px tiles of level 0 records for its reader."""
-    return {
-        **{"tile_px": TILE_PX, "read_px": TILE_PX, "read_level": 0, "l0_step_px": TILE_PX},
-        **{"l0_footprint_px": TILE_PX, "resize_filter": "none", "recipe": "clam", "max_bad_tiles": 0},
-    }
+    return InstanceAttrs(
+        **dict.fromkeys(("tile_px", "read_px", "l0_step_px", "l0_footprint_px"), TILE_PX), resize_filter="none"
+    )

@@ -1,9 +1,9 @@
-"""Brings raw data into a folder: `python -m preprocessing.raw DATASET --out DIR`.
+"""Download raw data into a folder: `python -m preprocessing.raw DATASET --out DIR`.
 
-The registry `datasets/raw.csv` says where each dataset comes from. Open data (CAMELYON16) is downloaded file by file
-and verified against the provider's list of MD5 sums; a file gets its name only after its sum is right, an interrupted
-run goes on where it stopped. For data behind a registration (Kaggle) it says what to download by hand and checks what
-is there. Runs on a machine with a network, never inside a compute job.
+The registry `datasets/raw.csv` lists the source of each dataset. Open data (CAMELYON16) is downloaded file by file and
+verified against the provider's list of MD5 sums; an interrupted run resumes. For data behind a registration (Kaggle)
+the command prints what to download by hand and checks the folder. It needs a network, so it never runs inside a compute
+job.
 """
 
 import argparse
@@ -12,12 +12,11 @@ import logging
 import re
 import sys
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from preprocessing.common.cli import guard
 from preprocessing.common.download import TRANSIENT, Record, fetch, join, open_url
@@ -31,7 +30,7 @@ _SUM = re.compile(r"([0-9a-fA-F]{32})\s+\*?(\S.*)")
 
 @dataclass(frozen=True)
 class Source:
-    """One line of the registry."""
+    """One line of the registry; the fields are its columns."""
 
     dataset: str
     version: str
@@ -44,23 +43,23 @@ class Source:
 
 
 def registry() -> dict[str, Source]:
-    """Reads `datasets/raw.csv`: dataset -> source."""
+    """Read `datasets/raw.csv`: dataset -> source."""
     with REGISTRY.open(encoding="utf-8", newline="") as stream:
         return {row["dataset"]: Source(**row) for row in csv.DictReader(stream)}
 
 
 def parse_checksums(text: str, *, source: str) -> dict[str, str]:
-    """Reads a list as `md5sum` writes it.
+    """Parse a list as `md5sum` writes it.
 
     Args:
         text: lines "sum  path"; a leading "./" or "CAMELYON16/" of a path is dropped.
-        source: what messages call the list.
+        source: name of the list in messages.
 
     Returns:
         Relative path -> MD5 in lower case.
 
     Raises:
-        ValueError: another line, or a path that leaves the folder.
+        ValueError: a line of another form, or a path that leaves the folder.
     """
     sums: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), start=1):
@@ -77,10 +76,10 @@ def parse_checksums(text: str, *, source: str) -> dict[str, str]:
 
 
 def check_url(url: str) -> str:
-    """Accepts https, file, and http on this machine; returns the URL with a trailing slash.
+    """Check that a URL is https, file, or http on this machine; return it with a trailing slash.
 
     Raises:
-        ValueError: another scheme, or http elsewhere (nothing would protect the list of sums).
+        ValueError: another scheme, or http elsewhere, which would not protect the list of sums.
     """
     parts = urllib.parse.urlsplit(url)
     loopback = parts.hostname in ("127.0.0.1", "localhost", "::1")
@@ -90,20 +89,20 @@ def check_url(url: str) -> str:
 
 
 def download(source: Source, folder: Path, base: str, include: Sequence[str], workers: int) -> int:
-    """Downloads and verifies every selected file of an open dataset.
+    """Download and verify every selected file of an open dataset.
 
     Args:
-        source: the registry's line.
+        source: entry of the registry.
         folder: target.
         base: URL of the folder with the list of sums.
-        include: prefixes of the paths to take; files at the top level always come along.
+        include: prefixes of the paths to download; files at the top level are always downloaded.
         workers: simultaneous downloads.
 
     Returns:
-        0, or 1 if a file could not be brought.
+        0, or 1 if a file could not be downloaded.
 
     Raises:
-        ValueError: the list of sums cannot be read or holds nothing to take.
+        ValueError: the list of sums cannot be read, or names no selected file.
     """
     url = join(base, source.checksums)
     try:
@@ -112,28 +111,28 @@ def download(source: Source, folder: Path, base: str, include: Sequence[str], wo
     except (*TRANSIENT, UnicodeDecodeError) as error:
         raise ValueError(f"{url}: the list of checksums cannot be read ({error}); check the network or --url") from None
     sums = parse_checksums(text, source=url)
-    chosen = {n: s for n, s in sorted(sums.items()) if "/" not in n or n.startswith(tuple(include))}
-    if not any("/" in name for name in chosen):
+    selected = {n: s for n, s in sorted(sums.items()) if "/" not in n or n.startswith(tuple(include))}
+    if not any("/" in name for name in selected):
         raise ValueError(f"{url}: no file below {', '.join(include)} among {len(sums)}; check --include")
     folder.mkdir(parents=True, exist_ok=True)
     record = Record(folder)
-    log.info("%s: %d files from %s, licence %s", source.dataset, len(chosen), base, source.licence)
+    log.info("%s: %d files from %s, licence %s", source.dataset, len(selected), base, source.licence)
     failed: dict[str, str] = {}
-    with ThreadPoolExecutor(workers) as pool, _progress(len(chosen)) as advance:
-        results = pool.map(lambda item: fetch(base, item[0], item[1], folder, record), chosen.items())
-        for name, reason in zip(chosen, results, strict=True):
+    with ThreadPoolExecutor(workers) as pool, _progress(len(selected)) as advance:
+        results = pool.map(lambda item: fetch(base, item[0], item[1], folder, record), selected.items())
+        for name, reason in zip(selected, results, strict=True):
             advance(name, reason)
             if reason:
                 failed[name] = reason
     for name, reason in failed.items():
         log.error("%s: %s", name, reason)
-    log.info("%d of %d files are there and verified", len(chosen) - len(failed), len(chosen))
+    log.info("%d of %d files are there and verified", len(selected) - len(failed), len(selected))
     return 1 if failed else 0
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Any]:
-    """A bar on a terminal, a line per file in a log."""
+def _progress(total: int) -> Iterator[Callable[[str, str], object]]:
+    """Yield a function (name, reason) that advances a bar on a terminal, or logs a line per file."""
     if not sys.stderr.isatty():
         done = iter(range(1, total + 1))
         yield lambda name, reason: log.info("%d/%d %s %s", next(done), total, name, "FAILED" if reason else "ok")
@@ -145,7 +144,7 @@ def _progress(total: int) -> Iterator[Any]:
 
 
 def by_hand(source: Source, folder: Path) -> int:
-    """Prints what to download by hand and what is already there.
+    """Print what to download by hand and what is already there.
 
     Returns:
         0 if a complete copy is there, otherwise 1.
@@ -175,7 +174,7 @@ def by_hand(source: Source, folder: Path) -> int:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m preprocessing.raw", description="Bring raw data into a folder.")
+    parser = argparse.ArgumentParser(prog="python -m preprocessing.raw", description="Download raw data into a folder.")
     parser.add_argument("dataset", choices=sorted(registry()), help="which dataset")
     parser.add_argument("--out", required=True, type=Path, help="folder it goes into (the dataset's root)")
     parser.add_argument("--url", help="another copy of the same folder (https:// or file://)")
@@ -186,7 +185,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 @guard
 def main(argv: Sequence[str] | None = None) -> int:
-    """Bring the raw data of one dataset into a folder; see the top of this file."""
+    """Download one dataset; see the top of this file."""
     args = _arguments(argv)
     source = registry()[args.dataset]
     if args.workers < 1:

@@ -6,19 +6,15 @@ Paths are relative to the dataset's root folder and may not leave it; all bags o
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from preprocessing.bags.rows import MODALITIES, SLICES, SPLITS, resolve
-
-if TYPE_CHECKING:
-    from preprocessing.bags.rows import BagRow
+from preprocessing.bags.rows import MODALITIES, SLICES, SPLITS, BagRow, resolve
 
 MAX_LINES = 20
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f|]")
 
 
-def validate_bags(rows: Sequence["BagRow"], root: Path | str, *, source: str) -> None:
+def validate_bags(rows: Sequence[BagRow], root: Path | str, *, source: str) -> None:
     """Check a whole list and report all problems at once.
 
     Args:
@@ -51,7 +47,7 @@ def raise_all(problems: Sequence[str], source: str) -> None:
     raise ValueError(f"{source}: {len(problems)} problem{plural}:\n  " + "\n  ".join(lines))
 
 
-def _row_problems(row: "BagRow", root: Path | str) -> list[str]:
+def _row_problems(row: BagRow, root: Path | str) -> list[str]:
     problems: list[str] = []
     if not _ID.fullmatch(row.bag_id):
         problems.append("bag_id: expected letters, digits, '.', '_' or '-', starting with a letter or digit")
@@ -92,7 +88,7 @@ def _path_problems(root: Path | str, name: str, *, must_exist: bool = True) -> l
     return [] if not must_exist or path.is_file() else [f"missing file {name!r} (below {root})"]
 
 
-def _leaks(rows: Sequence["BagRow"]) -> list[str]:
+def _leaks(rows: Sequence[BagRow]) -> list[str]:
     splits: dict[str, dict[str, str]] = {}
     for row in rows:
         if row.group and row.split:

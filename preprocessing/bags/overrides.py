@@ -22,17 +22,14 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from preprocessing.bags.checks import raise_all
-from preprocessing.bags.rows import resolve
+from preprocessing.bags.rows import BagRow, resolve
 from preprocessing.common.limits import MPP_MAX, MPP_MIN
 from preprocessing.common.options import TISSUE_PRESETS, Options, TissueOptions, WsiOptions
-
-if TYPE_CHECKING:
-    from preprocessing.bags.rows import BagRow
 
 _TISSUE = tuple(name for name in TissueOptions.model_fields if name != "anchor_corrected")
 
@@ -141,8 +138,8 @@ def read_overrides(path: Path) -> dict[str, BagOverrides]:
 
 
 def apply_overrides(
-    rows: Iterable["BagRow"], overrides: Mapping[str, BagOverrides], root: Path, source: str
-) -> list["BagRow"]:
+    rows: Iterable[BagRow], overrides: Mapping[str, BagOverrides], root: Path, source: str
+) -> list[BagRow]:
     """Apply overrides to rows and report all problems at once.
 
     Args:
@@ -169,7 +166,7 @@ def apply_overrides(
     return list(listed.values())
 
 
-def override(row: "BagRow", given: BagOverrides, root: Path) -> "BagRow":
+def override(row: BagRow, given: BagOverrides, root: Path) -> BagRow:
     """Return one row with its overrides.
 
     Raises:
@@ -195,7 +192,7 @@ def override(row: "BagRow", given: BagOverrides, root: Path) -> "BagRow":
     return replace(row, skip=skip, mpp=mpp, overrides=text)
 
 
-def overrides_of(row: "BagRow") -> BagOverrides:
+def overrides_of(row: BagRow) -> BagOverrides:
     """Parse the overrides of a row of `bags.csv`, without `skip` and `mpp`, which are fields of the row.
 
     Raises:
@@ -211,7 +208,7 @@ def overrides_of(row: "BagRow") -> BagOverrides:
         ) from None
 
 
-def bag_options(options: WsiOptions, row: "BagRow") -> WsiOptions:
+def bag_options(options: WsiOptions, row: BagRow) -> WsiOptions:
     """Return the dataset's settings with the overrides of one slide.
 
     Raises:
@@ -227,7 +224,7 @@ def bag_options(options: WsiOptions, row: "BagRow") -> WsiOptions:
             f"{row.bag_id}: override of {', '.join(sorted(unused & values.keys()))} has no effect on windows of the "
             f"recipe {options.recipe!r}; remove it"
         )
-    tissue: dict[str, Any] = {**options.tissue.model_dump(), **TISSUE_PRESETS.get(given.preset or "", {})}
-    tissue |= {name: values[name] for name in _TISSUE if name in values}
+    preset = TISSUE_PRESETS[given.preset].model_dump(exclude_unset=True) if given.preset else {}
+    tissue = {**options.tissue.model_dump(), **preset, **{name: values[name] for name in _TISSUE if name in values}}
     share = {"min_tissue": values["min_tissue"]} if "min_tissue" in values else {}
     return WsiOptions.model_validate({**options.model_dump(), **share, "tissue": tissue})

@@ -1,7 +1,5 @@
 """`BagRow`, one row of bags.csv, and the paths it holds."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +16,11 @@ COLUMNS = (
     "mpp",
     "note",
 )
-
-
 OVERRIDE_COLUMNS = ("skip", "overrides")
+MODALITIES = ("wsi", "ct")
+SPLITS = ("train", "val", "test", "")
+# marks an annotation that lists the state of every slice of a scan
+SLICES = "slices:"
 
 
 @dataclass(frozen=True)
@@ -58,15 +58,6 @@ class BagRow:
     note: str = ""
     skip: str = ""
     overrides: str = ""
-
-
-MODALITIES = ("wsi", "ct")
-
-
-SPLITS = ("train", "val", "test", "")
-
-
-SLICES = "slices:"
 
 
 def resolve(root: Path | str, relative: str) -> Path:

@@ -1,6 +1,6 @@
-"""Sizes beyond which a file is taken for damaged or hostile: refused from its header, before anything is unpacked.
+"""Sizes beyond which a file is rejected as damaged or hostile, from its header, before anything is unpacked.
 
-A few bytes can claim a picture that fills any memory, or that takes days to read (a decompression bomb). The limits lie
+A few bytes can claim a picture that fills any memory, or that takes days to read (a decompression bomb). The limits are
 well beyond any scanner: 75 x 50 mm at 0.1 um/px is 750,000 x 500,000 px; a CT slice has 512 x 512 px.
 """
 
@@ -11,10 +11,12 @@ MAX_SIDE_PX, MAX_SLIDE_PX, MAX_TILE_PX = 1 << 20, 1 << 39, 1 << 26
 MAX_SLICE_PX = 4096 * 4096
 MAX_MASK_PX = 50_000_000
 MAX_INFLATED = 256 << 20
+# um per px at level 0
+MPP_MIN, MPP_MAX = 0.05, 20.0
 
 
 def check_slide_sizes(handle: Any, path: Path) -> None:
-    """Refuses a slide whose levels or file tiles are beyond any scanner.
+    """Raise if the levels or file tiles of a slide are beyond any scanner.
 
     Args:
         handle: open OpenSlide.
@@ -31,9 +33,3 @@ def check_slide_sizes(handle: Any, path: Path) -> None:
                 f"{path}: level {level} claims {width} x {height} px in tiles of {tile_w} x {tile_h}, expected at most "
                 f"{MAX_SIDE_PX} px a side and {MAX_TILE_PX} px a tile; the file is damaged: copy it again or skip it"
             )
-
-
-MPP_MIN = 0.05
-
-
-MPP_MAX = 20.0

@@ -5,6 +5,7 @@ Sources: CLAM's preset table and patching rules; Silva-Rodriguez et al. 2021 for
 """
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -13,7 +14,7 @@ Window = tuple[float, float]
 
 
 class Options(BaseModel):
-    """Base: frozen, unknown keys refused."""
+    """Base of all settings: frozen, unknown keys refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -70,66 +71,71 @@ class CtOptions(Options):
     resize_slices: bool = Field(True, description="slices of another size are resized (after windowing)")
 
 
-TISSUE_PRESETS: dict[str, dict[str, Any]] = {
-    "bwh_biopsy": {"sthresh": 15, "mthresh": 11, "close": 2, "use_otsu": False, "a_t": 1, "a_h": 1, "max_n_holes": 2},
-    "bwh_resection": {
-        "sthresh": 15,
-        "mthresh": 11,
-        "close": 4,
-        "use_otsu": False,
-        "a_t": 100,
-        "a_h": 16,
-        "max_n_holes": 8,
-    },
-    "tcga": {"sthresh": 8, "mthresh": 7, "close": 4, "use_otsu": False, "a_t": 16, "a_h": 4, "max_n_holes": 8},
-    "default": {"sthresh": 8, "mthresh": 7, "close": 4, "use_otsu": False, "a_t": 100, "a_h": 16, "max_n_holes": 8},
-    "mil4wsi": {"sthresh": 8, "mthresh": 7, "close": 4, "use_otsu": True, "a_t": 25, "a_h": 4, "max_n_holes": 8},
-}
+def _tissue(
+    sthresh: int, mthresh: int, close: int, a_t: float, a_h: float, max_n_holes: int, *, use_otsu: bool = False
+) -> TissueOptions:
+    return TissueOptions(
+        sthresh=sthresh, mthresh=mthresh, close=close, use_otsu=use_otsu, a_t=a_t, a_h=a_h, max_n_holes=max_n_holes
+    )
 
-_CLAM_PAPER: dict[str, Any] = {"recipe": "clam", "tissue": TISSUE_PRESETS["bwh_biopsy"]}
-WSI_PRESETS: dict[str, dict[str, Any]] = {
-    "paper": _CLAM_PAPER,
-    **{name: {"recipe": "clam", "tissue": values} for name, values in TISSUE_PRESETS.items()},
-    "20x": {
-        "recipe": "clam",
-        "read_level": None,
-        "target_mpp": 0.5,
-        "lattice": "global",
-        "tissue": {**TISSUE_PRESETS["bwh_biopsy"], "anchor_corrected": True},
-    },
-    "panda": {"recipe": "panda", "tile_px": 512, "window_px": 1024, "step_px": 512},
+
+TISSUE_PRESETS = {
+    "bwh_biopsy": _tissue(15, 11, 2, 1, 1, 2),
+    "bwh_resection": _tissue(15, 11, 4, 100, 16, 8),
+    "tcga": _tissue(8, 7, 4, 16, 4, 8),
+    "default": _tissue(8, 7, 4, 100, 16, 8),
+    "mil4wsi": _tissue(8, 7, 4, 25, 4, 8, use_otsu=True),
 }
-CT_PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {"windows": [(40, 80), (80, 200), (40, 380)]},
-    "bsb": {"windows": [(40, 80), (80, 200), (40, 380)]},
-    "sa_mil": {"windows": [(40, 80), (80, 200), (30, 30)]},
-    "bone": {"windows": [(40, 80), (80, 200), (600, 2800)]},
+WSI_PRESETS = {
+    "paper": WsiOptions(recipe="clam", tissue=TISSUE_PRESETS["bwh_biopsy"]),
+    **{name: WsiOptions(recipe="clam", tissue=tissue) for name, tissue in TISSUE_PRESETS.items()},
+    "20x": WsiOptions(
+        recipe="clam",
+        read_level=None,
+        target_mpp=0.5,
+        lattice="global",
+        tissue=TISSUE_PRESETS["bwh_biopsy"].model_copy(update={"anchor_corrected": True}),
+    ),
+    "panda": WsiOptions(recipe="panda", tile_px=512, window_px=1024, step_px=512),
+}
+CT_PRESETS = {
+    "paper": CtOptions(windows=[(40, 80), (80, 200), (40, 380)]),
+    "bsb": CtOptions(windows=[(40, 80), (80, 200), (40, 380)]),
+    "sa_mil": CtOptions(windows=[(40, 80), (80, 200), (30, 30)]),
+    "bone": CtOptions(windows=[(40, 80), (80, 200), (600, 2800)]),
 }
 
 
-def _with_preset(values: dict[str, Any], presets: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _resolved(presets: Mapping[str, OptionsT], values: Mapping[str, object]) -> OptionsT:
+    """Return the settings of a preset with those given in their place; nested settings are merged likewise."""
     name = values.get("preset", "paper")
     if name not in presets:
         raise ValueError(f"preset: found {name!r}, expected one of {', '.join(sorted(presets))}")
-    base = presets[name]
-    merged = {**base, **values}
-    if isinstance(base.get("tissue"), dict) and isinstance(values.get("tissue"), dict):
-        merged["tissue"] = {**base["tissue"], **values["tissue"]}
-    return merged
+    preset = presets[str(name)]
+    merged = {**preset.model_dump(exclude_unset=True), **values}
+    for key, value in values.items():
+        nested = getattr(preset, key, None)
+        if isinstance(nested, Options) and isinstance(value, dict):
+            merged[key] = {**nested.model_dump(exclude_unset=True), **value}
+    try:
+        return type(preset).model_validate(merged)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']} (found {e['input']!r})" for e in error.errors()]
+        raise ValueError("; ".join(lines)) from error
 
 
-def wsi_options(values: dict[str, Any]) -> WsiOptions:
-    """Resolves a preset and its overrides.
+def wsi_options(values: Mapping[str, object]) -> WsiOptions:
+    """Resolve the preset of slides and its overrides.
 
     Raises:
         ValueError: an unknown preset or key, or a value out of range; the message names the key.
     """
-    return _validated(WsiOptions, _with_preset(values, WSI_PRESETS))
+    return _resolved(WSI_PRESETS, values)
 
 
-def ct_options(values: dict[str, Any]) -> CtOptions:
-    """Resolves a preset and its overrides; raises as `wsi_options`."""
-    return _validated(CtOptions, _with_preset(values, CT_PRESETS))
+def ct_options(values: Mapping[str, object]) -> CtOptions:
+    """Resolve the preset of scans and its overrides; raises as `wsi_options`."""
+    return _resolved(CT_PRESETS, values)
 
 
 class InstanceOptions(Options):
@@ -160,7 +166,7 @@ def parse_instance_options(text: str) -> InstanceOptions:
 
 
 def instance_options(text: str) -> dict[str, dict[str, Any]]:
-    """Parses the `--options` of a stage: `{"wsi": {...}, "ct": {...}}`, either key optional.
+    """Parse the `--options` of a stage: `{"wsi": {...}, "ct": {...}}`, either key optional.
 
     Raises:
         ValueError: not JSON, or another key.
@@ -173,11 +179,3 @@ def instance_options(text: str) -> dict[str, dict[str, Any]]:
     if unknown:
         raise ValueError(f"--options: found {unknown}, expected an object with the keys 'wsi' and 'ct'")
     return {"wsi": dict(values.get("wsi", {})), "ct": dict(values.get("ct", {}))}
-
-
-def _validated(model: type[OptionsT], values: dict[str, Any]) -> OptionsT:
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']} (found {e['input']!r})" for e in error.errors()]
-        raise ValueError("; ".join(lines)) from error

@@ -228,14 +228,7 @@ def list_bags(root: Path, options: Mapping[str, object]) -> BagTable:
 
 
 DATASET = Dataset(
-    KIND,
-    "wsi",
-    TITLE,
-    SOURCE,
-    LAYOUT,
-    count,
-    list_bags,
-    EXPECTED,
+    *(KIND, "wsi", TITLE, SOURCE, LAYOUT, count, list_bags, EXPECTED),
     released={
         "train_batch_size": {"batch_size": 1},
         "c16_patch_label": {"label_rule": "halving", "label_threshold": 0.5},

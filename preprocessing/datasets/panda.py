@@ -226,13 +226,6 @@ def list_bags(root: Path, options: Mapping[str, object]) -> BagTable:
 
 
 DATASET = Dataset(
-    KIND,
-    "wsi",
-    TITLE,
-    SOURCE,
-    LAYOUT,
-    count,
-    list_bags,
-    EXPECTED,
+    *(KIND, "wsi", TITLE, SOURCE, LAYOUT, count, list_bags, EXPECTED),
     released={"panda_label_order": {"label_order": "by_name"}, "panda_discard": {"drop_inconsistent": True}},
 )

@@ -252,13 +252,6 @@ def _rows(
 
 
 DATASET = Dataset(
-    KIND,
-    "ct",
-    TITLE,
-    SOURCE,
-    LAYOUT,
-    count,
-    list_bags,
-    EXPECTED,
+    *(KIND, "ct", TITLE, SOURCE, LAYOUT, count, list_bags, EXPECTED),
     released={"graph_rsna_self_loop": {"self_loop": True}},
 )

@@ -1,4 +1,4 @@
-"""Encoders as networks: built, weights loaded and verified, tiles (B, H, W, 3) in, features (B, P) float32 out.
+"""Build encoders, load and verify their weights, and run them: tiles (B, H, W, 3) to features (B, P) float32.
 
 Evaluation mode, no gradients, channels-last memory. Float32 means float32 (no TF32 on the GPU); bfloat16 is autocast
 and stays within a cosine of 0.999 of it. Features of a tile do not depend on the rest of its batch.
@@ -21,6 +21,7 @@ from preprocessing.features.encoders import (
     recorded_hash,
     weights_hash,
 )
+from preprocessing.features.random_weights import CALIBRATION_PX, randomise
 from preprocessing.features.transforms import Resize, check_policy, normalised, resized, resolve_policy
 
 if TYPE_CHECKING:
@@ -28,10 +29,10 @@ if TYPE_CHECKING:
 
 
 def _with_timm_settings(encoder: Encoder, model: Any) -> Encoder:
-    """The entry of a timm model with mean, std, input size and P as the model has them."""
+    """Return the entry of a timm model with the mean, std, input size and P of the model."""
     import importlib
 
-    # by name: timm ships without type declarations
+    # imported by name, because timm has no type declarations
     data = importlib.import_module("timm.data").resolve_model_data_config(model)
     side = int(data["input_size"][1])
     fixed = side if data.get("fixed_input_size") or model.pretrained_cfg.get("fixed_input_size") else 0
@@ -41,11 +42,11 @@ def _with_timm_settings(encoder: Encoder, model: Any) -> Encoder:
 
 
 class LoadedEncoder:
-    """A network in evaluation mode on its device: tiles (B, H, W, 3) -> features (B, P) float32.
+    """A network in evaluation mode on its device: tiles (B, H, W, 3) to features (B, P) float32.
 
     Attributes:
-        encoder: its entry, complete (P, mean and std of a timm model included).
-        resize: what happens to a tile first.
+        encoder: its entry, with P, mean and std of a timm model.
+        resize: applied to a tile first.
         id: name, marked if the weights are random.
         weights_sha256: of the file, or "random-SEED".
     """
@@ -67,11 +68,11 @@ class LoadedEncoder:
         self.model = model.eval().requires_grad_(False).to(self.device).to(memory_format=layout)
 
     def __call__(self, tiles: Tensor) -> Tensor:
-        """Features of a batch of tiles: uint8, or float32 in [0, 1]."""
+        """Compute the features (B, P) of a batch of tiles (B, H, W, 3), uint8 or float32 in [0, 1]."""
         return self.forward(resized(tiles.to(self.device), self.resize))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features of a batch that is resized already, (B, 3, h, w) uint8, or float32 in [0, 1]."""
+        """Compute the features (B, P) of a resized batch (B, 3, h, w), uint8 or float32 in [0, 1]."""
         import torch
 
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
@@ -94,7 +95,7 @@ def load_encoder(
     device: str = "cpu",
     precision: str = "float32",
 ) -> LoadedEncoder:
-    """Builds an encoder and loads its weights.
+    """Build an encoder and load its weights.
 
     Args:
         name: key of `ENCODERS` or `timm/NAME`.
@@ -119,8 +120,6 @@ def load_encoder(
         encoder = _with_timm_settings(encoder, model)
         resize = _resolve(policy, encoder)
     if mode == "random":
-        from preprocessing.features.random_weights import CALIBRATION_PX, randomise
-
         model = encoder.cut(model)
         model = randomise(model, seed, side=encoder.fixed_input or CALIBRATION_PX)
     else:
@@ -136,7 +135,7 @@ def _resolve(policy: str, encoder: Encoder) -> Resize:
 
 
 def _load_state(encoder: Encoder, model: nn.Module, path: Path) -> None:
-    """Loads a weight file strictly; what is hashed is what is loaded."""
+    """Load a weight file strictly, from the same bytes that are hashed."""
     data = path.read_bytes()
     check_weights(encoder, path, hashlib.sha256(data).hexdigest(), recorded_hash(path))
     if data[8:9] == b"{":  # safetensors: eight bytes of length, then JSON

@@ -1,8 +1,8 @@
-"""Seeded random weights that still tell textures apart: for the demo and for tests, never for results.
+"""Seeded random weights whose features distinguish textures: for the demo and for tests, never for results.
 
 Convolutions and linear layers get He-normal weights from one seeded generator, in the order of the modules. Batch
 normalisation then gets the statistics of a fixed, seeded batch of procedural textures, layer after layer in one pass:
-without them every layer of an untrained network shrinks or blows up its input and all features come out nearly equal.
+without them every layer of an untrained network shrinks or enlarges its input, and all features are nearly equal.
 The last normalisation of a residual branch is scaled to 0.2, which keeps differences of the last bit (and bfloat16)
 small through 50 layers. Numbers are the same on every machine up to float rounding.
 """
@@ -22,7 +22,7 @@ _TEXTURE_SEED = 20_240_613
 
 
 def textures(n: int, side: int, seed: int) -> Tensor:
-    """Procedural colour textures: smooth noise of several scales, (n, 3, side, side) float32 in [0, 1]."""
+    """Draw colour textures: smooth noise of several scales, (n, 3, side, side) float32 in [0, 1]."""
     import torch
     from torch.nn.functional import interpolate
 
@@ -40,7 +40,7 @@ def textures(n: int, side: int, seed: int) -> Tensor:
 
 
 def randomise(module: nn.Module, seed: int, *, side: int = CALIBRATION_PX) -> nn.Module:
-    """Gives a network seeded random weights and calibrated normalisation statistics, in place.
+    """Set seeded random weights and calibrated normalisation statistics of a network, in place.
 
     Args:
         module: an encoder on the CPU; input (B, 3, side, side).
@@ -48,8 +48,8 @@ def randomise(module: nn.Module, seed: int, *, side: int = CALIBRATION_PX) -> nn
         side: input side in px the network accepts.
 
     Returns:
-        The network followed by a standardisation of its features over the textures: what all inputs share would
-        otherwise be several times larger than what tells them apart, and nothing would train on it.
+        The network followed by a standardisation of its features over the textures. Without it the mean of all
+        features would be several times larger than their differences, and training would fail.
     """
     import torch
     from torch import nn
@@ -74,7 +74,7 @@ def randomise(module: nn.Module, seed: int, *, side: int = CALIBRATION_PX) -> nn
 
 
 def _end_of_branch(part: nn.Module) -> nn.BatchNorm2d | None:
-    """The last normalisation of a residual block (basic or bottleneck), None for any other module."""
+    """Return the last normalisation of a residual block (basic or bottleneck), None for any other module."""
     from torch import nn
 
     for number in (3, 2):
@@ -85,7 +85,7 @@ def _end_of_branch(part: nn.Module) -> nn.BatchNorm2d | None:
 
 
 def _calibrate(module: nn.Module, side: int) -> nn.Module:
-    """Sets the statistics of the normalisations; the layer that standardises the features comes back."""
+    """Set the statistics of the normalisations and return the layer that standardises the features."""
     import torch
     from torch import nn
 

@@ -114,7 +114,8 @@ def extract(
         State, number of instances and content hash.
 
     Raises:
-        ValueError: missing weights, no stored instances, or unreadable images; the file is named.
+        FileNotFoundError: the bag has no stored instances.
+        ValueError: missing weights or unreadable images; the file is named.
         Abort: the encoder fails.
     """
     resources = resources or Resources()

@@ -149,11 +149,15 @@ def _describe(bag: BagFacts, row: BagRow, instances: Path) -> BagFacts:
     return replace(bag, mpp=attrs.mpp, mpp_source=attrs.mpp_source, tissue_share=share)
 
 
+# warnings and facts, each with whether it applies
+_Applies = tuple[Mapping[str, object], Mapping[str, object]]
+
+
 def _true(texts: Mapping[str, object]) -> list[str]:
     return [text for text, applies in texts.items() if applies]
 
 
-def _of_slide(attrs: InstanceAttrs) -> tuple[dict[str, object], dict[str, object]]:
+def _of_slide(attrs: InstanceAttrs) -> _Applies:
     """Return warnings and facts of a slide, each with whether it applies."""
     marks = (*attrs.marks, *(attrs.tissue.marks if attrs.tissue else ()))
     unreadable, counts = attrs.unreadable_tiles, attrs.annotation_counts
@@ -168,7 +172,7 @@ def _of_slide(attrs: InstanceAttrs) -> tuple[dict[str, object], dict[str, object
     return warnings, {f"overrides: {overrides}": overrides, f"lesion outlines: {outlines}": outlines}
 
 
-def _of_scan(attrs: InstanceAttrs, coverage: npt.NDArray[np.float32]) -> tuple[dict[str, object], dict[str, object]]:
+def _of_scan(attrs: InstanceAttrs, coverage: npt.NDArray[np.float32]) -> _Applies:
     """Return warnings and facts of a scan, each with whether it applies; `coverage` (N,)."""
     spacing = attrs.spacing_mm or SliceSpacing()
     low, middle, high = spacing.slices_min, spacing.slices_median, spacing.slices_max

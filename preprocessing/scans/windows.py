@@ -59,7 +59,15 @@ def to_hu(raw: npt.NDArray[Any], header: Header) -> FloatArray:
 
 
 def window(hu: FloatArray, level: float, width: float) -> FloatArray:
-    """Map level - width/2 to 0 and level + width/2 to 1, linear in between and clipped outside; any shape.
+    """Map level - width/2 to 0 and level + width/2 to 1, linear in between and clipped outside.
+
+    Args:
+        hu: (H, W) or any shape, HU.
+        level: centre of the window, HU.
+        width: width of the window, HU.
+
+    Returns:
+        float32 in [0, 1] of the same shape.
 
     Raises:
         ValueError: a width of 0 or less.

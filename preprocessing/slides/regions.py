@@ -1,4 +1,4 @@
-"""What readers of slides share: the error for an unreadable tile and the interface of a reader."""
+"""The error for an unreadable region, and the interface of a slide that the direct tile reader is compared with."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Image = npt.NDArray[np.uint8]
 
 
 class TileReadError(ValueError):
-    """A region could not be decoded, also not with a fresh handle."""
+    """A region could not be decoded, even with a new handle."""
 
 
 class ReferenceSlide(Protocol):
-    """What a direct reader needs of the slide it must agree with: its pyramid and OpenSlide's own pixels."""
+    """The pyramid of a slide and OpenSlide's pixels of it."""
 
     path: Path
     properties: Mapping[str, str]

@@ -197,7 +197,7 @@ class Slide:
         return self._raw
 
     def openslide_rgb(self, l0_x: int, l0_y: int, level: int, size: tuple[int, int]) -> Image:
-        """Read a region through OpenSlide on white, the reference of the direct tile reader."""
+        """Read (h, w, 3) through OpenSlide on white, the reference of the direct tile reader."""
         return _to_rgb(self._openslide_read((l0_x, l0_y), level, size), True)
 
     def _openslide_read(self, origin: tuple[int, int], level: int, size: tuple[int, int]) -> npt.NDArray[np.uint8]:

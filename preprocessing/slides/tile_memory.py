@@ -38,7 +38,7 @@ class Reused(threading.local):
     _lent: weakref.ref[Any] | None = None
 
     def tensor(self, shape: tuple[int, ...]) -> Tensor:
-        """Return an uninitialised tensor, in the previous one's memory if that has this shape and no references."""
+        """Return uninitialised float32 (B, C, H, W) or any shape, in the previous tensor's memory if that is free."""
         import torch
 
         whole = self._whole

@@ -3,8 +3,6 @@
 An array (any shape, any dtype) is a directory with Zarr v3 metadata and one chunk file of its bytes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import json
@@ -22,8 +20,8 @@ import numpy as np
 from preprocessing.store.schema import Array, payload
 
 TEMPORARY = ".tmp"
-# Writing a bag takes seconds. A leftover whose writer is known to be gone may go after the first span (process
-# numbers can be shared by containers under one host name), any leftover after the second.
+# Writing a bag takes seconds. A leftover of a dead process is removed after the first span (containers with one host
+# name can share process numbers), any leftover after the second.
 _STALE_OWN_S = 600.0
 _STALE_ANY_S = 86_400.0
 _INSTALL_ATTEMPTS = 100
@@ -35,7 +33,7 @@ class CorruptBag(ValueError):
 
 
 def write_synced(path: Path, data: bytes | memoryview) -> None:
-    """Writes a new file and waits until it is on the disk."""
+    """Write a new file and wait until it is on the disk."""
     with open(path, "wb") as stream:
         stream.write(data)
         stream.flush()
@@ -43,7 +41,7 @@ def write_synced(path: Path, data: bytes | memoryview) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Waits until the names in a directory are on the disk (where the file system can tell)."""
+    """Wait until the names in a directory are on the disk, where the file system supports it."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -56,7 +54,7 @@ def sync_directory(path: Path) -> None:
 
 @contextlib.contextmanager
 def temporary_directory(store: Path, bag_id: str) -> Iterator[Path]:
-    """A new directory on the store's file system, removed at the end unless it was renamed away."""
+    """Yield a new directory on the store's file system, removed at the end unless it was renamed."""
     path = store / TEMPORARY / _temporary_name(bag_id)
     path.mkdir(parents=True)
     try:
@@ -66,9 +64,9 @@ def temporary_directory(store: Path, bag_id: str) -> Iterator[Path]:
 
 
 def install(built: Path, target: Path) -> None:
-    """Gives a finished directory its name; one that has the name already is moved away and deleted.
+    """Rename a finished directory to its final name, replacing one that exists.
 
-    Safe against other processes doing the same with the same name: the last one wins, readers see whole directories.
+    Several processes may do so at once: the last one wins, and readers only see whole directories.
     """
     aside = built.parent / _temporary_name(target.name)
     for _ in range(_INSTALL_ATTEMPTS):
@@ -87,7 +85,7 @@ def install(built: Path, target: Path) -> None:
 
 
 def clean_temporary(store: Path | str) -> int:
-    """Removes what killed writers left behind; never what another writer may still be using. Returns the count."""
+    """Remove what killed writers left, but nothing that may be in use; return the number of leftovers."""
     removed = 0
     folder = Path(store) / TEMPORARY
     for path in folder.iterdir() if folder.is_dir() else ():
@@ -120,7 +118,7 @@ def _is_stale(path: Path) -> bool:
 
 
 def write_array(directory: Path, array: Array) -> None:
-    """Writes an array as a new directory: metadata and, unless the array is empty, its one chunk."""
+    """Write an array of any shape as a new directory: metadata and, unless it is empty, its one chunk."""
     directory.mkdir()
     floating = np.issubdtype(array.dtype, np.floating)
     meta = {
@@ -130,7 +128,7 @@ def write_array(directory: Path, array: Array) -> None:
         "data_type": array.dtype.name,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [max(1, n) for n in array.shape]}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-        # Never a value of a whole array: should a chunk get lost, a plain Zarr reader sees it at once.
+        # a value that no whole array holds, so that a plain Zarr reader notices a lost chunk
         "fill_value": "NaN" if floating else int(np.iinfo(array.dtype).min),
         "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
         "storage_transformers": [],
@@ -143,12 +141,12 @@ def write_array(directory: Path, array: Array) -> None:
 
 
 def chunk_path(directory: Path, rank: int) -> Path:
-    """The chunk file of an array of this rank."""
+    """Return the chunk file of an array of this rank."""
     return directory / ".".join(["c"] + ["0"] * rank)
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """Parses a `zarr.json`; raises `CorruptBag` if it is no JSON object."""
+    """Parse a `zarr.json`; raise `CorruptBag` if it is not a JSON object."""
     try:
         meta = json.loads(path.read_bytes())
     except ValueError as error:
@@ -159,7 +157,7 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 
 def check_chunk(directory: Path) -> tuple[np.dtype[Any], tuple[int, ...]]:
-    """Type and shape of an array; raises `CorruptBag` unless its chunk file has the length they ask for."""
+    """Return type and shape of an array; raise `CorruptBag` unless its chunk file has the matching length."""
     path = directory / "zarr.json"
     try:
         meta = read_meta(path)
@@ -185,16 +183,16 @@ def check_chunk(directory: Path) -> tuple[np.dtype[Any], tuple[int, ...]]:
 
 
 def read_chunk(directory: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
-    """Reads the one chunk of an array by its path; raises `CorruptBag` if it is shorter than the array."""
+    """Read the chunk of an array by its path, as `shape`; raise `CorruptBag` if it is shorter than the array."""
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    # at the start of a page: the system copies a tenth slower to memory a few bytes off the file's own alignment
+    # page-aligned memory: reads into unaligned memory are a tenth slower
     room = np.empty(size + _PAGE, np.uint8)
     start = -room.ctypes.data % _PAGE
     whole = room[start : start + size]
     path, filled = chunk_path(directory, len(shape)), 0
     if size:
         with open(path, "rb", buffering=0) as stream:
-            while filled < size:  # a system hands out 2 GB at a time at most
+            while filled < size:  # one call reads at most 2 GB
                 count = stream.readinto(whole[filled:].data)
                 if not count:
                     raise CorruptBag(f"{path}: {filled} bytes, expected {size}")
@@ -203,7 +201,7 @@ def read_chunk(directory: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) ->
 
 
 def read_zarr(directory: Path) -> Array:
-    """Reads an array through the Zarr library."""
+    """Read an array of any shape through the Zarr library."""
     import zarr
 
     return np.asarray(zarr.open_array(directory, mode="r")[...])

@@ -102,7 +102,7 @@ def ventricles(frame: Frame, wide: float) -> npt.NDArray[np.bool_]:
 
 
 def draw_bone_and_air(rng: np.random.Generator, volume: F32, frame: Frame, grain: F32) -> None:
-    """Draw scalp, skull, petrous bones, nasal sinuses, orbits and the head rest, in place."""
+    """Draw scalp, skull, petrous bones, sinuses, orbits and the head rest into (n, m, m) HU, in place."""
     depth, inner, z = frame.depth, frame.inner, frame.z
     scalp = (depth > 0) & (depth <= SCALP)
     volume[scalp] = np.where(depth[scalp] < 0.018, 20.0, -80.0)
@@ -124,7 +124,7 @@ def draw_bone_and_air(rng: np.random.Generator, volume: F32, frame: Frame, grain
 
 
 def draw_brain(rng: np.random.Generator, volume: F32, frame: Frame, sulcus: F32, vent: npt.NDArray[np.bool_]) -> None:
-    """Draw grey and white matter, sulci and ventricles, in place."""
+    """Draw grey and white matter, sulci and ventricles into (n, m, m) HU, in place."""
     brain = frame.inner > 0
     folds = frame.inner + 0.035 * sulcus
     tissue = 29.5 + 7.5 / (1 + np.exp((folds - 0.11) / 0.015)) + rng.normal(0, 1.0)
@@ -140,7 +140,7 @@ def draw_brain(rng: np.random.Generator, volume: F32, frame: Frame, sulcus: F32,
 
 
 def draw_look_alikes(rng: np.random.Generator, volume: F32, frame: Frame, vent: npt.NDArray[np.bool_]) -> None:
-    """Draw dense structures that are not blood, in place."""
+    """Draw dense structures that are not blood into (n, m, m) HU, in place."""
     brain = frame.inner > 0
     falx = brain & (np.abs(frame.x) < 0.011) & (np.abs(frame.y) > 0.22) & (frame.z > 0.40)
     volume[falx] = rng.uniform(42, 56)

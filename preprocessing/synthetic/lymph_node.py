@@ -172,7 +172,7 @@ def place_nuclei(
 
 
 def draw_fat(rng: np.random.Generator, planes: tuple[U8, U8], kind: npt.NDArray[np.uint8]) -> None:
-    """Clear both dye planes inside fat vacuoles, leaving thin membranes, in place."""
+    """Clear both dye planes (H, W) inside fat vacuoles, leaving thin membranes, in place."""
     h, w = planes[0].shape
     for x, y in texture.lattice_points(rng, (h, w), 30.0, 1.0).tolist():
         if kind[min(y // LOW, kind.shape[0] - 1), min(x // LOW, kind.shape[1] - 1)] == FAT:

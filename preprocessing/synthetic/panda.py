@@ -49,7 +49,7 @@ class SlideSpec:
 
 
 def parts(size: PandaSize, isup: npt.NDArray[np.int64], rng: np.random.Generator) -> list[str]:
-    """Assign every slide to a part, stratified by whether it has cancer."""
+    """Return the part of every slide, stratified by cancer, from the ISUP grades (n,)."""
     out = ["train"] * len(isup)
     for positive in (False, True):
         members = rng.permutation(np.flatnonzero((isup > 0) == positive)).tolist()

@@ -86,12 +86,12 @@ def look_up(plane: U8, table: U8) -> U8:
 
 
 def times(a: U8, b: U8, one: int) -> U8:
-    """Multiply two planes in which the value `one` stands for 1, saturating."""
+    """Multiply two planes (H, W) in which the value `one` stands for 1, saturating."""
     return np.asarray(cv2.multiply(a, b, scale=1 / one), np.uint8)
 
 
 def soften(plane: U8) -> U8:
-    """Blur by about one px, as the objective does."""
+    """Blur (H, W) by about one px, as the objective does."""
     return np.asarray(cv2.GaussianBlur(plane, (3, 3), 0), np.uint8)
 
 
@@ -101,7 +101,7 @@ def sigmoid(middle: float, width: float) -> U8:
 
 
 def to_u8(field: npt.NDArray[np.floating]) -> U8:
-    """Clip to 0..255 and round."""
+    """Round (H, W), or any shape, and clip to 0..255."""
     return np.asarray(np.clip(np.rint(field), 0, 255), np.uint8)
 
 
@@ -176,7 +176,7 @@ def lattice_points(rng: np.random.Generator, shape: tuple[int, int], spacing: fl
 
 
 def stamp(plane: U8, points: I64, stamps: list[U8], rng: np.random.Generator) -> None:
-    """Draw nuclei into `plane` in place, keeping the darker value; skip those that cross the border."""
+    """Draw nuclei into `plane` (H, W) in place, keeping the darker value; skip those that cross the border."""
     half = stamps[0].shape[0] // 2
     h, w = plane.shape
     ok = (points >= half).all(1) & (points[:, 0] < w - half) & (points[:, 1] < h - half)
@@ -231,7 +231,7 @@ def pen_line(rgb: U8, rng: np.random.Generator, box: tuple[int, int, int, int], 
 
 
 def add_glass(rng: np.random.Generator, rgb: U8) -> U8:
-    """Add camera noise and a few specks of dust in place; return the same array."""
+    """Add camera noise and a few specks of dust to (H, W, 3) in place; return the same array."""
     h, w = rgb.shape[:2]
     grain = np.pad(rng.integers(0, 6, (256, 256), dtype=np.uint8), ((0, 256), (0, 256)), mode="wrap")
     tiled = np.tile(grain, (h // 512 + 1, w // 512 + 1))[:h, :w]

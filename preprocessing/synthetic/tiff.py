@@ -6,7 +6,6 @@ cm, from which OpenSlide derives `openslide.mpp-x`.
 
 from collections.abc import Sequence
 from io import BytesIO
-from typing import Any
 
 import cv2
 import numpy as np
@@ -32,10 +31,6 @@ def encode_pyramid(
     h, w = image.shape[:2]
     if h % factors[-1] or w % factors[-1]:
         raise ValueError(f"slide of {w} x {h} px, expected multiples of the last level's factor {factors[-1]}")
-    if lossless:
-        coding: dict[str, Any] = {"compression": "zlib", "predictor": True}
-    else:
-        coding = {"compression": "jpeg", "compressionargs": {"level": 80}, "subsampling": (2, 2)}
     buffer = BytesIO()
     with tifffile.TiffWriter(buffer) as writer:
         for factor in factors:
@@ -53,6 +48,9 @@ def encode_pyramid(
                 metadata=None,
                 software=False,
                 maxworkers=1,
-                **coding,
+                compression="zlib" if lossless else "jpeg",
+                predictor=lossless,
+                compressionargs=None if lossless else {"level": 80},
+                subsampling=None if lossless else (2, 2),
             )
     return buffer.getvalue()

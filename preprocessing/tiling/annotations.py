@@ -60,18 +60,14 @@ def read_lesion(path: Path | str, *, origin: tuple[int, int] = (0, 0)) -> Lesion
     if not path.is_file():
         raise ValueError(f"{path}: no such annotation file")
     if path.suffix.lower() == ".xml":
-        return _build(_asap_outlines(path), path)
+        return _build(*_asap_outlines(path), path)
     if path.suffix.lower() in {".json", ".geojson"}:
-        return _build(_json_outlines(path, origin), path)
+        return _build(*_json_outlines(path, origin), path)
     raise ValueError(f"{path}: annotation with suffix {path.suffix!r}, expected .xml (ASAP), .geojson or .json")
 
 
-@dataclass
-class _Outlines:
-    """Outlines of a file: (is tumour, rings); the first ring is the outline, further ones are its holes."""
-
-    polygons: list[tuple[bool, list[Ring]]] = field(default_factory=list)
-    ignored: int = 0
+# (is tumour, rings): the first ring is the outline, further ones are its holes
+_Polygons = list[tuple[bool, list[Ring]]]
 
 
 def _is_tumour(group: str, path: Path, what: str) -> bool:
@@ -84,7 +80,7 @@ def _is_tumour(group: str, path: Path, what: str) -> bool:
     )
 
 
-def _asap_outlines(path: Path) -> _Outlines:
+def _asap_outlines(path: Path) -> tuple[_Polygons, int]:
     try:
         root = parse(path, forbid_dtd=True).getroot()
     except DefusedXmlException as error:
@@ -93,18 +89,19 @@ def _asap_outlines(path: Path) -> _Outlines:
         raise ValueError(f"{path}: not well-formed XML ({error})") from error
     if root.tag != "ASAP_Annotations":
         raise ValueError(f"{path}: root element {root.tag!r}, expected 'ASAP_Annotations'")
-    out = _Outlines()
+    polygons: _Polygons = []
+    ignored = 0
     for annotation in root.iter("Annotation"):
         what = f"annotation {annotation.get('Name', '?')!r}"
         kind = annotation.get("Type", "Polygon").lower()
         if kind in _POINT_TYPES:
-            out.ignored += 1
+            ignored += 1
             continue
         if kind not in _AREA_TYPES:
             raise ValueError(f"{path}: {what} has type {annotation.get('Type')!r}, expected Polygon or Spline")
         tumour = _is_tumour(annotation.get("PartOfGroup", ""), path, what)
-        out.polygons.append((tumour, [_asap_ring(annotation, path, what)]))
-    return out
+        polygons.append((tumour, [_asap_ring(annotation, path, what)]))
+    return polygons, ignored
 
 
 def _asap_ring(annotation: Element, path: Path, what: str) -> Ring:
@@ -116,41 +113,34 @@ def _asap_ring(annotation: Element, path: Path, what: str) -> Ring:
     return np.array([point[1:] for point in points], np.float64).reshape(-1, 2)
 
 
-def _json_outlines(path: Path, origin: tuple[int, int]) -> _Outlines:
+def _json_outlines(path: Path, origin: tuple[int, int]) -> tuple[_Polygons, int]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not JSON ({error})") from error
     try:
         if isinstance(content, dict) and {"positive", "negative"} & set(content):
-            return _ncrf_outlines(content)
+            lists = [(group == "positive", content.get(group, [])) for group in ("positive", "negative")]
+            return [(tumour, [_ring(entry["vertices"])]) for tumour, entries in lists for entry in entries], 0
         return _geojson_outlines(content, np.array(origin, np.float64), path)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: neither GeoJSON features nor positive/negative polygon lists ({error!r})") from error
 
 
-def _ncrf_outlines(content: dict[str, Any]) -> _Outlines:
-    polygons = [
-        (group == "positive", [_ring(entry["vertices"])])
-        for group in ("positive", "negative")
-        for entry in content.get(group, [])
-    ]
-    return _Outlines(polygons)
-
-
-def _geojson_outlines(content: Any, offset: npt.NDArray[np.float64], path: Path) -> _Outlines:
+def _geojson_outlines(content: Any, offset: npt.NDArray[np.float64], path: Path) -> tuple[_Polygons, int]:
     features = content if isinstance(content, list) else content.get("features", [content])
-    out = _Outlines()
+    polygons: _Polygons = []
+    ignored = 0
     for number, feature in enumerate(features):
         geometry, properties = feature["geometry"], feature.get("properties") or {}
         if geometry["type"] not in {"Polygon", "MultiPolygon"}:
-            out.ignored += 1
+            ignored += 1
             continue
         group = (properties.get("classification") or {}).get("name", "")
         tumour = _is_tumour(group, path, f"feature {number}")
         parts = geometry["coordinates"] if geometry["type"] == "MultiPolygon" else [geometry["coordinates"]]
-        out.polygons += [(tumour, [_ring(ring) + offset for ring in part]) for part in parts]
-    return out
+        polygons += [(tumour, [_ring(ring) + offset for ring in part]) for part in parts]
+    return polygons, ignored
 
 
 def _ring(vertices: Any) -> Ring:
@@ -160,10 +150,10 @@ def _ring(vertices: Any) -> Ring:
     return ring.reshape(-1, ring.shape[-1] if ring.size else 2)[:, :2]
 
 
-def _build(outlines: _Outlines, path: Path) -> Lesion:
-    counts = {"tumour": 0, "exclusion": 0, "repaired": 0, "dropped": 0, "ignored": outlines.ignored}
+def _build(polygons: _Polygons, ignored: int, path: Path) -> Lesion:
+    counts = {"tumour": 0, "exclusion": 0, "repaired": 0, "dropped": 0, "ignored": ignored}
     areas: dict[bool, list[BaseGeometry]] = {True: [], False: []}
-    for tumour, rings in outlines.polygons:
+    for tumour, rings in polygons:
         if not all(np.isfinite(ring).all() for ring in rings):
             raise ValueError(f"{path}: an outline has coordinates that are not finite numbers")
         rings = [ring for ring in rings if len(ring) >= 3]

@@ -157,7 +157,8 @@ def global_tiles(
 ) -> Tiles:
     """Place one lattice for the slide, each cell at most once, assigned to the first contour that accepts it.
 
-    Args as for `contour_tiles`; only with padding may the last column and row overhang the slide.
+    Args as for `contour_tiles`; only with padding may the last column and row overhang the slide. The origin of a cell
+    (row, column) is (column, row) * step.
     """
     last = np.array(dimensions) - (1 if options.use_padding else plan.footprint)
     parts = []
@@ -196,7 +197,7 @@ def contour_passes(contour: Contour, xs: Ints, ys: Ints, footprint: int, contour
     shift = int((footprint // 2) * 0.5), or the centre if the shift is 0. `four_pt_hard`: all four.
 
     Returns:
-        (len(ys), len(xs)) bool.
+        (Y, X) bool, row i for `ys[i]`, column j for `xs[j]`.
     """
     half = footprint // 2
     shift = int(half * 0.5)

@@ -11,7 +11,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -19,7 +18,7 @@ from PIL import Image
 from preprocessing.common.limits import MAX_MASK_PX
 from preprocessing.tiling.contour_tiles import TilePlan
 from preprocessing.tiling.panda_windows import Canvas, PandaWindows, kept_windows, make_canvas, sum_windows
-from preprocessing.tiling.tissue import SEG_DOWNSAMPLE, Contour
+from preprocessing.tiling.tissue import SEG_DOWNSAMPLE, Contour, nested_outlines
 
 Mask = npt.NDArray[np.bool_]
 
@@ -93,11 +92,8 @@ def mask_contours(mask: Mask, dimensions: tuple[int, int]) -> tuple[list[Contour
     factor = max(1, math.ceil(max(shape) / SEG_DOWNSAMPLE))
     picture = np.repeat(np.repeat(mask.astype(np.uint8), factor, axis=0), factor, axis=1)
     scale = np.array([shape[0] / factor, shape[1] / factor])
-    outlines, hierarchy = cv2.findContours(picture, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    if hierarchy is None:
-        return [], (float(scale[0]), float(scale[1]))
-    rings = [((np.asarray(ring).reshape(-1, 2) + 0.5) * scale).astype(np.int32) for ring in outlines]
-    parent = np.asarray(hierarchy).reshape(-1, 4)[:, 3]
+    outlines, parent = nested_outlines(picture)
+    rings = [((outline + 0.5) * scale).astype(np.int32) for outline in outlines]
     contours = [
         Contour(rings[int(outer)], tuple(rings[int(hole)] for hole in np.flatnonzero(parent == outer)))
         for outer in np.flatnonzero(parent == -1)

@@ -186,7 +186,7 @@ def grey_histograms(slide: Slide, canvas: Canvas, options: WsiOptions) -> tuple[
 
 
 def otsu_threshold(histogram: npt.NDArray[np.int64]) -> int:
-    """Otsu's threshold of a 256-bin histogram, as OpenCV computes it: the first maximum of the between-class variance.
+    """Compute Otsu's threshold of a histogram (256,) like OpenCV: the first maximum of the between-class variance.
 
     Returns:
         The largest grey level of the dark class; 0 for a picture of one grey level.
@@ -210,9 +210,9 @@ def otsu_threshold(histogram: npt.NDArray[np.int64]) -> int:
 
 def sum_windows(cells: npt.NDArray[np.int64], canvas: Canvas) -> npt.NDArray[np.int64]:
     """Sum over the cells of every window, (rows, columns) of cells -> (rows, columns) of windows."""
+    blocks = np.lib.stride_tricks.sliding_window_view(cells, (canvas.per_window, canvas.per_window))
     rows, columns = canvas.windows
-    k = canvas.per_window
-    return np.asarray(sum(cells[i : i + rows, j : j + columns] for i in range(k) for j in range(k)), np.int64)
+    return np.asarray(blocks[:rows, :columns].sum(axis=(2, 3)))
 
 
 def mask_coverage(

@@ -13,7 +13,6 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import cv2
 import numpy as np
@@ -108,10 +107,7 @@ def tissue_contours(
     """
     if options.mthresh % 2 == 0:
         raise ValueError(f"tissue.mthresh: found {options.mthresh}, expected an odd number (side of a median filter)")
-    outlines, hierarchy = cv2.findContours(tissue_mask(rgb, options), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    if hierarchy is None:
-        return []
-    parent = np.asarray(hierarchy).reshape(-1, 4)[:, 3]
+    outlines, parent = nested_outlines(tissue_mask(rgb, options))
     area = np.array([cv2.contourArea(outline) for outline in outlines])
     unit = int(REFERENCE_PATCH_PX**2 / (downsample[0] * downsample[1]))
     kept = []
@@ -122,14 +118,26 @@ def tissue_contours(
             continue
         largest = holes[np.argsort(-area[holes], kind="stable")][: options.max_n_holes]
         chosen = [outer, *(hole for hole in largest if area[hole] > options.a_h * unit)]
-        rings = [_to_level0(np.asarray(outlines[int(i)]), downsample) for i in chosen]
+        rings = [_to_level0(outlines[int(i)], downsample) for i in chosen]
         kept.append(Contour(rings[0], tuple(rings[1:])))
     ids = set(keep_ids or range(len(kept))) - set(exclude_ids)
     return [contour for i, contour in enumerate(kept) if i in ids]
 
 
-def _to_level0(contour: npt.NDArray[Any], downsample: tuple[float, float]) -> Polygon:
-    return np.asarray(contour.reshape(-1, 2) * np.array(downsample), np.float64).astype(np.int32)
+def nested_outlines(mask: Image) -> tuple[list[Polygon], npt.NDArray[np.int32]]:
+    """Trace a mask (h, w) > 0.
+
+    Returns:
+        Outlines (n, 2) int32 (x, y) in px of the mask, in OpenCV's order, and for each the index of the outline whose
+        hole it is, or -1.
+    """
+    outlines, hierarchy = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    parent = np.empty(0, np.int32) if hierarchy is None else np.asarray(hierarchy, np.int32).reshape(-1, 4)[:, 3]
+    return [np.asarray(outline, np.int32).reshape(-1, 2) for outline in outlines], parent
+
+
+def _to_level0(outline: Polygon, downsample: tuple[float, float]) -> Polygon:
+    return np.asarray(outline * np.array(downsample), np.float64).astype(np.int32)
 
 
 def segmentation_level(slide: Slide, options: TissueOptions) -> int:

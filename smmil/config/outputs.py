@@ -6,12 +6,15 @@ further training: its rows are the methods with Sm whose base is trained for ano
 """
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from preprocessing.datasets import DATASETS
-from smmil.config.experiment import Config
 from smmil.config.layouts import PairDataset, PairLayout, TableDataset, TableLayout
 from smmil.config.methods import bases
 from smmil.config.targets import BLOCKS, EVERY_ENCODER, FIGURES, ONLY_KIND, SWEPT, TABLES, Pairing
+
+if TYPE_CHECKING:
+    from smmil.config.experiment import Config
 
 
 def title_of(dataset: str) -> str:
@@ -19,7 +22,7 @@ def title_of(dataset: str) -> str:
     return DATASETS[dataset].title if dataset in DATASETS else dataset
 
 
-def compared(config: Config, dataset: str) -> tuple[tuple[str, str], ...]:
+def compared(config: "Config", dataset: str) -> tuple[tuple[str, str], ...]:
     """Return the comparisons of a dataset at its main encoder.
 
     Args:
@@ -37,7 +40,7 @@ def compared(config: Config, dataset: str) -> tuple[tuple[str, str], ...]:
     return tuple(pair for pair in bases().items() if trained.issuperset(pair))
 
 
-def rows(config: Config, target: str) -> tuple[str, ...]:
+def rows(config: "Config", target: str) -> tuple[str, ...]:
     """Return the methods of a table or figure, without the variants of sweeps.
 
     Raises:
@@ -58,7 +61,7 @@ def rows(config: Config, target: str) -> tuple[str, ...]:
     raise ValueError(f"found {target!r}, expected one of {', '.join([*TABLES, *FIGURES])}")
 
 
-def datasets(config: Config, target: str) -> tuple[str, ...]:
+def datasets(config: "Config", target: str) -> tuple[str, ...]:
     """Return the trained datasets of a table or figure."""
     names = [*config.trained]
     only = [n for n, d in config.trained.items() if d.kind == ONLY_KIND.get(target)]
@@ -70,13 +73,13 @@ def datasets(config: Config, target: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def encoders(config: Config, target: str, dataset: str) -> tuple[str, ...]:
+def encoders(config: "Config", target: str, dataset: str) -> tuple[str, ...]:
     """Return the feature extractors of a dataset in a table or figure."""
     chosen = config.datasets[dataset]
     return tuple(chosen.encoders) if target in EVERY_ENCODER else (chosen.table_encoder,)
 
 
-def pairings(config: Config, target: str) -> tuple[Pairing, ...]:
+def pairings(config: "Config", target: str) -> tuple[Pairing, ...]:
     """Return all trainings that a table or figure needs.
 
     Args:
@@ -98,13 +101,13 @@ def pairings(config: Config, target: str) -> tuple[Pairing, ...]:
     return tuple(dict.fromkeys(result))
 
 
-def all_pairings(config: Config) -> tuple[Pairing, ...]:
+def all_pairings(config: "Config") -> tuple[Pairing, ...]:
     """Return all trainings that the configuration's `report.tables` and `report.figures` need."""
     targets = [*config.report.tables, *config.report.figures]
     return tuple(dict.fromkeys(pairing for target in targets for pairing in pairings(config, target)))
 
 
-def table_layout(config: Config, table: str) -> TableLayout | PairLayout:
+def table_layout(config: "Config", table: str) -> TableLayout | PairLayout:
     """Return the rows and columns of one table.
 
     In `resources` a complete cell has a value per split and learning rate. `comparisons` has the datasets with pairs.

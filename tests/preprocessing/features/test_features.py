@@ -249,7 +249,7 @@ def test_values_beyond_float16_fail_with_the_cure(cohort, monkeypatch):
 
     monkeypatch.setitem(ENCODERS, "small", replace(ENCODERS["small"], dim=3, build=huge))
     # random weights would be standardised, whatever their scale
-    monkeypatch.setattr("preprocessing.features.random_weights.randomise", lambda module, seed, side: module)
+    monkeypatch.setattr("preprocessing.features.encoder_model.randomise", lambda module, seed, side: module)
     assert cohort.run("small") == 1
     status = (cohort.out.parent / "status/features/small/0000.jsonl").read_text()
     assert "store this encoder as float32" in status

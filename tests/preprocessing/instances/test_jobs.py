@@ -14,7 +14,8 @@ import pytest
 
 from preprocessing.bags.shards import Abort
 from preprocessing.features.prefetch import Prefetcher, segments
-from preprocessing.store.bags import validate_bag
+from preprocessing.instances import stage
+from preprocessing.store.bags import bag_path, validate_bag
 from tests.helpers.cohorts import Cohort, write_slide
 
 PROGRAM = """
@@ -123,12 +124,10 @@ def test_a_full_disk_ends_the_job_and_leaves_nothing_half_written(three, reposit
 
 
 def test_a_full_disk_is_not_excused_by_allowed_failures(three, monkeypatch, capsys) -> None:
-    from preprocessing.store import bags as store
-
     def full(*args: object, **kwargs: object) -> str:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store, "write_bag", full)
+    monkeypatch.setattr(stage, "write_bag", full)
     assert three.cut(allowed=99) == 1 and "make room" in capsys.readouterr().err
     assert not three.manifest().exists()
 
@@ -162,17 +161,15 @@ def test_two_jobs_on_one_shard_both_finish_with_the_bytes_of_one(three, reposito
 
 
 def test_a_bag_that_another_job_is_replacing_is_done_all_the_same(three, monkeypatch) -> None:
-    from preprocessing.store import bags as store
-
-    original = store.write_bag
+    original = stage.write_bag
 
     def write_and_lose(folder, bag_id, *args, **kwargs) -> str:
         content = original(folder, bag_id, *args, **kwargs)
         # the moment in which another job has moved this bag away and not yet put its own in place
-        shutil.rmtree(store.bag_path(folder, bag_id))
+        shutil.rmtree(bag_path(folder, bag_id))
         return content
 
-    monkeypatch.setattr(store, "write_bag", write_and_lose)
+    monkeypatch.setattr(stage, "write_bag", write_and_lose)
     assert three.cut() == 0
     lost = three.manifest().read_bytes()
     monkeypatch.undo()
