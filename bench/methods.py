@@ -4,8 +4,8 @@ In: nothing. Out: a table, or with `--json` a list of {name, ours, peer, ratio, 
 packed bags and neighbour tables, the peer padded bags, COO adjacency and mask, all made outside the timed region; our
 normalisation of the graph is part of our step. Shapes and the peer's faults: `bench/bags.py`, `bench/peers.py`.
 
-`--memory` instead runs one step of every method on one bag of 20,000 x 2048 in a process of its own and prints its
-largest resident memory in GiB, which has to stay below 8.
+`--memory` instead runs one step of every method on one bag of 20,000 x 2048 in a new process and prints its peak
+resident memory in GiB, which has to stay below 8.
 `--run-out-of-memory` also runs SETMIL's peer, which asks for tens of GiB.
 """
 
@@ -27,11 +27,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 FEATURES = 512
 ONE_BAG, WIDE_FEATURES = 10_000, 2048
-# without spectral normalisation, as the peer by default, so that both sides compute the same
-PLAIN: dict[str, Any] = {"spectral_norm": False}
-OPTIONS: dict[str, dict[str, Any]] = {"smap_early": PLAIN, "smtap": PLAIN}
+# The peer has no spectral normalisation by default.
+OPTIONS: dict[str, dict[str, bool]] = {method: {"spectral_norm": False} for method in ("smap_early", "smtap")}
 RAGGED = ("abmil", "dsmil", "clam", "dftd", "t_ap", "smtap")
-# the least ratio on RSNA-like bags; None = has to run
+# Smallest ratio to reach on RSNA-like bags; None = ours has to run.
 GLOBAL: dict[str, float | None] = {"transmil": 50.0, "camil": 50.0, "setmil": None, "gtp": 5.0}
 LIMIT_GIB, MEMORY_BAG = 8.0, 20_000
 
@@ -48,8 +47,7 @@ def make(
 
     bags = batch()
     features = bags.x.shape[1]
-    model = build_model(method, features, **OPTIONS.get(method, {}), **options).train()
-
+    model = build_model(method, features, **{**OPTIONS.get(method, {}), **options}).train()
     if not with_peer:
         return partial(step, model, bags), None
     peer, loss = peer_loss(method, model, features)
@@ -77,7 +75,6 @@ def cases(scale: float, *, every_peer: bool = False) -> list[Case]:
         scale: share of the instances of the large bag and of the bags of a batch.
         every_peer: also the peer that runs out of memory.
     """
-    # torch is imported only when the cases are made, not for --help
     from bench.bags import fill, make_batch, sizes_of
 
     large, n_bags = max(2, round(ONE_BAG * scale)), max(2, round(32 * scale))
@@ -124,7 +121,7 @@ def memory_row(method: str, scale: float) -> Row:
             gib = pool.submit(memory_step, method, n).result()
             log.info("%s: %.2f GiB", method, gib)
         except RuntimeError as error:
-            # a process that the system killed, or torch's error when memory runs out
+            # Either the system killed the process or torch ran out of memory.
             log.info("%s: %s", method, error)
     return Row(f"{method}, one bag, {n} x {WIDE_FEATURES}, memory", gib, None, None, LIMIT_GIB, "GiB")
 
@@ -133,10 +130,10 @@ def memory(arguments: argparse.Namespace) -> int:
     """Print the memory table; `--cases` names methods."""
     from smmil.config.methods import METHODS
 
-    wanted = list(METHODS) if arguments.cases is None else arguments.cases.split(",")
-    if unknown := sorted(set(wanted) - set(METHODS)):
+    methods = list(METHODS) if arguments.cases is None else arguments.cases.split(",")
+    if unknown := sorted(set(methods) - set(METHODS)):
         raise ValueError(f"--cases: found {', '.join(unknown)}, with --memory expected some of {', '.join(METHODS)}")
-    show([memory_row(method, scale_of(arguments)) for method in wanted], as_json=arguments.json)
+    show([memory_row(method, scale_of(arguments)) for method in methods], as_json=arguments.json)
     return 0
 
 

@@ -23,9 +23,11 @@ Default methods: the whole registry.
 import json
 import logging
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from bench.fitting import FitOptions, chosen_methods, fit, fit_options, make_fit_parser, mean, predict, text_table
 from preprocessing.common.cli import guard
@@ -37,7 +39,7 @@ LEARNED, CHANCE = 0.6, 0.5
 log = logging.getLogger(__name__)
 DEFAULTS = FitOptions(epochs=30, batch_size=32, lr=1e-3)
 Rng = np.random.Generator
-# (mean, deviation) of an instance; each value is the deviation, not the variance
+# (mean, standard deviation) of an instance.
 BACKGROUND, POISON = (0.0, 1.0), (-10.0, 0.1)
 SINGLE_CONCEPT = ((0.0, 3.0), (1.0, 1.0))
 TWO_CONCEPTS = ((2.0, 0.1), (3.0, 0.1))
@@ -100,7 +102,7 @@ def _bag(rng: Rng, test: str, number: int, positive: bool, turned: bool, feature
     return chain_bag(f"{test}{number}", x[order], labels[order], positive)
 
 
-def chain_bag(bag_id: str, x: Any, labels: Any, positive: bool) -> "Bag":
+def chain_bag(bag_id: str, x: npt.NDArray[np.float64], labels: npt.NDArray[np.int64], positive: bool) -> "Bag":
     """Make a bag (N,D) whose instances form a chain."""
     import torch
 
@@ -129,12 +131,24 @@ def verdict(straight: float | None, turned: float | None) -> str:
     return "passes" if turned > CHANCE else "violates"
 
 
-def measure(method: str, test: str, *, n_bags: int, seeds: int, options: FitOptions) -> dict[str, Any]:
-    """Train one method on one test.
+@dataclass(frozen=True)
+class Result:
+    """A method on a test: verdict, and the mean AUROC over seeds on bags of the training and of the turned kind."""
 
-    Returns:
-        {"method", "test", "auroc" (bags of the training kind), "auroc_turned", "verdict"}, means over the seeds.
-    """
+    method: str
+    test: str
+    auroc: float | None
+    auroc_turned: float | None
+    verdict: str
+
+    def cell(self) -> str:
+        """Format verdict and both AUROCs."""
+        numbers = " / ".join("-" if value is None else f"{value:.2f}" for value in (self.auroc, self.auroc_turned))
+        return f"{self.verdict} ({numbers})"
+
+
+def measure(method: str, test: str, *, n_bags: int, seeds: int, options: FitOptions) -> Result:
+    """Train one method on one test and score fresh bags of both kinds."""
     from smmil.evaluate.metrics import auroc
 
     aurocs: list[tuple[float | None, float | None]] = []
@@ -144,21 +158,15 @@ def measure(method: str, test: str, *, n_bags: int, seeds: int, options: FitOpti
         straight, reverse = (auroc(np.array([b.y for b in bags]), predict(model, bags)[0]) for bags in fresh)
         aurocs.append((straight, reverse))
     straight, reverse = mean([a for a, _ in aurocs]), mean([b for _, b in aurocs])
-    name = {"method": method, "test": test}
-    return {**name, "auroc": straight, "auroc_turned": reverse, "verdict": verdict(straight, reverse)}
+    return Result(method, test, straight, reverse, verdict(straight, reverse))
 
 
-def as_table(results: Sequence[dict[str, Any]]) -> str:
+def as_table(results: Sequence[Result]) -> str:
     """Format one line per method: verdict and both AUROCs of every test."""
-    tests = list(dict.fromkeys(result["test"] for result in results))
-    rows = []
-    for method in dict.fromkeys(result["method"] for result in results):
-        by_test = {result["test"]: result for result in results if result["method"] == method}
-        cells = [
-            f"{by_test[t]['verdict']} ({by_test[t]['auroc']:.2f} / {by_test[t]['auroc_turned']:.2f})" for t in tests
-        ]
-        rows.append([method, *cells])
-    return text_table(["method", *tests], rows)
+    tests = list(dict.fromkeys(result.test for result in results))
+    cells = {(result.method, result.test): result.cell() for result in results}
+    methods = dict.fromkeys(result.method for result in results)
+    return text_table(["method", *tests], [[method, *(cells[method, test] for test in tests)] for method in methods])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -181,8 +189,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for method in methods:
         for test in tests:
             results.append(measure(method, test, n_bags=arguments.bags, seeds=arguments.seeds, options=options))
-            log.info("%s, %s: %s", method, test, results[-1]["verdict"])
-    print(json.dumps(results, indent=1) if arguments.json else as_table(results))
+            log.info("%s, %s: %s", method, test, results[-1].verdict)
+    print(json.dumps([asdict(result) for result in results], indent=1) if arguments.json else as_table(results))
     return 0
 
 

@@ -32,6 +32,14 @@ def copy(peer: Any, ours: Any) -> None:
             target.bias.copy_(ours.bias)
 
 
+def copy_pool(peer: Any, W: Any, w: Any, gate: Any = None) -> None:
+    """Copy the layers of an attention pool."""
+    copy(peer.fc1, W)
+    copy(peer.fc2, w)
+    if gate is not None:
+        copy(peer.fc_gated, gate)
+
+
 def features(ours: Any) -> nn.Sequential:
     """Return Linear and GELU with our weights."""
     layer = ours.embed[0]
@@ -44,8 +52,7 @@ def abmil(ours: Any, P: int) -> Any:
     from torchmil.models import ABMIL
 
     peer = ABMIL((P,), att_dim=128, feat_ext=features(ours))
-    copy(peer.pool.fc1, ours.pool.W)
-    copy(peer.pool.fc2, ours.pool.w)
+    copy_pool(peer.pool, ours.pool.W, ours.pool.w)
     copy(peer.classifier, ours.classifier)
     return peer
 
@@ -53,7 +60,7 @@ def abmil(ours: Any, P: int) -> Any:
 def smap_early(ours: Any, P: int) -> Any:
     from torchmil.models import SmABMIL
 
-    # its fixed alpha acts as 1 - alpha
+    # The peer's fixed alpha acts as 1 - alpha.
     alpha = "trainable" if ours.pool.sm.a is not None else 1.0 - ours.pool.sm.fixed_alpha
     peer = SmABMIL((P,), sm_alpha=alpha, feat_ext=features(ours))
     _sm_pool(peer.pool, ours.pool)
@@ -73,8 +80,7 @@ def t_ap(ours: Any, P: int) -> Any:
         (P,), transf_n_layers=2, transf_use_mlp=False, transf_add_self=False, feat_ext=features(ours)
     )
     _transformer(peer, ours)
-    copy(peer.pool.fc1, ours.pool.W)
-    copy(peer.pool.fc2, ours.pool.w)
+    copy_pool(peer.pool, ours.pool.W, ours.pool.w)
     copy(peer.last_layer, ours.classifier)
     return peer
 
@@ -102,9 +108,7 @@ def clam(ours: Any, P: int) -> Any:
     from torchmil.models import CLAM_SB
 
     peer = CLAM_SB((P,), att_dim=256, gated=True, k_sample=8, feat_ext=features(ours))
-    copy(peer.pool.fc1, ours.attention.V)
-    copy(peer.pool.fc2, ours.attention.w)
-    copy(peer.pool.fc_gated, ours.attention.U)
+    copy_pool(peer.pool, ours.attention.V, ours.attention.w, ours.attention.U)
     copy(peer.classifier, ours.classifier)
     return peer
 
@@ -127,9 +131,7 @@ def dftd(ours: Any, P: int) -> Any:
     peer = DTFDMIL((P,), n_groups=4, distill_mode="afs", feat_ext=features(ours))
     for name, mine in (("attention_pool", ours.pool), ("u_attention_pool", ours.bag_pool)):
         pool = AttentionPool(in_dim=512, att_dim=128, gated=True)
-        copy(pool.fc1, mine.W)
-        copy(pool.fc2, mine.w)
-        copy(pool.fc_gated, mine.gate)
+        copy_pool(pool, mine.W, mine.w, mine.gate)
         setattr(peer, name, pool)
     copy(peer.classifier, ours.classifier)
     copy(peer.u_classifier, ours.bag_classifier)

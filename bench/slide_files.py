@@ -68,5 +68,10 @@ def lattice(dimensions: tuple[int, int], *, offset: int = 0, most: int | None = 
 def attributes() -> InstanceAttrs:
     """Return the attributes that a bag of unscaled 512-px tiles of level 0 records for its reader."""
     return InstanceAttrs(
-        **dict.fromkeys(("tile_px", "read_px", "l0_step_px", "l0_footprint_px"), TILE_PX), resize_filter="none"
+        tile_px=TILE_PX,
+        read_px=TILE_PX,
+        l0_step_px=TILE_PX,
+        l0_footprint_px=TILE_PX,
+        resize_filter="none",
+        recipe="clam",
     )

@@ -6,21 +6,20 @@ its own dataset makes its Sm raise). Graphs are prepared outside the timed regio
 the environment measures our torch path, which has to reach 3x.
 """
 
-import argparse
 from collections.abc import Sequence
 from functools import partial
 
-from bench.timing import Case, Step, add_arguments, run, scale_of
-from preprocessing.common.cli import guard, setup_logging
+from bench.timing import Case, Step, make_parser, run, scale_of
+from preprocessing.common.cli import guard
 
-# instances -> smallest ratio to reach, forward
+# Instances -> smallest ratio of the forward pass to reach.
 SIZES = {1_000: 5.0, 10_000: 10.0, 50_000: 10.0}
 WIDTH, STEPS = 512, 10
 BOTH = 5.0
 
 
 def make(n: int, width: int, *, backward: bool) -> tuple[Step, Step]:
-    """Both sides on the same matrix, graph and alpha.
+    """Prepare both sides on the same matrix (n,width), graph and alpha.
 
     Args:
         n: instances.
@@ -38,7 +37,6 @@ def make(n: int, width: int, *, backward: bool) -> tuple[Step, Step]:
     generator = torch.Generator().manual_seed(0)
     u, g = (torch.randn(n, width, generator=generator) for _ in range(2))
     u.requires_grad_(backward)
-    # alpha 1/2 at the start on both sides
     sm, peer = Sm("trainable", STEPS), PeerSm(alpha="trainable", num_steps=STEPS)
 
     def ours() -> object:
@@ -55,7 +53,7 @@ def make(n: int, width: int, *, backward: bool) -> tuple[Step, Step]:
 
 
 def cases(scale: float) -> list[Case]:
-    """All sizes, forward and forward + backward."""
+    """List all sizes, forward and forward + backward."""
     out = []
     for full, forward in SIZES.items():
         n = max(2, round(full * scale))
@@ -67,11 +65,8 @@ def cases(scale: float) -> list[Case]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line, see the top of this file."""
-    parser = argparse.ArgumentParser(prog="python -m bench.sm", description=(__doc__ or "").split("\n")[0])
-    add_arguments(parser)
-    arguments = parser.parse_args(argv)
-    setup_logging()
+    """Run the command line."""
+    arguments = make_parser("sm", __doc__).parse_args(argv)
     return run(cases(scale_of(arguments)), arguments)
 
 

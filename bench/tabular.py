@@ -1,8 +1,7 @@
 """Cross-validation of any method on a CSV table of bags such as MUSK1: stratified 10-fold, 5 repeats.
 
 In: a table as `smmil.data.csv_table` reads it (bag label, bag id, features; or a header). Out: accuracy at logit > 0,
-mean
-and deviation over all folds, and the mean AUROC of the folds. Features are standardised on the instances of the
+mean and deviation over all folds, and the mean AUROC of the folds. Features are standardised on the instances of the
 training bags; the weights are those of the last epoch; nothing is chosen on test folds.
 
 `ridge_mean`, `ridge_max` and `ridge_mean_max_min` are anchors: logistic regression (L2, lambda = 10) on pooled bags.
@@ -15,7 +14,8 @@ Default methods: ridge_mean, ridge_max, mean_pool, max_pool, abmil, abmil_gated,
 import json
 import logging
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -49,10 +49,22 @@ def fold_logits(method: str, train: "Sequence[Bag]", test: "Sequence[Bag]", opti
     return logits
 
 
-def cross_validate(
-    method: str, bags: "Sequence[Bag]", *, folds: int, repeats: int, options: FitOptions
-) -> dict[str, Any]:
-    """Return {"method", "accuracy", "deviation", "auroc"} over folds x repeats."""
+@dataclass(frozen=True)
+class Result:
+    """Mean and deviation of the accuracy and mean AUROC over folds and repeats."""
+
+    method: str
+    accuracy: float
+    deviation: float
+    auroc: float | None
+
+
+def cross_validate(method: str, bags: "Sequence[Bag]", *, folds: int, repeats: int, options: FitOptions) -> Result:
+    """Cross-validate a method.
+
+    Raises:
+        ValueError: fewer bags of a class than folds.
+    """
     from sklearn.model_selection import StratifiedKFold
 
     from smmil.data.csv_table import standardise
@@ -72,8 +84,7 @@ def cross_validate(
             logits = fold_logits(method, train, test, options, 1000 * repeat + number)
             accuracies.append(float(((logits > 0) == (labels[held] == 1)).mean()))
             aurocs.append(auroc(labels[held], logits))
-    accuracy, deviation = float(np.mean(accuracies)), float(np.std(accuracies))
-    return {"method": method, "accuracy": accuracy, "deviation": deviation, "auroc": mean(aurocs)}
+    return Result(method, float(np.mean(accuracies)), float(np.std(accuracies)), mean(aurocs))
 
 
 def labelled_bags(path: str, graph: str) -> "list[Bag]":
@@ -98,20 +109,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     import torch
 
     torch.set_num_threads(arguments.threads)
-    wanted = None if arguments.methods is None else [name.strip() for name in arguments.methods.split(",")]
-    anchors = ["ridge_mean", "ridge_max"] if wanted is None else [name for name in wanted if name in POOLS]
-    models = [name for name in wanted or METHODS if name not in POOLS]
+    requested = None if arguments.methods is None else [name.strip() for name in arguments.methods.split(",")]
+    anchors = ["ridge_mean", "ridge_max"] if requested is None else [name for name in requested if name in POOLS]
+    models = [name for name in requested or METHODS if name not in POOLS]
     if models:
         chosen_methods(",".join(models), lambda: METHODS)
     bags, options = labelled_bags(arguments.table, arguments.graph), fit_options(arguments)
     results = []
     for name in (*anchors, *models):
         results.append(cross_validate(name, bags, folds=arguments.folds, repeats=arguments.seeds, options=options))
-        log.info("%s: accuracy %.3f", name, results[-1]["accuracy"])
+        log.info("%s: accuracy %.3f", name, results[-1].accuracy)
     if arguments.json:
-        print(json.dumps(results, indent=1))
+        print(json.dumps([asdict(result) for result in results], indent=1))
         return 0
-    rows = [[r["method"], f"{r['accuracy']:.3f} +- {r['deviation']:.3f}", _text(r["auroc"])] for r in results]
+    rows = [[r.method, f"{r.accuracy:.3f} +- {r.deviation:.3f}", _text(r.auroc)] for r in results]
     print(text_table(["method", "accuracy", "AUROC"], rows))
     return 0
 

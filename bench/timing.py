@@ -45,7 +45,7 @@ class Row:
         ours: our value, None = it could not be measured.
         peer: the peer's value, None = no peer, or one that cannot run.
         ratio: peer / ours (of times: how many times faster ours is), None without both.
-        target: the smallest ratio wanted; without a peer the largest `ours`; None = it has to run.
+        target: smallest ratio to reach, or without a peer the largest `ours`; None = it has to run.
         unit: of `ours` and `peer`.
     """
 
@@ -65,7 +65,7 @@ class Case:
         key: name on the command line, group/shape.
         name: in the table.
         make: prepares both sides and returns their steps; the peer's may be None.
-        target: the smallest ratio wanted, None = ours has to run.
+        target: smallest ratio to reach, None = ours has to run.
         check: gets the results of both steps; raises `Different`.
         items: tiles, slices, ... that one repetition handles; times are per item.
         unit: of the times, starting with "ms".
@@ -150,28 +150,23 @@ def chosen(cases: Sequence[Case], text: str | None) -> list[Case]:
     """
     if text is None:
         return list(cases)
-    wanted = [name.strip() for name in text.split(",") if name.strip()]
+    requested = [name.strip() for name in text.split(",") if name.strip()]
     known = {part for case in cases for part in (case.key, *case.key.split("/"))}
-    if unknown := sorted(set(wanted) - known):
+    if unknown := sorted(set(requested) - known):
         raise ValueError(f"--cases: found {', '.join(unknown)}, expected some of {', '.join(sorted(known))}")
-    return [case for case in cases if {case.key, *case.key.split("/")} & set(wanted)]
+    return [case for case in cases if {case.key, *case.key.split("/")} & set(requested)]
 
 
 def make_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
     """Return the parser of `bench.NAME` with the options that all benches share."""
     parser = argparse.ArgumentParser(prog=f"python -m bench.{name}", description=(doc or "").split("\n")[0])
-    add_arguments(parser)
-    return parser
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --cases, --json, --quick, --scale, --budget and --threads."""
     parser.add_argument("--cases", help="comma-separated keys, or parts of keys, as in the first column (default: all)")
     parser.add_argument("--json", action="store_true", help="print a JSON list instead of the table")
     parser.add_argument("--quick", action="store_true", help="an eighth of the size, few repetitions; not for quoting")
     parser.add_argument("--scale", type=float, help="share of the instances of a bag, or of the bags of a batch")
     parser.add_argument("--budget", type=float, help="seconds of repetitions for each side (default 4)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads; more than one: wall clock")
+    return parser
 
 
 def scale_of(arguments: argparse.Namespace) -> float:

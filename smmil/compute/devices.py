@@ -6,71 +6,58 @@
 
 import os
 import random
+import re
+import resource
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import Any, TypedDict
 
-if TYPE_CHECKING:
-    import torch
+import numpy as np
+import torch
 
 PRECISIONS = ("float32", "tf32", "bf16")
 
 
-def choose_device(name: str = "auto") -> "torch.device":
+def choose_device(name: str = "auto") -> torch.device:
     """Return the device named `auto`, `cpu`, `cuda` or `cuda:1`.
 
     Raises:
         ValueError: an unknown device, or one that this machine does not have.
     """
-    import torch
-
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device: found {name!r}, expected auto, cpu, cuda or cuda:<index>") from error
-    if device.type not in ("cpu", "cuda"):
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise ValueError(f"device: found {name!r}, expected auto, cpu, cuda or cuda:<index>")
-    if device.type == "cuda":
-        count = torch.cuda.device_count()
-        if (device.index or 0) >= count:
-            raise ValueError(f"device: found {name!r}, but {count} CUDA devices are visible here; use auto or cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise ValueError(f"device: found {name!r}, but {count} CUDA devices are visible here; use auto or cpu")
     return device
 
 
-def device_name(device: "torch.device") -> str:
+def device_name(device: torch.device) -> str:
     """Return the name of the hardware for provenance, e.g. `NVIDIA H100`; `cpu` for any processor."""
-    import torch
-
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
-def peak_memory(device: "torch.device") -> dict[str, int]:
+def peak_memory(device: torch.device) -> dict[str, int]:
     """Return the peak memory of this process in MiB: `memory_mib`, on a GPU also `device_memory_mib` (tensors)."""
-    import resource
-
     # ru_maxrss is in KiB on Linux and in bytes on macOS.
     unit = 2**20 if sys.platform == "darwin" else 2**10
     peak = {"memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)}
     if device.type == "cuda":
-        import torch
-
         peak["device_memory_mib"] = round(torch.cuda.max_memory_allocated(device) / 2**20)
     return peak
 
 
 def flushes_denormals() -> bool:
     """Return whether this thread flushes denormal numbers (float32: below 1.2e-38) to zero."""
-    import torch
-
     return not bool(torch.tensor(1e-39) * 1.0)
 
 
 @contextmanager
 def numerics(
-    device: "torch.device", *, deterministic: bool = True, precision: str = "float32", threads: int | None = None
+    device: torch.device, *, deterministic: bool = True, precision: str = "float32", threads: int | None = None
 ) -> Iterator[None]:
     """Set torch's global numerical switches inside the context and restore them afterwards.
 
@@ -85,8 +72,6 @@ def numerics(
     Raises:
         ValueError: unknown precision.
     """
-    import torch
-
     if precision not in PRECISIONS:
         raise ValueError(f"precision: found {precision!r}, expected one of {', '.join(PRECISIONS)}")
     before = (
@@ -123,19 +108,9 @@ def numerics(
         torch.set_flush_denormal(before[5])
 
 
-def numerics_facts(device: "torch.device", precision: str) -> dict[str, Any]:
-    """Return the current numerical settings for the record of a run.
-
-    Args:
-        device: device of the computation.
-        precision: requested precision.
-
-    Returns:
-        JSON values; on CUDA also the CUDA version and the memory of the device.
-    """
-    import torch
-
-    facts: dict[str, Any] = {
+def numerics_facts(device: torch.device, precision: str) -> dict[str, str | int | None]:
+    """Return the current numerical settings for the record of a run, on CUDA also its version and memory (bytes)."""
+    facts: dict[str, str | int | None] = {
         "device": device.type,
         "precision": precision,
         "autocast": "bfloat16" if precision == "bf16" else None,
@@ -153,55 +128,43 @@ def numerics_facts(device: "torch.device", precision: str) -> dict[str, Any]:
     return facts
 
 
-def autocast(device: "torch.device", precision: str) -> AbstractContextManager[Any]:
-    """Return the context of a forward pass: bfloat16 autocast for `bf16`, otherwise a null context."""
-    import torch
-
-    if precision == "bf16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return nullcontext()
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return the context of a forward pass: bfloat16 autocast for `bf16`, otherwise one that does nothing."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def seed_everything(seed: int) -> None:
-    """Seed torch (all devices), numpy and `random` (methods.md section 3, "Seeding")."""
-    import numpy as np
-    import torch
-
+    """Seed torch (all devices), numpy and `random`, as the authors' code does."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
 
 
-def rng_state() -> dict[str, Any]:
-    """Return the state of every global generator as tensors and numbers, loadable with `weights_only=True`."""
-    import numpy as np
-    import torch
+class RngState(TypedDict):
+    """The state of every global generator, loadable with `weights_only=True`."""
 
-    version, values, gauss = random.getstate()
+    python: tuple[Any, ...]
+    numpy: tuple[str, list[int], int, int, float]
+    torch: torch.Tensor
+    cuda: list[torch.Tensor]
+
+
+def rng_state() -> RngState:
+    """Return the state of every global generator."""
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
-        "python": {"version": version, "values": torch.tensor(values, dtype=torch.int64), "gauss": gauss},
-        "numpy": {
-            "kind": str(kind),
-            "keys": torch.from_numpy(np.asarray(keys, dtype=np.int64)),
-            "position": int(position),
-            "has_gauss": int(has_gauss),
-            "cached": float(cached),
-        },
+        "python": random.getstate(),
+        "numpy": (str(kind), np.asarray(keys).tolist(), int(position), int(has_gauss), float(cached)),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
 
 
-def restore_rng_state(state: dict[str, Any]) -> None:
+def restore_rng_state(state: RngState) -> None:
     """Restore every global generator from `rng_state`; CUDA only if the number of devices is the same."""
-    import numpy as np
-    import torch
-
-    python, numeric = state["python"], state["numpy"]
-    random.setstate((python["version"], tuple(python["values"].tolist()), python["gauss"]))
-    keys = numeric["keys"].numpy().astype(np.uint32)
-    np.random.set_state((numeric["kind"], keys, numeric["position"], numeric["has_gauss"], numeric["cached"]))
+    random.setstate(state["python"])
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, np.asarray(keys, np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"].cpu())
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([item.cpu() for item in state["cuda"]])

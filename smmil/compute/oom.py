@@ -1,7 +1,5 @@
 """Recognise errors that mean a device is out of memory, and release what it caches."""
 
-from __future__ import annotations
-
 import torch
 
 # The driver, cuBLAS and the CPU allocator raise plain RuntimeErrors.

@@ -1,10 +1,10 @@
-"""Exact softmax attention with optional dropout and positional bias, in memory linear in the sequence length.
+"""Exact softmax attention (Vaswani et al., NeurIPS 2017) in memory linear in the sequence length.
 
-softmax(s Q K^T + bias) V, dropout on the weights. Without bias and dropout, torch's fused attention computes it. Short
-sequences otherwise store their weights; long ones are cut into chunks of queries, and the backward pass computes the
-weights of a chunk again with the same random numbers.
+softmax(s Q K^T + bias) V, with dropout on the weights. Without bias and dropout, torch's fused attention computes it.
+Otherwise short sequences store their weights; long ones are cut into chunks of queries, and the backward pass
+recomputes the weights of a chunk with the same random numbers. `attention_reference` is the formula.
 
-Shapes: (h,n,d), h heads of one sequence; packed (M, h d), heads side by side.
+Shapes: (h,n,d), h heads of one sequence; packed (M, h d), heads concatenated.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ def attention(
         k: (h,n,d).
         v: (h,n,d').
         scale: s.
-        bias: of the logits, or None.
+        bias: addend of the logits, or None.
         dropout: probability, 0 outside training.
 
     Returns:
@@ -63,8 +63,13 @@ def attention(
     return torch.cat(chunks, 1)
 
 
+def attention_reference(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | float = 0.0) -> Tensor:
+    """Compute softmax(s Q K^T + bias) V as written: q, k (h,n,d), v (h,n,d'), bias (h,n,n) -> (h,n,d')."""
+    return torch.softmax(scale * q @ k.mT + bias, -1) @ v
+
+
 def split_heads(t: Tensor, n_heads: int) -> Tensor:
-    """(n, h d) -> (h,n,d)."""
+    """Separate concatenated heads: (n, h d) -> (h,n,d)."""
     return t.reshape(len(t), n_heads, -1).transpose(0, 1)
 
 
@@ -79,13 +84,13 @@ def packed_attention(
     biases: Sequence[Bias | None] | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Compute `attention` inside every bag, heads concatenated.
+    """Compute `attention` inside every bag.
 
     Args:
         q: (M, h d).
         k: (M, h d).
         v: (M, h d').
-        bounds: B+1 row numbers, bag b is `bounds[b]:bounds[b+1]`.
+        bounds: B + 1 row numbers, bag b is `bounds[b]:bounds[b+1]`.
         n_heads: h.
         scale: s.
         biases: one per bag, or None.
@@ -96,7 +101,7 @@ def packed_attention(
     """
     sizes = [stop - start for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
     parts = []
-    # torch.split, because the gradient of every row slice would be as large as the whole batch
+    # The gradient of every row slice would be as large as the batch; torch.split avoids that.
     for bag, rows in enumerate(zip(*(torch.split(t, sizes) for t in (q, k, v)), strict=True)):
         heads = (split_heads(t, n_heads) for t in rows)
         bias = None if biases is None else biases[bag]
@@ -105,7 +110,7 @@ def packed_attention(
 
 
 def check_length(bounds: list[int], max_tokens: int, method: str) -> None:
-    """Refuse bags whose quadratic attention would not end in reasonable time.
+    """Check that quadratic attention ends in reasonable time.
 
     Raises:
         ValueError: a bag with more than `max_tokens` tokens.

@@ -1,11 +1,11 @@
-"""Depthwise convolution: a K x K filter for every channel of a picture, K odd, zeros around it (PPEG of TransMIL).
+"""Depthwise convolution: one K x K filter per channel, K odd, zero padding (PPEG of TransMIL, Shao et al. 2021).
 
-out[c, i] = b[c] + sum_t k[c, t] x[c, i + t - (K-1)/2], i and t in two dimensions. The gradients are convolutions, too:
+out[c, i] = b[c] + sum_t k[c, t] x[c, i + t - (K-1)/2], i and t in two dimensions. The gradients are convolutions too:
 
     dx[c, i] = sum_t k[c, -t] dout[c, i + t - (K-1)/2]        dk[c, t] = sum_i dout[c, i] x[c, i + t - (K-1)/2]
 
-the second one of every channel's x with a filter as large as the picture, its dout. On a CPU torch computes dk about
-twenty times slower than that; elsewhere its own backward pass is taken.
+where the second has dout, as large as the image, as its filter. This is about twenty times faster than torch's backward
+pass on a CPU; other devices use torch's.
 
 Shapes: x (G,C,H,W), kernel (C,1,K,K), bias (C,) -> (G,C,H,W).
 """
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 
 def depthwise(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
-    """Convolves every channel with its own filter; can be differentiated once on a CPU.
+    """Convolve every channel with its filter; differentiable once on a CPU.
 
     Args:
         x: (G,C,H,W).
@@ -52,10 +52,10 @@ class _Depthwise(torch.autograd.Function):
         height, width = x.shape[2:]
         dkernel = None
         if need_kernel:
-            # channels of all pictures side by side, each with its gradient as the filter
-            pictures, filters = x.reshape(1, -1, height, width), grad.reshape(-1, 1, height, width)
-            each = F.conv2d(pictures, filters, padding=kernel.shape[-1] // 2, groups=len(filters))
-            dkernel = each.view(len(x), *kernel.shape).sum(0)
+            # Concatenate the channels of all images; the gradient of each is its filter.
+            images, filters = x.reshape(1, -1, height, width), grad.reshape(-1, 1, height, width)
+            gradients = F.conv2d(images, filters, padding=kernel.shape[-1] // 2, groups=len(filters))
+            dkernel = gradients.view(len(x), *kernel.shape).sum(0)
         return (
             _convolve(grad, kernel.flip(2, 3), None) if need_x else None,
             dkernel,

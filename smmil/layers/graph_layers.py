@@ -1,10 +1,10 @@
-r"""Graph layers that several methods share, on packed batches: propagation, Chebyshev basis, GEN aggregation, min-cut.
+"""Graph layers that several methods share, on packed batches: propagation, Chebyshev basis, GEN aggregation, min-cut.
 
 Sources: Chebyshev filters, Defferrard et al. 2016, Section 2.1; GEN (softmax aggregation), Li et al. 2020,
 "DeeperGCN", Section 3.2; min-cut pooling, Bianchi et al. 2020, Equations 3 to 6.
 
-Shapes: rows of B bags stand one below the other (M rows, `offsets` (B+1,)); a graph is a neighbour table (M,K) that
-never links two bags, so every operation acts bag by bag.
+Shapes: M rows of B bags, `offsets` (B+1,); a graph is a neighbour table (M,K) that never links two bags, so every
+operation acts bag by bag. `chebyshev_reference` and `mincut_reference` are the definitions on one bag.
 """
 
 import math
@@ -18,7 +18,7 @@ from smmil.sm.operator import Graph, normalise_adjacency
 
 
 def plain_adjacency(neighbors: Tensor, *, dtype: torch.dtype = torch.float32) -> Graph:
-    """The 0/1 adjacency A of a neighbour table, without normalisation; isolated nodes carry a self loop.
+    """Return the 0/1 adjacency A (M,M) of a neighbour table; isolated nodes have a self loop.
 
     Args:
         neighbors: (M,K) int64, -1 padded, symmetric, no self.
@@ -29,7 +29,7 @@ def plain_adjacency(neighbors: Tensor, *, dtype: torch.dtype = torch.float32) ->
 
 
 def propagate(u: Tensor, graph: Graph) -> Tensor:
-    """A u for a symmetric A: (M,D) -> (M,D); the gradient is A applied to the incoming gradient, nothing is kept."""
+    """Compute A u for a symmetric A: (M,D) -> (M,D); backward applies A to the gradient and stores nothing."""
     out: Tensor = _Propagate.apply(u.to(graph.weight.dtype), graph)
     return out
 
@@ -47,7 +47,7 @@ class _Propagate(torch.autograd.Function):
 
 
 def chebyshev_basis(x: Tensor, graph: Graph, K: int, stretch: Tensor | float = 1.0) -> Tensor:
-    """Z_0 = x, Z_1 = Lhat x, Z_k = 2 Lhat Z_(k-1) - Z_(k-2) for k < K, side by side.
+    """Compute Z_0 = x, Z_1 = Lhat x, Z_k = 2 Lhat Z_(k-1) - Z_(k-2) for k < K, concatenated.
 
     Lhat = stretch (I - A_hat) - I with stretch = 2 / lambda_max; 1 gives Lhat = -A_hat.
 
@@ -70,8 +70,15 @@ def chebyshev_basis(x: Tensor, graph: Graph, K: int, stretch: Tensor | float = 1
     return torch.cat(basis, 1)
 
 
+def chebyshev_reference(x: Tensor, lhat: Tensor, K: int) -> Tensor:
+    """Compute Z_k = T_k(Lhat) x, T_k(cos t) = cos(k t), from the eigenvalues of a dense Lhat: (N,D) -> (N, K D)."""
+    values, vectors = torch.linalg.eigh(lhat)
+    angle = torch.arccos(values.clamp(-1, 1))[:, None]
+    return torch.cat([vectors @ (torch.cos(k * angle) * (vectors.T @ x)) for k in range(K)], 1)
+
+
 def largest_eigenvalue(graph: Graph, offsets: Tensor, *, max_nodes: int = 4096) -> Tensor:
-    """(M,) largest eigenvalue of I - A_hat of the bag of each row; 2 where it is 0 (no edge, nothing to stretch).
+    """Return the largest eigenvalue of I - A_hat of the bag of each row (M,); 2 for bags without edges.
 
     Raises:
         ValueError: a bag larger than `max_nodes`, for which a dense eigenvalue problem is too large.
@@ -91,9 +98,10 @@ def largest_eigenvalue(graph: Graph, offsets: Tensor, *, max_nodes: int = 4096) 
 
 
 class GEN(nn.Module):
-    """out_i = MLP(x_i + sum_j a_ij m_j), m = ReLU(x) + 1e-7, a = per-channel softmax over the neighbours j of t m_j.
+    """GEN: out_i = MLP(x_i + sum_j a_ij m_j), m = ReLU(x) + 1e-7, a = softmax of t m_j over the neighbours j.
 
-    MLP = Linear(D, 2D), LayerNorm, ReLU, Linear(2D, D), without biases; t is learned and starts at 1.
+    The softmax is per channel. MLP = Linear(D, 2D), LayerNorm, ReLU, Linear(2D, D), without biases; t is learned and
+    starts at 1.
 
     Args:
         width: D.
@@ -110,22 +118,22 @@ class GEN(nn.Module):
         )
 
     def forward(self, x: Tensor, neighbors: Tensor) -> Tensor:
-        """(M,D), (M,K) -1 padded -> (M,D)."""
+        """Apply the layer: x (M,D), neighbors (M,K) -1 padded -> (M,D)."""
         out: Tensor = self.mlp(x + self.aggregate(x, neighbors))
         return out
 
     def aggregate(self, x: Tensor, neighbors: Tensor) -> Tensor:
-        """sum_j a_ij m_j: (M,D) -> (M,D); 0 for nodes without neighbours."""
+        """Compute sum_j a_ij m_j, 0 for nodes without neighbours: (M,D) -> (M,D)."""
         present = (neighbors >= 0)[:, :, None]
         messages = torch.relu(x) + 1e-7
-        # index_select, not indexing: its backward adds rows instead of sorting indices
+        # The backward pass of index_select adds rows; that of indexing sorts the indices first.
         gathered = messages.index_select(0, neighbors.clamp(min=0).flatten()).view(*neighbors.shape, -1)
         logits = (self.t * gathered).masked_fill(~present, torch.finfo(x.dtype).min)
         return (torch.softmax(logits, 1) * gathered * present).sum(1)
 
 
 def mincut_pool(s: Tensor, y: Tensor, graph: Graph, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Pools every bag by soft clusters.
+    """Pool every bag by soft clusters.
 
     Args:
         s: (M,C) cluster weights, rows sum to 1.
@@ -143,9 +151,16 @@ def mincut_pool(s: Tensor, y: Tensor, graph: Graph, offsets: Tensor) -> tuple[Te
     cut, volume = segment_sum(within, offsets).unbind(1)
     n_clusters, bounds = s.shape[1], offsets.tolist()
     both = torch.cat([s, y], 1)
-    # one product per bag gives S^T S and S^T Y together
+    # One product per bag computes S^T S and S^T Y together.
     products = [s[a:b].T @ both[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
     gram, pooled = torch.split(torch.stack(products), [n_clusters, y.shape[1]], 2)
     balanced = torch.eye(n_clusters, dtype=s.dtype, device=s.device) / math.sqrt(n_clusters)
     scale = torch.linalg.matrix_norm(gram, keepdim=True)
     return pooled, -cut / volume, torch.linalg.matrix_norm(gram / scale - balanced)
+
+
+def mincut_reference(s: Tensor, y: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute X' (C,D) and both losses of one bag as written: s (N,C), y (N,D), dense a (N,N)."""
+    gram, n_clusters = s.T @ s, s.shape[1]
+    cut = -torch.trace(s.T @ a @ s) / torch.trace(s.T @ torch.diag(a.sum(1)) @ s)
+    return s.T @ y, cut, (gram / gram.norm() - torch.eye(n_clusters).to(s) / math.sqrt(n_clusters)).norm()

@@ -1,16 +1,16 @@
-r"""GraphCAM: which tokens a small transformer's logit rests on (Zheng et al., IEEE TMI 2022; Chefer et al., CVPR 2021).
+"""GraphCAM: the contribution of each token to a transformer's logit (Zheng et al., TMI 2022; Chefer et al., CVPR 2021).
 
-Relevance R starts as 1 at the logit and goes back through the layers (LRP, alpha = 1). Per block,
-C = mean over heads of relu(d logit / d Attn * R(Attn)); the rollout Prod_l (I + C_l), later blocks on the left, gives
-the row from the class token to the other tokens.
+Relevance R is 1 at the logit and is propagated back through the layers (LRP, alpha = 1). Per block,
+C = mean over heads of relu(d logit / d Attn * R(Attn)); the result is the class token's row of the rollout
+Prod_l (I + C_l), later blocks on the left.
 
 Rules, with s = R / Z: Linear: x+ (W+^T s) + x- (W-^T s), Z = x+ W+ + x- W-; product of two inputs: each input times
 its gradient for s, both halved; addition: x s, then rescaled so that the parts share sum(R) in proportion to
 |sum of the part|; a value used twice: x * sum_k (R_k / x); LayerNorm, GELU, softmax, dropout: unchanged.
 
-The rules divide by sums that may almost cancel: rounding of the tokens can be amplified a million times. Give float64.
+The rules divide by sums that may almost cancel, which can amplify rounding a million times. Use float64.
 
-Shapes: tokens (B,n,D), token 0 is the class token; every bag has its own relevance, batches change nothing.
+Shapes: tokens (B,n,D), token 0 is the class token; the relevance of a bag does not depend on the others.
 """
 
 from collections.abc import Sequence
@@ -22,13 +22,13 @@ from torch.nn import functional as F
 
 
 def safe_divide(a: Tensor, b: Tensor) -> Tensor:
-    """A / b, 0 where b is 0; b is kept away from 0 by 1e-9."""
+    """Compute a / b elementwise (same shapes), 0 where b is 0; 1e-9 keeps b away from 0."""
     away = torch.full_like(b, 1e-9).copysign_(b).add_(b)
     return torch.div(a, away).masked_fill_(b == 0, 0.0)
 
 
 def linear_rule(x: Tensor, weight: Tensor, relevance: Tensor) -> Tensor:
-    """Relevance of the inputs of F.linear(x, weight): (...,D), (E,D), (...,E) -> (...,D)."""
+    """Compute the relevance of x in F.linear(x, weight): x (...,D), weight (E,D), relevance (...,E) -> (...,D)."""
     up, down = weight.clamp(min=0), weight.clamp(max=0)
     positive, negative = x.clamp(min=0), x.clamp(max=0)
     s = safe_divide(relevance, F.linear(positive, up) + F.linear(negative, down))
@@ -36,13 +36,13 @@ def linear_rule(x: Tensor, weight: Tensor, relevance: Tensor) -> Tensor:
 
 
 def product_rule(a: Tensor, b: Tensor, product: Tensor, relevance: Tensor) -> tuple[Tensor, Tensor]:
-    """Relevance of a and b for product = a @ b; half of it goes to each."""
+    """Compute the relevance of a (...,m,d) and b (...,d,n) for product = a @ b (...,m,n), half for each."""
     s = safe_divide(relevance, product)
     return a * (s @ b.mT) / 2, b * (a.mT @ s) / 2
 
 
 def addition_rule(a: Tensor, b: Tensor, relevance: Tensor) -> tuple[Tensor, Tensor]:
-    """Relevance of a and b for a + b, sums per bag: (B,n,D) each."""
+    """Compute the relevance of a and b for a + b, sums per bag: (B,n,D) each."""
     s = safe_divide(relevance, a + b)
     ra, rb = a * s, b * s
     total, sum_a, sum_b = (t.sum((1, 2), keepdim=True) for t in (relevance, ra, rb))
@@ -52,13 +52,13 @@ def addition_rule(a: Tensor, b: Tensor, relevance: Tensor) -> tuple[Tensor, Tens
 
 
 def clone_rule(x: Tensor, *relevances: Tensor) -> Tensor:
-    """Relevance of x that was used several times."""
+    """Compute the relevance of x that is used several times: (B,n,D) each -> (B,n,D)."""
     return x * sum(safe_divide(r, x) for r in relevances)
 
 
 @dataclass
 class Trace:
-    """What a block's forward pass leaves for its relevance."""
+    """The intermediate values of a block, (B,n,D) or (B,h,n,...), that its relevance needs."""
 
     x: Tensor
     normed: Tensor
@@ -93,14 +93,14 @@ class Block(nn.Module):
         self.fc1, self.fc2 = nn.Linear(width, ratio * width), nn.Linear(ratio * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B,n,D) -> (B,n,D)."""
+        """Apply the block: (B,n,D) -> (B,n,D)."""
         q, k, v = self._heads(self.norm1(x))
         x = x + self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         out: Tensor = x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
         return out
 
     def trace(self, x: Tensor) -> Trace:
-        """The forward pass with everything kept."""
+        """Apply the block to x (B,n,D) and keep all intermediate values."""
         normed = self.norm1(x)
         q, k, v = self._heads(normed)
         logits = q @ k.mT
@@ -114,14 +114,14 @@ class Block(nn.Module):
         return Trace(x, normed, q, k, v, logits, weights, values, attended, middle, normed_middle, hidden, out)
 
     def relevance(self, t: Trace, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """From the output to the attention weights.
+        """Propagate relevance from the output to the attention weights.
 
         Args:
             t: trace of the forward pass.
             r: (B,m,D), relevance of the first m output tokens; the others have none.
 
         Returns:
-            What goes around the attention (B,m,D), to its weights (B,h,m,n), to its values (B,h,n,d).
+            Relevance of the residual path (B,m,D), of the weights (B,h,m,n) and of the values (B,h,n,d).
         """
         m = r.shape[1]
         kept, changed = addition_rule(t.middle[:, :m], t.out[:, :m], r)
@@ -134,7 +134,7 @@ class Block(nn.Module):
         return kept, *product_rule(t.weights[:, :, :m], t.v, heads, r_heads)
 
     def input_relevance(self, t: Trace, kept: Tensor, weights: Tensor, values: Tensor) -> Tensor:
-        """From the results of `relevance` to the block's input (B,n,D)."""
+        """Propagate the results of `relevance` to the block's input (B,n,D)."""
         m, rest = kept.shape[1], t.x.shape[1] - kept.shape[1]
         rq, rk = product_rule(t.q[:, :, :m], t.k.mT, t.logits[:, :, :m], weights)
         qkv = torch.stack([F.pad(rq, (0, 0, 0, rest)), rk.mT, values]).permute(1, 3, 0, 2, 4).flatten(2)
@@ -148,20 +148,20 @@ class Block(nn.Module):
 def graphcam(
     blocks: Sequence[Block], norm: nn.Module, head: nn.Linear, tokens: Tensor, *, rule: str = "lrp", seed: float = 1.0
 ) -> Tensor:
-    """The rollout row of the class token.
+    """Compute the rollout row of the class token.
 
     Args:
         blocks: of the transformer.
-        norm: LayerNorm behind the blocks.
+        norm: LayerNorm after the blocks.
         head: Linear(D, 1) on the class token.
         tokens: (B,n,D), input of the first block.
         rule: "lrp", or "attention" = the attention weights in place of their relevance (no backward rules).
         seed: of both factors, gradient and relevance.
 
     Returns:
-        (B,n-1), >= 0: how much each token speaks for a positive bag. Carries no gradient.
+        (B,n-1), >= 0: the contribution of each token to a positive logit, without gradient.
     """
-    # gradients are needed here even where the caller wants none
+    # The rules need gradients even if the caller has disabled them.
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(tokens.device.type, enabled=False):
         x = tokens.detach().clone().requires_grad_()
         traces: list[Trace] = []
@@ -171,7 +171,7 @@ def graphcam(
         z = norm(x)[:, 0]
         gradients = torch.autograd.grad(seed * head(z).sum(), [t.weights for t in traces])
     with torch.no_grad():
-        # only the class token is relevant at first, so the last block needs one row
+        # Only the class token has relevance after the last block, so that block needs one row.
         relevance = linear_rule(z, head.weight, x.new_full((len(x), 1), seed))[:, None]
         rollout = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)[:1].expand(len(x), 1, -1)
         for depth in reversed(range(len(traces))):
@@ -181,7 +181,7 @@ def graphcam(
                 if depth > 0:
                     relevance = block.input_relevance(t, kept, weights, values)
             m = weights.shape[2]
-            # the row of a product needs vectors only: e_cls (I + C_L) ... (I + C_1)
+            # The row e_cls (I + C_L) ... (I + C_1) needs products with vectors only.
             share = (gradients[depth][:, :, :m] * weights).clamp(min=0).mean(1)
             rollout = rollout + rollout[:, :, :m] @ share
     return rollout[:, 0, 1:]

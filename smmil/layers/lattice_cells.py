@@ -1,9 +1,9 @@
-"""The lattice cells of a packed batch: which instance lies in which cell, and which cells surround a cell.
+"""Lattice cells of a packed batch for SETMIL (Zhao et al., MICCAI 2022): instances to cells, neighbourhoods of cells.
 
-Cells are sorted keys, neighbours are found by binary search: no map of the bounding boxes is made, however far apart
-the cells lie.
+Cells have sorted keys and a binary search returns their neighbours, so memory does not depend on the size of the
+bounding boxes.
 
-Shapes: C cells in all, M instances; see `Cells`.
+Shapes: grid (M,2) -> C cells in all; see `Cells`.
 """
 
 from dataclasses import dataclass
@@ -35,15 +35,21 @@ class Cells:
     bounds: list[int]
 
     def neighbourhood(self, K: int) -> Tensor:
-        """(C, K*K) int64 cells around each cell, row by row; C where the box or the tokens end."""
+        """Return the K x K cells around each cell, row by row: (C, K*K) int64, C where there is no cell."""
         reach = torch.arange(K, device=self.keys.device) - K // 2
-        wanted = self.keys[:, None] + (reach[:, None] * self.stride + reach).flatten()
-        found = torch.searchsorted(self.keys, wanted).clamp(max=len(self.keys) - 1)
-        return torch.where(self.keys[found] == wanted, found, len(self.keys))
+        keys = self.keys[:, None] + (reach[:, None] * self.stride + reach).flatten()
+        place = torch.searchsorted(self.keys, keys).clamp(max=len(self.keys) - 1)
+        return torch.where(self.keys[place] == keys, place, len(self.keys))
 
 
 def lattice(batch: BagBatch, *, occupied: bool = True, margin: int = 3) -> Cells:
-    """Cells of a batch: the occupied ones, or all of every bounding box; `margin` >= K // 2 of any neighbourhood."""
+    """Return the cells of a batch.
+
+    Args:
+        batch: bags with grid (M,2).
+        occupied: list the occupied cells only, instead of every cell of each bounding box.
+        margin: empty cells around a box, at least K // 2 of any neighbourhood.
+    """
     bag = batch.bag_index
     where = bag[:, None].expand(-1, 2)
     empty = batch.grid.new_zeros((batch.n_bags, 2))

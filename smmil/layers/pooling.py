@@ -1,8 +1,8 @@
-"""Pieces that several methods share, on packed batches: segment operations, embedding, attention pooling, transformer.
+"""Embedding and attention pooling on packed batches (paper, Section 3, Equations 1 and 2; with Sm Equations 10 to 12).
 
-Shapes: rows of B bags stand one below the other, `offsets` (B+1,) marks the bags, M = rows in all.
-Paper: Section 3 (attention pooling, Equations 1 and 2) and Appendix (transformer layer); the exact layer choices
-(GELU embedding, bias in W and none in w, no output projection, no feed-forward) follow the authors' code.
+The activation GELU, the bias of W and the absence of one in w follow the authors' code.
+
+Shapes: M rows of B bags, `offsets` (B+1,) -> f (M,), z (B,D).
 """
 
 import torch
@@ -15,12 +15,18 @@ from smmil.sm.operator import Graph, Sm
 
 
 def attend(f: Tensor, h: Tensor, offsets: Tensor) -> Tensor:
-    """Equation 2, z = softmax(f)^T H of every bag: (M,), (M,D) -> (B,D)."""
+    """Compute Equation 2, z = softmax(f)^T H of every bag: (M,), (M,D) -> (B,D)."""
     return weighted_sum(segment_softmax(f, offsets), h, offsets)
 
 
+def attend_reference(f: Tensor, h: Tensor, offsets: Tensor) -> Tensor:
+    """Compute Equation 2 as written, bag by bag: (M,), (M,D) -> (B,D)."""
+    bags = zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
+    return torch.stack([torch.softmax(f[a:b], 0) @ h[a:b] for a, b in bags])
+
+
 def embedding(in_features: int, width: int = 512, act: str = "gelu") -> nn.Sequential:
-    """The common embedding: Linear(P, width) and an activation.
+    """Build the common embedding (M,P) -> (M,D): Linear(P, D) and an activation.
 
     Args:
         in_features: P.
@@ -37,15 +43,15 @@ def embedding(in_features: int, width: int = 512, act: str = "gelu") -> nn.Seque
 
 
 class AttentionPool(nn.Module):
-    """Attention values f = tanh(H W^T + b) w of Equation 1, optionally gated, optionally with Sm inside.
+    """Attention pooling, f = tanh(H W^T + b) w and z = softmax(f)^T H, optionally gated, optionally with Sm.
 
     Args:
         width: D.
         attention_dim: L.
-        gated: f = w^T (tanh(V h) * sigmoid(U h)).
+        gated: use f = w^T (tanh(V h) * sigmoid(U h)).
         sm: the Sm module, or None.
         placement: where Sm acts: "early" (Equation 12: on H), "mid" (11: before tanh), "late" (10: on f).
-        spectral: spectral normalisation of the layers after Sm: early W and w, mid w, late none.
+        spectral: normalise the layers after Sm spectrally: early W and w, mid w, late none.
 
     Raises:
         ValueError: an unknown placement.
@@ -77,7 +83,7 @@ class AttentionPool(nn.Module):
                     spectral_norm(self.gate)
 
     def forward(self, h: Tensor, offsets: Tensor, graph: Graph | None = None) -> tuple[Tensor, Tensor]:
-        """Pools every bag.
+        """Pool every bag.
 
         Args:
             h: (M,D).
@@ -85,7 +91,7 @@ class AttentionPool(nn.Module):
             graph: needed when the pool has Sm.
 
         Returns:
-            f (M,) attention values before the softmax, z (B,D) bag embeddings.
+            Attention values before the softmax f (M,), bag embeddings z (B,D).
         """
         if self.sm is None or graph is None:
             f = self._score(torch.tanh(self.W(h)), h)
@@ -97,6 +103,13 @@ class AttentionPool(nn.Module):
             f = self.sm(self._score(torch.tanh(self.W(h)), h)[:, None], graph, offsets)[:, 0]
         return f, weighted_sum(self._weights(f, offsets), h, offsets)
 
+    def forward_reference(self, h: Tensor, offsets: Tensor, graph: Graph) -> tuple[Tensor, Tensor]:
+        """Compute f (M,) and z (B,D) of "early" as Equation 12 is written: H <- Sm(H), then Equations 1 and 2."""
+        if self.sm is not None:
+            h = self.sm(h, graph, offsets)
+        f = self._score(torch.tanh(self.W(h)), h)
+        return f, attend_reference(f, h, offsets)
+
     def _weights(self, f: Tensor, offsets: Tensor) -> Tensor:
         return plain_softmax(f, offsets) if self.plain_softmax else segment_softmax(f, offsets)
 
@@ -107,9 +120,9 @@ class AttentionPool(nn.Module):
         return score
 
     def _early(self, h: Tensor, offsets: Tensor, graph: Graph, sm: Sm) -> tuple[Tensor, Tensor]:
-        """Equation 12 by its algebra: Sm = P is linear and symmetric and acts on rows.
+        """Compute Equation 12 with Sm on L + 1 instead of D columns; `forward_reference` is the plain form.
 
-        So P H W^T = P (H W^T) needs Sm on L columns instead of D, and z = (P H)^T s = H^T (P s) on one more.
+        Sm = P is linear, symmetric and acts on rows, so (P H) W^T = P (H W^T) and z = (P H)^T s = H^T (P s).
         """
         projected = F.linear(h, self.W.weight)
         gates = [] if self.gate is None else [F.linear(h, self.gate.weight)]

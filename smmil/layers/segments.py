@@ -3,8 +3,6 @@
 Shapes: (M, ...) instances and (B + 1,) offsets -> (B, ...) bags, or (M, ...) for a softmax within bags.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -13,12 +11,12 @@ from torch.nn import functional as F
 
 
 def segment_sum(x: Tensor, offsets: Tensor) -> Tensor:
-    """(M,D) -> (B,D), sums the rows of each bag."""
+    """Sum the rows of each bag: (M,D) -> (B,D)."""
     return weighted_sum(None, x, offsets)
 
 
 def weighted_sum(weight: Tensor | None, h: Tensor, offsets: Tensor) -> Tensor:
-    """sum_i weight_i h_i over each bag: (M,) or None = 1, (M,D) -> (B,D). No product of size (M,D) is stored."""
+    """Compute sum_i weight_i h_i of each bag without storing a product (M,D): (M,) or None = 1, (M,D) -> (B,D)."""
     if h.dtype in (torch.bfloat16, torch.float16) or (weight is not None and weight.dtype != h.dtype):
         product = h if weight is None else weight[:, None] * h
         return torch.segment_reduce(product, "sum", offsets=offsets, axis=0)
@@ -31,8 +29,8 @@ class _WeightedSum(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor | None, h: Tensor, offsets: Tensor) -> Tensor:
         ctx.save_for_backward(weight, h if weight is not None else None, offsets)
         ctx.rows = len(h)
-        every = torch.arange(len(h), device=h.device)
-        return F.embedding_bag(every, h, offsets[:-1], mode="sum", per_sample_weights=weight)
+        rows = torch.arange(len(h), device=h.device)
+        return F.embedding_bag(rows, h, offsets[:-1], mode="sum", per_sample_weights=weight)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -46,23 +44,23 @@ class _WeightedSum(torch.autograd.Function):
 
 
 def segment_mean(x: Tensor, offsets: Tensor) -> Tensor:
-    """(M,D) -> (B,D), mean of the rows of each bag."""
+    """Average the rows of each bag: (M,D) -> (B,D)."""
     return segment_sum(x, offsets) / (offsets[1:] - offsets[:-1])[:, None].to(x.dtype)
 
 
 def segment_max(x: Tensor, offsets: Tensor) -> Tensor:
-    """(M,D) -> (B,D), largest value of each column in each bag."""
+    """Return the largest value of each column in each bag: (M,D) -> (B,D)."""
     return torch.segment_reduce(x, "max", offsets=offsets, axis=0)
 
 
 def bag_index(offsets: Tensor, n_rows: int) -> Tensor:
-    """(B+1,) -> (M,), the bag of each row."""
+    """Return the bag of each row: (B+1,) -> (M,)."""
     bags = torch.arange(len(offsets) - 1, device=offsets.device)
     return torch.repeat_interleave(bags, offsets[1:] - offsets[:-1], output_size=n_rows)
 
 
 def segment_rank(values: Tensor, offsets: Tensor) -> Tensor:
-    """(M,) -> (M,) int64, place of each row in its bag: 0 = largest value; ties in the order of the rows."""
+    """Rank the rows of each bag, 0 = largest value, ties in the order of the rows: (M,) -> (M,) int64."""
     bags = bag_index(offsets, len(values))
     order = values.argsort(descending=True, stable=True)
     order = order[bags[order].argsort(stable=True)]
@@ -71,7 +69,7 @@ def segment_rank(values: Tensor, offsets: Tensor) -> Tensor:
 
 
 def segment_softmax(f: Tensor, offsets: Tensor) -> Tensor:
-    """Softmax inside each bag, max-subtracted.
+    """Compute the softmax inside each bag, after subtracting its maximum.
 
     Args:
         f: (M,) attention values.
@@ -81,13 +79,13 @@ def segment_softmax(f: Tensor, offsets: Tensor) -> Tensor:
         (M,) weights that sum to 1 in every bag.
     """
     bags = bag_index(offsets, len(f))
-    # the maximum is a constant of the softmax, so no gradient has to pass through it
+    # A constant does not change the softmax, so the maximum needs no gradient.
     top = torch.segment_reduce(f.detach(), "max", offsets=offsets, axis=0)
     raised = torch.exp(f - top[bags])
     return raised / torch.segment_reduce(raised, "sum", offsets=offsets, axis=0)[bags]
 
 
 def plain_softmax(f: Tensor, offsets: Tensor) -> Tensor:
-    """exp(f) over its sum in each bag, as the released code has it: overflows (NaN) for f above about 88."""
+    """Compute exp(f) over its sum in each bag as the released code does, NaN for f above about 88: (M,) -> (M,)."""
     raised = torch.exp(f)
     return raised / torch.segment_reduce(raised, "sum", offsets=offsets, axis=0)[bag_index(offsets, len(f))]

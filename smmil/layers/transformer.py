@@ -1,6 +1,7 @@
-"""A pre-norm transformer layer over packed bags, (M, D) -> (M, D), as in Section 3 of the paper (family T+AP)."""
+"""A pre-norm transformer layer over packed bags (paper, Section 4.2, Equation 13).
 
-from __future__ import annotations
+Shapes: (M,D) and, with Sm, the graph -> (M,D).
+"""
 
 from torch import Tensor, nn
 
@@ -9,7 +10,7 @@ from smmil.sm.operator import Graph, Sm
 
 
 class TransformerLayer(nn.Module):
-    """X <- X + [Sm](MHA(LN(X))): no bias, no output projection, no feed-forward (authors' configuration).
+    """X <- X + [Sm](MHA(LN(X))) without bias, output projection and feed-forward part (authors' configuration).
 
     Args:
         width: D = query, key and value width.
@@ -24,7 +25,7 @@ class TransformerLayer(nn.Module):
         self.n_heads, self.scale, self.sm = n_heads, (width // n_heads) ** -0.5, sm
 
     def forward(self, x: Tensor, offsets: Tensor, graph: Graph | None = None) -> Tensor:
-        """(M,D) -> (M,D); attention stays inside each bag."""
+        """Apply the layer inside every bag: (M,D) -> (M,D)."""
         q, k, v = self.qkv(self.norm(x)).chunk(3, -1)
         heads = packed_attention(q, k, v, offsets.tolist(), self.n_heads, scale=self.scale)
         if self.sm is not None and graph is not None:

@@ -1,29 +1,32 @@
-"""What every method is: `forward(batch) -> Output`, `loss(batch, output) -> named terms`.
+"""The interface of every method: `forward(batch) -> Output` and `loss(batch, output) -> named terms`.
 
-Shapes: a batch packs B bags of M instances; `bag_logit` is (B,), `instance_score` (M,), higher = more positive.
+Shapes: a batch packs B bags of M instances in all. Features (M,P) are embedded to H (M,D); `bag_logit` is (B,) and
+`instance_score` (M,). Embedding: paper, Section 3.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from smmil.data.batch import BagBatch
+from smmil.layers.pooling import embedding
 from smmil.sm.operator import Graph, Sm, normalise_adjacency
 
 
 @dataclass
 class Output:
-    """What a method says of a batch.
+    """The result of a method on a batch.
 
     Attributes:
         bag_logit: (B,), > 0 means positive.
         instance_score: (M,), higher means more positive; comparable across bags.
-        extra: named tensors a method's own loss or a figure needs.
+        extra: named tensors that the method's own loss or a figure needs.
     """
 
     bag_logit: Tensor
@@ -31,53 +34,70 @@ class Output:
     extra: dict[str, Tensor] = field(default_factory=dict)
 
 
-class MILModel(nn.Module, ABC):
-    """Base of every method.
+class BaseOptions(TypedDict, total=False):
+    """The keyword arguments of `MILModel`, which most methods pass on."""
 
-    `needs` names what a method reads of a batch beyond features, bounds and bag labels: "neighbors" (weights included),
-    "grid". Training batches hold nothing else, least of all labels of instances.
+    width: int
+    embed_act: str
+    pos_weight: float | None
+
+
+class MILModel(nn.Module, ABC):
+    """Base of every method: the embedding H = act(X W^T + b) and the bag loss.
+
+    `needs` names what a method reads of a batch besides features, bounds and bag labels: "neighbors" (weights included)
+    or "grid". Training batches hold nothing else, in particular no labels of instances.
 
     Args:
+        in_features: P of the encoder.
+        width: D of the embedding.
+        embed_act: activation of the embedding, "gelu", "relu" or "none".
         pos_weight: weight of positive bags in the cross entropy (n_neg / n_pos), None = 1.
+
+    Raises:
+        ValueError: an unknown activation.
     """
 
     needs: frozenset[str] = frozenset()
     pos_weight: Tensor
 
-    def __init__(self, *, pos_weight: float | None = None) -> None:
+    def __init__(
+        self, in_features: int, *, width: int = 512, embed_act: str = "gelu", pos_weight: float | None = None
+    ) -> None:
         super().__init__()
         self.register_buffer("pos_weight", torch.tensor(1.0 if pos_weight is None else float(pos_weight)))
+        self.width, self.embed = width, embedding(in_features, width, embed_act)
 
     @abstractmethod
     def forward(self, batch: BagBatch) -> Output:
-        """Scores a batch."""
+        """Compute bag logits (B,) and instance scores (M,) of a batch with x (M,P)."""
 
-    def start_epoch(self, epoch: int) -> None:  # noqa: B027 - a hook, not an obligation
-        """Called by the training loop when an epoch begins (or is resumed), for methods with a schedule.
+    def start_epoch(self, epoch: int) -> None:  # noqa: B027
+        """Prepare for an epoch; the training loop calls this at every start and resume, for methods with a schedule.
 
         Args:
             epoch: counted from 1.
         """
 
     def loss(self, batch: BagBatch, output: Output) -> dict[str, Tensor]:
-        """Named loss terms, each a scalar that is already weighted; their sum is what training minimises.
+        """Compute the named loss terms, weighted scalars whose sum training minimises.
 
         Args:
             batch: labelled bags.
             output: of `forward` on the same batch.
 
         Returns:
-            {"bce": mean over bags}, and whatever a method adds.
+            {"bce": mean over bags}, and the terms that a method adds.
         """
         return {"bce": self.bag_loss(output.bag_logit, batch.y)}
 
     def bag_loss(self, logit: Tensor, y: Tensor) -> Tensor:
-        """Binary cross entropy of bag logits, positive bags weighted; mean over bags."""
+        """Compute the weighted binary cross entropy of bags: logits (B,), labels (B,) -> scalar, mean over bags."""
         return binary_cross_entropy_with_logits(logit, y.to(logit.dtype), pos_weight=self.pos_weight.to(logit.dtype))
 
 
 def graph_of(batch: BagBatch) -> Graph:
-    """Return A_hat of a batch, in the precision of its features."""
+    """Return A_hat of a batch over its M rows, in the precision of its features."""
     return normalise_adjacency(batch.neighbors, batch.edge_weight, dtype=batch.x.dtype)
 
 

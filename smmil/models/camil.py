@@ -6,26 +6,29 @@ from t, z = sum_i softmax(f)_i m_i, then a linear classifier.
 Similarity of raw features: s_ij = exp(-d_ij / ||d_i||_2), d_i the distances to i's neighbours; s_ii = max_j s_ij, 1
 without neighbours. Score: f, which does not see the neighbours.
 
-Shapes: (M,P) and the graph -> bag_logit (B,), instance_score (M,). Bags of the same size share the Nystrom layer.
+Shapes: (M,P) and the graph -> bag_logit (B,), instance_score (M,). Bags of equal size run through the Nystrom layer
+together.
 """
+
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding_bag
 
 from smmil.data.batch import BagBatch
-from smmil.layers.nystrom import NystromAttention
-from smmil.layers.pooling import AttentionPool, attend, embedding
+from smmil.layers.nystrom import NystromAttention, NystromOptions
+from smmil.layers.pooling import AttentionPool, attend
 from smmil.layers.segments import segment_softmax
 from smmil.models.base import MILModel, Output, graph_of
 
 
 @torch.no_grad()
 def feature_similarity(x: Tensor, neighbors: Tensor) -> tuple[Tensor, Tensor]:
-    """s_ij and s_ii of raw features: (M,P), (M,K) -1 padded -> (M,K) zero on padding, (M,)."""
+    """Compute s_ij and s_ii of raw features: (M,P), (M,K) -1 padded -> (M,K) zero on padding, (M,)."""
     present = neighbors >= 0
     index = neighbors.clamp(min=0)
-    # one neighbour at a time: (M,K,P) at once would be the largest tensor of the method
+    # One neighbour at a time, because (M,K,P) would be the largest tensor of the method.
     columns = [torch.linalg.vector_norm(x - x[index[:, k]], dim=1) for k in range(neighbors.shape[1])]
     distance = torch.stack(columns, 1) * present
     norm = torch.linalg.vector_norm(distance, dim=1, keepdim=True)
@@ -34,29 +37,33 @@ def feature_similarity(x: Tensor, neighbors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def neighbour_weights(
-    q: Tensor, k: Tensor, neighbors: Tensor, similarity: Tensor, own: Tensor, offsets: Tensor
+    q: Tensor, k: Tensor, neighbors: Tensor, similarity: Tensor, self_similarity: Tensor, offsets: Tensor
 ) -> Tensor:
-    """W = softmax over each bag of sum_j q_i . k_j s_ij / sqrt d.
+    """Compute w = softmax over each bag of sum_j q_i . k_j s_ij / sqrt d, by sum_j q_i . k_j s_ij = q_i . (S k)_i.
 
     Args:
         q: (M,d).
         k: (M,d).
         neighbors: (M,K) -1 padded.
         similarity: (M,K) s_ij, 0 on padding.
-        own: (M,) s_ii.
+        self_similarity: (M,) s_ii.
         offsets: (B+1,).
 
     Returns:
         (M,), sums to 1 in every bag.
     """
-    # sum_j q_i . k_j s_ij = q_i . (S k)_i
     mixed = embedding_bag(neighbors.clamp(min=0), k, mode="sum", per_sample_weights=similarity.to(k.dtype))
-    mixed = mixed + own.to(k.dtype)[:, None] * k
+    mixed = mixed + self_similarity.to(k.dtype)[:, None] * k
     return segment_softmax((q * mixed).sum(1) * q.shape[1] ** -0.5, offsets)
 
 
+def neighbour_weights_reference(q: Tensor, k: Tensor, s: Tensor) -> Tensor:
+    """Compute w of one bag as written: q (N,d), k (N,d), dense s (N,N) -> (N,)."""
+    return torch.softmax((q @ k.T / q.shape[1] ** 0.5 * s).sum(1), 0)
+
+
 def fuse(local: Tensor, t: Tensor, *, original: bool = False) -> Tensor:
-    """M = sigma(l) l + (1 - sigma(l)) t; as in the released code: m = 2 l s^2 + 2 t (1 - s^2), s = sigma(-l)."""
+    """Compute m = sigma(l) l + (1 - sigma(l)) t; `original` 2 l s^2 + 2 t (1 - s^2), s = sigma(-l): (M,D) each."""
     if original:
         share = torch.sigmoid(-local).square()
         return 2 * (local * share + t * (1 - share))
@@ -72,19 +79,14 @@ class CAMIL(MILModel):
         original_code: values from H, the released fusion, and attention from m.
         graph: "similarity" of raw features, or "normalised" = A_hat without self weights.
         prenorm: LayerNorm before the Nystrom layer.
-        gated: gated attention values.
+        gated: use gated attention values.
         key_dim: width of q and k.
         attention_dim: L.
-        n_heads: of the Nystrom layer.
-        n_landmarks: m.
-        pinv_iterations: of the pseudo-inverse.
-        value_conv: kernel length of the value convolution, 0 = none.
-        out_proj: output projection in the Nystrom layer.
-        dropout: behind the output projection.
-        pad_to_landmarks: approximate small bags too, padded with zeros.
-        width: D.
-        embed_act: activation of the embedding.
+        dropout: after the output projection of the Nystrom layer.
+        width: see `MILModel`.
+        embed_act: see `MILModel`.
         pos_weight: see `MILModel`.
+        nystrom: see `NystromAttention`.
 
     Raises:
         ValueError: another graph.
@@ -102,44 +104,28 @@ class CAMIL(MILModel):
         gated: bool = True,
         key_dim: int = 256,
         attention_dim: int = 128,
-        n_heads: int = 8,
-        n_landmarks: int = 256,
-        pinv_iterations: int = 6,
-        value_conv: int = 33,
-        out_proj: bool = True,
         dropout: float = 0.0,
-        pad_to_landmarks: bool = False,
         width: int = 512,
         embed_act: str = "gelu",
         pos_weight: float | None = None,
+        **nystrom: Unpack[NystromOptions],
     ) -> None:
-        super().__init__(pos_weight=pos_weight)
+        super().__init__(in_features, width=width, embed_act=embed_act, pos_weight=pos_weight)
         if graph not in ("similarity", "normalised"):
             raise ValueError(f"graph: found {graph!r}, expected 'similarity' or 'normalised'")
         self.original_code, self.graph = original_code, graph
-        self.embed = embedding(in_features, width, embed_act)
         self.norm = nn.LayerNorm(width) if prenorm else nn.Identity()
-        self.transformer = NystromAttention(
-            width,
-            n_heads=n_heads,
-            n_landmarks=n_landmarks,
-            iterations=pinv_iterations,
-            value_conv=value_conv,
-            out_proj=out_proj,
-            dropout=dropout,
-            pad_to_landmarks=pad_to_landmarks,
-        )
+        self.transformer = NystromAttention(width, dropout=dropout, **nystrom)
         self.q, self.k = (nn.Linear(width, key_dim, bias=False) for _ in range(2))
         self.v = nn.Linear(width, width)
         self.pool = AttentionPool(width, attention_dim, gated=gated)
         self.classifier = nn.Linear(width, 1)
 
     def forward(self, batch: BagBatch) -> Output:
-        """(M,P) and the graph -> bag_logit (B,), instance_score f (M,)."""
+        """Compute bag_logit (B,) and instance_score f (M,) of x (M,P) and the graph."""
         h = self.embed(batch.x)
         t = h + self._global(self.norm(h), batch)
-        similarity, own = self._similarity(batch)
-        weight = neighbour_weights(self.q(t), self.k(t), batch.neighbors, similarity, own, batch.offsets)
+        weight = neighbour_weights(self.q(t), self.k(t), batch.neighbors, *self._similarity(batch), batch.offsets)
         local = weight[:, None] * self.v(h if self.original_code else t)
         m = fuse(local, t, original=self.original_code)
         f, z = self.pool(m if self.original_code else t, batch.offsets)
@@ -148,7 +134,7 @@ class CAMIL(MILModel):
         return Output(self.classifier(z)[:, 0], f)
 
     def _global(self, x: Tensor, batch: BagBatch) -> Tensor:
-        """Nystrom attention inside every bag, bags of equal size together: (M,D) -> (M,D)."""
+        """Apply Nystrom attention inside every bag, bags of equal size together: (M,D) -> (M,D)."""
         starts, sizes = batch.offsets.tolist(), batch.sizes.tolist()
         groups: dict[int, list[int]] = {}
         for bag, n in enumerate(sizes):

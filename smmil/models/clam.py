@@ -7,7 +7,11 @@ original crashes or labels an instance both ways. MB: one branch f_c and one cla
 instances chosen by the branch of the true class. Score: f (MB: of the positive class).
 
 SmCLAM: H <- Sm(H) before attention, pooling and instance selection; attention layers spectrally normalised.
+
+Shapes: (M,P) and, with Sm, the graph -> bag_logit (B,), instance_score (M,).
 """
+
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -16,27 +20,27 @@ from torch.nn.utils.parametrizations import spectral_norm as normalise
 
 from smmil.data.batch import BagBatch
 from smmil.layers.dropout import Dropout
-from smmil.layers.pooling import attend, embedding
+from smmil.layers.pooling import attend
 from smmil.layers.segments import segment_rank
-from smmil.models.base import MILModel, Output, smoother
+from smmil.models.base import BaseOptions, MILModel, Output, smoother
 from smmil.sm.operator import Sm
 
 INSTANCE_LOSSES = ("ce", "svm")
 
 
 class ClamAttention(nn.Module):
-    """Attention values of CLAM, one column per branch: (M,D) -> (M,branches), with dropout on both gates."""
+    """Attention values of CLAM, one column per branch, with dropout on both gates: (M,D) -> (M,branches)."""
 
     def __init__(self, width: int, attention_dim: int, branches: int, *, gated: bool, dropout: float) -> None:
         super().__init__()
         self.V = nn.Linear(width, attention_dim)
         self.U = nn.Linear(width, attention_dim) if gated else None
-        # shifts every f alike, so the softmax ignores it; kept because the original has it
+        # The bias shifts every f alike, so the softmax ignores it; the original has it.
         self.w = nn.Linear(attention_dim, branches)
         self.dropout = Dropout(dropout)
 
     def forward(self, h: Tensor) -> Tensor:
-        """(M,D) -> f (M,branches), before the softmax."""
+        """Compute f before the softmax: (M,D) -> (M,branches)."""
         hidden = self.dropout(torch.tanh(self.V(h)))
         if self.U is not None:
             hidden = hidden * self.dropout(torch.sigmoid(self.U(h)))
@@ -44,7 +48,7 @@ class ClamAttention(nn.Module):
         return f
 
     def normalise(self) -> None:
-        """Spectral normalisation of every layer."""
+        """Add spectral normalisation to every layer."""
         for layer in (self.V, self.U, self.w):
             if layer is not None:
                 normalise(layer)
@@ -56,20 +60,18 @@ class CLAM(MILModel):
     Args:
         in_features: P.
         multi_branch: MB, one attention branch and one classifier per class.
-        k: instances per cluster, at most.
-        bag_weight: weight of the bag loss; the instance loss has the rest.
+        k: largest number of instances per cluster.
+        bag_weight: weight of the bag loss; the instance loss has 1 - bag_weight.
         inst_loss: "ce", or "svm" = the smooth top-1 SVM of the CLAM publication (margin 1, temperature 1).
         subtyping: also push the most attended instances out of the other class, halving the instance loss.
         sm: Sm on H; SmCLAM has it.
         alpha: "trainable" (0.5 at the start) or a fixed number in [0,1).
         T: steps of Sm, or "exact".
         spectral_norm: normalise the attention layers when `sm`.
-        width: D of the embedding.
         attention_dim: 256 = small, 384 = big.
-        gated: gated attention.
+        gated: use gated attention.
         dropout: after the embedding and on both gates.
-        embed_act: activation of the embedding.
-        pos_weight: see `MILModel`.
+        base: see `MILModel`.
 
     Raises:
         ValueError: an unknown instance loss, k < 0 or a bag weight outside [0,1].
@@ -88,32 +90,30 @@ class CLAM(MILModel):
         alpha: float | str = "trainable",
         T: int | str = 10,
         spectral_norm: bool = True,
-        width: int = 512,
         attention_dim: int = 256,
         gated: bool = True,
         dropout: float = 0.25,
-        embed_act: str = "gelu",
-        pos_weight: float | None = None,
+        **base: Unpack[BaseOptions],
     ) -> None:
-        super().__init__(pos_weight=pos_weight)
+        super().__init__(in_features, **base)
         if inst_loss not in INSTANCE_LOSSES:
             raise ValueError(f"inst_loss: found {inst_loss!r}, expected one of {', '.join(INSTANCE_LOSSES)}")
         if k < 0 or not 0 <= bag_weight <= 1:
             raise ValueError(f"found k = {k} and bag_weight = {bag_weight}, expected k >= 0 and a weight in [0, 1]")
         self.k, self.bag_weight, self.inst_loss, self.subtyping = k, bag_weight, inst_loss, subtyping
         branches = 2 if multi_branch else 1
-        self.embed = nn.Sequential(*embedding(in_features, width, embed_act), Dropout(dropout))
+        self.embed.append(Dropout(dropout))
         self.sm = Sm(alpha, T) if sm else None
         self.needs = frozenset({"neighbors"} if sm else ())
-        self.attention = ClamAttention(width, attention_dim, branches, gated=gated, dropout=dropout)
+        self.attention = ClamAttention(self.width, attention_dim, branches, gated=gated, dropout=dropout)
         if sm and spectral_norm:
             self.attention.normalise()
-        self.classifier = nn.Linear(width, branches)
-        # two logits (out, in) for each of the two classes
-        self.instance_classifiers = nn.Linear(width, 4)
+        self.classifier = nn.Linear(self.width, branches)
+        # Two logits (out, in) for each of the two classes.
+        self.instance_classifiers = nn.Linear(self.width, 4)
 
     def forward(self, batch: BagBatch) -> Output:
-        """(M,P) -> bag_logit (B,), instance_score f (M,)."""
+        """Compute bag_logit (B,) and instance_score f (M,) of x (M,P); extra: "h" (M,D), "attention" (M,branches)."""
         h = smoother(self.sm, batch)(self.embed(batch.x))
         f = self.attention(h)
         z = torch.stack([attend(branch, h, batch.offsets) for branch in f.unbind(1)], 1)
@@ -122,7 +122,7 @@ class CLAM(MILModel):
         return Output(logit, f[:, -1], {"h": h, "attention": f})
 
     def loss(self, batch: BagBatch, output: Output) -> dict[str, Tensor]:
-        """{"bce": weighted bag loss, "instance": weighted clustering loss}, means over bags."""
+        """Return {"bce": weighted bag loss, "instance": weighted clustering loss}, scalars, means over bags."""
         clusters = self.instance_loss(batch, output)
         return {
             "bce": self.bag_weight * self.bag_loss(output.bag_logit, batch.y),
@@ -130,7 +130,7 @@ class CLAM(MILModel):
         }
 
     def instance_loss(self, batch: BagBatch, output: Output) -> Tensor:
-        """(B,) clustering loss of each bag; 0 where N = 1. Targets come from attention, never from predictions."""
+        """Compute the clustering loss of each bag (B,), 0 where N = 1. Targets come from attention, not predictions."""
         true = batch.y.long()
         loss = self._in_class(batch, output, true)
         return (loss + self._out_of_class(batch, output, 1 - true)) / 2 if self.subtyping else loss
@@ -145,7 +145,7 @@ class CLAM(MILModel):
         return self._bag_means(batch, output, label, rows, torch.zeros_like(rows))
 
     def clusters(self, batch: BagBatch, output: Output, label: Tensor) -> tuple[Tensor, Tensor]:
-        """(M,) bool twice: the k most and the k least attended instances of every bag, by the branch of `label`."""
+        """Return two (M,) bool: the k most and the k least attended instances by the branch of `label` (B,)."""
         f, bags, sizes = output.extra["attention"].detach(), batch.bag_index, batch.sizes
         branch = f[:, 0] if f.shape[1] == 1 else f.gather(1, label[bags, None])[:, 0]
         rank = segment_rank(branch, batch.offsets)
@@ -154,7 +154,7 @@ class CLAM(MILModel):
 
     def _bag_means(self, batch: BagBatch, output: Output, label: Tensor, rows: Tensor, target: Tensor) -> Tensor:
         bags = batch.bag_index[rows]
-        # features may come from a forward pass in half precision; losses are computed in that of the weights
+        # Features may come from a forward pass in half precision; losses use the precision of the weights.
         h = output.extra["h"][rows].to(self.instance_classifiers.weight.dtype)
         logits = self.instance_classifiers(h).unflatten(1, (2, 2))
         chosen = logits[torch.arange(len(rows), device=rows.device), label[bags]]
@@ -165,7 +165,7 @@ class CLAM(MILModel):
 
 
 def instance_losses(logits: Tensor, target: Tensor, kind: str) -> Tensor:
-    """Loss of every instance.
+    """Compute the loss of every instance.
 
     Args:
         logits: (R,2).

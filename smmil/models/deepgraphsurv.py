@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from smmil.data.batch import BagBatch
 from smmil.layers.graph_layers import chebyshev_basis, largest_eigenvalue, propagate
-from smmil.layers.pooling import attend, embedding
+from smmil.layers.pooling import attend
 from smmil.models.base import MILModel, Output, graph_of
 from smmil.sm.operator import Graph
 
@@ -29,9 +29,9 @@ class DeepGraphSurv(MILModel):
         K: Chebyshev polynomials.
         lambda_max: "bound" = 2, or "exact" = largest eigenvalue of each bag's Laplacian (small bags).
         n_steps: propagation steps of the variant.
-        width: D.
         attention_dim: L.
         embed_act: activation of the embedding; None = "gelu", "relu" for the variant.
+        width: D.
         pos_weight: see `MILModel`.
 
     Raises:
@@ -48,12 +48,13 @@ class DeepGraphSurv(MILModel):
         K: int = 5,
         lambda_max: str = "bound",
         n_steps: int = 3,
-        width: int = 512,
         attention_dim: int = 128,
         embed_act: str | None = None,
+        width: int = 512,
         pos_weight: float | None = None,
     ) -> None:
-        super().__init__(pos_weight=pos_weight)
+        act = embed_act or ("gelu" if variant == "chebyshev" else "relu")
+        super().__init__(in_features, width=width, embed_act=act, pos_weight=pos_weight)
         if K < 1:
             raise ValueError(f"K: found {K}, expected a number of Chebyshev polynomials >= 1")
         if variant not in ("chebyshev", "propagation"):
@@ -61,7 +62,6 @@ class DeepGraphSurv(MILModel):
         if lambda_max not in ("bound", "exact"):
             raise ValueError(f"lambda_max: found {lambda_max!r}, expected 'bound' or 'exact'")
         self.variant, self.K, self.lambda_max, self.n_steps = variant, K, lambda_max, n_steps
-        self.embed = embedding(in_features, width, embed_act or ("gelu" if variant == "chebyshev" else "relu"))
         if variant == "chebyshev":
             self.represent = nn.Linear(K * width, width, bias=False)
             self.attention = nn.Linear(K * width, attention_dim, bias=False)
@@ -71,10 +71,10 @@ class DeepGraphSurv(MILModel):
         self.classifier = nn.Linear(width, 1)
 
     def forward(self, batch: BagBatch) -> Output:
-        """(M,P) and the graph -> bag_logit (B,), instance_score f (M,)."""
+        """Compute bag_logit (B,) and instance_score f (M,) of x (M,P) and the graph."""
         graph, h = graph_of(batch), self.embed(batch.x)
         if self.variant == "chebyshev":
-            # both branches filter the same signal, so they share its polynomials
+            # Both branches filter the same signal, so they share its polynomials.
             basis = chebyshev_basis(h, graph, self.K, self._stretch(graph, batch.offsets))
             represented, attended = torch.relu(self.represent(basis)), torch.relu(self.attention(basis))
         else:

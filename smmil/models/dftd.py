@@ -3,26 +3,30 @@
 A bag is split at random into G = min(4, N) pseudo-bags. Tier 1: gated attention inside every pseudo-bag, z_g,
 pseudo-logit c z_g + c0. Each pseudo-bag is distilled to z_g (AFS), or to its instances of highest (and lowest)
 c^T (a_i h_i). Tier 2: gated attention over the distilled features, bag logit. The features are detached: tier 2 does
-not train tier 1, as in the original, whose two optimisers step apart. Loss = mean_g BCE(pseudo-logit, Y) + BCE(bag, Y).
+not train tier 1, as in the original with its two optimisers. Loss = mean_g BCE(pseudo-logit, Y) + BCE(bag, Y).
 Score: c h_i, without attention weight or bias, so it does not depend on the split.
 
-The split: training draws from torch's generator; evaluation hashes bag id and row, so that a bag gets the same
-split in every batch, on every device.
+The split: training draws from torch's generator; evaluation hashes bag id and row, so a bag gets the same split in
+every batch and on every device.
 
-SmDFTD: Sm on every pseudo-bag with its induced sub-graph, normalised anew (edges between pseudo-bags are lost: the
-paper's explanation of its bag results); tier 1's attention layers spectrally normalised; score c Sm(H)_i, whole graph.
+SmDFTD: H <- Sm(H) in every pseudo-bag on its induced sub-graph, normalised again (edges between pseudo-bags are lost:
+the paper's explanation of its bag results); tier 1's attention layers spectrally normalised; score c Sm(H)_i on the
+whole graph, computed as Sm(H c)_i (`score_reference` is the plain form).
+
+Shapes: (M,P) and, with Sm, the graph -> bag_logit (B,), instance_score (M,).
 """
 
 import zlib
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smmil.data.batch import BagBatch
-from smmil.layers.pooling import AttentionPool, embedding
+from smmil.layers.pooling import AttentionPool
 from smmil.layers.segments import bag_index, segment_rank, segment_softmax
-from smmil.models.base import MILModel, Output, smoother
+from smmil.models.base import BaseOptions, MILModel, Output, smoother
 from smmil.sm.operator import Graph, Sm, normalise_adjacency
 
 DISTILS = ("afs", "maxmin", "max")
@@ -41,10 +45,8 @@ class DFTD(MILModel):
         alpha: "trainable" (0.5 at the start) or a fixed number in [0,1).
         T: steps of Sm, or "exact".
         spectral_norm: normalise tier 1's attention layers when `sm`.
-        width: D of the embedding.
         attention_dim: of both tiers.
-        embed_act: activation of the embedding.
-        pos_weight: see `MILModel`; weighs both tiers.
+        base: see `MILModel`; `pos_weight` weighs both tiers.
 
     Raises:
         ValueError: an unknown distillation, or a count below 1.
@@ -62,18 +64,16 @@ class DFTD(MILModel):
         alpha: float | str = "trainable",
         T: int | str = 10,
         spectral_norm: bool = True,
-        width: int = 512,
         attention_dim: int = 128,
-        embed_act: str = "gelu",
-        pos_weight: float | None = None,
+        **base: Unpack[BaseOptions],
     ) -> None:
-        super().__init__(pos_weight=pos_weight)
+        super().__init__(in_features, **base)
         if distill not in DISTILS:
             raise ValueError(f"distill: found {distill!r}, expected one of {', '.join(DISTILS)}")
         if min(n_pseudo, k, eval_splits) < 1:
             raise ValueError(f"found n_pseudo {n_pseudo}, k {k}, eval_splits {eval_splits}; expected at least 1 each")
         self.n_pseudo, self.distill, self.k, self.eval_splits = n_pseudo, distill, k, eval_splits
-        self.embed = embedding(in_features, width, embed_act)
+        width = self.width
         self.needs = frozenset({"neighbors"} if sm else ())
         smooth = Sm(alpha, T) if sm else None
         self.pool = AttentionPool(width, attention_dim, gated=True, sm=smooth, spectral=spectral_norm)
@@ -82,7 +82,7 @@ class DFTD(MILModel):
         self.bag_classifier = nn.Linear(width, 1)
 
     def forward(self, batch: BagBatch) -> Output:
-        """(M,P) -> bag_logit (B,), instance_score c h_i (M,)."""
+        """Compute bag_logit (B,) and instance_score c h_i (M,) of x (M,P)."""
         h = self.embed(batch.x)
         score = smoother(self.pool.sm, batch)(F.linear(h, self.classifier.weight))
         if self.training:
@@ -94,9 +94,13 @@ class DFTD(MILModel):
                 logit = mean_probability(torch.stack([logit, *further]))
         return Output(logit, score[:, 0], extra)
 
+    def score_reference(self, batch: BagBatch) -> Tensor:
+        """Compute the instance score (M,) as written: H <- Sm(H) on the whole graph, then c h_i."""
+        return smoother(self.pool.sm, batch)(self.embed(batch.x)) @ self.classifier.weight[0]
+
     def loss(self, batch: BagBatch, output: Output) -> dict[str, Tensor]:
-        """{"bce": of the bags (tier 2), "pseudo": mean over bags of the mean over pseudo-bags (tier 1)}."""
-        # half precision of a forward pass ends here: the caller has raised only the bag logit
+        """Return {"bce": of the bags (tier 2), "pseudo": mean over bags of the mean over pseudo-bags (tier 1)}."""
+        # Pseudo-logits may have half precision; the caller converts only the bag logit.
         pseudo, groups = output.extra["pseudo_logit"].to(output.bag_logit.dtype), output.extra["groups"]
         target = batch.y.to(pseudo.dtype).repeat_interleave(groups)
         weight = 1 / (batch.n_bags * groups.to(pseudo.dtype)).repeat_interleave(groups)
@@ -122,7 +126,7 @@ class DFTD(MILModel):
         return self.bag_classifier(self.bag_pool(tokens.detach(), _bounds(counts))[1])[:, 0], extra
 
     def _select(self, f: Tensor, features: Tensor, offsets: Tensor) -> Tensor:
-        """Rows of the highest (and lowest) class activation a_i (c h_i) of each pseudo-bag; a row may be both."""
+        """Return the rows of highest (and lowest) class activation a_i (c h_i) in each pseudo-bag; rows may repeat."""
         cam = segment_softmax(f, offsets) * F.linear(features, self.classifier.weight)[:, 0]
         rank = segment_rank(cam.detach(), offsets)
         rows = (rank < self.k).nonzero()[:, 0]
@@ -133,11 +137,11 @@ class DFTD(MILModel):
 
 
 def split_bags(batch: BagBatch, keys: Tensor, n_pseudo: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Cuts every bag, ordered by its keys, into G = min(n_pseudo, N) parts; the first N mod G get one more.
+    """Cut every bag, ordered by its keys, into G = min(n_pseudo, N) parts; the first N mod G get one more.
 
     Args:
         batch: B bags of M rows.
-        keys: (M,) numbers; their order inside a bag is the permutation.
+        keys: (M,) numbers; their descending order inside a bag is the permutation.
         n_pseudo: G.
 
     Returns:
@@ -155,19 +159,19 @@ def split_bags(batch: BagBatch, keys: Tensor, n_pseudo: int) -> tuple[Tensor, Te
 
 
 def split_keys(batch: BagBatch, split: int) -> Tensor:
-    """(M,) int64 hashes of (split, bag id, row in the bag): a bag's own fixed permutation."""
+    """Hash (split, bag id, row in the bag) to (M,) int64, a fixed permutation of each bag."""
     seeds = [zlib.crc32(f"{split}/{bag_id}".encode()) for bag_id in batch.bag_ids]
     bags = batch.bag_index
     rows = torch.arange(len(bags), device=bags.device) - batch.offsets[bags]
     keys = (torch.tensor(seeds, device=bags.device)[bags] << 31) + rows
-    # mixing steps of splitmix64; int64 products wrap around
+    # These are the mixing steps of splitmix64; int64 products wrap around.
     for factor in (-4658895280553007687, -7723592293110705685):
         keys = (keys ^ (keys >> 30)) * factor
     return keys ^ (keys >> 31)
 
 
 def induced_graph(batch: BagBatch, order: Tensor, offsets: Tensor) -> Graph:
-    """A_hat of the reordered rows without the edges between pseudo-bags, normalised anew."""
+    """Return A_hat of the reordered rows (M,) without the edges between pseudo-bags, normalised again."""
     place = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
     neighbors = batch.neighbors[order]
     target, pseudo = place[neighbors.clamp(min=0)], bag_index(offsets, len(order))
@@ -177,7 +181,7 @@ def induced_graph(batch: BagBatch, order: Tensor, offsets: Tensor) -> Graph:
 
 
 def mean_probability(logits: Tensor) -> Tensor:
-    """(S,B) -> (B,), the logit of the mean of the S probabilities."""
+    """Compute the logit of the mean of S probabilities: logits (S,B) -> (B,)."""
     return F.logsigmoid(logits).logsumexp(0) - F.logsigmoid(-logits).logsumexp(0)
 
 

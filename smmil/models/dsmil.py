@@ -1,14 +1,17 @@
-"""DSMIL (Li et al., CVPR 2021): an instance stream finds the critical instance, a bag stream attends by likeness to it.
+"""DSMIL (Li et al., CVPR 2021): an instance stream selects the critical instance m, a bag stream attends by similarity.
 
 s_i = w_m h_i + b_m; m = argmax s (the first on ties); q(h) = tanh(Q_2 ReLU(Q_1 h)); a = softmax_i(q_i q_m / sqrt(128));
-z = sum a_i h_i; logit = c z + c0. Loss = 0.5 BCE(bag) + 0.5 BCE(s_m). Score: s_i; the attention localises worse, as its
-users found.
+z = sum a_i h_i; logit = c z + c0. Loss = 0.5 BCE(bag) + 0.5 BCE(s_m). Score: s_i, which localises better than a_i.
 
-SmDSMIL: H <- Sm(H) before both streams, query layers spectrally normalised. Sm is linear, symmetric and acts on rows,
-so it runs on the 129 columns that the first linear layers make of H, and on a, rather than on 512 columns.
+SmDSMIL: H <- Sm(H) before both streams (`forward_reference`), query layers spectrally normalised. Sm = P is linear,
+symmetric and acts on rows, so `forward` applies it to the 129 columns of the first linear layers, P(H W^T) = (P H) W^T,
+and to the weights, H^T (P a) = (P H)^T a, instead of to the 512 columns of H.
+
+Shapes: (M,P) and, with Sm, the graph -> bag_logit (B,), instance_score (M,).
 """
 
 from collections.abc import Callable
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +19,8 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm as normalise
 
 from smmil.data.batch import BagBatch
-from smmil.layers.pooling import embedding
 from smmil.layers.segments import segment_rank, segment_softmax, weighted_sum
-from smmil.models.base import MILModel, Output, smoother
+from smmil.models.base import BaseOptions, MILModel, Output, smoother
 from smmil.sm.operator import Sm
 
 PREDICTIONS = ("bag", "average")
@@ -31,7 +33,7 @@ class DSMIL(MILModel):
     Args:
         in_features: P.
         nonlinear_q: query of two layers; False = one linear layer.
-        passing_v: values ReLU(Linear(h)) instead of h.
+        passing_v: use values ReLU(Linear(h)) instead of h.
         predict: "bag" = logit of the bag stream, "average" = mean of both streams' logits.
         score: "instance" = s_i, "attention" = q_i q_m / sqrt(q_dim), before the softmax.
         q_dim: width of the query.
@@ -41,9 +43,7 @@ class DSMIL(MILModel):
         alpha: "trainable" (0.5 at the start) or a fixed number in [0,1).
         T: steps of Sm, or "exact".
         spectral_norm: normalise the query layers when `sm`.
-        width: D of the embedding.
-        embed_act: activation of the embedding.
-        pos_weight: see `MILModel`; weighs both losses, as both compare with the bag label.
+        base: see `MILModel`; `pos_weight` weighs both losses, as both compare with the bag label.
 
     Raises:
         ValueError: an unknown `predict` or `score`.
@@ -64,11 +64,9 @@ class DSMIL(MILModel):
         alpha: float | str = "trainable",
         T: int | str = 10,
         spectral_norm: bool = True,
-        width: int = 512,
-        embed_act: str = "gelu",
-        pos_weight: float | None = None,
+        **base: Unpack[BaseOptions],
     ) -> None:
-        super().__init__(pos_weight=pos_weight)
+        super().__init__(in_features, **base)
         if predict not in PREDICTIONS or score not in SCORES:
             raise ValueError(
                 f"found predict = {predict!r} and score = {score!r}, expected one of {', '.join(PREDICTIONS)} and one"
@@ -76,12 +74,11 @@ class DSMIL(MILModel):
             )
         self.predict, self.score = predict, score
         self.bag_weight, self.instance_weight = bag_weight, instance_weight
-        self.embed = embedding(in_features, width, embed_act)
-        self.instance = nn.Linear(width, 1)
-        self.query = nn.Linear(width, q_dim)
+        self.instance = nn.Linear(self.width, 1)
+        self.query = nn.Linear(self.width, q_dim)
         self.query_2 = nn.Linear(q_dim, q_dim) if nonlinear_q else None
-        self.value = nn.Linear(width, width) if passing_v else None
-        self.classifier = nn.Linear(width, 1)
+        self.value = nn.Linear(self.width, self.width) if passing_v else None
+        self.classifier = nn.Linear(self.width, 1)
         self.sm = Sm(alpha, T) if sm else None
         self.needs = frozenset({"neighbors"} if sm else ())
         if sm and spectral_norm:
@@ -90,15 +87,14 @@ class DSMIL(MILModel):
                     normalise(layer)
 
     def forward(self, batch: BagBatch) -> Output:
-        """(M,P) -> bag_logit (B,), instance_score s (M,)."""
+        """Compute bag_logit (B,) and instance_score s (M,) of x (M,P)."""
         h, offsets = self.embed(batch.x), batch.offsets
         smooth = smoother(self.sm, batch)
         s, hidden = self._linear(h, smooth)
-        q = hidden if self.query_2 is None else torch.tanh(self.query_2(torch.relu(hidden)))
+        q = self._query(hidden)
         critical = (segment_rank(s.detach(), offsets) == 0).nonzero()[:, 0]
         f = (q * q[critical][batch.bag_index]).sum(1) / q.shape[1] ** 0.5
         a = segment_softmax(f, offsets)
-        # (P H)^T a = H^T (P a)
         weight, values = (smooth(a[:, None])[:, 0], h) if self.value is None else (a, torch.relu(self.value(smooth(h))))
         z = weighted_sum(weight, values, offsets)
         bag, top = self.classifier(z)[:, 0], s[critical]
@@ -106,16 +102,30 @@ class DSMIL(MILModel):
         score = s if self.score == "instance" else f
         return Output(logit, score, {"bag": bag, "critical": top, "critical_row": critical})
 
+    def forward_reference(self, batch: BagBatch) -> Output:
+        """Compute bag_logit (B,) and instance_score s (M,) as written: H <- Sm(H), then both streams bag by bag."""
+        smoothed = smoother(self.sm, batch)(self.embed(batch.x))
+        logits, scores = [], []
+        for h in torch.split(smoothed, batch.sizes.tolist()):
+            s, q = self.instance(h)[:, 0], self._query(self.query(h))
+            a = torch.softmax(q @ q[s.argmax()] / q.shape[1] ** 0.5, 0)
+            logits.append(self.classifier(a @ (h if self.value is None else torch.relu(self.value(h)))))
+            scores.append(s)
+        return Output(torch.cat(logits), torch.cat(scores))
+
     def loss(self, batch: BagBatch, output: Output) -> dict[str, Tensor]:
-        """{"bce": weighted loss of the bag stream, "critical": weighted loss of the critical instances}."""
-        # the streams may come from a forward pass in half precision, the caller has raised only the bag logit
+        """Return {"bce": weighted loss of the bag stream, "critical": that of the critical instances}, scalars."""
+        # The streams may come from a forward pass in half precision; the caller converts only the bag logit.
         bag, critical = (output.extra[key].to(output.bag_logit.dtype) for key in ("bag", "critical"))
         return {
             "bce": self.bag_weight * self.bag_loss(bag, batch.y),
             "critical": self.instance_weight * self.bag_loss(critical, batch.y),
         }
 
+    def _query(self, hidden: Tensor) -> Tensor:
+        return hidden if self.query_2 is None else torch.tanh(self.query_2(torch.relu(hidden)))
+
     def _linear(self, h: Tensor, smooth: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """(M,), (M,q_dim): both streams' first linear layer of Sm(H), by Sm(H) W^T = Sm(H W^T)."""
+        """Compute the first linear layers of both streams on Sm(H): H (M,D) -> (M,), (M,q_dim)."""
         columns = smooth(torch.cat([F.linear(h, self.instance.weight), F.linear(h, self.query.weight)], 1))
         return columns[:, 0] + self.instance.bias, columns[:, 1:] + self.query.bias

@@ -10,6 +10,7 @@ the batch; a batch of one node uses the running statistics.
 
 import copy
 import dataclasses
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +19,8 @@ from torch.nn import functional as F
 from smmil.data.batch import BagBatch
 from smmil.layers.graph_layers import mincut_pool, plain_adjacency, propagate
 from smmil.layers.graphcam import Block, graphcam
-from smmil.layers.pooling import embedding
 from smmil.layers.segments import bag_index
-from smmil.models.base import MILModel, Output, graph_of
+from smmil.models.base import BaseOptions, MILModel, Output, graph_of
 from smmil.sm.operator import Graph
 
 
@@ -31,16 +31,14 @@ class GTP(MILModel):
         in_features: P.
         adjacency: "binary" or "normalised" (A_hat).
         relevance: "lrp", or "attention" (GraphCAM with attention weights in place of relevance; cheap).
-        score_in_training: GraphCAM costs more than a training step, which does not need it: in training mode the
-            scores are 0 without this.
+        score_in_training: compute GraphCAM in training mode too, where it costs more than the step; otherwise scores
+            are 0 there.
         n_clusters: C.
         hidden: D of graph layer and transformer.
         depth: blocks.
         n_heads: of a block.
         mlp_ratio: of a block.
-        width: of the embedding.
-        embed_act: activation of the embedding.
-        pos_weight: see `MILModel`.
+        base: see `MILModel`.
 
     Raises:
         ValueError: another adjacency or relevance.
@@ -60,18 +58,15 @@ class GTP(MILModel):
         depth: int = 3,
         n_heads: int = 8,
         mlp_ratio: int = 2,
-        width: int = 512,
-        embed_act: str = "gelu",
-        pos_weight: float | None = None,
+        **base: Unpack[BaseOptions],
     ) -> None:
-        super().__init__(pos_weight=pos_weight)
+        super().__init__(in_features, **base)
         if adjacency not in ("binary", "normalised"):
             raise ValueError(f"adjacency: found {adjacency!r}, expected 'binary' or 'normalised'")
         if relevance not in ("lrp", "attention"):
             raise ValueError(f"relevance: found {relevance!r}, expected 'lrp' or 'attention'")
         self.adjacency, self.relevance, self.score_in_training = adjacency, relevance, score_in_training
-        self.embed = embedding(in_features, width, embed_act)
-        self.conv = nn.Linear(width, hidden)
+        self.conv = nn.Linear(self.width, hidden)
         self.bn = nn.BatchNorm1d(hidden)
         self.assign = nn.Linear(hidden, n_clusters)
         self.cls = nn.Parameter(torch.zeros(hidden))
@@ -80,23 +75,23 @@ class GTP(MILModel):
         self.classifier = nn.Linear(hidden, 1)
 
     def forward(self, batch: BagBatch) -> Output:
-        """(M,P) and the graph -> bag_logit (B,), instance_score (M,); extra: "cut" (B,), "orthogonality" (B,)."""
+        """Compute bag_logit (B,) and instance_score (M,) of x (M,P) and the graph; both losses (B,) in extra."""
         _, tokens, cut, orthogonality = self._clusters(batch)
         x = tokens
         for block in self.blocks:
             x = block(x)
         logit = self.classifier(self.norm(x)[:, 0])[:, 0]
-        wanted = self.score_in_training or not self.training
-        score = self._score(batch).to(logit.dtype) if wanted else logit.new_zeros(len(batch.x))
+        scored = self.score_in_training or not self.training
+        score = self._score(batch).to(logit.dtype) if scored else logit.new_zeros(len(batch.x))
         return Output(logit, score, {"cut": cut, "orthogonality": orthogonality})
 
     def loss(self, batch: BagBatch, output: Output) -> dict[str, Tensor]:
-        """Bag cross entropy, cut loss and orthogonality loss, means over bags."""
+        """Compute bag cross entropy, cut loss and orthogonality loss, scalars, means over bags."""
         auxiliary = {name: output.extra[name].mean() for name in ("cut", "orthogonality")}
         return {**super().loss(batch, output), **auxiliary}
 
     def _clusters(self, batch: BagBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Cluster weights (M,C), transformer tokens (B,1+C,D), cut loss (B,), orthogonality loss (B,)."""
+        """Compute cluster weights (M,C), transformer tokens (B,1+C,D), cut loss (B,) and orthogonality loss (B,)."""
         binary = self.adjacency == "binary"
         graph = plain_adjacency(batch.neighbors, dtype=batch.x.dtype) if binary else graph_of(batch)
         y = self._nodes(self.embed(batch.x), graph)
@@ -105,7 +100,7 @@ class GTP(MILModel):
         return s, torch.cat([self.cls.expand(len(pooled), 1, -1), pooled], 1), cut, orthogonality
 
     def _score(self, batch: BagBatch) -> Tensor:
-        """GraphCAM of the clusters brought back to the nodes, (M,) float64.
+        """Compute GraphCAM of the clusters and return it to the nodes, (M,) float64.
 
         The relevance rules are ill-conditioned: in float32 the scores of a bag would depend on its batch and device.
         """
@@ -117,10 +112,19 @@ class GTP(MILModel):
             return (s * row[bag_index(batch.offsets, len(s))]).sum(1)
 
     def _nodes(self, h: Tensor, graph: Graph) -> Tensor:
-        """(M,width) -> (M,hidden)."""
-        # (A H + H) W = A (H W) + H W: the graph acts on the narrow side
+        """Compute Y = BN(l2norm((A H + H) W + b)): (M,width) -> (M,hidden).
+
+        (A H + H) W = A (H W) + H W, so the graph acts on `hidden` columns; `nodes_reference` is the plain form.
+        """
         projected = F.linear(h, self.conv.weight)
-        y = F.normalize(propagate(projected, graph) + projected + self.conv.bias, dim=1)
+        return self._normalise(propagate(projected, graph) + projected + self.conv.bias)
+
+    def nodes_reference(self, h: Tensor, a: Tensor) -> Tensor:
+        """Compute Y as written, with a dense A (M,M): (M,width) -> (M,hidden)."""
+        return self._normalise(self.conv(a @ h + h))
+
+    def _normalise(self, y: Tensor) -> Tensor:
+        y = F.normalize(y, dim=1)
         if self.training and len(y) == 1:
             return F.batch_norm(
                 y, self.bn.running_mean, self.bn.running_var, self.bn.weight, self.bn.bias, eps=self.bn.eps

@@ -1,13 +1,13 @@
-"""IIB-MIL (Ren et al., MICCAI 2023): a bag decoder beside instances that learn from prototype-based soft labels.
+"""IIB-MIL (Ren et al., MICCAI 2023): a bag decoder, and an instance head trained with prototype-based soft labels.
 
 Encoder, three stages, z = 256: Linear-Tanh-LN stack (512, 1024, 512, 512, 256), post-LN transformer layer, plus
 ReLU(Linear(H)). Instance head LN, Linear(256, 2). Decoder: five learned queries, two post-LN layers (self-attention,
-cross-attention to the instances, MLP), side by side into Linear(1280, 1).
+cross-attention to the instances, MLP), concatenated into Linear(1280, 1).
 Prototypes p_0, p_1: in a bag of label c the tenth of the instances (at least one) with the highest class-c probability
-moves p_c, most probable first, p <- m p + (1 - m) x with m = .99 for each.
+updates p_c, most probable first, p <- m p + (1 - m) x with m = .99 for each.
 Soft labels q: (1,0) in negative bags; (1/2,1/2) in positive ones at first, and from epoch 3 on, per visit,
-q <- m q + (1 - m) onehot(argmax_c p_c . x) with m = .94; ties leave q alone. Labels and prototypes move inside `loss`,
-in training mode only, without gradient; labels first, by the prototypes of the step before.
+q <- m q + (1 - m) onehot(argmax_c p_c . x) with m = .94; ties keep q. `loss` updates labels and prototypes, in training
+mode only, without gradient; labels first, by the prototypes of the previous step.
 Loss = bag cross entropy + soft cross entropy of the instances (mean over a bag's instances, then over bags).
 Score: instance logit 1 - logit 0.
 
@@ -15,6 +15,7 @@ Shapes: (M,P) -> bag_logit (B,), instance_score (M,). Attention is exact: memory
 """
 
 import hashlib
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +24,8 @@ from torch.nn.functional import log_softmax
 from smmil.data.batch import BagBatch
 from smmil.layers.attention import check_length, packed_attention
 from smmil.layers.dropout import Dropout
-from smmil.layers.pooling import embedding
 from smmil.layers.segments import segment_mean
-from smmil.models.base import MILModel, Output
+from smmil.models.base import BaseOptions, MILModel, Output
 
 
 class EncoderLayer(nn.Module):
@@ -47,7 +47,7 @@ class EncoderLayer(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, bounds: list[int]) -> Tensor:
-        """(M,D) -> (M,D)."""
+        """Apply the layer inside every bag `bounds[b]:bounds[b+1]`: (M,D) -> (M,D)."""
         q, k, v = self.qkv(x).chunk(3, -1)
         p = self.p if self.training else 0.0
         heads = packed_attention(q, k, v, bounds, self.n_heads, scale=self.scale, dropout=p)
@@ -70,13 +70,13 @@ class Stage(nn.Module):
         self.transformer = EncoderLayer(z, dropout=dropout)
 
     def forward(self, x: Tensor, bounds: list[int]) -> Tensor:
-        """One stage without its skip."""
+        """Apply the stage without its skip: (M,inputs) -> (M,z)."""
         out: Tensor = self.transformer(self.stack(x), bounds)
         return out
 
 
 class SoftLabels(nn.Module):
-    """q_1 of every instance of the positive bags seen in training, by bag id; part of the state dict as one tensor.
+    """Soft labels q_1 of the instances of the positive training bags by bag id; one tensor in the state dict.
 
     The tensor is int64: number of bags, their keys, their sizes, then all q_1 as the bits of float64 numbers.
     """
@@ -87,28 +87,28 @@ class SoftLabels(nn.Module):
 
     @staticmethod
     def key(bag_id: str) -> int:
-        """63 bits of the SHA-256 of a bag id."""
+        """Return 63 bits of the SHA-256 of a bag id."""
         return int.from_bytes(hashlib.sha256(bag_id.encode()).digest()[:8], "big") >> 1
 
     def get(self, bag_id: str, like: Tensor) -> Tensor:
-        """(N,) q_1, 1/2 for a bag not seen yet or whose number of instances changed; device and type of `like`."""
-        found = self.values.get(self.key(bag_id))
-        if found is None or found.shape != like.shape:
+        """Return q_1 (N,) with device and type of `like`; 1/2 for a new bag or a changed number of instances."""
+        q = self.values.get(self.key(bag_id))
+        if q is None or q.shape != like.shape:
             return torch.full_like(like, 0.5)
-        return found.to(like)
+        return q.to(like)
 
     def put(self, bag_id: str, q: Tensor) -> None:
-        """Keeps q_1 of a bag."""
+        """Store q_1 (N,) of a bag."""
         self.values[self.key(bag_id)] = q.detach().clone()
 
     def get_extra_state(self) -> Tensor:
-        """All labels as one int64 tensor on the CPU."""
+        """Return all labels as one int64 tensor (L,) on the CPU."""
         sizes = [len(q) for q in self.values.values()]
         head = torch.tensor([len(sizes), *self.values, *sizes], dtype=torch.int64)
         return torch.cat([head, *(q.cpu().double().view(torch.int64) for q in self.values.values())])
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Inverse of `get_extra_state`."""
+        """Restore the labels from the tensor (L,) of `get_extra_state`."""
         n = int(state[0])
         keys, sizes = state[1 : 1 + n].tolist(), state[1 + n : 1 + 2 * n].tolist()
         labels = torch.split(state[1 + 2 * n :].clone().view(torch.float64), sizes)
@@ -116,7 +116,7 @@ class SoftLabels(nn.Module):
 
 
 class IIBMIL(MILModel):
-    """Instance and bag supervision at once.
+    """Joint supervision of instances and bags.
 
     Args:
         in_features: P.
@@ -127,11 +127,9 @@ class IIBMIL(MILModel):
         dropout: of the transformer layers.
         prototype_momentum: m of the prototypes.
         label_momentum: m of the soft labels; 0 gives hard labels.
-        warmup_epochs: epochs in which labels stay where they are.
+        warmup_epochs: epochs in which labels are not updated.
         max_tokens: largest bag.
-        width: of the embedding.
-        embed_act: activation of the embedding.
-        pos_weight: see `MILModel`.
+        base: see `MILModel`.
     """
 
     prototypes: Tensor
@@ -149,14 +147,12 @@ class IIBMIL(MILModel):
         label_momentum: float = 0.94,
         warmup_epochs: int = 2,
         max_tokens: int = 65536,
-        width: int = 512,
-        embed_act: str = "gelu",
-        pos_weight: float | None = None,
+        **base: Unpack[BaseOptions],
     ) -> None:
-        super().__init__(pos_weight=pos_weight)
+        super().__init__(in_features, **base)
         self.prototype_momentum, self.label_momentum = prototype_momentum, label_momentum
         self.warmup_epochs, self.max_tokens, self.epoch = warmup_epochs, max_tokens, 1
-        self.embed = embedding(in_features, width, embed_act)
+        width = self.width
         self.stages = nn.ModuleList(Stage(width if i == 0 else z, z, dropout) for i in range(depth))
         self.skips = nn.ModuleList(nn.Linear(width, z) for _ in range(depth))
         self.instance_head = nn.Sequential(nn.LayerNorm(z), nn.Linear(z, 2))
@@ -169,11 +165,11 @@ class IIBMIL(MILModel):
         self.labels = SoftLabels()
 
     def start_epoch(self, epoch: int) -> None:
-        """Remembers the epoch (from 1) for the warm-up of the soft labels."""
+        """Store the epoch (from 1) for the warm-up of the soft labels."""
         self.epoch = epoch
 
     def forward(self, batch: BagBatch) -> Output:
-        """(M,P) -> bag_logit (B,), instance_score (M,); extra: "instance_logits" (M,2), "encoded" (M,z)."""
+        """Compute bag_logit (B,) and instance_score (M,) of x (M,P); instance logits (M,2) in extra."""
         bounds = batch.offsets.tolist()
         check_length(bounds, self.max_tokens, "iibmil")
         h = self.embed(batch.x)
@@ -186,7 +182,7 @@ class IIBMIL(MILModel):
         return Output(bag_logit[:, 0], logits[:, 1] - logits[:, 0], {"instance_logits": logits, "encoded": x})
 
     def loss(self, batch: BagBatch, output: Output) -> dict[str, Tensor]:
-        """Bag cross entropy and soft instance cross entropy; in training mode, labels and prototypes move once."""
+        """Compute bag and soft instance cross entropy, scalars; in training, update labels and prototypes once."""
         logits, encoded = output.extra["instance_logits"], output.extra["encoded"].detach()
         probability = torch.softmax(logits.detach(), -1)
         bounds, targets = batch.offsets.tolist(), torch.zeros_like(probability[:, 1])
@@ -202,7 +198,7 @@ class IIBMIL(MILModel):
         return {**super().loss(batch, output), "instance": segment_mean(entropy, batch.offsets).mean()}
 
     def _decode(self, memory: Tensor) -> Tensor:
-        """(N,z) encoded instances of one bag -> (1, n_queries z)."""
+        """Decode the encoded instances of one bag: (N,z) -> (1, n_queries z)."""
         queries = self.queries[None]
         for layer in self.decoder:
             queries = layer(queries, memory[None])
@@ -210,7 +206,7 @@ class IIBMIL(MILModel):
 
     @torch.no_grad()
     def _soft_label(self, bag_id: str, encoded: Tensor, like: Tensor) -> Tensor:
-        """(N,) q_1 of a positive bag; moved and kept in training after the warm-up."""
+        """Return q_1 (N,) of a positive bag; in training after the warm-up, update and store it."""
         q = self.labels.get(bag_id, like)
         if self.training and self.epoch > self.warmup_epochs:
             negative, positive = (encoded.to(self.prototypes.dtype) @ self.prototypes.T).unbind(1)
@@ -221,9 +217,21 @@ class IIBMIL(MILModel):
 
     @torch.no_grad()
     def _move_prototype(self, label: int, encoded: Tensor, probability: Tensor) -> None:
-        """P <- m p + (1 - m) x for the tenth of a bag's instances that are most probable, most probable first."""
+        """Update p <- m p + (1 - m) x for the most probable tenth of a bag, most probable first, in one sum.
+
+        Args:
+            label: of the bag.
+            encoded: (N,z).
+            probability: (N,), of the class `label`.
+        """
         k, m = max(1, len(encoded) // 10), self.prototype_momentum
         chosen = encoded[probability.topk(k).indices].to(self.prototypes.dtype)
-        # k steps of the recursion in one sum
         decay = m ** torch.arange(k - 1, -1, -1, dtype=chosen.dtype, device=chosen.device)
         self.prototypes[label] = m**k * self.prototypes[label] + (1 - m) * (decay @ chosen)
+
+
+def moved_prototype_reference(p: Tensor, encoded: Tensor, probability: Tensor, m: float) -> Tensor:
+    """Compute the recursion of a prototype as written: p (z,), encoded (N,z), probability (N,) -> (z,)."""
+    for i in probability.topk(max(1, len(encoded) // 10)).indices:
+        p = m * p + (1 - m) * encoded[i]
+    return p

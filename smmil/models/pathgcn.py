@@ -11,7 +11,7 @@ Shapes: (M,P) and the graph -> bag_logit (B,), instance_score (M,).
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from smmil.data.batch import BagBatch
 from smmil.layers.dropout import Dropout
 from smmil.layers.graph_layers import GEN, plain_adjacency, propagate
-from smmil.layers.pooling import AttentionPool, attend, embedding
-from smmil.models.base import MILModel, Output
+from smmil.layers.pooling import AttentionPool, attend
+from smmil.models.base import BaseOptions, MILModel, Output
 
 
 class PathGCN(MILModel):
@@ -32,9 +32,7 @@ class PathGCN(MILModel):
         n_layers: graph layers.
         dropout: of the linear layers and the attention gates.
         graph_dropout: after each residual graph layer.
-        width: of the embedding.
-        embed_act: activation of the embedding.
-        pos_weight: see `MILModel`.
+        base: see `MILModel`.
     """
 
     needs = frozenset({"neighbors"})
@@ -47,14 +45,11 @@ class PathGCN(MILModel):
         n_layers: int = 3,
         dropout: float = 0.25,
         graph_dropout: float = 0.1,
-        width: int = 512,
-        embed_act: str = "gelu",
-        pos_weight: float | None = None,
+        **base: Unpack[BaseOptions],
     ) -> None:
-        super().__init__(pos_weight=pos_weight)
+        super().__init__(in_features, **base)
         joined = hidden * (n_layers + 1)
-        self.embed = embedding(in_features, width, embed_act)
-        self.reduce = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), Dropout(dropout))
+        self.reduce = nn.Sequential(nn.Linear(self.width, hidden), nn.ReLU(), Dropout(dropout))
         self.layers = nn.ModuleList(GEN(hidden) for _ in range(n_layers))
         self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in range(n_layers - 1))
         self.graph_dropout = Dropout(graph_dropout)
@@ -65,13 +60,13 @@ class PathGCN(MILModel):
         self.classifier = nn.Sequential(nn.Linear(joined, joined), nn.ReLU(), nn.Linear(joined, 1))
 
     def forward(self, batch: BagBatch) -> Output:
-        """(M,P) and the graph -> bag_logit (B,), instance_score f (M,)."""
+        """Compute bag_logit (B,) and instance_score f (M,) of x (M,P) and the graph."""
         h = self.join(self.node_features(self.embed(batch.x), batch.neighbors))
         f = self.w(self.V(h) * self.U(h))[:, 0]
         return Output(self.classifier(attend(f, h, batch.offsets))[:, 0], f)
 
     def node_features(self, h: Tensor, neighbors: Tensor) -> Tensor:
-        """(M,D) embedding -> (M, 4 hidden), all depths side by side."""
+        """Compute all depths side by side: embedding (M,D) -> (M, (n_layers + 1) hidden)."""
         x = self.reduce(h)
         depths = [x, self.layers[0](x, neighbors)]
         for layer, norm in zip(list(self.layers)[1:], self.norms, strict=True):
@@ -87,25 +82,16 @@ class PlainGCN(MILModel):
         in_features: P.
         n_layers: graph layers.
         attention_dim: L.
-        width: D of the embedding and of every layer.
-        embed_act: activation of the embedding.
-        pos_weight: see `MILModel`.
+        base: see `MILModel`; `width` is that of every layer.
     """
 
     needs = frozenset({"neighbors"})
 
     def __init__(
-        self,
-        in_features: int,
-        *,
-        n_layers: int = 4,
-        attention_dim: int = 128,
-        width: int = 512,
-        embed_act: str = "gelu",
-        pos_weight: float | None = None,
+        self, in_features: int, *, n_layers: int = 4, attention_dim: int = 128, **base: Unpack[BaseOptions]
     ) -> None:
-        super().__init__(pos_weight=pos_weight)
-        self.embed = embedding(in_features, width, embed_act)
+        super().__init__(in_features, **base)
+        width = self.width
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(n_layers))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(n_layers))
         self.join = nn.Sequential(nn.Linear((n_layers + 1) * width, width), nn.ReLU())
@@ -113,7 +99,7 @@ class PlainGCN(MILModel):
         self.classifier = nn.Linear(width, 1)
 
     def forward(self, batch: BagBatch) -> Output:
-        """(M,P) and the graph -> bag_logit (B,), instance_score f (M,)."""
+        """Compute bag_logit (B,) and instance_score f (M,) of x (M,P) and the graph."""
         graph = plain_adjacency(batch.neighbors, dtype=batch.x.dtype)
         depths = [self.embed(batch.x)]
         for layer, norm in zip(self.layers, self.norms, strict=True):
@@ -123,7 +109,7 @@ class PlainGCN(MILModel):
 
 
 def pathgcn(in_features: int, *, variant: str = "gen", **options: Any) -> MILModel:
-    """PathGCN by variant.
+    """Build PathGCN by variant.
 
     Args:
         in_features: P.

@@ -1,10 +1,12 @@
-"""ABMIL+PENALTY and T+PENALTY (paper, Table 5): smoothness asked for by the loss instead of built in by Sm.
+"""ABMIL+PENALTY and T+PENALTY (paper, Table 5): a smoothness term in the loss in place of Sm.
 
 loss = BCE + lambda mean over bags of (1/N) f^T (I - A_hat) f, f (M,) the raw attention values, lambda = 1. The graph
 is read in training only; prediction is that of ABMIL and T+AP.
 
-`on = "softmax"` is the penalty of SA-DMIL (Wu et al., MICCAI 2023) on a = softmax(f) with w = 1 - lambda:
+`on = "softmax"` is the penalty of SA-DMIL (Wu et al., MICCAI 2023) on a = softmax(f):
 (1 - lambda) BCE + lambda a^T L^k a, L = D + I - A, not normalised.
+
+Shapes: (M,P), and the graph in `loss` -> bag_logit (B,), instance_score (M,).
 """
 
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from torch import Tensor
 from smmil.data.batch import BagBatch
 from smmil.layers.segments import segment_softmax, segment_sum
 from smmil.models.abmil import ABMIL
-from smmil.models.base import Output, graph_of
+from smmil.models.base import MILModel, Output, graph_of
 from smmil.models.transformer import TransformerMIL
 from smmil.sm.operator import Graph
 
@@ -46,7 +48,7 @@ class Penalty:
             raise ValueError(f"penalty: found {self.weight}, expected a number >= 0, for 'softmax' at most 1")
 
     def terms(self, bce: Tensor, f: Tensor, batch: BagBatch) -> dict[str, Tensor]:
-        """{"bce": bag loss, "penalty": weighted roughness of the attention values f (M,)}."""
+        """Return {"bce": bag loss, "penalty": weighted roughness} of attention values f (M,)."""
         f = f.to(batch.x.dtype)
         if self.on == "raw":
             return {"bce": bce, "penalty": self.weight * raw_penalty(f, batch).mean()}
@@ -54,15 +56,18 @@ class Penalty:
         return {"bce": (1 - self.weight) * bce, "penalty": self.weight * rough}
 
 
-class ABMILPenalty(ABMIL):
-    """ABMIL with the penalty.
+class Penalised(MILModel):
+    """A method whose loss has the penalty; combine with the class of the method.
 
     Args:
         in_features: P.
         penalty: lambda.
         on: see `Penalty`.
         power: see `Penalty`.
-        options: of `ABMIL`.
+        options: of the method.
+
+    Raises:
+        ValueError: see `Penalty`.
     """
 
     needs = frozenset({"neighbors"})
@@ -74,46 +79,32 @@ class ABMILPenalty(ABMIL):
         self.penalty = Penalty(penalty, on, power)
 
     def loss(self, batch: BagBatch, output: Output) -> dict[str, Tensor]:
-        """Bag loss and penalty."""
+        """Compute bag loss and penalty, scalars."""
         return self.penalty.terms(self.bag_loss(output.bag_logit, batch.y), output.instance_score, batch)
 
 
-class TransformerPenalty(TransformerMIL):
-    """T+AP with the penalty.
+class ABMILPenalty(Penalised, ABMIL):
+    """ABMIL with the penalty."""
 
-    Args:
-        in_features: P.
-        penalty: lambda.
-        on: see `Penalty`.
-        power: see `Penalty`.
-        options: of `TransformerMIL`.
-    """
 
-    def __init__(
-        self, in_features: int, *, penalty: float = 1.0, on: str = "raw", power: int = 1, **options: Any
-    ) -> None:
-        super().__init__(in_features, sm_transformer=False, sm_pool=False, **options)
-        self.penalty = Penalty(penalty, on, power)
-
-    def loss(self, batch: BagBatch, output: Output) -> dict[str, Tensor]:
-        """Bag loss and penalty."""
-        return self.penalty.terms(self.bag_loss(output.bag_logit, batch.y), output.instance_score, batch)
+class TransformerPenalty(Penalised, TransformerMIL):
+    """T+AP with the penalty."""
 
 
 def raw_penalty(f: Tensor, batch: BagBatch) -> Tensor:
-    """(M,) -> (B,), (1/N) f^T (I - A_hat) f of every bag: its Dirichlet energy per instance."""
+    """Compute (1/N) f^T (I - A_hat) f, the Dirichlet energy per instance, of every bag: (M,) -> (B,)."""
     column = f[:, None]
     energy = segment_sum(column * (column - graph_of(batch).matmul(column)), batch.offsets)[:, 0]
     return energy / batch.sizes.to(f.dtype)
 
 
 def softmax_penalty(f: Tensor, batch: BagBatch, power: int = 1) -> Tensor:
-    """(M,) -> (B,), a^T L^power a of every bag with a = softmax(f), L = D + I - A."""
+    """Compute a^T L^power a of every bag, a = softmax(f), L = D + I - A: (M,) -> (B,)."""
     a = segment_softmax(f, batch.offsets)[:, None]
     present = batch.neighbors >= 0
     weight = present.to(f.dtype) if batch.edge_weight is None else batch.edge_weight.to(f.dtype) * present
     adjacency = Graph(batch.neighbors.clamp(min=0), weight, weight.new_zeros(len(weight)))
     diagonal = weight.sum(1, keepdim=True) + 1
     rough = diagonal * a - adjacency.matmul(a)
-    # a^T L^2 a = |L a|^2
+    # L is symmetric, so a^T L^2 a = |L a|^2.
     return segment_sum((rough if power == 2 else a) * rough, batch.offsets)[:, 0]

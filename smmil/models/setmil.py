@@ -2,15 +2,17 @@
 
 e = Linear(h) is placed on the bag's bounding box of lattice cells (row and column from 0, instances of a cell summed).
 Pyramid, K = 3, 5, 7: the K x K neighbourhood of every cell (empty cells 0), LN, one-head attention with a skip from its
-values, MLP; the three results side by side. A class token in front, a fixed sinusoid of the cell's raster number, then
-six pre-LN blocks whose attention logits carry a learned bias per head and rounded distance (iRPE: 0, 1, 2-3, 4 and
-more, pairs with the class token). LN, Linear on the class token.
+values, MLP; the three results are concatenated. A class token comes first, a fixed sinusoid of the cell's raster number
+is added, and six pre-LN blocks follow whose attention logits have a learned bias per head and rounded distance
+(iRPE: 0, 1, 2-3, 4 and more, pairs with the class token). LN, Linear on the class token.
 Attention is restricted to occupied cells (`tokens="all"`: every cell of the box).
-Score: the last block's attention from the class token to the cell, mean over heads, read back by coordinate.
+Score: the last block's attention from the class token to the instance's cell, mean over heads.
 
 Shapes: (M,P) and the grid (M,2) -> bag_logit (B,), instance_score (M,). Time is quadratic in the cells of a bag, memory
-is not (a step on 20,000 cells: 4 GiB, ten minutes or more of one core); bags beyond `max_tokens` are refused.
+is linear (a step on 20,000 cells: 4 GiB, at least ten minutes of one core); larger bags than `max_tokens` are refused.
 """
+
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -21,15 +23,14 @@ from smmil.data.batch import BagBatch
 from smmil.layers.attention import Bias, check_length, packed_attention, split_heads
 from smmil.layers.dropout import Dropout
 from smmil.layers.lattice_cells import Cells, lattice
-from smmil.layers.pooling import embedding
-from smmil.models.base import MILModel, Output
+from smmil.models.base import BaseOptions, MILModel, Output
 
 KEEP = 2**25  # neighbourhood elements of a batch that are kept for the backward pass
 BUCKETS = 5  # rounded distance 0, 1, 2-3, >= 4, and any pair with the class token
 
 
 def sinusoid(number: Tensor, width: int, dtype: torch.dtype) -> Tensor:
-    """(C,) positions -> (C,width): sine in even, cosine in odd columns, wave lengths from 2 pi to 20000 pi."""
+    """Encode positions (C,) as (C,width): sine in even, cosine in odd columns, wave lengths from 2 pi to 20000 pi."""
     column = torch.arange(width, device=number.device)
     rate = torch.pow(10000.0, -(2 * (column // 2)).double() / width)
     angle = number.double()[:, None] * rate
@@ -37,9 +38,9 @@ def sinusoid(number: Tensor, width: int, dtype: torch.dtype) -> Tensor:
 
 
 def distance_buckets(place: Tensor, start: int, stop: int) -> Tensor:
-    """(n,2) cells of a bag -> (stop - start, n + 1) buckets of the tokens start..stop to all; token 0 is the class."""
+    """Return distance buckets of tokens start..stop to all, token 0 = class: cells (n,2) -> (stop - start, n + 1)."""
     tokens = F.pad(place, (0, 0, 1, 0)).float()
-    # not by a matrix product, which would round the distances
+    # A matrix product would round the distances.
     distance = torch.cdist(tokens[start:stop], tokens, compute_mode="donot_use_mm_for_euclid_dist")
     bucket = torch.bucketize(distance, distance.new_tensor([0.5, 1.5, 3.5]))
     bucket[:, 0] = BUCKETS - 1
@@ -49,7 +50,7 @@ def distance_buckets(place: Tensor, start: int, stop: int) -> Tensor:
 
 
 class PyramidLevel(nn.Module):
-    """K x K neighbourhoods through attention and MLP: (C,D) -> (C,W).
+    """Attention among K x K neighbourhoods, then an MLP: (C,D) -> (C,W).
 
     Args:
         width: D.
@@ -67,7 +68,7 @@ class PyramidLevel(nn.Module):
         self.mlp = mlp(out, out, dropout)
 
     def unfold(self, e: Tensor, cells: Cells) -> Tensor:
-        """(C,D) -> (C, K K D), tap by tap; the middle tap is the cell itself."""
+        """Gather neighbourhoods tap by tap, the middle tap is the cell itself: (C,D) -> (C, K K D)."""
         padded = torch.cat([e, e.new_zeros((1, e.shape[1]))])
         return padded.index_select(0, cells.neighbourhood(self.K).flatten()).view(len(e), -1)
 
@@ -76,8 +77,8 @@ class PyramidLevel(nn.Module):
         return out
 
     def forward(self, e: Tensor, cells: Cells) -> Tensor:
-        """Attends among the neighbourhoods of a bag."""
-        # K K copies of every cell are cheap to make and large to keep: long bags make them again in the backward pass
+        """Attend among the neighbourhoods of every bag: (C,D) -> (C,W)."""
+        # K K copies of every cell are cheap to compute and large to store, so long bags recompute them in backward.
         large = len(e) * self.qkv.in_features > KEEP and torch.is_grad_enabled()
         qkv = checkpoint(self._project, e, cells, use_reentrant=False) if large else self._project(e, cells)
         q, k, v = qkv.chunk(3, -1)
@@ -88,7 +89,7 @@ class PyramidLevel(nn.Module):
 
 
 def mlp(width: int, hidden: int, dropout: float) -> nn.Sequential:
-    """LN, Linear, GELU, Linear, each Linear with dropout."""
+    """Return LN, Linear, GELU, Linear, (...,width) -> (...,width), with dropout after GELU and at the end."""
     first, second = nn.Linear(width, hidden), nn.Linear(hidden, width)
     return nn.Sequential(nn.LayerNorm(width), first, nn.GELU(), Dropout(dropout), second, Dropout(dropout))
 
@@ -114,21 +115,21 @@ class Block(nn.Module):
         self.bias = nn.Parameter(torch.zeros(n_heads, BUCKETS)) if relative else None
 
     def distance_bias(self, place: Tensor) -> Bias | None:
-        """Return the addend of the logits of a bag with these cells (n,2)."""
+        """Return the addend (h, stop - start, n + 1) of the logits of queries start..stop of a bag with cells (n,2)."""
         if self.bias is None:
             return None
         table = self.bias
 
         def bias(start: int, stop: int) -> Tensor:
             bucket = distance_buckets(place, start, stop)
-            # a product with indicators, because the backward pass of indexing adds millions of numbers one by one
+            # The backward pass of indexing adds millions of numbers one by one, so multiply with indicators instead.
             indicators = bucket == torch.arange(BUCKETS, device=place.device)[:, None, None]
             return torch.einsum("hc,cij->hij", table, indicators.to(table.dtype))
 
         return bias
 
     def forward(self, x: Tensor, bounds: list[int], places: list[Tensor]) -> Tensor:
-        """(T,D) packed tokens and the cells of every bag -> (T,D)."""
+        """Apply the block to packed tokens (T,D) and the cells (n,2) of every bag: -> (T,D)."""
         q, k, v = self.qkv(self.norm(x)).chunk(3, -1)
         biases = [self.distance_bias(place) for place in places]
         dropout = self.dropout if self.training else 0.0
@@ -139,7 +140,7 @@ class Block(nn.Module):
         return out
 
     def class_attention(self, x: Tensor, bounds: list[int], places: list[Tensor]) -> Tensor:
-        """(T,D) block input -> attention of every bag's class token to its cells, mean over heads, (C,)."""
+        """Compute the attention of every class token to its cells, mean over heads: block input (T,D) -> (C,)."""
         q, k, _ = self.qkv(self.norm(x)).chunk(3, -1)
         rows = []
         for start, stop, place in zip(bounds[:-1], bounds[1:], places, strict=True):
@@ -152,7 +153,7 @@ class Block(nn.Module):
 
 
 def initialise(module: nn.Module) -> None:
-    """Weights of a Linear from N(0, 0.02^2) and no bias, as in the original repository (and in most transformers)."""
+    """Initialise a Linear with weights from N(0, 0.02^2) and zero bias, as in the original repository."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
@@ -165,7 +166,7 @@ class SETMIL(MILModel):
     Args:
         in_features: P.
         token_dim: channels of e.
-        pyramid: with the pyramid; without, the blocks see Linear(e).
+        pyramid: use the pyramid; without it, the blocks see Linear(e).
         sides: K of the pyramid's levels.
         level_dim: channels of a level.
         depth: blocks.
@@ -175,9 +176,7 @@ class SETMIL(MILModel):
         relative: distance bias.
         tokens: "occupied" cells or "all" of the bounding box.
         max_tokens: largest number of cells and class token of a bag.
-        width: of the embedding.
-        embed_act: activation of the embedding.
-        pos_weight: see `MILModel`.
+        base: see `MILModel`.
 
     Raises:
         ValueError: another choice of tokens.
@@ -200,17 +199,14 @@ class SETMIL(MILModel):
         relative: bool = True,
         tokens: str = "occupied",
         max_tokens: int = 32768,
-        width: int = 512,
-        embed_act: str = "gelu",
-        pos_weight: float | None = None,
+        **base: Unpack[BaseOptions],
     ) -> None:
-        super().__init__(pos_weight=pos_weight)
+        super().__init__(in_features, **base)
         if tokens not in ("occupied", "all"):
             raise ValueError(f"tokens: found {tokens!r}, expected 'occupied' or 'all'")
         self.tokens, self.max_tokens = tokens, max_tokens
         dim = level_dim * len(sides)
-        self.embed = embedding(in_features, width, embed_act)
-        self.token = nn.Linear(width, token_dim)
+        self.token = nn.Linear(self.width, token_dim)
         levels = [PyramidLevel(token_dim, level_dim, K, dropout) for K in sides]
         self.levels = nn.ModuleList(levels) if pyramid else None
         self.margin = max(sides) // 2
@@ -225,7 +221,7 @@ class SETMIL(MILModel):
                 part.apply(initialise)
 
     def forward(self, batch: BagBatch) -> Output:
-        """(M,P) and the grid -> bag_logit (B,), instance_score (M,)."""
+        """Compute bag_logit (B,) and instance_score (M,) of x (M,P) and the grid (M,2)."""
         cells = lattice(batch, occupied=self.tokens == "occupied", margin=self.margin)
         bounds = [bound + bag for bag, bound in enumerate(cells.bounds)]
         check_length(bounds, self.max_tokens, "setmil")

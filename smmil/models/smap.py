@@ -1,14 +1,20 @@
 """SmAP (paper, Section 4.1, Equations 10 to 12): ABMIL with Sm in the attention pooling.
 
-early: H <- Sm(H), then Equations 1 and 2, so that z uses the smoothed H too. mid: f = tanh(Sm(H W^T + b)) w.
-late: f = Sm(tanh(H W^T + b) w). mid and late pool the raw H. Score: f (late: after Sm).
+early: H <- Sm(H), then Equations 1 and 2, so z is pooled from the smoothed H.
+mid:   f = tanh(Sm(H W^T + b)) w, z from the raw H.
+late:  f = Sm(tanh(H W^T + b) w), z from the raw H.
+Score: f (late: after Sm). The pool is `smmil.layers.pooling.AttentionPool`.
+
+Shapes: (M,P) and the graph -> bag_logit (B,), instance_score (M,).
 """
+
+from typing import Unpack
 
 from torch import nn
 
 from smmil.data.batch import BagBatch
-from smmil.layers.pooling import AttentionPool, embedding
-from smmil.models.base import MILModel, Output, graph_of
+from smmil.layers.pooling import AttentionPool
+from smmil.models.base import BaseOptions, MILModel, Output, graph_of
 from smmil.sm.operator import Sm
 
 
@@ -21,11 +27,12 @@ class SmAP(MILModel):
         alpha: "trainable" (0.5 at the start) or a fixed number in [0,1).
         T: steps, or "exact".
         spectral_norm: normalise the layers right after Sm.
-        width: D of the embedding.
         attention_dim: L.
-        gated: gated attention.
-        embed_act: activation of the embedding.
-        pos_weight: see `MILModel`.
+        gated: use gated attention.
+        base: see `MILModel`.
+
+    Raises:
+        ValueError: an unknown placement, alpha or T.
     """
 
     needs = frozenset({"neighbors"})
@@ -38,19 +45,17 @@ class SmAP(MILModel):
         alpha: float | str = "trainable",
         T: int | str = 10,
         spectral_norm: bool = True,
-        width: int = 512,
         attention_dim: int = 128,
         gated: bool = False,
-        embed_act: str = "gelu",
-        pos_weight: float | None = None,
+        **base: Unpack[BaseOptions],
     ) -> None:
-        super().__init__(pos_weight=pos_weight)
-        self.embed = embedding(in_features, width, embed_act)
-        sm = Sm(alpha, T)
-        self.pool = AttentionPool(width, attention_dim, gated=gated, sm=sm, placement=placement, spectral=spectral_norm)
-        self.classifier = nn.Linear(width, 1)
+        super().__init__(in_features, **base)
+        self.pool = AttentionPool(
+            self.width, attention_dim, gated=gated, sm=Sm(alpha, T), placement=placement, spectral=spectral_norm
+        )
+        self.classifier = nn.Linear(self.width, 1)
 
     def forward(self, batch: BagBatch) -> Output:
-        """(M,P) and the graph -> bag_logit (B,), instance_score f (M,)."""
+        """Compute bag_logit (B,) and instance_score f (M,) of x (M,P) and the graph."""
         f, z = self.pool(self.embed(batch.x), batch.offsets, graph_of(batch))
         return Output(self.classifier(z)[:, 0], f)

@@ -2,14 +2,18 @@
 
 Embedding, two layers X <- X + [Sm](MHA(LN X)), a final LayerNorm, then attention pooling, with Sm (early) or without.
 Every Sm has its own alpha. Score: f of the pool.
+
+Shapes: (M,P) and, with Sm, the graph -> bag_logit (B,), instance_score (M,).
 """
+
+from typing import Unpack
 
 from torch import nn
 
 from smmil.data.batch import BagBatch
-from smmil.layers.pooling import AttentionPool, embedding
+from smmil.layers.pooling import AttentionPool
 from smmil.layers.transformer import TransformerLayer
-from smmil.models.base import MILModel, Output, graph_of
+from smmil.models.base import BaseOptions, MILModel, Output, graph_of
 from smmil.sm.operator import Sm
 
 
@@ -23,13 +27,14 @@ class TransformerMIL(MILModel):
         placement: of Sm in the pool.
         alpha: "trainable" (0.5 at the start) or a fixed number in [0,1), for every Sm.
         T: steps, or "exact".
-        spectral_norm: of the pool's layers right after Sm; the transformer is never normalised.
+        spectral_norm: normalise the pool's layers right after Sm; the transformer is never normalised.
         n_layers: transformer layers.
         n_heads: attention heads.
-        width: D.
         attention_dim: L.
-        embed_act: activation of the embedding.
-        pos_weight: see `MILModel`.
+        base: see `MILModel`.
+
+    Raises:
+        ValueError: an unknown placement, alpha or T.
     """
 
     needs = frozenset({"neighbors"})
@@ -38,37 +43,30 @@ class TransformerMIL(MILModel):
         self,
         in_features: int,
         *,
-        sm_transformer: bool,
-        sm_pool: bool,
+        sm_transformer: bool = False,
+        sm_pool: bool = False,
         placement: str = "early",
         alpha: float | str = "trainable",
         T: int | str = 10,
         spectral_norm: bool = True,
         n_layers: int = 2,
         n_heads: int = 8,
-        width: int = 512,
         attention_dim: int = 128,
-        embed_act: str = "gelu",
-        pos_weight: float | None = None,
+        **base: Unpack[BaseOptions],
     ) -> None:
-        super().__init__(pos_weight=pos_weight)
-        self.embed = embedding(in_features, width, embed_act)
+        super().__init__(in_features, **base)
+        width = self.width
         self.layers = nn.ModuleList(
             TransformerLayer(width, n_heads, Sm(alpha, T) if sm_transformer else None) for _ in range(n_layers)
         )
         self.norm = nn.LayerNorm(width)
-        self.pool = AttentionPool(
-            width,
-            attention_dim,
-            sm=Sm(alpha, T) if sm_pool else None,
-            placement=placement,
-            spectral=spectral_norm,
-        )
+        sm = Sm(alpha, T) if sm_pool else None
+        self.pool = AttentionPool(width, attention_dim, sm=sm, placement=placement, spectral=spectral_norm)
         self.classifier = nn.Linear(width, 1)
         self.uses_graph = sm_transformer or sm_pool
 
     def forward(self, batch: BagBatch) -> Output:
-        """(M,P) and, with Sm, the graph -> bag_logit (B,), instance_score f (M,)."""
+        """Compute bag_logit (B,) and instance_score f (M,) of x (M,P) and, with Sm, the graph."""
         graph = graph_of(batch) if self.uses_graph else None
         x = self.embed(batch.x)
         for layer in self.layers:

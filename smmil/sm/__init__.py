@@ -1,4 +1,4 @@
-"""The Sm operator: T smoothing steps or the exact solution on a bag's graph, and its Dirichlet energy.
+"""The Sm operator (paper, Section 4): T smoothing steps or exact solution on a bag's graph, and its Dirichlet energy.
 
-`operator` holds the PyTorch form and its references, `native` the compiled CPU step of `kernels/sm.c`.
+`operator` holds the PyTorch form and its references, `native` loads the compiled CPU kernel `kernel.c`.
 """

@@ -1,20 +1,18 @@
-"""The compiled kernel of Sm, `kernel.c`: built once per machine where there is a C compiler.
+"""The compiled kernel of Sm, `kernel.c` (paper, Equation 8): built once per machine where there is a C compiler.
 
-Without a compiler, on a GPU and in half precision the torch path of `smmil.sm.operator` computes the same up to
-rounding.
-`preprocessing.common.compiled` describes where the library is kept and how it is switched off. The kernel runs with
-the widest
-vectors of the processor; the environment variable `SMMIL_NATIVE_WIDTH` (16, 32 or 64 bytes) selects narrower ones.
+Without a compiler, on a GPU and in half precision, the torch path of `smmil.sm.operator` computes the same up to
+rounding. `preprocessing.common.compiled` describes where the library is kept and how it is switched off. The kernel
+uses the widest vectors of the processor; the environment variable `SMMIL_NATIVE_WIDTH` (16, 32 or 64 bytes) selects
+narrower ones.
 
 Shapes: U (M,D); the neighbour table is index, weight (M,K) and self_weight (M,), as in `smmil.sm.operator.Graph`.
 """
 
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,13 +22,12 @@ from preprocessing.common import compiled
 SOURCE = Path(__file__).with_name("kernel.c")
 # No -march: the library has every vector width, so machines can share it.
 FLAGS = (*compiled.FLAGS, "-ffp-contract=fast", "-fno-math-errno", "-Wno-psabi")
-# bytes
-WIDTHS = (16, 32, 64)
+WIDTHS = (16, 32, 64)  # bytes
 TYPES = {torch.float32: "float", torch.float64: "double"}
 
 
 def usable(u: Tensor) -> bool:
-    """Return whether the kernel takes this tensor: not empty, on the CPU, float32 or float64."""
+    """Return whether the kernel takes u (M,D): not empty, on the CPU, float32 or float64."""
     return u.is_cpu and u.dtype in TYPES and u.numel() > 0 and library() is not None
 
 
@@ -96,7 +93,7 @@ def _evaluate(
 
 # Cached, as preparing the function takes as long as two steps on a small bag.
 @cache
-def _kernel(dtype: torch.dtype) -> Any:
+def _kernel(dtype: torch.dtype) -> Callable[..., int]:
     loaded = library()
     if loaded is None:
         raise RuntimeError("the compiled Sm is not available; call `usable` first")

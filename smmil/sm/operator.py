@@ -63,7 +63,7 @@ class Graph:
 
     @functools.cached_property
     def table(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Index as int32, weight and self weight, for the compiled kernel."""
+        """Return index (M,K) as int32, weight (M,K) and self_weight (M,) for the compiled kernel."""
         return self.index.to(torch.int32), self.weight, self.self_weight
 
     def matmul(self, u: Tensor) -> Tensor:
@@ -237,7 +237,7 @@ class Sm(nn.Module):
 
     @property
     def alpha(self) -> Tensor | float:
-        """The current alpha; in [0,1) unless `use_released` was called."""
+        """Return the current alpha, a scalar; in [0,1) unless `use_released` was called."""
         if self.a is None:
             fixed = float(self.fixed_alpha or 0.0)
             return 1.0 - fixed if self.swapped else fixed
@@ -263,7 +263,7 @@ class Sm(nn.Module):
         return sm_steps(u, graph, self.alpha, int(self.T))
 
     def extra_repr(self) -> str:
-        """Return the arguments that `print(model)` shows."""
+        """Return the arguments for `print(model)`."""
         return f"alpha={'trainable' if self.a is not None else self.fixed_alpha}, T={self.T}"
 
 

@@ -1,6 +1,5 @@
 """The benches of preprocessing: they run, print their rows, and refuse to time two sides that differ."""
 
-import json
 import subprocess
 import sys
 
@@ -14,26 +13,16 @@ from bench.timing import Case, Different, Fresh, run_case
 from preprocessing.common.cli import guard
 from preprocessing.slides import tile_reader
 
-KEYS = {"name", "ours", "peer", "ratio", "target", "unit"}
 
-
-def rows_of(main, arguments, capsys) -> list[dict]:
-    assert main([*arguments, "--json", "--budget", "0"]) == 0
-    rows = json.loads(capsys.readouterr().out)
-    assert all(set(row) == KEYS for row in rows)
-    assert all(row["ratio"] is None or row["ratio"] == pytest.approx(row["peer"] / row["ours"]) for row in rows)
-    return rows
-
-
-def test_slides(capsys):
-    rows = rows_of(slides.main, ["--scale", "0.01"], capsys)
+def test_slides(bench_rows):
+    rows = bench_rows(slides.main, ["--scale", "0.01"])
     assert [row["target"] for row in rows] == [7, 5, 5, 5]
     assert all(row["unit"] == "ms per tile" and row["peer"] > 0 for row in rows)
 
 
-def test_a_slide_of_ones_own_is_read(tmp_path, capsys):
+def test_a_slide_of_ones_own_is_read(tmp_path, capsys, bench_rows):
     path = write_slide(tmp_path / "own.tif", 1300)
-    rows = rows_of(slides.main, ["--slide", str(path), "--cases", "reader"], capsys)
+    rows = bench_rows(slides.main, ["--slide", str(path), "--cases", "reader"])
     assert [row["name"] for row in rows] == ["reader, 4 tiles, aligned", "reader, 4 tiles, offset by 137 px"]
     small = write_slide(tmp_path / "small.tif", 400)
     assert guard(slides.main)(["--slide", str(small)]) == 2
@@ -60,8 +49,8 @@ def test_pixels_that_differ_are_not_timed(tmp_path, monkeypatch):
         slides.same_input(path, coords)
 
 
-def test_graph(capsys):
-    rows = rows_of(graph.main, ["--scale", "0.02"], capsys)
+def test_graph(bench_rows):
+    rows = bench_rows(graph.main, ["--scale", "0.02"])
     assert [row["target"] for row in rows] == [None, 50, None, None]
     grid = graph.grid_cells(200)
     ours, theirs = (step() for step in graph.build(grid))
@@ -72,8 +61,8 @@ def test_graph(capsys):
         graph.same_edges(200, broken, theirs)
 
 
-def test_store(capsys):
-    rows = rows_of(store.main, ["--scale", "0.005"], capsys)
+def test_store(bench_rows):
+    rows = bench_rows(store.main, ["--scale", "0.005"])
     assert [row["target"] for row in rows] == [0.9, 1, None, 1.5]
     bag = np.zeros((3, 4), np.float16)
     store.same(bag, bag)
@@ -100,7 +89,7 @@ def test_every_repetition_starts_afresh_and_is_closed():
     assert events.count("close") == 2
 
 
-@pytest.mark.parametrize("name", ["slides", "graph", "store"])
+@pytest.mark.parametrize("name", ["slides", "graph", "store", "sm", "methods"])
 def test_help_needs_nothing_heavy(name, repository):
     code = (
         f"import sys\nfrom bench.{name} import main\ntry:\n main(['--help'])\nexcept SystemExit:\n pass\n"

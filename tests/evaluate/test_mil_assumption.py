@@ -67,10 +67,10 @@ def test_verdicts(straight, turned, expected):
 
 
 def test_the_mil_assumption_itself_passes_and_mean_pooling_takes_the_shortcut():
-    found = {name: measure(name, "single", n_bags=64, seeds=1, options=QUICK) for name in ("max_pool", "mean_pool")}
-    assert found["max_pool"]["verdict"] == "passes"
-    assert found["mean_pool"]["verdict"] == "violates"
-    lines = as_table(list(found.values())).splitlines()
+    results = {name: measure(name, "single", n_bags=64, seeds=1, options=QUICK) for name in ("max_pool", "mean_pool")}
+    assert results["max_pool"].verdict == "passes"
+    assert results["mean_pool"].verdict == "violates"
+    lines = as_table(list(results.values())).splitlines()
     assert [line.split()[:2] for line in lines[1:]] == [["max_pool", "passes"], ["mean_pool", "violates"]]
 
 
@@ -87,8 +87,8 @@ def test_command_line_covers_the_registry_and_prints_json(capsys):
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_every_method_runs_the_tests(name):
     result = measure(name, "frequency", n_bags=4, seeds=1, options=FitOptions(epochs=1, batch_size=4))
-    assert result["verdict"] in ("not learned", "violates", "passes")
-    assert np.isfinite([result["auroc"], result["auroc_turned"]]).all()
+    assert result.verdict in ("not learned", "violates", "passes")
+    assert np.isfinite([result.auroc, result.auroc_turned]).all()
 
 
 def test_unknown_names_are_refused_in_one_line(capsys):

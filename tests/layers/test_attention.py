@@ -1,9 +1,12 @@
-"""Exact attention: the numbers and gradients of the plain formula, whole or in chunks, inside each bag."""
+"""Exact attention: the numbers and gradients of the plain formula, whole or in chunks, inside each bag; dropout."""
+
+import math
 
 import pytest
 import torch
 
-from smmil.layers.attention import attention, packed_attention
+from smmil.layers.attention import attention, attention_reference, packed_attention
+from tests.helpers.models import F64
 
 SIZES = [7, 1, 23, 12]
 
@@ -12,7 +15,7 @@ SIZES = [7, 1, 23, 12]
 def chunks(request, monkeypatch):
     if request.param == "in chunks":
         monkeypatch.setattr("smmil.layers.attention.KEEP", 1)
-        monkeypatch.setattr("smmil.layers.attention.CHUNK", 140)
+        monkeypatch.setattr("smmil.layers.attention.CHUNK", 30)
         monkeypatch.setattr("smmil.layers.attention.QUERIES", 1)
 
 
@@ -32,7 +35,7 @@ def test_attention_equals_the_formula_in_float64_with_gradients(chunks, n, biase
     grads = torch.autograd.grad((result * weight).sum(), leaves)
     exact = [t.detach().double().requires_grad_() for t in leaves]
     q, k, v = exact[0].permute(1, 2, 0, 3)
-    expected = torch.softmax(0.3 * q @ k.mT + (exact[1][:, kinds] if biased else 0), -1) @ v
+    expected = attention_reference(q, k, v, 0.3, exact[1][:, kinds] if biased else 0.0)
     torch.testing.assert_close(result.double(), expected, atol=1e-5, rtol=1e-5)
     for ours, right in zip(grads, torch.autograd.grad((expected * weight).sum(), exact), strict=True):
         torch.testing.assert_close(ours.double(), right, atol=1e-5, rtol=1e-5)
@@ -63,3 +66,76 @@ def test_a_bag_attends_to_nothing_outside_it():
     assert not grad[:8].any() and not grad[31:].any()
     (expected,) = torch.autograd.grad(alone[2].square().sum(), qkv)
     torch.testing.assert_close(grad, expected)
+
+
+def heads_of(n: int, wide: int = 4) -> list[torch.Tensor]:
+    return [torch.randn(2, n, d, dtype=F64, requires_grad=True) for d in (3, 3, wide)]
+
+
+def random_bias(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(2, 3, dtype=F64, requires_grad=True), torch.randint(3, (n, n))
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_the_backward_pass_of_chunks_leaves_out_the_weights_that_the_forward_pass_left_out(chunks, biased):
+    """Finite differences of a function whose mask hangs on the seed alone; only the forward pass draws."""
+    (q, k, v), (table, kinds) = heads_of(7), random_bias(7)
+
+    def seeded(q, k, v, table):
+        torch.manual_seed(5)
+        return attention(q, k, v, scale=0.6, bias=bias_of(table, kinds) if biased else None, dropout=0.4)
+
+    table = table if biased else table.detach()
+    assert torch.autograd.gradcheck(seeded, (q, k, v, table))
+    seeded(q, k, v, table)
+    expected, out = torch.rand(3), seeded(q, k, v, table)
+    out.sum().backward()
+    assert torch.equal(torch.rand(3), expected)
+    with torch.no_grad():
+        assert torch.equal(seeded(q, k, v, table), out)
+
+
+def test_chunks_in_sixteen_bits_stay_near_those_in_float32(chunks):
+    (q, k, v), (addends, kinds) = heads_of(40), random_bias(40)
+    actual = []
+    for dtype in (torch.float32, torch.bfloat16):
+        inputs = [t.detach().to(dtype).requires_grad_() for t in (q, k, v)]
+        table = addends.detach().float().requires_grad_()
+        out = attention(*inputs, scale=0.6, bias=bias_of(table, kinds))
+        assert out.dtype == dtype
+        actual.append([out, *torch.autograd.grad(out.float().square().sum(), (*inputs, table))])
+    for exact, near in zip(*actual, strict=True):
+        assert (near.float() - exact).norm() < 0.02 * exact.norm()
+
+
+@pytest.mark.parametrize("p", [0.2, 0.5, 0.9])
+def test_dropout_leaves_out_its_share_of_the_weights_and_keeps_their_mean(p):
+    # values are the identity, so that what comes out are the weights themselves
+    n, heads = 90, 4
+    torch.manual_seed(0)
+    q, k = (torch.randn(heads, n, 5, requires_grad=True) for _ in range(2))
+    eye = torch.eye(n).expand(heads, n, n)
+    whole = attention(q, k, eye, scale=0.1)
+    actual = attention(q, k, eye, scale=0.1, dropout=p)
+    left_out = actual == 0
+    spread = math.sqrt(p * (1 - p) / actual.numel())
+    assert abs(left_out.double().mean() - p) < 4 * spread + 2**-17
+    # neighbours, and weights four apart that come from one number, are left out independently
+    for step in (1, 4):
+        both = (left_out.flatten()[:-step] & left_out.flatten()[step:]).double().mean()
+        assert abs(both - p * p) < 8 * spread
+    torch.testing.assert_close(actual, torch.where(left_out, 0, whole / (1 - p)), rtol=2e-4, atol=1e-6)
+    (slope,) = torch.autograd.grad(actual.sum(), k)
+    noise = (~left_out).float() / (1 - p)
+    (expected,) = torch.autograd.grad((whole * noise).sum(), k)
+    torch.testing.assert_close(slope, expected, rtol=2e-3, atol=1e-6)
+
+
+def test_dropout_repeats_with_its_seed_and_may_take_nearly_everything():
+    q = torch.randn(2, 7, 3)
+    results = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        results.append(attention(q, q, q, scale=1.0, dropout=0.4))
+    assert torch.equal(*results)
+    assert torch.isfinite(attention(q, q, q, scale=1.0, dropout=1 - 2**-20)).all()

@@ -16,16 +16,12 @@ def inputs(g, c, height, width, side):
 @pytest.mark.parametrize("shape", [(1, 3, 5, 5, 3), (2, 2, 4, 6, 7), (3, 1, 1, 1, 7), (1, 4, 2, 9, 1)])
 def test_equals_torch_with_gradients(shape):
     x, kernel, bias = leaves = inputs(*shape)
-    found = depthwise(*leaves)
+    actual = depthwise(*leaves)
     expected = F.conv2d(x, kernel, bias, padding=kernel.shape[-1] // 2, groups=len(kernel))
-    torch.testing.assert_close(found, expected)
-    weight = torch.randn_like(found)
-    for ours, theirs in zip(
-        torch.autograd.grad((found * weight).sum(), leaves),
-        torch.autograd.grad((expected * weight).sum(), leaves),
-        strict=True,
-    ):
-        torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(actual, expected)
+    weight = torch.randn_like(actual)
+    ours, theirs = (torch.autograd.grad(out, leaves, weight) for out in (actual, expected))
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_gradients_by_finite_differences_together_and_one_by_one():
@@ -39,9 +35,9 @@ def test_gradients_by_finite_differences_together_and_one_by_one():
 def test_in_float32_the_gradient_of_the_kernel_is_as_near_as_torchs():
     leaves = [t.detach().float().requires_grad_() for t in inputs(2, 8, 20, 20, 7)]
     exact = [t.detach().double().requires_grad_() for t in leaves]
-    found = torch.autograd.grad(depthwise(*leaves).square().sum(), leaves[1])[0]
+    actual = torch.autograd.grad(depthwise(*leaves).square().sum(), leaves[1])[0]
     expected = torch.autograd.grad(depthwise(*exact).square().sum(), exact[1])[0]
-    assert (found - expected).norm() < 1e-6 * expected.norm()
+    assert (actual - expected).norm() < 1e-6 * expected.norm()
 
 
 def test_in_bfloat16_autocast_results_and_gradients_come_in_their_types():

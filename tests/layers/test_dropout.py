@@ -12,10 +12,10 @@ from smmil.layers.dropout import Dropout, mask
 @pytest.mark.parametrize("shape", [(1,), (7, 3), (400, 301)])
 def test_a_mask_has_two_values_and_its_share_of_zeros(p, shape):
     torch.manual_seed(0)
-    found = mask(torch.zeros(shape), p)
-    assert found.shape == shape and ((found == 0) | torch.isclose(found, torch.tensor(1 / (1 - p)), rtol=2e-4)).all()
-    spread = math.sqrt(p * (1 - p) / found.numel())
-    assert abs((found == 0).double().mean() - p) <= 4 * spread + 2**-17
+    actual = mask(torch.zeros(shape), p)
+    assert actual.shape == shape and ((actual == 0) | torch.isclose(actual, torch.tensor(1 / (1 - p)), rtol=2e-4)).all()
+    spread = math.sqrt(p * (1 - p) / actual.numel())
+    assert abs((actual == 0).double().mean() - p) <= 4 * spread + 2**-17
 
 
 def test_p_of_one_leaves_nothing():

@@ -5,12 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from smmil.layers.nystrom import NystromAttention, iterative_pinv, landmarks, nystrom
-
-F64 = torch.float64
-
-
-def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
+from tests.helpers.models import F64, randn
 
 
 def layer(**options) -> NystromAttention:
@@ -21,8 +16,8 @@ def layer(**options) -> NystromAttention:
 @pytest.mark.parametrize(("iterations", "tolerance"), [(6, 5e-2), (20, 1e-12)])
 def test_as_many_landmarks_as_tokens_is_exact_attention(iterations, tolerance):
     q, k, v = (randn(1, 2, 8, 4, seed=s) for s in range(3))
-    found = nystrom(q * 0.5, k, v, 8, iterations)[0]
-    error = (found - F.scaled_dot_product_attention(q, k, v)).abs().max()
+    actual = nystrom(q * 0.5, k, v, 8, iterations)[0]
+    error = (actual - F.scaled_dot_product_attention(q, k, v)).abs().max()
     assert error < tolerance
     assert iterations > 6 or error > 1e-6
 
@@ -47,9 +42,9 @@ def test_a_sequence_gives_the_same_numbers_in_any_batch(options):
     x[1] *= 20
     together, row = module(x, with_row=True)
     for i in range(3):
-        alone, own = module(x[i : i + 1], with_row=True)
+        alone, row_alone = module(x[i : i + 1], with_row=True)
         torch.testing.assert_close(together[i], alone[0])
-        torch.testing.assert_close(row[i], own[0])
+        torch.testing.assert_close(row[i], row_alone[0])
 
 
 def test_small_bags_get_exact_attention_and_padding_is_a_switch():
@@ -79,8 +74,8 @@ def test_the_row_is_the_matrix_that_was_applied():
 
 def test_more_tokens_than_landmarks_approximates_attention_well_when_segments_are_alike():
     repeated = randn(1, 4, 16).repeat_interleave(5, 1)
-    approximate = layer(n_landmarks=4, iterations=30)
-    exact = layer(n_landmarks=20, iterations=30)
+    approximate = layer(n_landmarks=4, pinv_iterations=30)
+    exact = layer(n_landmarks=20, pinv_iterations=30)
     torch.testing.assert_close(approximate(repeated)[0], exact(repeated)[0])
 
 

@@ -5,60 +5,53 @@ import dataclasses
 import pytest
 import torch
 
-from smmil.data.batch import pack
-from smmil.models import build_model
-from smmil.models.camil import feature_similarity, fuse, neighbour_weights
-from tests.helpers.graphs import make_bag, path
-
-F64, P = torch.float64, 8
-
-
-def build(**options):
-    torch.manual_seed(0)
-    return build_model("camil", P, **options).double().eval()
-
-
-def batch_of(*sizes: int):
-    batch = pack([make_bag(n, seed, features=P) for seed, n in enumerate(sizes)])
-    return dataclasses.replace(batch, x=batch.x.double())
+from bench.peers import copy_pool
+from smmil.models.camil import feature_similarity, fuse, neighbour_weights, neighbour_weights_reference
+from tests.helpers.graphs import path
+from tests.helpers.models import F64, apart, assert_same, batch_of, build, randn
 
 
 def test_similarity_by_hand():
     x = torch.tensor([[0.0, 0], [3, 0], [3, 4]], dtype=F64)
-    similarity, own = feature_similarity(x, path(3))
+    similarity, self_similarity = feature_similarity(x, path(3))
     # node 1: distances 3 and 4, norm 5
     expected = torch.exp(-torch.tensor([0.6, 0.8], dtype=F64))
     torch.testing.assert_close(similarity[1], expected)
     torch.testing.assert_close(
-        own, torch.tensor([torch.exp(torch.tensor(-1.0)), expected[0], similarity[2, 0]], dtype=F64)
+        self_similarity, torch.tensor([torch.exp(torch.tensor(-1.0)), expected[0], similarity[2, 0]], dtype=F64)
     )
     assert similarity[0, 1] == 0
 
 
 def test_equal_features_are_alike_and_a_lonely_node_only_like_itself():
-    similarity, own = feature_similarity(torch.ones(3, 2), torch.tensor([[1], [0], [-1]]))
-    assert similarity.tolist() == [[1], [1], [0]] and own.tolist() == [1, 1, 1]
+    similarity, self_similarity = feature_similarity(torch.ones(3, 2), torch.tensor([[1], [0], [-1]]))
+    assert similarity.tolist() == [[1], [1], [0]] and self_similarity.tolist() == [1, 1, 1]
 
 
-def test_weights_equal_a_dense_softmax():
-    batch = batch_of(9, 4)
-    q, k = torch.randn(2, 13, 6, dtype=F64)
-    similarity, own = feature_similarity(batch.x, batch.neighbors)
-    found = neighbour_weights(q, k, batch.neighbors, similarity, own, batch.offsets)
-    dense = torch.diag(own)
-    for i, row in enumerate(batch.neighbors.tolist()):
-        for j, s in zip(row, similarity[i], strict=True):
+def dense_similarity(similarity, self_similarity, neighbors):
+    """S (M,M) with s_ii on its diagonal."""
+    s = torch.diag(self_similarity)
+    for i, row in enumerate(neighbors.tolist()):
+        for j, value in zip(row, similarity[i], strict=True):
             if j >= 0:
-                dense[i, j] = s
-    g = (q @ k.T / 6**0.5 * dense).sum(1)
-    torch.testing.assert_close(found, torch.cat([g[:9].softmax(0), g[9:].softmax(0)]))
+                s[i, j] += value
+    return s
+
+
+def test_weights_equal_the_formula_on_each_bag():
+    batch, (q, k) = batch_of(9, 4), randn(2, 13, 6)
+    similarity = feature_similarity(batch.x, batch.neighbors)
+    s = dense_similarity(*similarity, batch.neighbors)
+    bags = slice(0, 9), slice(9, 13)
+    expected = torch.cat([neighbour_weights_reference(q[bag], k[bag], s[bag, bag]) for bag in bags])
+    torch.testing.assert_close(neighbour_weights(q, k, batch.neighbors, *similarity, batch.offsets), expected)
 
 
 def test_no_neighbours_and_no_self_weight_is_a_mean():
     q, k = torch.randn(2, 5, 3, dtype=F64)
     none = torch.full((5, 1), -1)
-    found = neighbour_weights(q, k, none, torch.zeros(5, 1), torch.zeros(5), torch.tensor([0, 5]))
-    torch.testing.assert_close(found, torch.full((5,), 0.2, dtype=F64))
+    actual = neighbour_weights(q, k, none, torch.zeros(5, 1), torch.zeros(5), torch.tensor([0, 5]))
+    torch.testing.assert_close(actual, torch.full((5,), 0.2, dtype=F64))
 
 
 def test_fusion_without_local_part_is_half_of_t_in_both_forms():
@@ -71,18 +64,18 @@ def test_fusion_without_local_part_is_half_of_t_in_both_forms():
 def test_the_score_does_not_see_the_neighbours_unless_read_from_m():
     batch = batch_of(12)
     lonely = dataclasses.replace(batch, neighbors=torch.full_like(batch.neighbors, -1))
-    model, original = build(), build(original_code=True)
+    model, original = build("camil"), build("camil", original_code=True)
     torch.testing.assert_close(model(batch).instance_score, model(lonely).instance_score)
     assert not torch.allclose(model(batch).bag_logit, model(lonely).bag_logit)
     assert not torch.allclose(original(batch).instance_score, original(lonely).instance_score, atol=1e-9)
 
 
 def test_the_whole_method_by_its_formulas():
-    model, batch = build(), batch_of(10)
+    model, batch = build("camil"), batch_of(10)
     h = model.embed(batch.x)
     t = h + model.transformer(h[None])[0][0]
-    similarity, own = feature_similarity(batch.x, batch.neighbors)
-    w = neighbour_weights(model.q(t), model.k(t), batch.neighbors, similarity, own, batch.offsets)
+    s = dense_similarity(*feature_similarity(batch.x, batch.neighbors), batch.neighbors)
+    w = neighbour_weights_reference(model.q(t), model.k(t), s)
     local = w[:, None] * model.v(t)
     share = torch.sigmoid(local)
     m = share * local + (1 - share) * t
@@ -95,16 +88,14 @@ def test_the_whole_method_by_its_formulas():
     "options", [{}, {"n_landmarks": 4}, {"graph": "normalised"}, {"prenorm": True, "gated": False}]
 )
 def test_equal_sizes_share_a_batch_and_change_nothing(options):
-    model, batch = build(**options), batch_of(7, 3, 7, 12)
-    whole, singles = model(batch), [model(single) for single in batch.split()]
-    torch.testing.assert_close(whole.bag_logit, torch.cat([s.bag_logit for s in singles]))
-    torch.testing.assert_close(whole.instance_score, torch.cat([s.instance_score for s in singles]))
+    model, batch = build("camil", **options), batch_of(7, 3, 7, 12)
+    assert_same(model(batch), apart(model, batch))
 
 
 def test_torchmil_agrees_on_neighbour_attention_fusion_and_pool():
     from torchmil.models.camil import CAMILAttentionPool, CAMILSelfAttention
 
-    model, batch = build(graph="normalised"), batch_of(9)
+    model, batch = build("camil", graph="normalised"), batch_of(9)
     t = torch.randn(9, 512, dtype=F64)
     attention = CAMILSelfAttention(512, 256).double()
     pool = CAMILAttentionPool(512, 128, gated=True).double()
@@ -112,16 +103,10 @@ def test_torchmil_agrees_on_neighbour_attention_fusion_and_pool():
         model.v.bias.zero_()
         attention.qk_nn.weight.copy_(torch.cat([model.q.weight, model.k.weight]))
         attention.v_nn.weight.copy_(model.v.weight)
-        pool.fc1.load_state_dict(model.pool.W.state_dict())
-        pool.fc2.load_state_dict(model.pool.w.state_dict())
-        pool.fc_gated.load_state_dict(model.pool.gate.state_dict())
-    similarity, own = model._similarity(batch)
-    dense = torch.diag(own)
-    for i, row in enumerate(batch.neighbors.tolist()):
-        for j, s in zip(row, similarity[i], strict=True):
-            dense[i, max(j, 0)] += s if j >= 0 else 0
-    local = attention(t[None], dense[None])[0]
-    w = neighbour_weights(model.q(t), model.k(t), batch.neighbors, similarity, own, batch.offsets)
+        copy_pool(pool, model.pool.W, model.pool.w, model.pool.gate)
+    similarity = model._similarity(batch)
+    local = attention(t[None], dense_similarity(*similarity, batch.neighbors)[None])[0]
+    w = neighbour_weights(model.q(t), model.k(t), batch.neighbors, *similarity, batch.offsets)
     torch.testing.assert_close(w[:, None] * model.v(t), local)
     z, f = pool(t[None], fuse(local, t)[None], return_att=True)
     torch.testing.assert_close(model.pool(t, batch.offsets)[0], f[0])

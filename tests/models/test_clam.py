@@ -7,28 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smmil.data.batch import pack
+from bench.peers import copy, copy_pool, features
 from smmil.layers.segments import segment_rank
-from smmil.models import build_model
 from smmil.models.base import graph_of
 from smmil.models.clam import instance_losses
 from smmil.sm.operator import sm_steps
-from tests.helpers.graphs import make_bag
-from tests.helpers.torchmil_weights import copy_linear, copy_pool
+from tests.helpers.models import F64, P, assert_outputs, batch_of, build
 
-P = 10
 LOGITS, TARGETS = torch.tensor([[2, 0], [0.5, 1], [0, 0.3]]), torch.tensor([1, 0, 1])
-
-
-def build(name: str = "clam", **options):
-    torch.manual_seed(0)
-    return build_model(name, P, **options).double().eval()
-
-
-def batch_of(*sizes: int, y: float | None = None):
-    bags = [make_bag(n, s, features=P, y=float(s % 2) if y is None else y) for s, n in enumerate(sizes)]
-    batch = pack(bags)
-    return type(batch)(**{**batch.__dict__, "x": batch.x.double(), "y": batch.y.double()})
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("ce", 1.218453), ("svm", 1.951062)])
@@ -39,8 +25,8 @@ def test_instance_losses_match_the_measured_fixture(kind, expected):
 def test_smooth_svm_is_the_smoothed_margin_over_both_classes():
     # temperature-1 smooth maximum of (margin + other, own) minus own
     rows = torch.arange(3)
-    own, other = LOGITS[rows, TARGETS], LOGITS[rows, 1 - TARGETS]
-    expected = torch.logsumexp(torch.stack([other + 1, own]), 0) - own
+    branch, other = LOGITS[rows, TARGETS], LOGITS[rows, 1 - TARGETS]
+    expected = torch.logsumexp(torch.stack([other + 1, branch]), 0) - branch
     torch.testing.assert_close(instance_losses(LOGITS, TARGETS, "svm"), expected)
 
 
@@ -57,7 +43,7 @@ def test_rank_in_a_bag_equals_a_stable_sort_of_each_bag(sizes, data):
 
 
 def test_clusters_of_four_instances_by_hand():
-    model, batch = build(), batch_of(4, 5, 1)
+    model, batch = build("clam"), batch_of(4, 5, 1)
     output = model(batch)
     output.extra["attention"] = torch.tensor([0.1, 3, -2, 0.5, 1, 2, 5, 4, 3, 9])[:, None]
     top, bottom = model.clusters(batch, output, batch.y.long())
@@ -76,10 +62,10 @@ def test_instance_loss_equals_a_loop_over_bags(name, subtyping):
         n, y, out = len(single.x), int(single.y), model(single)
         k, h, f = min(8, n // 2), out.extra["h"], out.extra["attention"]
         if k == 0:
-            expected.append(torch.zeros((), dtype=torch.float64))
+            expected.append(torch.zeros((), dtype=F64))
             continue
-        own, other = (f[:, c] if f.shape[1] == 2 else f[:, 0] for c in (y, 1 - y))
-        order = own.argsort(descending=True)
+        branch, other = (f[:, c] if f.shape[1] == 2 else f[:, 0] for c in (y, 1 - y))
+        order = branch.argsort(descending=True)
         rows = torch.cat([order[:k], order[-k:]])
         logits = [h @ head.weight[2 * c : 2 * c + 2].T + head.bias[2 * c : 2 * c + 2] for c in (0, 1)]
         target = torch.tensor([1] * k + [0] * k)
@@ -97,7 +83,7 @@ def test_instance_loss_equals_a_loop_over_bags(name, subtyping):
 
 
 def test_targets_do_not_depend_on_the_instance_classifiers():
-    model, batch = build(), batch_of(12, 9)
+    model, batch = build("clam"), batch_of(12, 9)
     before = model.clusters(batch, model(batch), batch.y.long())
     torch.nn.init.normal_(model.instance_classifiers.weight)
     after = model.clusters(batch, model(batch), batch.y.long())
@@ -105,14 +91,11 @@ def test_targets_do_not_depend_on_the_instance_classifiers():
 
 
 def test_without_instance_loss_and_dropout_it_is_gated_abmil():
-    clam, abmil = build(bag_weight=1.0, dropout=0.0), build("abmil", gated=True, attention_dim=256)
-    names = {"W": "V", "gate": "U", "w": "w"}
-    state = {k: v for k, v in clam.state_dict().items() if k.startswith(("embed", "classifier", "pos_weight"))}
-    for ours, theirs in names.items():
-        state[f"pool.{ours}.weight"] = getattr(clam.attention, theirs).weight
-        if ours != "w":
-            state[f"pool.{ours}.bias"] = getattr(clam.attention, theirs).bias
-    abmil.load_state_dict(state)
+    clam, abmil = build("clam", bag_weight=1.0, dropout=0.0), build("abmil", gated=True, attention_dim=256)
+    names = (("attention.V", "pool.W"), ("attention.U", "pool.gate"), ("attention.w", "pool.w"))
+    state = clam.state_dict()
+    state |= {key.replace(theirs, ours): state[key] for theirs, ours in names for key in state if theirs in key}
+    abmil.load_state_dict({key: state[key] for key in abmil.state_dict()})
     batch = batch_of(9, 4)
     clam_out, abmil_out = clam(batch), abmil(batch)
     torch.testing.assert_close(clam_out.bag_logit, abmil_out.bag_logit)
@@ -131,14 +114,6 @@ def test_the_map_of_multi_branch_is_that_of_the_positive_class():
     torch.testing.assert_close(output.bag_logit[0], logits[1] - logits[0])
 
 
-def test_smclam_with_alpha_zero_is_clam():
-    base, smooth = build("clam"), build("smclam", alpha=0.0, spectral_norm=False)
-    smooth.load_state_dict(base.state_dict())
-    batch = batch_of(9, 4, 1)
-    torch.testing.assert_close(smooth(batch).bag_logit, base(batch).bag_logit)
-    torch.testing.assert_close(smooth.loss(batch, smooth(batch))["instance"], base.loss(batch, base(batch))["instance"])
-
-
 def test_smclam_pools_attends_and_clusters_smoothed_instances():
     model, batch = build("smclam", alpha=0.6), batch_of(9, 4)
     h = sm_steps(model.embed(batch.x), graph_of(batch), 0.6, 10)
@@ -147,35 +122,24 @@ def test_smclam_pools_attends_and_clusters_smoothed_instances():
     torch.testing.assert_close(output.instance_score, model.attention(h)[:, 0])
 
 
-def test_only_attention_layers_of_smclam_are_spectrally_normalised():
-    model = build_model("smclam", P)
-    normalised = {key.split(".parametrizations")[0] for key, _ in model.named_parameters() if "original" in key}
-    assert normalised == {"attention.V", "attention.U", "attention.w"}
-
-
 def peer_of(ours):
     from torchmil.models import CLAM_SB
 
-    embed = torch.nn.Sequential(torch.nn.Linear(P, 512), torch.nn.GELU())
-    peer = CLAM_SB(in_shape=(P,), att_dim=256, gated=True, feat_ext=embed, k_sample=2).double().eval()
-    copy_linear(peer.feat_ext[0], ours.embed[0])
-    copy_linear(peer.classifier, ours.classifier)
+    peer = CLAM_SB(in_shape=(P,), att_dim=256, gated=True, feat_ext=features(ours), k_sample=2).double().eval()
+    copy(peer.classifier, ours.classifier)
     copy_pool(peer.pool, ours.attention.V, ours.attention.w, ours.attention.U)
     return peer
 
 
 def test_torchmil_agrees_on_logit_and_attention():
-    ours, batch = build(), batch_of(11)
+    ours, batch = build("clam"), batch_of(11)
     torch.nn.init.zeros_(ours.attention.w.bias)
-    logit, f = peer_of(ours)(batch.x[None], return_att=True)
-    output = ours(batch)
-    torch.testing.assert_close(output.bag_logit, logit, rtol=0, atol=1e-9)
-    torch.testing.assert_close(output.instance_score, f[0], rtol=0, atol=1e-9)
+    assert_outputs(ours(batch), *peer_of(ours)(batch.x[None], return_att=True), rtol=0, atol=1e-9)
 
 
 def test_torchmil_misses_the_instance_loss_that_ours_gives():
     """Its smooth SVM broadcasts (R,1) targets against (R,2) logits; ours is the loss by hand."""
-    ours, batch = build(inst_loss="svm", k=2, bag_weight=0.0), batch_of(8, y=1.0)
+    ours, batch = build("clam", inst_loss="svm", k=2, bag_weight=0.0), batch_of(8, y=1.0)
     peer = peer_of(ours)
     with torch.no_grad():
         output = ours(batch)

@@ -1,30 +1,19 @@
 """DTFD-MIL: the split, the tiers by hand, what trains what, torchmil as oracle, and Sm inside pseudo-bags."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.peers import PEERS
 from smmil.data.batch import pack
-from smmil.models import build_model
 from smmil.models.base import graph_of
 from smmil.models.dftd import induced_graph, mean_probability, split_bags, split_keys
 from tests.helpers.graphs import dense_normalised, make_bag
-from tests.helpers.torchmil_weights import copy_attention_pool, copy_linear
-
-P = 10
-
-
-def build(name: str = "dftd", **options):
-    torch.manual_seed(0)
-    return build_model(name, P, **options).double().eval()
-
-
-def batch_of(*sizes: int, y: float | None = None):
-    bags = [make_bag(n, s, features=P, y=float(s % 2) if y is None else y) for s, n in enumerate(sizes)]
-    batch = pack(bags)
-    return type(batch)(**{**batch.__dict__, "x": batch.x.double(), "y": batch.y.double()})
+from tests.helpers.models import F64, P, batch_of, build
 
 
 @settings(max_examples=30, deadline=None)
@@ -45,7 +34,7 @@ def test_the_split_of_evaluation_belongs_to_the_bag_and_spreads_rows():
     assert torch.equal(keys[50:], alone)
     assert not torch.equal(keys, split_keys(batch, 1))
     many = pack([make_bag(4, seed, features=2) for seed in range(3000)])
-    many = type(many)(**{**many.__dict__, "bag_ids": tuple(map(str, range(3000)))})
+    many = dataclasses.replace(many, bag_ids=tuple(map(str, range(3000))))
     order, _, _ = split_bags(many, split_keys(many, 0), 4)
     first = (order.view(-1, 4)[:, 0] % 4).bincount(minlength=4) / 3000
     # four equal shares, five standard deviations of 3,000 draws
@@ -53,7 +42,7 @@ def test_the_split_of_evaluation_belongs_to_the_bag_and_spreads_rows():
 
 
 def test_training_draws_new_splits_and_evaluation_does_not():
-    model, batch = build(), batch_of(30, 12)
+    model, batch = build("dftd"), batch_of(30, 12)
     assert torch.equal(model(batch).bag_logit, model(batch).bag_logit)
     model.train()
     assert not torch.equal(model(batch).bag_logit, model(batch).bag_logit)
@@ -85,13 +74,13 @@ def chunks_of(batch, n_pseudo=4):
 
 @pytest.mark.parametrize(("distill", "k"), [("afs", 1), ("maxmin", 1), ("maxmin", 2), ("max", 1), ("max", 3)])
 def test_both_tiers_equal_loops_over_pseudo_bags(distill, k):
-    model, batch = build(distill=distill, k=k), batch_of(13, 3, 1, 9)
+    model, batch = build("dftd", distill=distill, k=k), batch_of(13, 3, 1, 9)
     output = model(batch)
     logits, pseudo = [], []
     for single in batch.split():
-        found = by_hand(model, model.embed(single.x), chunks_of(single), distill=distill, k=k)
-        logits.append(found[0])
-        pseudo.append(found[1])
+        results = by_hand(model, model.embed(single.x), chunks_of(single), distill=distill, k=k)
+        logits.append(results[0])
+        pseudo.append(results[1])
     torch.testing.assert_close(output.bag_logit, torch.stack(logits))
     torch.testing.assert_close(output.extra["pseudo_logit"], torch.cat(pseudo))
     bce = torch.nn.functional.binary_cross_entropy_with_logits
@@ -102,7 +91,7 @@ def test_both_tiers_equal_loops_over_pseudo_bags(distill, k):
 
 
 def test_the_score_is_the_class_activation_whatever_the_split():
-    model, batch = build(), batch_of(20, 6)
+    model, batch = build("dftd"), batch_of(20, 6)
     expected = model.embed(batch.x) @ model.classifier.weight[0]
     torch.testing.assert_close(model(batch).instance_score, expected)
     model.train()
@@ -110,30 +99,30 @@ def test_the_score_is_the_class_activation_whatever_the_split():
 
 
 def test_one_pseudo_bag_leaves_tier_two_nothing_to_weigh():
-    model, batch = build(n_pseudo=1), batch_of(8, 5)
+    model, batch = build("dftd", n_pseudo=1), batch_of(8, 5)
     _, z = model.pool(model.embed(batch.x), batch.offsets)
     torch.testing.assert_close(model(batch).bag_logit, model.bag_classifier(z)[:, 0])
 
 
 @pytest.mark.parametrize("distill", ["afs", "maxmin", "max"])
 def test_tier_two_trains_nothing_of_tier_one(distill):
-    model, batch = build(distill=distill), batch_of(12, 9)
+    model, batch = build("dftd", distill=distill), batch_of(12, 9)
     model.loss(batch, model(batch))["bce"].backward()
     trained = {key.split(".")[0] for key, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     assert trained == {"bag_pool", "bag_classifier"}
 
 
 def test_several_splits_average_probabilities():
-    logits = torch.tensor([[0.0, 40.0], [2.0, -3.0]], dtype=torch.float64)
+    logits = torch.tensor([[0.0, 40.0], [2.0, -3.0]], dtype=F64)
     expected = torch.logit(torch.sigmoid(logits).mean(0))
     torch.testing.assert_close(mean_probability(logits), expected)
-    one, many, batch = build(), build(eval_splits=5), batch_of(30)
-    parts = torch.stack([one._tiers(one.embed(batch.x), batch, split_keys(batch, i))[0] for i in range(5)])
+    single, many, batch = build("dftd"), build("dftd", eval_splits=5), batch_of(30)
+    parts = torch.stack([single._tiers(single.embed(batch.x), batch, split_keys(batch, i))[0] for i in range(5)])
     torch.testing.assert_close(many(batch).bag_logit, torch.logit(torch.sigmoid(parts).mean(0)))
 
 
 def test_class_weight_reaches_both_tiers():
-    plain, weighted = build(), build(pos_weight=3.0)
+    plain, weighted = build("dftd"), build("dftd", pos_weight=3.0)
     batch = batch_of(9, 5, y=1.0)
     for key, value in plain.loss(batch, plain(batch)).items():
         torch.testing.assert_close(weighted.loss(batch, weighted(batch))[key], 3 * value)
@@ -150,45 +139,19 @@ def test_sub_graphs_lose_the_edges_between_pseudo_bags_and_are_normalised_anew()
     torch.testing.assert_close(induced_graph(batch, order, offsets).dense().double(), expected)
 
 
-def test_smdftd_with_alpha_zero_is_dftd():
-    base, smooth = build(), build("smdftd", alpha=0.0, spectral_norm=False)
-    smooth.load_state_dict(base.state_dict())
-    batch = batch_of(9, 3)
-    torch.testing.assert_close(smooth(batch).bag_logit, base(batch).bag_logit)
-    torch.testing.assert_close(smooth(batch).instance_score, base(batch).instance_score)
-
-
 @pytest.mark.parametrize("distill", ["afs", "maxmin"])
 def test_smdftd_with_one_pseudo_bag_smooths_on_the_whole_graph(distill):
     model, batch = build("smdftd", alpha=0.6, n_pseudo=1, distill=distill, k=2), batch_of(11, 7)
     h = model.pool.sm(model.embed(batch.x), graph_of(batch), batch.offsets)
-    found = [by_hand(model, part, [torch.arange(len(part))], distill=distill, k=2)[0] for part in h.split([11, 7])]
+    results = [by_hand(model, part, [torch.arange(len(part))], distill=distill, k=2)[0] for part in h.split([11, 7])]
     output = model(batch)
-    torch.testing.assert_close(output.bag_logit, torch.stack(found))
-    torch.testing.assert_close(output.instance_score, h @ model.classifier.weight[0])
-
-
-def test_only_tier_one_attention_of_smdftd_is_spectrally_normalised():
-    model = build_model("smdftd", P)
-    normalised = {key.split(".parametrizations")[0] for key, _ in model.named_parameters() if "original" in key}
-    assert normalised == {"pool.W", "pool.w", "pool.gate"}
+    torch.testing.assert_close(output.bag_logit, torch.stack(results))
+    torch.testing.assert_close(output.instance_score, model.score_reference(batch))
 
 
 def test_torchmil_agrees_with_the_same_permutation():
-    from torchmil.models import DTFDMIL
-    from torchmil.nn import AttentionPool as PeerPool
-
-    ours, batch = build(), batch_of(14)
-    embed = torch.nn.Sequential(torch.nn.Linear(P, 512), torch.nn.GELU())
-    peer = DTFDMIL(in_shape=(P,), n_groups=4, distill_mode="afs", feat_ext=embed)
-    for ours_name, peer_name in (("pool", "attention_pool"), ("bag_pool", "u_attention_pool")):
-        pool = PeerPool(in_dim=512, att_dim=128, gated=True)
-        copy_attention_pool(pool, getattr(ours, ours_name))
-        setattr(peer, peer_name, pool)
-    peer = peer.double().eval()
-    copy_linear(peer.feat_ext[0], ours.embed[0])
-    copy_linear(peer.classifier, ours.classifier)
-    copy_linear(peer.u_classifier, ours.bag_classifier)
+    ours, batch = build("dftd"), batch_of(14)
+    peer = PEERS["dftd"](ours, P).double().eval()
     np.random.seed(3)
     permutation = np.arange(14)
     np.random.shuffle(permutation)

@@ -7,25 +7,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from smmil.data.batch import pack
-from smmil.models import build_model
-from smmil.models.iibmil import EncoderLayer, SoftLabels
+from smmil.models.iibmil import EncoderLayer, SoftLabels, moved_prototype_reference
+from tests.helpers import models
 from tests.helpers.graphs import make_bag, permute
-
-F64, P = torch.float64, 8
+from tests.helpers.models import F64, P, batch_of, randn
 
 
 def build(**options):
-    torch.manual_seed(0)
-    return build_model("iibmil", P, **options).double()
-
-
-def batch_of(*sizes: int, positive: bool | None = None):
-    bags = [
-        make_bag(n, seed, features=P, y=float(seed % 2 if positive is None else positive))
-        for seed, n in enumerate(sizes)
-    ]
-    batch = pack(bags)
-    return dataclasses.replace(batch, x=batch.x.double())
+    return models.build("iibmil", **options).train()
 
 
 def test_the_encoder_layer_is_torchs():
@@ -44,7 +33,7 @@ def test_the_encoder_layer_is_torchs():
 def test_the_bag_logit_ignores_the_order_of_instances():
     model, bag = build().eval(), make_bag(12, 0, features=P)
     mixed = permute(bag, torch.randperm(12, generator=torch.Generator().manual_seed(0)))
-    a, b = (model(dataclasses.replace(pack([one]), x=one.x.double())).bag_logit for one in (bag, mixed))
+    a, b = (model(dataclasses.replace(pack([item]), x=item.x.double())).bag_logit for item in (bag, mixed))
     torch.testing.assert_close(a, b)
 
 
@@ -57,19 +46,21 @@ def test_prototypes_follow_the_closed_form_of_identical_updates():
     assert (model.prototypes[0] == 0).all()
 
 
-def test_prototypes_take_the_most_probable_tenth_most_probable_first():
-    model, x = build(prototype_momentum=0.5), torch.randn(25, 256, dtype=F64)
-    probability = torch.linspace(0, 1, 25, dtype=F64)
+@pytest.mark.parametrize("n", [4, 25, 60])
+def test_prototypes_take_the_most_probable_tenth_most_probable_first(n):
+    model, x, probability = build(prototype_momentum=0.5), randn(n, 256), torch.rand(n, dtype=F64)
+    order = probability.argsort(descending=True)[: max(1, n // 10)]
+    start = model.prototypes[0].clone()
     model._move_prototype(0, x, probability)
-    torch.testing.assert_close(model.prototypes[0], 0.25 * x[24] + 0.5 * x[23])
-    model._move_prototype(1, x[:4], probability[:4])
-    torch.testing.assert_close(model.prototypes[1], 0.5 * x[3])
+    torch.testing.assert_close(model.prototypes[0], moved_prototype_reference(start, x, probability, 0.5))
+    weights = 0.5 ** torch.arange(len(order), 0, -1, dtype=F64)
+    torch.testing.assert_close(model.prototypes[0], weights @ x[order])
 
 
 def test_training_moves_each_label_s_prototype_towards_its_own_confident_instances():
     from torchmil.models import IIBMIL
 
-    model, batch = build(), batch_of(40, positive=True)
+    model, batch = build(), batch_of(40, y=1.0)
     output = model.eval()(batch)
     model.train().loss(batch, output)
     top = output.instance_score.topk(4).indices
@@ -106,7 +97,7 @@ def test_soft_labels_follow_their_closed_form_after_the_warm_up():
 
 
 def test_without_prototypes_labels_stay():
-    model, batch = build().train(), batch_of(9, positive=True)
+    model, batch = build().train(), batch_of(9, y=1.0)
     model.start_epoch(9)
     encoded = model(batch).extra["encoded"]
     assert (model._soft_label("bag0", encoded, torch.zeros(9, dtype=F64)) == 0.5).all()

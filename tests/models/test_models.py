@@ -11,6 +11,7 @@ from smmil.config.methods import METHODS
 from smmil.data.batch import Bag, pack
 from smmil.models import build_model
 from tests.helpers.graphs import make_bag, path, permute
+from tests.helpers.models import apart, assert_same
 
 P = 12
 # methods whose bag logit depends on the order of the instances by design: TransMIL by its position encoding on a
@@ -29,6 +30,11 @@ def build(name: str, seed: int = 0, **options):
     return build_model(name, P, **options)
 
 
+def total_loss(model, batch) -> torch.Tensor:
+    """The sum of the loss terms."""
+    return sum(model.loss(batch, model(batch)).values())
+
+
 def bags(*sizes: int) -> list[Bag]:
     return [make_bag(n, seed, features=P, y=float(seed % 2)) for seed, n in enumerate(sizes)]
 
@@ -40,10 +46,7 @@ def test_a_ragged_batch_equals_one_by_one(name):
     model, batch = build(name).eval(), pack(bags(7, 1, 30, 2))
     with torch.no_grad():
         whole = model(batch)
-        singles = [model(single) for single in batch.split()]
-    torch.testing.assert_close(whole.bag_logit, torch.cat([s.bag_logit for s in singles]), rtol=1e-5, atol=1e-5)
-    scores = torch.cat([s.instance_score for s in singles])
-    torch.testing.assert_close(whole.instance_score, scores, rtol=1e-5, atol=1e-5)
+        assert_same(whole, apart(model, batch), rtol=1e-5, atol=1e-5)
     assert whole.bag_logit.shape == (4,) and whole.instance_score.shape == (40,)
 
 
@@ -63,22 +66,20 @@ def test_permuting_instances_permutes_scores_and_keeps_the_logit(name):
 def test_two_predictions_of_one_bag_are_equal(name):
     model, batch = build(name).eval(), pack(bags(9, 14))
     with torch.no_grad():
-        first, second = model(batch), model(batch)
-    assert torch.equal(first.bag_logit, second.bag_logit)
-    assert torch.equal(first.instance_score, second.instance_score)
+        assert_same(model(batch), model(batch), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_tiny_bags_train_with_finite_gradients(name, n):
     model, batch = build(name).train(), pack([make_bag(n, 0, features=P)])
-    sum(model.loss(batch, model(batch)).values()).backward()
+    total_loss(model, batch).backward()
     for key, parameter in model.named_parameters():
         assert parameter.grad is None or torch.isfinite(parameter.grad).all(), key
 
 
 def test_every_parameter_gets_a_gradient(name):
     model, batch = build(name).train(), pack(bags(40, 35, 50, 45))
-    sum(model.loss(batch, model(batch)).values()).backward()
+    total_loss(model, batch).backward()
     # a bias in front of a softmax, or keys of a single token, have an exactly zero gradient: only absence is a fault
     missing = [key for key, parameter in model.named_parameters() if parameter.grad is None]
     assert not missing
@@ -111,8 +112,7 @@ def test_saved_weights_give_the_same_numbers(name, tmp_path):
     other = build(name, seed=99).eval()
     other.load_state_dict(load_file(tmp_path / "weights.safetensors"))
     with torch.no_grad():
-        assert torch.equal(model(batch).bag_logit, other(batch).bag_logit)
-        assert torch.equal(model(batch).instance_score, other(batch).instance_score)
+        assert_same(model(batch), other(batch), rtol=0, atol=0)
 
 
 def test_the_same_seed_gives_the_same_training_step(name):
@@ -120,7 +120,7 @@ def test_the_same_seed_gives_the_same_training_step(name):
     for _ in range(2):
         model, batch = build(name).train(), pack(bags(15, 20))
         torch.manual_seed(5)
-        losses.append(float(sum(model.loss(batch, model(batch)).values()).detach()))
+        losses.append(float(total_loss(model, batch).detach()))
     assert losses[0] == losses[1]
 
 
@@ -171,7 +171,7 @@ def test_planted_instances_score_higher_after_overfitting(name):
     for _ in range(60):
         batch = pack(train)
         optimiser.zero_grad()
-        sum(model.loss(batch, model(batch)).values()).backward()
+        total_loss(model, batch).backward()
         optimiser.step()
     model.eval()
     fresh = pack([planted(100 + seed, seed % 2 == 1) for seed in range(10)])
@@ -186,7 +186,7 @@ def test_a_model_can_be_copied_and_trained_apart(name):
     model, batch = build(name).train(), pack(bags(10, 12))
     twin = copy.deepcopy(model)
     optimiser = torch.optim.Adam(twin.parameters(), lr=1e-2)
-    sum(twin.loss(batch, twin(batch)).values()).backward()
+    total_loss(twin, batch).backward()
     optimiser.step()
     # the first linear layer of every method is the embedding
     first = next(iter(dict(model.named_parameters())))

@@ -25,10 +25,10 @@ def trained(data: Path, out: Path, method: str, alpha: float, **options: Any) ->
     fixed = ["--method-options", json.dumps({"alpha": alpha})]
     assert train.main([*train_arguments(data, out, method, **options), *fixed]) == 0
     predict_method(data, out, out / "predictions")
-    found: dict[str, Any] = {"log": timeless(out / RUN / "log.jsonl")}
-    found |= {name: (out / RUN / f"{name}.safetensors").read_bytes() for name in ("best", "direction")}
+    artifacts: dict[str, Any] = {"log": timeless(out / RUN / "log.jsonl")}
+    artifacts |= {name: (out / RUN / f"{name}.safetensors").read_bytes() for name in ("best", "direction")}
     with np.load(out / "predictions" / f"{RUN}.npz", allow_pickle=False) as archive:
-        return found | {name: archive[name].tobytes() for name in archive.files if name != "meta"}
+        return artifacts | {name: archive[name].tobytes() for name in archive.files if name != "meta"}
 
 
 @pytest.mark.parametrize("method", ["smap_early", "smap_late", "smtap", "smdsmil"])

@@ -1,47 +1,30 @@
 """SmAP and the transformer variants: limits, equivalences and the authors' library as oracle."""
 
+import dataclasses
+
 import pytest
 import torch
 
-from smmil.data.batch import pack
-from smmil.layers.segments import segment_softmax
-from smmil.models import build_model
+from bench.peers import copy, features
+from smmil.layers.pooling import attend_reference
 from smmil.models.base import graph_of
 from smmil.sm.operator import dirichlet_energy, sm_steps
 from tests.helpers.graphs import dense_normalised, make_bag, table
+from tests.helpers.models import P, assert_outputs, batch_of, build
 
-P, PLACEMENTS = 10, ["early", "mid", "late"]
-
-
-def build(name: str, **options):
-    torch.manual_seed(0)
-    return build_model(name, P, **options).double().eval()
+PLACEMENTS = ["early", "mid", "late"]
 
 
-def batch_of(*sizes: int):
-    batch = pack([make_bag(n, seed, features=P) for seed, n in enumerate(sizes)])
-    return type(batch)(**{**batch.__dict__, "x": batch.x.double()})
-
-
-@pytest.mark.parametrize("placement", PLACEMENTS)
-def test_alpha_zero_is_abmil_with_the_same_weights(placement):
-    smap, abmil = build(f"smap_{placement}", alpha=0.0, spectral_norm=False), build("abmil")
-    abmil.load_state_dict(smap.state_dict())
-    batch = batch_of(9, 4)
-    torch.testing.assert_close(smap(batch).bag_logit, abmil(batch).bag_logit)
-    torch.testing.assert_close(smap(batch).instance_score, abmil(batch).instance_score)
-
-
-def test_early_by_algebra_equals_smoothing_the_features():
-    model, batch = build("smap_early", alpha=0.7), batch_of(12, 5)
+@pytest.mark.parametrize("gated", [False, True])
+def test_early_by_algebra_equals_smoothing_the_features(gated):
+    model, batch = build("smap_early", alpha=0.7, gated=gated), batch_of(12, 5)
     graph = graph_of(batch)
     h = sm_steps(model.embed(batch.x), graph, 0.7, 10)
-    f = model.pool.w(torch.tanh(model.pool.W(h)))[:, 0]
-    weight = segment_softmax(f, batch.offsets)
-    z = torch.stack([weight[a:b] @ h[a:b] for a, b in ((0, 12), (12, 17))])
-    output = model(batch)
-    torch.testing.assert_close(output.instance_score, f)
-    torch.testing.assert_close(output.bag_logit, model.classifier(z)[:, 0])
+    f, z = model.pool.forward_reference(model.embed(batch.x), batch.offsets, graph)
+    hidden = torch.tanh(model.pool.W(h)) * (torch.sigmoid(model.pool.gate(h)) if gated else 1)
+    torch.testing.assert_close(f, model.pool.w(hidden)[:, 0])
+    torch.testing.assert_close(z, attend_reference(f, h, batch.offsets))
+    assert_outputs(model(batch), model.classifier(z), f)
 
 
 def test_late_lowers_the_energy_of_the_attention():
@@ -57,7 +40,7 @@ def test_alpha_near_one_on_a_regular_graph_is_mean_pooling():
     ring = table([(i, (i + 1) % 7) for i in range(7)], 7)
     bag = make_bag(7, 0, features=P)
     batch = batch_of(7)
-    batch = type(batch)(**{**batch.__dict__, "neighbors": ring, "x": bag.x.double()})
+    batch = dataclasses.replace(batch, neighbors=ring, x=bag.x.double())
     model = build("smap_late", alpha=1 - 1e-9, T="exact")
     expected = model.classifier(model.embed(batch.x).mean(0))
     torch.testing.assert_close(model(batch).bag_logit, expected, rtol=0, atol=1e-6)
@@ -79,8 +62,8 @@ def test_only_the_layers_after_sm_are_spectrally_normalised(placement, normalise
     for _ in range(150):
         model(batch)
     model.eval()
-    found = {layer for layer in ("W", "w") if hasattr(getattr(model.pool, layer), "parametrizations")}
-    assert found == normalised
+    actual = {layer for layer in ("W", "w") if hasattr(getattr(model.pool, layer), "parametrizations")}
+    assert actual == normalised
     for layer in normalised:
         norm = torch.linalg.matrix_norm(getattr(model.pool, layer).weight, 2)
         assert norm.item() == pytest.approx(1, abs=2e-2)
@@ -89,25 +72,13 @@ def test_only_the_layers_after_sm_are_spectrally_normalised(placement, normalise
 def test_abmil_ignores_duplication_and_a_shift_of_f():
     model, bag = build("abmil"), make_bag(6, 0, features=P)
     batch = batch_of(6)
-    double = type(batch)(
-        **{
-            **batch.__dict__,
-            "x": batch.x.repeat(2, 1),
-            "offsets": torch.tensor([0, 12]),
-            "neighbors": batch.neighbors.repeat(2, 1),
-        }
+    double = dataclasses.replace(
+        batch, x=batch.x.repeat(2, 1), offsets=torch.tensor([0, 12]), neighbors=batch.neighbors.repeat(2, 1)
     )
     torch.testing.assert_close(model(batch).bag_logit, model(double).bag_logit)
     torch.nn.init.zeros_(model.pool.W.weight)
     expected = model.classifier(model.embed(bag.x.double()).mean(0))
     torch.testing.assert_close(model(batch).bag_logit, expected)
-
-
-def test_transformer_with_alpha_zero_is_the_plain_transformer():
-    plain, smooth = build("t_ap"), build("smtap", alpha=0.0, spectral_norm=False)
-    smooth.load_state_dict(plain.state_dict())
-    batch = batch_of(9, 3)
-    torch.testing.assert_close(smooth(batch).bag_logit, plain(batch).bag_logit)
 
 
 def test_transformer_without_values_is_attention_pooling_of_the_normalised_embedding():
@@ -133,30 +104,11 @@ def test_the_four_variants_are_four_models():
 def test_torchmil_agrees_on_smap(placement):
     from torchmil.models import SmABMIL
 
-    peer = (
-        SmABMIL(
-            in_shape=(P,),
-            att_dim=128,
-            att_act="tanh",
-            sm_mode="approx",
-            sm_alpha="trainable",
-            sm_steps=10,
-            sm_where=placement,
-            feat_ext=torch.nn.Sequential(torch.nn.Linear(P, 512), torch.nn.GELU()),
-        )
-        .double()
-        .eval()
-    )
-    ours = build(f"smap_{placement}", spectral_norm=False)
-    batch = batch_of(13)
-    with torch.no_grad():
-        peer.feat_ext[0].weight.copy_(ours.embed[0].weight)
-        peer.feat_ext[0].bias.copy_(ours.embed[0].bias)
-        peer.last_layer.weight.copy_(ours.classifier.weight)
-        peer.last_layer.bias.copy_(ours.classifier.bias)
-        peer.pool.proj1.load_state_dict(ours.pool.W.state_dict())
-        peer.pool.proj2.load_state_dict(ours.pool.w.state_dict())
+    ours, batch = build(f"smap_{placement}", spectral_norm=False), batch_of(13)
+    settings = {"sm_mode": "approx", "sm_alpha": "trainable", "sm_steps": 10, "sm_where": placement}
+    peer = SmABMIL(in_shape=(P,), att_dim=128, att_act="tanh", feat_ext=features(ours), **settings).double().eval()
+    copy(peer.last_layer, ours.classifier)
+    copy(peer.pool.proj1, ours.pool.W)
+    copy(peer.pool.proj2, ours.pool.w)
     adjacency = dense_normalised(batch.neighbors)
-    logit, f = peer(batch.x[None], adjacency[None], return_att=True)
-    torch.testing.assert_close(ours(batch).bag_logit, logit.reshape(-1), rtol=0, atol=1e-5)
-    torch.testing.assert_close(ours(batch).instance_score, f.reshape(-1), rtol=0, atol=1e-5)
+    assert_outputs(ours(batch), *peer(batch.x[None], adjacency[None], return_att=True), rtol=0, atol=1e-5)

@@ -77,7 +77,7 @@ class Mean(MILModel):
     """Logit c . mean x, score minus the first feature: an attention that looks away."""
 
     def __init__(self, c: torch.Tensor) -> None:
-        super().__init__()
+        super().__init__(len(c), width=1)
         self.c = c
 
     def forward(self, batch: BagBatch) -> Output:

@@ -11,8 +11,8 @@ from smmil.sm import native
 from smmil.sm.operator import normalise_adjacency, sm_steps, steps_reference
 from tests.helpers.graphs import dense_normalised
 from tests.helpers.lattices import TABLES, cells, packed
+from tests.helpers.models import F64, randn
 
-F64 = torch.float64
 DTYPES = [torch.float32, F64]
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="no C compiler on this machine: only the torch path")
@@ -31,10 +31,6 @@ def width(request):
         clear_caches()
         yield request.param
     clear_caches()
-
-
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
 def with_gradients(smooth: Callable[[Tensor, Tensor], Tensor], u: Tensor) -> list[Tensor]:
