@@ -1,28 +1,23 @@
-"""Write the table of paired comparisons: predictions of both methods of every pair in, CSV, MD, LaTeX and HTML out."""
+"""Write the table of paired comparisons: predictions of both methods of every pair in, CSV, MD, LaTeX and HTML out.
 
-from __future__ import annotations
+Run alone:
+    python -m smmil.comparison_table --index results/*/predictions/*/*/index.json --layout layout.json
+        --out-csv comparisons.csv --out-md comparisons.md --out-tex comparisons.tex --out-html comparisons.html
+        [--resamples 1000]
+"""
 
 import argparse
-import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from preprocessing.common.cli import guard
-from preprocessing.common.files import write_text
-from smmil.tables.comparisons import build, by_pairing
-
-if TYPE_CHECKING:
-    pass
 
 
-logger = logging.getLogger(__name__)
-
-
-def _main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m smmil.comparison_table", description=(__doc__ or "").split("\n")[0]
-    )
+@guard
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the table of comparisons."""
+    description = (__doc__ or "").split("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m smmil.comparison_table", description=description)
     parser.add_argument("--index", nargs="*", default=[], type=Path, help="index.json per method; missing = a gap")
     parser.add_argument("--layout", required=True, help="JSON, or the path of a JSON file: datasets and their pairs")
     parser.add_argument("--resamples", type=int, default=1000, help="draws of the test bags, 0 = no intervals")
@@ -34,20 +29,14 @@ def _main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     from smmil.artifacts.hashes import json_argument
     from smmil.config.layouts import PairLayout
-    from smmil.tables.formats import to_csv, to_html, to_markdown
-    from smmil.tables.latex import to_latex
+    from smmil.tables.comparisons import build, by_pairing
+    from smmil.tables.formats import write_table
 
     layout = PairLayout.parse(json_argument(args.layout, "--layout"))
     table = build(by_pairing(args.index), layout, resamples=args.resamples, seed=args.seed)
-    writers = {args.out_csv: to_csv, args.out_md: to_markdown, args.out_tex: to_latex, args.out_html: to_html}
-    for path, write in writers.items():
-        write_text(path, write(table))
-        logger.info("%s: %d datasets", path, len(table.sections))
+    write_table(table, {"csv": args.out_csv, "md": args.out_md, "tex": args.out_tex, "html": args.out_html})
     return 0
 
 
-main = guard(_main)
-
-
 if __name__ == "__main__":
-    raise SystemExit(main(None))
+    raise SystemExit(main())

@@ -1,7 +1,5 @@
 """Compare two methods over the same test bags: two index.json in, JSON out."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys
@@ -9,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from preprocessing.common.cli import guard
-from preprocessing.common.files import write_json
-from smmil.evaluate.comparisons import compare
 
 
 @guard
@@ -25,12 +21,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--resamples", type=int, default=2000, help="draws of the test bags")
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
     arguments = parser.parse_args(argv)
+    from smmil.evaluate.comparisons import compare
+
     first, second = arguments.index
     comparison = compare(first, second, arguments.metric, resamples=arguments.resamples, seed=arguments.seed)
     if arguments.out:
-        write_json(arguments.out, comparison)
+        comparison.write(arguments.out)
     else:
-        sys.stdout.write(json.dumps(comparison, indent=1, sort_keys=True, allow_nan=False) + "\n")
+        sys.stdout.write(json.dumps(comparison.as_json(), indent=1, sort_keys=True, allow_nan=False) + "\n")
     return 0
 
 

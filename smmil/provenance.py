@@ -19,9 +19,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from preprocessing.bags.rows import BagRow
+from preprocessing.bags.table import read_bags
 from preprocessing.common.cli import guard
+from smmil.artifacts.hashes import hash_file, hash_files, read_json
+from smmil.artifacts.records import IndexEntry, Metrics, PredictionIndex, RunConfig, RunEntry, RunsFile, SplitMetrics
 
 KINDS = ("metrics", "predictions", "runs")
+# What is recorded, as JSON values.
+Facts = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,7 @@ def _cell_of(table: Path, cell: Sequence[str] | None) -> Place:
     return Place(table.parent.parent, cell[1], encoders[0], cell[0])
 
 
-def trace(place: Place, *, verify: bool = False, bag: str | None = None) -> dict[str, Any]:
+def trace(place: Place, *, verify: bool = False, bag: str | None = None) -> Facts:
     """Collect everything recorded about a result.
 
     Args:
@@ -117,67 +123,63 @@ def trace(place: Place, *, verify: bool = False, bag: str | None = None) -> dict
     Raises:
         ValueError: a file of the chain is missing or damaged.
     """
-    from smmil.artifacts.hashes import hash_file, read_json
-
     checks = Checks(verify)
-    listed = read_json(place.folder("runs") / "runs.json")
-    index = {entry["run"]: entry for entry in read_json(place.folder("predictions") / "index.json")["runs"]}
+    runs_json = place.folder("runs") / "runs.json"
+    listed = RunsFile.read(runs_json)
+    predictions = place.folder("predictions")
+    index = {entry.run: entry for entry in PredictionIndex.read(predictions / "index.json").runs}
     metrics = place.folder("metrics").parent / f"{place.method}.json"
-    splits = {split["run"]: split for split in read_json(metrics)["splits"]} if metrics.exists() else {}
-    chosen = [run for run in listed["runs"] if (run["run"] == place.run if place.run else run["chosen"])]
+    splits = {split.run: split for split in Metrics.read(metrics).splits} if metrics.exists() else {}
+    chosen = [run for run in listed.runs if run.run == place.run] if place.run else listed.chosen
     if not chosen:
-        raise ValueError(f"{place.folder('runs') / 'runs.json'}: does not list {place.run}")
+        raise ValueError(f"{runs_json}: does not list {place.run}")
     runs = []
     for run in chosen:
-        folder, entry = place.folder("runs") / run["run"], index.get(run["run"])
+        folder, entry = place.folder("runs") / run.run, index.get(run.run)
         if verify:
-            checks.compare(f"weights of {run['run']}", hash_file(folder / "best.safetensors"), run["weights_sha256"])
+            checks.compare(f"weights of {run.run}", hash_file(folder / "best.safetensors"), run.weights_sha256)
             if entry:
-                file = place.folder("predictions") / entry["file"]
-                checks.compare(f"predictions of {run['run']}", hash_file(file), entry["sha256"])
-        runs.append(_run(run, read_json(folder / "config.json"), entry, splits.get(run["run"])))
+                checks.compare(f"predictions of {run.run}", hash_file(predictions / entry.file), entry.sha256)
+        runs.append(_run(run, RunConfig.read(folder / "config.json"), entry, splits.get(run.run)))
     bags = _bags(place, listed, bag, checks)
+    shared = listed.as_json()
     return {
         "pairing": {"dataset": place.dataset, "encoder": place.encoder, "method": place.method}
-        | {name: listed[name] for name in ("protocol", "random_weights", "method_options")},
+        | {name: shared[name] for name in ("protocol", "random_weights", "method_options")},
         "runs": runs,
-        "features": listed["features"],
+        "features": shared["features"],
         "bags": bags,
         "checks": {"computed": checks.done, "different": checks.wrong} if verify else None,
     }
 
 
-def _run(
-    run: dict[str, Any], config: dict[str, Any], entry: dict[str, Any] | None, split: dict[str, Any] | None
-) -> dict[str, Any]:
+def _run(run: RunEntry, config: RunConfig, entry: IndexEntry | None, split: SplitMetrics | None) -> Facts:
     names = ("instance_auroc", "instance_f1", "bag_auroc", "bag_f1")
     kept = (
         *("seed", "learning_rate", "key", "device", "numerics", "versions"),
         *("training", "data", "inputs", "pos_weight", "split"),
     )
+    facts = config.as_json()
     return {
-        "run": run["run"],
-        "chosen_on_validation": run["chosen"],
-        "best_epoch": run["best_epoch"],
-        "selection_score": run["selection_score"],
-        "weights_sha256": run["weights_sha256"],
-        "predictions_sha256": entry["sha256"] if entry else None,
-        "test": {name: split["test"].get(name) for name in names} if split else None,
-        **{name: config[name] for name in kept if name in config},
+        "run": run.run,
+        "chosen_on_validation": run.chosen,
+        "best_epoch": run.best_epoch,
+        "selection_score": run.selection_score,
+        "weights_sha256": run.weights_sha256,
+        "predictions_sha256": entry.sha256 if entry else None,
+        "test": {name: split.test.values.get(name) for name in names} if split else None,
+        **{name: facts[name] for name in kept},
     }
 
 
-def _bags(place: Place, listed: dict[str, Any], bag: str | None, checks: Checks) -> dict[str, Any]:
-    from preprocessing.bags.table import read_bags
-    from smmil.artifacts.hashes import hash_file, hash_files
-
+def _bags(place: Place, listed: RunsFile, bag: str | None, checks: Checks) -> Facts:
     dataset = place.root / place.dataset
     path = dataset / "bags.csv"
     rows = {row.bag_id: row for row in read_bags(path)}
     manifests = sorted((dataset / "features" / place.encoder / "shards").glob("*.json"))
     if checks.wanted:
-        checks.compare(str(path), hash_file(path), listed["inputs"]["bags"])
-        checks.compare(f"{len(manifests)} shard manifests", hash_files(manifests), listed["inputs"]["manifests"])
+        checks.compare(str(path), hash_file(path), listed.inputs["bags"])
+        checks.compare(f"{len(manifests)} shard manifests", hash_files(manifests), listed.inputs["manifests"])
     states = _states(manifests)
     if bag is not None and bag not in rows:
         raise ValueError(f"--bag: {path} lists no bag {bag!r}")
@@ -186,15 +188,13 @@ def _bags(place: Place, listed: dict[str, Any], bag: str | None, checks: Checks)
         for name in finished:
             _check_bag(dataset, place.encoder, name, states[name]["hash"], checks)
     counts = dict(Counter(state["state"] for state in states.values()))
-    summary: dict[str, Any] = {"listed": len(rows), "states": counts, "excluded": listed["excluded"]}
+    summary: Facts = {"listed": len(rows), "states": counts, "excluded": listed.as_json()["excluded"]}
     if bag is not None:
         summary["bag"] = _bag(dataset, place.encoder, bag, rows[bag], states.get(bag))
-    return {**summary, "inputs": listed["inputs"]}
+    return {**summary, "inputs": dict(listed.inputs)}
 
 
-def _states(manifests: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    from smmil.artifacts.hashes import read_json
-
+def _states(manifests: Sequence[Path]) -> dict[str, Facts]:
     return {bag["bag_id"]: bag for path in manifests for bag in read_json(path)["bags"]}
 
 
@@ -212,10 +212,10 @@ def _check_bag(dataset: Path, encoder: str, bag: str, content: str, checks: Chec
             checks.compare(f"{bag}: features against the manifest", attrs.store.content, content)
 
 
-def _bag(dataset: Path, encoder: str, bag: str, row: Any, state: dict[str, Any] | None) -> dict[str, Any]:
+def _bag(dataset: Path, encoder: str, bag: str, row: BagRow, state: Facts | None) -> Facts:
     from preprocessing.store.bags import read_attrs
 
-    facts: dict[str, Any] = {"bag_id": bag, "images": list(row.images), "split": row.split, "state": state}
+    facts: Facts = {"bag_id": bag, "images": list(row.images), "split": row.split, "state": state}
     facts |= {"label": row.label, "annotation": row.annotation}
     if state is None or state["state"] != "ok":
         return facts
@@ -229,7 +229,7 @@ def _bag(dataset: Path, encoder: str, bag: str, row: Any, state: dict[str, Any] 
     return facts
 
 
-def as_text(provenance: dict[str, Any]) -> str:
+def as_text(provenance: Facts) -> str:
     """Format a provenance as indented lines with shortened hashes."""
     lines: list[str] = []
 

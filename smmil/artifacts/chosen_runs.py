@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from smmil.artifacts.results import Predictions, load_predictions, read_index, read_metrics
+from smmil.artifacts.records import Metrics, SplitMetrics
+from smmil.artifacts.results import Predictions, load_predictions, read_index
 from smmil.config.methods import METHODS
 
 
@@ -14,16 +14,16 @@ class ChosenRun:
     """The run that validation chose for one split of one method.
 
     Attributes:
-        method: its key.
+        method: key of the method.
         run: name of the run.
-        split: the split's entry of the metrics file (test metrics, threshold, ...).
-        predictions: its saved predictions.
+        split: metrics of the run.
+        predictions: saved predictions of the run.
         random_weights: whether its features come from an untrained encoder.
     """
 
     method: str
     run: str
-    split: dict[str, Any]
+    split: SplitMetrics
     predictions: Predictions
     random_weights: bool
 
@@ -48,26 +48,24 @@ def load_chosen(
     files = {path.resolve(): path for index in indexes for path in read_index(index)}
     chosen, encoders = [], set()
     for source in metrics:
-        content = read_metrics(source)
-        method, encoder = content["method"], content["encoder"]
-        encoders.add(encoder)
-        if content["dataset"] != dataset or len(encoders) > 1:
-            raise ValueError(f"{source}: of {content['dataset']} / {encoder}, expected one encoder of {dataset}")
-        split = next((split for split in content["splits"] if seed in (None, split["seed"])), None)
+        content = Metrics.read(source)
+        encoders.add(content.encoder)
+        if content.dataset != dataset or len(encoders) > 1:
+            raise ValueError(f"{source}: of {content.dataset} / {content.encoder}, expected one encoder of {dataset}")
+        split = next((split for split in content.splits if seed in (None, split.seed)), None)
         if split is None:
-            raise ValueError(f"{source}: no split {seed}, found {[split['seed'] for split in content['splits']]}")
-        run = split["run"]
-        paths = [path for full, path in files.items() if (full.parent.name, full.stem) == (method, run)]
-        chosen.append(
-            ChosenRun(method, run, split, _find(paths, content, run, source), bool(content.get("random_weights")))
-        )
+            raise ValueError(f"{source}: no split {seed}, found {[split.seed for split in content.splits]}")
+        paths = [path for full, path in files.items() if (full.parent.name, full.stem) == (content.method, split.run)]
+        predictions = _find(paths, content, split.run, source)
+        chosen.append(ChosenRun(content.method, split.run, split, predictions, content.random_weights))
     order = list(METHODS)
     return sorted(chosen, key=lambda run: order.index(run.method) if run.method in METHODS else len(order))
 
 
-def _find(paths: Sequence[Path], metrics: dict[str, Any], run: str, source: Path | str) -> Predictions:
+def _find(paths: Sequence[Path], metrics: Metrics, run: str, source: Path | str) -> Predictions:
     for path in paths:
         predictions = load_predictions(path)
-        if all(predictions.meta[key] == metrics[key] for key in ("dataset", "encoder", "method")):
+        meta = predictions.meta
+        if (meta.dataset, meta.encoder, meta.method) == (metrics.dataset, metrics.encoder, metrics.method):
             return predictions
-    raise ValueError(f"{source}: run {run} of {metrics['method']} is in none of the --index files; give its index.json")
+    raise ValueError(f"{source}: run {run} of {metrics.method} is in none of the --index files; give its index.json")

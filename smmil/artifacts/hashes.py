@@ -6,13 +6,18 @@ import functools
 import hashlib
 import json
 import logging
+import platform
 import struct
 import subprocess
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from smmil import __version__
 
 log = logging.getLogger(__name__)
 
@@ -45,19 +50,12 @@ def zip_damage(path: Path | str) -> str:
     return f"{member} fails its checksum" if member else ""
 
 
-def numbers(rows: Iterable[Mapping[str, Any]], name: str) -> list[float]:
-    """Return the numbers under a name in log rows."""
-    return [float(row[name]) for row in rows if isinstance(row.get(name), int | float)]
-
-
 @functools.cache
 def code_version() -> str:
     """Return `git describe` of this checkout, or the package version without a checkout or git.
 
     Cached, because the code of the process was loaded when it started.
     """
-    from smmil import __version__
-
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return __version__
@@ -72,16 +70,13 @@ def code_version() -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of everything that decides the numbers."""
-    import platform
-
-    import numpy
     import torch
 
     return {
         "smmil": code_version(),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
-        "numpy": numpy.__version__,
+        "numpy": np.__version__,
     }
 
 
@@ -108,10 +103,12 @@ def json_argument(text: str, name: str) -> dict[str, Any]:
     Raises:
         ValueError: neither; the message names the argument.
     """
-    if not text.lstrip().startswith("{"):
+    if not text.lstrip().startswith(("{", "[")):
         return read_json(text)
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{name}: not JSON ({error})") from error
-    return dict(value)
+        raise ValueError(f"{name}: not JSON ({error}); found {text[:80]!r}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{name}: found {text[:80]!r}, expected a JSON object")
+    return value

@@ -1,13 +1,12 @@
 """Read and check prediction files, their index and metrics files.
 
-Predictions npz of one run (validation and test bags, B bags, M instances): `bag_id` (B,), `split` (B,) "val" | "test",
-`y` (B,), `bag_logit` (B,), `offsets` (B+1,), `instance_score` (M,), `coverage` (M,), `y_inst` (M,) and `meta`, a JSON
-string with dataset, encoder, method, protocol, run, seed, lr, selection_score and random_weights. Readers treat
-`signed_score` (M,), `grid` (M,2) and `energy` (B,2), see `smmil.predictions.runs`, as optional.
+Predictions npz of one run (validation and test bags, B bags, M instances): `bag_id` (B,), `split` (B,) "val" | "test" |
+"score", `y` (B,), `bag_logit` (B,), `offsets` (B+1,), `instance_score` (M,), `coverage` (M,), `y_inst` (M,) and `meta`,
+a JSON string (`smmil.artifacts.records.PredictionMeta`). Readers treat `signed_score` (M,), `grid` (M,2) and `energy`
+(B,2), see `smmil.predictions.runs`, as optional.
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from smmil.artifacts.hashes import hash_file, read_json, zip_damage
+from smmil.artifacts.hashes import hash_file, zip_damage
+from smmil.artifacts.records import Metrics, PredictionIndex, PredictionMeta
+
+Arrays = dict[str, npt.NDArray[Any]]
 
 ARRAYS = ("bag_id", "split", "y", "bag_logit", "offsets", "instance_score", "coverage", "y_inst")
 BAG_ARRAYS = ("bag_id", "split", "y", "bag_logit", "energy")
 INSTANCE_ARRAYS = ("instance_score", "coverage", "y_inst", "signed_score", "grid")
 OPTIONAL = ("signed_score", "grid", "energy")
-META = ("dataset", "encoder", "method", "protocol", "run", "seed", "lr", "selection_score")
 AGAIN = "delete the index.json beside it and run the workflow again: it predicts this run again, and no other"
 
 
@@ -31,19 +32,19 @@ class Predictions:
 
     Attributes:
         path: the file they came from.
-        meta: run, seed, lr, dataset, encoder, method, protocol, selection_score, random_weights.
+        meta: what they are predictions of.
         arrays: the arrays of the module docstring by name.
     """
 
     path: Path
-    meta: dict[str, Any]
-    arrays: dict[str, npt.NDArray[Any]]
+    meta: PredictionMeta
+    arrays: Arrays
 
-    def part(self, split: str) -> dict[str, npt.NDArray[Any]]:
+    def part(self, split: str) -> Arrays:
         """Return the bags of one split ("val" or "test") with their instances, in stored order, `offsets` from 0."""
         return self.select(self.arrays["split"] == split)
 
-    def select(self, bags: npt.NDArray[np.bool_]) -> dict[str, npt.NDArray[Any]]:
+    def select(self, bags: npt.NDArray[np.bool_]) -> Arrays:
         """Return the bags of a mask (B,) with their instances."""
         sizes = np.diff(self.arrays["offsets"])
         rows = np.repeat(bags, sizes)
@@ -51,7 +52,7 @@ class Predictions:
         chosen |= {name: self.arrays[name][rows] for name in INSTANCE_ARRAYS if name in self.arrays}
         return chosen | {"offsets": np.append(0, np.cumsum(sizes[bags]))}
 
-    def bag(self, bag_id: str) -> dict[str, npt.NDArray[Any]]:
+    def bag(self, bag_id: str) -> Arrays:
         """Return one bag.
 
         Raises:
@@ -79,15 +80,12 @@ def load_predictions(path: Path | str) -> Predictions:
         if missing:
             raise ValueError(f"{path}: found arrays {sorted(archive.files)}, missing {missing}")
         arrays = {name: archive[name] for name in (*ARRAYS, *OPTIONAL) if name in archive.files}
-        meta = json.loads(str(archive["meta"]))
-    missing = [key for key in META if key not in meta]
-    if missing:
-        raise ValueError(f"{path}: meta has the keys {sorted(meta)}, missing {missing}")
+        meta = PredictionMeta.parse(str(archive["meta"]), f"{path}: meta")
     _check_lengths(path, arrays)
     return Predictions(path, meta, arrays)
 
 
-def _check_lengths(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
+def _check_lengths(path: Path, arrays: Arrays) -> None:
     n_bags, offsets = len(arrays["bag_id"]), arrays["offsets"]
     expected = dict.fromkeys(BAG_ARRAYS, n_bags) | {"offsets": n_bags + 1}
     expected |= dict.fromkeys(INSTANCE_ARRAYS, int(offsets[-1]) if len(offsets) else 0)
@@ -107,41 +105,24 @@ def _check_lengths(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
 def read_index(path: Path | str) -> list[Path]:
     """Return the prediction files that an `index.json` lists, in its order.
 
-    The index is `{"runs": [{"run": NAME, "file": FILE}, ...]}`; FILE is relative to the index.
-
     Raises:
-        ValueError: not such a file, no run in it, or a file that is not the one it was written for.
+        ValueError: not an index, or a file that changed since the index was written.
     """
     path = Path(path)
-    index = read_json(path)
-    runs = index.get("runs")
-    if not isinstance(runs, list) or not runs or not all(isinstance(run, dict) and "run" in run for run in runs):
-        raise ValueError(f"{path}: expected a non-empty list 'runs' of objects with 'run' and 'file'")
-    files = [path.parent / run.get("file", f"{run['run']}.npz") for run in runs]
-    for file, run in zip(files, runs, strict=True):
-        if "sha256" in run and file.is_file() and hash_file(file) != run["sha256"]:
+    files = []
+    for run in PredictionIndex.read(path).runs:
+        file = path.parent / run.file
+        if run.sha256 and file.is_file() and hash_file(file) != run.sha256:
             raise ValueError(f"{file}: changed since {path.name} was written (another checksum); {AGAIN}")
+        files.append(file)
     return files
 
 
-def read_metrics(path: Path | str) -> dict[str, Any]:
-    """Read a metrics file of `smmil.evaluate.runs`.
-
-    Raises:
-        ValueError: a key is missing; the message names the file.
-    """
-    metrics = read_json(path)
-    missing = [key for key in ("dataset", "encoder", "method", "protocol", "splits") if key not in metrics]
-    if missing:
-        raise ValueError(f"{path}: not a metrics file, missing {missing}")
-    return metrics
-
-
-def split_values(metrics: Mapping[str, Any] | None, metric: str) -> list[tuple[int, float]]:
+def split_values(metrics: Metrics | None, metric: str) -> list[tuple[int, float]]:
     """Return (seed, value) of the splits that define a test metric, in seed order; [] without metrics."""
-    splits = sorted(metrics["splits"], key=lambda split: (split["seed"], split["run"])) if metrics else []
-    values = [(int(split["seed"]), split["test"].get(metric)) for split in splits]
-    return [(seed, float(value)) for seed, value in values if value is not None]
+    splits = sorted(metrics.splits, key=lambda split: (split.seed, split.run)) if metrics else []
+    values = [(split.seed, split.test.values.get(metric)) for split in splits]
+    return [(seed, value) for seed, value in values if value is not None]
 
 
 def inverted(values: Sequence[tuple[int, float]], least: float = 0.5) -> list[int]:

@@ -22,19 +22,21 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from preprocessing.common.files import name_in_errors, write_bytes, write_text
 from smmil.artifacts.hashes import hash_file, hash_json, zip_damage
+from smmil.artifacts.records import LogRow, RunDone, RunFields
 from smmil.config import stage_versions
+
+if TYPE_CHECKING:
+    from torch.nn import Module
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class RunSpec:
+class RunSpec(RunFields):
     """Everything that decides a run's numbers.
 
     Attributes:
@@ -49,16 +51,6 @@ class RunSpec:
         learning_rate: base learning rate.
     """
 
-    dataset: str
-    encoder: str
-    method: str
-    method_options: dict[str, Any]
-    training: dict[str, Any]
-    data: dict[str, Any]
-    inputs: dict[str, str]
-    seed: int
-    learning_rate: float
-
     @property
     def name(self) -> str:
         """Directory name, e.g. `split1_lr0.0001`."""
@@ -67,7 +59,7 @@ class RunSpec:
     @property
     def key(self) -> str:
         """Hash of this description and of the stage version."""
-        return hash_json({**asdict(self), "stage_version": stage_versions.RUNS})
+        return hash_json({**self.as_json(), "stage_version": stage_versions.RUNS})
 
 
 def save_state(path: Path | str, state: Mapping[str, Any]) -> None:
@@ -112,7 +104,7 @@ def save_weights(path: Path | str, weights: Mapping[str, Any]) -> str:
     return hash_file(path)
 
 
-def load_weights(model: Any, path: Path | str) -> None:
+def load_weights(model: "Module", path: Path | str) -> None:
     """Load `save_weights` into a module.
 
     Raises:
@@ -133,41 +125,44 @@ def load_weights(model: Any, path: Path | str) -> None:
 MEASURED = frozenset({"seconds", "memory_mib", "device_memory_mib"})
 
 
-def append_log(path: Path, row: Mapping[str, Any]) -> None:
+def append_log(path: Path, row: LogRow) -> None:
     """Append one JSON line and sync it."""
     with name_in_errors(path), open(path, "a", encoding="utf-8") as stream:
-        stream.write(json.dumps(dict(row), allow_nan=False) + "\n")
+        stream.write(_line(row))
         stream.flush()
         os.fsync(stream.fileno())
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
+def read_log(path: Path) -> list[LogRow]:
     """Read the complete lines of a log; a last line cut by a crash is dropped, a missing file is an empty log."""
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [LogRow.parse(line, path) for line in lines if line.endswith("\n")]
 
 
 def truncate_log(path: Path, first_epoch: int) -> None:
     """Drop the rows of epochs that will run again: `epoch >= first_epoch`."""
-    rows = [row for row in read_log(path) if row["epoch"] < first_epoch]
-    write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+    write_text(path, "".join(_line(row) for row in read_log(path) if row.epoch < first_epoch))
 
 
-def read_done(folder: Path, key: str) -> dict[str, Any] | None:
+def _line(row: LogRow) -> str:
+    return json.dumps(row.as_json(), allow_nan=False) + "\n"
+
+
+def read_done(folder: Path, key: str) -> RunDone | None:
     """Return the `done.json` of a run that is finished with this key and intact weights, else None."""
     path, weights = folder / "done.json", folder / "best.safetensors"
     if not path.exists() or not weights.exists():
         return None
     try:
-        done: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        done = RunDone.read(path)
     except ValueError as error:
         log.warning("%s: damaged (%s); the run is trained again", path, error)
         return None
-    if done.get("key") != key:
+    if done.key != key:
         return None
-    if hash_file(weights) != done.get("weights_sha256"):
+    if hash_file(weights) != done.weights_sha256:
         log.warning("%s: another hash than in %s; the run is trained again", weights, path.name)
         return None
     return done

@@ -4,8 +4,8 @@ A quirk of the released code that changes a metric changes its definition, and a
 differ from its preset.
 """
 
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from collections.abc import Collection, Iterable
+from typing import Protocol
 
 from smmil.config.quirks import active_quirks
 
@@ -59,34 +59,43 @@ def definitions(quirks: Collection[str] = ()) -> dict[str, str]:
     return {metric: text.format(**fields) for metric, text in _TEXTS.items()}
 
 
-def quirks_of(metrics: Mapping[str, Any]) -> frozenset[str]:
-    """Return the active quirks of a metrics object; without the key they are its protocol's preset."""
-    quirks = metrics.get("quirks")
-    return _preset(metrics["protocol"]) if quirks is None else frozenset(quirks)
+class Provenance(Protocol):
+    """What names the protocol of a metrics record; quirks that are None are those of the protocol's preset."""
+
+    @property
+    def protocol(self) -> str:
+        """`as_written` or `as_released`."""
+
+    @property
+    def quirks(self) -> Collection[str] | None:
+        """Active quirks."""
 
 
-def _preset(protocol: str) -> frozenset[str]:
+def preset_quirks(protocol: str) -> frozenset[str]:
+    """Return the quirks that a protocol switches on; none for an unknown protocol."""
     return active_quirks(protocol, {}) if protocol in PRESETS else frozenset()
 
 
 def protocol_text(protocol: str, quirks: Collection[str]) -> str:
     """Name a protocol and the quirks that differ from its preset, sorted: `as_written with eval_energy`."""
-    preset = _preset(protocol)
+    preset = preset_quirks(protocol)
     parts = [("with", set(quirks) - preset), ("without", preset - set(quirks))]
     return " ".join([protocol, *(f"{sign} {', '.join(sorted(names))}" for sign, names in parts if names)])
 
 
-def shared_quirks(metrics: Iterable[Mapping[str, Any]], what: str) -> tuple[str, frozenset[str]]:
+def shared_quirks(metrics: Iterable[Provenance], what: str) -> tuple[str, frozenset[str]]:
     """Return the protocol and the active quirks that all rows share; "" and none without a row.
 
     Args:
-        metrics: metrics objects.
+        metrics: metrics records.
         what: "table" or "figure", for the message.
 
     Raises:
         ValueError: rows of two protocols, or of different quirks.
     """
-    protocols = {(str(row["protocol"]), quirks_of(row)) for row in metrics}
+    protocols = {
+        (row.protocol, preset_quirks(row.protocol) if row.quirks is None else frozenset(row.quirks)) for row in metrics
+    }
     if len(protocols) > 1:
         names = sorted(protocol_text(*protocol) for protocol in protocols)
         raise ValueError(f"--metrics: found the protocols {names}, expected one per {what}; make one {what} each")

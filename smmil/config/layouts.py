@@ -83,6 +83,11 @@ class TableLayout(Layout):
     splits: int | None = None
     note: str = ""
 
+    @property
+    def pairings(self) -> tuple[tuple[str, str, str], ...]:
+        """(dataset, encoder, method) of every run in the table; tables with fixed rows list them as `methods`."""
+        return tuple((d.name, encoder, m) for d in self.datasets for encoder in d.encoders for m in self.methods)
+
 
 class PairDataset(Dataset):
     """A dataset of the table `comparisons`: its main feature extractor, and pairs of a method with Sm and its base."""
@@ -98,6 +103,21 @@ class PairLayout(Layout):
 
     datasets: tuple[PairDataset, ...]
     splits: int
+
+    @property
+    def pairings(self) -> tuple[tuple[str, str, str], ...]:
+        """(dataset, encoder, method) of every run in the table, each once."""
+        methods = {dataset: dict.fromkeys(m for pair in dataset.pairs for m in pair) for dataset in self.datasets}
+        return tuple((dataset.name, dataset.encoder, m) for dataset, names in methods.items() for m in names)
+
+
+def parse_table_layout(table: str, value: Mapping[str, Any]) -> TableLayout | PairLayout:
+    """Validate the layout of a table of `smmil.config.targets.TABLES`.
+
+    Raises:
+        ValueError: an unknown or missing key, or a wrong value.
+    """
+    return (PairLayout if table == "comparisons" else TableLayout).parse(value)
 
 
 class FigureDataset(Dataset):

@@ -5,9 +5,7 @@ A sweep of the configuration, `{method: smap_early, argument: alpha, values: [0.
 predictions and metrics under its own name.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 SEPARATOR = "__"
 Value = float | bool | str
@@ -71,19 +69,14 @@ def base_method(name: str) -> str:
     return name.split(SEPARATOR)[0]
 
 
-def value_of(method: str, argument: str, metrics: Mapping[str, Any] | None, *, released: bool = False) -> Value:
+def value_of(method: str, argument: str, *, released: bool = False) -> Value:
     """Return the value of an argument in a row of a sweep.
 
     Args:
         method: a method or a variant.
         argument: alpha, T or spectral_norm.
-        metrics: metrics of the row, or None without a run. Its `method_options` take precedence over the name.
         released: whether spectral normalisation is off by default, as in the released code.
     """
-    options = (metrics or {}).get("method_options") or {}
-    if argument in options:
-        value = options[argument]
-        return value if isinstance(value, bool | str) else float(value)
     if SEPARATOR in method and (variant := Variant.parse(method)).argument == argument:
         return variant.value
     return False if argument == "spectral_norm" and released else DEFAULTS[argument]

@@ -1,14 +1,12 @@
 """Evaluate the stored predictions of one method: index.json in, metrics JSON out."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 
 from preprocessing.common.cli import guard
-from smmil.evaluate.runs import evaluate
 
 
+@guard
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m smmil.evaluate", description=(__doc__ or "").split("\n")[0])
@@ -17,9 +15,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--resamples", type=int, default=1000, help="bootstrap resamples over test bags, 0 = none")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
     arguments = parser.parse_args(argv)
+    from smmil.evaluate.runs import evaluate
+
     evaluate(arguments.index, arguments.out, resamples=arguments.resamples, seed=arguments.seed)
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(guard(main)(None))
+    raise SystemExit(main())

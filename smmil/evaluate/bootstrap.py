@@ -8,17 +8,20 @@ stay together. A resample is a vector of multiplicities `w` (B,): every metric i
 The interval measures the uncertainty from the choice of test bags, not from training.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from smmil.artifacts.results import Arrays
 from smmil.evaluate.calibration import calibration_error
 from smmil.evaluate.froc import bag_dice, froc_resamples
 from smmil.evaluate.metrics import labelled
 
 Floats = npt.NDArray[np.float64]
+# Test arrays, threshold of the instance score, threshold of the sign-aware score.
+Run = tuple[Arrays, float | None, float | None]
 
 METRICS = ("instance_auroc", "instance_f1", "bag_auroc", "bag_f1")
 # metrics of predictions that have the arrays they need
@@ -112,7 +115,7 @@ def f1_resamples(weights: Floats, tp: Floats, fp: Floats, fn: Floats) -> Floats:
 
 
 def run_resamples(
-    part: Mapping[str, Any], threshold: float | None, weights: Floats, signed_threshold: float | None = None
+    part: Arrays, threshold: float | None, weights: Floats, signed_threshold: float | None = None
 ) -> dict[str, Floats]:
     """Resample the metrics of one run.
 
@@ -179,9 +182,7 @@ def _level(
     return result
 
 
-def intervals(
-    runs: Sequence[tuple[Mapping[str, Any], float | None, float | None]], *, resamples: int = 1000, seed: int = 0
-) -> dict[str, list[float] | None]:
+def intervals(runs: Sequence[Run], *, resamples: int = 1000, seed: int = 0) -> dict[str, list[float] | None]:
     """Compute 95 % percentile intervals of the mean over runs.
 
     Args:

@@ -10,34 +10,28 @@ metric(first) - metric(second) (`smmil.evaluate.bootstrap`). Pairing cancels the
 
 The interval holds for this test set and these trained runs; resampling bags does not see the variation between
 trainings, so the spread over splits is reported beside it. Friedman's test over many columns: `smmil.evaluate.ranks`.
-All pairs
-of a configuration in one table: `smmil.tables.comparisons`.
+All pairs of a configuration in one table: `smmil.tables.comparisons`.
 
 Run alone:
-    python -m smmil.comparisons --index P/smap_early/index.json P/abmil/index.json --metric instance_auroc
-    bag_auroc \
-        [--out comparison.json] [--resamples 2000] [--seed 0]
+    python -m smmil.comparisons --index P/smap_early/index.json P/abmil/index.json \
+        --metric instance_auroc bag_auroc [--out comparison.json] [--resamples 2000] [--seed 0]
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
-if TYPE_CHECKING:
-    from smmil.artifacts.results import Predictions
-
-Floats = npt.NDArray[np.float64]
-# test arrays, threshold of the instance score, threshold of the signed score (see
-# `smmil.evaluate.bootstrap.run_resamples`)
-Run = tuple[dict[str, Any], float | None, float | None]
+from smmil.artifacts.records import Bootstrap, ComparedMethod, Comparison, Difference
+from smmil.artifacts.results import Predictions, load_predictions, read_index
+from smmil.evaluate.bootstrap import EXTRA, LEVEL, METRICS, Floats, Run, draw_weights, run_resamples
+from smmil.evaluate.metrics import best_threshold, labelled
+from smmil.evaluate.runs import as_evaluated, choose_run
 
 
 def paired_bootstrap(
     first: Sequence[Run], second: Sequence[Run], metrics: Sequence[str], *, resamples: int = 2000, seed: int = 0
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Difference]:
     """Estimate the differences first - second of metrics over paired runs.
 
     Args:
@@ -48,15 +42,12 @@ def paired_bootstrap(
         seed: of the draws.
 
     Returns:
-        {metric: {"first", "second", "difference", "splits": [...], "interval": [low, high], "p", "resamples"}}; the
-        metric's values are None, with a "reason", where a run or most of the resamples lack it. `resamples` counts the
-        draws in which the metric was defined; without any draw (R = 0) interval and p are None.
+        By metric; `resamples` counts the draws in which it was defined. Without any draw (R = 0) interval and p are
+        None.
 
     Raises:
         ValueError: another number of splits, or other test bags.
     """
-    from smmil.evaluate.bootstrap import draw_weights, run_resamples
-
     _check(first, second)
     n_bags = len(first[0][0]["y"])
     # row 0 draws every bag once: the observed value goes through the same code as the resampled ones
@@ -65,33 +56,38 @@ def paired_bootstrap(
     return {metric: _difference(*([run.get(metric) for run in runs] for runs in resampled)) for metric in metrics}
 
 
-def _difference(first: Sequence[Floats | None], second: Sequence[Floats | None]) -> dict[str, Any]:
-    empty = dict.fromkeys(("first", "second", "difference", "splits", "interval", "p"))
+def _difference(first: Sequence[Floats | None], second: Sequence[Floats | None]) -> Difference:
+    """Compare the resampled metric (1+R,) of the runs of both methods; element 0 is the observed value."""
     defined = [[values for values in runs if values is not None] for runs in (first, second)]
     if len(defined[0]) < len(first) or len(defined[1]) < len(second):
-        return {**empty, "resamples": 0, "reason": "a run lacks the metric (one class only)"}
+        return _undefined(0, "a run lacks the metric (one class only)")
     values = np.array(defined)
     splits = values[0] - values[1]
     differences = splits[:, 1:].mean(0)
     differences = differences[~np.isnan(differences)]
     n, resamples = len(differences), splits.shape[1] - 1
     if np.isnan(splits[:, 0]).any() or (resamples and 2 * n <= resamples):
-        return {**empty, "resamples": n, "reason": "undefined in most resamples"}
+        return _undefined(n, "undefined in most resamples")
     tail = min(int((differences <= 0).sum()), int((differences >= 0).sum()))
-    return {
-        "first": float(np.mean(values[0, :, 0])),
-        "second": float(np.mean(values[1, :, 0])),
-        "difference": float(splits[:, 0].mean()),
-        "splits": splits[:, 0].tolist(),
-        "interval": np.quantile(differences, (0.025, 0.975)).tolist() if resamples else None,
-        "p": min(1.0, 2 * (tail + 1) / (n + 1)) if resamples else None,
-        "resamples": n,
-    }
+    return Difference(
+        first=float(np.mean(values[0, :, 0])),
+        second=float(np.mean(values[1, :, 0])),
+        difference=float(splits[:, 0].mean()),
+        splits=tuple(splits[:, 0].tolist()),
+        interval=np.quantile(differences, (0.025, 0.975)).tolist() if resamples else None,
+        p=min(1.0, 2 * (tail + 1) / (n + 1)) if resamples else None,
+        resamples=n,
+    )
+
+
+def _undefined(resamples: int, reason: str) -> Difference:
+    names = ("first", "second", "difference", "splits", "interval", "p")
+    return Difference.model_validate({**dict.fromkeys(names), "resamples": resamples, "reason": reason})
 
 
 def compare(
     first: Path | str, second: Path | str, metrics: Sequence[str], *, resamples: int = 2000, seed: int = 0
-) -> dict[str, Any]:
+) -> Comparison:
     """Compare two methods from their prediction indexes.
 
     Args:
@@ -101,62 +97,55 @@ def compare(
         resamples: of the bootstrap.
         seed: of its draws.
 
-    Returns:
-        JSON-able: dataset, `first`/`second` {encoder, method, protocol, quirks, runs}, `seeds` compared, `metrics` (see
-        `paired_bootstrap`), random_weights, level and the draws.
-
     Raises:
         ValueError: an unknown metric, other datasets or no split in common.
     """
-    from smmil.evaluate.bootstrap import EXTRA, LEVEL, METRICS
-
     unknown = sorted(set(metrics) - {*METRICS, *EXTRA})
     if unknown:
         raise ValueError(f"--metric: found {unknown}, expected some of {', '.join((*METRICS, *EXTRA))}")
     sides = [_chosen(index) for index in (first, second)]
-    datasets = {run.meta["dataset"] for side in sides for run in side.values()}
+    datasets = {run.meta.dataset for side in sides for run in side.values()}
     if len(datasets) > 1:
         raise ValueError(f"{first} and {second}: of the datasets {sorted(datasets)}, expected one")
     seeds = sorted(set(sides[0]) & set(sides[1]))
     if not seeds:
         raise ValueError(f"{first} has the splits {sorted(sides[0])}, {second} {sorted(sides[1])}: none in common")
     runs = [[_run(side[split]) for split in seeds] for side in sides]
-    return {
-        "dataset": datasets.pop(),
-        "first": _describe(sides[0], seeds),
-        "second": _describe(sides[1], seeds),
-        "seeds": seeds,
-        "metrics": paired_bootstrap(runs[0], runs[1], metrics, resamples=resamples, seed=seed),
-        "random_weights": any(bool(run.meta.get("random_weights")) for side in sides for run in side.values()),
-        "bootstrap": {"resamples": resamples, "seed": seed, "level": LEVEL, "over": "test bags, paired"},
-    }
+    return Comparison(
+        dataset=datasets.pop(),
+        first=_describe(sides[0], seeds),
+        second=_describe(sides[1], seeds),
+        seeds=tuple(seeds),
+        metrics=paired_bootstrap(runs[0], runs[1], metrics, resamples=resamples, seed=seed),
+        random_weights=any(run.meta.random_weights for side in sides for run in side.values()),
+        bootstrap=Bootstrap(resamples=resamples, seed=seed, level=LEVEL, over="test bags, paired"),
+    )
 
 
-def _chosen(index: Path | str) -> "dict[int, Predictions]":
+def _chosen(index: Path | str) -> dict[int, Predictions]:
     """Load, per split, the predictions of the run that validation chose."""
-    from smmil.artifacts.results import load_predictions, read_index
-    from smmil.evaluate.runs import choose_run
-
-    by_seed: dict[int, list[dict[str, Any]]] = {}
+    by_seed: dict[int, list[Predictions]] = {}
     for path in read_index(index):
         predictions = load_predictions(path)
-        by_seed.setdefault(int(predictions.meta["seed"]), []).append({**predictions.meta, "predictions": predictions})
-    return {seed: choose_run(entries)["predictions"] for seed, entries in by_seed.items()}
+        by_seed.setdefault(predictions.meta.seed, []).append(predictions)
+    return {seed: choose_run(runs) for seed, runs in by_seed.items()}
 
 
-def _run(predictions: "Predictions") -> Run:
-    from smmil.evaluate.metrics import best_threshold, labelled
-    from smmil.evaluate.runs import as_evaluated
-
-    test, val = (as_evaluated(predictions.meta, predictions.part(name)) for name in ("test", "val"))
+def _run(predictions: Predictions) -> Run:
+    test, val = (as_evaluated(predictions.meta.quirks, predictions.part(name)) for name in ("test", "val"))
     signed = best_threshold(*labelled(val["y_inst"], val["signed_score"])) if "signed_score" in val else None
     return test, best_threshold(*labelled(val["y_inst"], val["instance_score"])), signed
 
 
-def _describe(side: "dict[int, Predictions]", seeds: Sequence[int]) -> dict[str, Any]:
+def _describe(side: dict[int, Predictions], seeds: Sequence[int]) -> ComparedMethod:
     meta = side[seeds[0]].meta
-    names = {key: meta[key] for key in ("encoder", "method", "protocol")}
-    return {**names, "quirks": [*meta.get("quirks", [])], "runs": [side[seed].meta["run"] for seed in seeds]}
+    return ComparedMethod(
+        encoder=meta.encoder,
+        method=meta.method,
+        protocol=meta.protocol,
+        quirks=meta.quirks,
+        runs=tuple(side[seed].meta.run for seed in seeds),
+    )
 
 
 def _check(first: Sequence[Run], second: Sequence[Run]) -> None:

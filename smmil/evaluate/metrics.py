@@ -15,20 +15,23 @@ Definitions (the texts under the tables: `smmil.config.definitions`):
   there TPR and FPR count `score >= threshold` as positive (ROC convention), the prediction on test is
   `score > threshold`. It uses validation instance labels, so the instance F1 is not purely weakly supervised.
 - FROC, Dice: `smmil.evaluate.froc`; calibration error: `smmil.evaluate.calibration`; Dirichlet energy, stored per bag:
-mean over bags.
+  mean over bags.
 - signed_*: the same instance metrics of the sign-aware score (`smmil.predictions.signed`), with a validation threshold
-of its own.
+  of its own.
 - FPR at TPR .90: the smallest false positive rate among ROC points whose true positive rate is at least .90.
 
 An undefined metric (one class only, no instance labels) is None, with its reason in `undefined`; NaN is never returned.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from smmil.artifacts.records import PartMetrics
+from smmil.artifacts.results import Arrays
 from smmil.evaluate.calibration import calibration_error
 from smmil.evaluate.froc import RATES, bag_dice, froc
 
@@ -97,7 +100,7 @@ def _has_both_classes(tp: Floats, fp: Floats) -> bool:
     return len(tp) > 0 and bool(tp[-1] > 0 and fp[-1] > 0)
 
 
-def bag_metrics(y: npt.NDArray[Any], logit: npt.NDArray[Any]) -> dict[str, Any]:
+def bag_metrics(y: npt.NDArray[Any], logit: npt.NDArray[Any]) -> PartMetrics:
     """Compute all bag metrics; bags whose label is NaN are left out and counted.
 
     Args:
@@ -105,8 +108,8 @@ def bag_metrics(y: npt.NDArray[Any], logit: npt.NDArray[Any]) -> dict[str, Any]:
         logit: (B,) finite logits.
 
     Returns:
-        `bag_auroc`, `bag_f1`, `bag_bce`, `bag_accuracy`, `bag_precision`, `bag_recall`, `bag_auprc`, `bag_ece` (float
-        or None), `n_bags`, `n_positive_bags`, `n_unlabelled_bags` and `undefined` {metric: reason}.
+        `bag_auroc`, `bag_f1`, `bag_bce`, `bag_accuracy`, `bag_precision`, `bag_recall`, `bag_auprc`, `bag_ece`, and
+        the counts of bags.
 
     Raises:
         ValueError: a logit that is not finite or a label that is not 0, 1 or NaN.
@@ -129,12 +132,13 @@ def bag_metrics(y: npt.NDArray[Any], logit: npt.NDArray[Any]) -> dict[str, Any]:
         values["bag_accuracy"] = float(np.mean(called == labels))
         values["bag_bce"] = float(np.mean(_cross_entropy(labels, logits)))
     counts = {"n_bags": n, "n_positive_bags": positives, "n_unlabelled_bags": int(np.sum(~known))}
-    return {**values, **counts, "undefined": _reasons(values, "labelled bag", positives, n - positives)}
+    undefined = _reasons(values, "labelled bag", positives, n - positives)
+    return PartMetrics.model_validate({**values, **counts, "undefined": undefined})
 
 
 def instance_metrics(
     y: npt.NDArray[Any], score: npt.NDArray[Any], threshold: float | None, no_threshold: str = "no threshold"
-) -> dict[str, Any]:
+) -> PartMetrics:
     """Compute all instance metrics of one pooled vector.
 
     Args:
@@ -144,8 +148,8 @@ def instance_metrics(
         no_threshold: why it is None.
 
     Returns:
-        `instance_auroc`, `instance_auprc`, `instance_f1`, `instance_f1_at_0`, `instance_fpr_at_tpr90` (float or None),
-        `inverted` (instance AUROC < 0.5), `n_instances`, `n_positive_instances` and `undefined` {metric: reason}.
+        `instance_auroc`, `instance_auprc`, `instance_f1`, `instance_f1_at_0`, `instance_fpr_at_tpr90`, `inverted` and
+        the counts of instances.
 
     Raises:
         ValueError: a score that is not finite.
@@ -164,7 +168,7 @@ def instance_metrics(
         undefined["instance_f1"] = no_threshold
     area = values["instance_auroc"]
     counts = {"n_instances": n, "n_positive_instances": positives, "inverted": area is not None and area < 0.5}
-    return {**values, **counts, "undefined": undefined}
+    return PartMetrics.model_validate({**values, **counts, "undefined": undefined})
 
 
 def labelled(y: npt.NDArray[Any], score: npt.NDArray[Any]) -> tuple[Floats, Floats]:
@@ -190,7 +194,16 @@ def gate(score: npt.NDArray[Any], offsets: npt.NDArray[Any], logit: npt.NDArray[
     return np.where(negative, GATED_SCORE, np.asarray(score, np.float64))
 
 
-def run_metrics(test: Mapping[str, Any], val: Mapping[str, Any]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class RunMetrics:
+    """Metrics of one run; `thresholds` holds `threshold` and, with a sign-aware score, `signed_threshold`."""
+
+    thresholds: dict[str, float | None]
+    test: PartMetrics
+    val: PartMetrics
+
+
+def run_metrics(test: Arrays, val: Arrays) -> RunMetrics:
     """Compute every metric of one run; thresholds come from `val` alone.
 
     Args:
@@ -200,13 +213,13 @@ def run_metrics(test: Mapping[str, Any], val: Mapping[str, Any]) -> dict[str, An
         val: the same of the validation bags.
 
     Returns:
-        `{"threshold": float | None, "test": {...}, "val": {...}}`, the inner dictionaries of `bag_metrics` and
-        `instance_metrics` together, with `instance_dice`, with `instance_froc` and `froc_sensitivity` (at 1/4 to 8
-        false positives) where the lattice is known, with `dirichlet_raw` and `dirichlet_normalised` where the energies
-        are, and with `signed_*` where the sign-aware score is (then also `signed_threshold` beside `threshold`).
+        For both parts `bag_metrics` and `instance_metrics`, `instance_dice`, with a lattice `instance_froc` and
+        `froc_sensitivity`, with energies `dirichlet_raw` and `dirichlet_normalised`, and with a sign-aware score the
+        instance metrics again as `signed_*`.
     """
-    parts = (("test", test), ("val", val))
-    result: dict[str, Any] = {name: bag_metrics(part["y"], part["bag_logit"]) for name, part in parts}
+    parts = (test, val)
+    collected = [[("", bag_metrics(part["y"], part["bag_logit"]))] for part in parts]
+    thresholds: dict[str, float | None] = {}
     for prefix, array in (("", "instance_score"), ("signed_", "signed_score")):
         if array not in test or array not in val:
             continue
@@ -214,40 +227,48 @@ def run_metrics(test: Mapping[str, Any], val: Mapping[str, Any]) -> dict[str, An
         threshold = best_threshold(y_val, score_val)
         problem = "hold one class only" if len(y_val) else "have no label"
         reason = f"no threshold: the validation instances {problem}"
-        result[f"{prefix}threshold"] = threshold
-        for name, part in parts:
-            values = instance_metrics(part["y_inst"], part[array], threshold, reason)
-            _add_lesions(values, part, part[array], threshold, reason)
-            result[name]["undefined"] |= {f"{prefix}{key}": text for key, text in values.pop("undefined").items()}
-            # the counts are the same for both scores
-            kept = {key: value for key, value in values.items() if not (prefix and key.startswith("n_"))}
-            result[name] |= {f"{prefix}{key}": value for key, value in kept.items()}
-    for name, part in parts:
+        thresholds[f"{prefix}threshold"] = threshold
+        for metrics, part in zip(collected, parts, strict=True):
+            metrics.append((prefix, instance_metrics(part["y_inst"], part[array], threshold, reason)))
+            metrics.append((prefix, _lesion_metrics(part, part[array], threshold, reason)))
+    for metrics, part in zip(collected, parts, strict=True):
         if "energy" in part and len(part["energy"]):
             raw, normalised = np.asarray(part["energy"], np.float64).mean(0)
-            result[name] |= {"dirichlet_raw": float(raw), "dirichlet_normalised": float(normalised)}
-    return result
+            energy = {"dirichlet_raw": float(raw), "dirichlet_normalised": float(normalised)}
+            metrics.append(("", PartMetrics.model_validate(energy)))
+    return RunMetrics(thresholds, *(_merged(metrics) for metrics in collected))
 
 
-def _add_lesions(
-    values: dict[str, Any], part: Mapping[str, Any], score: npt.NDArray[Any], threshold: float | None, no_threshold: str
-) -> None:
-    """Add Dice, and FROC where the lattice is known."""
-    values["instance_dice"] = None
+def _merged(parts: Iterable[tuple[str, PartMetrics]]) -> PartMetrics:
+    """Merge metrics, with a prefix before their names; counts do not depend on the score and get no prefix."""
+    content: dict[str, object] = {}
+    undefined: dict[str, str] = {}
+    for prefix, part in parts:
+        undefined |= {f"{prefix}{name}": reason for name, reason in part.undefined.items()}
+        named = {name if name.startswith("n_") else f"{prefix}{name}": value for name, value in part.as_json().items()}
+        content |= {name: value for name, value in named.items() if name != f"{prefix}undefined"}
+    return PartMetrics.model_validate({**content, "undefined": undefined})
+
+
+def _lesion_metrics(part: Arrays, score: npt.NDArray[Any], threshold: float | None, no_threshold: str) -> PartMetrics:
+    """Compute Dice, and FROC where the lattice is known."""
+    content: dict[str, object] = {"instance_dice": None}
+    undefined: dict[str, str] = {}
     if threshold is None:
-        values["undefined"]["instance_dice"] = no_threshold
+        undefined["instance_dice"] = no_threshold
     else:
         dice = bag_dice(part["y_inst"], score, part["offsets"], threshold)
         dice = dice[~np.isnan(dice)]
-        values["instance_dice"] = float(dice.mean()) if len(dice) else None
+        content["instance_dice"] = float(dice.mean()) if len(dice) else None
         if not len(dice):
-            values["undefined"]["instance_dice"] = "no bag with a positive instance"
+            undefined["instance_dice"] = "no bag with a positive instance"
     if "grid" in part:
         curve = froc(part["y"], part["offsets"], part["y_inst"], score, part["grid"])
-        values["instance_froc"] = curve.average
-        values["froc_sensitivity"] = dict(zip((f"{rate:g}" for rate in RATES), curve.sensitivity, strict=False))
+        content["instance_froc"] = curve.average
+        content["froc_sensitivity"] = dict(zip((f"{rate:g}" for rate in RATES), curve.sensitivity, strict=False))
         if curve.average is None:
-            values["undefined"]["instance_froc"] = curve.reason
+            undefined["instance_froc"] = curve.reason
+    return PartMetrics.model_validate({**content, "undefined": undefined})
 
 
 def _cross_entropy(y: Floats, logit: Floats) -> Floats:

@@ -7,8 +7,7 @@ coloured bar for each method.
 
 Bags are positive test bags from the highest to the median lesion share, and negative ones of middle size; or
 `--bag-id`. The layout gives the expected methods (`smmil.config.layouts.FigureLayout`); a method without a run has no
-map and
-is counted in the heading and the notes.
+map and is counted in the heading and the notes.
 
 Run alone:
     python -m smmil.maps --layout layout.json --instances results/D/instances
@@ -18,21 +17,27 @@ Run alone:
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from smmil.artifacts.chosen_runs import ChosenRun
+from smmil.config import stage_versions
+from smmil.config.layouts import FigureDataset
 from smmil.config.methods import marked_name
+from smmil.evaluate.metrics import auroc, labelled
+from smmil.figures.entries import MapEntry, MapsFile
+from smmil.figures.job import in_order
+from smmil.figures.map_panels import MapBag, Panel, draw_scan, draw_slide, read_map_bag
+from smmil.figures.plotting import colour_of
 
-if TYPE_CHECKING:
-    from smmil.artifacts.chosen_runs import ChosenRun
-    from smmil.figures.map_panels import Panel
+logger = logging.getLogger(__name__)
 
-log = logging.getLogger(__name__)
+Arrays = Mapping[str, npt.NDArray[Any]]
 
 
-def select_bags(test: dict[str, npt.NDArray[Any]], n: int) -> list[str]:
+def select_bags(test: Arrays, n: int) -> list[str]:
     """Choose bags to draw.
 
     Args:
@@ -43,12 +48,9 @@ def select_bags(test: dict[str, npt.NDArray[Any]], n: int) -> list[str]:
         Bag ids: positives evenly between the highest and the median lesion share, then negatives of middle size; fewer
         than `n` if there are not enough.
     """
-    sizes, offsets = np.diff(test["offsets"]), test["offsets"]
-    share = [
-        float(np.mean(test["y_inst"][a:b] == 1)) if b > a else 0.0 for a, b in zip(offsets, offsets[1:], strict=False)
-    ]
-    ids = test["bag_id"].tolist()
-    filled = [i for i in range(len(ids)) if sizes[i] > 0]
+    sizes, offsets, ids = np.diff(test["offsets"]), test["offsets"], test["bag_id"].tolist()
+    filled = np.flatnonzero(sizes > 0).tolist()
+    share = {i: float(np.mean(test["y_inst"][offsets[i] : offsets[i + 1]] == 1)) for i in filled}
     positive = sorted((i for i in filled if test["y"][i] == 1), key=lambda i: (-share[i], ids[i]))
     negative = sorted((i for i in filled if test["y"][i] == 0), key=lambda i: (sizes[i], ids[i]))
     n_negative = min(len(negative), max(n // 3, 1 if n > 1 else 0))
@@ -61,17 +63,52 @@ def select_bags(test: dict[str, npt.NDArray[Any]], n: int) -> list[str]:
 
 def _spread(first: int, last: int, n: int, size: int) -> list[int]:
     """Return `n` different positions below `size`: evenly from first to last, or the nearest free ones."""
-    wanted = [round(p) for p in np.linspace(first, last, n)] if n else []
     taken: list[int] = []
-    for p in wanted:
-        free = sorted((q for q in range(size) if q not in taken), key=lambda q: (abs(q - p), q))
-        taken.append(free[0])
+    for wanted in np.linspace(first, last, n).round().astype(int).tolist():
+        taken.append(min((i for i in range(size) if i not in taken), key=lambda i: (abs(i - wanted), i)))
     return taken
 
 
+def draw_maps(
+    dataset: FigureDataset,
+    instances: Path,
+    runs: Sequence[ChosenRun],
+    out: Path,
+    command: str,
+    *,
+    n_bags: int = 3,
+    bag_ids: Sequence[str] = (),
+) -> None:
+    """Draw some test bags with all methods, and write `{bag}.json` and `maps.json`.
+
+    Args:
+        dataset: the dataset with its expected methods.
+        instances: folder with `store/` and `thumbnails/`.
+        runs: runs to draw, one per method; [] = no maps.
+        out: folder to write to.
+        command: command line, for the JSON files.
+        n_bags: number of bags, chosen by lesion share.
+        bag_ids: these bags instead.
+
+    Raises:
+        ValueError: predictions and store hold different numbers of instances, or a stored bag is damaged.
+    """
+    absent = in_order([method for method in dataset.methods if method not in {run.method for run in runs}])
+    made = {"command": command, "stage_version": stage_versions.MAPS}
+    maps = []
+    for bag_id in bag_ids or (select_bags(runs[0].predictions.part("test"), n_bags) if runs else []):
+        maps.append(draw_bag(instances, bag_id, runs, out / f"{bag_id}.png", absent))
+        logger.info("%s", out / f"{bag_id}.png")
+        MapEntry.model_validate({**maps[-1].as_json(), **made}).write(out / f"{bag_id}.json")
+    notes = absent_methods(absent, len(runs) + len(absent))
+    MapsFile(dataset=dataset.name, encoder=dataset.encoder, maps=tuple(maps), notes=tuple(notes), **made).write(
+        out / "maps.json"
+    )
+
+
 def draw_bag(
-    instances: Path, bag_id: str, runs: "Sequence[ChosenRun]", out: Path, absent: Sequence[str] = ()
-) -> dict[str, Any]:
+    instances: Path, bag_id: str, runs: Sequence[ChosenRun], out: Path, absent: Sequence[str] = ()
+) -> MapEntry:
     """Draw one bag with all methods.
 
     Args:
@@ -81,64 +118,69 @@ def draw_bag(
         out: PNG to write.
         absent: expected methods that have no run.
 
-    Returns:
-        The bag's entry of `maps.json`.
-
     Raises:
         ValueError: predictions and store hold different numbers of instances, or the stored bag is damaged.
     """
-    from smmil.figures.map_panels import check_size, draw_scan, draw_slide, read_map_bag
-
     bag = read_map_bag(instances, bag_id)
-    parts = [run.predictions.bag(bag_id) for run in runs]
-    for run, part in zip(runs, parts, strict=True):
-        check_size(bag, part["instance_score"], run.predictions.path)
-    label = float(parts[0]["y"][0])
+    loaded = [bag_scores(run, bag) for run in runs]
+    panels = [_panel(run, *part) for run, part in zip(runs, loaded, strict=True)]
+    first = loaded[0][0]
+    label = float(first["y"][0])
     truth = {0.0: "negative", 1.0: "positive"}.get(label, "unlabelled")
     random = any(run.random_weights for run in runs)
     title = f"{bag_id} ({truth} test bag, {bag.n} instances)"
     title += f"   {len(absent)} of {len(runs) + len(absent)} methods have no run" if absent else ""
     title += "   † RANDOM ENCODER WEIGHTS" if random else ""
-    panels = [_panel(run, part) for run, part in zip(runs, parts, strict=True)]
     if bag.is_scan:
         draw_scan(bag, panels, title, out)
     else:
         note = "AUROC: instances of this bag only; red line on a bar: threshold from validation"
         draw_slide(bag, panels, f"{title}\n{note}", out)
-    share = float(np.mean(parts[0]["y_inst"] == 1))
+    share = float(np.mean(first["y_inst"] == 1))
     caption = f"{bag_id}: {truth} test bag, {100 * share:.3g} % of its {bag.n} instances positive."
     caption += " Raw scores of the saved predictions, overlapping tiles averaged; colours as stated under each bar."
-    return {
-        "bag_id": bag_id,
-        "label": None if np.isnan(label) else int(label),
-        "title": f"{bag_id}, {truth}",
-        "file": out.name,
-        "files": [out.name, out.with_suffix(".pdf").name],
-        "protocol": str(runs[0].predictions.meta["protocol"]),
-        "random_weights": random,
-        "notes": [*absent_methods(absent, len(runs) + len(absent)), *inverted_runs(runs)],
-        "caption": caption + (" Random encoder weights." if random else ""),
-        "runs": [f"{run.method}/{run.run}" for run in runs],
-    }
+    return MapEntry(
+        bag_id=bag_id,
+        label=None if np.isnan(label) else int(label),
+        title=f"{bag_id}, {truth}",
+        file=out.name,
+        files=(out.name, out.with_suffix(".pdf").name),
+        protocol=runs[0].predictions.meta.protocol,
+        random_weights=random,
+        notes=(*absent_methods(absent, len(runs) + len(absent)), *inverted_runs(runs)),
+        caption=caption + (" Random encoder weights." if random else ""),
+        runs=tuple(f"{run.method}/{run.run}" for run in runs),
+    )
 
 
-def _panel(run: "ChosenRun", part: Mapping[str, npt.NDArray[Any]]) -> "Panel":
-    from smmil.evaluate.metrics import auroc, labelled
-    from smmil.figures.map_panels import Panel
-    from smmil.figures.plotting import colour_of
+def bag_scores(run: ChosenRun, bag: MapBag) -> tuple[Arrays, npt.NDArray[np.float64], float | None]:
+    """Return the predictions of a bag, its scores (N,) and the AUROC of its instances, None if undefined.
 
-    name, area = marked_name(run.method), auroc(*labelled(part["y_inst"], part["instance_score"]))
-    title = f"{name}\nlogit {float(part['bag_logit'][0]):+.2f}" + ("" if area is None else f" · AUROC {area:.2f}")
+    Raises:
+        ValueError: predictions and store hold different numbers of instances.
+    """
+    part = run.predictions.bag(bag.bag_id)
     scores = part["instance_score"].astype(np.float64)
-    return Panel(title, scores, "", name, colour_of(run.method), run.split.get("threshold"))
+    if len(scores) != bag.n:
+        raise ValueError(
+            f"{run.predictions.path}: {len(scores)} scores of bag {bag.bag_id}, the store holds {bag.n} instances; "
+            "extract features and train again"
+        )
+    return part, scores, auroc(*labelled(part["y_inst"], part["instance_score"]))
 
 
-def inverted_runs(runs: "Sequence[ChosenRun]") -> list[str]:
+def _panel(run: ChosenRun, part: Arrays, scores: npt.NDArray[np.float64], area: float | None) -> Panel:
+    name, threshold = marked_name(run.method), run.split.threshold
+    title = f"{name}\nlogit {float(part['bag_logit'][0]):+.2f}" + ("" if area is None else f" · AUROC {area:.2f}")
+    return Panel(title, scores, "", name, colour_of(run.method), threshold)
+
+
+def inverted_runs(runs: Sequence[ChosenRun]) -> list[str]:
     """Return a line naming the maps whose run is inverted over all test bags, [] without any."""
-    from smmil.artifacts.results import inverted, split_values
-
-    areas = [(run.method, split_values({"splits": [run.split]}, "instance_auroc")) for run in runs]
-    names = ", ".join(f"{marked_name(method)} ({area[0][1]:.2f})" for method, area in areas if inverted(area))
+    areas = [(run.method, run.split.test.values.get("instance_auroc")) for run in runs]
+    names = ", ".join(
+        f"{marked_name(method)} ({area:.2f})" for method, area in areas if area is not None and area < 0.5
+    )
     return [f"Inverted over all test bags (instance AUROC < 0.5): {names}."] if names else []
 
 

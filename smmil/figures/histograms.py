@@ -6,18 +6,17 @@ to [0, 1] by their minimum and maximum; there are 20 bins, and each class is nor
 AUROC over all runs stands above the panel, since the histogram of another run may be mirrored.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from smmil.artifacts.chosen_runs import ChosenRun
 from smmil.config.layouts import FigureDataset
 from smmil.config.methods import marked_name
-from smmil.figures.job import Drawn, Job, chosen_run, in_order, inverted_note, missing_runs, spread_text
-from smmil.figures.plotting import NEGATIVE, NEUTRAL, POSITIVE, headline, min_max, new_figure, save, style
-
-if TYPE_CHECKING:
-    from smmil.artifacts.chosen_runs import ChosenRun
+from smmil.evaluate.metrics import labelled
+from smmil.figures.job import Job, PictureText, chosen_run, in_order, inverted_note, picture, spread_text
+from smmil.figures.plotting import NEGATIVE, NEUTRAL, POSITIVE, min_max
 
 BINS = 20
 PANELS_PER_ROW = 5
@@ -26,35 +25,21 @@ Array = npt.NDArray[Any]
 
 
 def histogram(y: Array, score: Array) -> tuple[Array, Array, Array]:
-    """Compute normalised counts of both classes in 20 bins between the smallest and the largest score.
-
-    Args:
-        y: (M,) labels in {0, 1}.
-        score: (M,) scores.
+    """Compute the histograms of scores (M,) by label (M,) in {0, 1}, each class normalised to 1.
 
     Returns:
         Edges (21,), shares of negatives (20,), shares of positives (20,); a class without instances is all 0.
     """
     edges = np.histogram_bin_edges(score, BINS)
-    shares = []
-    for label in (0, 1):
-        counts = np.histogram(score[y == label], edges)[0]
-        shares.append(counts / max(1, counts.sum()))
-    return edges, shares[0], shares[1]
+    negative, positive = (np.histogram(score[y == label], edges)[0] for label in (0, 1))
+    return edges, negative / max(1, negative.sum()), positive / max(1, positive.sum())
 
 
-def shown_instances(run: "ChosenRun", *, predicted_positive: bool) -> tuple[Array, Array]:
-    """Return labels and scaled scores of the instances in a panel.
+def panel_instances(run: ChosenRun, *, predicted_positive: bool) -> tuple[Array, Array]:
+    """Return labels (M,) in {0, 1} and scores (M,) in [0, 1] of a run's labelled test instances.
 
-    Args:
-        run: the run whose test bags are shown.
-        predicted_positive: only bags with a logit above 0.
-
-    Returns:
-        (M,) labels in {0, 1} and (M,) scores in [0, 1].
+    `predicted_positive` leaves only bags with a logit above 0.
     """
-    from smmil.evaluate.metrics import labelled
-
     test = run.predictions.part("test")
     labels, scores = test["y_inst"], test["instance_score"]
     if predicted_positive:
@@ -64,7 +49,7 @@ def shown_instances(run: "ChosenRun", *, predicted_positive: bool) -> tuple[Arra
     return y, min_max(score)
 
 
-def draw(job: Job) -> Drawn:
+def draw(job: Job) -> PictureText:
     """Draw all datasets of the layout, one block each."""
     positive_only = job.quirk("eval_histogram")
     datasets = job.layout.datasets or [FigureDataset(name="", title="no dataset", encoder="", methods=())]
@@ -72,9 +57,11 @@ def draw(job: Job) -> Drawn:
     rows = [max(1, -(-len(methods) // PANELS_PER_ROW)) for _, methods in blocks]
     # rows of all blocks have the same number of columns
     columns = max(2, *(-(-len(methods) // n) for (_, methods), n in zip(blocks, rows, strict=True)))
-    runs = []
-    with style():
-        figure = new_figure(2.6 * columns, 2.0 * sum(rows) + 0.3 * len(blocks) + 0.7)
+    which = "instances of bags predicted positive" if positive_only else "all labelled test instances"
+    rule = f"Scores of {which}; {RULE}; {BINS} bins, each class normalised."
+    spread = "Under a name: instance AUROC over all splits (⇅: inverted runs, AUROC < 0.5)."
+    runs, height = [], 2.0 * sum(rows) + 0.3 * len(blocks) + 0.7
+    with picture(job, 2.6 * columns, height, "Instance scores by label", rule, spread) as figure:
         parts = np.atleast_1d(figure.subfigures(len(blocks), 1, height_ratios=rows))
         for part, (dataset, methods), n_rows in zip(parts, blocks, rows, strict=True):
             part.suptitle(dataset.title, fontsize=10, fontweight="bold")
@@ -88,21 +75,14 @@ def draw(job: Job) -> Drawn:
                     ax.set_ylabel("share of the class")
                 if i + columns >= len(methods):
                     ax.set_xlabel("score, min to max → 0 to 1")
-        which = "instances of bags predicted positive" if positive_only else "all labelled test instances"
-        rule = f"Scores of {which}; {RULE}; {BINS} bins, each class normalised."
-        spread = "Under a name: instance AUROC over all splits (⇅: inverted runs, AUROC < 0.5)."
-        headline(figure, "Instance scores by label", rule, spread, missing_runs(job).text, random=job.random_weights)
-        save(figure, job.out)
     caption = f"{rule} {spread} Methods that localise well put positives right and negatives left."
-    notes = [
-        *inverted_note(job),
-        "Shown: one run per method, the first split's, its learning rate chosen on validation.",
-    ]
+    selection = "Shown: one run per method, the first split's, its learning rate chosen on validation."
+    notes = [*inverted_note(job), selection]
     if positive_only:
         notes.append(
             "Released code (eval_histogram): only bags predicted positive are shown, as the released code draws them."
         )
-    return Drawn("Figure 4. Histograms of the instance scores", caption, notes, runs)
+    return PictureText("Figure 4. Histograms of the instance scores", caption, notes, runs)
 
 
 def _panel(ax: Any, job: Job, dataset: FigureDataset, method: str, positive_only: bool) -> list[str]:
@@ -110,10 +90,10 @@ def _panel(ax: Any, job: Job, dataset: FigureDataset, method: str, positive_only
     ax.set_title(marked_name(method))
     ax.set_xlim(0, 1)
     if run is None:
-        ax.text(0.5, 0.5, f"no run\n({job.n_splits()} missing)", ha="center", va="center", color=NEUTRAL)
+        ax.text(0.5, 0.5, f"no run\n({job.n_splits} missing)", ha="center", va="center", color=NEUTRAL)
         ax.set_yticks([])
         return []
-    y, score = shown_instances(run, predicted_positive=positive_only)
+    y, score = panel_instances(run, predicted_positive=positive_only)
     name = f"{dataset.name}/{dataset.encoder}/{method}/{run.run}"
     if len(y) == 0:
         text = "no bag predicted positive" if positive_only else "no labelled instance"
@@ -127,13 +107,6 @@ def _panel(ax: Any, job: Job, dataset: FigureDataset, method: str, positive_only
     ax.set_ylim(0, 1.35 * max(float(negative.max()), float(positive.max())))
     ax.legend(fontsize=6.5, loc="upper center", ncols=2, columnspacing=0.8, handlelength=1, borderpad=0.1)
     ax.set_title(f"{marked_name(method)}\n", fontsize=9)
-    ax.text(
-        0.5,
-        1.02,
-        spread_text(job.metrics_of(dataset, method)),
-        fontsize=7,
-        ha="center",
-        transform=ax.transAxes,
-        color="#4a5158",
-    )
+    text = spread_text(job.metrics_of(dataset, method))
+    ax.text(0.5, 1.02, text, fontsize=7, ha="center", transform=ax.transAxes, color="#4a5158")
     return [name]

@@ -1,28 +1,32 @@
-"""Inputs and outputs shared by all figures: rows to show, their runs and metrics, missing runs, the JSON file.
+"""Inputs and outputs shared by all figures: the rows to show with their runs and metrics, and the frame of a picture.
 
 A run is one split of one method on one dataset. A run of the layout without metrics is missing; missing runs are
 counted in the picture and in `{figure}.json`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, median
 from typing import TYPE_CHECKING, Any
 
-from smmil.artifacts.hashes import read_json
-from smmil.artifacts.results import inverted, read_metrics, split_values
-from smmil.config.definitions import protocol_text, shared_quirks
+from smmil.artifacts.chosen_runs import ChosenRun, load_chosen
+from smmil.artifacts.records import Metrics, PredictionIndex
+from smmil.artifacts.results import inverted, split_values
+from smmil.config.definitions import preset_quirks, protocol_text, shared_quirks
 from smmil.config.layouts import FigureDataset, FigureLayout
 from smmil.config.methods import METHODS, marked_name
+from smmil.config.outputs import pairings, title_of
+from smmil.config.quirks import active_quirks
 from smmil.config.variants import base_method
+from smmil.figures.entries import FigureEntry, MissingRuns
+from smmil.figures.plotting import headline, new_figure, save, style
 
 if TYPE_CHECKING:
-    from smmil.artifacts.chosen_runs import ChosenRun
     from smmil.config.experiment import Config
 
 Key = tuple[str, str, str]
-Metrics = Mapping[str, Any]
 # quirks that change a figure
 FIGURE_QUIRKS = {"sm_alpha_rule", "sm_spectral_norm", "eval_histogram"}
 
@@ -32,7 +36,7 @@ class Job:
     """One figure to draw.
 
     Attributes:
-        figure: key of `smmil.figures.drawing.DRAWERS`.
+        figure: key of `smmil.figures.__main__.DRAWERS`.
         layout: datasets and methods.
         metrics: metrics by (dataset, encoder, method).
         out: PNG to write.
@@ -63,15 +67,21 @@ class Job:
 
     def quirk(self, name: str) -> bool:
         """Return whether a key of `smmil.config.quirks.QUIRKS` is in force."""
-        recorded = any("quirks" in entry for entry in self.metrics.values())
+        recorded = any(metrics.quirks is not None for metrics in self.metrics.values())
         if self.layout.quirks is not None and not recorded:
             return name in self.layout.quirks
-        return name in shared_quirks(list(self.metrics.values()) or [{"protocol": self.protocol}], "figure")[1]
+        protocol, quirks = shared_quirks(self.metrics.values(), "figure")
+        return name in (quirks if protocol else preset_quirks(self.layout.protocol))
 
     @property
     def random_weights(self) -> bool:
         """Whether the features of any run come from an untrained encoder."""
-        return any(entry.get("random_weights") for entry in self.metrics.values())
+        return any(metrics.random_weights for metrics in self.metrics.values())
+
+    @property
+    def n_splits(self) -> int:
+        """Number of splits of a complete row."""
+        return len(self.layout.splits) or max((len(metrics.splits) for metrics in self.metrics.values()), default=1)
 
     def metrics_of(self, dataset: FigureDataset, method: str) -> Metrics | None:
         """Return the metrics of a row, None without a run."""
@@ -85,16 +95,24 @@ class Job:
         """Iterate over dataset, method and the names of its runs, in the order of the tables."""
         for dataset in self.layout.datasets:
             for method in in_order(dataset.methods):
-                splits = (self.metrics_of(dataset, method) or {"splits": ()})["splits"]
-                yield dataset, method, [split["run"] for split in splits]
+                metrics = self.metrics_of(dataset, method)
+                yield dataset, method, [split.run for split in metrics.splits] if metrics else []
 
-    def n_splits(self) -> int:
-        """Return the splits of a complete row."""
-        return len(self.layout.splits) or max((len(entry["splits"]) for entry in self.metrics.values()), default=1)
+    @property
+    def missing(self) -> MissingRuns:
+        """Runs of the layout without metrics."""
+        rows, where = 0, dict[str, list[tuple[str, int]]]()
+        for dataset, method, runs in self.rows():
+            rows += 1
+            if len(runs) < self.n_splits:
+                where.setdefault(dataset.title, []).append((method, self.n_splits - len(runs)))
+        missing = sum(n for gaps in where.values() for _, n in gaps)
+        gaps = {title: tuple(gaps) for title, gaps in where.items()}
+        return MissingRuns(expected=rows * self.n_splits, missing=missing, where=gaps)
 
 
 @dataclass(frozen=True)
-class Drawn:
+class PictureText:
     """Texts of a finished picture; `runs` are the runs it shows, None = all runs of the layout."""
 
     title: str
@@ -103,56 +121,30 @@ class Drawn:
     runs: Sequence[str] | None = None
 
 
-@dataclass(frozen=True)
-class MissingRuns:
-    """Runs of a layout without metrics.
-
-    Attributes:
-        expected: runs of the layout.
-        missing: runs without metrics.
-        where: (method, its missing runs) by dataset title.
-    """
-
-    expected: int
-    missing: int
-    where: Mapping[str, Sequence[tuple[str, int]]]
-
-    @property
-    def text(self) -> str:
-        """One line for the head of the picture, "" if nothing is missing."""
-        return f"{self.missing} of {self.expected} runs are missing" if self.missing else ""
-
-    @property
-    def notes(self) -> list[str]:
-        """The same with names, for the caption."""
-        parts = [
-            f"{title}: {', '.join(f'{marked_name(method)} ({n})' for method, n in rows)}"
-            for title, rows in self.where.items()
-        ]
-        return [f"{self.text}. {'; '.join(parts)}."] if self.missing else []
+@contextmanager
+def picture(job: Job, width: float, height: float, *lines: str, grid: bool = True) -> Iterator[Any]:
+    """Yield an empty figure (sizes in inches) to draw into; then add the headline and missing runs, and save it."""
+    with style(grid=grid):
+        figure = new_figure(width, height)
+        yield figure
+        headline(figure, *lines, job.missing.text, random=job.random_weights)
+        save(figure, job.out)
 
 
 def figure_layout(
     config: "Config", figure: str, dataset: str | None = None, encoder: str | None = None
 ) -> FigureLayout:
-    """Return the layout of a figure.
+    """Return the layout of a figure of `smmil.config.targets.FIGURES`.
 
-    Args:
-        config: the experiment.
-        figure: key of `smmil.config.targets.FIGURES`.
-        dataset: only this dataset; None = all.
-        encoder: feature extractor instead of the main one.
+    `dataset` restricts it to one dataset, `encoder` replaces the main feature extractor.
     """
-    from smmil.config.outputs import pairings, title_of
-    from smmil.config.quirks import active_quirks
-
     rows: dict[tuple[str, str], list[str]] = {}
     for name, main_encoder, method in pairings(config, figure):
         if dataset in (None, name):
             rows.setdefault((name, encoder or main_encoder), []).append(method)
     datasets = [
-        FigureDataset(name=name, title=title_of(name), encoder=shown, methods=tuple(in_order(methods)))
-        for (name, shown), methods in rows.items()
+        FigureDataset(name=name, title=title_of(name), encoder=used, methods=tuple(in_order(methods)))
+        for (name, used), methods in rows.items()
     ]
     return FigureLayout(
         datasets=tuple(datasets),
@@ -175,28 +167,18 @@ def by_key(files: Sequence[Path], layout: FigureLayout) -> tuple[dict[Key, Metri
     Raises:
         ValueError: two files for one row, rows of two protocols or of different quirks.
     """
-    wanted = {(dataset.name, dataset.encoder, method) for dataset in layout.datasets for method in dataset.methods}
+    expected = {(dataset.name, dataset.encoder, method) for dataset in layout.datasets for method in dataset.methods}
     metrics: dict[Key, Metrics] = {}
     paths: dict[Key, Path] = {}
     for path in files:
-        entry = read_metrics(path)
-        key = (entry["dataset"], entry["encoder"], entry["method"])
+        record = Metrics.read(path)
+        key = (record.dataset, record.encoder, record.method)
         if key in metrics:
             raise ValueError(f"{path}: found a second file for {' / '.join(key)} beside {paths[key]}, expected one")
-        if key in wanted:
-            metrics[key], paths[key] = entry, path
+        if key in expected:
+            metrics[key], paths[key] = record, path
     shared_quirks(metrics.values(), "figure")
     return metrics, paths
-
-
-def missing_runs(job: Job) -> MissingRuns:
-    """Count the runs of the layout without metrics."""
-    rows, where = list(job.rows()), dict[str, list[tuple[str, int]]]()
-    for dataset, method, runs in rows:
-        if len(runs) < job.n_splits():
-            where.setdefault(dataset.title, []).append((method, job.n_splits() - len(runs)))
-    missing = sum(n for gaps in where.values() for _, n in gaps)
-    return MissingRuns(len(rows) * job.n_splits(), missing, where)
 
 
 def spread_text(metrics: Metrics | None, metric: str = "instance_auroc") -> str:
@@ -221,46 +203,37 @@ def inverted_note(job: Job) -> list[str]:
     return [f"Inverted runs, instance AUROC < 0.5: {'; '.join(names)}."] if names else []
 
 
-def chosen_run(job: Job, dataset: FigureDataset, method: str) -> "ChosenRun | None":
+def chosen_run(job: Job, dataset: FigureDataset, method: str) -> ChosenRun | None:
     """Return the run that represents a row in pictures of single runs, None without a run.
 
     Raises:
         ValueError: metrics without their predictions.
     """
-    from smmil.artifacts.chosen_runs import load_chosen
-
-    key = (dataset.name, dataset.encoder, method)
-    if key not in job.metrics:
+    metrics, key = job.metrics_of(dataset, method), (dataset.name, dataset.encoder, method)
+    if metrics is None or (job.seed is not None and job.seed not in [split.seed for split in metrics.splits]):
         return None
-    if job.seed is not None and job.seed not in [split["seed"] for split in job.metrics[key]["splits"]]:
-        return None
-    indexes = []
-    for path in job.indexes:
-        index = read_json(path)
-        recorded = tuple(index.get(name) for name in ("dataset", "encoder", "method"))
-        if recorded == key or (None in recorded and path.resolve().parent.name == method):
-            indexes.append(path)
+    listed = [(path, PredictionIndex.read(path)) for path in job.indexes]
+    indexes = [path for path, index in listed if (index.dataset, index.encoder, index.method) == key]
     return load_chosen(indexes, [job.metrics_files[key]], dataset=dataset.name, seed=job.seed)[0]
 
 
-def describe(job: Job, drawn: Drawn, command: str, version: int) -> dict[str, Any]:
-    """Return the JSON object beside a figure."""
-    missing = missing_runs(job)
-    notes = [*missing.notes, *drawn.notes]
+def describe(job: Job, text: PictureText, command: str, version: int) -> FigureEntry:
+    """Return the record beside a figure."""
+    notes = [*job.missing.notes, *text.notes]
     if job.random_weights:
         notes.insert(0, "† Random encoder weights: the picture only shows that the pipeline runs.")
     runs = [f"{d.name}/{d.encoder}/{method}/{run}" for d, method, names in job.rows() for run in names]
-    return {
-        "figure": job.figure,
-        "title": drawn.title,
-        "caption": drawn.caption,
-        "notes": notes,
-        "datasets": [dataset.name for dataset in job.layout.datasets],
-        "protocol": job.protocol,
-        "random_weights": job.random_weights,
-        "missing": asdict(missing),
-        "runs": runs if drawn.runs is None else list(drawn.runs),
-        "files": [job.out.name, job.out.with_suffix(".pdf").name],
-        "command": command,
-        "stage_version": version,
-    }
+    return FigureEntry(
+        figure=job.figure,
+        title=text.title,
+        caption=text.caption,
+        notes=tuple(notes),
+        datasets=tuple(dataset.name for dataset in job.layout.datasets),
+        protocol=job.protocol,
+        random_weights=job.random_weights,
+        missing=job.missing,
+        runs=tuple(runs if text.runs is None else text.runs),
+        files=(job.out.name, job.out.with_suffix(".pdf").name),
+        command=command,
+        stage_version=version,
+    )

@@ -7,56 +7,39 @@ that row in this bag; both are printed. Scores are the stored predictions of the
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from smmil.artifacts.chosen_runs import ChosenRun
 from smmil.config.layouts import FigureDataset
 from smmil.config.methods import marked_name
 from smmil.config.variants import Variant
-from smmil.evaluate.metrics import auroc, labelled
-from smmil.figures.bag_maps import select_bags
-from smmil.figures.job import Drawn, Job, chosen_run, in_order, inverted_note, missing_runs
-from smmil.figures.map_panels import (
-    TRUTH,
-    Array,
-    MapBag,
-    Panel,
-    check_size,
-    draw_map,
-    draw_thumbnail,
-    montage_cell,
-    read_map_bag,
-)
-from smmil.figures.plotting import CONTINUOUS, NEUTRAL, POSITIVE, headline, min_max, new_figure, save, style
+from smmil.figures.bag_maps import bag_scores, select_bags
+from smmil.figures.job import Job, PictureText, chosen_run, in_order, inverted_note, picture
+from smmil.figures.map_panels import TRUTH, Array, MapBag, Panel, draw_map, draw_thumbnail, montage_cell, read_map_bag
+from smmil.figures.plotting import CONTINUOUS, NEUTRAL, POSITIVE, min_max
 from smmil.figures.sweeps import BASELINE, series
-
-if TYPE_CHECKING:
-    from smmil.artifacts.chosen_runs import ChosenRun
 
 PER_ROW, SLICES = 6, 10
 RULE = "Colours: smallest to largest raw score of each panel's own bag and method, both printed there"
 
-
 # title of a map, and its run
-MapRow = tuple[str, "ChosenRun | None"]
+MapRow = tuple[str, ChosenRun | None]
 
 
-def draw_methods(job: Job) -> Drawn:
+def draw_methods(job: Job) -> PictureText:
     """Draw figure 5: every method on one bag per dataset."""
     blocks = [
         (dataset, [(marked_name(m), chosen_run(job, dataset, m)) for m in in_order(dataset.methods)])
         for dataset in job.layout.datasets
     ]
-    caption = (
-        "Attention maps beside the ground truth: one positive test bag per dataset, every method. AUROC: instances of "
-        "this bag only."
-    )
-    return _draw(job, blocks, "Figure 5. Attention maps", caption)
+    caption = "Attention maps beside the ground truth: one positive test bag per dataset, every method. "
+    return _draw(job, blocks, "Figure 5. Attention maps", f"{caption}AUROC: instances of this bag only.")
 
 
-def draw_alphas(job: Job) -> Drawn:
+def draw_alphas(job: Job) -> PictureText:
     """Draw figure 12: one bag for ABMIL and every alpha of the swept methods."""
     swapped = job.quirk("sm_alpha_rule")
     blocks = []
@@ -74,25 +57,20 @@ def draw_alphas(job: Job) -> Drawn:
         if swapped
         else f"Protocol {job.protocol}: α as in Eq. 8; the released code runs a fixed α as 1 − α (mirrored)."
     )
-    return _draw(job, blocks, "Figure 12. Effect of α on a map", f"One positive test bag per dataset. {rule}", [rule])
+    return _draw(job, blocks, "Figure 12. Effect of α on a map", f"One positive test bag per dataset. {rule}", rule)
 
 
 def _draw(
-    job: Job,
-    blocks: Sequence[tuple[FigureDataset, Sequence[MapRow]]],
-    title: str,
-    caption: str,
-    more: Sequence[str] = (),
-) -> Drawn:
+    job: Job, blocks: Sequence[tuple[FigureDataset, Sequence[MapRow]]], title: str, caption: str, *rule: str
+) -> PictureText:
     loaded = [(dataset, rows, _load(job, dataset, rows)) for dataset, rows in blocks]
     heights = [_height(rows, bag) for _, rows, bag in loaded] or [1.0]
     runs, notes = [], []
-    with style(grid=False):
-        figure = new_figure(13.2, sum(heights) + 0.7)
+    with picture(job, 13.2, sum(heights) + 0.7, title, f"{RULE}.", *rule, grid=False) as figure:
         parts = np.atleast_1d(figure.subfigures(len(heights), 1, height_ratios=heights))
         for part, (dataset, rows, bag) in zip(parts, loaded, strict=False):
             if bag is None:
-                part.suptitle(f"{dataset.title}: no run ({job.n_splits() * len(rows)} missing)", fontsize=10)
+                part.suptitle(f"{dataset.title}: no run ({job.n_splits * len(rows)} missing)", fontsize=10)
                 continue
             part.suptitle(f"{dataset.title}: {bag.bag_id} ({bag.n} instances)", fontsize=10, fontweight="bold")
             panels = [_panel(*row, bag) for row in rows]
@@ -101,9 +79,7 @@ def _draw(
             notes.append(f"{dataset.title}: bag {bag.bag_id}.")
         if not blocks:
             figure.text(0.02, 0.4, "No run: the configuration has none for this figure.")
-        headline(figure, title, f"{RULE}.", *more, missing_runs(job).text, random=job.random_weights)
-        save(figure, job.out)
-    return Drawn(title, f"{caption} {RULE}; overlapping tiles averaged.", [*notes, *inverted_note(job)], runs)
+    return PictureText(title, f"{caption} {RULE}; overlapping tiles averaged.", [*notes, *inverted_note(job)], runs)
 
 
 def _load(job: Job, dataset: FigureDataset, rows: Sequence[MapRow]) -> MapBag | None:
@@ -132,14 +108,11 @@ def _height(rows: Sequence[MapRow], bag: MapBag | None) -> float:
     return (2.1 * aspect + 0.6) * -(-(len(rows) + 2) // PER_ROW) + 0.5
 
 
-def _panel(title: str, run: "ChosenRun | None", bag: MapBag) -> Panel:
+def _panel(title: str, run: ChosenRun | None, bag: MapBag) -> Panel:
     """Return the scores of a bag with their range and AUROC."""
     if run is None:
         return Panel(title, None)
-    part = run.predictions.bag(bag.bag_id)
-    scores = part["instance_score"].astype(np.float64)
-    check_size(bag, scores, run.predictions.path)
-    area = auroc(*labelled(part["y_inst"], part["instance_score"]))
+    _, scores, area = bag_scores(run, bag)
     text = f"{scores.min():.3g} to {scores.max():.3g}" + ("" if area is None else f" · AUROC {area:.2f}")
     return Panel(title, scores, text)
 
@@ -191,14 +164,9 @@ def scan_block(part: Any, bag: MapBag, panels: Sequence[Panel]) -> None:
 
 
 def strips_of(coverage: Array, panels: Sequence[Panel]) -> npt.NDArray[np.float64]:
-    """Return the truth and every panel's scores as rows of colours.
+    """Return the truth, coverage (N,), and the scores of P panels as rows of colours (1+P,N,3) in [0, 1].
 
-    Args:
-        coverage: (N,) > 0 = positive, NaN = unknown.
-        panels: P panels.
-
-    Returns:
-        (1+P,N,3) in [0, 1]; a panel without a run is white.
+    Coverage above 0 is positive, NaN unknown; a panel without a run is white.
     """
     from matplotlib import colormaps
     from matplotlib.colors import to_rgb

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from smmil.data.stored import read_geometry
 from smmil.figures.plotting import CONTINUOUS, NEUTRAL, POSITIVE, min_max, new_figure, percentile_rank, save, style
 
 Array = npt.NDArray[Any]
@@ -76,8 +77,6 @@ def read_map_bag(instances: Path, bag_id: str) -> MapBag:
     Raises:
         ValueError: a damaged bag.
     """
-    from smmil.data.stored import read_geometry
-
     attrs, arrays = read_geometry(instances, bag_id, ["coords", "coverage"])
     picture, outlines = read_thumbnail(instances / "thumbnails", bag_id, attrs)
     return MapBag(bag_id, attrs, arrays["coords"], arrays["coverage"], picture, outlines)
@@ -97,19 +96,6 @@ def read_thumbnail(folder: Path, bag_id: str, attrs: Mapping[str, Any]) -> tuple
     return np.full(shape, 255, np.uint8), {**outlines, "downsample": downsample}
 
 
-def check_size(bag: MapBag, scores: Array, path: Path) -> None:
-    """Raise if the number of scores differs from that of the stored instances.
-
-    Raises:
-        ValueError: naming the predictions file.
-    """
-    if len(scores) != bag.n:
-        raise ValueError(
-            f"{path}: {len(scores)} scores of bag {bag.bag_id}, the store holds {bag.n} instances; "
-            "extract features and train again"
-        )
-
-
 def paint(coords: Array, side: float, values: Array, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
     """Paint square tiles into a picture; overlapping tiles are averaged, the rest is NaN.
 
@@ -123,15 +109,14 @@ def paint(coords: Array, side: float, values: Array, shape: tuple[int, ...]) -> 
         (h,w) float64.
     """
     total, count = np.zeros(shape), np.zeros(shape)
-    for (x, y), value in zip(coords, values, strict=True):
-        if np.isnan(value):
-            continue
+    known = ~np.isnan(values)
+    for (x, y), value in zip(coords[known], values[known], strict=True):
         x0, y0 = max(0, round(x)), max(0, round(y))
         x1, y1 = max(x0 + 1, round(x + side)), max(y0 + 1, round(y + side))
         total[y0:y1, x0:x1] += value
         count[y0:y1, x0:x1] += 1
-    painted: npt.NDArray[np.float64] = np.full(shape, np.nan)
-    return np.divide(total, count, out=painted, where=count > 0)
+    painted: npt.NDArray[np.float64] = np.divide(total, count, out=np.full(shape, np.nan), where=count > 0)
+    return painted
 
 
 def draw_thumbnail(ax: Any, bag: MapBag, size: float = 9) -> None:
@@ -146,17 +131,9 @@ def draw_thumbnail(ax: Any, bag: MapBag, size: float = 9) -> None:
 def draw_map(
     ax: Any, bag: MapBag, values: Array | None, limits: tuple[float, float] = (0, 1), colours: str = CONTINUOUS
 ) -> Any:
-    """Paint the tiles of a slide over its pale grey thumbnail.
+    """Paint values (N,) of the tiles of a slide over its pale grey thumbnail; None = only the thumbnail.
 
-    Args:
-        ax: axes to draw into.
-        bag: a slide.
-        values: (N,) values of the tiles; None = only the thumbnail.
-        limits: values of the first and last colour.
-        colours: name of the colour map.
-
-    Returns:
-        The image of the tiles, for a colour bar.
+    `limits` are the values of the first and last colour. Return the image of the tiles, for a colour bar.
     """
     grey = bag.picture[..., :3].mean(axis=2) / (255 if bag.picture.dtype == np.uint8 else 1)
     ax.imshow(0.55 + 0.45 * grey, cmap="gray", vmin=0, vmax=1)
@@ -259,10 +236,8 @@ def _montage(figure: Any, bag: MapBag, panels: Sequence[Panel]) -> None:
     ax.set_title("Slices" if bag.coverage is None else "Slices; red frame = positive", loc="left")
     bar = figure.colorbar(ScalarMappable(cmap=CONTINUOUS), ax=ax, orientation="horizontal", fraction=0.025, pad=0.01)
     bar.set_ticks([0, 1], labels=["lowest", "highest"])
-    names = ", ".join(panel.name for panel in panels)
-    bar.set_label(
-        f"{panels[0].quantity}, min to max of this scan\nbars below a slice, from the top: {names}", fontsize=7.5
-    )
+    text = f"{panels[0].quantity}, min to max of this scan\nbars below a slice, from the top: "
+    bar.set_label(text + ", ".join(panel.name for panel in panels), fontsize=7.5)
 
 
 def montage_with_bars(picture: Array, layout: Mapping[str, Any], colours: Array) -> npt.NDArray[np.uint8]:

@@ -1,9 +1,8 @@
 """Critical-difference diagrams: mean ranks of all methods; bars join those that Nemenyi's test cannot separate.
 
 There is one diagram for the instance AUROC, one for that of the sign-aware score if it was measured, and one for the
-bag AUROC. A column of the test is one split of one dataset (`smmil.evaluate.ranks`); since splits share their test
-set, the
-picture carries a warning.
+bag AUROC. A column of the test is one split of one dataset (`smmil.evaluate.ranks`). Since splits share their test set,
+the picture carries a warning.
 """
 
 import textwrap
@@ -12,8 +11,8 @@ from typing import Any
 from smmil.artifacts.results import split_values
 from smmil.config.methods import marked_name
 from smmil.evaluate.ranks import RankTest, rank_test
-from smmil.figures.job import Drawn, Job, in_order, inverted_note, missing_runs
-from smmil.figures.plotting import NEUTRAL, headline, look_of, new_figure, save, style
+from smmil.figures.job import Job, PictureText, in_order, inverted_note, picture
+from smmil.figures.plotting import NEUTRAL, look_of
 
 METRICS = (
     ("instance_auroc", "Localisation: instance AUROC"),
@@ -36,7 +35,7 @@ def test_of(job: Job, metric: str) -> tuple[RankTest, list[str]]:
     return rank_test([rows[j] for j in kept], [[column[j] for j in kept] for column in columns]), out
 
 
-def draw(job: Job) -> Drawn:
+def draw(job: Job) -> PictureText:
     """Draw all diagrams."""
     tests = [
         (label, test, out)
@@ -45,26 +44,21 @@ def draw(job: Job) -> Drawn:
         if test.names or not metric.startswith("signed_")
     ]
     tallest = max((len(test.names) for _, test, _ in tests), default=0)
-    notes = []
-    with style(grid=False):
-        figure = new_figure(9.0, len(tests) * (1.5 + 0.13 * max(4, tallest)) + 0.8)
+    notes, height = [tests[0][1].warning], len(tests) * (1.5 + 0.13 * max(4, tallest)) + 0.8
+    lines = ("Mean ranks and critical difference (Friedman, Nemenyi)", f"Warning: {WARNING}")
+    with picture(job, 9.0, height, *lines, grid=False) as figure:
         axes = figure.subplots(len(tests), 1, squeeze=False)[:, 0]
         for ax, (label, test, out) in zip(axes, tests, strict=True):
             _diagram(ax, label, test, out)
-            notes += _notes(label, test, out)
-        headline(
-            figure, "Mean ranks and critical difference (Friedman, Nemenyi)", f"Warning: {WARNING}",
-            missing_runs(job).text, random=job.random_weights,
-        )  # fmt: skip
-        save(figure, job.out)
+            notes.append(_note(label, test, out))
     caption = (
         "Mean rank of every method over splits and datasets, 1 = best. Methods joined by a bar are closer than the "
         "critical difference (CD, Nemenyi, 95 %). The sign-aware score is not the paper's."
     )
-    return Drawn("Critical difference of mean ranks", caption, [tests[0][1].warning, *notes, *inverted_note(job)])
+    return PictureText("Critical difference of mean ranks", caption, [*notes, *inverted_note(job)])
 
 
-def _notes(label: str, test: RankTest, out: list[str]) -> list[str]:
+def _note(label: str, test: RankTest, out: list[str]) -> str:
     if test.statistic is None or test.p is None or test.critical_difference is None:
         text = f"{label}: no test; it needs two methods that share a split."
     else:
@@ -76,7 +70,7 @@ def _notes(label: str, test: RankTest, out: list[str]) -> list[str]:
         text += f" {test.dropped} columns are left out, as a method has no value there."
     if out:
         text += f" Left out, without any run: {', '.join(marked_name(method) for method in out)}."
-    return [text]
+    return text
 
 
 def _diagram(ax: Any, label: str, test: RankTest, out: list[str]) -> None:

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from smmil.artifacts.records import Metrics
 from smmil.artifacts.results import split_values
 from smmil.config.layouts import FigureDataset
 from smmil.config.methods import marked_name
 from smmil.config.variants import SEPARATOR, Value, base_method, value_of
-from smmil.figures.job import Drawn, Job, Metrics, in_order, inverted_note, missing_runs
-from smmil.figures.plotting import NEUTRAL, headline, look_of, new_figure, save, style
+from smmil.figures.job import Job, PictureText, in_order, inverted_note, picture
+from smmil.figures.plotting import NEUTRAL, look_of
 
 METRICS = (
     ("instance_auroc", "instance AUROC"),
@@ -63,19 +64,20 @@ def series(job: Job, dataset: FigureDataset, argument: str) -> dict[str, list[Po
         points: dict[Value, Point] = {}
         for row in rows:
             metrics = job.metrics_of(dataset, row)
-            value = value_of(row, argument, metrics, released=released)
+            value = value_of(row, argument, released=released)
             if value not in points or points[value].metrics is None:
                 points[value] = Point(row, value, metrics)
         if len(rows) > 1:
-            curves[base] = sorted(points.values(), key=lambda p: (isinstance(p.value, str), _number(p.value)))
+            curves[base] = sorted(points.values(), key=lambda point: _ascending(point.value))
     return curves
 
 
-def _number(value: Value) -> float:
-    return 0.0 if isinstance(value, str) else float(value)
+def _ascending(value: Value) -> tuple[bool, float]:
+    """Return the sort key of a value: numbers ascending, then names."""
+    return (True, 0.0) if isinstance(value, str) else (False, float(value))
 
 
-def draw_alpha(job: Job) -> Drawn:
+def draw_alpha(job: Job) -> PictureText:
     """Draw figure 6a: the trade-off alpha."""
     swapped = job.quirk("sm_alpha_rule")
     rule = (
@@ -86,24 +88,22 @@ def draw_alpha(job: Job) -> Drawn:
         "(upper axis), its figure may be mirrored."
     )
     notes = [rule, "α = 0 is ABMIL (dashed); dotted: α trained from 0.5, to which that rule does not apply."]
-    title = "Figure 6a. The trade-off α"
-    return _draw(job, "alpha", title, rule, notes, _numeric_axis(swapped))
+    return _draw(job, "alpha", "Figure 6a. The trade-off α", rule, notes, _numeric_axis(swapped))
 
 
-def draw_spectral_norm(job: Job) -> Drawn:
+def draw_spectral_norm(job: Job) -> PictureText:
     """Draw figure 6b: spectral normalisation on and off."""
     notes = ["With: the layers right after Sm are spectrally normalised; without: not. ABMIL has no Sm."]
     if job.quirk("sm_spectral_norm"):
         notes = ["Released code (sm_spectral_norm): nothing is spectrally normalised, whatever is asked for."]
-    title = "Figure 6b. Spectral normalisation"
-    return _draw(job, "spectral_norm", title, "", notes, _category_axis("spectral normalisation"))
+    axis = _category_axis("spectral normalisation")
+    return _draw(job, "spectral_norm", "Figure 6b. Spectral normalisation", "", notes, axis)
 
 
-def draw_steps(job: Job) -> Drawn:
+def draw_steps(job: Job) -> PictureText:
     """Draw figure 7: the number of steps of the approximation, the exact solution last."""
     notes = ["Number of steps T of Eq. 8, not to scale; exact: Eq. 7 solved, where the configuration asks for it."]
-    title = "Figure 7. Number of steps T"
-    return _draw(job, "T", title, "", notes, _category_axis("steps T"))
+    return _draw(job, "T", "Figure 7. Number of steps T", "", notes, _category_axis("steps T"))
 
 
 # Draws the axis of the given values; returns the position of a value on it.
@@ -141,10 +141,9 @@ def _category_axis(label: str) -> Axis:
     return axis
 
 
-def _draw(job: Job, argument: str, title: str, rule: str, notes: list[str], axis: Axis) -> Drawn:
+def _draw(job: Job, argument: str, title: str, rule: str, notes: list[str], axis: Axis) -> PictureText:
     datasets = [(dataset, curves) for dataset in job.layout.datasets if (curves := series(job, dataset, argument))]
-    with style():
-        figure = new_figure(13.2, 3.1 * max(1, len(datasets)) + 0.9)
+    with picture(job, 13.2, 3.1 * max(1, len(datasets)) + 0.9, title, rule) as figure:
         axes = figure.subplots(max(1, len(datasets)), len(METRICS), squeeze=False)
         for row, (dataset, curves) in zip(axes, datasets, strict=False):
             baseline = Point(BASELINE, 0.0, job.metrics_of(dataset, BASELINE))
@@ -161,13 +160,11 @@ def _draw(job: Job, argument: str, title: str, rule: str, notes: list[str], axis
             for ax in axes.flat:
                 ax.set_axis_off()
             axes[0, 0].text(0, 0.5, f"No run: the configuration sweeps {argument} of no method on these datasets.")
-        headline(figure, title, rule, missing_runs(job).text, random=job.random_weights)
-        save(figure, job.out)
-    return Drawn(title, COMMON, [*notes, *inverted_note(job), *signed_note(job)])
+    return PictureText(title, COMMON, [*notes, *inverted_note(job), *signed_note(job)])
 
 
 def signed_note(job: Job) -> list[str]:
-    """Return the mean instance AUROC of every row with its own and the sign-aware score, a line per dataset."""
+    """Return the mean instance AUROC of every row with its score and the sign-aware one, a line per dataset."""
     lines = []
     for dataset in job.layout.datasets:
         texts = [
@@ -189,7 +186,7 @@ def _panel(
 ) -> None:
     points = [point for curve in curves.values() for point in curve]
     lines = [point for point in points if point.value == "trainable"]
-    values = sorted({p.value for p in points if p not in lines}, key=lambda v: (isinstance(v, str), _number(v)))
+    values = sorted({point.value for point in points if point not in lines}, key=_ascending)
     place = axis(ax, values)
     _line(ax, baseline, metric, "--", f"{marked_name(BASELINE)} (no Sm)")
     for point in lines:
@@ -233,13 +230,13 @@ def _errorbars(ax: Any, job: Job, base: str, placed: Sequence[tuple[float, Point
         mean, std = mean_std(values)
         xs, means, stds = [*xs, x], [*means, mean], [*stds, std]
         ax.plot([x] * len(values), values, "o", color=colour, fillstyle="none", markersize=3.5, markeredgewidth=0.8)
-        n = job.n_splits()
-        if len(values) < n:
-            ax.annotate(f"{len(values)}/{n}", (x, mean), xytext=(5, 3), textcoords="offset points", fontsize=6.5)
+        if len(values) < job.n_splits:
+            ax.annotate(
+                f"{len(values)}/{job.n_splits}", (x, mean), xytext=(5, 3), textcoords="offset points", fontsize=6.5
+            )
     look = {"color": colour, "marker": marker, "linestyle": dashes}
-    ax.errorbar(
-        xs, means, stds, markersize=5, linewidth=1.4, elinewidth=1, capsize=2.5, label=marked_name(base), **look
-    )
+    bars = {"markersize": 5, "linewidth": 1.4, "elinewidth": 1, "capsize": 2.5, **look}
+    ax.errorbar(xs, means, stds, label=marked_name(base), **bars)
     aware = [(x, mean_std(signed)[0]) for x, p in placed if (signed := p.values(f"signed_{metric}"))]
     if aware:
         ax.plot(*zip(*aware, strict=True), markersize=2.5, linewidth=0.7, **look)

@@ -225,8 +225,8 @@ def _score(arguments: argparse.Namespace, bag: Path, encoder: str) -> dict[str, 
     ]
     _run(score.main, [*argv, "--device", arguments.device, "--threads", str(arguments.threads)])
     found = load_predictions(out / f"{arguments.model.resolve().name}.npz")
-    told = {name: found.meta.get(name) for name in ("random_weights", "signed_agreement")}
-    return {**found.arrays, **told}
+    meta = found.meta
+    return {**found.arrays, "random_weights": meta.random_weights, "signed_agreement": meta.signed_agreement}
 
 
 def _model(run: Path, config: dict[str, Any]) -> dict[str, Any]:
@@ -252,7 +252,7 @@ def _write(
     from smmil.artifacts.hashes import versions
     from smmil.data.stored import read_geometry
     from smmil.predict.outputs import Scored, draw_heatmap, instances_csv, write_geojson
-    from smmil.score import sigmoid
+    from smmil.predictions.scoring import sigmoid
 
     out, bag = arguments.out, arguments.out / "bag"
     _, arrays = read_geometry(bag / "instances", row.bag_id, ["coords", "grid"])

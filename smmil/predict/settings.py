@@ -140,13 +140,12 @@ def _sample(store: Path) -> list[str]:
 
 
 def _threshold(folder: Path, config: Mapping[str, Any], run: Path) -> float | None:
-    from smmil.artifacts.results import read_metrics
+    from smmil.artifacts.records import Metrics
 
     path = folder / "metrics" / str(config["encoder"]) / f"{run.resolve().parent.name}.json"
     if not path.is_file():
         return None
-    splits = [split for split in read_metrics(path)["splits"] if split.get("run") == run.resolve().name]
-    return None if not splits or splits[0].get("threshold") is None else float(splits[0]["threshold"])
+    return next((split.threshold for split in Metrics.read(path).splits if split.run == run.resolve().name), None)
 
 
 def instance_options(modality: str, reference: Reference, given: str | None) -> dict[str, Any]:

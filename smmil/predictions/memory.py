@@ -8,17 +8,15 @@ import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 
 from smmil.compute.devices import device_name
 from smmil.compute.oom import first_line, is_out_of_memory, release
-
-if TYPE_CHECKING:
-    from smmil.data.batch import BagBatch
-    from smmil.data.cache import BagCache
-    from smmil.models.base import MILModel
+from smmil.data.batch import BagBatch
+from smmil.data.cache import BagCache
+from smmil.models.base import MILModel
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -28,7 +26,7 @@ class OutOfMemory(ValueError):
     """Memory is exhausted and no fallback is left; the message says what to change."""
 
 
-def out_of_memory(where: str, cache: "BagCache", index: Sequence[int], method: str, message: str) -> OutOfMemory:
+def out_of_memory(where: str, cache: BagCache, index: Sequence[int], method: str, message: str) -> OutOfMemory:
     """Build the final error.
 
     Args:
@@ -52,7 +50,7 @@ def out_of_memory(where: str, cache: "BagCache", index: Sequence[int], method: s
     )
 
 
-def with_host_fallback(work: Callable[[], T], where: str, cache: "BagCache", method: str) -> T:
+def with_host_fallback(work: Callable[[], T], where: str, cache: BagCache, method: str) -> T:
     """Run a resumable job; after the first out-of-memory error, run it again with all features in host memory.
 
     Args:
@@ -79,7 +77,7 @@ def with_host_fallback(work: Callable[[], T], where: str, cache: "BagCache", met
 
 
 def each_bag(
-    model: "MILModel", cache: "BagCache", index: Sequence[int], work: "Callable[[MILModel, BagBatch], T]"
+    model: MILModel, cache: BagCache, index: Sequence[int], work: Callable[[MILModel, BagBatch], T]
 ) -> Iterator[T]:
     """Apply a function to bags one by one, whatever their size.
 
@@ -120,7 +118,7 @@ def each_bag(
 
 
 def in_groups(
-    model: "MILModel", cache: "BagCache", index: Sequence[int], work: "Callable[[MILModel, BagBatch], T]"
+    model: MILModel, cache: BagCache, index: Sequence[int], work: Callable[[MILModel, BagBatch], T]
 ) -> Iterator[T]:
     """Apply a function to bags in order, several small bags per batch; grouping must not affect the result.
 
@@ -138,7 +136,7 @@ def in_groups(
         yield from each_bag(model, cache, positions, work)
 
 
-def _on_cpu(model: "MILModel", cache: "BagCache", i: int, work: "Callable[[MILModel, BagBatch], T]") -> T:
+def _on_cpu(model: MILModel, cache: BagCache, i: int, work: Callable[[MILModel, BagBatch], T]) -> T:
     try:
         return work(copy.deepcopy(model).cpu(), cache.packed([i]))
     except (RuntimeError, MemoryError) as error:

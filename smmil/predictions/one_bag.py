@@ -1,23 +1,20 @@
 """Scores of one bag under a trained run, on the device of its batch; see `smmil.predictions.runs` for the arrays."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy.typing as npt
 import torch
 
+from smmil.data.batch import BagBatch
+from smmil.models.base import MILModel
 from smmil.models.forward import forward
-from smmil.predictions.signed import signed_score
+from smmil.predictions.signed import Direction, signed_score
 from smmil.sm.operator import dirichlet_energy, normalise_adjacency
-
-if TYPE_CHECKING:
-    from smmil.data.batch import BagBatch
-    from smmil.models.base import MILModel
-    from smmil.predictions.signed import Direction
 
 
 def score_bag(
-    model: "MILModel", batch: "BagBatch", direction: "Direction | None" = None
+    model: MILModel, batch: BagBatch, direction: Direction | None = None
 ) -> tuple[float, npt.NDArray[Any], tuple[float, float], npt.NDArray[Any] | None]:
     """Score a bag in float32.
 

@@ -30,91 +30,195 @@ import io
 import json
 import logging
 import math
+import os
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+import torch
 
 from preprocessing.common.files import whole_file
-from smmil.artifacts.hashes import hash_file, zip_damage
+from smmil.artifacts.hashes import hash_file, hash_json, zip_damage
+from smmil.artifacts.records import (
+    FeatureFacts,
+    IndexEntry,
+    Json,
+    PredictionIndex,
+    PredictionMeta,
+    RunConfig,
+    RunDone,
+    RunEntry,
+    RunsFile,
+)
+from smmil.artifacts.results import Arrays
 from smmil.artifacts.runs import load_weights
+from smmil.compute.devices import choose_device, numerics
+from smmil.config import stage_versions
 from smmil.config.training_options import DataOptions
-
-if TYPE_CHECKING:
-    import torch
-
-    from smmil.data.batch import Bag
-    from smmil.data.cache import BagCache
-    from smmil.models.base import MILModel
-    from smmil.predictions.signed import Direction
+from smmil.data.batch import Bag
+from smmil.data.cache import BagCache
+from smmil.data.sources import Source
+from smmil.data.splits import read_splits
+from smmil.data.stored import labels_key
+from smmil.models import build_model
+from smmil.models.base import MILModel
+from smmil.predictions.memory import each_bag
+from smmil.predictions.one_bag import score_bag
+from smmil.predictions.signed import Direction, find_direction
 
 log = logging.getLogger(__name__)
 
-Arrays = dict[str, npt.NDArray[Any]]
+
+def predict_runs(
+    runs: Path,
+    source: Source,
+    out: Path,
+    index: Path,
+    *,
+    instances: Path | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+) -> PredictionIndex:
+    """Predict the validation and test bags of all runs of a method; files that are current are left alone.
+
+    Args:
+        runs: `runs.json` of the training, beside `splits.csv` and the run directories.
+        source: the bags that the runs were trained on.
+        out: folder of the npz files.
+        index: `index.json`, written last.
+        instances: folder whose store holds the instance labels; None for a table.
+        device: auto, cpu or cuda.
+        threads: torch threads; None = torch's choice.
+
+    Raises:
+        ValueError: other bags than those of the training, or an unfinished run.
+        OutOfMemory: a bag fits neither on the device nor on the CPU.
+    """
+    listed = RunsFile.read(runs)
+    if source.inputs != listed.inputs or source.data != listed.data:
+        raise ValueError(f"{runs}: its runs were trained on other bags than those given; train again")
+    splits = read_splits(runs.parent / "splits.csv")
+    wanted = {bag_id for split in splits.values() for bag_id, part in split.items() if part in ("val", "test")}
+    labels = labels_key(instances, wanted) if instances else ""
+    metas = [_meta(listed, run, labels) for run in listed.runs]
+    pending = [meta for meta in metas if not is_current(out / f"{meta.run}.npz", meta.key)]
+    torch_device = choose_device(device)
+    with numerics(torch_device, threads=threads):
+        if pending:
+            bags, thresholds = source.load(sorted(wanted))
+            cache = BagCache(bags, torch_device)
+        for meta in pending:
+            parts = splits[meta.seed]
+            chosen = sorted(
+                (i for i, bag in enumerate(bags) if parts[bag.bag_id] in ("val", "test")),
+                key=lambda i: (parts[bags[i].bag_id] != "val", bags[i].bag_id),
+            )
+            model, _, _ = load_run(runs.parent / meta.run, torch_device)
+            direction = find_direction(model, cache, [i for i in chosen if parts[bags[i].bag_id] == "val"])
+            arrays = predict_bags(model, cache, bags, chosen, [parts[bags[i].bag_id] for i in chosen], direction)
+            computed = {"label_thresholds": thresholds, "signed_agreement": direction.agreement}
+            write_predictions(out / f"{meta.run}.npz", arrays, meta.model_copy(update=computed))
+            log.info("%s: %d bags, %d instances", meta.run, len(chosen), len(arrays["y_inst"]))
+    content = _index(listed, out, index.parent)
+    content.write(index)
+    return content
 
 
-def data_options(record: Mapping[str, Any]) -> DataOptions:
+def _meta(listed: RunsFile, run: RunEntry, labels: str) -> PredictionMeta:
+    """Return the meta of a run's predictions; `key` covers everything the numbers depend on."""
+    meta = PredictionMeta(
+        dataset=listed.dataset,
+        encoder=listed.encoder,
+        method=listed.method,
+        protocol=listed.protocol,
+        quirks=listed.quirks,
+        random_weights=listed.random_weights,
+        run=run.run,
+        seed=run.seed,
+        lr=run.lr,
+        selection_score=run.selection_score,
+        best_epoch=run.best_epoch,
+        chosen=run.chosen,
+    )
+    trained = (run.key, run.weights_sha256, listed.inputs, listed.data)
+    return meta.model_copy(update={"key": hash_json([stage_versions.PREDICTIONS, meta.as_json(), *trained, labels])})
+
+
+def _index(listed: RunsFile, out: Path, parent: Path) -> PredictionIndex:
+    folder = Path(os.path.relpath(out, parent))
+    entries = [
+        IndexEntry(
+            run=run.run,
+            seed=run.seed,
+            lr=run.lr,
+            selection_score=run.selection_score,
+            best_epoch=run.best_epoch,
+            chosen=run.chosen,
+            file=(folder / f"{run.run}.npz").as_posix(),
+            sha256=hash_file(out / f"{run.run}.npz"),
+        )
+        for run in listed.runs
+    ]
+    return PredictionIndex(
+        dataset=listed.dataset,
+        encoder=listed.encoder,
+        method=listed.method,
+        protocol=listed.protocol,
+        random_weights=listed.random_weights,
+        runs=tuple(entries),
+    )
+
+
+def data_options(record: Json) -> DataOptions:
     """Return the recorded loading options; the graph of a table is an argument, not a loading option."""
-    return DataOptions(**{name: value for name, value in record.items() if name != "graph"})
+    options: dict[str, Any] = {name: value for name, value in record.items() if name != "graph"}
+    return DataOptions(**options)
 
 
-def check_features(config: Mapping[str, Any], facts: Mapping[str, Any], where: str) -> None:
+def check_features(trained: FeatureFacts, given: FeatureFacts, where: str) -> None:
     """Raise if features have another encoder, other weights or another resize policy than those of a run.
 
     Raises:
         ValueError: the message names what differs.
     """
+    facts = given.as_json()
     differs = [
         f"{name}: found {facts.get(name)!r}, expected {value!r}"
-        for name, value in sorted(config["features"].items())
+        for name, value in sorted(trained.as_json().items())
         if facts.get(name) != value
     ]
     if differs:
         raise ValueError(f"{where}: not the features that the run was trained on ({'; '.join(differs)})")
 
 
-def load_run(folder: Path | str, device: "torch.device") -> "tuple[MILModel, dict[str, Any]]":
-    """Rebuild the model of a finished run.
-
-    Args:
-        folder: the run directory.
-        device: device of the model.
-
-    Returns:
-        The model in eval mode, and the run's `config.json` with its `done.json` under `done`.
+def load_run(folder: Path, device: torch.device) -> tuple[MILModel, RunConfig, RunDone]:
+    """Rebuild the model of a finished run, in eval mode, and read its `config.json` and `done.json`.
 
     Raises:
         ValueError: the run is not finished, or its files belong to different runs.
     """
-    from smmil.artifacts.hashes import read_json
-    from smmil.models import build_model
-
-    folder = Path(folder)
-    config, done = read_json(folder / "config.json"), read_json(folder / "done.json")
+    config, done = RunConfig.read(folder / "config.json"), RunDone.read(folder / "done.json")
     weights = folder / "best.safetensors"
-    if config.get("key") != done.get("key") or hash_file(weights) != done["weights_sha256"]:
+    if config.key != done.key or hash_file(weights) != done.weights_sha256:
         raise ValueError(
             f"{folder}: config, weights and done.json are of different runs; delete {folder.parent / 'runs.json'}"
             " and run the workflow again: it trains this run again, and no other"
         )
-    model = build_model(
-        config["method"], config["in_features"], pos_weight=config["pos_weight"], **config["method_options"]
-    )
+    model = build_model(config.method, config.in_features, pos_weight=config.pos_weight, **config.method_options)
     load_weights(model, weights)
-    return model.to(device).eval(), {**config, "done": done}
+    return model.to(device).eval(), config, done
 
 
 def predict_bags(
-    model: "MILModel",
-    cache: "BagCache",
-    bags: "Sequence[Bag]",
+    model: MILModel,
+    cache: BagCache,
+    bags: Sequence[Bag],
     index: Sequence[int],
     splits: Sequence[str],
-    direction: "Direction | None" = None,
+    direction: Direction | None = None,
 ) -> Arrays:
     """Score bags in float32, one by one, so that a bag's numbers do not depend on a batch.
 
@@ -133,11 +237,6 @@ def predict_bags(
         ValueError: a score or logit is not finite, or a bag has another number of scores than instances.
         OutOfMemory: a bag fits neither on the device nor on the CPU.
     """
-    import torch
-
-    from smmil.predictions.memory import each_bag
-    from smmil.predictions.one_bag import score_bag
-
     model.eval()
     logits, scores, energies, signed = [], [], [], []
     with torch.no_grad():
@@ -165,9 +264,9 @@ def predict_bags(
     return arrays | ({"signed_score": np.concatenate(signed)} if signed else {})
 
 
-def write_predictions(path: Path | str, arrays: Mapping[str, npt.NDArray[Any]], meta: Mapping[str, Any]) -> None:
+def write_predictions(path: Path, arrays: Arrays, meta: PredictionMeta) -> None:
     """Write an npz atomically, without pickles and time stamps, so that equal content gives equal bytes."""
-    text = json.dumps(dict(meta), sort_keys=True, allow_nan=False)
+    text = json.dumps(meta.as_json(), sort_keys=True, allow_nan=False)
     with whole_file(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         for name, array in sorted({**arrays, "meta": np.array(text)}.items()):
             stream = io.BytesIO()
@@ -175,12 +274,16 @@ def write_predictions(path: Path | str, arrays: Mapping[str, npt.NDArray[Any]], 
             archive.writestr(zipfile.ZipInfo(f"{name}.npy"), stream.getvalue())
 
 
-def is_current(path: Path, meta: Mapping[str, Any]) -> bool:
-    """Return whether a predictions file exists, is intact, and has the key of `meta`."""
+def is_current(path: Path, key: str) -> bool:
+    """Return whether a predictions file exists, is intact, and has this key."""
     if not path.exists():
         return False
     if damage := zip_damage(path):
         log.warning("%s: damaged (%s); predicted again", path, damage)
         return False
     with np.load(path, allow_pickle=False) as archive:
-        return bool(json.loads(str(archive["meta"])).get("key") == meta["key"])
+        try:
+            return PredictionMeta.parse(str(archive["meta"]), path).key == key
+        except ValueError as error:
+            log.warning("%s; predicted again", error)
+            return False

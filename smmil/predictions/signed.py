@@ -32,19 +32,21 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from preprocessing.common.files import write_bytes
 from smmil.data.batch import BagBatch
+from smmil.data.cache import BagCache
 from smmil.layers.segments import segment_mean, segment_sum
-
-if TYPE_CHECKING:
-    from smmil.data.cache import BagCache
-    from smmil.models.base import MILModel
-
+from smmil.models.base import MILModel
+from smmil.models.forward import forward
+from smmil.predictions.memory import in_groups
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +68,7 @@ class Direction:
     agreement: float
 
 
-def find_direction(model: "MILModel", cache: "BagCache", index: Sequence[int]) -> Direction:
+def find_direction(model: MILModel, cache: BagCache, index: Sequence[int]) -> Direction:
     """Compute the direction of a trained run.
 
     Args:
@@ -82,8 +84,6 @@ def find_direction(model: "MILModel", cache: "BagCache", index: Sequence[int]) -
     """
     if not index:
         raise ValueError("signed score: found no validation bag, expected at least one")
-    from smmil.predictions.memory import in_groups
-
     model.eval()
     groups = in_groups(model, cache, index, _shifts_and_means)
     values = [[value.to(cache.device) for value in group] for group in groups]
@@ -95,7 +95,7 @@ def find_direction(model: "MILModel", cache: "BagCache", index: Sequence[int]) -
     return Direction(-vector if agreement < 0 else vector, origin, agreement)
 
 
-def shift_gradients(model: "MILModel", batch: BagBatch) -> tuple[Tensor, Tensor]:
+def shift_gradients(model: MILModel, batch: BagBatch) -> tuple[Tensor, Tensor]:
     """Compute the gradients (B,P) of the bag logits for a shared shift of the instances, and the logits (B,); float64.
 
     In eval mode the bags of a batch are independent, so one backward pass of the sum gives the gradient of each.
@@ -110,14 +110,12 @@ def shift_gradients(model: "MILModel", batch: BagBatch) -> tuple[Tensor, Tensor]
     return segment_sum(gradient.double(), batch.offsets), logit.detach().double()
 
 
-def _shifts_and_means(model: "MILModel", batch: BagBatch) -> tuple[Tensor, ...]:
+def _shifts_and_means(model: MILModel, batch: BagBatch) -> tuple[Tensor, ...]:
     """Compute `shift_gradients`, the mean features (B,P) and the numbers of instances (B,) of the bags."""
     return *shift_gradients(model, batch), segment_mean(batch.x.double(), batch.offsets), batch.sizes.double()
 
 
-def _gradient(model: "MILModel", batch: BagBatch) -> tuple[Tensor | None, Tensor]:
-    from smmil.models.forward import forward
-
+def _gradient(model: MILModel, batch: BagBatch) -> tuple[Tensor | None, Tensor]:
     with torch.enable_grad():
         x = batch.x.clone().requires_grad_()
         logit = forward(model, replace(batch, x=x), "float32").bag_logit
@@ -147,10 +145,6 @@ def save_direction(folder: Path | str, direction: Direction, weights_sha256: str
         direction: computed with the selected weights.
         weights_sha256: hash of the weights file, as in `done.json`.
     """
-    from safetensors.torch import save
-
-    from preprocessing.common.files import write_bytes
-
     agreement = torch.tensor([direction.agreement], dtype=torch.float64)
     values = {"agreement": agreement, "origin": direction.origin.cpu(), "vector": direction.vector.cpu()}
     tensors = {name: value.double().contiguous() for name, value in values.items()}
@@ -166,8 +160,6 @@ def read_direction(folder: Path | str, weights_sha256: str) -> Direction | None:
         folder: the run directory.
         weights_sha256: hash of the run's weights.
     """
-    from safetensors import SafetensorError, safe_open
-
     path = Path(folder) / DIRECTION_FILE
     try:
         with safe_open(path, "pt") as file:

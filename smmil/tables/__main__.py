@@ -6,23 +6,20 @@ The layout names the datasets with their feature extractors, and the methods (`s
 
 Run alone:
     python -m smmil.tables --table table1 --metrics M.json ... --layout layout.json --out-csv t.csv --out-md t.md
-    python -m smmil.tables --table resources --runs runs.json ...
-        --layout layout.json --out-csv t.csv --out-tex t.tex
+    python -m smmil.tables --table resources --runs runs.json ... --layout layout.json --out-csv t.csv --out-tex t.tex
 """
 
 import argparse
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from preprocessing.common.cli import guard
-from preprocessing.common.files import write_text
 from smmil.config.targets import TABLES
 
-logger = logging.getLogger(__name__)
 
-
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+@guard
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write one table as CSV, Markdown, LaTeX and HTML."""
     parser = argparse.ArgumentParser(prog="python -m smmil.tables", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--table", required=True, choices=[table for table in TABLES if table != "comparisons"])
     parser.add_argument("--metrics", nargs="*", default=[], help="metrics JSON files; missing ones are empty cells")
@@ -32,33 +29,19 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out-md", type=Path, help="Markdown")
     parser.add_argument("--out-tex", type=Path, help="LaTeX, needs \\usepackage{booktabs}")
     parser.add_argument("--out-html", type=Path, help="fragment of HTML for the report")
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write one table as CSV, Markdown, LaTeX and HTML."""
-    arguments = _arguments(argv)
+    args = parser.parse_args(argv)
     from smmil.artifacts.hashes import json_argument
-    from smmil.artifacts.results import read_metrics
+    from smmil.artifacts.records import Metrics
     from smmil.config.layouts import TableLayout
     from smmil.tables.build import build_table
-    from smmil.tables.formats import to_csv, to_html, to_markdown
-    from smmil.tables.latex import to_latex
+    from smmil.tables.formats import write_table
     from smmil.tables.resources import read_resources
 
-    writers = {arguments.out_csv: to_csv, arguments.out_md: to_markdown, arguments.out_tex: to_latex}
-    writers[arguments.out_html] = to_html
-    writers.pop(None, None)
-    if not writers:
-        raise ValueError("found no --out-csv, --out-md, --out-tex or --out-html, expected at least one")
-    metrics = [read_metrics(path) for path in arguments.metrics]
-    metrics += [read_resources(path) for path in arguments.runs]
-    table = build_table(arguments.table, metrics, TableLayout.parse(json_argument(arguments.layout, "--layout")))
-    for path, write in writers.items():
-        write_text(path, write(table))
-        logger.info("%s: %d methods", path, len(table.sections[0].rows))
+    metrics = [*map(Metrics.read, args.metrics), *map(read_resources, args.runs)]
+    table = build_table(args.table, metrics, TableLayout.parse(json_argument(args.layout, "--layout")))
+    write_table(table, {"csv": args.out_csv, "md": args.out_md, "tex": args.out_tex, "html": args.out_html})
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(guard(main)(None))
+    raise SystemExit(main())

@@ -7,22 +7,22 @@ under the table.
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
 
 from preprocessing.features.encoders import encoder_title
+from smmil.artifacts.records import Metrics
 from smmil.config.definitions import protocol_text, shared_quirks
 from smmil.config.layouts import TableDataset, TableLayout
 from smmil.config.methods import GROUPS, METHODS, display_name
 from smmil.evaluate.ranks import places
-from smmil.tables.cells import KINDS, MARKED, MetricsByKey
+from smmil.tables.cells import MARKED, MetricsByKey, Row, Section, Table, cells_of
 from smmil.tables.notes import notes
-from smmil.tables.records import Column, Key, Row, Section, Table
-from smmil.tables.specs import TABLES, ColumnSpec, SectionSpec, TableSpec
+from smmil.tables.specs import TABLES, Column, Key, SectionSpec, TableSpec
 
 logger = logging.getLogger(__name__)
 
 
-def build_table(name: str, metrics: Sequence[Mapping[str, Any]], layout: TableLayout) -> Table:
+def build_table(name: str, metrics: Sequence[Metrics], layout: TableLayout) -> Table:
     """Arrange metrics into one table.
 
     Args:
@@ -44,23 +44,25 @@ def build_table(name: str, metrics: Sequence[Mapping[str, Any]], layout: TableLa
     columns = [columns_of(section, layout.datasets) for section in spec.sections]
     keys = {key for section in columns for column in section for key in column.keys}
     methods = {method for block in blocks.values() for method in block}
-    used = {}
-    for key, entry in _by_key(metrics).items():
+    used: dict[tuple[str, str, str], Metrics] = {}
+    for entry in metrics:
+        key = (entry.dataset, entry.encoder, entry.method)
+        if key in used:
+            raise ValueError(f"--metrics: found two files for {' / '.join(key)}, expected one")
         if key[:2] in keys and key[2] in methods:
             used[key] = entry
         else:
             logger.warning("%s: metrics of %s are not in the layout", name, " / ".join(key))
-    built = [
-        (_section(spec, section, section_columns, blocks, used), section.optional)
-        for section, section_columns in zip(spec.sections, columns, strict=True)
-    ]
     sections = tuple(
-        section for section, optional in built if not optional or any(cell.values for _, _, cell in section.cells())
+        section
+        for section_spec, section_columns in zip(spec.sections, columns, strict=True)
+        for section in [_section(spec, section_spec, section_columns, blocks, used)]
+        if not section_spec.optional or any(cell.values for _, _, cell in section.cells())
     )
     n_splits = layout.splits
     if n_splits is None:
-        n_splits = max((len(entry["splits"]) for entry in used.values()), default=0)
-    random = frozenset(key[:2] for key, entry in used.items() if entry.get("random_weights"))
+        n_splits = max((len(entry.splits) for entry in used.values()), default=0)
+    random = frozenset(key[:2] for key, entry in used.items() if entry.random_weights)
     protocol = protocol_text(*shared_quirks(used.values(), "table")) or "none (no metrics)"
     titles = {dataset.name: dataset.title for dataset in layout.datasets}
     lines = notes(sections, used, titles, n_splits, layout.note)
@@ -77,20 +79,22 @@ def columns_of(section: SectionSpec, datasets: Sequence[TableDataset]) -> tuple[
         encoders = list(dict.fromkeys(encoder for dataset in datasets for encoder in dataset.encoders))
         encoders.sort(key=lambda encoder: -sum(encoder in dataset.encoders for dataset in datasets))
         heads = [(encoder_title(e), [(d.name, e) for d in datasets if e in d.encoders]) for e in encoders]
-    columns = []
-    for head, keys in heads:
-        for spec in section.columns:
-            for group in [keys] if section.by == "encoder" else [[key] for key in keys]:
-                # a column over several datasets is named by its extractor
-                prefix = group[0][1] if spec.kind in ("rank", "inverted") else ".".join(group[0])
-                columns.append(_column(head, spec.label or titles[group[0][0]], spec, group, f"{prefix}."))
+    columns = [
+        replace(_over(column, group, named=True), head=head, label=column.label or titles[group[0][0]])
+        for head, keys in heads
+        for column in section.columns
+        for group in ([keys] if section.by == "encoder" else [[key] for key in keys])
+    ]
     every = [key for _, keys in heads for key in keys]
-    return (*columns, *(_column("", spec.label, spec, every) for spec in section.overall))
+    return (*columns, *(_over(column, every, named=False) for column in section.overall))
 
 
-def _column(head: str, label: str, spec: ColumnSpec, keys: Sequence[Key], prefix: str = "") -> Column:
-    name = (spec.csv or spec.metrics[0]) + (".difference" if spec.kind == "difference" else "")
-    return Column(head, label, spec.kind, spec.metrics, tuple(keys), prefix + name)
+def _over(column: Column, keys: Sequence[Key], *, named: bool) -> Column:
+    """Return a column over these keys; `named` puts them into its name in the CSV."""
+    name = (column.csv or column.metrics[0]) + (".difference" if column.kind == "difference" else "")
+    # a column over several datasets is named by its extractor
+    prefix = keys[0][1] if column.kind in ("rank", "inverted") else ".".join(keys[0])
+    return replace(column, keys=tuple(keys), csv=f"{prefix}.{name}" if named else name)
 
 
 def _groups(methods: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -108,30 +112,13 @@ def _section(
 ) -> Section:
     rows = {}
     for title, methods in blocks.items():
-        cells = [KINDS[column.kind](column, methods, metrics) for column in columns]
+        cells = [cells_of(column, methods, metrics) for column in columns]
         marks = [
             places([cell.mean for cell in group], larger=group[0].larger)
             if column.kind in MARKED
-            else [None for _ in group]
+            else [None] * len(methods)
             for column, group in zip(columns, cells, strict=True)
         ]
-        rows[title] = tuple(
-            Row(
-                method,
-                table.names.get(method, display_name(method)),
-                tuple(group[i] for group in cells),
-                tuple(group[i] for group in marks),
-            )
-            for i, method in enumerate(methods)
-        )
+        names = [table.names.get(method, display_name(method)) for method in methods]
+        rows[title] = tuple(map(Row, methods, names, zip(*cells, strict=True), zip(*marks, strict=True)))
     return Section(spec.key, spec.title, columns, rows)
-
-
-def _by_key(metrics: Sequence[Mapping[str, Any]]) -> MetricsByKey:
-    by_key: dict[tuple[str, str, str], Mapping[str, Any]] = {}
-    for entry in metrics:
-        key = (entry["dataset"], entry["encoder"], entry["method"])
-        if key in by_key:
-            raise ValueError(f"--metrics: found two files for {' / '.join(key)}, expected one")
-        by_key[key] = entry
-    return by_key

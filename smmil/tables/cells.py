@@ -1,74 +1,197 @@
-"""Cells of the tables: what each kind of column computes from metrics.
+"""Cells of the tables: what each kind of column computes from metrics, and the table that the writers take.
 
 A cell keeps the values of the splits in seed order; mean, deviation (n - 1), median and worst follow from them. The
 worst split has the smallest value, or the largest where smaller is better (`smmil.tables.specs.STYLES`). Differences
-are
-taken split by split, since the two methods share the split of a seed, and then averaged.
+are taken split by split, since the two methods share the split of a seed, and then averaged.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
+from smmil.artifacts.records import Metrics, PartMetrics
 from smmil.artifacts.results import split_values
 from smmil.config.methods import bases
 from smmil.evaluate.ranks import mean_ranks
-from smmil.tables.records import Cell, Column
-from smmil.tables.specs import style
+from smmil.tables.specs import Column, Key, style
 
-MetricsByKey = Mapping[tuple[str, str, str], Mapping[str, Any]]
-
+# (dataset, encoder, method) -> metrics
+MetricsByKey = Mapping[tuple[str, str, str], Metrics]
 NO_FILE = "no metrics file"
 
 
-def metric_cell(metrics: Mapping[str, Any] | None, metric: str) -> Cell:
+@dataclass(frozen=True)
+class Cell:
+    """One method in one column.
+
+    Attributes:
+        values: value of every split that defines the metric, in seed order; a single number for ranks and counts.
+        n_splits: splits that were run.
+        ci: bootstrap interval, or None.
+        note: reason of a missing value, or "".
+        applies: False where the column has no meaning for this row, as the difference of a method to itself.
+        larger: whether larger is better.
+        fewest: for a rank, the smallest number of splits of a value it is computed from.
+        agreement: for a sign-aware metric, agreement of its score with the bag logit per run
+            (`smmil.predictions.signed`).
+    """
+
+    values: tuple[float, ...] = ()
+    n_splits: int = 0
+    ci: tuple[float, float] | None = None
+    note: str = ""
+    applies: bool = True
+    larger: bool = True
+    fewest: int | None = None
+    agreement: tuple[float, ...] = ()
+
+    @property
+    def mean(self) -> float | None:
+        """Mean over splits, None for an empty cell."""
+        return sum(self.values) / len(self.values) if self.values else None
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation over splits (n - 1), None for fewer than two."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    @property
+    def median(self) -> float | None:
+        """Median over splits, None for an empty cell."""
+        return statistics.median(self.values) if self.values else None
+
+    @property
+    def worst(self) -> float | None:
+        """Worst split, None for an empty cell."""
+        return (min if self.larger else max)(self.values) if self.values else None
+
+    @property
+    def below_half(self) -> int:
+        """Number of splits below .5; for AUROCs, the inverted runs."""
+        return sum(value < 0.5 for value in self.values)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method: its name in this table, its cells, and the place of each cell in its block (1 = best, 2 = second)."""
+
+    method: str
+    name: str
+    cells: tuple[Cell, ...]
+    places: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """Columns over the rows of a table. The first section is the paper's table, `key` identifies the others."""
+
+    key: str
+    title: str
+    columns: tuple[Column, ...]
+    blocks: dict[str, tuple[Row, ...]]
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """The rows of all blocks."""
+        return tuple(row for rows in self.blocks.values() for row in rows)
+
+    def cells(self) -> Iterator[tuple[Row, Column, Cell]]:
+        """Iterate over all cells, row by row."""
+        for row in self.rows:
+            for column, cell in zip(self.columns, row.cells, strict=True):
+                yield row, column, cell
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table ready to be written.
+
+    Attributes:
+        name: key of `smmil.config.targets.TABLES`.
+        title: heading.
+        sections: the paper's table first; all have the same rows.
+        n_splits: splits of a complete cell.
+        protocol: protocol of the runs, with the quirks that differ from its preset.
+        notes: lines under the table.
+        random_keys: (dataset, encoder) pairs with an untrained encoder.
+    """
+
+    name: str
+    title: str
+    sections: tuple[Section, ...]
+    n_splits: int
+    protocol: str
+    notes: tuple[str, ...] = ()
+    random_keys: frozenset[Key] = frozenset()
+
+
+def metric_cell(metrics: Metrics | None, metric: str) -> Cell:
     """Return a metric of one method over its splits; the note of an empty cell gives the reason."""
     larger = style(metric)[1]
     if metrics is None:
         return Cell(note=NO_FILE, larger=larger)
     values = tuple(value for _, value in split_values(metrics, metric))
-    splits = sorted(metrics["splits"], key=lambda split: (split["seed"], split["run"]))
-    interval = (metrics.get("bootstrap", {}).get("intervals") or {}).get(metric)
-    note = "" if values else "; ".join(sorted({_reason(split["test"], metric) for split in splits})) or "no split"
-    agreement = [split.get("signed_agreement") for split in splits] if metric.startswith("signed_") else []
+    reasons = "; ".join(sorted({_reason(split.test, metric) for split in metrics.splits})) or "no split"
+    splits = sorted(metrics.splits, key=lambda split: (split.seed, split.run)) if metric.startswith("signed_") else []
     return Cell(
         values,
-        len(splits),
-        (interval[0], interval[1]) if interval else None,
-        tuple(split["run"] for split in splits),
-        note,
+        len(metrics.splits),
+        metrics.bootstrap.intervals.get(metric) if metrics.bootstrap else None,
+        "" if values else reasons,
         larger=larger,
-        agreement=tuple(float(value) for value in agreement if value is not None),
+        agreement=tuple(split.signed_agreement for split in splits if split.signed_agreement is not None),
     )
 
 
-def _reason(test: Mapping[str, Any], metric: str) -> str:
-    if metric not in test:
-        return "not in the metrics file"
-    return str(test.get("undefined", {}).get(metric, "undefined"))
+def _reason(test: PartMetrics, metric: str) -> str:
+    return test.undefined.get(metric, "undefined") if metric in test.values else "not in the metrics file"
 
 
-def _metric(column: Column, methods: Sequence[str], metrics: MetricsByKey) -> list[Cell]:
-    return [metric_cell(metrics.get((*column.keys[0], method)), column.metrics[0]) for method in methods]
+def _metric(column: Column, method: str, metrics: MetricsByKey) -> Cell:
+    return metric_cell(metrics.get((*column.keys[0], method)), column.metrics[0])
 
 
-def _difference(column: Column, methods: Sequence[str], metrics: MetricsByKey) -> list[Cell]:
-    return [_one_difference(column, method, metrics) for method in methods]
-
-
-def _one_difference(column: Column, method: str, metrics: MetricsByKey) -> Cell:
+def _difference(column: Column, method: str, metrics: MetricsByKey) -> Cell:
     base = bases().get(method)
     if base is None:
         return Cell(applies=False)
-    pair = [metrics.get((*column.keys[0], name)) for name in (method, base)]
-    if pair[0] is None or pair[1] is None:
+    first, second = (metrics.get((*column.keys[0], name)) for name in (method, base))
+    if first is None or second is None:
         return Cell(note=NO_FILE)
-    values, base_values = (dict(split_values(entry, column.metrics[0])) for entry in pair)
+    values, base_values = (dict(split_values(entry, column.metrics[0])) for entry in (first, second))
     differences = tuple(value - base_values[seed] for seed, value in values.items() if seed in base_values)
-    runs = tuple(split["run"] for entry in pair if entry for split in entry["splits"])
-    return Cell(differences, len(pair[0]["splits"]), runs=runs, note="" if differences else "no split with both values")
+    return Cell(differences, len(first.splits), note="" if differences else "no split with both values")
 
 
-def _rank(column: Column, methods: Sequence[str], metrics: MetricsByKey) -> list[Cell]:
+def _inverted(column: Column, method: str, metrics: MetricsByKey) -> Cell:
+    cells = [metric_cell(metrics.get((*key, method)), column.metrics[0]) for key in column.keys]
+    n_runs = sum(len(cell.values) for cell in cells)
+    count = (float(sum(cell.below_half for cell in cells)),) if n_runs else ()
+    return Cell(count, n_runs, note="" if n_runs else NO_FILE, larger=False)
+
+
+def _job(column: Column, method: str, metrics: MetricsByKey) -> Cell:
+    entry, larger = metrics.get((*column.keys[0], method)), style(column.metrics[0])[1]
+    value = entry.job.get(column.metrics[0]) if entry else None
+    if value is None:
+        return Cell(n_splits=1, note="not recorded" if entry else NO_FILE, larger=larger)
+    return Cell((value,), 1, larger=larger)
+
+
+# kind -> the cell of a method; "rank" needs all methods
+KINDS: dict[str, Callable[[Column, str, MetricsByKey], Cell]] = {
+    "mean": _metric,
+    "spread": _metric,
+    "difference": _difference,
+    "inverted": _inverted,
+    "job": _job,
+}
+
+
+def cells_of(column: Column, methods: Sequence[str], metrics: MetricsByKey) -> list[Cell]:
+    """Return the cells of a column in one block, one per method."""
+    if column.kind != "rank":
+        return [KINDS[column.kind](column, method, metrics) for method in methods]
     ranked = [
         [metric_cell(metrics.get((*key, method)), metric) for method in methods]
         for key in column.keys
@@ -84,34 +207,5 @@ def _rank(column: Column, methods: Sequence[str], metrics: MetricsByKey) -> list
     ]
 
 
-def _inverted(column: Column, methods: Sequence[str], metrics: MetricsByKey) -> list[Cell]:
-    result = []
-    for method in methods:
-        cells = [metric_cell(metrics.get((*key, method)), column.metrics[0]) for key in column.keys]
-        n_runs = sum(len(cell.values) for cell in cells)
-        count = (float(sum(cell.below_half for cell in cells)),) if n_runs else ()
-        result.append(Cell(count, n_runs, note="" if n_runs else NO_FILE, larger=False))
-    return result
-
-
-def _job(column: Column, methods: Sequence[str], metrics: MetricsByKey) -> list[Cell]:
-    cells, name = [], column.metrics[0]
-    for method in methods:
-        entry = metrics.get((*column.keys[0], method))
-        value = None if entry is None else entry.get("job", {}).get(name)
-        note = NO_FILE if entry is None else "" if value is not None else "not recorded"
-        cells.append(Cell(() if value is None else (float(value),), 1, note=note, larger=style(name)[1]))
-    return cells
-
-
-# kind -> the cells of a column, one per method
-KINDS: dict[str, Callable[[Column, Sequence[str], MetricsByKey], list[Cell]]] = {
-    "mean": _metric,
-    "spread": _metric,
-    "difference": _difference,
-    "rank": _rank,
-    "inverted": _inverted,
-    "job": _job,
-}
 # kinds whose best and second-best values are marked in each block
 MARKED = frozenset({"mean", "rank", "job"})

@@ -3,32 +3,25 @@
 Every dataset has a section, at its main encoder; a row is a method with Sm minus its base. A cell is the mean
 difference of a metric over the splits, its standard deviation over the splits and its 95 % interval
 (`smmil.evaluate.comparisons`), from stored predictions. A pair without predictions is an empty cell and is counted
-under the
-table.
+under the table.
 
 The layout names the pairs of every dataset (`smmil.config.layouts.PairLayout`):
     {"datasets": [{"name": "rsna", "title": "RSNA", "encoder": "resnet18", "pairs": [["smap_early", "abmil"], ...]}],
      "splits": 5}
-
-Run alone:
-    python -m smmil.comparison_table --index results/*/predictions/*/*/index.json --layout layout.json
-        --out-csv comparisons.csv --out-md comparisons.md --out-tex comparisons.tex --out-html comparisons.html
-        [--resamples 1000]
 """
 
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+from smmil.artifacts.records import Comparison, PredictionIndex
 from smmil.config.definitions import definitions, shared_quirks
+from smmil.config.layouts import PairDataset, PairLayout
 from smmil.config.methods import GROUPS, METHODS, PROPOSED, display_name, group_of
+from smmil.evaluate.comparisons import compare
+from smmil.tables.cells import Cell, Row, Section, Table
 from smmil.tables.notes import protocol_line, random_weights_note
-from smmil.tables.records import Cell, Column, Row, Section, Table
-from smmil.tables.specs import style
-
-if TYPE_CHECKING:
-    from smmil.config.layouts import PairDataset, PairLayout
+from smmil.tables.specs import Column, style
 
 logger = logging.getLogger(__name__)
 
@@ -50,12 +43,13 @@ CHANCE = (
     "looked at: of twenty intervals of equal methods one misses 0. Where runs are inverted (Table 1), smoothing can "
     "lower the instance AUROC; the sign-aware one stands beside it. Of the energy less is smoother, not better."
 )
-NO_PREDICTIONS = "no predictions of one of the two"
 PairingKey = tuple[str, str, str]
 Pair = tuple[str, str]
+# (dataset, pair) -> its comparison
+Results = Mapping[tuple[str, Pair], Comparison]
 
 
-def build(indexes: Mapping[PairingKey, Path], layout: "PairLayout", *, resamples: int, seed: int = 0) -> Table:
+def build(indexes: Mapping[PairingKey, Path], layout: PairLayout, *, resamples: int, seed: int = 0) -> Table:
     """Compare every pair of a layout.
 
     Args:
@@ -70,50 +64,50 @@ def build(indexes: Mapping[PairingKey, Path], layout: "PairLayout", *, resamples
     Raises:
         ValueError: no datasets, predictions of different bags, two protocols or different sets of quirks.
     """
-    from smmil.evaluate.comparisons import compare
-
     if not layout.datasets:
         raise ValueError(f"--layout: found no datasets, expected {layout.EXPECTED}")
-    results: dict[tuple[str, Pair], Mapping[str, Any]] = {}
+    results: dict[tuple[str, Pair], Comparison] = {}
     for dataset in layout.datasets:
         for pair in dataset.pairs:
             first, second = (indexes.get((dataset.name, dataset.encoder, method)) for method in pair)
             if first is not None and second is not None:
                 logger.info("%s: %s", dataset.name, _name(pair))
                 results[dataset.name, pair] = compare(first, second, [*METRICS], resamples=resamples, seed=seed)
-    entries = [result[side] for result in results.values() for side in ("first", "second")]
-    protocol, quirks = shared_quirks(entries, "table")
-    groups = _groups(layout)
-    sections = tuple(_section(dataset, groups, results) for dataset in layout.datasets)
-    random = {name for (name, _), result in results.items() if result["random_weights"]}
+    sides = [side for result in results.values() for side in (result.first, result.second)]
+    protocol, quirks = shared_quirks(sides, "table")
+    random = {name for (name, _), result in results.items() if result.random_weights}
     features = "; ".join(f"{dataset.title}: {dataset.encoder}" for dataset in layout.datasets)
     lines = (
-        *random_weights_note(dataset.title for dataset in layout.datasets if dataset.name in random),
-        *_missing(layout, results),
-        *protocol_line(protocol, quirks),
+        random_weights_note(dataset.title for dataset in layout.datasets if dataset.name in random),
+        _missing(layout, results),
+        protocol_line(protocol, quirks),
         f"Features: {features}.",
         MEANING.format(resamples=f"{resamples:,}"),
         CHANCE,
         f"{PROPOSED} proposed in the paper; –: not trained here.",
         *(definitions(quirks)[metric] for metric in METRICS),
     )
-    keys = frozenset((dataset.name, dataset.encoder) for dataset in layout.datasets if dataset.name in random)
-    protocol = protocol or "none (no predictions)"
-    return Table("comparisons", "Sm against its base", sections, layout.splits, protocol, lines, keys)
+    return Table(
+        "comparisons",
+        "Sm against its base",
+        tuple(_section(dataset, _groups(layout), results) for dataset in layout.datasets),
+        layout.splits,
+        protocol or "none (no predictions)",
+        tuple(filter(None, lines)),
+        frozenset((dataset.name, dataset.encoder) for dataset in layout.datasets if dataset.name in random),
+    )
 
 
 def by_pairing(indexes: Sequence[Path]) -> dict[PairingKey, Path]:
-    """Return index files by the (dataset, encoder, method) of the predictions they list.
+    """Return index files by (dataset, encoder, method).
 
     Raises:
         ValueError: two of one pairing, or a damaged file.
     """
-    from smmil.artifacts.results import load_predictions, read_index
-
     by_key: dict[PairingKey, Path] = {}
     for path in indexes:
-        meta = load_predictions(read_index(path)[0]).meta
-        key = (meta["dataset"], meta["encoder"], meta["method"])
+        index = PredictionIndex.read(path)
+        key = (index.dataset, index.encoder, index.method)
         if key in by_key:
             raise ValueError(f"{path}: found a second index of {' / '.join(key)} beside {by_key[key]}, expected one")
         by_key[key] = path
@@ -124,7 +118,7 @@ def _name(pair: Pair) -> str:
     return " − ".join(map(display_name, pair))
 
 
-def _groups(layout: "PairLayout") -> dict[str, list[Pair]]:
+def _groups(layout: PairLayout) -> dict[str, list[Pair]]:
     """Return the pairs of all datasets by group, in the order of the tables."""
     order = list(METHODS)
     pairs = sorted({pair for dataset in layout.datasets for pair in dataset.pairs}, key=lambda p: order.index(p[0]))
@@ -132,46 +126,34 @@ def _groups(layout: "PairLayout") -> dict[str, list[Pair]]:
     return {group: members for group, members in groups.items() if members}
 
 
-def _section(
-    dataset: "PairDataset", groups: Mapping[str, Sequence[Pair]], results: Mapping[tuple[str, Pair], Mapping[str, Any]]
-) -> Section:
+def _section(dataset: PairDataset, groups: Mapping[str, Sequence[Pair]], results: Results) -> Section:
     key = (dataset.name, dataset.encoder)
     columns = tuple(
-        Column(title, "Δ (95 %)", "paired", (metric,), (key,), f"{'.'.join(key)}.{metric}.difference")
+        Column("paired", (metric,), "Δ (95 %)", f"{'.'.join(key)}.{metric}.difference", title, (key,))
         for metric, title in METRICS.items()
     )
-    blocks = {
-        group: tuple(
-            Row(
-                pair[0],
-                _name(pair),
-                tuple(
-                    _cell(results.get((dataset.name, pair)), metric) if pair in dataset.pairs else Cell(applies=False)
-                    for metric in METRICS
-                ),
-                (None,) * len(METRICS),
-            )
-            for pair in pairs
-        )
-        for group, pairs in groups.items()
-    }
+    blocks = {group: tuple(_row(dataset, pair, results) for pair in pairs) for group, pairs in groups.items()}
     return Section(dataset.name, f"{dataset.title} ({dataset.encoder})", columns, blocks)
 
 
-def _cell(result: Mapping[str, Any] | None, metric: str) -> Cell:
+def _row(dataset: PairDataset, pair: Pair, results: Results) -> Row:
+    result = results.get((dataset.name, pair))
+    cells = [_cell(result, metric) if pair in dataset.pairs else Cell(applies=False) for metric in METRICS]
+    return Row(pair[0], _name(pair), tuple(cells), (None,) * len(METRICS))
+
+
+def _cell(result: Comparison | None, metric: str) -> Cell:
     """Return a difference with its interval; the note of an empty cell gives the reason."""
     larger = style(metric)[1]
     if result is None:
-        return Cell(note=NO_PREDICTIONS, larger=larger)
-    values = result["metrics"][metric]
-    if values["difference"] is None:
-        return Cell(note=values["reason"], larger=larger)
-    runs = (*result["first"]["runs"], *result["second"]["runs"])
-    ci = (values["interval"][0], values["interval"][1]) if values["interval"] else None
-    return Cell(tuple(values["splits"]), len(result["seeds"]), ci, runs, larger=larger)
+        return Cell(note="no predictions of one of the two", larger=larger)
+    values = result.metrics[metric]
+    if values.splits is None:
+        return Cell(note=values.reason, larger=larger)
+    return Cell(values.splits, len(result.seeds), values.interval, larger=larger)
 
 
-def _missing(layout: "PairLayout", results: Mapping[tuple[str, Pair], Mapping[str, Any]]) -> list[str]:
+def _missing(layout: PairLayout, results: Results) -> str:
     """Count and name the empty differences."""
     pairs = [(dataset, pair) for dataset in layout.datasets for pair in dataset.pairs]
     empty, gaps = 0, dict[str, dict[str, None]]()
@@ -184,4 +166,4 @@ def _missing(layout: "PairLayout", results: Mapping[tuple[str, Pair], Mapping[st
                 label = f"{dataset.title} {_name(pair)}" + ("" if result is None else f" {title}")
                 gaps.setdefault(cell.note, {})[label] = None
     listed = "; ".join(f"{reason}: {', '.join(names)}" for reason, names in gaps.items())
-    return [f"{empty} of {len(pairs) * len(METRICS)} differences are empty. {listed}."] if gaps else []
+    return f"{empty} of {len(pairs) * len(METRICS)} differences are empty. {listed}." if gaps else ""

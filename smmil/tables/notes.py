@@ -8,8 +8,8 @@ from preprocessing.features.encoders import encoder_title
 from smmil.artifacts.results import inverted, split_values
 from smmil.config.definitions import PRESETS, definitions, protocol_text, shared_quirks
 from smmil.config.methods import METHODS, display_name
-from smmil.tables.cells import NO_FILE, MetricsByKey, metric_cell
-from smmil.tables.records import Cell, Column, Key, Section
+from smmil.tables.cells import NO_FILE, Cell, MetricsByKey, Section, metric_cell
+from smmil.tables.specs import Column, Key
 
 RANK_RULE = (
     "Rank: inside each group, methods are ranked in every metric × dataset column (ties share the average rank), then "
@@ -25,9 +25,18 @@ SPREAD = (
     "wrong way."
 )
 DIFFERENCE = "Δ: the method with Sm minus the one without, split by split, mean ± standard deviation."
+BEST = "Best of the block in bold, second underlined. ◆ proposed in the paper."
+CELLS = (
+    "Cells: {cells} over the training/validation splits; all splits share one test set, so they are not independent. "
+    "Learning rate chosen per split on validation, never on test. "
+)
 # The direction of a sign-aware score explains r² of the variance of the validation bags' logits. Below one half, the
 # score misses most of what the model does; a negative r contradicts the gradients it was computed from.
 LEAST_AGREEMENT = 0.5**0.5
+LOW_AGREEMENT = (
+    f"Sign-aware score not to be trusted, agreement < {LEAST_AGREEMENT:.2f} (its direction explains less than half of "
+    "the variance of the validation bags' logits)"
+)
 # the other metrics are defined in `smmil.config.definitions`
 DEFINITIONS = {
     "train_seconds": "Seconds of one training: all epochs with their validation, from the run's log, mean ± standard "
@@ -50,6 +59,10 @@ class _Value:
     key: Key
     cell: Cell
 
+    def lacks_splits(self, n_splits: int) -> bool:
+        """Return whether only some of the splits define the value."""
+        return 0 < len(self.cell.values) < n_splits
+
 
 def notes(
     sections: Sequence[Section], metrics: MetricsByKey, titles: Mapping[str, str], n_splits: int, note: str = ""
@@ -69,30 +82,40 @@ def notes(
     values = _values(sections, metrics)
     protocol, quirks = shared_quirks(metrics.values(), "table")
     known = {**definitions(quirks), **DEFINITIONS}
-    # runs without recorded quirks may have had some
-    recorded = all("quirks" in entry for entry in metrics.values())
-    return (
-        *([note] if note else []),
-        *random_weights_note(titles[key[0]] for key, entry in metrics.items() if entry.get("random_weights")),
+    areas = {key: split_values(entry, "instance_auroc") for key, entry in metrics.items()}
+    agreements = {
+        key: [(split.seed, split.signed_agreement) for split in entry.splits if split.signed_agreement is not None]
+        for key, entry in metrics.items()
+    }
+    cells = CELLS.format(cells="mean ± standard deviation (n − 1)" if "mean" in kinds else "ranks of means")
+    lines = [
+        note,
+        random_weights_note(titles[key[0]] for key, entry in metrics.items() if entry.random_weights),
         *_missing(sections, values, titles),
         *_partial(sections[0], values, titles, n_splits),
-        *(_inverted(metrics, titles) if any(name.startswith("instance") for name in names) else []),
-        *(_low_agreement(metrics, titles) if any(name.startswith("signed") for name in names) else []),
-        *protocol_line(protocol, quirks, recorded=recorded),
-        *_features(columns, titles),
-        *_cells(kinds, names),
-        *([SPREAD] if "spread" in kinds else []),
-        *([DIFFERENCE] if "difference" in kinds else []),
+        *([_low_runs("Inverted runs, instance AUROC < 0.5", areas, titles, 0.5)] if _any(names, "instance") else []),
+        *([_low_runs(LOW_AGREEMENT, agreements, titles, LEAST_AGREEMENT)] if _any(names, "signed") else []),
+        # runs without recorded quirks may have had some
+        protocol_line(protocol, quirks, recorded=all(entry.quirks is not None for entry in metrics.values())),
+        _features(columns, titles),
+        BEST if "train_seconds" in names else cells + BEST,
+        SPREAD if "spread" in kinds else "",
+        DIFFERENCE if "difference" in kinds else "",
         *(known[name] for name in names if name in known),
-        *([RANK_RULE] if "rank" in kinds else []),
-        *_no_interval(columns, values, metrics),
-    )
+        RANK_RULE if "rank" in kinds else "",
+        _no_interval(columns, values, metrics),
+    ]
+    return tuple(filter(None, lines))
 
 
-def random_weights_note(titles: Iterable[str]) -> list[str]:
-    """Return the warning about datasets with an untrained encoder, [] without any."""
+def _any(names: Iterable[str], prefix: str) -> bool:
+    return any(name.startswith(prefix) for name in names)
+
+
+def random_weights_note(titles: Iterable[str]) -> str:
+    """Return the warning about datasets with an untrained encoder, "" without any."""
     where = ", ".join(sorted(set(titles)))
-    return [RANDOM_WEIGHTS.format(where=where)] if where else []
+    return RANDOM_WEIGHTS.format(where=where) if where else ""
 
 
 def _values(sections: Sequence[Section], metrics: MetricsByKey) -> list[_Value]:
@@ -154,40 +177,21 @@ def _partial(section: Section, values: Sequence[_Value], titles: Mapping[str, st
             f"{display_name(value.method)} {_where(value.key, titles, several=several)} {value.metric} "
             f"{len(value.cell.values)}"
             for value in values
-            if value.beside == beside
-            and 0 < len(value.cell.values) < n_splits
-            and (value.metric, value.key) not in listed
+            if value.beside == beside and value.lacks_splits(n_splits) and (value.metric, value.key) not in listed
         ]
         lines += [f"{what}, values of fewer than {n_splits} {unit}: {_names(names, '; ')}."] if names else []
     return lines
 
 
-def _inverted(metrics: MetricsByKey, titles: Mapping[str, str]) -> list[str]:
-    areas = {key: split_values(entry, "instance_auroc") for key, entry in metrics.items()}
-    text = _low_runs(areas, titles, 0.5)
-    return [f"Inverted runs, instance AUROC < 0.5: {text}."] if text else []
-
-
-def _low_agreement(metrics: MetricsByKey, titles: Mapping[str, str]) -> list[str]:
-    agreements = {
-        key: [(s["seed"], value) for s in entry["splits"] if (value := s.get("signed_agreement")) is not None]
-        for key, entry in metrics.items()
-    }
-    text = _low_runs(agreements, titles, LEAST_AGREEMENT)
-    reason = "its direction explains less than half of the variance of the validation bags' logits"
-    warning = f"Sign-aware score not to be trusted, agreement < {LEAST_AGREEMENT:.2f} ({reason})"
-    return [f"{warning}: {text}."] if text else []
-
-
 def _low_runs(
-    values: Mapping[tuple[str, str, str], Sequence[tuple[int, float]]], titles: Mapping[str, str], least: float
+    what: str,
+    values: Mapping[tuple[str, str, str], Sequence[tuple[int, float]]],
+    titles: Mapping[str, str],
+    least: float,
 ) -> str:
-    """Count and name the runs with a value below `least`, as `2 of 9, in: SmAP on RSNA (split 1, 2)`; "" for none.
+    """Count and name the runs with a value below `least`: `2 of 9, in: SmAP on RSNA (split 1, 2)`; "" for none.
 
-    Args:
-        values: (seed, value) of the runs by (dataset, encoder, method).
-        titles: dataset name -> title.
-        least: smallest value that is not listed.
+    `values` are the (seed, value) of the runs by (dataset, encoder, method).
     """
     order, names, count = list(METHODS), [], 0
     several = len({key[1] for key in values}) > 1
@@ -196,42 +200,33 @@ def _low_runs(
             count += len(seeds)
             where = _where(key[:2], titles, several=several)
             names.append(f"{display_name(key[2])} on {where} (split {', '.join(map(str, seeds))})")
-    return f"{count} of {sum(map(len, values.values()))}, in: {_names(names, '; ')}" if names else ""
+    return f"{what}: {count} of {sum(map(len, values.values()))}, in: {_names(names, '; ')}." if names else ""
 
 
-def _no_interval(columns: Sequence[Column], values: Sequence[_Value], metrics: MetricsByKey) -> list[str]:
+def _no_interval(columns: Sequence[Column], values: Sequence[_Value], metrics: MetricsByKey) -> str:
     """Return the metrics whose bootstrap interval is empty in the CSV, although runs have values."""
     means = {metric for column in columns if column.kind == "mean" for metric in column.metrics}
     counts: dict[str, list[bool]] = {}
     for value in values:
-        entry = metrics.get((*value.key, value.method), {})
-        if value.metric in means and value.cell.values and "bootstrap" in entry:
+        entry = metrics.get((*value.key, value.method))
+        if value.metric in means and value.cell.values and entry and entry.bootstrap:
             counts.setdefault(value.metric, []).append(value.cell.ci is None)
     without = [f"{metric} ({sum(empty)} of {len(empty)} cells)" for metric, empty in counts.items() if any(empty)]
-    return [f"No bootstrap interval in the CSV: {', '.join(without)}."] if without else []
+    return f"No bootstrap interval in the CSV: {', '.join(without)}." if without else ""
 
 
-def protocol_line(protocol: str, quirks: Collection[str], *, recorded: bool = True) -> list[str]:
-    """Return the protocol with the quirks that differ from its preset, [] without a protocol."""
+def protocol_line(protocol: str, quirks: Collection[str], *, recorded: bool = True) -> str:
+    """Return the protocol with the quirks that differ from its preset, "" without a protocol."""
     preset = f"{protocol} ({PRESETS[protocol]})" if recorded and protocol in PRESETS else protocol
-    return [f"Protocol: {preset}{protocol_text(protocol, quirks).removeprefix(protocol)}."] if protocol else []
+    return f"Protocol: {preset}{protocol_text(protocol, quirks).removeprefix(protocol)}." if protocol else ""
 
 
-def _features(columns: Sequence[Column], titles: Mapping[str, str]) -> list[str]:
+def _features(columns: Sequence[Column], titles: Mapping[str, str]) -> str:
     encoders: dict[str, dict[str, None]] = {}
     for dataset, encoder in (key for column in columns for key in column.keys):
         encoders.setdefault(dataset, {})[encoder] = None
     listed = "; ".join(f"{titles[name]}: {', '.join(names)}" for name, names in encoders.items())
-    return [f"Features: {listed}."]
-
-
-def _cells(kinds: Collection[str], metrics: Sequence[str]) -> list[str]:
-    best = "Best of the block in bold, second underlined. ◆ proposed in the paper."
-    if "train_seconds" in metrics:
-        return [best]
-    over = "training/validation splits; all splits share one test set, so they are not independent"
-    cells = "mean ± standard deviation (n − 1)" if "mean" in kinds else "ranks of means"
-    return [f"Cells: {cells} over the {over}. Learning rate chosen per split on validation, never on test. {best}"]
+    return f"Features: {listed}."
 
 
 def _where(key: Key, titles: Mapping[str, str], *, several: bool) -> str:

@@ -8,47 +8,49 @@
 A cell without a record is empty.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from smmil.artifacts.hashes import numbers, read_json
+from smmil.artifacts.records import LogRow, Metrics, PartMetrics, RunsFile, SplitMetrics
 from smmil.artifacts.runs import read_log
 
-# columns of a log
+# fields of a log row
 MEMORY = ("memory_mib", "device_memory_mib")
 
 
-def read_resources(path: Path) -> dict[str, Any]:
-    """Read time and memory of the runs of one pairing, as a metrics object.
+def numbers(rows: Iterable[LogRow], name: str) -> list[float]:
+    """Return the values of a field in the log rows that have one."""
+    return [float(value) for row in rows if (value := getattr(row, name)) is not None]
+
+
+def read_resources(path: Path) -> Metrics:
+    """Read time and memory of the runs of one pairing.
 
     Args:
         path: runs.json of the pairing, beside the folders of its runs.
 
     Returns:
-        dataset, encoder, method, protocol, quirks (if recorded), random_weights, `splits` (an entry for every run, that
-        is split and learning rate: seed, lr, run, test.train_seconds) and `job` {memory_mib, device_memory_mib: number
-        or None}.
+        Metrics with a split for every run, that is split and learning rate, with the test metric `train_seconds`; `job`
+        holds `memory_mib` and `device_memory_mib`, None where they were not recorded.
 
     Raises:
         ValueError: no such file, or not a runs.json.
     """
-    runs = read_json(path)
-    missing = [key for key in ("dataset", "encoder", "method", "runs") if key not in runs]
-    if missing:
-        raise ValueError(f"{path}: not a runs.json, missing {missing}")
-    splits, logs = [], {run["run"]: read_log(path.parent / run["run"] / "log.jsonl") for run in runs["runs"]}
-    for run in runs["runs"]:
-        epochs = numbers(logs[run["run"]], "seconds")
-        seconds = sum(epochs) if epochs else None
-        test = {"train_seconds": seconds, "undefined": {} if seconds is not None else {"train_seconds": "no log"}}
-        splits.append({"seed": run["seed"], "lr": run["lr"], "run": run["run"], "test": test})
-    shared = {key: runs[key] for key in ("dataset", "encoder", "method")}
-    every = [row for rows in logs.values() for row in rows]
-    return {
-        **shared,
-        "protocol": runs.get("protocol", "unknown"),
-        **({"quirks": runs["quirks"]} if "quirks" in runs else {}),
-        "random_weights": bool(runs.get("random_weights")),
-        "splits": splits,
-        "job": {name: max(numbers(every, name), default=None) for name in MEMORY},
-    }
+    summary = RunsFile.read(path)
+    splits, every = [], list[LogRow]()
+    for run in summary.runs:
+        rows = read_log(path.parent / run.run / "log.jsonl")
+        seconds, every = numbers(rows, "seconds"), every + rows
+        undefined = {} if seconds else {"train_seconds": "no log"}
+        test = PartMetrics.model_validate({"train_seconds": sum(seconds) if seconds else None, "undefined": undefined})
+        splits.append(SplitMetrics(seed=run.seed, lr=run.lr, run=run.run, test=test))
+    return Metrics(
+        dataset=summary.dataset,
+        encoder=summary.encoder,
+        method=summary.method,
+        protocol=summary.protocol,
+        quirks=summary.quirks,
+        random_weights=summary.random_weights,
+        splits=tuple(splits),
+        job={name: max(numbers(every, name), default=None) for name in MEMORY},
+    )

@@ -9,22 +9,28 @@ from dataclasses import dataclass, field, replace
 
 from smmil.config.targets import BLOCKS
 
+Key = tuple[str, str]
+
 
 @dataclass(frozen=True)
-class ColumnSpec:
-    """What a column computes.
+class Column:
+    """One column; a specification leaves `head` and `keys` to `smmil.tables.build`.
 
     Attributes:
-        kind: key of `smmil.tables.cells.KINDS`.
-        metrics: metrics it is computed from.
-        label: heading, "" = the dataset's title.
+        kind: key of `smmil.tables.cells.KINDS`, or "paired".
+        metrics: metrics it is computed from; one except for ranks.
+        label: heading of the column, "" = the dataset's title.
         csv: name in the CSV, "" = the metric's.
+        head: heading over a group of columns, or "".
+        keys: (dataset, encoder) pairs it is computed from; one except for ranks and counts.
     """
 
     kind: str
     metrics: tuple[str, ...]
     label: str = ""
     csv: str = ""
+    head: str = ""
+    keys: tuple[Key, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -32,20 +38,20 @@ class SectionSpec:
     """Columns of one section.
 
     Attributes:
-        by: "dataset": the columns repeat for every dataset at its first extractor; "encoder": for every extractor, over
-            all its datasets; "encoder_dataset": for every extractor and dataset.
         columns: columns repeated under every heading.
         overall: columns at the end, over all headings.
         key: "" for the paper's table.
         title: heading of the section.
+        by: "dataset": the columns repeat for every dataset at its first extractor; "encoder": for every extractor, over
+            all its datasets; "encoder_dataset": for every extractor and dataset.
         optional: whether a section without values is left out.
     """
 
-    by: str
-    columns: Sequence[ColumnSpec]
-    overall: Sequence[ColumnSpec] = ()
+    columns: Sequence[Column]
+    overall: Sequence[Column] = ()
     key: str = ""
     title: str = ""
+    by: str = "dataset"
     optional: bool = False
 
 
@@ -87,47 +93,46 @@ def style(metric: str) -> tuple[str, bool]:
     return STYLES.get(metric, (".3f", True))
 
 
-def _columns(metrics: Sequence[str], kind: str = "mean", prefix: str = "") -> list[ColumnSpec]:
-    return [ColumnSpec(kind, (metric,), prefix + SHORT[metric.rsplit("_", 1)[1]]) for metric in metrics]
+def _columns(metrics: Sequence[str], kind: str = "mean", prefix: str = "") -> list[Column]:
+    return [Column(kind, (metric,), prefix + SHORT[metric.rsplit("_", 1)[1]]) for metric in metrics]
 
 
-def _rank(metrics: tuple[str, ...], csv: str, label: str = "Rank") -> ColumnSpec:
-    return ColumnSpec("rank", metrics, label, csv)
+def _rank(metrics: tuple[str, ...], csv: str, label: str = "Rank") -> Column:
+    return Column("rank", metrics, label, csv)
 
 
-def _spread(by: str, metrics: Sequence[str], of: str = "", key: str = "spread", *, labels: bool = True) -> SectionSpec:
+def _spread(metrics: Sequence[str], of: str = "", key: str = "spread") -> SectionSpec:
     """Return the section of spreads; `of` names metrics that are not in the paper, so that the section is optional."""
-    columns = [column if labels else replace(column, label="") for column in _columns(metrics, "spread")]
-    return SectionSpec(by, columns, (), key, "Spread over the runs" + (f": {of}" if of else ""), bool(of))
+    title = "Spread over the runs" + (f": {of}" if of else "")
+    return SectionSpec(_columns(metrics, "spread"), (), key, title, optional=bool(of))
 
 
-def _signed(
-    by: str, columns: Sequence[ColumnSpec], *overall: ColumnSpec, labels: bool = True
-) -> tuple[SectionSpec, SectionSpec]:
+def _signed(columns: Sequence[Column], *overall: Column) -> tuple[SectionSpec, SectionSpec]:
     """Return the sections of the sign-aware score and of its spread."""
     metrics = list(dict.fromkeys(column.metrics[0] for column in columns))
-    return (
-        SectionSpec(by, columns, overall, "signed", "The same with the sign-aware score"),
-        _spread(by, metrics, "sign-aware score", "signed-spread", labels=labels),
-    )
+    section = SectionSpec(columns, overall, "signed", "The same with the sign-aware score")
+    return section, _spread(metrics, "sign-aware score", "signed-spread")
 
 
 def _more(metrics: Sequence[str]) -> SectionSpec:
-    return SectionSpec("dataset", _columns(metrics), (), "more", "Further metrics")
+    return SectionSpec(_columns(metrics), (), "more", "Further metrics")
 
 
 def _one_metric(title: str, metric: str) -> TableSpec:
-    """Return a table of one metric over every extractor and dataset (Tables 7 to 10)."""
-    by = "encoder_dataset"
-    sections = [SectionSpec(by, [ColumnSpec("mean", (metric,))])]
+    """Return a table of one metric over every extractor and dataset (Tables 7 to 10), named by the datasets' titles."""
+    sections = [SectionSpec(_columns([metric]))]
     if metric in INSTANCE:
-        signed = ColumnSpec("mean", (f"signed_{metric}",))
-        sections += [_spread(by, (metric,), labels=False), *_signed(by, [signed], labels=False)]
-    return TableSpec(title, sections)
+        sections += [_spread([metric]), *_signed(_columns([f"signed_{metric}"]))]
+    return TableSpec(title, [_by_encoder_and_dataset(section) for section in sections])
 
 
-def _job(key: str, title: str, metric: str, *, optional: bool = False) -> SectionSpec:
-    return SectionSpec("encoder_dataset", [ColumnSpec("job", (metric,), csv=metric)], (), key, title, optional)
+def _by_encoder_and_dataset(section: SectionSpec) -> SectionSpec:
+    return replace(section, columns=[replace(c, label="") for c in section.columns], by="encoder_dataset")
+
+
+def _job(metric: str, key: str, title: str, *, optional: bool = False) -> SectionSpec:
+    kind = "mean" if metric == "train_seconds" else "job"
+    return SectionSpec([Column(kind, (metric,))], (), key, title, "encoder_dataset", optional)
 
 
 BOTH_LEVELS = _columns(INSTANCE, prefix="Inst. ") + _columns(BAG, prefix="Bag ")
@@ -135,28 +140,27 @@ TABLES: dict[str, TableSpec] = {
     "table1": TableSpec(
         "Table 1. Localisation: instance level",
         [
-            SectionSpec("dataset", _columns(INSTANCE), [_rank(INSTANCE, "rank")]),
-            _spread("dataset", INSTANCE),
-            *_signed("dataset", _columns(SIGNED), _rank(SIGNED, "signed_rank")),
+            SectionSpec(_columns(INSTANCE), [_rank(INSTANCE, "rank")]),
+            _spread(INSTANCE),
+            *_signed(_columns(SIGNED), _rank(SIGNED, "signed_rank")),
             _more(MORE_INSTANCE),
-            _spread("dataset", MORE_INSTANCE, "further metrics", "more-spread"),
+            _spread(MORE_INSTANCE, "further metrics", "more-spread"),
         ],
     ),
     "table2": TableSpec(
         "Table 2. Classification: bag level",
-        [SectionSpec("dataset", _columns(BAG), [_rank(BAG, "rank")]), _more(MORE_BAG)],
+        [SectionSpec(_columns(BAG), [_rank(BAG, "rank")]), _more(MORE_BAG)],
     ),
     "table3": TableSpec(
         "Table 3. Placement of Sm",
         [
-            SectionSpec("dataset", BOTH_LEVELS + _columns(ENERGY[:1])),
+            SectionSpec(BOTH_LEVELS + _columns(ENERGY[:1])),
             SectionSpec(
-                *("dataset", _columns(ENERGY[1:]), ()),
-                *("energy", "Dirichlet energy with the scale of the scores divided out"),
+                _columns(ENERGY[1:]), (), "energy", "Dirichlet energy with the scale of the scores divided out"
             ),
-            _spread("dataset", INSTANCE),
-            _spread("dataset", ENERGY, "Dirichlet energies", "energy-spread"),
-            *_signed("dataset", _columns(SIGNED)),
+            _spread(INSTANCE),
+            _spread(ENERGY, "Dirichlet energies", "energy-spread"),
+            *_signed(_columns(SIGNED)),
         ],
         {"smap_early": "SmAP-early", "smtap": "SmT+SmAP"},
         BLOCKS["table3"],
@@ -164,37 +168,34 @@ TABLES: dict[str, TableSpec] = {
     "table4": TableSpec(
         "Table 4. Sm on top of other methods",
         [
-            SectionSpec(
-                "dataset",
-                [
-                    column
-                    for mean, metric in zip(BOTH_LEVELS, (*INSTANCE, *BAG), strict=True)
-                    for column in (mean, *_columns([metric], "difference", "Δ "))
-                ],
-            ),
-            _spread("dataset", INSTANCE),
-            *_signed("dataset", _columns(SIGNED) + _columns(SIGNED, "difference", "Δ ")),
+            SectionSpec([c for mean in BOTH_LEVELS for c in (mean, *_columns(mean.metrics, "difference", "Δ "))]),
+            _spread(INSTANCE),
+            *_signed(_columns(SIGNED) + _columns(SIGNED, "difference", "Δ ")),
         ],
         blocks=BLOCKS["table4"],
     ),
     "table5": TableSpec(
         "Table 5. Sm against a penalty on the Dirichlet energy",
-        [SectionSpec("dataset", BOTH_LEVELS), _spread("dataset", INSTANCE), *_signed("dataset", _columns(SIGNED))],
+        [SectionSpec(BOTH_LEVELS), _spread(INSTANCE), *_signed(_columns(SIGNED))],
         blocks=BLOCKS["table5"],
     ),
     "table6": TableSpec(
         "Table 6. Mean rank per feature extractor",
         [
-            SectionSpec("encoder", [_rank(INSTANCE, "instance_rank", "Inst."), _rank(BAG, "bag_rank", "Bag")]),
             SectionSpec(
-                "encoder",
+                [_rank(INSTANCE, "instance_rank", "Inst."), _rank(BAG, "bag_rank", "Bag")],
+                by="encoder",
+            ),
+            SectionSpec(
                 [
                     _rank(SIGNED, "signed_instance_rank", "Inst. rank"),
-                    ColumnSpec("inverted", INSTANCE[:1], "Inverted", "inverted"),
-                    ColumnSpec("inverted", SIGNED[:1], "Inv. sign-aware", "signed_inverted"),
+                    Column("inverted", INSTANCE[:1], "Inverted", "inverted"),
+                    Column("inverted", SIGNED[:1], "Inv. sign-aware", "signed_inverted"),
                 ],
-                key="signed",
-                title="Instance rank with the sign-aware score; inverted runs of all runs, without and with it",
+                (),
+                "signed",
+                "Instance rank with the sign-aware score; inverted runs of all runs, without and with it",
+                "encoder",
             ),
         ],
     ),
@@ -205,10 +206,10 @@ TABLES: dict[str, TableSpec] = {
     "resources": TableSpec(
         "Time and memory of every training",
         [
-            SectionSpec("encoder_dataset", [ColumnSpec("mean", ("train_seconds",))], (), "", "Seconds of one training"),
-            _job("memory", "Peak memory of the training process, MiB", "memory_mib"),
+            _job("train_seconds", "", "Seconds of one training"),
+            _job("memory_mib", "memory", "Peak memory of the training process, MiB"),
             # absent on machines without a GPU
-            _job("gpu", "Peak GPU memory of the training process, MiB", "device_memory_mib", optional=True),
+            _job("device_memory_mib", "gpu", "Peak GPU memory of the training process, MiB", optional=True),
         ],
     ),
 }

@@ -6,9 +6,8 @@ Run alone:
         --config-json '{"epochs": 50}' --out results/D/runs/E/abmil --done results/D/runs/E/abmil/runs.json
 
 Writes one directory per run (`smmil.artifacts.runs`), `splits.csv`, and at the end `runs.json`: the list of runs with
-their
-selected epoch, score and hash of the weights, and the learning rate that validation chose for every split (ties: the
-larger rate, as in `smmil.evaluate.runs`). Finished runs with the same key are skipped, unfinished ones continue.
+their selected epoch, score and hash of the weights, and the learning rate that validation chose for every split (ties:
+the larger rate, as in `smmil.evaluate.runs`). Finished runs with the same key are skipped, unfinished ones continue.
 
 `--part SEED` trains the runs of one split (use another `--done`); the same command without `--part` then finds all runs
 finished and writes the same `runs.json` as a single job.
@@ -21,27 +20,15 @@ saved state: the same command continues.
 """
 
 import argparse
-import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from preprocessing.common.cli import guard
-from preprocessing.common.files import write_json
-from smmil.train.job import Job, _is_finished, train_runs
-from smmil.train.progress import check_tensorboard
-from smmil.train.specs import job_specs, options_of, summary
-
-if TYPE_CHECKING:
-    pass
-
-log = logging.getLogger(__name__)
+from smmil.data.sources import add_source_arguments, open_source
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    from smmil.data.sources import add_source_arguments
-
     parser = argparse.ArgumentParser(prog="python -m smmil.train", description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--encoder", required=True)
@@ -61,26 +48,27 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train every run that is not finished; see the module docstring."""
     arguments = build_parser().parse_args(argv)
-    from smmil.data.sources import open_source
-    from smmil.data.splits import make_split, write_splits
+    from smmil.artifacts.hashes import json_argument
+    from smmil.train.job import train_runs
+    from smmil.train.specs import Job, job_options
 
-    options = options_of(arguments)
-    source = open_source(arguments, options.data)
-    specs = job_specs(arguments, options, source)
-    splits = {seed: make_split(source.listing.bags, seed, options.val_share) for seed in options.splits}
-    write_splits(arguments.out / "splits.csv", source.listing.bags, list(splits.values()))
-    job = Job(arguments.method, options, source, splits, arguments.out)
-    pending = [spec for spec in specs if not _is_finished(spec, job)]
-    log.info("%d runs, %d already finished", len(specs), len(specs) - len(pending))
-    if pending:
-        if options.tensorboard:
-            check_tensorboard()
-        signum = train_runs(pending, job)
-        if signum is not None:
-            log.warning("stopped by signal %d, state saved; run the same command to continue", signum)
-            return 128 + signum
-    write_json(arguments.done, summary(specs, job.name, options, source, job.out))
-    return 0
+    options = job_options(
+        arguments.config_json,
+        arguments.method,
+        splits=arguments.splits,
+        learning_rates=arguments.learning_rates,
+    )
+    job = Job(
+        dataset=arguments.dataset,
+        encoder=arguments.encoder,
+        name=arguments.method,
+        method_options=json_argument(arguments.method_options, "--method-options"),
+        options=options,
+        source=open_source(arguments, options.data),
+        out=arguments.out,
+    )
+    signum = train_runs(job, arguments.done, part=arguments.part)
+    return 0 if signum is None else 128 + signum
 
 
 if __name__ == "__main__":

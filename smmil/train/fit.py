@@ -10,24 +10,22 @@ Shapes: see `smmil.data.batch.BagBatch`. Losses are means over the bags of an ep
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from smmil.artifacts.records import LogRow
 from smmil.artifacts.runs import append_log, load_state, save_state, truncate_log
 from smmil.compute.devices import peak_memory, restore_rng_state, rng_state
+from smmil.config.training_options import TrainingOptions
 from smmil.data.batch import BagBatch
 from smmil.data.cache import BagCache, chunks
 from smmil.models.base import MILModel
 from smmil.models.forward import forward
 from smmil.train.validation import selection_score, validate
-
-if TYPE_CHECKING:
-    from smmil.config.training_options import TrainingOptions
 
 
 class Interrupted(Exception):
@@ -40,7 +38,7 @@ class Best:
 
     epoch: int = 0
     score: float = -math.inf
-    weights: dict[str, Any] = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -105,14 +103,14 @@ class Fit:
         cache: BagCache,
         train: Sequence[int],
         val: Sequence[int],
-        options: "TrainingOptions",
+        options: TrainingOptions,
         *,
         base_lr: float,
         seed: int,
         folder: Path,
         key: str,
         stop: Callable[[], bool] = lambda: False,
-        report: Callable[[dict[str, Any]], None] = lambda row: None,
+        report: Callable[[LogRow], None] = lambda row: None,
         on_step: Callable[[int, int, int], None] = lambda epoch, step, steps: None,
     ) -> None:
         self.model, self.cache, self.options = model, cache, options
@@ -151,7 +149,7 @@ class Fit:
             return True
         return done % self.options.checkpoint_every == 0 and seconds >= self.options.checkpoint_seconds
 
-    def _epoch(self) -> dict[str, Any]:
+    def _epoch(self) -> LogRow:
         started, cursor = time.perf_counter(), self.cursor
         learning_rate = self.base_lr * warmup_factor(
             cursor.epoch, self.options.warmup_epochs, self.options.warmup_start
@@ -168,15 +166,15 @@ class Fit:
             cursor.seconds += time.perf_counter() - started
             self._save()
             raise
-        row: dict[str, Any] = {"epoch": cursor.epoch, "lr": learning_rate, **self._train_means()}
-        row |= validate(self.model, self.cache, self.val, self.options)
-        self._check_finite(row)
-        row["selection"] = selection_score(row["val_bag_auroc"], row["val_selection_bce"])
-        row["kept"] = row["selection"] >= self.best.score
-        if row["kept"]:
-            self.best = Best(cursor.epoch, row["selection"], _snapshot(self.model))
-        row["seconds"] = round(cursor.seconds + time.perf_counter() - started, 4)
-        return row | peak_memory(self.cache.device)
+        values = {**self._train_means(), **validate(self.model, self.cache, self.val, self.options)}
+        self._check_finite(values)
+        score = selection_score(values["val_bag_auroc"], values["val_selection_bce"] or 0.0)
+        kept = score >= self.best.score
+        if kept:
+            self.best = Best(cursor.epoch, score, _snapshot(self.model))
+        seconds = round(cursor.seconds + time.perf_counter() - started, 4)
+        row = {"epoch": cursor.epoch, "lr": learning_rate, **values, "selection": score, "kept": kept}
+        return LogRow.model_validate({**row, "seconds": seconds, **peak_memory(self.cache.device)})
 
     def _steps(self) -> None:
         """Run the remaining steps of the current epoch."""
@@ -208,12 +206,12 @@ class Fit:
         losses = {f"loss_{name}" if name else "loss": value / len(self.train) for name, value in sums.items()}
         return {**losses, "grad_norm": norm}
 
-    def _check_finite(self, row: dict[str, Any]) -> None:
-        bad = [f"{name} = {value}" for name, value in row.items() if value is not None and not math.isfinite(value)]
+    def _check_finite(self, values: Mapping[str, float | None]) -> None:
+        bad = [f"{name} = {value}" for name, value in values.items() if value is not None and not math.isfinite(value)]
         if bad:
             raise ValueError(
-                f"run {self.folder.name}, epoch {row['epoch']}: {', '.join(bad)}; expected finite numbers. Lower the"
-                " learning rate, use precision float32, or look for extreme features; the last state is kept"
+                f"run {self.folder.name}, epoch {self.cursor.epoch}: {', '.join(bad)}; expected finite numbers. Lower"
+                " the learning rate, use precision float32, or look for extreme features; the last state is kept"
             )
 
     def _save(self) -> None:
@@ -241,7 +239,7 @@ class Fit:
         truncate_log(self.folder / "log.jsonl", self.cursor.epoch)
 
 
-def _snapshot(model: MILModel) -> dict[str, Any]:
+def _snapshot(model: MILModel) -> dict[str, Tensor]:
     """Return a copy of the state dict's tensors on the CPU; extra state serves training only."""
     weights = model.state_dict().items()
     return {name: value.detach().cpu().clone() for name, value in weights if isinstance(value, Tensor)}

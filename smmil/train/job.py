@@ -1,30 +1,55 @@
 """One training job: all runs (splits and learning rates) of one method on one data set, finished runs skipped."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from preprocessing.common.files import write_json
 from smmil.artifacts.hashes import hash_json, versions
+from smmil.artifacts.records import FeatureFacts, RunConfig, RunDone, SplitCounts
 from smmil.artifacts.runs import RunSpec, load_weights, read_done, save_weights
+from smmil.compute.devices import choose_device, device_name, numerics, numerics_facts, seed_everything
 from smmil.config import stage_versions
-from smmil.train.progress import Progress, StopRequest, reporting
-
-if TYPE_CHECKING:
-    import torch
-
-    from smmil.config.training_options import TrainingOptions
-    from smmil.data.cache import BagCache
-    from smmil.data.sources import Source
-    from smmil.data.splits import Split
-
+from smmil.data.cache import BagCache
+from smmil.data.splits import Split, write_splits
+from smmil.models import build_model
+from smmil.predictions.memory import with_host_fallback
+from smmil.predictions.signed import find_direction, save_direction
+from smmil.train.fit import Fit, Interrupted, class_weight
+from smmil.train.progress import Progress, StopRequest, check_tensorboard, reporting
+from smmil.train.specs import Job, job_specs, summary
 
 log = logging.getLogger(__name__)
+
+
+def train_runs(job: Job, done: Path, *, part: int | None = None) -> int | None:
+    """Train the runs of a job that are not finished; write `splits.csv`, the run directories and `runs.json`.
+
+    Args:
+        job: the job.
+        done: `runs.json` to write at the end.
+        part: seed of the only split to train; None = all.
+
+    Returns:
+        The signal that stopped the job, or None when all runs are finished.
+
+    Raises:
+        ValueError: invalid options, or too few bags for a split.
+        OutOfMemory: a run does not fit with its features in host memory either.
+    """
+    specs = job_specs(job, part)
+    write_splits(job.out / "splits.csv", job.source.listing.bags, list(job.splits.values()))
+    pending = [spec for spec in specs if not _is_finished(spec, job)]
+    log.info("%d runs, %d already finished", len(specs), len(specs) - len(pending))
+    if pending:
+        if job.options.tensorboard:
+            check_tensorboard()
+        signum = _train_pending(pending, job)
+        if signum is not None:
+            log.warning("stopped by signal %d, state saved; run the same command to continue", signum)
+            return signum
+    summary(specs, job).write(done)
+    return None
 
 
 def _is_finished(spec: RunSpec, job: Job) -> bool:
@@ -34,30 +59,22 @@ def _is_finished(spec: RunSpec, job: Job) -> bool:
 
 def _has_other_bags(folder: Path, split: Split) -> bool:
     """Return whether a finished or unfinished run was trained on another split."""
-    from smmil.artifacts.hashes import read_json
-
     path = folder / "config.json"
-    return path.is_file() and bool(read_json(path)["split"]["bags_sha256"] != _bags_hash(split))
+    if not path.is_file():
+        return False
+    try:
+        return RunConfig.read(path).split.bags_sha256 != _bags_hash(split)
+    except ValueError as error:
+        log.warning("%s; the run is trained again", error)
+        return True
 
 
 def _bags_hash(split: Split) -> str:
-    return hash_json([list(part) for part in _parts(split)])
+    return hash_json([split.train, split.val])
 
 
-def train_runs(specs: Sequence[RunSpec], job: Job) -> int | None:
-    """Load the bags once and train the runs one after the other.
-
-    Returns:
-        The signal that stopped the job, or None when all runs are finished.
-
-    Raises:
-        OutOfMemory: a run does not fit with its features in host memory either.
-    """
-    from smmil.compute.devices import choose_device, numerics
-    from smmil.data.cache import BagCache
-    from smmil.predictions.memory import with_host_fallback
-    from smmil.train.fit import Interrupted
-
+def _train_pending(specs: Sequence[RunSpec], job: Job) -> int | None:
+    """Load the bags once and train the runs one after the other; return the signal that stopped the job."""
     options = job.options
     device = choose_device(options.device)
     # cuBLAS reads its workspace setting once, at the first CUDA call.
@@ -65,8 +82,8 @@ def train_runs(specs: Sequence[RunSpec], job: Job) -> int | None:
         numerics(device, deterministic=options.deterministic, precision=options.precision, threads=options.threads),
         StopRequest() as stop,
     ):
-        used = {bag_id for spec in specs for part in _parts(job.splits[spec.seed]) for bag_id in part}
-        bags, _ = job.source.load(sorted(used))
+        splits = [job.splits[spec.seed] for spec in specs]
+        bags, _ = job.source.load(sorted({bag_id for split in splits for bag_id in (*split.train, *split.val)}))
         cache = BagCache(bags, device)
         positions = {bag.bag_id: i for i, bag in enumerate(bags)}
         labels = {bag.bag_id: bag.y for bag in bags}
@@ -84,10 +101,6 @@ def train_runs(specs: Sequence[RunSpec], job: Job) -> int | None:
     return None
 
 
-def _parts(split: Split) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    return split.train, split.val
-
-
 def _train_run(
     spec: RunSpec,
     job: Job,
@@ -97,11 +110,6 @@ def _train_run(
     progress: Progress,
     stop: StopRequest,
 ) -> None:
-    from smmil.compute.devices import seed_everything
-    from smmil.models import build_model
-    from smmil.predictions.signed import find_direction, save_direction
-    from smmil.train.fit import Fit, class_weight
-
     folder, split = job.out / spec.name, job.splits[spec.seed]
     (folder / "done.json").unlink(missing_ok=True)
     if _has_other_bags(folder, split):
@@ -109,8 +117,7 @@ def _train_run(
     weight = class_weight([labels[bag_id] for bag_id in split.train]) if job.options.class_weight else None
     seed_everything(spec.seed)
     model = build_model(spec.method, cache.in_features, pos_weight=weight, **spec.method_options).to(cache.device)
-    facts = {"in_features": cache.in_features, "pos_weight": weight, "split": _counts(split, labels)}
-    write_json(folder / "config.json", run_config(spec, job, facts, cache.device))
+    run_config(spec, job, cache, weight, _counts(split, labels)).write(folder / "config.json")
     with reporting(progress, folder, tensorboard=job.options.tensorboard) as report:
         fit = Fit(
             model,
@@ -131,50 +138,42 @@ def _train_run(
     load_weights(model, folder / "best.safetensors")
     # The direction needs the validation bags, which are not at hand when other data sets are scored.
     save_direction(folder, find_direction(model, cache, [positions[bag_id] for bag_id in split.val]), weights_sha256)
-    done = {
-        "key": spec.key,
-        "best_epoch": best.epoch,
-        "selection_score": best.score,
-        "weights_sha256": weights_sha256,
-    }
-    write_json(folder / "done.json", done)
+    done = RunDone(key=spec.key, best_epoch=best.epoch, selection_score=best.score, weights_sha256=weights_sha256)
+    done.write(folder / "done.json")
     (folder / "state.pt").unlink(missing_ok=True)
 
 
-def _counts(split: Split, labels: dict[str, float]) -> dict[str, Any]:
-    counted: dict[str, Any] = {"bags_sha256": _bags_hash(split)}
-    for name, part in zip(("train", "val"), _parts(split), strict=True):
-        counted[f"{name}_bags"] = len(part)
-        counted[f"{name}_positive_bags"] = sum(1 for bag_id in part if labels[bag_id] == 1)
-    return counted
+def _counts(split: Split, labels: dict[str, float]) -> SplitCounts:
+    return SplitCounts(
+        bags_sha256=_bags_hash(split),
+        train_bags=len(split.train),
+        train_positive_bags=sum(labels[bag_id] == 1 for bag_id in split.train),
+        val_bags=len(split.val),
+        val_positive_bags=sum(labels[bag_id] == 1 for bag_id in split.val),
+    )
 
 
-def run_config(spec: RunSpec, job: Job, facts: dict[str, Any], device: torch.device) -> dict[str, Any]:
+def run_config(spec: RunSpec, job: Job, cache: BagCache, pos_weight: float | None, split: SplitCounts) -> RunConfig:
     """Return everything needed to rebuild and to judge a run, without host names and paths."""
-    from smmil.compute.devices import device_name, numerics_facts
-
-    return {
-        **asdict(spec),
-        "name": job.name,
-        "training": job.options.model_dump(mode="json"),
-        "data": job.source.data,
-        "features": job.source.facts,
-        "random_weights": job.source.random_weights,
-        "key": spec.key,
-        "stage_version": stage_versions.RUNS,
-        "versions": versions(),
-        "device": device_name(device),
-        "numerics": numerics_facts(device, job.options.precision),
-        **facts,
-    }
-
-
-@dataclass
-class Job:
-    """What the runs of one job share; `name` is the method or variant."""
-
-    name: str
-    options: TrainingOptions
-    source: Source
-    splits: dict[int, Split]
-    out: Path
+    return RunConfig(
+        dataset=spec.dataset,
+        encoder=spec.encoder,
+        method=spec.method,
+        method_options=spec.method_options,
+        training=job.options.model_dump(mode="json"),
+        data=job.source.data,
+        inputs=spec.inputs,
+        seed=spec.seed,
+        learning_rate=spec.learning_rate,
+        name=job.name,
+        features=FeatureFacts.model_validate(job.source.facts),
+        random_weights=job.source.random_weights,
+        key=spec.key,
+        stage_version=stage_versions.RUNS,
+        versions=versions(),
+        device=device_name(cache.device),
+        numerics=numerics_facts(cache.device, job.options.precision),
+        in_features=cache.in_features,
+        pos_weight=pos_weight,
+        split=split,
+    )

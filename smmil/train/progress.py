@@ -14,6 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
+from smmil.artifacts.records import LogRow
+
 log = logging.getLogger(__name__)
 
 LINES_PER_RUN = 5
@@ -47,15 +49,15 @@ class Progress:
         self.run, self.number, self.best = run, self.number + 1, None
         self.last, self.part = "", 0.0
 
-    def __call__(self, row: dict[str, Any]) -> None:
-        """Report a finished epoch; `row` is its log row."""
+    def __call__(self, row: LogRow) -> None:
+        """Report a finished epoch."""
         self.epochs_done, self.part = self.epochs_done + 1, 0.0
-        if row["kept"]:
-            self.best = (row["selection"], row["epoch"])
-        self.last = f"  (epoch {row['epoch']}: {self._figures(row)})"
-        if self.is_terminal or self._is_due(row["epoch"]):
+        if row.kept:
+            self.best = (row.selection, row.epoch)
+        self.last = f"  (epoch {row.epoch}: {self._figures(row)})"
+        if self.is_terminal or self._is_due(row.epoch):
             self._show(self.line(row))
-        if row["epoch"] == self.epochs and self.is_terminal:
+        if row.epoch == self.epochs and self.is_terminal:
             self.stream.write("\n")
 
     def step(self, epoch: int, step: int, steps: int) -> None:
@@ -78,17 +80,17 @@ class Progress:
         planned = epoch in (1, self.epochs) or epoch % max(1, self.epochs // LINES_PER_RUN) == 0
         return planned or time.monotonic() - self.last_output >= SECONDS_BETWEEN_LINES
 
-    def line(self, row: dict[str, Any]) -> str:
+    def line(self, row: LogRow) -> str:
         """Format run, epoch, losses, validation AUROC, best epoch of this session and time left."""
-        return f"{self._where(row['epoch'])}  {self._figures(row)}  left {self.remaining(row['epoch'])}"
+        return f"{self._where(row.epoch)}  {self._figures(row)}  left {self.remaining(row.epoch)}"
 
     def _where(self, epoch: int) -> str:
         return f"{self.run} ({self.number}/{self.runs})  epoch {epoch}/{self.epochs}"
 
-    def _figures(self, row: dict[str, Any]) -> str:
-        auroc = "undefined" if row["val_bag_auroc"] is None else f"{row['val_bag_auroc']:.4f}"
+    def _figures(self, row: LogRow) -> str:
+        auroc = "undefined" if row.val_bag_auroc is None else f"{row.val_bag_auroc:.4f}"
         best = f"  best {self.best[0]:+.4f} at {self.best[1]}" if self.best else ""
-        return f"loss {row['loss']:.4f}  val loss {row['val_loss']:.4f}  val AUROC {auroc}{best}"
+        return f"loss {row.loss:.4f}  val loss {row.val_loss:.4f}  val AUROC {auroc}{best}"
 
     def remaining(self, epoch: int) -> str:
         """Estimate the time left for the whole job after `epoch` epochs of this run, h:mm:ss."""
@@ -109,16 +111,16 @@ class EventLog:
         self.folder = folder
         self.writer: Any = None
 
-    def __call__(self, row: dict[str, Any]) -> None:
-        """Report a finished epoch; `row` is its log row."""
+    def __call__(self, row: LogRow) -> None:
+        """Report a finished epoch."""
         if self.writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
             # A resumed run repeats epochs that its last session may have written.
-            self.writer = SummaryWriter(str(self.folder), purge_step=row["epoch"])
-        for name, value in row.items():
+            self.writer = SummaryWriter(str(self.folder), purge_step=row.epoch)
+        for name, value in row.as_json().items():
             if name != "epoch" and value is not None:
-                self.writer.add_scalar(name, float(value), row["epoch"])
+                self.writer.add_scalar(name, float(value), row.epoch)
         self.writer.flush()
 
     def close(self) -> None:
@@ -128,7 +130,7 @@ class EventLog:
 
 
 @contextmanager
-def reporting(progress: Progress, folder: Path, *, tensorboard: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
+def reporting(progress: Progress, folder: Path, *, tensorboard: bool) -> Iterator[Callable[[LogRow], None]]:
     """Return the function that reports every epoch of a run, to TensorBoard too if enabled.
 
     Args:
@@ -141,7 +143,7 @@ def reporting(progress: Progress, folder: Path, *, tensorboard: bool) -> Iterato
         return
     events = EventLog(folder)
 
-    def both(row: dict[str, Any]) -> None:
+    def both(row: LogRow) -> None:
         progress(row)
         events(row)
 

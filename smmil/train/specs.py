@@ -1,49 +1,83 @@
-"""The runs of a training job from its arguments, and the summary of the finished job.
+"""A training job: its options, its runs, and the summary of the finished runs.
 
 A variant (`smmil.config.variants`) trains its method with the argument in its name: its run keys contain the method
-and its
-arguments, its `runs.json` the name of the variant. Quirks (`smmil.config.quirks`) are resolved here into settings, data
-options and arguments of the method, so that a key contains only what has an effect.
+and its arguments, its `runs.json` the name of the variant. Quirks (`smmil.config.quirks`) are resolved here into
+settings, data options and arguments of the method, so that a key contains only what has an effect.
 """
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from pydantic import ValidationError
+
+from smmil.artifacts.hashes import json_argument
+from smmil.artifacts.records import FeatureFacts, MethodOptions, RunEntry, RunsFile
 from smmil.artifacts.runs import RunSpec, read_done
 from smmil.config.quirks import method_changes
+from smmil.config.training_options import TrainingOptions
 from smmil.config.variants import SEPARATOR, Variant, base_method
-
-if TYPE_CHECKING:
-    from smmil.config.training_options import TrainingOptions
-    from smmil.data.sources import Source
+from smmil.data.sources import Source
+from smmil.data.splits import Split, make_split
 
 
-def options_of(arguments: argparse.Namespace) -> "TrainingOptions":
-    """Return the training options with the active quirks; `--splits` and `--learning-rates` take precedence.
+@dataclass(frozen=True)
+class Job:
+    """The runs of one method on one data set: splits x learning rates.
+
+    Attributes:
+        dataset: name of the data set.
+        encoder: name of the encoder.
+        name: method or variant.
+        method_options: keyword arguments of the method.
+        options: training options.
+        source: source of the bags.
+        out: folder of the runs.
+    """
+
+    dataset: str
+    encoder: str
+    name: str
+    method_options: MethodOptions
+    options: TrainingOptions
+    source: Source
+    out: Path
+
+    @cached_property
+    def splits(self) -> dict[int, Split]:
+        """The splits by seed."""
+        bags, share = self.source.listing.bags, self.options.val_share
+        return {seed: make_split(bags, seed, share) for seed in self.options.splits}
+
+
+def job_options(
+    text: str, method: str, *, splits: str | None = None, learning_rates: str | None = None
+) -> TrainingOptions:
+    """Return the training options with the active quirks.
+
+    Args:
+        text: value of `--config-json`.
+        method: method or variant.
+        splits: value of `--splits`, which takes precedence.
+        learning_rates: value of `--learning-rates`, which takes precedence.
 
     Raises:
         ValueError: invalid JSON, or an unknown or invalid option.
     """
-    values = json_object(arguments.config_json, "--config-json")
-    if arguments.splits:
-        values["splits"] = _numbers(arguments.splits, int, "--splits")
-    options = _validated(values).under_quirks(base_method(arguments.method))
-    if arguments.learning_rates:
-        rates = _numbers(arguments.learning_rates, float, "--learning-rates")
+    values = json_argument(text, "--config-json")
+    if splits:
+        values["splits"] = _numbers(splits, int, "--splits")
+    options = _validated(values).under_quirks(base_method(method))
+    if learning_rates:
+        rates = _numbers(learning_rates, float, "--learning-rates")
         options = _validated({**options.model_dump(), "learning_rates": rates})
-    if arguments.part is not None and arguments.part not in options.splits:
-        raise ValueError(f"--part: found {arguments.part}, expected one of the split seeds {options.splits}")
     return options
 
 
-def _validated(values: Mapping[str, Any]) -> "TrainingOptions":
-    from pydantic import ValidationError
-
-    from smmil.config.training_options import TrainingOptions
-
+def _validated(values: Mapping[str, Any]) -> TrainingOptions:
     try:
         return TrainingOptions.model_validate(values)
     except ValidationError as error:
@@ -51,29 +85,14 @@ def _validated(values: Mapping[str, Any]) -> "TrainingOptions":
         raise ValueError(f"--config-json: {'; '.join(lines)}") from error
 
 
-def json_object(text: str, name: str) -> dict[str, Any]:
-    """Parse a JSON object given as an argument.
-
-    Raises:
-        ValueError: not a JSON object; the message names the argument.
-    """
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{name}: not JSON ({error}); found {text[:80]!r}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{name}: found {text[:80]!r}, expected a JSON object")
-    return value
-
-
-def _numbers(text: str, kind: type, name: str) -> list[Any]:
+def _numbers(text: str, kind: type[int] | type[float], name: str) -> list[int | float]:
     try:
         return [kind(part) for part in text.split(",")]
     except ValueError as error:
         raise ValueError(f"{name}: found {text!r}, expected numbers separated by commas") from error
 
 
-def check_variant(name: str, method_options: Mapping[str, Any]) -> None:
+def check_variant(name: str, method_options: MethodOptions) -> None:
     """Raise if the name of a variant does not match its arguments.
 
     Raises:
@@ -88,23 +107,30 @@ def check_variant(name: str, method_options: Mapping[str, Any]) -> None:
     )
 
 
-def job_specs(arguments: argparse.Namespace, options: "TrainingOptions", source: "Source") -> list[RunSpec]:
-    """Return the runs of a job or of a part, by split and learning rate.
+def job_specs(job: Job, part: int | None = None) -> list[RunSpec]:
+    """Return the runs of a job or of one split, by split and learning rate.
+
+    Args:
+        job: the job.
+        part: seed of the only split; None = all.
 
     Raises:
-        ValueError: a variant without its argument, or arguments that contradict the active quirks.
+        ValueError: no such split, a variant without its argument, or arguments that contradict the active quirks.
     """
-    method, given = base_method(arguments.method), json_object(arguments.method_options, "--method-options")
-    check_variant(arguments.method, given)
-    method_options = method_changes(options.active_quirks, method, given)
+    options, source = job.options, job.source
+    if part is not None and part not in options.splits:
+        raise ValueError(f"--part: found {part}, expected one of the split seeds {options.splits}")
+    method = base_method(job.name)
+    check_variant(job.name, job.method_options)
+    method_options = method_changes(options.active_quirks, method, job.method_options)
     # Instance labels do not influence training unless they decide which bags take part.
     ignored = {"label_order"}
     if not source.data.get("drop_inconsistent"):
         ignored |= {"label_rule", "label_threshold"}
     return [
         RunSpec(
-            dataset=arguments.dataset,
-            encoder=arguments.encoder,
+            dataset=job.dataset,
+            encoder=job.encoder,
             method=method,
             method_options=method_options,
             training=options.key_values,
@@ -114,49 +140,46 @@ def job_specs(arguments: argparse.Namespace, options: "TrainingOptions", source:
             learning_rate=rate,
         )
         for seed in options.splits
-        if arguments.part in (None, seed)
+        if part in (None, seed)
         for rate in options.learning_rates
     ]
 
 
-def summary(
-    specs: Sequence[RunSpec], name: str, options: "TrainingOptions", source: "Source", out: Path
-) -> dict[str, Any]:
+def summary(specs: Sequence[RunSpec], job: Job) -> RunsFile:
     """Return the content of `runs.json`: inputs and results only, no times and no paths.
 
     Args:
         specs: finished runs.
-        name: method or variant.
-        options: options of the job.
-        source: source of the bags.
-        out: folder of the runs.
+        job: the job they belong to.
 
     Raises:
         RuntimeError: a run is not finished.
     """
-    runs: list[dict[str, Any]] = []
+    runs: list[RunEntry] = []
     for spec in specs:
-        done = read_done(out / spec.name, spec.key)
+        done = read_done(job.out / spec.name, spec.key)
         if done is None:
-            raise RuntimeError(f"{out / spec.name}: not finished although training ended")
-        runs.append({"run": spec.name, "seed": spec.seed, "lr": spec.learning_rate, **done})
-    for run in runs:
-        candidates = [other for other in runs if other["seed"] == run["seed"]]
-        run["chosen"] = run is max(candidates, key=lambda other: (other["selection_score"], other["lr"]))
-    first = specs[0]
-    return {
-        "dataset": first.dataset,
-        "encoder": first.encoder,
-        "method": name,
-        "method_options": first.method_options,
-        "protocol": options.protocol,
-        "quirks": sorted(options.active_quirks),
-        "training": {**first.training, "protocol": options.protocol},
-        "data": source.data,
-        "inputs": first.inputs,
-        "features": source.facts,
-        "random_weights": source.random_weights,
-        "bags": len(source.listing.bags),
-        "excluded": source.listing.excluded,
-        "runs": runs,
+            raise RuntimeError(f"{job.out / spec.name}: not finished although training ended")
+        entry = {"run": spec.name, "seed": spec.seed, "lr": spec.learning_rate, "chosen": False, **done.as_json()}
+        runs.append(RunEntry.model_validate(entry))
+    best = {
+        seed: max((run for run in runs if run.seed == seed), key=lambda run: (run.selection_score, run.lr))
+        for seed in {run.seed for run in runs}
     }
+    first, source, protocol = specs[0], job.source, job.options.protocol
+    return RunsFile(
+        dataset=first.dataset,
+        encoder=first.encoder,
+        method=job.name,
+        method_options=first.method_options,
+        protocol=protocol,
+        quirks=tuple(sorted(job.options.active_quirks)),
+        training={**first.training, "protocol": protocol},
+        data=source.data,
+        inputs=first.inputs,
+        features=FeatureFacts.model_validate(source.facts),
+        random_weights=source.random_weights,
+        bags=len(source.listing.bags),
+        excluded={state: tuple(bag_ids) for state, bag_ids in source.listing.excluded.items()},
+        runs=tuple(run.model_copy(update={"chosen": run is best[run.seed]}) for run in runs),
+    )

@@ -5,21 +5,18 @@ Shapes: see `smmil.data.batch.BagBatch`. Losses are means over the validation ba
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from smmil.config.training_options import TrainingOptions
 from smmil.data.batch import BagBatch
 from smmil.data.cache import BagCache, chunks
 from smmil.evaluate.metrics import auroc
 from smmil.layers.segments import segment_softmax, segment_sum
 from smmil.models.base import MILModel
 from smmil.models.forward import forward
-
-if TYPE_CHECKING:
-    from smmil.config.training_options import TrainingOptions
 
 
 def selection_score(bag_auroc: float | None, bce: float) -> float:
@@ -28,7 +25,9 @@ def selection_score(bag_auroc: float | None, bce: float) -> float:
 
 
 @torch.no_grad()
-def validate(model: MILModel, cache: BagCache, index: Sequence[int], options: "TrainingOptions") -> dict[str, Any]:
+def validate(
+    model: MILModel, cache: BagCache, index: Sequence[int], options: TrainingOptions
+) -> dict[str, float | None]:
     """Compute the validation metrics of one epoch.
 
     Args:

@@ -24,7 +24,7 @@ from smmil.protocol import markdown_table
 from smmil.sm.operator import Sm, normalise_adjacency
 from smmil.train import __main__ as train
 from smmil.train.fit import Fit, validate
-from smmil.train.specs import job_specs, options_of
+from smmil.train.specs import Job, job_options, job_specs
 from tests.helpers.graphs import make_bag, path, table
 from tests.helpers.train_helpers import UNBALANCED, make_dataset, train_arguments
 
@@ -49,8 +49,9 @@ def with_quirks(values, **quirks):
 def spec_of(dataset, method="smap_early", options="{}", **training):
     arguments = train_arguments(dataset, dataset / "out", method, **training)
     parsed = train.build_parser().parse_args([*arguments, "--method-options", options])
-    chosen = options_of(parsed)
-    return job_specs(parsed, chosen, open_source(parsed, chosen.data))[0]
+    chosen = job_options(parsed.config_json, method)
+    source = open_source(parsed, chosen.data)
+    return job_specs(Job("tiny", "tiny", method, json.loads(options), chosen, source, dataset / "out"))[0]
 
 
 def test_the_rows_are_the_references_and_the_docs_show_them(repository):

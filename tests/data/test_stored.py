@@ -132,13 +132,13 @@ def test_another_annotation_alone_makes_predictions_again_and_trains_nothing(dat
     bag_id = str(before.arrays["bag_id"][-1])
     write_coverage_again(data, bag_id)
     name_bags(data)
-    monkeypatch.setattr(train, "train_runs", lambda *_: pytest.fail("labels of instances reach no weight"))
+    monkeypatch.setattr(job, "_train_pending", lambda *_: pytest.fail("labels of instances reach no weight"))
     assert learn(training) == 0 and predict(listed) == 0
     after = load_predictions(npz)
     old, new = before.bag(bag_id), after.bag(bag_id)
     np.testing.assert_array_equal(new["coverage"], np.float32(1) - old["coverage"])
     np.testing.assert_array_equal(new["instance_score"], old["instance_score"])
-    assert predictions.is_current(npz, after.meta) and not predictions.is_current(npz, before.meta)
+    assert predictions.is_current(npz, after.meta.key) and not predictions.is_current(npz, before.meta.key)
 
 
 @pytest.mark.parametrize("finished", [True, False])
@@ -174,7 +174,7 @@ def test_runs_are_trained_again_when_an_annotation_decides_that_other_bags_take_
     assert train.main(fresh) == 0
     for file in ("best.safetensors", "done.json"):
         assert (data / "runs/split1_lr0.01" / file).read_bytes() == (data / "fresh/split1_lr0.01" / file).read_bytes()
-    monkeypatch.setattr(train, "train_runs", lambda *_: pytest.fail("nothing has changed"))
+    monkeypatch.setattr(job, "_train_pending", lambda *_: pytest.fail("nothing has changed"))
     assert train.main(argv) == 0
 
 

@@ -97,27 +97,29 @@ def test_resampled_metrics_are_those_of_the_repeated_bags(metric: str) -> None:
     test, val = part(random_bags(1, 1.0, 12), full=True), part(BAGS[:2], full=True)
     found = run_metrics(test, val)
     weights = np.vstack([np.ones((1, 12)), bootstrap.draw_weights(12, 3, seed=5)])
-    drawn = bootstrap.run_resamples(test, found["threshold"], weights, found["signed_threshold"])[metric]
-    assert drawn[0] == pytest.approx(found["test"][metric], abs=1e-12)
+    drawn = bootstrap.run_resamples(test, found.thresholds["threshold"], weights, found.thresholds["signed_threshold"])[
+        metric
+    ]
+    assert drawn[0] == pytest.approx(found.test.values[metric], abs=1e-12)
     bags = random_bags(1, 1.0, 12)
     energy = part(bags, full=True)["energy"]
     for w, value in zip(weights.astype(int), drawn, strict=True):
         picked = [i for i, times in enumerate(w) for _ in range(times)]
         repeated = {**part([bags[i] for i in picked], full=True), "energy": energy[picked]}
-        assert run_metrics(repeated, val)["test"][metric] == pytest.approx(value, abs=1e-12)
+        assert run_metrics(repeated, val).test.values[metric] == pytest.approx(value, abs=1e-12)
 
 
 def test_equal_predictions_differ_by_nothing_and_the_sign_turns_with_the_order() -> None:
     good, poor = (part(random_bags(seed, quality)) for seed, quality in ((1, 2.0), (2, 0.2)))
     same = paired_bootstrap([(good, 0.5, None)], [(good, 0.5, None)], ["instance_auroc"], resamples=200)
-    assert same["instance_auroc"]["interval"] == [0.0, 0.0] and same["instance_auroc"]["p"] == 1.0
+    assert same["instance_auroc"].interval == (0.0, 0.0) and same["instance_auroc"].p == 1.0
     first, second = [(good, 0.5, None)], [(poor, 0.5, None)]
     ahead = paired_bootstrap(first, second, ["instance_auroc"], resamples=400)["instance_auroc"]
     behind = paired_bootstrap(second, first, ["instance_auroc"], resamples=400)["instance_auroc"]
-    assert ahead["difference"] == pytest.approx(run_metrics(good, good)["test"]["instance_auroc"] - ahead["second"])
-    low, high = ahead["interval"]
-    assert 0 < low <= ahead["difference"] <= high and ahead["p"] == pytest.approx(2 / 401)
-    assert behind["interval"] == pytest.approx([-high, -low]) and behind["p"] == ahead["p"]
+    assert ahead.difference == pytest.approx(run_metrics(good, good).test.values["instance_auroc"] - ahead.second)
+    low, high = ahead.interval
+    assert 0 < low <= ahead.difference <= high and ahead.p == pytest.approx(2 / 401)
+    assert behind.interval == pytest.approx((-high, -low)) and behind.p == ahead.p
 
 
 def test_pairing_narrows_the_interval() -> None:
@@ -126,7 +128,7 @@ def test_pairing_narrows_the_interval() -> None:
     near = [(*bag[:4], (np.array(bag[4]) + 0.1 * rng.normal(size=6)).tolist(), bag[5]) for bag in base]
     paired = paired_bootstrap([(part(near), 0.5, None)], [(part(base), 0.5, None)], ["instance_auroc"])
     alone = bootstrap.intervals([(part(base), 0.5, None)])["instance_auroc"] or [0, 0]
-    low, high = paired["instance_auroc"]["interval"]
+    low, high = paired["instance_auroc"].interval
     assert high - low < 0.4 * (alone[1] - alone[0])
 
 
@@ -159,8 +161,8 @@ def test_what_cannot_be_paired_is_refused_or_said(tmp_path: Path) -> None:
             compare(a, index, ["instance_auroc"], resamples=5)
     with pytest.raises(ValueError, match="found \\['nonsense'\\]"):
         compare(a, a, ["nonsense"])
-    missing = compare(a, a, ["signed_instance_auroc"], resamples=5)["metrics"]["signed_instance_auroc"]
-    assert missing["difference"] is None and "lacks the metric" in missing["reason"]
+    missing = compare(a, a, ["signed_instance_auroc"], resamples=5).metrics["signed_instance_auroc"]
+    assert missing.difference is None and "lacks the metric" in missing.reason
 
 
 @pytest.mark.parametrize("quirks", [[], ["eval_gate_by_bag"]])
@@ -171,23 +173,23 @@ def test_thresholds_are_those_of_the_metrics_never_chosen_on_test_bags(tmp_path:
     runs = [write_run(tmp_path, own, seed=i, full=True, quirks=quirks) for i, own in enumerate(bags, start=1)]
     index = write_index(tmp_path, runs)
     metrics = ["instance_f1", "signed_instance_f1", "instance_dice", "instance_auroc"]
-    found = compare(index, index, metrics, resamples=5)["metrics"]
+    found = compare(index, index, metrics, resamples=5).metrics
     for metric in metrics:
-        expected = [split["test"][metric] for split in evaluate_runs(runs, resamples=0)["splits"]]
-        assert found[metric]["first"] == pytest.approx(np.mean(expected), abs=1e-12)
+        expected = [split.test.values[metric] for split in evaluate_runs(runs, resamples=0).splits]
+        assert found[metric].first == pytest.approx(np.mean(expected), abs=1e-12)
     on_test = []
     for run in runs:
-        test = as_evaluated({"quirks": quirks}, load_predictions(run).part("test"))
-        on_test.append(run_metrics(test, test)["test"]["instance_f1"])
-    assert abs(np.mean(on_test) - found["instance_f1"]["first"]) > 0.05
+        test = as_evaluated(quirks, load_predictions(run).part("test"))
+        on_test.append(run_metrics(test, test).test.values["instance_f1"])
+    assert abs(np.mean(on_test) - found["instance_f1"].first) > 0.05
 
 
 def test_without_draws_a_difference_stands_without_an_interval() -> None:
     good, poor = (part(random_bags(seed, quality)) for seed, quality in ((1, 2.0), (2, 0.2)))
     runs = [(good, 0.5, None)], [(poor, 0.5, None)]
     none = paired_bootstrap(*runs, ["bag_auroc"], resamples=0)["bag_auroc"]
-    assert (none["interval"], none["p"]) == (None, None)
-    assert none["difference"] == paired_bootstrap(*runs, ["bag_auroc"], resamples=9)["bag_auroc"]["difference"]
+    assert (none.interval, none.p) == (None, None)
+    assert none.difference == paired_bootstrap(*runs, ["bag_auroc"], resamples=9)["bag_auroc"].difference
 
 
 # ---- the table of all pairs
@@ -229,12 +231,12 @@ def test_the_table_holds_the_paired_differences_and_their_intervals(
     }
     assert [*rows] == ["smap_early", "smtap"] and rows["smap_early"]["name"] == "SmAP − ABMIL"
     for dataset in ("toy", "other"):
-        oracle = compare(grid[dataset, "smap_early"], grid[dataset, "abmil"], [*METRICS], resamples=100)["metrics"]
+        oracle = compare(grid[dataset, "smap_early"], grid[dataset, "abmil"], [*METRICS], resamples=100).metrics
         for metric in METRICS:
             name = f"{dataset}.resnet18.{metric}.difference"
             row, one = rows["smap_early"], oracle[metric]
-            assert float(row[f"{name}.mean"]) == pytest.approx(one["difference"])
-            assert [float(row[f"{name}.ci95_{end}"]) for end in ("low", "high")] == one["interval"]
+            assert float(row[f"{name}.mean"]) == pytest.approx(one.difference)
+            assert [float(row[f"{name}.ci95_{end}"]) for end in ("low", "high")] == list(one.interval)
             assert row[f"{name}.n_splits"] == "2"
     assert rows["smtap"]["toy.resnet18.bag_auroc.difference.mean"] == ""
     # a cell leads back to the runs of the method with Sm, as in every other table

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from smmil.artifacts.records import PartMetrics
 from smmil.config.definitions import definitions
 from smmil.config.quirks import QUIRKS
 from smmil.evaluate import metrics
@@ -58,35 +59,35 @@ def test_calibration_does_not_depend_on_the_order_and_a_certain_truth_has_none(
 
 def test_lesions_energies_and_signs_by_hand() -> None:
     found = metrics.run_metrics(part(BAGS[2:], full=True), part(BAGS[:2], full=True))
-    test = found["test"]
+    test, values = found.test, found.test.values
     # threshold .6 of validation; t1: called and true {.8, .95}; t2: called and true {.65}
-    assert test["instance_dice"] == pytest.approx(1.0)
+    assert values["instance_dice"] == pytest.approx(1.0)
     # lesions .8 and .95 are apart (the .1 between them), .65 is the third; the false one is .7 in the negative bag:
     # 2/3 before it, 3/3 with one false positive per negative bag
-    assert test["froc_sensitivity"] == pytest.approx({"0.25": 0.75, "0.5": 5 / 6, "1": 1, "2": 1, "4": 1, "8": 1})
-    assert test["instance_froc"] == pytest.approx((0.75 + 5 / 6 + 4) / 6)
-    assert (test["dirichlet_raw"], test["dirichlet_normalised"]) == (3.0, 0.5)
+    assert test.froc_sensitivity == pytest.approx({"0.25": 0.75, "0.5": 5 / 6, "1": 1, "2": 1, "4": 1, "8": 1})
+    assert values["instance_froc"] == pytest.approx((0.75 + 5 / 6 + 4) / 6)
+    assert (values["dirichlet_raw"], values["dirichlet_normalised"]) == (3.0, 0.5)
     # the helper's sign-aware score is minus the score: everything mirrored
-    assert test["signed_instance_auroc"] == pytest.approx(1 - test["instance_auroc"])
-    assert test["signed_inverted"] is True and test["inverted"] is False
-    assert found["signed_threshold"] == pytest.approx(-0.1)
-    json.dumps(found, allow_nan=False)
+    assert values["signed_instance_auroc"] == pytest.approx(1 - values["instance_auroc"])
+    assert test.signed_inverted and not test.inverted
+    assert found.thresholds["signed_threshold"] == pytest.approx(-0.1)
+    json.dumps(test.as_json(), allow_nan=False)
 
 
 def test_the_released_energies_are_halved() -> None:
     arrays = part(BAGS[2:], full=True), part(BAGS[:2], full=True)
-    test = metrics.run_metrics(*(as_evaluated({"quirks": ["eval_energy"]}, one) for one in arrays))["test"]
+    test = metrics.run_metrics(*(as_evaluated(["eval_energy"], one) for one in arrays)).test.values
     assert (test["dirichlet_raw"], test["dirichlet_normalised"]) == (1.5, 0.25)
-    assert as_evaluated({"quirks": ["eval_energy"]}, part(BAGS[2:])).keys() == part(BAGS[2:]).keys()
+    assert as_evaluated(["eval_energy"], part(BAGS[2:])).keys() == part(BAGS[2:]).keys()
 
 
 @pytest.mark.parametrize("quirks", [[], ["eval_energy"]])
 def test_the_interval_of_an_energy_holds_its_mean_whatever_the_quirk(tmp_path: Path, quirks: list[str]) -> None:
     found = evaluate_runs([write_run(tmp_path, full=True, quirks=quirks)], resamples=200)
     for name in ("dirichlet_raw", "dirichlet_normalised"):
-        low, high = found["bootstrap"]["intervals"][name]
-        assert low <= found["spread"][name]["mean"] <= high, name
-    assert ("½" in found["definitions"]["dirichlet_raw"]) == bool(quirks)
+        low, high = found.bootstrap.intervals[name]
+        assert low <= found.spread[name].mean <= high, name
+    assert ("½" in found.definitions["dirichlet_raw"]) == bool(quirks)
 
 
 def test_definitions_say_what_was_computed() -> None:
@@ -99,9 +100,9 @@ def test_definitions_say_what_was_computed() -> None:
 
 
 def test_without_the_optional_arrays_the_metrics_are_left_out() -> None:
-    test = metrics.run_metrics(part(BAGS[2:]), part(BAGS[:2]))["test"]
-    assert not [key for key in test if key.startswith(("signed_", "dirichlet_", "froc_"))]
-    assert "instance_froc" not in test and test["instance_dice"] == 1.0
+    test = metrics.run_metrics(part(BAGS[2:]), part(BAGS[:2])).test
+    assert not [key for key in test.as_json() if key.startswith(("signed_", "dirichlet_", "froc_"))]
+    assert "instance_froc" not in test.values and test.values["instance_dice"] == 1.0
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -110,14 +111,13 @@ def test_permuted_test_labels_change_no_threshold_and_permuted_validation_labels
     rng = np.random.default_rng(seed)
     bags = [(f"b{i}", "", float(i % 2), rng.normal(), rng.normal(size=20), np.arange(20) < 9) for i in range(12)]
     parts = (part(own, full=True) for own in (bags[:6], bags[6:]))  # type: ignore[arg-type]
-    val, test = (as_evaluated({}, one, gated=gated) for one in parts)
-    names = ("threshold", "signed_threshold")
+    val, test = (as_evaluated([], one, gated=gated) for one in parts)
     before = metrics.run_metrics(test, val)
     after = metrics.run_metrics({**test, "y_inst": rng.permutation(test["y_inst"])}, val)
-    assert [after[name] for name in names] == [before[name] for name in names]
-    assert after["test"]["instance_auroc"] != before["test"]["instance_auroc"]
+    assert after.thresholds == before.thresholds and len(after.thresholds) == 2
+    assert after.test.values["instance_auroc"] != before.test.values["instance_auroc"]
     other = metrics.run_metrics(test, {**val, "y_inst": 1 - val["y_inst"]})
-    assert [other[name] for name in names] != [before[name] for name in names]
+    assert other.thresholds != before.thresholds
 
 
 def test_spread_by_hand() -> None:
@@ -126,29 +126,30 @@ def test_spread_by_hand() -> None:
         {"instance_auroc": 0.2, "inverted": True, "bag_auroc": 0.7, "bag_ece": 0.3, "signed_inverted": True},
         {"instance_auroc": None, "bag_auroc": 0.6, "bag_ece": 0.2, "n_bags": 4},
     ]
-    found = spread(tests)
-    assert found["instance_auroc"] == pytest.approx(
+    spreads = spread([PartMetrics.model_validate(test) for test in tests])
+    assert spreads["instance_auroc"].as_json() == pytest.approx(
         {"mean": 0.55, "std": 0.35 * 2**0.5, "median": 0.55, "worst": 0.2, "n": 2, "inverted": 1}
     )
-    assert found["bag_auroc"]["worst"] == 0.6 and found["bag_auroc"]["inverted"] is None
+    assert spreads["bag_auroc"].worst == 0.6 and spreads["bag_auroc"].inverted is None
     # of an error the largest is the worst
-    assert found["bag_ece"]["worst"] == 0.3 and found["bag_ece"]["median"] == pytest.approx(0.2)
-    one = found["signed_instance_auroc"]
-    assert (one["n"], one["std"], one["worst"], one["inverted"]) == (1, None, 0.4, 1)
-    assert set(found) == {"instance_auroc", "signed_instance_auroc", "bag_auroc", "bag_ece"}
+    assert spreads["bag_ece"].worst == 0.3 and spreads["bag_ece"].median == pytest.approx(0.2)
+    signed = spreads["signed_instance_auroc"]
+    assert (signed.n, signed.std, signed.worst, signed.inverted) == (1, None, 0.4, 1)
+    assert set(spreads) == {"instance_auroc", "signed_instance_auroc", "bag_auroc", "bag_ece"}
 
 
 def test_the_gate_is_primary_under_its_quirk_only(tmp_path: Path) -> None:
     plain = evaluate_runs([write_run(tmp_path / "a", full=True)], resamples=20)
-    quirks = ["eval_energy", "eval_gate_by_bag"]
+    quirks = ("eval_energy", "eval_gate_by_bag")
     released = evaluate_runs([write_run(tmp_path / "b", full=True, quirks=quirks)], resamples=20)
-    raw, gated = plain["splits"][0], released["splits"][0]
-    assert (plain["quirks"], released["quirks"]) == ([], quirks)
-    assert gated["test"]["instance_auroc"] == pytest.approx(9.5 / 12) == raw["gated"]["instance_auroc"]
-    assert gated["ungated"]["instance_auroc"] == raw["test"]["instance_auroc"] == pytest.approx(11 / 12)
-    assert "ungated" not in raw and gated["gated"] == raw["gated"]
-    assert gated["test"]["bag_auroc"] == raw["test"]["bag_auroc"]
-    assert gated["test"]["dirichlet_raw"] == raw["test"]["dirichlet_raw"] / 2
-    low, high = released["bootstrap"]["intervals"]["instance_auroc"]
-    assert low <= 9.5 / 12 <= high and released["spread"]["instance_auroc"]["mean"] == pytest.approx(9.5 / 12)
-    json.dumps([plain, released], allow_nan=False)
+    raw, gated = plain.splits[0], released.splits[0]
+    raw_values, gated_values, area = raw.test.values, gated.test.values, "instance_auroc"
+    assert (plain.quirks, released.quirks) == ((), quirks)
+    assert gated_values[area] == pytest.approx(9.5 / 12) == raw.gated[area]
+    assert gated.ungated is not None and gated.ungated[area] == raw_values[area] == pytest.approx(11 / 12)
+    assert raw.ungated is None and gated.gated == raw.gated
+    assert gated_values["bag_auroc"] == raw_values["bag_auroc"]
+    assert gated_values["dirichlet_raw"] == raw_values["dirichlet_raw"] / 2
+    low, high = released.bootstrap.intervals[area]
+    assert low <= 9.5 / 12 <= high and released.spread[area].mean == pytest.approx(9.5 / 12)
+    json.dumps([plain.as_json(), released.as_json()], allow_nan=False)

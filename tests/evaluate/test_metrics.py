@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from smmil.artifacts.records import Metrics, PredictionMeta
+from smmil.artifacts.results import Predictions
 from smmil.evaluate import bootstrap, metrics
 from smmil.evaluate.__main__ import main
 from smmil.evaluate.runs import as_evaluated, choose_run, evaluate, evaluate_runs
@@ -24,7 +26,7 @@ def vectors(pairs: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def gated_part(bags: list[Bag]) -> dict[str, Any]:
-    return as_evaluated({}, part(bags), gated=True)
+    return as_evaluated([], part(bags), gated=True)
 
 
 def test_auroc_by_hand_counts_a_tie_as_one_half() -> None:
@@ -89,43 +91,43 @@ def test_fpr_at_tpr_by_hand_including_exactly_nine_tenths() -> None:
 
 def test_prediction_at_the_threshold_itself_is_negative() -> None:
     result = metrics.instance_metrics(np.array([1, 1, 0]), np.array([0.5, 0.6, 0.1]), 0.5)
-    assert result["instance_f1"] == pytest.approx(2 / 3)
+    assert result.values["instance_f1"] == pytest.approx(2 / 3)
 
 
 def test_bag_metrics_by_hand() -> None:
     result = metrics.bag_metrics(np.array([1, 1, 0, 0, np.nan]), np.array([2.0, -1.0, 0.0, 1.0, 9.0]))
-    assert (result["n_bags"], result["n_positive_bags"], result["n_unlabelled_bags"]) == (4, 2, 1)
+    assert (result.n_bags, result.n_positive_bags, result.n_unlabelled_bags) == (4, 2, 1)
     # called positive: logits > 0 strictly, so tp 1, fp 1, fn 1, tn 1
-    assert result["bag_f1"] == result["bag_accuracy"] == result["bag_precision"] == result["bag_recall"] == 0.5
-    assert result["bag_auroc"] == 2 / 4
+    assert {result.values[f"bag_{name}"] for name in ("f1", "accuracy", "precision", "recall")} == {0.5}
+    assert result.values["bag_auroc"] == 2 / 4
     expected = (math.log1p(math.exp(-2)) + math.log1p(math.exp(1)) + math.log(2) + math.log1p(math.exp(1))) / 4
-    assert result["bag_bce"] == pytest.approx(expected, rel=1e-14)
+    assert result.values["bag_bce"] == pytest.approx(expected, rel=1e-14)
 
 
 def test_f1_of_nothing_is_zero_and_extreme_logits_stay_finite() -> None:
     result = metrics.bag_metrics(np.array([0, 0]), np.array([-800.0, -1.0]))
-    assert result["bag_f1"] == 0.0 and result["bag_auroc"] is None
-    assert result["undefined"]["bag_auroc"] == "one class only (0 positive, 2 negative labelled bags)"
-    assert metrics.bag_metrics(np.array([1, 0]), np.array([-800.0, 800.0]))["bag_bce"] == 800.0
+    assert result.values["bag_f1"] == 0.0 and result.values["bag_auroc"] is None
+    assert result.undefined["bag_auroc"] == "one class only (0 positive, 2 negative labelled bags)"
+    assert metrics.bag_metrics(np.array([1, 0]), np.array([-800.0, 800.0])).values["bag_bce"] == 800.0
 
 
 def test_undefined_is_none_with_a_reason_never_nan() -> None:
     nothing = metrics.bag_metrics(np.zeros(0), np.zeros(0))
-    assert nothing["bag_f1"] is None and nothing["undefined"]["bag_f1"] == "no labelled bag"
+    assert nothing.values["bag_f1"] is None and nothing.undefined["bag_f1"] == "no labelled bag"
     unknown = metrics.instance_metrics(np.array([-1, -1]), np.array([0.1, 0.2]), None)
-    assert unknown["instance_auroc"] is None and unknown["undefined"]["instance_f1"] == "no labelled instance"
+    assert unknown.values["instance_auroc"] is None and unknown.undefined["instance_f1"] == "no labelled instance"
     no_threshold = metrics.instance_metrics(np.array([0, 1]), np.array([0.1, 0.2]), None, "why")
-    assert no_threshold["undefined"] == {"instance_f1": "why"}
-    json.dumps([nothing, unknown, no_threshold], allow_nan=False)
+    assert no_threshold.undefined == {"instance_f1": "why"}
+    json.dumps([found.as_json() for found in (nothing, unknown, no_threshold)], allow_nan=False)
 
 
 @pytest.mark.parametrize(("label", "why"), [(0, "hold one class only"), (-1, "have no label")])
 def test_validation_of_one_class_and_validation_without_labels_are_told_apart(label: int, why: str) -> None:
     val = part(BAGS[:2])
     val["y_inst"] = np.full_like(val["y_inst"], label)
-    found = metrics.run_metrics(part(BAGS[2:]), val)["test"]
+    found = metrics.run_metrics(part(BAGS[2:]), val).test
     reason = f"no threshold: the validation instances {why}"
-    assert found["undefined"] == {"instance_f1": reason, "instance_dice": reason}
+    assert found.undefined == {"instance_f1": reason, "instance_dice": reason}
 
 
 def test_scores_that_are_not_finite_are_refused_by_row() -> None:
@@ -134,18 +136,18 @@ def test_scores_that_are_not_finite_are_refused_by_row() -> None:
 
 
 def test_inversion_is_flagged() -> None:
-    assert metrics.instance_metrics(np.array([0, 1]), np.array([2.0, 1.0]), 0.0)["inverted"] is True
-    assert metrics.instance_metrics(np.array([0, 1]), np.array([1.0, 2.0]), 0.0)["inverted"] is False
+    assert metrics.instance_metrics(np.array([0, 1]), np.array([2.0, 1.0]), 0.0).inverted
+    assert not metrics.instance_metrics(np.array([0, 1]), np.array([1.0, 2.0]), 0.0).inverted
 
 
 def test_run_metrics_by_hand_pool_positive_and_negative_bags() -> None:
     result = metrics.run_metrics(part(BAGS[2:]), part(BAGS[:2]))
     # validation: positives .9 .6, negatives .1 .2 .3 -> .6 separates; test > .6: .7(0) .8(1) .95(1) .65(1)
-    assert result["threshold"] == pytest.approx(0.6)
-    assert result["test"]["instance_f1"] == pytest.approx(6 / 7)
+    assert result.thresholds["threshold"] == pytest.approx(0.6)
+    assert result.test.values["instance_f1"] == pytest.approx(6 / 7)
     # positives .8 .95 .65, negatives .2 .7 .1 .4: only (.65, .7) is out of order
-    assert result["test"]["instance_auroc"] == pytest.approx(11 / 12)
-    assert result["test"]["bag_f1"] == pytest.approx(2 / 3) and result["test"]["bag_auroc"] == 1.0
+    assert result.test.values["instance_auroc"] == pytest.approx(11 / 12)
+    assert result.test.values["bag_f1"] == pytest.approx(2 / 3) and result.test.values["bag_auroc"] == 1.0
 
 
 def test_gating_by_hand_pushes_every_score_of_a_bag_called_negative_to_minus_five() -> None:
@@ -154,7 +156,7 @@ def test_gating_by_hand_pushes_every_score_of_a_bag_called_negative_to_minus_fiv
     assert gated.tolist() == pytest.approx([-5, -5, 0.8, 0.1, 0.95, -5, -5])
     result = metrics.run_metrics(gated_part(BAGS[2:]), gated_part(BAGS[:2]))
     # positives .8 .95 -5, negatives -5 -5 .1 -5: (-5) ties with three and loses to .1 -> (4 + 4 + 1.5) / 12
-    assert result["test"]["instance_auroc"] == pytest.approx(9.5 / 12)
+    assert result.test.values["instance_auroc"] == pytest.approx(9.5 / 12)
 
 
 def test_order_of_bags_does_not_matter() -> None:
@@ -170,9 +172,9 @@ def test_threshold_never_sees_test_labels(gated: bool) -> None:
     test["y_inst"] = 1 - test["y_inst"]
     test["y"] = 1 - test["y"]
     after = metrics.run_metrics(test, val)
-    assert before["threshold"] == after["threshold"] and before["val"] == after["val"]
+    assert before.thresholds == after.thresholds and before.val == after.val
     val["y_inst"] = 1 - val["y_inst"]
-    assert metrics.run_metrics(test, val)["threshold"] != before["threshold"]
+    assert metrics.run_metrics(test, val).thresholds != before.thresholds
 
 
 @settings(deadline=None, max_examples=40)
@@ -224,10 +226,14 @@ def test_interval_holds_the_metric_and_one_bag_gives_a_point() -> None:
 
 
 def test_learning_rate_is_chosen_on_validation_whatever_the_test_says() -> None:
-    low = {"seed": 1, "lr": 1e-5, "selection_score": 0.4}
-    high = {"seed": 1, "lr": 1e-4, "selection_score": 0.3}
+    facts = {"dataset": "toy", "encoder": "e", "method": "abmil", "protocol": "as_written", "run": "r", "seed": 1}
+
+    def run(lr: float, score: float) -> Predictions:
+        return Predictions(Path(), PredictionMeta.model_validate({**facts, "lr": lr, "selection_score": score}), {})
+
+    low, high = run(1e-5, 0.4), run(1e-4, 0.3)
     assert choose_run([high, low]) is low
-    assert choose_run([{**low, "selection_score": 0.3}, high]) is high
+    assert choose_run([run(1e-5, 0.3), high]) is high
     with pytest.raises(ValueError, match="each once"):
         choose_run([low, low])
 
@@ -242,11 +248,11 @@ def test_command_line_writes_the_chosen_runs_and_equal_bytes(tmp_path: Path) -> 
     outs = [tmp_path / "a.json", tmp_path / "b" / "b.json"]
     assert main(["--index", str(index), "--out", str(outs[0]), "--resamples", "20"]) == 0
     found = evaluate(index, outs[1], resamples=20)
-    assert outs[0].read_bytes() == outs[1].read_bytes() and found == json.loads(outs[0].read_text())
-    assert [split["run"] for split in found["splits"]] == ["split1_lr1e-05", "split2_lr0.0001"]
-    assert found["random_weights"] is True and found["splits"][0]["threshold"] == pytest.approx(0.6)
-    assert [(c["lr"], c["chosen"]) for c in found["splits"][0]["candidates"]] == [(1e-4, False), (1e-5, True)]
-    assert found["splits"][0]["gated"]["instance_auroc"] == pytest.approx(9.5 / 12)
+    assert outs[0].read_bytes() == outs[1].read_bytes() and found == Metrics.read(outs[0])
+    assert [split.run for split in found.splits] == ["split1_lr1e-05", "split2_lr0.0001"]
+    assert found.random_weights and found.splits[0].threshold == pytest.approx(0.6)
+    assert [(run.lr, run.chosen) for run in found.splits[0].candidates] == [(1e-4, False), (1e-5, True)]
+    assert found.splits[0].gated["instance_auroc"] == pytest.approx(9.5 / 12)
 
 
 def test_runs_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_a_damaged_state_starts_its_run_again_and_says_so(
 
     def stop(path: Path, row: dict[str, Any]) -> None:
         append_log(path, row)
-        seen.append(row["epoch"])
+        seen.append(row.epoch)
         if seen == [1, 2, 3]:
             raise KeyboardInterrupt
 
@@ -77,7 +77,7 @@ def test_a_damaged_state_starts_its_run_again_and_says_so(
     assert load_state(state) is None
     assert work.train() == 0
     assert f"{state}: damaged" in caplog.text and "restarts at its first epoch" in caplog.text
-    assert seen == [1, 2, 3, 1, 2, 3] and [row["epoch"] for row in read_log(work.run / "log.jsonl")] == [1, 2, 3]
+    assert seen == [1, 2, 3, 1, 2, 3] and [row.epoch for row in read_log(work.run / "log.jsonl")] == [1, 2, 3]
     assert tree(work.folder) == tree(finished.folder)
 
 
@@ -165,7 +165,7 @@ def test_without_network_the_fetch_of_weights_names_the_target_to_run(
 def test_whole_files_are_read(work: Work) -> None:
     """Intact files are not refused."""
     assert [path.name for path in read_index(work.index)] == ["split1_lr0.01.npz", "split2_lr0.01.npz"]
-    assert load_predictions(work.npz).meta["run"] == "split1_lr0.01"
+    assert load_predictions(work.npz).meta.run == "split1_lr0.01"
     before = tree(work.folder)
     assert work.train() == 0 and work.predict() == 0
     assert tree(work.folder) == before

@@ -70,7 +70,7 @@ def test_a_state_that_finds_no_room_leaves_the_one_before_and_training_goes_on_f
     first = read_log(work.run / "log.jsonl")[0]
     assert work.train() == 0 and work.predict() == 0
     rows = read_log(work.run / "log.jsonl")
-    assert [row["epoch"] for row in rows] == [1, 2, 3] and rows[0] == first, "the first epoch was done again"
+    assert [row.epoch for row in rows] == [1, 2, 3] and rows[0] == first, "the first epoch was done again"
     assert tree(work.folder) == tree(finished.folder)
 
 

@@ -11,7 +11,7 @@ import pytest
 from preprocessing.store import bags as store
 from smmil.artifacts.runs import read_log
 from smmil.predictions import runs as predictions
-from smmil.train import __main__ as train
+from smmil.train import job
 from tests.faults.conftest import Work
 from tests.faults.damage import tree
 
@@ -48,7 +48,7 @@ def test_an_input_edited_between_training_and_prediction_is_refused_then_all_of_
     after = tree(work.folder)
     for name in ("runs/runs.json", "runs/split1_lr0.01/done.json", "predictions/split1_lr0.01.npz"):
         assert after[name] != (finished.folder / name).read_bytes(), f"{name} is of the old input"
-    assert [row["epoch"] for row in read_log(work.run / "log.jsonl")] == [1, 2, 3]
+    assert [row.epoch for row in read_log(work.run / "log.jsonl")] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("edit", EDITS)
@@ -58,13 +58,13 @@ def test_an_input_edited_while_training_runs_is_not_what_its_runs_claim(
     (work.runs / "runs.json").unlink()
     (work.run / "done.json").unlink()
     claimed = json.loads((work.run / "config.json").read_text())["inputs"]
-    original: Callable[..., int | None] = train.train_runs
+    original: Callable[..., int | None] = job._train_pending
 
     def edit_then_train(*arguments: object) -> int | None:
         EDITS[edit](work)
         return original(*arguments)
 
-    monkeypatch.setattr(train, "train_runs", edit_then_train)
+    monkeypatch.setattr(job, "_train_pending", edit_then_train)
     assert work.train() == 0
     assert json.loads((work.runs / "runs.json").read_text())["inputs"] == claimed, "the input it was started with"
     work.index.unlink()
@@ -82,7 +82,7 @@ def set_clock(folder: Path, seconds: float) -> None:
 def test_finished_work_of_any_time_is_finished(work: Work, monkeypatch: pytest.MonkeyPatch, years: int) -> None:
     set_clock(work.folder, time.time() + years * YEAR)
     before = tree(work.folder)
-    monkeypatch.setattr(train, "train_runs", lambda *_: pytest.fail("nothing was left to train"))
+    monkeypatch.setattr(job, "_train_pending", lambda *_: pytest.fail("nothing was left to train"))
     monkeypatch.setattr(predictions, "predict_bags", lambda *_: pytest.fail("nothing was left to predict"))
     assert work.train() == 0 and work.predict() == 0
     assert tree(work.folder) == before

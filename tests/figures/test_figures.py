@@ -8,28 +8,23 @@ from typing import Any
 import numpy as np
 import pytest
 
+from smmil.artifacts.chosen_runs import load_chosen
+from smmil.artifacts.records import Metrics
 from smmil.config.layouts import FigureLayout
 from smmil.config.methods import METHODS, WITHOUT_GLOBAL, Method, marked_name
 from smmil.config.variants import Variant, value_of
-from smmil.figures import (
-    curves as fig_curves,
-)
-from smmil.figures import (
-    histograms as fig_histograms,
-)
-from smmil.figures import (
-    ranks as fig_ranks,
-)
-from smmil.figures import (
-    sweeps as fig_sweeps,
-)
+from smmil.figures import histograms as fig_histograms
+from smmil.figures import job as fig_job
+from smmil.figures import ranks as fig_ranks
+from smmil.figures import sweeps as fig_sweeps
+from smmil.figures import training_logs
 from smmil.figures.__main__ import main as figures_main
-from smmil.figures.histograms import histogram, shown_instances
-from smmil.figures.job import Job, by_key, describe, in_order, inverted_note, missing_runs, spread_text
+from smmil.figures.histograms import histogram, panel_instances
+from smmil.figures.job import Job, by_key, describe, in_order, inverted_note, spread_text
 from smmil.figures.map_grids import strips_of
 from smmil.figures.map_panels import Panel
 from smmil.figures.plotting import look_of
-from tests.helpers.predictions import metrics_object, write_index, write_run
+from tests.helpers.predictions import log_row, metrics_object, metrics_record, runs_object, write_index, write_run
 
 Values = Mapping[str, Mapping[str, Any]]
 
@@ -41,32 +36,30 @@ def layout(methods: list[str], splits: int = 2, figure: str = "fig6a", **more: A
     return FigureLayout.parse({**keys, **more})
 
 
-def job_of(rows: Mapping[str, Any], plan: FigureLayout, out: Path, **more: Any) -> Job:
+def job_of(rows: Mapping[str, Any], plan: FigureLayout, **more: Any) -> Job:
     """A job from metrics objects by method."""
-    return Job(plan.figure, plan, {("toy", "resnet18", m): one for m, one in rows.items()}, out, **more)
+    metrics = {("toy", "resnet18", m): Metrics.model_validate(row) for m, row in rows.items()}
+    return Job(plan.figure, plan, metrics, Path("x.png"), **more)
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The figures that were to be saved, instead of files."""
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures to save, instead of files."""
     seen: list[Any] = []
-    for module in (fig_sweeps, fig_ranks, fig_histograms, fig_curves):
-        monkeypatch.setattr(module, "save", lambda figure, path: seen.append(figure))
+    monkeypatch.setattr(fig_job, "save", lambda figure, path: seen.append(figure))
     return seen
 
 
-def test_variants_are_read_from_their_names_and_options_win() -> None:
+def test_variants_are_read_from_their_names() -> None:
     for argument, value in (("alpha", 0.1), ("T", 20), ("T", "exact"), ("spectral_norm", False), ("lr", 1e-5)):
         variant = Variant("smap_early", argument, value)
         assert Variant.parse(variant.name) == variant
     with pytest.raises(ValueError, match="not a variant"):
         Variant.parse("smap_early")
-    options = {"method_options": {"alpha": 0.25}}
-    assert value_of("smap_early__alpha_0p1", "alpha", options) == 0.25
-    assert value_of("smap_early__alpha_0p1", "alpha", {}) == 0.1
-    assert value_of("smap_early", "alpha", None) == "trainable" and value_of("smap_early", "T", None) == 10
-    assert value_of("smap_mid", "spectral_norm", {}) is True
-    assert value_of("smap_mid", "spectral_norm", {}, released=True) is False
+    assert value_of("smap_early__alpha_0p1", "alpha") == 0.1
+    assert value_of("smap_early", "alpha") == "trainable" and value_of("smap_early", "T") == 10
+    assert value_of("smap_mid", "spectral_norm") is True
+    assert value_of("smap_mid", "spectral_norm", released=True) is False
 
 
 def test_every_method_looks_different_and_a_variant_like_its_method(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,15 +76,15 @@ def test_every_method_looks_different_and_a_variant_like_its_method(monkeypatch:
 def test_missing_runs_are_counted_by_name() -> None:
     plan = layout(["abmil", "clam", "dsmil"], splits=3)
     rows = {m: metrics_object("toy", m, {"bag_f1": [0.5] * n}) for m, n in (("abmil", 3), ("clam", 1))}
-    missing = missing_runs(job_of(rows, plan, Path("x.png")))
-    assert (missing.expected, missing.missing, missing.where) == (9, 5, {"Toy": [("clam", 2), ("dsmil", 3)]})
+    missing = job_of(rows, plan).missing
+    assert (missing.expected, missing.missing, missing.where) == (9, 5, {"Toy": (("clam", 2), ("dsmil", 3))})
     assert missing.notes == ["5 of 9 runs are missing. Toy: CLAM (2), DSMIL (3)."]
 
 
 def test_spread_counts_inverted_runs() -> None:
-    one = metrics_object("toy", "abmil", {"instance_auroc": [0.9, 0.2, 0.8]})
-    assert spread_text(one) == "median 0.80 · worst 0.20 · ⇅ 1/3"
-    assert spread_text(metrics_object("toy", "abmil", {"instance_auroc": [None]})) == ""
+    metrics = metrics_record("toy", "abmil", {"instance_auroc": [0.9, 0.2, 0.8]})
+    assert spread_text(metrics) == "median 0.80 · worst 0.20 · ⇅ 1/3"
+    assert spread_text(metrics_record("toy", "abmil", {"instance_auroc": [None]})) == ""
 
 
 def lines(ax: Any) -> dict[str, Any]:
@@ -99,31 +92,31 @@ def lines(ax: Any) -> dict[str, Any]:
     return dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
 
 
-def test_figure_6a_draws_stored_means_deviations_and_gaps(drawn: list[Any]) -> None:
+def test_figure_6a_draws_stored_means_deviations_and_gaps(figures: list[Any]) -> None:
     names = ["smap_early", "smap_early__alpha_0p1", "smap_early__alpha_0p5", "smap_early__alpha_0p9", "abmil"]
     values = {"smap_early": [0.8, 0.8], names[1]: [0.7, 0.9], names[2]: [0.6], "abmil": [0.5, 0.6]}
     rows = {m: metrics_object("toy", m, {"instance_auroc": v, "bag_f1": v}) for m, v in values.items()}
-    result = fig_sweeps.draw_alpha(job_of(rows, layout(names), Path("x.png")))
-    axes = drawn[0].axes[0]
-    shown = lines(axes)
-    points, _, bars = shown["SmAP ◆"]
+    result = fig_sweeps.draw_alpha(job_of(rows, layout(names)))
+    axes = figures[0].axes[0]
+    plotted = lines(axes)
+    points, _, bars = plotted["SmAP ◆"]
     assert points.get_xdata().tolist() == [0.1, 0.5] and points.get_ydata() == pytest.approx([0.8, 0.6])
     low, high = bars[0].get_segments()[0][:, 1]
     assert (low, high) == pytest.approx((0.8 - np.sqrt(0.02), 0.8 + np.sqrt(0.02)))
-    assert shown["ABMIL (no Sm)"].get_ydata()[0] == pytest.approx(0.55)
-    assert shown["SmAP ◆, α trainable"].get_ydata()[0] == pytest.approx(0.8)
+    assert plotted["ABMIL (no Sm)"].get_ydata()[0] == pytest.approx(0.55)
+    assert plotted["SmAP ◆, α trainable"].get_ydata()[0] == pytest.approx(0.8)
     texts = [text.get_text() for text in axes.texts]
     assert "no run" in texts and "1/2" in texts
-    assert "3 of 10 runs are missing" in drawn[0]._suptitle.get_text()
-    assert "as_written" in drawn[0]._suptitle.get_text() and any("1 − α" in note for note in result.notes)
+    assert "3 of 10 runs are missing" in figures[0]._suptitle.get_text()
+    assert "as_written" in figures[0]._suptitle.get_text() and any("1 − α" in note for note in result.notes)
 
 
-def test_figure_6a_of_the_released_protocol_says_that_it_is_mirrored(drawn: list[Any]) -> None:
+def test_figure_6a_of_the_released_protocol_says_that_it_is_mirrored(figures: list[Any]) -> None:
     names = ["smap_early", "smap_early__alpha_0p1", "abmil"]
     rows = {m: metrics_object("toy", m, {"bag_f1": [0.5]}, protocol="as_released") for m in names}
     plan = layout(names, splits=1)
-    fig_sweeps.draw_alpha(job_of(rows, plan, Path("x.png")))
-    assert "as_released" in drawn[0]._suptitle.get_text() and "runs as 1 − α" in drawn[0].axes[0].get_xlabel()
+    fig_sweeps.draw_alpha(job_of(rows, plan))
+    assert "as_released" in figures[0]._suptitle.get_text() and "runs as 1 − α" in figures[0].axes[0].get_xlabel()
 
 
 def signed(row: dict[str, Any], values: list[float]) -> dict[str, Any]:
@@ -133,113 +126,111 @@ def signed(row: dict[str, Any], values: list[float]) -> dict[str, Any]:
     return row
 
 
-def test_the_sign_aware_score_stands_beside_every_point_of_a_sweep(drawn: list[Any]) -> None:
+def test_the_sign_aware_score_stands_beside_every_point_of_a_sweep(figures: list[Any]) -> None:
     names = ["smap_early", "smap_early__t_2", "smap_early__t_20", "abmil"]
     areas = {"smap_early": 0.8, "smap_early__t_2": 0.6, "smap_early__t_20": 0.4, "abmil": 0.3}
     rows = {m: signed(metrics_object("toy", m, {"instance_auroc": [areas[m]] * 2}), [0.7, 0.9]) for m in names}
     del rows["smap_early__t_20"]["splits"][1]["test"]["signed_instance_auroc"]
-    result = fig_sweeps.draw_steps(job_of(rows, layout(names), Path("x.png")))
-    thin = [line for line in drawn[0].axes[0].lines if line.get_linewidth() == 0.7]
+    result = fig_sweeps.draw_steps(job_of(rows, layout(names)))
+    thin = [line for line in figures[0].axes[0].lines if line.get_linewidth() == 0.7]
     assert thin[0].get_ydata()[0] == pytest.approx(0.8), "ABMIL"
     # T = 2, 10, 20; the last has one run with that score
     assert [line.get_ydata().tolist() for line in thin[1:]] == [pytest.approx([0.8, 0.8, 0.7]), []]
-    assert "thin: sign-aware score (means)" in lines(drawn[0].axes[0])
-    assert not [line for line in drawn[0].axes[2].lines if line.get_linewidth() == 0.7]
+    assert "thin: sign-aware score (means)" in lines(figures[0].axes[0])
+    assert not [line for line in figures[0].axes[2].lines if line.get_linewidth() == 0.7]
     note = next(note for note in result.notes if "sign-aware score" in note)
     assert "Toy: SmAP ◆ 0.80 / 0.80; " in note and "T = 20 0.40 / 0.70; ABMIL 0.30 / 0.80." in note
 
 
-def test_without_the_sign_aware_score_a_sweep_does_not_speak_of_it(drawn: list[Any]) -> None:
+def test_without_the_sign_aware_score_a_sweep_does_not_speak_of_it(figures: list[Any]) -> None:
     names = ["smap_early", "smap_early__t_2", "abmil"]
     rows = {m: metrics_object("toy", m, {"bag_f1": [0.5]}) for m in names}
-    result = fig_sweeps.draw_steps(job_of(rows, layout(names, splits=1), Path("x.png")))
-    assert "sign-aware" not in " ".join([*result.notes, *lines(drawn[0].axes[0])])
+    result = fig_sweeps.draw_steps(job_of(rows, layout(names, splits=1)))
+    assert "sign-aware" not in " ".join([*result.notes, *lines(figures[0].axes[0])])
 
 
 def test_an_area_of_zero_is_inverted_and_undefined_runs_are_not_counted() -> None:
     rows = {"abmil": metrics_object("toy", "abmil", {"instance_auroc": [0.0, 0.9, None]})}
-    job = job_of(rows, layout(["abmil"], splits=3), Path("x.png"))
+    job = job_of(rows, layout(["abmil"], splits=3))
     assert inverted_note(job) == ["Inverted runs, instance AUROC < 0.5: ABMIL on Toy (1 of 2)."]
 
 
-def test_a_figure_names_the_quirks_of_its_runs_and_refuses_different_ones(drawn: list[Any], tmp_path: Path) -> None:
+def test_a_figure_names_the_quirks_of_its_runs_and_refuses_different_ones(figures: list[Any], tmp_path: Path) -> None:
     names = ["smap_early", "smap_early__alpha_0p1", "abmil"]
     quirks = {"quirks": ["sm_alpha_rule"]}
     rows = {m: metrics_object("toy", m, {"bag_f1": [0.5]}, **quirks) for m in names}
     # what the runs record decides, not the layout
-    job = job_of(rows, layout(names, splits=1, quirks=["eval_histogram"]), Path("x.png"))
+    job = job_of(rows, layout(names, splits=1, quirks=["eval_histogram"]))
     assert job.quirk("sm_alpha_rule") and not job.quirk("eval_histogram")
     assert job.protocol == "as_written with sm_alpha_rule"
     fig_sweeps.draw_alpha(job)
-    assert "Protocol as_written with sm_alpha_rule: a fixed α runs as 1 − α" in drawn[0]._suptitle.get_text()
+    assert "Protocol as_written with sm_alpha_rule: a fixed α runs as 1 − α" in figures[0]._suptitle.get_text()
     files = []
-    for name, one in {**rows, "abmil": {**rows["abmil"], "quirks": []}}.items():
-        (tmp_path / name).write_text(json.dumps(one))
+    for name, record in {**rows, "abmil": {**rows["abmil"], "quirks": []}}.items():
+        (tmp_path / name).write_text(json.dumps(record))
         files.append(tmp_path / name)
     assert len(by_key(files[:2], layout(names))[0]) == 2
     with pytest.raises(ValueError, match="as_written with sm_alpha_rule.*one per figure"):
         by_key(files, layout(names))
 
 
-def test_figures_6b_and_7_place_the_default_and_the_exact_solution(drawn: list[Any]) -> None:
+def test_figures_6b_and_7_place_the_default_and_the_exact_solution(figures: list[Any]) -> None:
     names = ["smap_early", "smap_early__t_2", "smap_early__t_20", "smap_early__t_exact", "abmil"]
     rows = {m: metrics_object("toy", m, {"bag_auroc": [0.1 * i]}) for i, m in enumerate(names, start=1)}
-    fig_sweeps.draw_steps(job_of(rows, layout(names, splits=1), Path("x.png")))
-    axes = drawn[0].axes[2]
+    fig_sweeps.draw_steps(job_of(rows, layout(names, splits=1)))
+    axes = figures[0].axes[2]
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["2", "10", "20", "exact"]
     assert lines(axes)["SmAP ◆"][0].get_ydata() == pytest.approx([0.2, 0.1, 0.3, 0.4])
     names = ["smtap", "smtap__spectral_norm_false", "abmil"]
     rows = {m: metrics_object("toy", m, {"bag_auroc": [0.1 * i]}) for i, m in enumerate(names, start=1)}
-    fig_sweeps.draw_spectral_norm(job_of(rows, layout(names, splits=1), Path("x.png")))
-    axes = drawn[1].axes[2]
+    fig_sweeps.draw_spectral_norm(job_of(rows, layout(names, splits=1)))
+    axes = figures[1].axes[2]
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["without", "with"]
     assert lines(axes)["SmTAP ◆"][0].get_ydata() == pytest.approx([0.2, 0.1])
 
 
-def test_a_configuration_without_a_sweep_says_so(drawn: list[Any]) -> None:
-    fig_sweeps.draw_alpha(job_of({}, layout([], datasets=[]), Path("x.png")))
-    assert "sweeps alpha of no method" in drawn[0].axes[0].texts[0].get_text()
+def test_a_configuration_without_a_sweep_says_so(figures: list[Any]) -> None:
+    fig_sweeps.draw_alpha(job_of({}, layout([], datasets=[])))
+    assert "sweeps alpha of no method" in figures[0].axes[0].texts[0].get_text()
 
 
-def test_critical_difference_ranks_by_split_and_warns(drawn: list[Any]) -> None:
+def test_critical_difference_ranks_by_split_and_warns(figures: list[Any]) -> None:
     plan = layout(["abmil", "clam", "dsmil", "gtp"], splits=2, figure="cd")
     values = {"abmil": [0.9, 0.9], "clam": [0.8, 0.7], "dsmil": [0.7, 0.8]}
     rows = {m: metrics_object("toy", m, {"instance_auroc": v, "bag_auroc": v}) for m, v in values.items()}
-    job = job_of(rows, plan, Path("x.png"))
+    job = job_of(rows, plan)
     test, out = fig_ranks.test_of(job, "instance_auroc")
     assert dict(zip(test.names, test.mean_ranks, strict=True)) == {"abmil": 1, "clam": 2.5, "dsmil": 2.5}
     assert out == ["gtp"] and test.columns == 2
     result = fig_ranks.draw(job)
-    texts = [text.get_text() for text in drawn[0].axes[0].texts]
+    texts = [text.get_text() for text in figures[0].axes[0].texts]
     assert "ABMIL  1.00" in texts and "no run: GTP" in texts
-    assert "share one test set" in drawn[0]._suptitle.get_text() and "2 of 8 runs" in drawn[0]._suptitle.get_text()
+    assert "share one test set" in figures[0]._suptitle.get_text() and "2 of 8 runs" in figures[0]._suptitle.get_text()
     assert any("Left out, without any run: GTP" in note for note in result.notes)
-    assert len(drawn[0].axes) == 2
-    turned = {m: signed(one, [1 - v for v in values[m]]) for m, one in rows.items()}
-    result = fig_ranks.draw(job_of(turned, plan, Path("x.png")))
-    assert len(drawn[1].axes) == 3 and any("sign-aware score: Friedman" in note for note in result.notes)
-    assert "3.00  ABMIL" in [text.get_text() for text in drawn[1].axes[1].texts]
+    assert len(figures[0].axes) == 2
+    turned = {m: signed(record, [1 - v for v in values[m]]) for m, record in rows.items()}
+    result = fig_ranks.draw(job_of(turned, plan))
+    assert len(figures[1].axes) == 3 and any("sign-aware score: Friedman" in note for note in result.notes)
+    assert "3.00  ABMIL" in [text.get_text() for text in figures[1].axes[1].texts]
 
 
 def write_logs(folder: Path, method: str, areas: Mapping[str, list[float | None]]) -> Path:
     """runs.json of a method whose validation AUROC of instances per epoch is given for every run."""
     for run, values in areas.items():
         (folder / method / run).mkdir(parents=True)
-        fixed = {"loss": 1.0, "val_loss": 2.0, "val_bag_auroc": 0.5, "kept": False}
-        rows = [{"epoch": e, "val_instance_auroc": v, **fixed} for e, v in enumerate(values, start=1)]
+        rows = [log_row(epoch, val_instance_auroc=value) for epoch, value in enumerate(values, start=1)]
         (folder / method / run / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    runs = [{"run": run, "chosen": True} for run in areas]
     path = folder / method / "runs.json"
-    path.write_text(json.dumps({"dataset": "toy", "encoder": "resnet18", "method": method, "runs": runs}))
+    path.write_text(json.dumps(runs_object("toy", method, [*areas])))
     return path
 
 
-def test_a_mean_curve_is_over_the_splits_that_define_it_and_says_how_many(tmp_path: Path, drawn: list[Any]) -> None:
+def test_a_mean_curve_is_over_the_splits_that_define_it_and_says_how_many(tmp_path: Path, figures: list[Any]) -> None:
     # the second split's validation bags hold instances of one class only
     runs = write_logs(tmp_path, "abmil", {"a": [0.2, 0.4, 0.6], "b": [None] * 3, "c": [0.4, 0.6, 1.0]})
     plan = layout(["abmil", "clam"], splits=3, figure="curves")
-    result = fig_curves.draw(job_of({}, plan, Path("x.png"), runs=(runs,)))
-    losses, absent, areas, _ = drawn[0].get_axes()
+    result = training_logs.draw_curves(job_of({}, plan, runs=(runs,)))
+    losses, absent, areas, _ = figures[0].get_axes()
     means = lines(areas)
     assert means["instances"].get_xdata().tolist() == [1, 2, 3]
     assert means["instances"].get_ydata() == pytest.approx([0.3, 0.5, 0.8])
@@ -249,10 +240,10 @@ def test_a_mean_curve_is_over_the_splits_that_define_it_and_says_how_many(tmp_pa
     assert result.notes == ["Means over fewer splits than were trained: ABMIL: instances in 2 of 3 splits."]
 
 
-def test_a_quantity_that_no_split_defines_has_no_curve(tmp_path: Path, drawn: list[Any]) -> None:
+def test_a_quantity_that_no_split_defines_has_no_curve(tmp_path: Path, figures: list[Any]) -> None:
     runs = write_logs(tmp_path, "abmil", {"a": [None], "b": [None]})
-    result = fig_curves.draw(job_of({}, layout(["abmil"], figure="curves"), Path("x.png"), runs=(runs,)))
-    assert len(lines(drawn[0].get_axes()[1])["instances"].get_xdata()) == 0
+    result = training_logs.draw_curves(job_of({}, layout(["abmil"], figure="curves"), runs=(runs,)))
+    assert len(lines(figures[0].get_axes()[1])["instances"].get_xdata()) == 0
     assert result.notes == ["Means over fewer splits than were trained: ABMIL: instances in 0 of 2 splits."]
 
 
@@ -268,41 +259,39 @@ def toy(tmp_path: Path) -> tuple[list[Path], list[Path]]:
     """Metrics and indexes of ABMIL on the bags of `tests.helpers.predictions`."""
     run = write_run(tmp_path / "predictions" / "resnet18" / "abmil", random_weights=True)
     index = write_index(run.parent, [run])
-    one = metrics_object("toy", "abmil", {"instance_auroc": [0.4]}, random_weights=True)
-    (tmp_path / "abmil.json").write_text(json.dumps(one))
+    record = metrics_object("toy", "abmil", {"instance_auroc": [0.4]}, random_weights=True)
+    (tmp_path / "abmil.json").write_text(json.dumps(record))
     return [tmp_path / "abmil.json"], [index]
 
 
-@pytest.mark.parametrize(("protocol", "shown"), [("as_written", [3, 4]), ("as_released", [2, 1])])
+@pytest.mark.parametrize(("protocol", "plotted"), [("as_written", [3, 4]), ("as_released", [2, 1])])
 def test_figure_4_draws_the_stored_scores(
-    toy: tuple[list[Path], list[Path]], drawn: list[Any], protocol: str, shown: list[int]
+    toy: tuple[list[Path], list[Path]], figures: list[Any], protocol: str, plotted: list[int]
 ) -> None:
-    one = {**json.loads(toy[0][0].read_text()), "protocol": protocol}
-    toy[0][0].write_text(json.dumps(one))
+    record = {**json.loads(toy[0][0].read_text()), "protocol": protocol}
+    toy[0][0].write_text(json.dumps(record))
     plan = layout(["abmil", "clam"], splits=1, figure="fig4")
     metrics, paths = by_key(toy[0], plan)
     job = Job("fig4", plan, metrics, Path("x.png"), paths, tuple(toy[1]))
     result = fig_histograms.draw(job)
-    axes = drawn[0].axes[0]
+    axes = figures[0].axes[0]
     # test bags: t0 (.2 .7 | 0 0), t1 (.8 .1 .95 | 1 0 1), t2 (.4 .65 | 0 1); only t1 has a logit above 0
-    positives, negatives = shown
+    positives, negatives = plotted
     assert [handle.get_label() for handle in axes.patches] == [f"negative ({negatives})", f"positive ({positives})"]
     for patch in axes.patches:
         assert patch.get_data().values.sum() == pytest.approx(1)
     assert [text.get_text() for text in axes.texts] == ["median 0.40 · worst 0.40 · ⇅ 1/1"]
-    assert drawn[0].axes[1].texts[0].get_text() == "no run\n(1 missing)"
-    assert "RANDOM ENCODER WEIGHTS" in drawn[0]._suptitle.get_text()
+    assert figures[0].axes[1].texts[0].get_text() == "no run\n(1 missing)"
+    assert "RANDOM ENCODER WEIGHTS" in figures[0]._suptitle.get_text()
     assert any("ABMIL on Toy (1 of 1)" in note for note in result.notes)
-    facts = describe(job, result, "python", 1)
-    assert facts["runs"] == ["toy/resnet18/abmil/split1_lr0.0001"] and facts["missing"]["missing"] == 1
-    assert ("predicted positive" in facts["caption"]) == (protocol == "as_released")
+    entry = describe(job, result, "python", 1)
+    assert entry.runs == ("toy/resnet18/abmil/split1_lr0.0001",) and entry.missing.missing == 1
+    assert ("predicted positive" in entry.caption) == (protocol == "as_released")
 
 
 def test_scores_of_a_panel_run_from_0_to_1(toy: tuple[list[Path], list[Path]]) -> None:
-    from smmil.artifacts.chosen_runs import load_chosen
-
     run = load_chosen(toy[1], toy[0], dataset="toy")[0]
-    y, score = shown_instances(run, predicted_positive=False)
+    y, score = panel_instances(run, predicted_positive=False)
     assert y.tolist() == [0, 0, 1, 0, 1, 0, 1] and score[[3, 4]].tolist() == [0, 1]
     assert score[0] == pytest.approx((0.2 - 0.1) / (0.95 - 0.1))
 

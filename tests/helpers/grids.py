@@ -66,7 +66,7 @@ def run_numbers(out: Path) -> dict[str, tuple[Any, ...]]:
     found = {}
     for method in METHODS:
         for run in json.loads((out / "runs" / method / "runs.json").read_text())["runs"]:
-            loss = read_log(out / "runs" / method / run["run"] / "log.jsonl")[-1]["loss"]
+            loss = read_log(out / "runs" / method / run["run"] / "log.jsonl")[-1].loss
             scores = (round(run["selection_score"], 4), round(loss, 4))
             found[f"{method} {run['run']}"] = (run["best_epoch"], run["chosen"], *scores)
     return found

@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from smmil.artifacts.hashes import hash_file
+from smmil.artifacts.records import Metrics
+
 # bag_id, split, y, logit, scores, labels
 Bag = tuple[str, str, float, float, Sequence[float], Sequence[int]]
 
@@ -62,8 +65,11 @@ def write_run(folder: Path, bags: Sequence[Bag] = BAGS, *, full: bool = False, *
 
 def write_index(folder: Path, runs: Sequence[Path]) -> Path:
     """Writes the index of a predictions folder."""
-    path = folder / "index.json"
-    path.write_text(json.dumps({"runs": [{"run": run.stem, "file": run.name} for run in runs]}))
+    with np.load(runs[0]) as archive:
+        meta = json.loads(str(archive["meta"]))
+    path, shared = folder / "index.json", {key: meta[key] for key in ("dataset", "encoder", "method", "protocol")}
+    entries = [{"run": run.stem, "file": run.name, "sha256": hash_file(run)} for run in runs]
+    path.write_text(json.dumps({**shared, "runs": entries}))
     return path
 
 
@@ -87,6 +93,29 @@ def metrics_object(
         "protocol": "as_written",
         "random_weights": False,
         "splits": splits,
-        "bootstrap": {"intervals": dict.fromkeys(names, [0.25, 0.75])},
+        "bootstrap": {
+            **{"resamples": 10, "seed": 0, "level": 0.95, "over": "test bags"},
+            "intervals": dict.fromkeys(names, [0.25, 0.75]),
+        },
         **more,
     }
+
+
+def metrics_record(*arguments: Any, **more: Any) -> Metrics:
+    """The record of a `metrics_object`."""
+    return Metrics.model_validate(metrics_object(*arguments, **more))
+
+
+def runs_object(dataset: str, method: str, runs: Sequence[str], **more: Any) -> dict[str, Any]:
+    """The content of a runs.json with chosen runs, one per seed."""
+    entry = {"lr": 1e-3, "chosen": True, "best_epoch": 2, "selection_score": 0.5, "key": "k", "weights_sha256": "w"}
+    entries = [{**entry, "run": run, "seed": seed} for seed, run in enumerate(runs, 1)]
+    names = {"dataset": dataset, "encoder": "resnet18", "method": method, "protocol": "as_written"}
+    return {**names, "runs": entries, **more}
+
+
+def log_row(epoch: int, **values: float | None) -> dict[str, Any]:
+    """A line of log.jsonl."""
+    names = ("lr", "loss", "grad_norm", "val_loss", "val_selection_bce", "val_score_entropy", "selection")
+    defined = {"val_bag_auroc": 0.5, "val_instance_auroc": None, "kept": False}
+    return {"epoch": epoch, **dict.fromkeys(names, 0.5), **defined, **values}

@@ -105,7 +105,7 @@ def train_arguments(folder: Path, out: Path, method: str = "noisy", **training: 
 
 def timeless(path: Path) -> list[dict[str, Any]]:
     """The rows of a run's log without what a clock or the machine's memory said."""
-    return [{name: value for name, value in row.items() if name not in MEASURED} for row in read_log(path)]
+    return [{name: value for name, value in row.as_json().items() if name not in MEASURED} for row in read_log(path)]
 
 
 def signal_after(monkeypatch: pytest.MonkeyPatch, steps: int, signum: int) -> None:

@@ -123,7 +123,8 @@ def test_a_slide_gets_the_numbers_of_the_workflow(slides, tmp_path):
     threshold = float(np.median(expected["instance_score"]))
     path = slides.results / "metrics/resnet18/smap_early.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**metrics, "splits": [{"seed": 1, "run": RUN, "threshold": threshold}]}))
+    split = {"seed": 1, "lr": 1e-3, "run": RUN, "threshold": threshold, "test": {}}
+    path.write_text(json.dumps({**metrics, "splits": [split]}))
     assert run(slides.raw / row.images[0], slides.run, tmp_path / "one") == 0
     found = json.loads((tmp_path / "one/prediction.json").read_text())
     assert found["logit"] == pytest.approx(float(expected["bag_logit"][0]), abs=1e-6)
@@ -138,7 +139,7 @@ def test_a_slide_gets_the_numbers_of_the_workflow(slides, tmp_path):
     assert sum(int(line["positive"]) for line in lines) == found["instances_above_threshold"]
     signed = [float(line["signed_score"]) for line in lines]
     np.testing.assert_allclose(signed, expected["signed_score"], rtol=0, atol=1e-6)
-    assert found["signed_agreement"] == pytest.approx(slides.predictions().meta["signed_agreement"], abs=1e-6)
+    assert found["signed_agreement"] == pytest.approx(slides.predictions().meta.signed_agreement, abs=1e-6)
     tiles = json.loads((tmp_path / "one/tiles.geojson").read_text())["features"]
     assert tiles[3]["properties"]["measurements"]["Signed score"] == pytest.approx(signed[3], rel=1e-6)
     corner = tiles[3]["geometry"]["coordinates"][0][0]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from smmil import score
+from smmil.artifacts.records import FeatureFacts
 from smmil.artifacts.results import load_predictions, read_index
 from smmil.data.loading import list_usable, load_bags
 from smmil.data.splits import read_splits
@@ -60,7 +61,7 @@ def test_files_hold_validation_and_test_bags_with_every_instance(trained, predic
     splits = read_splits(trained / "runs" / "splits.csv")
     for file in read_index(predicted / "index.json"):
         found = load_predictions(file)
-        parts = splits[found.meta["seed"]]
+        parts = splits[found.meta.seed]
         val = sorted(name for name, part in parts.items() if part == "val")
         test = sorted(name for name, part in parts.items() if part == "test")
         assert found.arrays["bag_id"].tolist() == val + test
@@ -78,9 +79,9 @@ def test_files_hold_validation_and_test_bags_with_every_instance(trained, predic
             "energy": "float64",
         }
     metrics = evaluate_runs(read_index(predicted / "index.json"), resamples=0)
-    assert {split["seed"] for split in metrics["splits"]} == {1, 2}
+    assert {split.seed for split in metrics.splits} == {1, 2}
     chosen = {run["run"] for run in json.loads((predicted / "index.json").read_text())["runs"] if run["chosen"]}
-    assert {split["run"] for split in metrics["splits"]} == chosen
+    assert {split.run for split in metrics.splits} == chosen
 
 
 def test_the_numbers_are_those_of_the_selected_epoch(trained, predicted):
@@ -92,13 +93,13 @@ def test_the_numbers_are_those_of_the_selected_epoch(trained, predicted):
         bce = np.mean(np.logaddexp(0, np.where(y == 1, -z, z)))
         pairs = z[y == 1][:, None] - z[y == 0][None]
         auroc = np.mean((pairs > 0) + 0.5 * (pairs == 0))
-        assert auroc - bce == pytest.approx(found.meta["selection_score"], abs=1e-6)
+        assert auroc - bce == pytest.approx(found.meta.selection_score, abs=1e-6)
 
 
 def test_scores_are_the_models_own(trained, predicted):
     run = trained / "runs" / "split1_lr0.01"
-    model, config = predictions.load_run(run, torch.device("cpu"))
-    assert not model.training and config["method"] == "smap_early"
+    model, config, _ = predictions.load_run(run, torch.device("cpu"))
+    assert not model.training and config.method == "smap_early"
     manifests = [trained / stage / "shards" / "0000.json" for stage in ("instances", "features/tiny")]
     infos = [info for info in list_usable(trained / "bags.csv", manifests).bags if info.split == "test"]
     bags, _ = load_bags(infos, trained / "instances", trained / "features" / "tiny")
@@ -147,10 +148,10 @@ def test_a_run_scores_other_bags_even_unlabelled(trained, predicted, tmp_path):
 
 
 def test_features_of_another_encoder_are_refused():
-    config = {"features": {"encoder": "resnet18", "weights_sha256": "a"}}
-    predictions.check_features(config, {"encoder": "resnet18", "weights_sha256": "a"}, "x")
+    trained = FeatureFacts(encoder="resnet18", weights_sha256="a")
+    predictions.check_features(trained, trained, "x")
     with pytest.raises(ValueError, match="weights_sha256: found 'b', expected 'a'"):
-        predictions.check_features(config, {"encoder": "resnet18", "weights_sha256": "b"}, "x")
+        predictions.check_features(trained, FeatureFacts(encoder="resnet18", weights_sha256="b"), "x")
 
 
 def test_unfinished_or_mixed_runs_and_other_bags_are_refused(trained, tmp_path, capsys):
@@ -231,11 +232,11 @@ def test_the_signed_score_comes_from_validation_bags_only(trained, predicted):
     manifests = [trained / stage / "shards" / "0000.json" for stage in ("instances", "features/tiny")]
     infos = list_usable(trained / "bags.csv", manifests).bags
     bags, _ = load_bags(infos, trained / "instances", trained / "features" / "tiny")
-    model, _ = predictions.load_run(trained / "runs" / "split2_lr0.01", torch.device("cpu"))
+    model, _, _ = predictions.load_run(trained / "runs" / "split2_lr0.01", torch.device("cpu"))
     val = set(found.part("val")["bag_id"])
     chosen = [bag for bag in bags if bag.bag_id in val]
     direction = find_direction(model, BagCache(chosen, torch.device("cpu")), range(len(chosen)))
-    assert found.meta["signed_agreement"] == pytest.approx(direction.agreement, abs=1e-9)
+    assert found.meta.signed_agreement == pytest.approx(direction.agreement, abs=1e-9)
     for bag in (bag for bag in bags if bag.bag_id in set(found.arrays["bag_id"])):
         expected = signed_score(direction, bag.x)
         np.testing.assert_allclose(found.bag(bag.bag_id)["signed_score"], expected, rtol=1e-5, atol=1e-7)
@@ -281,7 +282,7 @@ def test_scored_bags_get_the_signed_scores_of_the_predictions(trained, predicted
     shutil.copytree(trained / "runs", tmp_path / "runs")
     for run, scored in score_copy(trained, tmp_path).items():
         expected = load_predictions(predicted / f"{run}.npz")
-        assert scored.meta["signed_agreement"] == pytest.approx(expected.meta["signed_agreement"], abs=1e-9)
+        assert scored.meta.signed_agreement == pytest.approx(expected.meta.signed_agreement, abs=1e-9)
         for bag_id in expected.arrays["bag_id"].tolist():
             ours, theirs = scored.bag(bag_id)["signed_score"], expected.bag(bag_id)["signed_score"]
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
@@ -325,7 +326,7 @@ def test_without_a_direction_to_trust_there_is_no_signed_score_and_the_log_says_
     (run,) = [one["run"] for one in listed if one["seed"] == 1 and one["chosen"]]
     change(tmp_path / "runs" / run / "direction.safetensors")
     found = score_copy(trained, tmp_path)
-    assert "signed_score" not in found[run].arrays and "signed_agreement" not in found[run].meta
+    assert "signed_score" not in found[run].arrays and found[run].meta.signed_agreement is None
     others = [one for name, one in found.items() if name != run]
     assert others and all("signed_score" in one.arrays for one in others)
     (line,) = [record.getMessage() for record in caplog.records if "sign-aware" in record.getMessage()]

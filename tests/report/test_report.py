@@ -1,8 +1,6 @@
 """Report and maps on hand-made results: what is drawn, what is escaped, what is missing, how large the page is."""
 
 import json
-import subprocess
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,31 +11,40 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from preprocessing.common.cli import read_record
 from preprocessing.common.files import write_json
 from preprocessing.common.webpage import thumbnail
 from preprocessing.qc.counts import Counts, Expected
 from preprocessing.status import StageProblem, Status, Total
 from preprocessing.store.bags import InstanceAttrs, write_bag
 from smmil.artifacts.chosen_runs import ChosenRun
+from smmil.artifacts.records import Metrics
+from smmil.config.layouts import TableLayout, parse_table_layout
 from smmil.evaluate.__main__ import main as evaluate_main
 from smmil.figures import bag_maps as maps
 from smmil.figures import map_panels
 from smmil.figures.__main__ import main as figures_main
 from smmil.figures.bag_maps import select_bags
+from smmil.figures.entries import MapsFile
 from smmil.figures.map_panels import montage_with_bars, paint
 from smmil.figures.plotting import CONTINUOUS, NEUTRAL, POSITIVE, min_max, percentile_rank
 from smmil.maps import main as maps_main
 from smmil.report import page as report
 from smmil.report.__main__ import main as report_main
-from smmil.report.sections import Inputs, Maps, run_groups
+from smmil.report.page import Inputs, run_groups
 from smmil.tables import __main__ as tables
+from tests.helpers import predictions
 from tests.helpers.pages import Page, put_slide
-from tests.helpers.predictions import BAGS, metrics_object, part, write_index, write_run
+from tests.helpers.predictions import BAGS, log_row, metrics_object, metrics_record, part
 
 LAYOUT = {
     "datasets": [{"name": "toy", "title": "Toy <1>", "encoder": "resnet18"}],
     "methods": ["smap_early", "abmil", "clam"],
+}
+
+
+PLAN = {
+    "splits": [1],
+    "datasets": [{"name": "toy", "title": "Toy", "encoder": "resnet18", "methods": ["abmil", "smap_early", "clam"]}],
 }
 
 
@@ -77,27 +84,16 @@ def results(tmp_path: Path) -> Path:
         put_slide(tmp_path / "instances", bag_id, len(scores), sum(labels))
     for method in ("abmil", "smap_early"):
         folder = tmp_path / "predictions" / "resnet18" / method
-        run = write_run(folder, method=method, random_weights=True)
-        index = write_index(folder, [run])
+        run = predictions.write_run(folder, method=method, random_weights=True)
+        index = predictions.write_index(folder, [run])
         out = tmp_path / "metrics" / "resnet18" / f"{method}.json"
         assert evaluate_main(["--index", str(index), "--out", str(out), "--resamples", "10"]) == 0
         runs = tmp_path / "runs" / "resnet18" / method
         (runs / run.stem).mkdir(parents=True)
-        rows = [
-            {
-                "epoch": e,
-                "loss": 1 / e,
-                "val_loss": 1.0,
-                "val_bag_auroc": 0.5,
-                "val_instance_auroc": None,
-                "kept": e < 3,
-            }
-            for e in (1, 2, 3)
-        ]
+        rows = [log_row(epoch, loss=1 / epoch, kept=epoch < 3) for epoch in (1, 2, 3)]
         (runs / run.stem / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        summary = {"dataset": "toy", "encoder": "resnet18", "method": method, "training": {"epochs": 3}}
-        summary |= {"quirks": ["loader_shuffle"]}
-        write_json(runs / "runs.json", {**summary, "runs": [{"run": run.stem, "chosen": True, "best_epoch": 2}]})
+        settings = {"training": {"epochs": 3}, "quirks": ["loader_shuffle"]}
+        write_json(runs / "runs.json", predictions.runs_object("toy", method, [run.stem], **settings))
     return tmp_path
 
 
@@ -113,20 +109,29 @@ def files(results: Path, pattern: str) -> list[str]:
     return [str(path) for path in sorted(results.glob(pattern))]
 
 
-def draw_maps(results: Path, *more: str) -> int:
+def inputs_of(results: Path) -> list[str]:
     given = ["--index", *files(results, "predictions/*/*/index.json"), "--metrics", *files(results, "metrics/*/*.json")]
+    return [*given, "--layout", json.dumps(PLAN)]
+
+
+def draw_maps(results: Path, *more: str) -> int:
     where = ["--instances", str(results / "instances"), "--out", str(results / "maps")]
-    return maps_main(["--layout", json.dumps(PLAN), *where, *given, *more])
+    return maps_main([*inputs_of(results), *where, *more])
+
+
+def page_of(inputs: Inputs, folder: Path, **more: Any) -> str:
+    """The report of these inputs, a well-formed page."""
+    text = report.build_page("t", TableLayout.parse(LAYOUT), inputs, page=folder / "x.html", **more)
+    Page(text)
+    return text
 
 
 def test_maps_draw_saved_predictions_twice_the_same(results: Path) -> None:
     assert draw_maps(results) == 0
-    entry = json.loads((results / "maps" / "maps.json").read_text())
-    assert [one["bag_id"] for one in entry["maps"]] == ["t1", "t2", "t0"]
-    assert entry["maps"][0]["runs"] == ["smap_early/split1_lr0.0001", "abmil/split1_lr0.0001"]
-    assert "Random encoder weights" in entry["maps"][0]["caption"] and entry["command"].startswith(
-        "python -m smmil.maps"
-    )
+    written = MapsFile.read(results / "maps" / "maps.json")
+    assert [entry.bag_id for entry in written.maps] == ["t1", "t2", "t0"]
+    assert written.maps[0].runs == ("smap_early/split1_lr0.0001", "abmil/split1_lr0.0001")
+    assert "Random encoder weights" in written.maps[0].caption and written.command.startswith("python -m smmil.maps")
     first = (results / "maps" / "t1.png").read_bytes()
     assert (results / "maps" / "t1.pdf").read_bytes()[:4] == b"%PDF"
     assert json.loads((results / "maps" / "t1.json").read_text())["files"] == ["t1.png", "t1.pdf"]
@@ -136,23 +141,22 @@ def test_maps_draw_saved_predictions_twice_the_same(results: Path) -> None:
 
 def test_an_expected_method_without_a_run_is_counted_under_every_map(results: Path, drawn_maps: list[Any]) -> None:
     assert draw_maps(results) == 0
-    entry = json.loads((results / "maps" / "maps.json").read_text())
+    entry = MapsFile.read(results / "maps" / "maps.json")
     line = "1 of 3 methods have no run, and no map: CLAM."
-    assert entry["notes"] == [line] and all(line in one["notes"] for one in entry["maps"])
+    assert entry.notes == (line,) and all(line in drawn.notes for drawn in entry.maps)
     assert all("1 of 3 methods have no run" in figure._suptitle.get_text() for figure in drawn_maps)
     for path in results.glob("metrics/*/*.json"):
         path.unlink()
     assert draw_maps(results) == 0
-    entry = read_record(Maps, results / "maps" / "maps.json")
-    assert entry.maps == [] and entry.notes[0].startswith("3 of 3 methods have no run") and len(drawn_maps) == 3
-    text = report.build_page("t", LAYOUT, Inputs(maps={Path("maps.json"): entry}), page=results / "x.html")
-    assert "3 of 3 methods have no run" in text
+    entry = MapsFile.read(results / "maps" / "maps.json")
+    assert entry.maps == () and entry.notes[0].startswith("3 of 3 methods have no run") and len(drawn_maps) == 3
+    assert "3 of 3 methods have no run" in page_of(Inputs(maps={Path("maps.json"): entry}), results)
 
 
 @pytest.mark.parametrize(("area", "inverted"), [(0.0, True), (0.49, True), (0.5, False), (None, False)])
 def test_a_run_is_inverted_below_one_half_down_to_zero(area: float | None, inverted: bool) -> None:
-    run = ChosenRun("abmil", "split1", {"seed": 1, "run": "split1", "test": {"instance_auroc": area}}, None, False)  # type: ignore[arg-type]
-    assert bool(maps.inverted_runs([run])) == inverted
+    split = metrics_record("toy", "abmil", {"instance_auroc": [area]}).splits[0]
+    assert bool(maps.inverted_runs([ChosenRun("abmil", "split1", split, None, False)])) == inverted  # type: ignore[arg-type]
 
 
 def test_a_store_that_changed_after_training_is_refused(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,12 +178,14 @@ def test_a_scan_is_drawn_as_curves_and_montage(results: Path, drawn_maps: list[A
     write_json(results / "instances" / "thumbnails" / "t1.json", {"montage": layout})
     assert draw_maps(results, "--bag-id", "t1") == 0
     *curves, montage, bar = drawn_maps[0].get_axes()
+    # SmAP's metrics file holds the same numbers
+    metrics = Metrics.read(results / "metrics/resnet18/abmil.json")
     assert [ax.get_title("left").split("   ")[0] for ax in curves] == ["SmAP ◆", "ABMIL"]
     for ax in curves:
         # the stored scores of t1 over its slices, and the threshold from validation: the only one between .3 and .6
         scores, threshold = ax.get_lines()
         assert scores.get_xdata().tolist() == [0, 1, 2] and scores.get_ydata() == pytest.approx([0.8, 0.1, 0.95])
-        assert threshold.get_ydata()[0] == pytest.approx(json.loads(metrics_text(results))["splits"][0]["threshold"])
+        assert threshold.get_ydata()[0] == pytest.approx(metrics.splits[0].threshold)
         spans = {to_hex(span.get_facecolor()): span.get_x() + span.get_width() / 2 for span in ax.patches}
         assert spans == {to_hex(POSITIVE): 0.0, to_hex(NEUTRAL): 2.0}
         assert "logit +1.50 · AUROC 1.00" in ax.get_title("left")
@@ -192,32 +198,17 @@ def test_a_scan_is_drawn_as_curves_and_montage(results: Path, drawn_maps: list[A
         assert (picture[row, 48] == lowest).all() and (picture[row, 80] == highest).all()
 
 
-def metrics_text(results: Path) -> str:
-    """The metrics file of ABMIL; SmAP's holds the same numbers."""
-    return (results / "metrics/resnet18/abmil.json").read_text()
-
-
-PLAN = {
-    "splits": [1],
-    "datasets": [{"name": "toy", "title": "Toy", "encoder": "resnet18", "methods": ["abmil", "smap_early", "clam"]}],
-}
-
-
-def draw(results: Path, figure: str, out: Path) -> str:
-    given = ["--runs", *files(results, "runs/*/*/runs.json"), "--index", *files(results, "predictions/*/*/index.json")]
-    given += ["--metrics", *files(results, "metrics/*/*.json"), "--instances", f"toy={results / 'instances'}"]
-    given += ["--layout", json.dumps(PLAN), "--figure", figure]
-    assert figures_main([*given, "--out", str(out / f"{figure}.png")]) == 0
+def draw(results: Path, figure: str, out: Path, code: int = 0) -> str:
+    given = ["--runs", *files(results, "runs/*/*/runs.json"), *inputs_of(results), "--figure", figure]
+    given += ["--instances", f"toy={results / 'instances'}", "--out", str(out / f"{figure}.png")]
+    assert figures_main(given) == code
     return str(out / f"{figure}.json")
 
 
 def test_the_picture_of_costs_has_a_panel_for_the_gpu_where_one_was_used(results: Path) -> None:
     draw(results, "resources", results / "without")
     for log in results.glob("runs/*/*/*/log.jsonl"):
-        rows = [
-            {**json.loads(line), "memory_mib": 900, "device_memory_mib": 70} for line in log.read_text().splitlines()
-        ]
-        log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        log.write_text(json.dumps(log_row(1, memory_mib=900, device_memory_mib=70)) + "\n")
     draw(results, "resources", results / "with")
     with Image.open(results / "without/resources.png") as two, Image.open(results / "with/resources.png") as three:
         assert three.width > 1.3 * two.width
@@ -232,15 +223,8 @@ def make_report(results: Path, *more: str) -> str:
     outputs = ["--out-html", f"{table}.html", "--out-csv", f"{table}.csv"]
     assert tables.main(["--table", "table1", "--layout", json.dumps(LAYOUT), *metrics, *outputs]) == 0
     inputs = [*metrics, "--figures", *drawn, "--tables", f"{table}.html"]
-    inputs += [
-        "--runs",
-        *files(results, "runs/*/*/runs.json"),
-        "--layout",
-        json.dumps(LAYOUT),
-        "--layouts",
-        json.dumps({"table1": LAYOUT}),
-        *more,
-    ]
+    inputs += ["--runs", *files(results, "runs/*/*/runs.json"), "--layout", json.dumps(LAYOUT)]
+    inputs += ["--layouts", json.dumps({"table1": LAYOUT}), *more]
     assert report_main(["--title", "A & B", *inputs, "--out", str(out)]) == 0
     return out.read_text()
 
@@ -268,22 +252,21 @@ def test_report_is_one_well_formed_page_without_requests(results: Path) -> None:
 
 
 def test_report_lists_the_runs_behind_every_table_and_the_command_that_makes_it(tmp_path: Path) -> None:
-    other = {**metrics_object("toy", "abmil", {"bag_f1": [0.5, 0.5]}), "encoder": "resnet50"}
-    metrics = [metrics_object("toy", "abmil", {}, quirks=["eval_energy"]), other]
+    other = metrics_record("toy", "abmil", {"bag_f1": [0.5, 0.5]}, encoder="resnet50")
+    metrics = [metrics_record("toy", "abmil", {}, quirks=["eval_energy"]), other]
     several = {**LAYOUT, "datasets": [{"name": "toy", "encoders": ["resnet18", "resnet50"]}], "methods": ["abmil"]}
     pairs = {"datasets": [{"name": "toy", "encoder": "resnet18", "pairs": [["smap_early", "abmil"]]}], "splits": 1}
     layouts = {"table1": LAYOUT, "table7": several, "comparisons": pairs}
     paths = [tmp_path / f"{name}.html" for name in layouts]
     for path in paths:
         path.write_text("<h2>x</h2>")
-    text = report.build_page(
-        *("t", LAYOUT, Inputs(metrics=metrics, tables=paths)),
-        page=tmp_path / "x.html",
-        layouts=layouts,
+    text = page_of(
+        Inputs(metrics=metrics, tables=paths),
+        tmp_path,
+        layouts={table: parse_table_layout(table, layout) for table, layout in layouts.items()},
         configuration="--configfile a.yaml --config 'report={partial: true}'",
         quirks=["sm_alpha_rule"],
     )
-    Page(text)
     assert "snakemake table7 --configfile a.yaml --config &#39;report={partial: true}&#39;</pre>" in text
     sections = {name: text.split(f'<section id="{name}">')[1].split("</section>")[0] for name in (*layouts, "runs")}
     assert "(3 runs)" in sections["table7"] and "toy / resnet50: ABMIL (2)" in sections["table7"]
@@ -297,12 +280,12 @@ def test_report_lists_the_runs_behind_every_table_and_the_command_that_makes_it(
 
 
 def test_the_list_of_runs_tells_gated_from_ungated_under_the_quirk_too() -> None:
-    one = metrics_object("toy", "abmil", {"instance_auroc": [0.9]})
-    one["splits"][0]["gated"] = {"instance_auroc": 0.7}
+    plain = metrics_object("toy", "abmil", {"instance_auroc": [0.9]})
+    plain["splits"][0]["gated"] = {"instance_auroc": 0.7}
     # as smmil.evaluate.runs writes it where gating is in force: what is primary is the gated one
     quirky = metrics_object("toy", "clam", {"instance_auroc": [0.6]}, quirks=["eval_gate_by_bag"])
     quirky["splits"][0] |= {"gated": {"instance_auroc": 0.6}, "ungated": {"instance_auroc": 0.8}}
-    (rows,) = run_groups([one, quirky]).values()
+    (rows,) = run_groups([Metrics.model_validate(entry) for entry in (plain, quirky)]).values()
     assert [row[6:8] for row in rows] == [("0.900", "0.700"), ("0.800", "0.600")]
 
 
@@ -313,8 +296,7 @@ def failed_status(reason: str) -> Status:
 
 
 def test_report_shows_the_state_of_preprocessing_where_it_is_known(tmp_path: Path) -> None:
-    text = report.build_page("t", LAYOUT, Inputs(status=[failed_status("cut off")]), page=tmp_path / "x.html")
-    Page(text)
+    text = page_of(Inputs(status=[failed_status("cut off")]), tmp_path)
     assert "all stages" in text and "12.5" in text and "cut off" in text and "Bags that are not ok (1)" in text
 
 
@@ -325,14 +307,11 @@ def test_maps_of_figures_5_and_12_are_drawn_from_stored_scores(results: Path) ->
     # most of its instances positive
     assert "Toy: bag t1." in entry["notes"]
     put_slide(results / "instances", "t1", 7, 1)
-    given = ["--index", *files(results, "predictions/*/*/index.json"), "--metrics", *files(results, "metrics/*/*.json")]
-    given += ["--instances", f"toy={results / 'instances'}", "--layout", json.dumps(PLAN)]
-    assert figures_main(["--figure", "fig5", *given, "--out", str(results / "x.png")]) == 2
+    draw(results, "fig5", results / "figures", code=2)
 
 
 def test_report_without_any_result_says_so(tmp_path: Path) -> None:
-    text = report.build_page("t", LAYOUT, Inputs(), page=tmp_path / "x.html")
-    Page(text)
+    text = page_of(Inputs(), tmp_path)
     assert "No metrics were given" in text and "No table was given" in text
 
 
@@ -348,15 +327,13 @@ def test_a_file_of_another_kind_is_refused_with_its_key(tmp_path: Path, capsys: 
 
 def test_miniature_cohorts_and_failures_are_announced() -> None:
     counts = Counts("c16", {"ok": 13, "failed": 1}, expected=[Expected("bags", 399, 14)])
-    lines = report.automatic_warnings([metrics_object("c16", "abmil", {})], [counts])
+    lines = report.automatic_warnings([metrics_record("c16", "abmil", {})], [counts])
     assert lines[0].startswith("Miniature cohorts (c16 14 bags)") and lines[1].startswith("Failed bags: c16 1")
     whole = Counts("c16", {"ok": 399}, expected=[Expected("bags", 399, 399)])
     assert report.automatic_warnings([], [whole]) == []
 
 
 def test_pictures_in_the_page_are_small(tmp_path: Path) -> None:
-    from PIL import Image
-
     noise = np.random.default_rng(0).integers(0, 255, (500, 1500, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.png")
     source, width, height = thumbnail(tmp_path / "a.png")
@@ -365,12 +342,3 @@ def test_pictures_in_the_page_are_small(tmp_path: Path) -> None:
     (tmp_path / "b.png").write_text("no")
     with pytest.raises(ValueError, match="b.png: not a picture"):
         thumbnail(tmp_path / "b.png")
-
-
-@pytest.mark.parametrize("module", ["evaluate", "tables", "maps", "figures", "report"])
-def test_help_loads_nothing_heavy(module: str, repository: Path) -> None:
-    heavy = ("torch", "matplotlib", "sklearn", "zarr", "cv2", "PIL")
-    code = f"import sys, smmil.{module}; print([name for name in {heavy} if name in sys.modules])"
-    command = [sys.executable, "-c", code]
-    found = subprocess.run(command, capture_output=True, text=True, check=True, cwd=repository).stdout.strip()
-    assert found == "[]"

@@ -8,17 +8,16 @@ import pytest
 
 from smmil.config.layouts import TableLayout
 from smmil.tables.__main__ import main
-from smmil.tables.build import build_table
 from smmil.tables.resources import read_resources
-from tests.helpers.predictions import metrics_object
-from tests.tables.test_tables import rows, texts, with_values
+from tests.helpers.predictions import log_row, metrics_object, runs_object
+from tests.tables.test_tables import build_table, rows, texts, with_values
 
 KEYS: dict[str, Any] = {"datasets": [{"name": "c16", "title": "CAMELYON16", "encoder": "resnet18"}], "splits": 2}
 ONE = TableLayout.parse(KEYS)
 
 
 def test_table_3_has_two_blocks_and_the_lower_energy_is_the_better() -> None:
-    found = [
+    entries = [
         with_values(
             metrics_object("c16", method, {"bag_f1": [0.5, 0.7]}),
             dirichlet_raw=[raw, raw],
@@ -26,7 +25,7 @@ def test_table_3_has_two_blocks_and_the_lower_energy_is_the_better() -> None:
         )
         for method, raw, normal in (("smap_early", 2.0, 0.3), ("abmil", 8.0, 0.2), ("smap_late", 4.0, 0.1))
     ]
-    table = build_table("table3", found, ONE)
+    table = build_table("table3", entries, ONE)
     assert [[row.name for row in block] for block in table.sections[0].blocks.values()] == [
         ["SmAP-early", "SmAP-mid", "SmAP-late", "ABMIL"],
         ["SmT+SmAP", "SmT+AP", "T+SmAP", "T+AP"],
@@ -80,7 +79,7 @@ def test_differences_pair_by_seed_not_by_position() -> None:
 
 def test_table_5_shows_penalty_and_sm_in_the_papers_blocks() -> None:
     table = build_table("table5", [], ONE)
-    blocks = {title: [row.method for row in own] for title, own in table.sections[0].blocks.items()}
+    blocks = {title: [row.method for row in numbers] for title, numbers in table.sections[0].blocks.items()}
     assert blocks == {
         "Without global interactions": ["smap_early", "abmil_penalty", "abmil"],
         "With global interactions": ["smtap", "t_penalty", "t_ap"],
@@ -91,7 +90,7 @@ def test_table_5_shows_penalty_and_sm_in_the_papers_blocks() -> None:
 def by_encoder(**more: Any) -> tuple[list[dict[str, Any]], TableLayout]:
     """Two methods, two datasets with ResNet18, one of them also with ResNet50-BT."""
     areas = {("c16", "resnet50_bt"): (0.4, 0.9), ("c16", "resnet18"): (0.8, 0.7), ("rsna", "resnet18"): (0.6, 0.6)}
-    found = [
+    entries = [
         metrics_object(dataset, method, {"instance_auroc": [areas[dataset, encoder][i]]}, encoder=encoder)
         for dataset, encoder in areas
         for i, method in enumerate(("smap_early", "abmil"))
@@ -100,7 +99,7 @@ def by_encoder(**more: Any) -> tuple[list[dict[str, Any]], TableLayout]:
         {"name": "c16", "title": "CAMELYON16", "encoders": ["resnet50_bt", "resnet18"]},
         {"name": "rsna", "title": "RSNA", "encoders": ["resnet18"]},
     ]
-    return found, TableLayout.parse({"datasets": datasets, "methods": ["smap_early", "abmil"], **more})
+    return entries, TableLayout.parse({"datasets": datasets, "methods": ["smap_early", "abmil"], **more})
 
 
 def test_table_6_ranks_inside_one_extractor() -> None:
@@ -123,16 +122,16 @@ def test_table_6_ranks_inside_one_extractor() -> None:
 
 
 def test_table_6_marks_ranks_that_rest_on_few_splits() -> None:
-    found, layout = by_encoder(splits=3)
+    entries, layout = by_encoder(splits=3)
     whole = []
-    for one in found:
-        area = one["splits"][0]["test"]["instance_auroc"]
-        more = {"encoder": one["encoder"]}
-        whole.append(metrics_object(one["dataset"], one["method"], {"instance_auroc": [area] * 3}, **more))
+    for record in entries:
+        area = record["splits"][0]["test"]["instance_auroc"]
+        more = {"encoder": record["encoder"]}
+        whole.append(metrics_object(record["dataset"], record["method"], {"instance_auroc": [area] * 3}, **more))
     full = build_table("table6", whole, layout)
     assert not [note for note in full.notes if "fewer than" in note]
     # SmAP on CAMELYON16 with ResNet18: one of three splits
-    few = [*whole[:2], found[2], *whole[3:]]
+    few = [*whole[:2], entries[2], *whole[3:]]
     table = build_table("table6", few, layout)
     assert texts(table, "", "smap_early") == ["1.375 [1]", "1.500 [1]", "1.750", "1.500"]
     assert not [text for text in texts(table, "", "abmil") if "[" in text]
@@ -144,29 +143,29 @@ def test_table_6_marks_ranks_that_rest_on_few_splits() -> None:
 
 
 def test_the_spread_of_energies_stands_beside_table_3_and_the_largest_is_the_worst() -> None:
-    one = with_values(
+    record = with_values(
         metrics_object("c16", "abmil", {"bag_f1": [0.5, 0.7]}),
         dirichlet_raw=[2.0, 300.0],
         dirichlet_normalised=[0.5, 0.1],
     )
-    table = build_table("table3", [one], ONE)
+    table = build_table("table3", [record], ONE)
     section = next(s for s in table.sections if s.key == "energy-spread")
     assert [column.label for column in section.columns] == ["Energy", "Normalised energy"]
     assert texts(table, "energy-spread", "abmil") == ["151 / 300", "0.300 / 0.500"]
 
 
 def test_table_6_counts_the_cells_behind_its_ranks() -> None:
-    found, layout = by_encoder()
-    table = build_table("table6", found[1:], layout)
+    entries, layout = by_encoder()
+    table = build_table("table6", entries[1:], layout)
     # SmAP lacks ResNet50-BT on CAMELYON16: four metrics of 2 methods x 3 pairings x 4
     assert rows(table)["smap_early"].cells[2].mean is None and rows(table)["smap_early"].cells[0].mean is not None
     assert "4 of 24 cells behind the ranks are empty. CAMELYON16 ResNet50-BT: SmAP (no metrics file)." in table.notes
 
 
 def test_tables_7_to_10_show_one_metric_by_extractor_and_dataset() -> None:
-    found, layout = by_encoder()
+    entries, layout = by_encoder()
     for name, metric in (("table7", "instance_auroc"), ("table10", "bag_f1")):
-        table = build_table(name, found, layout)
+        table = build_table(name, entries, layout)
         columns = table.sections[0].columns
         assert [(c.head, c.label) for c in columns] == [
             ("ResNet18", "CAMELYON16"),
@@ -174,23 +173,20 @@ def test_tables_7_to_10_show_one_metric_by_extractor_and_dataset() -> None:
             ("ResNet50-BT", "CAMELYON16"),
         ]
         assert {c.metrics for c in columns} == {(metric,)}
-    cells = rows(build_table("table7", found, layout))["smap_early"].cells
+    cells = rows(build_table("table7", entries, layout))["smap_early"].cells
     assert [cell.mean for cell in cells] == [0.8, 0.6, 0.4]
 
 
-def write_runs(folder: Path, method: str, epochs: list[list[dict[str, float]] | None]) -> Path:
-    """A runs.json with one run per list of epochs, each told by some columns of its log row; None writes no log."""
-    runs = []
-    for i, own in enumerate(epochs):
-        name = f"split{i + 1}_lr0.001"
-        runs.append({"run": name, "seed": i + 1, "lr": 1e-3, "chosen": True})
-        if own is not None:
+def write_runs(folder: Path, method: str, epochs: list[list[dict[str, float]] | None], **more: Any) -> Path:
+    """A runs.json with one run per list of epochs, each given by some fields of its log row; None writes no log."""
+    names = [f"split{i}_lr0.001" for i in range(1, len(epochs) + 1)]
+    for name, log in zip(names, epochs, strict=True):
+        if log is not None:
             (folder / method / name).mkdir(parents=True)
-            lines = [json.dumps({"epoch": e, **row}) for e, row in enumerate(own, 1)]
+            lines = [json.dumps(log_row(epoch, **values)) for epoch, values in enumerate(log, 1)]
             (folder / method / name / "log.jsonl").write_text("\n".join(lines) + "\n")
-    shared = {"dataset": "c16", "encoder": "resnet18", "method": method, "protocol": "as_written"}
     (folder / method).mkdir(parents=True, exist_ok=True)
-    (folder / method / "runs.json").write_text(json.dumps({**shared, "runs": runs}))
+    (folder / method / "runs.json").write_text(json.dumps(runs_object("c16", method, names, **more)))
     return folder / method / "runs.json"
 
 
@@ -201,9 +197,9 @@ def row(seconds: float, memory: int, gpu: int | None = None) -> dict[str, float]
 def test_time_is_the_sum_of_the_epochs_and_memory_the_most_of_any_process(tmp_path: Path) -> None:
     """Two splits that were trained by two jobs: the second held more."""
     path = write_runs(tmp_path / "runs", "abmil", [[row(1.0, 400), row(2.0, 512)], [row(4.0, 500), row(1.0, 600)]])
-    one = read_resources(path)
-    assert [split["test"]["train_seconds"] for split in one["splits"]] == [3, 5]
-    assert one["job"] == {"memory_mib": 600.0, "device_memory_mib": None}
+    record = read_resources(path)
+    assert [split.test.values["train_seconds"] for split in record.splits] == [3, 5]
+    assert record.job == {"memory_mib": 600.0, "device_memory_mib": None}
     out = ["--out-csv", str(tmp_path / "t.csv"), "--out-md", str(tmp_path / "t.md")]
     layout = json.dumps({**KEYS, "methods": ["abmil", "clam"]})
     assert main(["--table", "resources", "--runs", str(path), "--layout", layout, *out]) == 0
@@ -228,21 +224,20 @@ def test_records_that_are_missing_or_cut_off_leave_empty_cells(tmp_path: Path) -
     path = write_runs(tmp_path, "abmil", [[{"seconds": 1.5}], None])
     log = tmp_path / "abmil/split1_lr0.001/log.jsonl"
     log.write_text(log.read_text() + '{"epoch": 2, "sec')
-    one = read_resources(path)
-    assert [split["test"]["train_seconds"] for split in one["splits"]] == [1.5, None]
-    assert one["job"] == {"memory_mib": None, "device_memory_mib": None}
-    table = build_table("resources", [one], TableLayout.parse({**KEYS, "methods": ["abmil"]}))
+    record = read_resources(path)
+    assert [split.test.values["train_seconds"] for split in record.splits] == [1.5, None]
+    assert record.job == {"memory_mib": None, "device_memory_mib": None}
+    table = build_table("resources", [record], TableLayout.parse({**KEYS, "methods": ["abmil"]}))
     assert "Fewer than 2 runs, number in brackets: ABMIL ResNet18 CAMELYON16 1." in table.notes
     assert any(note.startswith("Peak memory: 1 of 1 cells are empty") for note in table.notes)
     (tmp_path / "runs.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"runs\.json: not a runs\.json, missing"):
+    with pytest.raises(ValueError, match=r"runs\.json: .*dataset: Field required"):
         read_resources(tmp_path / "runs.json")
 
 
 def test_the_table_of_time_names_the_quirks_of_its_runs_and_refuses_to_mix_them(tmp_path: Path) -> None:
-    paths = [write_runs(tmp_path / "runs", method, [[row(1.0, 400)]]) for method in ("abmil", "clam")]
-    told = json.loads(paths[0].read_text())
-    paths[0].write_text(json.dumps({**told, "quirks": ["sm_alpha_rule"]}))
+    quirks: dict[str, Any] = {"abmil": {"quirks": ["sm_alpha_rule"]}, "clam": {}}
+    paths = [write_runs(tmp_path / "runs", method, [[row(1.0, 400)]], **more) for method, more in quirks.items()]
     table = build_table("resources", [read_resources(paths[0])], TableLayout.parse({**KEYS, "methods": ["abmil"]}))
     assert any("with sm_alpha_rule" in note for note in table.notes)
     with pytest.raises(ValueError, match="sm_alpha_rule"):

@@ -13,14 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smmil.config.layouts import TableLayout
-from smmil.tables.build import build_table
-from smmil.tables.formats import to_csv, to_html, to_markdown
-from smmil.tables.latex import escape, panels, to_latex
-from smmil.tables.records import Column
-from smmil.tables.specs import TABLES
+from smmil.tables.formats import escape, panels, to_csv, to_html, to_latex, to_markdown
+from smmil.tables.specs import TABLES, Column
 from tests.helpers.pages import Page
 from tests.helpers.predictions import metrics_object
-from tests.tables.test_tables import LAYOUT, metrics, with_values
+from tests.tables.test_tables import LAYOUT, build_table, metrics, with_values
 
 NASTY = r"R&D_100% {x} ~^ \o/ #1 $ [a] <b>"
 
@@ -29,7 +26,7 @@ def everything(title: str = NASTY) -> tuple[list[dict[str, Any]], TableLayout]:
     """Two methods of every group on two extractors, one run missing, with every metric there is."""
     values: list[float | None] = [0.5, 0.25]
     extra = ("signed_instance_auroc", "signed_instance_f1", "dirichlet_raw", "dirichlet_normalised", "train_seconds")
-    found = [
+    entries = [
         with_values(metrics_object(d, m, {"instance_auroc": [0.4, 0.6]}, encoder=e), **dict.fromkeys(extra, values))
         for d, e in (("a", "resnet18"), ("b", "resnet18"), ("b", "vit_b_32"))
         for m in ("smap_early", "abmil", "dsmil", "smdsmil", "smtap", "t_ap")
@@ -39,7 +36,7 @@ def everything(title: str = NASTY) -> tuple[list[dict[str, Any]], TableLayout]:
         {"name": "b", "title": "B", "encoders": ["resnet18", "vit_b_32"]},
     ]
     methods = ["smap_early", "abmil", "smtap", "t_ap"]
-    return found[1:], TableLayout.parse({"datasets": datasets, "methods": methods, "note": "[see] 5 %"})
+    return entries[1:], TableLayout.parse({"datasets": datasets, "methods": methods, "note": "[see] 5 %"})
 
 
 def test_markdown_is_a_rectangle_with_marks_and_definitions() -> None:
@@ -72,7 +69,7 @@ def test_csv_holds_every_number_in_full() -> None:
 
 
 def test_csv_holds_spread_and_sign_aware_score_in_the_methods_row() -> None:
-    signed = [with_values(one, signed_instance_auroc=[0.3, 0.9]) for one in metrics()]
+    signed = [with_values(record, signed_instance_auroc=[0.3, 0.9]) for record in metrics()]
     rows = {row["method"]: row for row in csv.DictReader(io.StringIO(to_csv(build_table("table1", signed, LAYOUT))))}
     row, where = rows["abmil"], "c16.resnet18.instance_auroc"
     assert (row[f"{where}.median"], row[f"{where}.worst"], row[f"{where}.inverted"]) == ("0.25", "0.2", "2")
@@ -81,8 +78,12 @@ def test_csv_holds_spread_and_sign_aware_score_in_the_methods_row() -> None:
     signed[3]["splits"][1]["signed_agreement"] = -0.25
     signed[3]["splits"][0]["signed_agreement"] = 0.75
     again = {row["method"]: row for row in csv.DictReader(io.StringIO(to_csv(build_table("table1", signed, LAYOUT))))}
-    told = [again["abmil"][f"c16.resnet18.signed_instance_auroc.agreement_{part}"] for part in ("median", "worst")]
-    assert told == ["0.25", "-0.25"] and again["abmil"]["rsna.resnet18.signed_instance_auroc.agreement_worst"] == ""
+    agreements = [
+        again["abmil"][f"c16.resnet18.signed_instance_auroc.agreement_{part}"] for part in ("median", "worst")
+    ]
+    assert (
+        agreements == ["0.25", "-0.25"] and again["abmil"]["rsna.resnet18.signed_instance_auroc.agreement_worst"] == ""
+    )
     # the rank of SmAP rests on a cell of one split
     assert [rows[method]["rank_n_splits"] for method in ("smap_early", "abmil", "clam")] == ["1", "2", ""]
     assert rows["clam"][f"{where}.inverted"] == "" and rows["clam"][f"{where}.n_splits"] == "0"
@@ -150,9 +151,9 @@ def test_latex_marks_best_and_second_and_hides_no_missing_run() -> None:
 
 
 def test_latex_signs_a_negative_difference() -> None:
-    found = [metrics_object("c16", m, {"instance_auroc": [v]}) for m, v in (("clam", 0.9), ("smclam", 0.4))]
+    entries = [metrics_object("c16", m, {"instance_auroc": [v]}) for m, v in (("clam", 0.9), ("smclam", 0.4))]
     text = to_latex(
-        build_table("table4", found, TableLayout.parse({"datasets": [{"name": "c16", "encoder": "resnet18"}]}))
+        build_table("table4", entries, TableLayout.parse({"datasets": [{"name": "c16", "encoder": "resnet18"}]}))
     )
     line = next(line for line in text.splitlines() if line.startswith("SmCLAM"))
     assert line.split(" & ")[2] == r"$-$0.500{\tiny$\pm$-}"
@@ -179,10 +180,10 @@ def test_escaped_text_is_balanced_and_keeps_its_letters(text: str) -> None:
 
 def test_wide_sections_are_cut_between_headings() -> None:
     def columns(*heads: str) -> list[Column]:
-        return [Column(head, "", "mean", ("m",), (("d", "e"),), "") for head in heads]
+        return [Column("mean", ("m",), head=head, keys=(("d", "e"),)) for head in heads]
 
-    def cut(found: list[Column]) -> list[list[int]]:
-        return panels(found, [1.0] * len(found), 8.0)
+    def cut(entries: list[Column]) -> list[list[int]]:
+        return panels(entries, [1.0] * len(entries), 8.0)
 
     assert cut(columns(*"aaabbbcccd")) == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9]]
     assert cut(columns(*"aaaaabbbbbccccc")) == [list(range(5)), list(range(5, 10)), list(range(10, 15))]
@@ -192,7 +193,7 @@ def test_wide_sections_are_cut_between_headings() -> None:
 
 
 def test_random_encoders_are_marked_in_every_format_where_they_were_used() -> None:
-    random = [{**one, "random_weights": one["dataset"] == "rsna"} for one in metrics()]
+    random = [{**record, "random_weights": record["dataset"] == "rsna"} for record in metrics()]
     table = build_table("table1", random, LAYOUT)
     assert "RSNA†<br>" in to_markdown(table) and "CAMELYON16†" not in to_markdown(table)
     assert r"{RSNA$\dagger$}" in to_latex(table) and r"CAMELYON16$\dagger$" not in to_latex(table)

@@ -22,7 +22,6 @@ from smmil.config.layouts import PairLayout, TableLayout
 from smmil.config.methods import METHODS, bases
 from smmil.config.outputs import compared, pairings, table_layout
 from smmil.config.targets import BLOCKS, FIGURES, TABLES
-from smmil.report.sections import layout_pairings
 from smmil.tables.specs import TABLES as SPECS
 from tests.helpers.workflows import ROOT, fake_raw, planned, snakemake, touch, write_config
 
@@ -170,14 +169,14 @@ def test_layouts_are_accepted_by_the_tables_and_hold_the_pairings(paper: Any) ->
     for table in SPECS:
         layout = table_layout(config, table)
         assert isinstance(layout, TableLayout) and TableLayout.parse(json.loads(layout.to_json())) == layout
-        assert set(layout_pairings(json.loads(layout.to_json()))) == set(pairings(config, table))
+        assert set(layout.pairings) == set(pairings(config, table))
     assert table_layout(config, "table1").splits == 5
     # every learning rate of a split is a training of its own
     assert table_layout(config, "resources").splits == 10
     comparisons = table_layout(config, "comparisons")
     assert isinstance(comparisons, PairLayout) and PairLayout.parse(json.loads(comparisons.to_json())) == comparisons
     assert [len(dataset.pairs) for dataset in comparisons.datasets] == [9, 6, 6]
-    assert set(layout_pairings(json.loads(comparisons.to_json()))) == set(pairings(config, "comparisons"))
+    assert set(comparisons.pairings) == set(pairings(config, "comparisons"))
 
 
 def test_the_pairs_are_those_of_tables_3_and_4(paper: Any) -> None:

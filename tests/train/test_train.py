@@ -18,6 +18,7 @@ from smmil.artifacts.runs import load_state, read_log
 from smmil.config.methods import METHODS
 from smmil.train import __main__ as train
 from smmil.train import fit as training
+from smmil.train import job
 from smmil.train.fit import Fit
 from tests.helpers.train_helpers import make_dataset, register_noisy, signal_after, timeless, train_arguments
 
@@ -65,6 +66,7 @@ import os, signal, sys
 from smmil.artifacts import runs
 from smmil.train import __main__ as train
 from smmil.train import fit as training
+from smmil.train import job
 from tests.helpers.train_helpers import register_noisy
 register_noisy()
 append, seen = training.append_log, []
@@ -171,7 +173,7 @@ def test_a_crash_without_a_state_of_every_epoch_resumes_from_an_older_one(datase
     assert load_state(tmp_path / RUN / "state.pt")["cursor"]["epoch"] == 3
     monkeypatch.setattr(training, "append_log", append)
     assert train.main(arguments) == 0
-    assert [row["epoch"] for row in read_log(tmp_path / RUN / "log.jsonl")] == [1, 2, 3, 4]
+    assert [row.epoch for row in read_log(tmp_path / RUN / "log.jsonl")] == [1, 2, 3, 4]
     assert_same_run(tmp_path / RUN, straight / RUN)
 
 
@@ -193,7 +195,7 @@ def test_short_epochs_share_a_state(dataset, tmp_path, monkeypatch, seconds, sta
     monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: now[0], perf_counter=lambda: 0.0))
     assert train.main(train_arguments(dataset, tmp_path, checkpoint_seconds=seconds)) == 0
     assert saved == states
-    assert [row["epoch"] for row in read_log(tmp_path / RUN / "log.jsonl")] == [1, 2, 3, 4]
+    assert [row.epoch for row in read_log(tmp_path / RUN / "log.jsonl")] == [1, 2, 3, 4]
 
 
 def test_finished_runs_are_not_touched_and_a_changed_setting_redoes_them(dataset, straight, tmp_path, monkeypatch):
@@ -203,7 +205,7 @@ def test_finished_runs_are_not_touched_and_a_changed_setting_redoes_them(dataset
     listed = (tmp_path / "runs.json").read_bytes()
     # the workflow removes a declared output before it reruns a rule
     (tmp_path / "runs.json").unlink()
-    monkeypatch.setattr(train, "train_runs", lambda *_: pytest.fail("nothing was left to train"))
+    monkeypatch.setattr(job, "_train_pending", lambda *_: pytest.fail("nothing was left to train"))
     assert train.main(arguments) == 0
     assert (tmp_path / "runs.json").read_bytes() == listed
     # another threshold of instance labels, other threads: the weights stay
@@ -212,8 +214,8 @@ def test_finished_runs_are_not_touched_and_a_changed_setting_redoes_them(dataset
     register_noisy()
     assert train.main(train_arguments(dataset, tmp_path, warmup_epochs=1)) == 0
     assert (tmp_path / RUN / "best.safetensors").stat().st_mtime_ns != before
-    assert [row["epoch"] for row in read_log(tmp_path / RUN / "log.jsonl")] == [1, 2, 3, 4]
-    assert read_log(tmp_path / RUN / "log.jsonl")[1]["lr"] == 0.01
+    assert [row.epoch for row in read_log(tmp_path / RUN / "log.jsonl")] == [1, 2, 3, 4]
+    assert read_log(tmp_path / RUN / "log.jsonl")[1].lr == 0.01
 
 
 def test_what_a_run_leaves_behind(dataset, straight):
@@ -226,13 +228,13 @@ def test_what_a_run_leaves_behind(dataset, straight):
     rows = read_log(straight / RUN / "log.jsonl")
     expected = {"epoch", "lr", "loss", "loss_bce", "grad_norm", "val_loss", "val_loss_bce", "val_bag_auroc", "seconds"}
     expected |= {"val_instance_auroc", "val_selection_bce", "val_score_entropy", "selection", "kept", "memory_mib"}
-    assert all(set(row) == expected for row in rows)
-    memory = [row["memory_mib"] for row in rows]
+    assert all(set(row.as_json()) == expected for row in rows)
+    memory = [row.memory_mib for row in rows]
     assert memory == sorted(memory) and 50 < memory[0] <= memory[-1] < 100_000
-    np.testing.assert_allclose([row["lr"] for row in rows], [0.001, 0.0055, 0.01, 0.01], rtol=1e-12)
-    kept = [row for row in rows if row["selection"] == max(r["selection"] for r in rows)][-1]
+    np.testing.assert_allclose([row.lr for row in rows], [0.001, 0.0055, 0.01, 0.01], rtol=1e-12)
+    kept = [row for row in rows if row.selection == max(r.selection for r in rows)][-1]
     done = json.loads((straight / RUN / "done.json").read_text())
-    assert (done["best_epoch"], done["selection_score"]) == (kept["epoch"], kept["selection"])
+    assert (done["best_epoch"], done["selection_score"]) == (kept.epoch, kept.selection)
     listed = json.loads((straight / "runs.json").read_text())
     assert [run["run"] for run in listed["runs"]] == [RUN, "split1_lr0.001"]
     assert sum(run["chosen"] for run in listed["runs"]) == 1

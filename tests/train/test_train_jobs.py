@@ -100,7 +100,7 @@ def test_parts_and_one_job_end_in_the_same_bytes(dataset, tmp_path, monkeypatch)
         part = json.loads(done.read_text())
         assert [run["seed"] for run in part["runs"]] == [seed, seed] and sum(r["chosen"] for r in part["runs"]) == 1
         assert not (parts / "runs.json").exists()
-    monkeypatch.setattr(train, "train_runs", lambda *_: pytest.fail("the parts left something to train"))
+    monkeypatch.setattr("smmil.train.job._train_pending", lambda *_: pytest.fail("the parts left something to train"))
     assert train.main(command) == 0
     names = ["runs.json", "splits.csv"]
     for run in listed(parts)["runs"]:
@@ -181,8 +181,10 @@ def test_every_number_of_the_log_reaches_tensorboard_and_the_run_stays_the_same(
     (writer,) = FakeWriter.made
     assert writer.folder == str(tmp_path / "a" / "split1_lr0.01") and writer.closed and writer.purge_step == 1
     for row in read_log(tmp_path / "a" / "split1_lr0.01" / "log.jsonl"):
-        expected = {name: float(value) for name, value in row.items() if name != "epoch" and value is not None}
-        assert {name: value for name, value, step in writer.scalars if step == row["epoch"]} == expected
+        expected = {
+            name: float(value) for name, value in row.as_json().items() if name != "epoch" and value is not None
+        }
+        assert {name: value for name, value, step in writer.scalars if step == row.epoch} == expected
     assert (tmp_path / "a" / "runs.json").read_bytes() == (tmp_path / "b" / "runs.json").read_bytes()
 
 

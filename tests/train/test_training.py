@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from smmil.artifacts.records import LogRow
 from smmil.artifacts.runs import RunSpec, load_state, load_weights, read_log, save_state, save_weights
 from smmil.config.training_options import TrainingOptions
 from smmil.data.batch import Bag
@@ -25,6 +26,20 @@ from smmil.train.progress import Progress
 from tests.helpers.train_helpers import UNBALANCED, make_dataset, train_arguments
 
 RUN = "split1_lr0.01"
+
+
+def validation(auroc: float, bce: float) -> dict[str, float | None]:
+    """What `validate` returns for these two values."""
+    return {
+        **{"val_bag_auroc": auroc, "val_selection_bce": bce, "val_loss": bce},
+        **{"val_instance_auroc": None, "val_score_entropy": 1.0},
+    }
+
+
+def log_row(epoch: int, *, auroc: float | None = 0.9, selection: float = 0.3, kept: bool = False) -> LogRow:
+    values = {**validation(auroc or 0.0, 0.6), "val_bag_auroc": auroc, "val_loss": 0.6}
+    row = {"epoch": epoch, "lr": 0.01, "loss": 0.5, "grad_norm": 1.0, "selection": selection, "kept": kept, **values}
+    return LogRow.model_validate(row)
 
 
 def test_warm_up_is_torchs_linear_lr():
@@ -55,13 +70,13 @@ def test_selection_keeps_the_later_of_equal_epochs(tmp_path, monkeypatch):
 
     def validated(*_):
         auroc, bce = next(history)
-        return {"val_bag_auroc": auroc, "val_selection_bce": bce, "val_loss": bce}
+        return validation(auroc, bce)
 
     monkeypatch.setattr(training, "validate", validated)
     bags = [tiny_bag(i) for i in range(4)]
     best = fit(bags, tmp_path, epochs=5).run()
     assert (best.epoch, best.score) == (4, 0.5)
-    assert [row["kept"] for row in read_log(tmp_path / "log.jsonl")] == [True, True, False, True, False]
+    assert [row.kept for row in read_log(tmp_path / "log.jsonl")] == [True, True, False, True, False]
     assert selection_score(None, 0.3) == -0.3
 
 
@@ -180,15 +195,16 @@ def test_states_and_weights_round_trip_and_misfits_are_refused(tmp_path):
 
 
 def test_run_names_and_keys():
-    spec = RunSpec("d", "e", "m", {}, {"epochs": 1}, {}, {"bags": "0"}, 1, 1e-5)
+    facts = {"dataset": "d", "encoder": "e", "method": "m", "method_options": {}, "training": {"epochs": 1}}
+    spec = RunSpec(**facts, data={}, inputs={"bags": "0"}, seed=1, learning_rate=1e-5)
     assert spec.name == "split1_lr1e-05"
-    assert spec.key != RunSpec("d", "e", "m", {"width": 2}, {"epochs": 1}, {}, {"bags": "0"}, 1, 1e-5).key
+    assert spec.key != spec.model_copy(update={"method_options": {"width": 2}}).key
 
 
 def test_progress_shows_what_is_left():
     progress = Progress(runs=2, epochs=4)
     progress.start(RUN)
-    row = {"epoch": 1, "loss": 0.5, "val_loss": 0.6, "val_bag_auroc": None, "selection": -0.6, "kept": True}
+    row = log_row(1, auroc=None, selection=-0.6, kept=True)
     progress(row)
     assert "epoch 1/4" in progress.line(row) and "undefined" in progress.line(row) and "at 1" in progress.line(row)
     progress.started -= 10
@@ -200,7 +216,7 @@ def test_the_best_epoch_before_an_interruption_stays_the_best(tmp_path, monkeypa
 
     def falling(model, *_):
         calls.append({name: value.clone() for name, value in model.state_dict().items()})
-        return {"val_bag_auroc": 1.0 / len(calls), "val_selection_bce": 0.0, "val_loss": 0.0}
+        return validation(1.0 / len(calls), 0.0)
 
     calls: list[dict] = []
     monkeypatch.setattr(training, "validate", falling)
@@ -230,10 +246,7 @@ def test_on_a_terminal_one_line_moves_and_in_a_log_a_few_lines_stand(caplog):
         def isatty(self) -> bool:
             return True
 
-    rows = [
-        {"epoch": e, "loss": 0.5, "val_loss": 0.6, "val_bag_auroc": 0.9, "selection": 0.3, "kept": e == 2}
-        for e in range(1, 51)
-    ]
+    rows = [log_row(epoch, kept=epoch == 2) for epoch in range(1, 51)]
     caplog.set_level("INFO")
     for stream in (Terminal(), io.StringIO()):
         progress = Progress(runs=1, epochs=50, stream=stream)
@@ -256,8 +269,7 @@ def test_a_log_is_never_silent_for_longer_than_half_a_minute_and_an_epoch(caplog
     told = []
     for epoch in range(1, 101):
         clock[0] += 7
-        row = {"epoch": epoch, "loss": 0.5, "val_loss": 0.6, "val_bag_auroc": 0.9, "selection": 0.3, "kept": False}
-        progress(row)
+        progress(log_row(epoch))
         if len(caplog.records) > len(told):
             told.append(epoch)
     # the first epoch, and from then on every fifth: 35 s after the line before
@@ -277,8 +289,7 @@ def test_a_long_epoch_is_not_silent(caplog, monkeypatch):
         for step in range(1, 201):
             clock[0] += 0.5
             progress.step(epoch, step, 200)
-        row = {"epoch": epoch, "loss": 0.5, "val_loss": 0.6, "val_bag_auroc": 0.9, "selection": 0.3, "kept": True}
-        progress(row)
+        progress(log_row(epoch, kept=True))
     # after 30, 60 and 90 s; 100 s the epoch; 130, 160 and 190 s; 200 s the epoch
     assert [("step" in line) for line in caplog.messages] == [True, True, True, False] * 2
     # 10 epochs of 100 s less 30 s; of the first epoch nothing is known yet

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from smmil.train import __main__ as train
+from smmil.train import job
 from tests.helpers.grids import (
     METHODS,
     finish_grid,
@@ -191,7 +192,7 @@ def test_a_grid_cut_into_a_job_per_split_equals_the_whole_to_the_byte(
             done = tmp_path / f"part{seed}.json"
             assert train.main([*command, "--done", str(done), "--part", seed]) == 0
             done.unlink()
-    monkeypatch.setattr(train, "train_runs", lambda *_: pytest.fail("the parts left something to train"))
+    monkeypatch.setattr(job, "_train_pending", lambda *_: pytest.fail("the parts left something to train"))
     train_grid(data, tmp_path)
     finish_grid(data, tmp_path)
     assert_same_grid(tmp_path, straight)

@@ -1,0 +1,183 @@
+"""Score bags with finished runs, for bags of other data sets; the command line is `smmil.score`.
+
+`scores.csv` has one line per bag of `bags.csv`:
+
+| column | meaning |
+|---|---|
+| `state` | ok, empty or failed; only ok bags have scores |
+| `probability` | mean over runs of sigmoid(bag logit) |
+| `probability_sd` | its standard deviation over runs (ddof 1; empty with one run) |
+| `predicted` | 1 if the mean probability is above 0.5 |
+"""
+
+import csv
+import io
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from preprocessing.common.files import write_text
+from smmil.artifacts.hashes import hash_file
+from smmil.artifacts.records import FeatureFacts, IndexEntry, Json, PredictionIndex, PredictionMeta, RunConfig, RunsFile
+from smmil.artifacts.results import Arrays
+from smmil.compute.devices import choose_device, numerics
+from smmil.data.batch import Bag
+from smmil.data.cache import BagCache
+from smmil.data.sources import Source
+from smmil.predictions.runs import check_features, load_run, predict_bags, write_predictions
+from smmil.predictions.signed import read_direction
+
+log = logging.getLogger(__name__)
+COLUMNS = ("bag_id", "state", "label", "instances", "probability", "probability_sd", "predicted", "runs")
+
+
+@dataclass(frozen=True)
+class Training:
+    """Finished runs of one method that score together.
+
+    Attributes:
+        dataset: name of the data set.
+        encoder: name of the encoder.
+        method: method or variant.
+        protocol: `as_written` or `as_released`.
+        data: loading options.
+        folders: run directories.
+    """
+
+    dataset: str
+    encoder: str
+    method: str
+    protocol: str
+    data: Json
+    folders: tuple[Path, ...]
+
+
+def chosen_runs(path: Path) -> Training:
+    """Return the runs of a `runs.json` that validation chose."""
+    listed = RunsFile.read(path)
+    folders = tuple(path.parent / run.run for run in listed.chosen)
+    return Training(listed.dataset, listed.encoder, listed.method, listed.protocol, listed.data, folders)
+
+
+def single_run(folder: Path) -> Training:
+    """Return one run from its directory."""
+    config = RunConfig.read(folder / "config.json")
+    return Training(config.dataset, config.encoder, config.name, config.protocol, config.data, (folder,))
+
+
+def score_bags(
+    training: Training, source: Source, out: Path, *, where: str, device: str = "auto", threads: int | None = None
+) -> PredictionIndex:
+    """Score all usable bags of a data set; write an npz per run, `scores.csv` and `index.json`.
+
+    Args:
+        training: runs to score with.
+        source: bags, with the features that the runs were trained on.
+        out: folder of the files.
+        where: origin of the features, for messages.
+        device: auto, cpu or cuda.
+        threads: torch threads; None = torch's choice.
+
+    Raises:
+        ValueError: no usable bag, an unfinished run, or features that a run was not trained on.
+        OutOfMemory: a bag fits neither on the device nor on the CPU.
+    """
+    bags, thresholds = source.load()
+    if not bags:
+        raise ValueError(
+            f"{where}: found no bag to score: all are empty or failed; see the QC page of the instances stage"
+        )
+    torch_device = choose_device(device)
+    entries, logits = [], []
+    with numerics(torch_device, threads=threads):
+        cache = BagCache(bags, torch_device)
+        for folder in training.folders:
+            arrays, meta = _score(folder, training, source, bags, cache, thresholds, where)
+            path = out / f"{meta.run}.npz"
+            write_predictions(path, arrays, meta)
+            entry = {"run": meta.run, "file": path.name, "sha256": hash_file(path)}
+            entries.append(IndexEntry.model_validate({**entry, "random_weights": meta.random_weights}))
+            logits.append(arrays["bag_logit"])
+    write_text(out / "scores.csv", scores_csv(bags, np.stack(logits), source.listing.excluded))
+    index = PredictionIndex(
+        dataset=training.dataset,
+        encoder=training.encoder,
+        method=training.method,
+        protocol=training.protocol,
+        runs=tuple(entries),
+    )
+    index.write(out / "index.json")
+    return index
+
+
+def _score(
+    folder: Path,
+    training: Training,
+    source: Source,
+    bags: Sequence[Bag],
+    cache: BagCache,
+    thresholds: Mapping[str, float],
+    where: str,
+) -> tuple[Arrays, PredictionMeta]:
+    """Return arrays (see `smmil.predictions.runs`) and meta of all bags under one finished run."""
+    model, config, done = load_run(folder, cache.device)
+    check_features(config.features, FeatureFacts.model_validate(source.facts), where)
+    direction = read_direction(folder, done.weights_sha256)
+    arrays = predict_bags(model, cache, bags, range(len(bags)), ["score"] * len(bags), direction)
+    meta = PredictionMeta(
+        dataset=config.dataset,
+        encoder=config.encoder,
+        seed=config.seed,
+        method=training.method,
+        run=folder.resolve().name,
+        lr=config.learning_rate,
+        protocol=config.protocol,
+        selection_score=done.selection_score,
+        random_weights=config.random_weights or source.random_weights,
+        label_thresholds=thresholds,
+    )
+    if direction is not None:
+        meta = meta.model_copy(update={"signed_agreement": direction.agreement})
+    log.info("%d bags, %d instances scored with %s", len(bags), len(arrays["y_inst"]), meta.run)
+    return arrays, meta
+
+
+def scores_csv(bags: Sequence[Bag], logits: npt.NDArray[np.float64], excluded: Mapping[str, Sequence[str]]) -> str:
+    """Return the table of all bags, scored or not, sorted by id.
+
+    Args:
+        bags: the scored bags.
+        logits: (R,B), one row per run.
+        excluded: reason -> ids of bags that could not be scored.
+    """
+    rows: list[dict[str, object]] = [
+        {"bag_id": bag_id, "state": state} for state, bag_ids in excluded.items() for bag_id in bag_ids
+    ]
+    for bag, probability in zip(bags, sigmoid(logits).T, strict=True):
+        rows.append(
+            {
+                "bag_id": bag.bag_id,
+                "state": "ok",
+                "label": "" if math.isnan(bag.y) else int(bag.y),
+                "instances": len(bag),
+                "probability": f"{probability.mean():.4f}",
+                "probability_sd": f"{probability.std(ddof=1):.4f}" if len(probability) > 1 else "",
+                "predicted": int(probability.mean() > 0.5),
+                "runs": len(probability),
+            }
+        )
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(sorted(rows, key=lambda row: str(row["bag_id"])))
+    return stream.getvalue()
+
+
+def sigmoid(logit: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Compute 1 / (1 + exp(-logit)) without overflow."""
+    return np.exp(-np.logaddexp(0.0, -logit))
