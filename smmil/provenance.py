@@ -213,14 +213,14 @@ def _check_bag(dataset: Path, encoder: str, bag: str, content: str, checks: Chec
 
 
 def _bag(dataset: Path, encoder: str, bag: str, row: BagRow, state: Facts | None) -> Facts:
-    from preprocessing.store.bags import read_attrs
+    from preprocessing.store.bags import read_feature_attrs, read_instance_attrs
 
     facts: Facts = {"bag_id": bag, "images": list(row.images), "split": row.split, "state": state}
     facts |= {"label": row.label, "annotation": row.annotation}
     if state is None or state["state"] != "ok":
         return facts
-    instances = read_attrs(dataset / "instances" / "store", bag)
-    features = read_attrs(dataset / "features" / encoder / "store", bag)
+    instances = read_instance_attrs(dataset / "instances" / "store", bag).given()
+    features = read_feature_attrs(dataset / "features" / encoder / "store", bag).given()
     for name in ("mpp", "mpp_source", "preset", "read_level", "tile_px", "windows", "pixels_key", "software"):
         if name in instances:
             facts[name] = instances[name]

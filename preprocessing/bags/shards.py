@@ -29,6 +29,7 @@ from typing import TextIO
 
 from preprocessing.bags.manifests import ManifestEntry, ShardManifest, State, StatusLine
 from preprocessing.bags.rows import BagRow
+from preprocessing.bags.table import read_bags, shard_rows
 from preprocessing.common.cli import Abort
 from preprocessing.common.files import DISK_ERRORS, name_in_errors
 
@@ -261,7 +262,50 @@ def add_shard_arguments(parser: argparse.ArgumentParser, stage_version: int) -> 
     parser.add_argument("--stage-version", type=int, help=f"version the caller expects (this is {stage_version})")
 
 
-def check_stage_version(expected: int | None, actual: int) -> None:
-    """Log a warning if the caller expects another version; the program's version counts."""
-    if expected is not None and expected != actual:
-        log.warning("--stage-version %d, but this program is version %d, which counts", expected, actual)
+@dataclass(frozen=True)
+class ShardJob:
+    """What the command lines of all stages over shards have in common.
+
+    Attributes:
+        dataset: name of the dataset in the config.
+        rows: the bags of the shard.
+        root: the dataset's root folder.
+        out: folder of the stage.
+        shard: number of the shard.
+        manifest: JSON to write.
+        status: JSONL to append to; None = beside `out`.
+        allowed_failures: failed bags up to which the job succeeds.
+    """
+
+    dataset: str
+    rows: Sequence[BagRow]
+    root: Path
+    out: Path
+    shard: int
+    manifest: Path
+    status: Path | None = None
+    allowed_failures: int = 0
+
+    @classmethod
+    def from_arguments(cls, args: argparse.Namespace, stage_version: int) -> ShardJob:
+        """Read the bags named by the arguments of `add_shard_arguments`; warn if another version is expected."""
+        if args.stage_version not in (None, stage_version):
+            log.warning(
+                "--stage-version %d, but this program is version %d, which counts", args.stage_version, stage_version
+            )
+        rows = shard_rows(read_bags(args.bags), args.shard, args.bags_per_shard)
+        return cls(
+            *(args.dataset, rows, args.root, args.out, args.shard, args.manifest, args.status, args.allowed_failures)
+        )
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the lock of the shard."""
+        with shard_lock(self.out / ".locks" / f"{self.shard:04d}.lock"):
+            yield
+
+    def run(self, stage: str, stage_version: int, work: Work) -> int:
+        """Process the bags and write the manifest; see `run_shard`."""
+        head = Shard(self.dataset, stage, stage_version, self.shard)
+        status = self.status or self.out.parent / "status" / stage / f"{head.name}.jsonl"
+        return run_shard(self.rows, work, self.manifest, self.allowed_failures, status, shard=head)

@@ -13,8 +13,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from preprocessing.bags.shards import add_shard_arguments, check_stage_version
-from preprocessing.bags.table import read_bags, shard_rows
+from preprocessing.bags.shards import ShardJob, add_shard_arguments
 from preprocessing.common import stage_versions
 from preprocessing.common.cli import guard
 from preprocessing.features.encoders import DTYPES, MODES, PRECISIONS
@@ -49,23 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _arguments(argv)
     from preprocessing.features.stage import FeatureSettings, Resources, extract_shard
 
-    check_stage_version(args.stage_version, stage_versions.FEATURES)
     return extract_shard(
-        shard_rows(read_bags(args.bags), args.shard, args.bags_per_shard),
+        ShardJob.from_arguments(args, stage_versions.FEATURES),
         [args.encoder, *(name for name in args.also.split(",") if name)],
         FeatureSettings(
             *(args.weights, args.weights_mode, args.weights_seed, args.resize_policy, args.dtype, args.precision)
         ),
-        args.root,
         args.instances,
-        args.out,
-        dataset=args.dataset,
-        shard=args.shard,
-        instances_manifest=args.instances_manifest,
-        manifest=args.manifest,
-        status=args.status,
-        allowed_failures=args.allowed_failures,
-        resources=Resources(args.device, args.batch_size, args.workers),
+        args.instances_manifest,
+        Resources(args.device, args.batch_size, args.workers),
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from preprocessing.bags.manifests import ManifestEntry, ShardManifest
 from preprocessing.bags.rows import BagRow, resolve
-from preprocessing.bags.shards import Outcome, Shard, run_shard, shard_lock
+from preprocessing.bags.shards import Outcome, ShardJob
 from preprocessing.common import stage_versions
 from preprocessing.common.files import json_hash, software
 from preprocessing.features.encoder_model import load_encoder
@@ -127,51 +127,34 @@ def extract(
 
 
 def extract_shard(
-    rows: Sequence[BagRow],
+    job: ShardJob,
     encoders: Sequence[str],
     settings: FeatureSettings,
-    root: Path,
     instances: Path,
-    out: Path,
-    *,
-    dataset: str,
-    shard: int,
     instances_manifest: Path,
-    manifest: Path,
-    status: Path | None = None,
-    allowed_failures: int = 0,
-    resources: Resources | None = None,
+    resources: Resources,
 ) -> int:
-    """Extract the features of one shard and write the manifest of the first encoder; see `extract`.
+    """Extract the features of one shard and write the manifest of the first encoder.
 
     Args:
-        rows: the bags of the shard.
+        job: the shard.
         encoders: the encoder whose manifest is written, then others to extract in the same pass.
         settings: weights, resize policy, dtype and precision.
-        root: the dataset's root folder.
         instances: folder of the instances stage.
-        out: folder of the stage.
-        dataset: name of the dataset.
-        shard: number of the shard.
-        instances_manifest: manifest of the instances of this shard.
-        manifest: JSON to write.
-        status: JSONL to append to; None = beside `out`.
-        allowed_failures: failed bags up to which the job succeeds.
+        instances_manifest: its manifest of this shard.
         resources: device, batch size and threads.
 
     Returns:
         Exit code: 0, or 1 without a manifest if more bags failed than allowed.
     """
     entries = ShardManifest.read(instances_manifest).by_id
-    stage = FeatureStage(dataset, root, out, instances, entries, encoders, settings)
-    head = Shard(dataset, f"{STAGE}/{stage.main}", stage_versions.FEATURES, shard)
-    status = status or out.parent / "status" / STAGE / stage.main / f"{head.name}.jsonl"
+    stage = FeatureStage(job.dataset, job.root, job.out, instances, entries, encoders, settings)
     # one lock for all encoders of the shard: two jobs at once would decode everything twice
-    with shard_lock(out / ".locks" / f"{head.name}.lock"):
+    with job.locked():
         for name in stage.encoders:
             clean_temporary(stage.store(name))
-        with stage.extracting(stage.prepare(rows), resources or Resources()):
-            return run_shard(rows, stage.work, manifest, allowed_failures, status, shard=head)
+        with stage.extracting(stage.prepare(job.rows), resources):
+            return job.run(f"{STAGE}/{stage.main}", stage_versions.FEATURES, stage.work)
 
 
 @dataclass

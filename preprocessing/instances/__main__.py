@@ -13,8 +13,7 @@ alone: a new annotation or label redoes the instances in seconds and keeps the f
 import argparse
 from collections.abc import Sequence
 
-from preprocessing.bags.shards import add_shard_arguments, check_stage_version
-from preprocessing.bags.table import read_bags, shard_rows
+from preprocessing.bags.shards import ShardJob, add_shard_arguments
 from preprocessing.common import stage_versions
 from preprocessing.common.cli import guard
 
@@ -30,18 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from preprocessing.common.options import parse_instance_options
     from preprocessing.instances.stage import cut_shard
 
-    check_stage_version(args.stage_version, stage_versions.INSTANCES)
-    return cut_shard(
-        shard_rows(read_bags(args.bags), args.shard, args.bags_per_shard),
-        parse_instance_options(args.options),
-        args.root,
-        args.out,
-        dataset=args.dataset,
-        shard=args.shard,
-        manifest=args.manifest,
-        status=args.status,
-        allowed_failures=args.allowed_failures,
-    )
+    job = ShardJob.from_arguments(args, stage_versions.INSTANCES)
+    return cut_shard(job, parse_instance_options(args.options))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from preprocessing.bags.overrides import bag_options, overrides_of
 from preprocessing.bags.rows import SLICES, BagRow, resolve
-from preprocessing.bags.shards import Outcome, Shard, run_shard, shard_lock
+from preprocessing.bags.shards import Outcome, ShardJob
 from preprocessing.common import stage_versions
 from preprocessing.common.files import json_hash, software, write_jpeg
 from preprocessing.common.options import CtOptions, InstanceOptions, WsiOptions
@@ -84,41 +84,17 @@ def cut_bag(
     return _outcome(attrs, len(bag), write_bag(out / "store", row.bag_id, bag.arrays, attrs, key=key))
 
 
-def cut_shard(
-    rows: Sequence[BagRow],
-    options: InstanceOptions,
-    root: Path,
-    out: Path,
-    *,
-    dataset: str,
-    shard: int,
-    manifest: Path,
-    status: Path | None = None,
-    allowed_failures: int = 0,
-) -> int:
-    """Cut the bags of one shard and write its manifest; see `cut_bag` for the other arguments.
-
-    Args:
-        rows: the bags of the shard.
-        options: settings of the dataset.
-        root: the dataset's root folder.
-        out: folder of the stage.
-        dataset: name of the dataset.
-        shard: number of the shard.
-        manifest: JSON to write.
-        status: JSONL to append to; None = beside `out`.
-        allowed_failures: failed bags up to which the job succeeds.
+def cut_shard(job: ShardJob, options: InstanceOptions) -> int:
+    """Cut the bags of one shard with the settings of the dataset and write its manifest.
 
     Returns:
         Exit code: 0, or 1 without a manifest if more bags failed than allowed.
     """
     versions = software(_PACKAGES)
-    head = Shard(dataset, STAGE, stage_versions.INSTANCES, shard)
-    status = status or out.parent / "status" / STAGE / f"{head.name}.jsonl"
-    with shard_lock(out / ".locks" / f"{head.name}.lock"):
-        clean_temporary(out / "store")
-        work = partial(cut_bag, options=options, root=root, out=out, dataset=dataset, versions=versions)
-        return run_shard(rows, work, manifest, allowed_failures, status, shard=head)
+    work = partial(cut_bag, options=options, root=job.root, out=job.out, dataset=job.dataset, versions=versions)
+    with job.locked():
+        clean_temporary(job.out / "store")
+        return job.run(STAGE, stage_versions.INSTANCES, work)
 
 
 def compute(row: BagRow, options: WsiOptions | CtOptions, root: Path) -> Instances:

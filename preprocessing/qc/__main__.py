@@ -1,18 +1,12 @@
 """Draw the contact sheet of a data set: bags.csv and manifests of instances in, HTML, JPEG and counts out."""
 
 import argparse
-import logging
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from preprocessing.common.cli import guard
-from preprocessing.common.files import write_bytes, write_json, write_text
-from preprocessing.qc.sheet import gather, sheet_page
-
-log = logging.getLogger(__name__)
 
 
 @guard
@@ -30,17 +24,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(given)
     if args.max_bags < 1:
         raise ValueError(f"--max-bags: found {args.max_bags}, expected at least 1")
-    from preprocessing.qc.draw import contact_sheet, jpeg
+    from preprocessing.qc.sheet import write_sheet
 
-    sheet = gather(args, shlex.join(["python", "-m", "preprocessing.qc", *given]))
-    counts = sheet.counts
-    title = f"{args.dataset}: {len(sheet.bags)} bags, {counts.instances:,} instances; oddest first"
-    write_bytes(args.out / "contact-sheet.jpg", jpeg(contact_sheet(args.instances, sheet.shown, title), 82))
-    write_json(args.out / "counts.json", asdict(counts))
-    write_text(args.out / "index.html", sheet_page(sheet, args.instances))
-    log.info("%s: %d bags, %d shown, states %s", args.out / "index.html", len(sheet.bags), counts.shown, counts.states)
+    command = shlex.join(["python", "-m", "preprocessing.qc", *given])
+    write_sheet(
+        *(args.dataset, args.bags, args.report, args.instances, args.manifests, args.out),
+        max_bags=args.max_bags,
+        command=command,
+    )
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(None))
+    raise SystemExit(main())

@@ -9,15 +9,18 @@ Run alone:
         --manifests results/D/instances/shards/*.json --out results/D/qc
 """
 
-import argparse
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from preprocessing.bags.manifests import read_entries
 from preprocessing.bags.report import ListReport
 from preprocessing.bags.table import read_bags
+from preprocessing.common.files import write_bytes, write_json, write_text
+from preprocessing.common.webpage import data_uri, render
 from preprocessing.qc.counts import Counts, count
+from preprocessing.qc.draw import COLOURS, LEGEND, contact_sheet, draw_bag, jpeg
 from preprocessing.qc.facts import BagFacts, choose_shown, collect
 
 log = logging.getLogger(__name__)
@@ -40,23 +43,46 @@ class Sheet:
     shown: list[BagFacts]
 
 
-def gather(args: argparse.Namespace, command: str) -> Sheet:
-    """Read everything that the command line names; `command` is recorded.
+def write_sheet(
+    dataset: str,
+    bags: Path,
+    report: Path,
+    instances: Path,
+    manifests: Sequence[Path],
+    out: Path,
+    *,
+    max_bags: int = 200,
+    command: str = "",
+) -> Sheet:
+    """Write page, contact sheet and counts of a dataset.
+
+    Args:
+        dataset: its name.
+        bags: bags.csv.
+        report: bags.report.json.
+        instances: folder of the instances stage.
+        manifests: its shard manifests.
+        out: folder to write.
+        max_bags: thumbnails in the page, the oddest and a sample.
+        command: recorded with the counts.
 
     Raises:
-        ValueError: A file is missing or damaged.
+        ValueError: a file is missing or damaged.
     """
-    bags = collect(read_bags(args.bags), args.instances, read_entries(args.manifests))
-    shown = choose_shown(bags, args.max_bags)
-    report = ListReport.read(args.report)
-    return Sheet(count(args.dataset, bags, report, shown=len(shown), command=command), bags, shown)
+    facts = collect(read_bags(bags), instances, read_entries(manifests))
+    shown = choose_shown(facts, max_bags)
+    counts = count(dataset, facts, ListReport.read(report), shown=len(shown), command=command)
+    sheet = Sheet(counts, facts, shown)
+    title = f"{dataset}: {len(facts)} bags, {counts.instances:,} instances; oddest first"
+    write_bytes(out / "contact-sheet.jpg", jpeg(contact_sheet(instances, shown, title), 82))
+    write_json(out / "counts.json", asdict(counts))
+    write_text(out / "index.html", sheet_page(sheet, instances))
+    log.info("%s: %d bags, %d shown, states %s", out / "index.html", len(facts), counts.shown, counts.states)
+    return sheet
 
 
 def sheet_page(sheet: Sheet, instances: Path) -> str:
     """Return the HTML of a sheet; `instances` is the folder with `store/` and `thumbnails/`."""
-    from preprocessing.common.webpage import data_uri, render
-    from preprocessing.qc.draw import COLOURS, LEGEND, draw_bag, jpeg
-
     drawn = {bag.bag_id: draw_bag(instances, bag, THUMBNAIL_PX) for bag in sheet.shown if bag.state in ("ok", "empty")}
     return render(
         "sheet.html.j2",
