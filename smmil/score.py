@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from preprocessing.common.cli import guard
-from smmil.data.sources import add_source_arguments, open_source
+from smmil.data.arguments import add_source_arguments
 
 
 @guard
@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, help="torch threads")
     add_source_arguments(parser)
     arguments = parser.parse_args(argv)
+    from smmil.data.sources import open_source
     from smmil.predictions.runs import data_options
     from smmil.predictions.scoring import chosen_runs, score_bags, single_run
 

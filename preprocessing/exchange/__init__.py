@@ -8,11 +8,13 @@ cannot carry stands in its module and in `docs/exchange.md`.
 from preprocessing.exchange import clam, qupath, torchmil, trident
 from preprocessing.exchange.model import Format
 
-FORMATS: dict[str, Format] = {one.name: one for one in (clam.FORMAT, trident.FORMAT, torchmil.FORMAT, qupath.FORMAT)}
+FORMATS: dict[str, Format] = {
+    entry.name: entry for entry in (clam.FORMAT, trident.FORMAT, torchmil.FORMAT, qupath.FORMAT)
+}
 
 
 def get_format(name: str) -> Format:
-    """Looks a format up.
+    """Look a format up.
 
     Raises:
         ValueError: an unknown name; the known ones are named.

@@ -33,7 +33,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _add_import(parser: argparse.ArgumentParser) -> None:
-    readable = [name for name, one in FORMATS.items() if one.open_source is not None]
+    readable = [name for name, entry in FORMATS.items() if entry.open_source is not None]
     parser.add_argument("--format", required=True, choices=readable)
     parser.add_argument("--source", required=True, type=Path, help="folder with the other tool's files")
     parser.add_argument("--dataset", required=True, help="name of the dataset here")
@@ -92,7 +92,7 @@ def _import(args: argparse.Namespace) -> int:
 
 
 def _write_config(args: argparse.Namespace) -> None:
-    """A config for Snakemake that finds the imported stages finished: `{out}/config.yaml` (JSON is YAML)."""
+    """Write `{out}/config.yaml` (JSON is YAML), with which Snakemake finds the imported stages finished."""
     if args.out.resolve().name != args.dataset:
         log.warning("--out does not end in %s, so a workflow will not find it; no config.yaml written", args.dataset)
         return
@@ -101,7 +101,7 @@ def _write_config(args: argparse.Namespace) -> None:
         **{"encoders": [args.encoder], "bags_per_shard": args.bags_per_shard},
         "allowed_failures": args.allowed_failures,
     }
-    # no encoder runs, so no weights are wanted; whether a result is marked random stands with the features themselves
+    # No encoder runs, so no weights are needed; the features record whether theirs were random.
     shared = {"use": [args.dataset], "weights": {"mode": "random"}, "results": str(args.out.parent)}
     write_json(args.out / "config.yaml", {**shared, "datasets": {args.dataset: dataset}})
 

@@ -12,119 +12,87 @@ slides. `.pt` files are pickles: written, never read. Source: CLAM's wsi_core an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import io
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from preprocessing.bags.rows import BagRow
 from preprocessing.common.files import write_bytes
-from preprocessing.exchange.files import LARGEST_TILE, carried, files_of, merged, number, write_h5
+from preprocessing.exchange.files import LARGEST_TILE, Attributes, existing, number, write_h5
 from preprocessing.exchange.model import CARRIED_KEY, Array, Bag, ExportOptions, Format, ImportOptions
-from preprocessing.exchange.tables import Line, make_rows, read_lines, shown_label, write_csv
-from preprocessing.exchange.tile_files import patches_facts, read_tiles, slides_only
+from preprocessing.exchange.tables import Line, label_cell, read_lines, write_csv
+from preprocessing.exchange.tile_files import TileSource, slides_only
+from preprocessing.store.attrs import InstanceAttrs
 
 CHUNK_ROWS = 32
 
 
-class ClamSource:
+class ClamSource(TileSource):
     """CLAM's feature folder, with the coordinate folder of its patching step."""
 
+    advice = "the features belong to another patching: extract them again or give its folder with --coords"
+
     def __init__(self, source: Path, options: ImportOptions) -> None:
-        self.source, self.options = source, options
+        super().__init__(source, options)
         self.features = source / "h5_files" if (source / "h5_files").is_dir() else source
-        self.patches = _patches_folder(source, options.coords)
+        candidates = [source, source.parent] if options.coords is None else [options.coords]
+        folders = (folder / "patches" for folder in candidates)
+        self.patches_root = next((folder for folder in folders if folder.is_dir()), options.coords or source)
 
-    def rows(self) -> list[BagRow]:
-        """One bag per feature file; labels and splits from the options or from CLAM's own tables in the folder."""
-        files = files_of(self.features, ".h5")
-        labels = self.options.labels or _if_there(self.source / "dataset.csv")
-        splits = self.options.splits or _if_there(self.source / "splits" / "splits_0.csv")
-        lines: dict[str, Line] = read_lines(labels, splits)
-        relative = {path.stem: path.relative_to(self.source).as_posix() for path in files}
-        return make_rows(relative, lines, "wsi", self.source)
+    def lines(self) -> dict[str, Line]:
+        """Read the tables of the options, or CLAM's own in the folder."""
+        labels = self.options.labels or existing(self.source / "dataset.csv")
+        return read_lines(labels, self.options.splits or existing(self.source / "splits" / "splits_0.csv"))
 
-    def identity(self, row: BagRow) -> list[Any]:
-        """Both files."""
-        from preprocessing.instances.stage import image_identity
-
-        found = image_identity(self.source, row.images)
-        patches = self._patches_of(row)
-        return [*found, *(image_identity(patches.parent, [patches.name]) if patches else [])]
-
-    def read(self, row: BagRow) -> Bag:
-        """Features, coordinates and the geometry that `patches` records."""
-        path = self.source / row.images[0]
-        tiles, patches = read_tiles(path), self._patches_of(row)
-        facts = tiles.facts
-        if patches is not None:
-            advice = "the features belong to another patching: extract them again or give its folder with --coords"
-            own = {CARRIED_KEY: facts[CARRIED_KEY]} if CARRIED_KEY in facts else {}
-            facts = {**patches_facts(patches, path, tiles.coords, advice), **own}
-        ours = carried(facts, path)
-        attrs = merged(self._geometry(facts, patches or path), ours, path)
-        return Bag(row, tiles.coords, tiles.features, tiles.coverage, attrs, ours.get("facts", {}))
-
-    def _patches_of(self, row: BagRow) -> Path | None:
+    def patches_of(self, row: BagRow) -> Path | None:
+        """Return `patches/{slide}.h5`."""
         name = Path(row.images[0]).name
-        path = self.patches / name if self.patches is not None else None
-        return path if path is not None and path.is_file() else None
+        return existing(self.patches_root / name) if self.patches_root != self.source else None
 
-    def _geometry(self, facts: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    def geometry(self, attributes: Attributes, path: Path) -> InstanceAttrs:
+        """Convert the attributes of `coords`; without them the options give the size of a tile."""
         options = self.options
-        if "patch_size" not in facts:
+        if "patch_size" not in attributes:
             if options.footprint_px is None:
                 raise ValueError(
                     f"{path}: no attribute patch_size, so the tiles' size is unknown; name the folder that holds "
                     "patches/ with --coords, or give --footprint-px (side of a tile at level 0)"
                 )
-            footprint = options.footprint_px
-            return {
-                "l0_footprint_px": footprint,
-                "l0_step_px": options.step_px or footprint,
-                "tile_px": options.tile_px,
-            }
-        tile = number(facts, "patch_size", path, low=1, high=LARGEST_TILE)
-        level = number(facts, "patch_level", path, low=0, high=64)
-        downsample = _downsample(facts, path)
+            attrs = InstanceAttrs(
+                l0_footprint_px=options.footprint_px, l0_step_px=options.step_px or options.footprint_px
+            )
+            return attrs if options.tile_px is None else attrs.updated(tile_px=options.tile_px)
+        tile = number(attributes, "patch_size", path, low=1, high=LARGEST_TILE)
+        level = number(attributes, "patch_level", path, low=0, high=64)
+        downsample = _downsample(attributes, path)
         footprint = round(tile * downsample)
         if options.footprint_px not in (None, footprint):
             raise ValueError(
                 f"{path}: tiles of {footprint} px at level 0, but --footprint-px says {options.footprint_px}"
             )
-        return {
-            **{"l0_footprint_px": footprint, "l0_step_px": options.step_px or footprint, "tile_px": int(tile)},
-            **{"read_level": int(level), "read_px": int(tile), "read_downsample": round(downsample)},
-            **({"dimensions": list(map(int, facts["level_dim"]))} if _is_size(facts.get("level_dim"), level) else {}),
-        }
+        attrs = InstanceAttrs(
+            l0_footprint_px=footprint,
+            l0_step_px=options.step_px or footprint,
+            tile_px=int(tile),
+            read_level=int(level),
+            read_px=int(tile),
+            read_downsample=round(downsample),
+        )
+        # level_dim is the size of the patch level, hence the slide's only for level 0.
+        size = attributes.get("level_dim")
+        return attrs.updated(dimensions=size) if level == 0 and isinstance(size, list) and len(size) == 2 else attrs
 
 
-def _is_size(value: Any, level: float) -> bool:
-    # level_dim is that of the patch level: the slide's only for level 0
-    return level == 0 and isinstance(value, list) and len(value) == 2
-
-
-def _downsample(facts: Mapping[str, Any], path: Path) -> float:
-    value = facts.get("downsample")
+def _downsample(attributes: Attributes, path: Path) -> float:
+    """Return the mean of CLAM's downsample of x and y."""
+    value = attributes.get("downsample")
     both = [v for v in (value if isinstance(value, list) else [value, value]) if isinstance(v, int | float)]
     if len(both) != 2 or not all(1 <= v <= LARGEST_TILE for v in both):
         raise ValueError(f"{path}: attribute 'downsample' is {value!r}, expected two numbers of at least 1")
     if abs(both[0] / both[1] - 1) > 0.05:
         raise ValueError(f"{path}: attribute 'downsample' is {value!r}: x and y differ by more than 5 %")
     return float(both[0] + both[1]) / 2
-
-
-def _patches_folder(source: Path, given: Path | None) -> Path | None:
-    """Where the coordinate files lie: the folder given, or `patches` in or beside the source."""
-    for folder in [source, source.parent] if given is None else [given]:
-        if (folder / "patches").is_dir():
-            return folder / "patches"
-    return given
-
-
-def _if_there(path: Path) -> Path | None:
-    return path if path.is_file() else None
 
 
 class ClamTarget:
@@ -134,25 +102,25 @@ class ClamTarget:
         self.out = out
 
     def write(self, bag: Bag) -> None:
-        """One slide, rows in CLAM's order."""
+        """Write one slide, rows in CLAM's order."""
         slides_only(bag, "CLAM")
         assert bag.features is not None and bag.coverage is not None
         order = clam_order(bag)
         coords, features = bag.coords[order], bag.features[order].astype(np.float32)
         name = f"{bag.row.bag_id}.h5"
-        text = {CARRIED_KEY: bag.facts["carried"]}
-        attrs = clam_attributes(bag, self.out)
+        text = {CARRIED_KEY: bag.carried_text}
+        attrs = clam_attributes(bag)
         write_h5(self.out / "patches" / name, {"coords": coords}, {"coords": attrs})
         arrays = {"coords": coords, "coverage": bag.coverage[order], "features": features}
         write_h5(self.out / "h5_files" / name, arrays, {"coords": text}, rows=CHUNK_ROWS)
         write_pt(self.out / "pt_files" / f"{bag.row.bag_id}.pt", features)
 
     def finish(self, rows: list[BagRow]) -> None:
-        """CLAM's tables."""
+        """Write CLAM's tables."""
         write_csv(
             self.out / "dataset.csv",
             ("case_id", "slide_id", "label"),
-            [(row.group or row.bag_id, row.bag_id, shown_label(row)) for row in rows],
+            [(row.group or row.bag_id, row.bag_id, label_cell(row)) for row in rows],
         )
         columns = [[row.bag_id for row in rows if row.split == split] for split in ("train", "val", "test")]
         longest = max(map(len, columns))
@@ -162,30 +130,27 @@ class ClamTarget:
 
 
 def clam_order(bag: Bag) -> Array:
-    """Contour by contour, all y of the first x, then the next x."""
+    """Return the order (N,) of rows by contour, then x, then y."""
     contour = np.zeros(len(bag), np.int64) if bag.contour is None else bag.contour
     return np.lexsort((bag.coords[:, 1], bag.coords[:, 0], contour))
 
 
-def clam_attributes(bag: Bag, out: Path) -> dict[str, Any]:
-    """Attributes of `coords` as CLAM writes them; `patch_size` counts px of the level that was read."""
+def clam_attributes(bag: Bag) -> dict[str, object]:
+    """Return the attributes of `coords` as CLAM writes them; `patch_size` counts px of the level that was read."""
     attrs = bag.attrs
-    footprint = float(attrs["l0_footprint_px"])
-    read_px = int(attrs.get("read_px") or attrs.get("tile_px") or footprint)
-    downsample = footprint / read_px
-    width, height = attrs.get("dimensions") or (0, 0)
+    read_px = attrs.read_px or attrs.tile_px or attrs.l0_footprint_px
+    downsample = attrs.l0_footprint_px / read_px
+    width, height = attrs.dimensions or (0, 0)
     level = (round(width / downsample), round(height / downsample))
     return {
-        **{"patch_size": read_px, "patch_level": int(attrs.get("read_level") or 0)},
+        **{"patch_size": read_px, "patch_level": attrs.read_level},
         **{"downsample": (downsample, downsample), "downsampled_level_dim": level, "level_dim": level},
         **{"name": bag.row.bag_id, "save_path": "patches"},
     }
 
 
 def write_pt(path: Path, features: Array) -> None:
-    """The features as a torch tensor, as CLAM's training loads them."""
-    import io
-
+    """Write the features (N,P) as a torch tensor, as CLAM's training loads them."""
     import torch
 
     buffer = io.BytesIO()
@@ -193,4 +158,4 @@ def write_pt(path: Path, features: Array) -> None:
     write_bytes(path, buffer.getbuffer())
 
 
-FORMAT = Format("clam", "CLAM: coordinates and features as h5, features as pt", ClamSource, ClamTarget)
+FORMAT = Format("clam", ClamSource, ClamTarget)

@@ -1,7 +1,7 @@
 """Files of other tools, read with suspicion: HDF5 datasets and npy arrays of bounded size, no pickles, no links out.
 
 A file may come from anywhere. Refused with one message: another format, missing datasets, object types, shapes that do
-not fit or whose bytes are not in the file, virtual or external data. Writing is whole or not at all.
+not fit or whose bytes are not in the file, virtual or external data. Files are written whole or not at all.
 """
 
 from __future__ import annotations
@@ -14,20 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import JsonValue, ValidationError
 
 from preprocessing.common.files import whole_file
-from preprocessing.exchange.model import CARRIED, CARRIED_KEY, Array
+from preprocessing.exchange.model import CARRIED, NOTHING_CARRIED, Array, Carried
+from preprocessing.store.attrs import InstanceAttrs
 
 MAX_BYTES = 1 << 36
-# no numeric data shrinks further; a file that claims more is a bomb or damaged
+# No numeric data shrinks further; a file that claims more is a bomb or damaged.
 MAX_COMPRESSION = 1000
 CHUNK_BYTES = 1 << 20
 LARGEST_TILE = 1 << 20
+Attributes = dict[str, JsonValue]
 
 
 @contextlib.contextmanager
 def open_h5(path: Path) -> Iterator[Any]:
-    """An HDF5 file for reading.
+    """Open an HDF5 file for reading.
 
     Raises:
         ValueError: no such file, or not an HDF5 file.
@@ -44,48 +47,44 @@ def open_h5(path: Path) -> Iterator[Any]:
         yield file
 
 
-def dataset(file: Any, name: str, path: Path) -> Any:
-    """A dataset of an open file that holds its own numbers.
+def read_dataset(file: Any, name: str, path: Path) -> tuple[Array, Attributes]:
+    """Read a dataset of an open file, and its attributes.
+
+    Args:
+        file: open h5py file.
+        name: of the dataset.
+        path: of the file, for messages.
 
     Raises:
-        ValueError: it is missing, not numeric, linked from elsewhere, or its bytes are not in the file.
+        ValueError: it is missing, not numeric, linked from elsewhere, damaged, or its bytes are not in the file.
     """
     import h5py
 
     link = file.get(name, getlink=True)
-    found = file.get(name) if isinstance(link, h5py.HardLink) else None
-    if not isinstance(found, h5py.Dataset):
+    dataset = file.get(name) if isinstance(link, h5py.HardLink) else None
+    if not isinstance(dataset, h5py.Dataset):
         raise ValueError(f"{path}: no dataset {name!r}, found {sorted(map(str, file))[:8]}")
-    where = f"{path}: dataset {name!r} is {found.dtype}{found.shape}"
-    if found.dtype.kind not in "fiu" or found.shape is None:
+    where = f"{path}: dataset {name!r} is {dataset.dtype}{dataset.shape}"
+    if dataset.dtype.kind not in "fiu" or dataset.shape is None:
         raise ValueError(f"{where}, expected numbers")
-    if found.is_virtual or found.external:
+    if dataset.is_virtual or dataset.external:
         raise ValueError(f"{where} and lies in other files, expected the numbers themselves")
-    stored, declared = found.id.get_storage_size(), found.size * found.dtype.itemsize
-    ratio = MAX_COMPRESSION if found.id.get_create_plist().get_nfilters() else 1
+    stored, declared = dataset.id.get_storage_size(), dataset.size * dataset.dtype.itemsize
+    ratio = MAX_COMPRESSION if dataset.id.get_create_plist().get_nfilters() else 1
     if declared > MAX_BYTES or declared > stored * ratio:
         raise ValueError(f"{where}, but the file holds {stored} bytes of it; was it written to the end?")
-    return found
-
-
-def values(found: Any, path: Path) -> Array:
-    """All numbers of a dataset.
-
-    Raises:
-        ValueError: a damaged or unknown compression.
-    """
     try:
-        return np.asarray(found[()])
+        return np.asarray(dataset[()]), _attributes(dataset)
     except OSError as error:
-        raise ValueError(f"{path}: dataset {found.name!r} cannot be read ({_short(error)})") from error
+        raise ValueError(f"{path}: dataset {dataset.name!r} cannot be read ({_short(error)})") from error
 
 
-def attributes(found: Any) -> dict[str, Any]:
-    """Attributes of a dataset as plain Python values; TRIDENT writes None as the text "None"."""
-    out: dict[str, Any] = {}
-    for name in found.attrs:
+def _attributes(dataset: Any) -> Attributes:
+    """Return the attributes of a dataset as plain Python values; TRIDENT writes None as the text "None"."""
+    out: Attributes = {}
+    for name in dataset.attrs:
         try:
-            value = found.attrs[name]
+            value = dataset.attrs[name]
         except (OSError, TypeError):
             continue
         value = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
@@ -95,50 +94,54 @@ def attributes(found: Any) -> dict[str, Any]:
     return out
 
 
-def carried(attrs: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """What an export of ours left in the attribute `smmil`: {"attrs": {...}, "facts": {...}}, empty if nothing.
+def parse_carried(value: JsonValue, where: str) -> Carried:
+    """Validate what an export of ours has left in a file; empty if `value` is None.
+
+    Args:
+        value: `{"attrs": {...}, "facts": {...}}`, or its JSON text; unknown attributes are dropped.
+        where: file and attribute, for messages.
 
     Raises:
-        ValueError: the text is damaged.
+        ValueError: damaged, or a value out of range.
     """
-    text = attrs.get(CARRIED_KEY)
-    if text is None:
-        return {}
+    if value is None:
+        return NOTHING_CARRIED
     try:
-        found = json.loads(str(text))
-        if not isinstance(found["attrs"], dict) or not isinstance(found["facts"], dict):
-            raise TypeError("attrs and facts are no objects")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: attribute {CARRIED_KEY!r} is damaged ({_short(error)}); export again") from error
-    return dict(found)
+        content: Any = json.loads(value) if isinstance(value, str) else value
+        kept = {name: entry for name, entry in content["attrs"].items() if name in CARRIED}
+        text = json.dumps({**content, "attrs": kept})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{where} is damaged ({_short(error)}); export again") from error
+    try:
+        carried = Carried.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        name = ".".join(str(part) for part in wrong["loc"][1:]) or str(wrong["loc"][0])
+        message = wrong["msg"].replace("Input should be", "expected")
+        raise ValueError(f"{where}: {name} is {wrong['input']!r}, {message}; export again") from error
+    for name in ("l0_footprint_px", "l0_step_px", "tile_px"):
+        side = getattr(carried.attrs, name)
+        if name in kept and not 1 <= side <= LARGEST_TILE:
+            raise ValueError(f"{where}: {name} is {side!r}, expected a whole number from 1 to {LARGEST_TILE}")
+    return carried
 
 
-def merged(own: Mapping[str, Any], ours: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The tool's geometry, completed by what an export of ours carried.
+def merged(own: InstanceAttrs, carried: InstanceAttrs, path: Path) -> InstanceAttrs:
+    """Complete the geometry of a tool's file by what an export of ours carried.
 
     Raises:
-        ValueError: carried values that cannot be, or another tile size than the tool's own attributes say.
+        ValueError: another tile size than the tool's own attributes say.
     """
-    kept = {name: value for name, value in ours.get("attrs", {}).items() if name in CARRIED}
-    where = f"{path}: carried attribute"
-    if kept.get("modality", "wsi") not in ("wsi", "ct"):
-        raise ValueError(f"{where} modality is {kept['modality']!r}, expected wsi or ct")
-    for name in ("l0_footprint_px", "l0_step_px", "tile_px"):
-        value = kept.get(name, 1)
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST_TILE:
-            raise ValueError(f"{where} {name} is {value!r}, expected a whole number from 1 to {LARGEST_TILE}")
-    for name, length in (("grid_origin_l0", 2), ("dimensions", 2), ("bounds", 4)):
-        value = kept.get(name, [0] * length)
-        if not isinstance(value, list) or len(value) != length or not all(isinstance(v, int) for v in value):
-            raise ValueError(f"{where} {name} is {value!r}, expected {length} whole numbers")
-    theirs, carried_px = own.get("l0_footprint_px"), kept.get("l0_footprint_px")
-    if path.suffix == ".h5" and None not in (theirs, carried_px) and theirs != carried_px:
-        raise ValueError(f"{where} says tiles of {carried_px} px at level 0, the tool's own attributes {theirs} px")
-    return {**own, **kept}
+    ours, theirs = carried.l0_footprint_px, own.l0_footprint_px
+    if path.suffix == ".h5" and ours and theirs and ours != theirs:
+        raise ValueError(
+            f"{path}: carried attribute says tiles of {ours} px at level 0, the tool's own attributes {theirs} px"
+        )
+    return own.updated(**{name: getattr(carried, name) for name in carried.model_fields_set})
 
 
-def number(attrs: Mapping[str, Any], name: str, path: Path, *, low: float, high: float) -> float:
-    """One number of the attributes.
+def number(attrs: Mapping[str, JsonValue], name: str, path: Path, *, low: float, high: float) -> float:
+    """Return one number of the attributes.
 
     Raises:
         ValueError: absent, not a number, or outside [low, high].
@@ -152,7 +155,7 @@ def number(attrs: Mapping[str, Any], name: str, path: Path, *, low: float, high:
 
 
 def read_npy(path: Path) -> Array:
-    """A numeric npy array; pickled objects are never loaded.
+    """Read a numeric npy array; pickled objects are never loaded.
 
     Raises:
         ValueError: no such file, another format, objects or structures, or a length that is not the header's.
@@ -179,9 +182,9 @@ def read_npy(path: Path) -> Array:
 
 
 def write_h5(
-    path: Path, arrays: Mapping[str, Array], attrs: Mapping[str, Mapping[str, Any]], *, rows: int | None = None
+    path: Path, arrays: Mapping[str, Array], attrs: Mapping[str, Mapping[str, object]], *, rows: int | None = None
 ) -> None:
-    """Writes datasets (resizable along N, as the tools make them) with attributes; equal content, equal bytes.
+    """Write datasets (resizable along N, as the tools make them) with attributes; equal content, equal bytes.
 
     Args:
         path: the file.
@@ -195,43 +198,47 @@ def write_h5(
         for name, array in arrays.items():
             per_row = max(1, array[:1].nbytes)
             chunk = max(1, min(len(array), rows or CHUNK_BYTES // per_row))
-            made = file.create_dataset(
-                name, data=array, chunks=(chunk, *array.shape[1:]), maxshape=(None, *array.shape[1:])
-            )
+            shape = array.shape[1:]
+            dataset = file.create_dataset(name, data=array, chunks=(chunk, *shape), maxshape=(None, *shape))
             for key, value in attrs.get(name, {}).items():
-                made.attrs[key] = value
+                dataset.attrs[key] = value
 
 
 def write_npy(path: Path, array: Array) -> None:
-    """Writes one npy array, whole or not at all."""
+    """Write one npy array, whole or not at all."""
     with whole_file(path) as temporary, open(temporary, "wb") as stream:
         np.lib.format.write_array(stream, np.ascontiguousarray(array), allow_pickle=False)
 
 
-def files_of(folder: Path, suffix: str) -> list[Path]:
-    """The files of a folder with a suffix, sorted; hidden ones left out.
+def files_of(folder: Path, suffix: str) -> dict[str, Path]:
+    """Return the files of a folder with a suffix by stem, sorted; hidden ones are left out.
 
     Raises:
         ValueError: no such folder, or no such file in it.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
-    found = sorted(path for path in folder.iterdir() if path.name.endswith(suffix) and not path.name.startswith("."))
-    if not found:
+    files = sorted(path for path in folder.iterdir() if path.name.endswith(suffix) and not path.name.startswith("."))
+    if not files:
         raise ValueError(f"{folder}: no {suffix} file in it")
-    return found
+    return {path.stem: path for path in files}
 
 
-def one_folder(found: Sequence[Path], what: str, source: Path) -> Path:
-    """The only one of several candidates.
+def one_folder(folders: Sequence[Path], what: str, source: Path) -> Path:
+    """Return the only one of several candidates.
 
     Raises:
         ValueError: none, or more than one; they are named.
     """
-    if len(found) != 1:
-        names = ", ".join(path.name for path in found) or "none"
+    if len(folders) != 1:
+        names = ", ".join(path.name for path in folders) or "none"
         raise ValueError(f"{source}: expected one folder {what}, found {names}; name the one to read")
-    return found[0]
+    return folders[0]
+
+
+def existing(*paths: Path) -> Path | None:
+    """Return the first of the paths that is a file, or None."""
+    return next((path for path in paths if path.is_file()), None)
 
 
 def _short(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""What import and export pass around: one bag, the options, and what a format module has to offer.
+"""What import and export exchange: a bag, the options, and the interface of a format.
 
 | field of `Bag` | shape, dtype | meaning |
 |---|---|---|
@@ -6,32 +6,68 @@
 | `features` | (N,P) float or None | encoder output; None where only geometry is exchanged |
 | `coverage` | (N,) float32 or None | lesion share of an instance, NaN = not annotated; None = not carried |
 
-`CARRIED` names the attributes of a stored bag that an export writes beside the data (as one JSON text, under the name
-`smmil`) and an import takes back. Other tools do not look at it; without it the geometry comes from the tool's own
-attributes.
+An export writes `Carried` beside the data, as one JSON text under the name `smmil`, and an import reads it back. Other
+tools ignore it; without it the geometry comes from the tool's own attributes.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, JsonValue
 
 from preprocessing.bags.rows import BagRow
+from preprocessing.store.attrs import FeatureAttrs, InstanceAttrs
 
 Array = npt.NDArray[Any]
 
 CARRIED_KEY = "smmil"
+# Attributes of stored instances that an export carries.
 CARRIED = (
     *("modality", "recipe", "preset", "lattice", "tile_px", "read_level", "read_px", "read_downsample"),
     *("l0_footprint_px", "l0_step_px", "grid_origin_l0", "resize_filter", "mpp", "mpp_source", "tile_mpp"),
     *("dimensions", "bounds", "vendor", "provider", "windows", "slice_px", "spacing_mm", "contour_fn", "use_padding"),
 )
 CARRIED_FACTS = ("encoder", "weights_sha256", "random_weights", "resize_policy", "precision", "dtype")
+
+
+class CarriedFacts(FeatureAttrs):
+    """What is known of features; `dtype` is that of the stored array."""
+
+    dtype: Literal["float16", "float32"] | None = None
+
+
+class Carried(BaseModel):
+    """What an export keeps of a stored bag for an import.
+
+    Attributes:
+        attrs: geometry, the attributes named in `CARRIED`.
+        facts: of the features, those named in `CARRIED_FACTS`.
+        group: patient or study; torchmil only, whose tables have no column for it.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    attrs: InstanceAttrs
+    facts: CarriedFacts
+    group: str = ""
+
+    def as_json(self) -> dict[str, JsonValue]:
+        """Return attributes and facts as JSON values."""
+        attrs, facts = self.attrs.given(), self.facts.given()
+        return {
+            "attrs": {name: attrs[name] for name in CARRIED if attrs.get(name) is not None},
+            "facts": {name: facts[name] for name in CARRIED_FACTS if name in facts},
+        }
+
+
+NOTHING_CARRIED = Carried(attrs=InstanceAttrs(), facts=CarriedFacts())
 
 
 @dataclass
@@ -44,22 +80,32 @@ class Bag:
         features: encoder output.
         coverage: lesion shares.
         attrs: geometry: `modality`, for slides `l0_footprint_px`, `l0_step_px`, `tile_px` and what else is known.
-        facts: what is known of the features (`CARRIED_FACTS`).
+        facts: what is known of the features.
         contour: (N,) contour of each tile, for CLAM's order; None if unknown.
-        scores: columns of numbers per instance (GeoJSON only).
+        scores: columns (N,) of numbers (GeoJSON only).
     """
 
     row: BagRow
     coords: Array
     features: Array | None = None
     coverage: npt.NDArray[np.float32] | None = None
-    attrs: dict[str, Any] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
+    attrs: InstanceAttrs = field(default_factory=InstanceAttrs)
+    facts: CarriedFacts = field(default_factory=CarriedFacts)
     contour: Array | None = None
     scores: dict[str, Array] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.coords)
+
+    @property
+    def carried(self) -> dict[str, JsonValue]:
+        """What an export writes for a later import, as JSON values."""
+        return Carried(attrs=self.attrs, facts=self.facts).as_json()
+
+    @property
+    def carried_text(self) -> str:
+        """The same as one JSON text."""
+        return json.dumps(self.carried, sort_keys=True, allow_nan=False)
 
 
 @dataclass(frozen=True)
@@ -108,23 +154,23 @@ class Source(Protocol):
     """Files of another tool."""
 
     def rows(self) -> list[BagRow]:
-        """The bags, cheaply: names, files relative to the source folder, labels, splits."""
+        """List the bags, cheaply: names, files relative to the source folder, labels, splits."""
 
-    def identity(self, row: BagRow) -> list[Any]:
-        """What changes when the files of a bag change."""
+    def identity(self, row: BagRow) -> list[object]:
+        """Return what changes when the files of a bag change."""
 
     def read(self, row: BagRow) -> Bag:
-        """One bag; every inconsistency is a `ValueError` that names the file."""
+        """Read one bag; every inconsistency is a `ValueError` that names the file."""
 
 
 class Target(Protocol):
     """A folder in another tool's layout."""
 
     def write(self, bag: Bag) -> None:
-        """Writes one bag, whole or not at all."""
+        """Write one bag, whole or not at all."""
 
     def finish(self, rows: list[BagRow]) -> None:
-        """Writes the tables (labels, splits) of the bags written."""
+        """Write the tables (labels, splits) of the bags written."""
 
 
 @dataclass(frozen=True)
@@ -133,14 +179,12 @@ class Format:
 
     Attributes:
         name: its key.
-        title: one line.
         open_source: reads; None if the format holds no features.
         open_target: writes.
         needs_features: whether an export needs them.
     """
 
     name: str
-    title: str
     open_source: Callable[[Path, ImportOptions], Source] | None
     open_target: Callable[[Path, ExportOptions], Target]
     needs_features: bool = True

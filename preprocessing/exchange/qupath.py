@@ -14,7 +14,6 @@ import math
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from preprocessing.bags.rows import BagRow
 from preprocessing.common.files import whole_file
@@ -25,18 +24,18 @@ POSITIVE = {"name": "Lesion", "color": [200, 64, 31]}
 _NAMESPACE = uuid.UUID("6ba7b812-9dad-11d1-80b4-00c04fd430c8")
 
 
-def features_of(bag: Bag, object_type: str, threshold: float) -> Iterator[dict[str, Any]]:
-    """The GeoJSON feature of every tile, in the order of the bag."""
-    side = int(bag.attrs["l0_footprint_px"])
-    left, top = (bag.attrs.get("bounds") or (0, 0))[:2]
-    columns: dict[str, Array] = dict(bag.scores)
-    if bag.coverage is not None:
-        columns = {"Lesion share": bag.coverage, **columns}
+def features_of(bag: Bag, object_type: str, threshold: float) -> Iterator[dict[str, object]]:
+    """Iterate over the GeoJSON features of the tiles, in the order of the bag."""
+    side = bag.attrs.l0_footprint_px
+    left, top = (bag.attrs.bounds or (0, 0))[:2]
+    columns: dict[str, Array] = {} if bag.coverage is None else {"Lesion share": bag.coverage}
+    columns |= bag.scores
     for i, (x, y) in enumerate(bag.coords.tolist()):
         x0, y0 = x - left, y - top
         ring = [[x0, y0], [x0 + side, y0], [x0 + side, y0 + side], [x0, y0 + side], [x0, y0]]
-        measured = {name: _rounded(column[i]) for name, column in columns.items() if math.isfinite(column[i])}
-        properties: dict[str, Any] = {"objectType": object_type, "name": f"{bag.row.bag_id} {i}"}
+        # seven digits are what a float32 holds
+        measured = {name: float(f"{column[i]:.7g}") for name, column in columns.items() if math.isfinite(column[i])}
+        properties: dict[str, object] = {"objectType": object_type, "name": f"{bag.row.bag_id} {i}"}
         if measured.get("Lesion share", 0.0) > threshold:
             properties["classification"] = POSITIVE
         yield {
@@ -47,13 +46,8 @@ def features_of(bag: Bag, object_type: str, threshold: float) -> Iterator[dict[s
         }
 
 
-def _rounded(value: Any) -> float:
-    # seven digits are what a float32 holds
-    return float(f"{float(value):.7g}")
-
-
 def write_tiles(path: Path, bag: Bag, *, object_type: str = "tile", label_threshold: float = 0.5) -> None:
-    """Writes the tiles of one slide, whole or not at all.
+    """Write the tiles of one slide, whole or not at all.
 
     Args:
         path: the .geojson file.
@@ -66,7 +60,7 @@ def write_tiles(path: Path, bag: Bag, *, object_type: str = "tile", label_thresh
     """
     if object_type not in OBJECT_TYPES:
         raise ValueError(f"object type: found {object_type!r}, expected one of {', '.join(OBJECT_TYPES)}")
-    if bag.attrs.get("modality") != "wsi":
+    if bag.attrs.modality != "wsi":
         raise ValueError(f"{bag.row.bag_id}: a CT scan; QuPath shows slides only")
     for name, column in bag.scores.items():
         if len(column) != len(bag):
@@ -85,20 +79,20 @@ class QupathTarget:
         self.out, self.options = out, options
 
     def write(self, bag: Bag) -> None:
-        """One slide."""
+        """Write one slide."""
         options = self.options
         path = self.out / f"{bag.row.bag_id}.geojson"
         write_tiles(path, bag, object_type=options.object_type, label_threshold=options.label_threshold)
 
     def finish(self, rows: list[BagRow]) -> None:
-        """GeoJSON needs no tables."""
+        """Do nothing: GeoJSON needs no tables."""
 
 
 def score_columns(predictions: Mapping[str, Array], bag_id: str, n: int, path: Path) -> dict[str, Array]:
-    """The scores of one bag in a predictions file as measurements; empty if the bag is not in it.
+    """Return the scores of one bag in a predictions file as measurements; empty if the bag is not in it.
 
     Args:
-        predictions: arrays of the npz (`bag_id`, `offsets`, `instance_score`, and `signed_score` where it is known).
+        predictions: arrays of the npz: `bag_id` (B,), `offsets` (B+1,), `instance_score` (M,), maybe `signed_score`.
         bag_id: the bag.
         n: its number of instances.
         path: of the npz, for messages.
@@ -113,7 +107,7 @@ def score_columns(predictions: Mapping[str, Array], bag_id: str, n: int, path: P
     if stop - start != n:
         raise ValueError(f"{path}: {stop - start} scores of bag {bag_id}, the store holds {n} instances; predict again")
     columns = {"Score": "instance_score", "Signed score": "signed_score"}
-    return {shown: predictions[name][start:stop] for shown, name in columns.items() if name in predictions}
+    return {title: predictions[name][start:stop] for title, name in columns.items() if name in predictions}
 
 
-FORMAT = Format("qupath", "QuPath: tiles with measurements as GeoJSON", None, QupathTarget, needs_features=False)
+FORMAT = Format("qupath", None, QupathTarget, needs_features=False)

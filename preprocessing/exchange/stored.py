@@ -1,18 +1,17 @@
-"""Stored bags for an export: read, checked, and with the text that lets an import put them back as they were."""
+"""Stored bags for an export: read and checked."""
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from preprocessing.bags.rows import BagRow
 from preprocessing.exchange.geometry import grid_origin
-from preprocessing.exchange.model import CARRIED, CARRIED_FACTS, Array, Bag
+from preprocessing.exchange.model import Array, Bag, CarriedFacts
+from preprocessing.store.bags import bag_path, check_pairing, read_arrays, read_feature_attrs, read_instance_attrs
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +19,7 @@ _SCORE_ARRAYS = ("bag_id", "offsets", "instance_score")
 
 
 def read_stored(row: BagRow, instances: Path, features: Path | None) -> Bag:
-    """One bag of the store.
+    """Read one bag of the store.
 
     Args:
         row: which bag.
@@ -30,52 +29,37 @@ def read_stored(row: BagRow, instances: Path, features: Path | None) -> Bag:
     Raises:
         ValueError: a missing or damaged bag, or features of other coordinates.
     """
-    from preprocessing.store.bags import FeatureAttrs, InstanceAttrs, check_pairing, read_arrays, read_attrs
-
-    store = instances / "store"
+    store, facts, matrix = instances / "store", CarriedFacts(), None
     try:
-        attrs, arrays = read_attrs(store, row.bag_id), read_arrays(store, row.bag_id, verify=True)
-        facts, matrix = {}, None
+        attrs, arrays = read_instance_attrs(store, row.bag_id), read_arrays(store, row.bag_id, verify=True)
         if features is not None and len(arrays["coords"]):
-            facts = read_attrs(features / "store", row.bag_id)
-            check_pairing(InstanceAttrs(**attrs), FeatureAttrs(**facts), row.bag_id)
+            extracted = read_feature_attrs(features / "store", row.bag_id)
+            check_pairing(attrs, extracted, row.bag_id)
             matrix = read_arrays(features / "store", row.bag_id, verify=True)["features"]
+            facts = CarriedFacts(**extracted.given(), dtype=matrix.dtype.name)
     except FileNotFoundError as error:
         raise ValueError(f"{error.filename}: bag {row.bag_id} is not stored; run its stage first") from error
-    contour = attrs.get("contour_of_tile")
-    bag = Bag(row, arrays["coords"], matrix, arrays["coverage"], dict(attrs))
-    bag.contour = np.array(contour, np.int64) if contour is not None and len(contour) == len(bag) else None
-    bag.attrs.setdefault("modality", row.modality)
-    if bag.attrs["modality"] == "wsi" and len(bag):
-        step = int(attrs["l0_step_px"])
-        bag.attrs["grid_origin_l0"] = grid_origin(arrays["coords"], arrays["grid"], step)
-        if bag.attrs["grid_origin_l0"] is None:
-            log.warning(
-                "%s: its lattice cells do not follow from its coordinates; an import will number them anew", row
-            )
-    bag.facts = {**facts, "carried": carried_text(bag.attrs, facts, matrix)}
+    if "modality" not in attrs.model_fields_set:
+        attrs = attrs.updated(modality=row.modality)
+    coords = arrays["coords"]
+    if attrs.modality == "wsi" and len(coords):
+        attrs = attrs.updated(grid_origin_l0=grid_origin(coords, arrays["grid"], attrs.l0_step_px))
+        if attrs.grid_origin_l0 is None:
+            log.warning("%s: lattice cells do not follow from the coordinates; an import numbers them anew", row.bag_id)
+    bag = Bag(row, coords, matrix, arrays["coverage"], attrs, facts)
+    if attrs.contour_of_tile is not None and len(attrs.contour_of_tile) == len(bag):
+        bag.contour = np.array(attrs.contour_of_tile, np.int64)
     return bag
-
-
-def carried_text(attrs: Mapping[str, Any], facts: Mapping[str, Any], matrix: Array | None) -> str:
-    """The JSON text an import takes the geometry and the encoder's facts back from."""
-    kept = {name: attrs[name] for name in CARRIED if attrs.get(name) is not None}
-    told = {name: facts[name] for name in CARRIED_FACTS if name in facts}
-    if matrix is not None:
-        told["dtype"] = matrix.dtype.name
-    return json.dumps({"attrs": kept, "facts": told}, sort_keys=True, allow_nan=False)
 
 
 def stored_bags(
     rows: Sequence[BagRow], instances: Path, features: Path | None, *, strict: bool
 ) -> Iterator[tuple[BagRow, Bag | None]]:
-    """The bags that can be exported, None for those that are not stored or empty (an error if `strict`).
+    """Read the bags that can be exported; None for those that are not stored or empty (an error if `strict`).
 
     Raises:
         ValueError: as `read_stored`; or an empty bag that was asked for by name.
     """
-    from preprocessing.store.bags import bag_path
-
     for row in rows:
         if not strict and not bag_path(instances / "store", row.bag_id).is_dir():
             yield row, None
@@ -87,7 +71,7 @@ def stored_bags(
 
 
 def read_scores(path: Path) -> dict[str, Array]:
-    """Arrays of a predictions file that concern instances.
+    """Read the arrays of a predictions file that concern instances.
 
     Raises:
         ValueError: no such file, or not predictions.
@@ -96,12 +80,12 @@ def read_scores(path: Path) -> dict[str, Array]:
         raise ValueError(f"{path}: no such predictions file")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            found = {name: archive[name] for name in _SCORE_ARRAYS}
-            found |= {name: archive[name] for name in ("signed_score",) if name in archive.files}
+            arrays = {name: archive[name] for name in _SCORE_ARRAYS}
+            arrays |= {name: archive[name] for name in ("signed_score",) if name in archive.files}
     except (KeyError, ValueError, OSError, EOFError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not a predictions file ({error}); expected {', '.join(_SCORE_ARRAYS)}") from error
-    offsets = found["offsets"]
-    lengths = {len(found[name]) for name in ("instance_score", "signed_score") if name in found}
-    if len(offsets) != len(found["bag_id"]) + 1 or lengths != {int(offsets[-1])}:
-        raise ValueError(f"{path}: lengths do not fit, expected offsets of {len(found['bag_id'])} bags")
-    return found
+    offsets = arrays["offsets"]
+    lengths = {len(arrays[name]) for name in ("instance_score", "signed_score") if name in arrays}
+    if len(offsets) != len(arrays["bag_id"]) + 1 or lengths != {int(offsets[-1])}:
+        raise ValueError(f"{path}: lengths do not fit, expected offsets of {len(arrays['bag_id'])} bags")
+    return arrays

@@ -38,13 +38,13 @@ class Line:
 
 
 def bag_id_of(name: str) -> str:
-    """A file's stem as a bag's name: characters that a path or a table could stumble over become "_"."""
+    """Turn a file's stem into a bag's name: characters that are unsafe in paths or tables become "_"."""
     cleaned = _NOT_IN_ID.sub("_", name)
     return cleaned if cleaned[:1].isalnum() else f"x{cleaned}"
 
 
 def read_lines(labels: Path | None, splits: Path | None) -> dict[str, Line]:
-    """What the tables say, by the bag's name there (a slide's suffix is dropped where it stands).
+    """Read the tables, by the bag's name in them without a suffix such as `.svs`.
 
     Raises:
         ValueError: no such table, other columns, labels that are not 0, 1 or empty, or a bag twice.
@@ -94,7 +94,7 @@ def _line(row: Mapping[str, str], name: str) -> Line:
 def _splits(path: Path) -> dict[str, str]:
     _existing(path)
     cells = read_table(path, ())
-    found: dict[str, str] = {}
+    splits: dict[str, str] = {}
     columns = set(cells[0]) if cells else set()
     column = next((name for name in NAME_COLUMNS if name in columns), None)
     if column is not None and "split" in columns:
@@ -105,10 +105,10 @@ def _splits(path: Path) -> dict[str, str]:
         raise ValueError(f"{path}: found the columns {sorted(columns)}, expected bag_name,split or train,val,test")
     for name, split in pairs:
         # torchmil's lists repeat lines; two different splits are a mistake
-        if found.get(_stem(name), split) != split:
+        if splits.get(_stem(name), split) != split:
             raise ValueError(f"{path}: {name!r} is in two splits, expected each bag in one")
-        found[_stem(name)] = split
-    return found
+        splits[_stem(name)] = split
+    return splits
 
 
 def _existing(path: Path) -> None:
@@ -124,11 +124,11 @@ def _stem(name: str) -> str:
 
 
 def make_rows(files: Mapping[str, str], lines: Mapping[str, Line], modality: str, root: Path) -> list[BagRow]:
-    """Rows of `bags.csv` for imported files.
+    """Make the rows of `bags.csv` for imported files.
 
     Args:
-        files: name of the bag there -> its file relative to the root.
-        lines: what the tables say.
+        files: name of the bag in the tool's files -> its file relative to the root.
+        lines: contents of the tables, by the same names.
         modality: of all bags.
         root: folder the files lie in.
 
@@ -162,7 +162,7 @@ def make_rows(files: Mapping[str, str], lines: Mapping[str, Line], modality: str
 
 
 def write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
-    """Writes a table; equal rows give equal bytes."""
+    """Write a table; equal rows give equal bytes."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(header)
@@ -170,6 +170,6 @@ def write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[object
     write_text(path, stream.getvalue())
 
 
-def shown_label(row: BagRow) -> str:
-    """A label as a cell."""
+def label_cell(row: BagRow) -> str:
+    """Return the label of a bag as a cell, empty if it has none."""
     return "" if row.label is None else str(row.label)

@@ -22,17 +22,19 @@ import json
 import logging
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import JsonValue
 
 from preprocessing.bags.rows import BagRow
-from preprocessing.common.files import write_json
-from preprocessing.exchange.files import files_of, merged, one_folder, read_npy, write_npy
+from preprocessing.common.files import json_hash, write_json
+from preprocessing.exchange.files import existing, files_of, merged, one_folder, parse_carried, read_npy, write_npy
 from preprocessing.exchange.geometry import as_coords
 from preprocessing.exchange.model import Array, Bag, ExportOptions, Format, ImportOptions
 from preprocessing.exchange.tables import Line, make_rows, read_lines, write_csv
+from preprocessing.instances.stage import image_identity
+from preprocessing.store.attrs import InstanceAttrs
 
 log = logging.getLogger(__name__)
 
@@ -56,11 +58,10 @@ class TorchmilSource:
         self.side = _side_file(self.root / SIDE_FILE)
 
     def rows(self) -> list[BagRow]:
-        """One bag per feature file; labels and splits from the tree unless the options name tables."""
-        files = {path.stem: path for path in files_of(self.features, ".npy")}
-        splits = self.options.splits or (self.root / "splits.csv" if (self.root / "splits.csv").is_file() else None)
-        lines = read_lines(self.options.labels, splits)
-        # torchmil's own lists name bags of other extractors, too; it takes the files that are there
+        """List one bag per feature file; labels and splits from the tree unless the options name tables."""
+        files = files_of(self.features, ".npy")
+        lines = read_lines(self.options.labels, self.options.splits or existing(self.root / "splits.csv"))
+        # torchmil's own lists also name bags of other extractors, and its reader takes the files that exist.
         absent = sorted(set(lines) - set(files))
         if absent:
             log.warning("%s: %d bags of the tables have no features here, e.g. %s", self.source, len(absent), absent[0])
@@ -69,48 +70,39 @@ class TorchmilSource:
             line = lines.get(name, Line())
             path = self.folder / "labels" / f"{name}.npy"
             if line.label is None and path.is_file():
-                group = str(self._carried(name).get("group", ""))
-                lines[name] = Line(_label(read_npy(path), path), line.split, line.group or group, line.mpp)
+                group = line.group or str(self.side.get(name, {}).get("group", ""))
+                lines[name] = Line(_label(read_npy(path), path), line.split, group, line.mpp)
         relative = {name: path.relative_to(self.source).as_posix() for name, path in files.items()}
         return make_rows(relative, lines, "ct" if self.scans else "wsi", self.source)
 
-    def identity(self, row: BagRow) -> list[Any]:
-        """All files of the bag."""
-        from preprocessing.common.files import json_hash
-        from preprocessing.instances.stage import image_identity
-
-        name = Path(row.images[0]).name
-        folders = ("labels", "patch_labels", "slice_labels", "coords")
-        parts = [self.folder / folder / name for folder in folders]
-        names = [path.relative_to(self.source).as_posix() for path in parts if path.is_file()]
-        return [*image_identity(self.source, [*row.images, *names]), json_hash(self._carried(Path(name).stem))]
+    def identity(self, row: BagRow) -> list[object]:
+        """Identify all files of the bag, and its entry in the side file."""
+        path = Path(row.images[0])
+        parts = [self.folder / part / path.name for part in ("labels", "patch_labels", "slice_labels", "coords")]
+        names = [part.relative_to(self.source).as_posix() for part in parts if part.is_file()]
+        return [*image_identity(self.source, [*row.images, *names]), json_hash(self.side.get(path.stem, {}))]
 
     def read(self, row: BagRow) -> Bag:
-        """One bag."""
+        """Read one bag."""
         path = self.source / row.images[0]
         features, name = read_npy(path), path.name
         labels = self.folder / ("slice_labels" if self.scans else "patch_labels") / name
         n = len(features) if features.ndim else 0
         coverage = _shares(read_npy(labels), n, labels) if labels.is_file() else None
-        ours = self._carried(path.stem)
-        positions = self.folder / "coords" / name
+        side_file, positions = self.root / SIDE_FILE, self.folder / "coords" / name
+        carried = parse_carried(self.side.get(path.stem), f"{side_file}: bag {path.stem!r}")
         if self.scans:
-            attrs = merged({"modality": "ct"}, ours, self.root / SIDE_FILE)
-            return Bag(row, _along(positions, n), features, coverage, attrs, ours.get("facts", {}))
-        coords = as_coords(read_npy(positions), str(positions))
-        attrs = merged(self._geometry(), ours, self.root / SIDE_FILE)
-        return Bag(row, coords, features, coverage, attrs, ours.get("facts", {}))
-
-    def _geometry(self) -> dict[str, Any]:
-        options = self.options
-        step = options.step_px or self.patch_px
-        return {"l0_footprint_px": options.footprint_px or step, "l0_step_px": step, "tile_px": options.tile_px}
-
-    def _carried(self, name: str) -> dict[str, Any]:
-        return dict(self.side.get(name, {}))
+            coords: Array = _positions(positions, n)
+            attrs = InstanceAttrs(modality="ct")
+        else:
+            coords = as_coords(read_npy(positions), str(positions))
+            step, options = self.options.step_px or self.patch_px, self.options
+            attrs = InstanceAttrs(l0_footprint_px=options.footprint_px or step, l0_step_px=step)
+            attrs = attrs if options.tile_px is None else attrs.updated(tile_px=options.tile_px)
+        return Bag(row, coords, features, coverage, merged(attrs, carried.attrs, side_file), carried.facts)
 
 
-def _side_file(path: Path) -> dict[str, Any]:
+def _side_file(path: Path) -> dict[str, dict[str, JsonValue]]:
     if not path.is_file():
         return {}
     try:
@@ -122,28 +114,29 @@ def _side_file(path: Path) -> dict[str, Any]:
         ) from None
 
 
-def _label(found: Array, path: Path) -> int | None:
-    value = found.reshape(-1)
+def _label(array: Array, path: Path) -> int | None:
+    value = array.reshape(-1)
     if len(value) != 1 or float(value[0]) not in (0.0, 1.0, -1.0):
-        raise ValueError(f"{path}: label is {found.dtype}{found.shape} {value[:3].tolist()}, expected one 0 or 1")
+        raise ValueError(f"{path}: label is {array.dtype}{array.shape} {value[:3].tolist()}, expected one 0 or 1")
     return None if value[0] == -1 else int(value[0])
 
 
-def _shares(found: Array, n: int, path: Path) -> npt.NDArray[np.float32]:
-    flat = found.reshape(-1)
+def _shares(labels: Array, n: int, path: Path) -> npt.NDArray[np.float32]:
+    """Convert labels of instances (N,) to lesion shares 0 and 1; -1 (unknown) becomes NaN."""
+    flat = labels.reshape(-1)
     if len(flat) != n or not np.isin(flat, (-1, 0, 1)).all():
-        raise ValueError(f"{path}: {found.dtype}{found.shape}, expected {n} labels 0, 1 or -1 (unknown)")
+        raise ValueError(f"{path}: {labels.dtype}{labels.shape}, expected {n} labels 0, 1 or -1 (unknown)")
     return np.where(flat < 0, np.nan, flat).astype(np.float32)
 
 
-def _along(path: Path, n: int) -> npt.NDArray[np.float32]:
-    """Positions of slices (N,1): as carried, else the slice's number."""
+def _positions(path: Path, n: int) -> npt.NDArray[np.float32]:
+    """Read the positions of slices (N,1) in mm; without a file their numbers."""
     if not path.is_file():
         return np.arange(n, dtype=np.float32)[:, None]
-    found = read_npy(path)
-    if found.shape not in ((n, 1), (n,)) or not np.isfinite(found).all():
-        raise ValueError(f"{path}: {found.dtype}{found.shape}, expected ({n}, 1) positions of slices")
-    return np.asarray(found.reshape(n, 1), np.float32)
+    positions = read_npy(path)
+    if positions.shape not in ((n, 1), (n,)) or not np.isfinite(positions).all():
+        raise ValueError(f"{path}: {positions.dtype}{positions.shape}, expected ({n}, 1) positions of slices")
+    return np.asarray(positions.reshape(n, 1), np.float32)
 
 
 class TorchmilTarget:
@@ -151,14 +144,14 @@ class TorchmilTarget:
 
     def __init__(self, out: Path, options: ExportOptions) -> None:
         self.out, self.options = out, options
-        self.kind: tuple[Any, ...] | None = None
-        self.side: dict[str, Any] = {}
+        self.kind: tuple[str, int] | None = None
+        self.side: dict[str, dict[str, JsonValue]] = {}
 
     def write(self, bag: Bag) -> None:
-        """One bag."""
+        """Write one bag."""
         assert bag.features is not None and bag.coverage is not None
-        slides = bag.attrs.get("modality") == "wsi"
-        kind = ("slides", int(bag.attrs["l0_step_px"])) if slides else ("scans", 0)
+        slides = bag.attrs.modality == "wsi"
+        kind = ("slides", bag.attrs.l0_step_px) if slides else ("scans", 0)
         self.kind = self.kind or kind
         if kind != self.kind:
             raise ValueError(
@@ -173,12 +166,12 @@ class TorchmilTarget:
         write_npy(folder / "labels" / name, np.array([label], np.int64))
         write_npy(folder / ("patch_labels" if slides else "slice_labels") / name, np.where(unknown, -1, positive))
         write_npy(folder / "coords" / name, bag.coords.astype(np.int64) if slides else bag.coords)
-        self.side[bag.row.bag_id] = {**json.loads(bag.facts["carried"]), "group": bag.row.group}
+        self.side[bag.row.bag_id] = {**bag.carried, "group": bag.row.group}
 
     def finish(self, rows: list[BagRow]) -> None:
-        """splits.csv and the side file."""
+        """Write splits.csv and the side file."""
         write_csv(self.out / "splits.csv", ("bag_name", "split"), [(row.bag_id, row.split) for row in rows])
         write_json(self.out / SIDE_FILE, {"bags": self.side})
 
 
-FORMAT = Format("torchmil", "torchmil: one npy per bag and array", TorchmilSource, TorchmilTarget)
+FORMAT = Format("torchmil", TorchmilSource, TorchmilTarget)

@@ -1,6 +1,6 @@
 """Bags and packed batches.
 
-A batch is packed, never padded: the rows of B bags stand one below the other, M = sum of the bag sizes.
+A batch is packed, never padded: the instances of B bags are concatenated, M = sum of the bag sizes.
 
 | field | shape, dtype | meaning |
 |---|---|---|
@@ -14,16 +14,17 @@ A batch is packed, never padded: the rows of B bags stand one below the other, M
 | `edge_weight` | (M,K) float32 or None | weight of each neighbour, None = 1 |
 """
 
-import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+# Fields of a batch that are packed only for methods that need them (`MILModel.needs`).
+EVERYTHING = frozenset({"neighbors", "grid", "coords", "y_inst"})
 
 
 @dataclass(frozen=True)
@@ -74,33 +75,47 @@ class BagBatch:
     bag_ids: tuple[str, ...]
     edge_weight: Tensor | None = None
 
+    @classmethod
+    def pack(cls, bags: Sequence[Bag]) -> "BagBatch":
+        """Pack bags, in the given order; see `smmil.data.batch.pack`."""
+        return pack(bags)
+
     @property
     def n_bags(self) -> int:
-        """B."""
+        """Number of bags B."""
         return len(self.bag_ids)
 
     @property
     def sizes(self) -> Tensor:
-        """(B,) int64, instances per bag."""
+        """Number of instances per bag, (B,) int64."""
         return self.offsets[1:] - self.offsets[:-1]
 
     @property
     def bag_index(self) -> Tensor:
-        """(M,) int64, the bag of each row."""
+        """Index of the bag of each row, (M,) int64."""
         bags = torch.arange(self.n_bags, device=self.offsets.device)
         return torch.repeat_interleave(bags, self.sizes, output_size=self.x.shape[0])
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "BagBatch":
-        """Moves every tensor."""
-        moved: dict[str, Any] = {
-            f.name: value.to(device, non_blocking=non_blocking)
-            for f in dataclasses.fields(self)
-            if isinstance(value := getattr(self, f.name), Tensor)
-        }
-        return dataclasses.replace(self, **moved)
+        """Move every tensor to a device."""
+        return self.apply(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def apply(self, function: Callable[[Tensor], Tensor]) -> "BagBatch":
+        """Apply a function to every tensor."""
+        return BagBatch(
+            x=function(self.x),
+            offsets=function(self.offsets),
+            neighbors=function(self.neighbors),
+            grid=function(self.grid),
+            coords=function(self.coords),
+            y=function(self.y),
+            y_inst=function(self.y_inst),
+            bag_ids=self.bag_ids,
+            edge_weight=None if self.edge_weight is None else function(self.edge_weight),
+        )
 
     def split(self) -> list["BagBatch"]:
-        """The B single-bag batches, as views; `neighbors` count from 0 again."""
+        """Return B batches of one bag each, as views; `neighbors` are copied and count from 0."""
         bounds = self.offsets.tolist()
         return [
             BagBatch(
@@ -118,15 +133,12 @@ class BagBatch:
         ]
 
 
-EVERYTHING = frozenset({"neighbors", "grid", "coords", "y_inst"})
-
-
 def pack(bags: Sequence[Bag], fields: Collection[str] = EVERYTHING) -> BagBatch:
-    """Packs bags into one batch, in the order given.
+    """Pack bags into one batch, in the given order.
 
     Args:
         bags: at least one bag; every bag has at least one instance, and all share P.
-        fields: those of `EVERYTHING` that are wanted (`MILModel.needs`); the others get no column, `y_inst` gets -1.
+        fields: fields of `EVERYTHING` to pack; the others get no column, `y_inst` gets -1.
 
     Returns:
         The packed batch; K is the largest K of the bags.
@@ -154,20 +166,20 @@ def pack(bags: Sequence[Bag], fields: Collection[str] = EVERYTHING) -> BagBatch:
 
 def _neighbors(bags: Sequence[Bag], starts: list[int], sizes: list[int]) -> Tensor:
     neighbors = _joined([bag.neighbors for bag in bags], fill=-1).long()
-    # entries are row numbers of their bag, wanted are those of the batch; numpy's calls are the shorter ones
+    # Rows within a bag become rows within the batch, in place; NumPy has less overhead per call than torch.
     table = neighbors.numpy()
     table += np.repeat(starts[:-1], sizes)[:, None] * (table >= 0)
     return neighbors
 
 
 def joined_features(parts: Sequence[Tensor]) -> Tensor:
-    """Features (n_b,P) below one another as (M,P); what is kept in 16 bits becomes float32."""
+    """Concatenate features (n_b,P) to (M,P); float16 becomes float32."""
     x = torch.cat(list(parts))
     return x.float() if x.dtype == torch.float16 else x
 
 
 def _joined(tables: Sequence[Tensor], fill: int) -> Tensor:
-    """Tables (n_b, k_b) below one another as a new (M, K), filled up to the widest."""
+    """Concatenate tables (n_b,k_b) to a new (M,K), padded to the largest k_b."""
     width = max(table.shape[1] for table in tables)
     return torch.cat(
         [pad(table, (0, width - table.shape[1]), value=fill) if table.shape[1] < width else table for table in tables]

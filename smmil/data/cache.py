@@ -2,15 +2,13 @@
 
 Features, nearly all of the bytes, are in device memory if they fit, otherwise in host memory, where the next batch is
 packed and pinned while the current one computes; `to_host` moves them later (`smmil.predictions.memory`). Geometry and
-labels
-travel with each batch. A batch equals `smmil.data.batch.pack` of its bags in either case.
+labels travel with each batch. A batch equals `smmil.data.batch.pack` of its bags in either case.
 """
 
 import dataclasses
 import logging
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -104,7 +102,9 @@ class BagCache:
 
     def packed(self, index: Sequence[int]) -> BagBatch:
         """Pack the given bags on the CPU."""
-        return pack([dataclasses.replace(self.bags[i], x=self._x(i)) for i in index])
+        if not self._features:
+            return pack([self.bags[i] for i in index])
+        return pack([dataclasses.replace(self.bags[i], x=self._features[i].cpu()) for i in index])
 
     def batches(self, indices: Iterable[Sequence[int]], fields: Collection[str] = EVERYTHING) -> Iterator[BagBatch]:
         """Iterate over batches in the given order; from host memory the next batch is packed in advance.
@@ -144,12 +144,9 @@ class BagCache:
         if group:
             yield group
 
-    def _x(self, i: int) -> Tensor:
-        return self._features[i].cpu() if self._features else self.bags[i].x
-
     def _host(self, index: Sequence[int], fields: Collection[str]) -> BagBatch:
         packed = pack([self.bags[i] for i in index], fields)
-        return _pinned(packed) if self.device.type == "cuda" else packed
+        return packed.apply(Tensor.pin_memory) if self.device.type == "cuda" else packed
 
     def _moved(self, packed: BagBatch) -> BagBatch:
         # Copied only when it is due: the next batch would take device memory from the current one.
@@ -167,12 +164,3 @@ def fits(bags: Sequence[Bag], device: torch.device) -> bool:
         return True
     free, _ = torch.cuda.mem_get_info(device)
     return sum(bag.x.numel() * bag.x.element_size() for bag in bags) <= DEVICE_SHARE * free
-
-
-def _pinned(batch: BagBatch) -> BagBatch:
-    moved: dict[str, Any] = {
-        field.name: value.pin_memory()
-        for field in dataclasses.fields(batch)
-        if isinstance(value := getattr(batch, field.name), Tensor)
-    }
-    return dataclasses.replace(batch, **moved)

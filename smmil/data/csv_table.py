@@ -9,22 +9,22 @@ are unknown (-1) unless given.
 """
 
 import csv
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-if TYPE_CHECKING:
-    from smmil.data.batch import Bag
+from smmil.data.batch import Bag
 
 GRAPHS = ("none", "chain")
 FIXED = ("bag_id", "label", "split", "group", "y_inst")
 SPLITS = ("train", "val", "test", "")
 
 
-def load_table(path: Path | str, *, graph: str = "none") -> "list[Bag]":
+def load_table(path: Path | str, *, graph: str = "none") -> list[Bag]:
     """Read a table of instances.
 
     Args:
@@ -60,15 +60,11 @@ def load_table(path: Path | str, *, graph: str = "none") -> "list[Bag]":
     return [_bag(path, name, rows[name], header, graph) for name in ordered]
 
 
-def standardise(bags: "Sequence[Bag]", fit_ids: Sequence[str]) -> "list[Bag]":
+def standardise(bags: Sequence[Bag], fit_ids: Sequence[str]) -> list[Bag]:
     """Scale every feature to mean 0 and standard deviation 1 over the instances of the given (training) bags.
 
     Constant features become 0. Return new bags in the same order.
     """
-    import dataclasses
-
-    import torch
-
     chosen = set(fit_ids)
     rows = torch.cat([bag.x for bag in bags if bag.bag_id in chosen]).double()
     mean, deviation = rows.mean(0), rows.std(0, correction=0)
@@ -90,11 +86,7 @@ def _check_header(path: Path | str, header: Sequence[str]) -> None:
         )
 
 
-def _bag(path: Path | str, name: str, rows: list[tuple[int, list[str]]], header: list[str], graph: str) -> "Bag":
-    import torch
-
-    from smmil.data.batch import Bag
-
+def _bag(path: Path | str, name: str, rows: list[tuple[int, list[str]]], header: list[str], graph: str) -> Bag:
     shared = {key: _same(path, name, rows, header, key) for key in ("label", "split", "group") if key in header}
     split = shared.get("split", "train")
     if split not in SPLITS or shared["label"] not in ("0", "1", ""):

@@ -9,36 +9,34 @@ labels.
 - Instance labels come from the stored coverage by the rules of `smmil.data.labels`.
 - Edge weights are 1, or exp(-||x_i - x_j|| / P) on the raw features (`feature_distance`, as released; row 6).
 - `self_loop` makes every instance its own neighbour (as released for RSNA; row 7).
-
-torch is only imported by the functions that need it.
 """
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from pydantic import JsonValue
+from torch import Tensor
 
 from preprocessing.bags.manifests import ShardManifest
 from preprocessing.bags.rows import BagRow
 from preprocessing.bags.table import read_bags
 from preprocessing.check import read_stored
+from preprocessing.store.bags import check_pairing, read_arrays, read_feature_attrs, read_info, read_instance_attrs
 from smmil.config.training_options import DataOptions
+from smmil.data.batch import Bag
 from smmil.data.labels import instance_labels, is_consistent, labels_by_name
 from smmil.data.stored import ContentHashes
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from smmil.data.batch import Bag
 
 log = logging.getLogger(__name__)
 
 READERS = 8
+FEATURE_FACTS = ("encoder", "weights_sha256", "random_weights", "resize_policy")
 
 
 @dataclass(frozen=True)
@@ -116,8 +114,6 @@ def drop_inconsistent(
     listing: Listing, instances: Path | str, options: DataOptions, manifests: Sequence[Path | str] = ()
 ) -> Listing:
     """Exclude labelled bags whose instance labels contradict the bag label; only coverages are read."""
-    from preprocessing.store.bags import read_arrays, read_info
-
     hashes = ContentHashes.of_instances(instances, manifests)
 
     def keep(info: BagInfo) -> bool:
@@ -134,13 +130,13 @@ def drop_inconsistent(
     return Listing(bags, {**listing.excluded, "inconsistent": dropped})
 
 
-def load_bags(
+def load_listed(
     infos: Sequence[BagInfo],
     instances: Path | str,
     features: Path | str,
     options: DataOptions | None = None,
     manifests: Sequence[Path | str] = (),
-) -> "tuple[list[Bag], dict[str, float]]":
+) -> tuple[list[Bag], dict[str, float]]:
     """Load bags into memory, in the given order.
 
     Args:
@@ -173,12 +169,7 @@ def load_bags(
 
 def _load_one(
     info: BagInfo, *, instances: Path, features: Path, options: DataOptions, hashes: tuple[ContentHashes, ContentHashes]
-) -> "tuple[Bag, float]":
-    import torch
-
-    from preprocessing.store.bags import check_pairing, read_arrays, read_feature_attrs, read_instance_attrs
-    from smmil.data.batch import Bag
-
+) -> tuple[Bag, float]:
     geometry = read_stored(read_instance_attrs, instances, info.bag_id)
     extracted = read_stored(read_feature_attrs, features, info.bag_id)
     check_pairing(geometry, extracted, info.bag_id)
@@ -216,10 +207,8 @@ def _load_one(
     return bag, threshold
 
 
-def feature_distance_weights(x: "Tensor", neighbors: "Tensor") -> "Tensor":
+def feature_distance_weights(x: Tensor, neighbors: Tensor) -> Tensor:
     """Compute exp(-||x_i - x_j||_2 / P) for every neighbour, 0 for padding: (N,P), (N,K) -> (N,K)."""
-    import torch
-
     weights = torch.zeros(neighbors.shape, dtype=torch.float32)
     # One column at a time, because all (N,K,P) differences would take K times the memory of the features.
     for column in range(neighbors.shape[1]):
@@ -229,15 +218,10 @@ def feature_distance_weights(x: "Tensor", neighbors: "Tensor") -> "Tensor":
     return weights
 
 
-def feature_facts(features: Path | str, bag_id: str) -> dict[str, Any]:
+def feature_facts(features: Path | str, bag_id: str) -> dict[str, JsonValue]:
     """Return the recorded facts that identify a bag's features: encoder, weights, their mode, resize policy."""
-    from preprocessing.store.bags import read_attrs
-
-    attrs: Mapping[str, Any] = read_stored(read_attrs, _store(features), bag_id)
+    attrs = read_stored(read_feature_attrs, _store(features), bag_id).given()
     return {name: attrs[name] for name in FEATURE_FACTS if name in attrs}
-
-
-FEATURE_FACTS: Collection[str] = ("encoder", "weights_sha256", "random_weights", "resize_policy")
 
 
 def _store(folder: Path | str) -> Path:

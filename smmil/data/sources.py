@@ -1,4 +1,4 @@
-"""Sources of bags for the command lines: a bag store or a CSV table.
+"""Sources of bags: a bag store or a CSV table.
 
 `open_source` reads what is known without features (bags, labels, groups, input hashes); only `Source.load` reads them,
 so a job whose runs are all finished reads almost nothing.
@@ -8,14 +8,17 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+
+from pydantic import JsonValue
 
 from smmil.artifacts.hashes import hash_file, hash_files
 from smmil.config.training_options import DataOptions
-from smmil.data.loading import BagInfo, Listing, drop_inconsistent, feature_facts, list_usable, load_bags
+from smmil.data.arguments import BagPaths
+from smmil.data.batch import Bag
+from smmil.data.csv_table import load_table
+from smmil.data.loading import BagInfo, Listing, drop_inconsistent, feature_facts, list_usable, load_listed
 
-if TYPE_CHECKING:
-    from smmil.data.batch import Bag
+Loaded = tuple[list[Bag], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -32,76 +35,116 @@ class Source:
 
     listing: Listing
     inputs: dict[str, str]
-    data: dict[str, Any]
-    facts: dict[str, Any]
-    loader: "Callable[[Sequence[BagInfo]], tuple[list[Bag], dict[str, float]]]"
+    data: dict[str, JsonValue]
+    facts: dict[str, JsonValue]
+    loader: Callable[[Sequence[BagInfo]], Loaded]
 
     @property
     def random_weights(self) -> bool:
         """Whether the encoder has random weights (demo, tests); marks all results."""
         return bool(self.facts.get("random_weights"))
 
-    def load(self, ids: Sequence[str] | None = None) -> "tuple[list[Bag], dict[str, float]]":
+    def load(self, ids: Sequence[str] | None = None) -> Loaded:
         """Load the given usable bags (default: all), sorted by id, and the label thresholds that differ."""
         chosen = None if ids is None else set(ids)
         return self.loader([info for info in self.listing.bags if chosen is None or info.bag_id in chosen])
 
 
-def add_source_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--bags --instances --features --manifests` and `--table --table-graph`."""
-    group = parser.add_argument_group("bags, from the bag store or from a table")
-    group.add_argument("--bags", type=Path, help="bags.csv")
-    group.add_argument("--instances", type=Path, help="folder whose store/ holds the geometry")
-    group.add_argument("--features", type=Path, help="folder whose store/ holds the encoder's features")
-    group.add_argument("--manifests", type=Path, nargs="+", default=[], help="shard manifests (states of the bags)")
-    group.add_argument("--table", type=Path, help="instead of a bag store: a CSV table, one instance per row")
-    group.add_argument("--table-graph", choices=("none", "chain"), default="none", help="graph of a table's bags")
+def open_source(paths: BagPaths | argparse.Namespace, options: DataOptions) -> Source:
+    """Open a source of bags.
 
-
-def open_source(arguments: argparse.Namespace, options: DataOptions) -> Source:
-    """Open the source given by the arguments.
+    Args:
+        paths: where the bags are, or parsed arguments of `smmil.data.arguments.add_source_arguments`.
+        options: rules of labels and graphs.
 
     Raises:
         ValueError: neither or both kinds of source, or no usable bag.
     """
-    store = (arguments.bags, arguments.instances, arguments.features)
-    if arguments.table is not None:
-        if any(store) or arguments.manifests:
+    if isinstance(paths, argparse.Namespace):
+        paths = BagPaths.of_arguments(paths)
+    if paths.table is not None:
+        if paths.bags or paths.instances or paths.features or paths.manifests:
             raise ValueError("--table: found together with a bag store, expected one of the two")
-        source = _table_source(arguments.table, arguments.table_graph)
-    elif all(store) and arguments.manifests:
-        source = _store_source(arguments, options)
+        source = _table_source(paths.table, paths.table_graph)
+    elif paths.bags and paths.instances and paths.features and paths.manifests:
+        source = _store_source(paths.bags, paths.instances, paths.features, paths.manifests, options)
     else:
         raise ValueError("expected --bags, --instances, --features and --manifests together, or --table")
     if not source.listing.bags:
         left_out = {reason: len(names) for reason, names in source.listing.excluded.items()}
-        raise ValueError(f"{arguments.bags or arguments.table}: no usable bag (left out: {left_out}); see the QC page")
+        raise ValueError(f"{paths.bags or paths.table}: no usable bag (left out: {left_out}); see the QC page")
     return source
 
 
-def _store_source(arguments: argparse.Namespace, options: DataOptions) -> Source:
-    listing = list_usable(arguments.bags, arguments.manifests)
+def load_bags(
+    folder: Path | str,
+    encoder: str,
+    *,
+    split: str | None = None,
+    bag_ids: Sequence[str] | None = None,
+    options: DataOptions | None = None,
+) -> list[Bag]:
+    """Load the bags of a dataset with the features of one encoder.
+
+    Empty, skipped and failed bags are left out. Features keep their stored type, mostly float16.
+
+    Args:
+        folder: results folder of the dataset, with `bags.csv`, `instances/` and `features/`.
+        encoder: name of the encoder, a folder in `features/`.
+        split: only bags of this split (`train`, `val` or `test`); None = all.
+        bag_ids: only these bags; None = all.
+        options: rules of instance labels and edge weights; None = the defaults.
+
+    Returns:
+        Bags sorted by id; `smmil.BagBatch.pack` makes a batch of them.
+
+    Raises:
+        ValueError: a folder without such bags, an unknown id, or a damaged bag; the message names it.
+
+    Example:
+        >>> import smmil
+        >>> bags = smmil.load_bags("results/camelyon16", "resnet50_bt", split="test")
+        >>> batch = smmil.BagBatch.pack(bags[:4])
+        >>> model = smmil.build_model("smap_early", batch.x.shape[1]).eval()
+        >>> model(batch).bag_logit.shape
+        torch.Size([4])
+    """
+    features = Path(folder) / "features" / encoder
+    manifests = sorted((features / "shards").glob("*.json"))
+    if not manifests:
+        raise ValueError(f"{features / 'shards'}: no shard manifest; extract the features of {encoder} first")
+    paths = BagPaths(Path(folder) / "bags.csv", Path(folder) / "instances", features, manifests)
+    source = open_source(paths, options or DataOptions())
+    chosen = [info.bag_id for info in source.listing.bags if split in (None, info.split)]
+    if bag_ids is not None:
+        unknown = sorted(set(bag_ids) - set(chosen))
+        if unknown:
+            raise ValueError(f"{folder}: found no usable bags {unknown[:5]} among {len(chosen)}")
+        chosen = list(bag_ids)
+    return source.load(chosen)[0]
+
+
+def _store_source(
+    bags: Path, instances: Path, features: Path, manifests: Sequence[Path], options: DataOptions
+) -> Source:
+    listing = list_usable(bags, manifests)
     if options.drop_inconsistent:
-        listing = drop_inconsistent(listing, arguments.instances, options, arguments.manifests)
-    facts = feature_facts(arguments.features, listing.bags[0].bag_id) if listing.bags else {}
+        listing = drop_inconsistent(listing, instances, options, manifests)
     return Source(
         listing=listing,
-        inputs={"bags": hash_file(arguments.bags), "manifests": hash_files(arguments.manifests)},
+        inputs={"bags": hash_file(bags), "manifests": hash_files(manifests)},
         data=options.model_dump(),
-        facts=facts,
-        loader=lambda infos: load_bags(infos, arguments.instances, arguments.features, options, arguments.manifests),
+        facts=feature_facts(features, listing.bags[0].bag_id) if listing.bags else {},
+        loader=lambda infos: load_listed(infos, instances, features, options, manifests),
     )
 
 
 def _table_source(path: Path, graph: str) -> Source:
-    from smmil.data.csv_table import load_table
-
     bags = {bag.bag_id: bag for bag in load_table(path, graph=graph)}
-    infos = [BagInfo(bag.bag_id, bag.y, bag.split, bag.group) for bag in bags.values()]
     return Source(
-        listing=Listing(infos),
+        listing=Listing([BagInfo(bag.bag_id, bag.y, bag.split, bag.group) for bag in bags.values()]),
         inputs={"table": hash_file(path)},
         data={"graph": graph},
         facts={},
-        loader=lambda chosen: ([bags[info.bag_id] for info in chosen], {}),
+        loader=lambda infos: ([bags[info.bag_id] for info in infos], {}),
     )

@@ -13,9 +13,11 @@ from typing import Any
 
 from preprocessing.bags.manifests import ShardManifest
 from preprocessing.check import read_stored
+from preprocessing.store.bags import read_arrays, read_attrs
+from preprocessing.store.schema import Array
 
 
-def read_geometry(instances: Path, bag_id: str, names: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_geometry(instances: Path, bag_id: str, names: Iterable[str]) -> tuple[dict[str, Any], dict[str, Array]]:
     """Read attributes and verified arrays of a bag's instances, for maps and predictions.
 
     Args:
@@ -26,9 +28,7 @@ def read_geometry(instances: Path, bag_id: str, names: Iterable[str]) -> tuple[d
     Raises:
         ValueError: a damaged or missing bag, or content that differs from its manifest.
     """
-    from preprocessing.store.bags import read_arrays, read_attrs
-
-    attrs: dict[str, Any] = read_stored(read_attrs, instances / "store", bag_id)
+    attrs = read_stored(read_attrs, instances / "store", bag_id)
     ContentHashes.of_instances(instances).check(bag_id, str(attrs["store"]["content"]))
     return attrs, read_stored(read_arrays, instances / "store", bag_id, list(names), verify=True)
 

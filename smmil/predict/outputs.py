@@ -5,22 +5,26 @@ scores over the slices beside the montage with a coloured bar per slice (scans).
 highest score of the bag.
 
 The column `signed_score` is the sign-aware score of `smmil.predictions.signed`, in logits: how far the bag's logit
-would rise if
-the whole bag moved from the average instance to this one. It is missing if the run has no direction, and 0 if no
-gradient of the run was finite; `signed_agreement` in prediction.json measures its reliability.
+would rise if the whole bag moved from the average instance to this one. It is missing if the run has no direction, and
+0 if no gradient of the run was finite; `signed_agreement` in prediction.json measures its reliability.
 """
 
 import csv
 import io
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from preprocessing.bags.rows import BagRow
+from preprocessing.exchange.model import Bag
+from preprocessing.exchange.qupath import write_tiles
+from preprocessing.store.attrs import InstanceAttrs
+from preprocessing.store.schema import Array
+from smmil.config.methods import marked_name
+from smmil.figures.map_panels import MapBag, Panel, draw_scan, draw_slide, read_thumbnail
+from smmil.figures.plotting import RANDOM_MARK, colour_of, percentile_rank
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Scored:
     """
 
     bag_id: str
-    attrs: Mapping[str, Any]
+    attrs: InstanceAttrs
     coords: Array
     grid: Array
     scores: npt.NDArray[np.float64]
@@ -61,13 +65,16 @@ class Scored:
     @property
     def is_scan(self) -> bool:
         """Whether the bag is a CT scan."""
-        return self.attrs.get("modality") == "ct"
+        return self.attrs.modality == "ct"
+
+    @property
+    def above_threshold(self) -> int | None:
+        """Number of instances above the threshold, None if it is unknown."""
+        return None if self.threshold is None else int((self.scores > self.threshold).sum())
 
 
 def instances_csv(bag: Scored) -> str:
     """Return a CSV line per instance: place, score, rank (1 = highest), above the threshold, sign-aware score."""
-    from smmil.figures.plotting import percentile_rank
-
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     place_names = ["slice", "position_mm", "file"] if bag.is_scan else ["instance", "x", "y", "row", "col"]
@@ -76,7 +83,7 @@ def instances_csv(bag: Scored) -> str:
     ranks = percentile_rank(bag.scores)
     for i, score in enumerate(bag.scores):
         if bag.is_scan:
-            place = [i, f"{bag.coords[i, 0]:.4g}", bag.attrs["files"][i]]
+            place = [i, f"{bag.coords[i, 0]:.4g}", bag.attrs.files[i]]
         else:
             place = [i, *bag.coords[i].tolist(), *bag.grid[i].tolist()]
         above = [] if bag.threshold is None else [int(score > bag.threshold)]
@@ -87,28 +94,19 @@ def instances_csv(bag: Scored) -> str:
 
 def write_geojson(path: Path, bag: Scored) -> None:
     """Write the tiles of a slide with score and rank as GeoJSON for QuPath."""
-    from preprocessing.bags.rows import BagRow
-    from preprocessing.exchange.model import Bag
-    from preprocessing.exchange.qupath import write_tiles
-    from smmil.figures.plotting import percentile_rank
-
     row = BagRow(bag.bag_id, "wsi", ())
     columns = {"Score": bag.scores, "Rank": percentile_rank(bag.scores)}
     columns |= {} if bag.signed is None else {"Signed score": bag.signed}
-    write_tiles(path, Bag(row, bag.coords, attrs=dict(bag.attrs), scores=columns))
+    write_tiles(path, Bag(row, bag.coords, attrs=bag.attrs, scores=columns))
 
 
 def draw_heatmap(path: Path, bag: Scored, thumbnails: Path) -> None:
     """Draw the scores of a bag over its thumbnail or slices."""
-    from smmil.config.methods import marked_name
-    from smmil.figures.map_panels import MapBag, Panel, draw_scan, draw_slide, read_thumbnail
-    from smmil.figures.plotting import RANDOM_MARK, colour_of
-
-    name = marked_name(bag.method)
+    name, attrs = marked_name(bag.method), bag.attrs.given()
     title = f"{bag.bag_id}: probability {bag.probability:.3f}, {len(bag.scores)} instances, {name}"
     title += f"   {RANDOM_MARK}" if bag.random_weights else ""
-    picture, outlines = read_thumbnail(thumbnails, bag.bag_id, bag.attrs)
-    map_bag = MapBag(bag.bag_id, bag.attrs, bag.coords, None, picture, outlines)
+    picture, outlines = read_thumbnail(thumbnails, bag.bag_id, attrs)
+    map_bag = MapBag(bag.bag_id, attrs, bag.coords, None, picture, outlines)
     line = "dashed" if bag.is_scan else "red"
     heading = "Instance scores" + ("" if bag.threshold is None else f"; {line} line: threshold from validation")
     panel = Panel(heading, bag.scores, "", name, colour_of(bag.method), bag.threshold, bag.name)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from preprocessing.common.cli import guard
 from smmil.artifacts.records import RunsFile
-from smmil.data.sources import add_source_arguments, open_source
+from smmil.data.arguments import add_source_arguments
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -25,6 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Predict the runs of a `runs.json`; see the module docstring."""
     arguments = build_parser().parse_args(argv)
+    from smmil.data.sources import open_source
     from smmil.predictions.runs import data_options, predict_runs
 
     predict_runs(

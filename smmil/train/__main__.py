@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from preprocessing.common.cli import guard
-from smmil.data.sources import add_source_arguments, open_source
+from smmil.data.arguments import add_source_arguments
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train every run that is not finished; see the module docstring."""
     arguments = build_parser().parse_args(argv)
     from smmil.artifacts.hashes import json_argument
+    from smmil.data.sources import open_source
     from smmil.train.job import train_runs
     from smmil.train.specs import Job, job_options
 

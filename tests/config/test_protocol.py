@@ -15,7 +15,7 @@ from smmil.config.training_options import DataOptions, TrainingOptions
 from smmil.data.batch import pack
 from smmil.data.cache import BagCache
 from smmil.data.labels import labels_by_name
-from smmil.data.loading import list_usable, load_bags
+from smmil.data.loading import list_usable, load_listed
 from smmil.data.sources import open_source
 from smmil.layers.segments import plain_softmax, segment_softmax
 from smmil.models import MODEL_QUIRKS, build_model
@@ -233,7 +233,7 @@ def test_a_model_is_rebuilt_with_its_quirks_from_what_its_run_records(dataset):
 
 def load(dataset, **options):
     listing = list_usable(dataset / "bags.csv", [dataset / "features/tiny/shards/0000.json"])
-    return load_bags(listing.bags, dataset / "instances", dataset / "features/tiny", DataOptions(**options))[0]
+    return load_listed(listing.bags, dataset / "instances", dataset / "features/tiny", DataOptions(**options))[0]
 
 
 def test_6_edges_are_weighted_for_methods_with_sm(paper):

@@ -16,7 +16,7 @@ from smmil.data.loading import (
     feature_facts,
     instance_labels,
     list_usable,
-    load_bags,
+    load_listed,
 )
 from tests.helpers.train_helpers import FACTS, FEATURES, make_dataset, write_manifest
 
@@ -55,7 +55,7 @@ def test_a_bag_without_manifest_is_an_error(tmp_path):
 def test_stored_arrays_reach_the_bag(tmp_path):
     make_dataset(tmp_path)
     listing = list_usable(tmp_path / "bags.csv", manifests(tmp_path))
-    bags, thresholds = load_bags(listing.bags, tmp_path / "instances", tmp_path / "features" / "tiny")
+    bags, thresholds = load_listed(listing.bags, tmp_path / "instances", tmp_path / "features" / "tiny")
     assert thresholds == {}
     assert [bag.bag_id for bag in bags] == [f"bag{i:02d}" for i in range(16)]
     for i, bag in enumerate(bags):
@@ -75,10 +75,10 @@ def test_features_of_other_coordinates_and_missing_bags_are_refused(tmp_path):
     other = next(name for name, size in sizes.items() if size != sizes["bag00"])
     shutil.rmtree(store / "bag00")
     with pytest.raises(ValueError, match="bag bag00 is missing although its manifest calls it ok"):
-        load_bags(infos, tmp_path / "instances", tmp_path / "features" / "tiny")
+        load_listed(infos, tmp_path / "instances", tmp_path / "features" / "tiny")
     shutil.copytree(store / other, store / "bag00")
     with pytest.raises(ValueError, match="bag bag00: the features .* belong to other coordinates"):
-        load_bags(infos, tmp_path / "instances", tmp_path / "features" / "tiny")
+        load_listed(infos, tmp_path / "instances", tmp_path / "features" / "tiny")
 
 
 @pytest.mark.parametrize(

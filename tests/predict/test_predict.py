@@ -16,10 +16,12 @@ from preprocessing.bags.table import read_bags
 from preprocessing.common.options import ct_options, wsi_options
 from preprocessing.features import __main__ as features
 from preprocessing.instances import __main__ as instances
+from preprocessing.store.attrs import InstanceAttrs, TissueAttrs
 from preprocessing.store.bags import read_attrs
 from preprocessing.synthetic.__main__ import main as synthesise
 from smmil.artifacts.results import load_predictions
 from smmil.predict import __main__ as predict
+from smmil.predict.pipeline import FILES, Prediction
 from smmil.predict.settings import Reference, check_like_training, instance_options
 from smmil.predictions.__main__ import main as predict_main
 from smmil.train import __main__ as train
@@ -97,7 +99,7 @@ def scans(tmp_path_factory) -> House:
 @pytest.fixture
 def no_picture(monkeypatch):
     """For tests of other things: drawing takes most of the time."""
-    monkeypatch.setattr("smmil.predict.outputs.draw_heatmap", lambda path, bag, thumbnails: None)
+    monkeypatch.setattr("smmil.predict.pipeline.draw_heatmap", lambda path, bag, thumbnails: None)
 
 
 def run(image: Path | str, model: Path, out: Path, *more: str) -> int:
@@ -146,6 +148,7 @@ def test_a_slide_gets_the_numbers_of_the_workflow(slides, tmp_path):
     assert corner == [int(lines[3]["x"]), int(lines[3]["y"])]
     assert tiles[3]["properties"]["measurements"]["Score"] == pytest.approx(scores[3], rel=1e-6)
     assert is_png(tmp_path / "one/heatmap.png")
+    assert Prediction.read(tmp_path / "one/prediction.json").logit == found["logit"]
 
 
 def test_a_scan_gets_the_numbers_of_the_workflow(scans, tmp_path):
@@ -169,7 +172,7 @@ def test_a_scan_gets_the_numbers_of_the_workflow(scans, tmp_path):
 
 def test_the_map_may_show_the_signed_score_where_the_run_has_one(slides, tmp_path, monkeypatch, capsys):
     shown = []
-    monkeypatch.setattr("smmil.predict.outputs.draw_heatmap", lambda path, bag, thumbnails: shown.append(bag))
+    monkeypatch.setattr("smmil.predict.pipeline.draw_heatmap", lambda path, bag, thumbnails: shown.append(bag))
     image, signed = slides.raw / slides.row().images[0], ["--map", "signed"]
     assert run(image, slides.run, tmp_path / "a") == 0 and run(image, slides.run, tmp_path / "a", *signed) == 0
     expected = slides.predictions().bag(slides.row().bag_id)
@@ -193,7 +196,7 @@ def test_a_full_disk_leaves_no_prediction_behind_and_says_so_in_one_line(
     def full(path, text):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("smmil.predict.__main__.write_text", full)
+    monkeypatch.setattr("smmil.predict.pipeline.write_text", full)
     assert run(slides.raw / slides.row().images[0], slides.run, tmp_path) == 1
     told = capsys.readouterr().err
     assert f"error: cannot write {tmp_path / 'instances.csv'}: No space left" in told and "make room" in told
@@ -207,8 +210,7 @@ def test_a_damaged_bag_of_the_image_is_named_and_not_scored(slides, tmp_path, ca
     data = bytearray(chunk.read_bytes())
     data[0] ^= 1
     chunk.write_bytes(data)
-    with pytest.raises(SystemExit, match="2"):
-        run(image, slides.run, tmp_path)
+    assert run(image, slides.run, tmp_path) == 2
     assert str(chunk) in capsys.readouterr().err and not (tmp_path / "prediction.json").exists()
 
 
@@ -305,12 +307,12 @@ def test_a_slide_without_tissue_is_an_outcome(slides, tmp_path):
 
     level = np.full((512, 512, 3), 250, np.uint8)
     slide = write_tiff(tmp_path / "white.tif", [level, level[::2, ::2]], mpp=0.243)
-    for name in predict.FILES:
+    for name in FILES:
         (tmp_path / name).touch()
     assert run(slide, slides.run, tmp_path) == 0
     told = json.loads((tmp_path / "prediction.json").read_text())
     assert (told["state"], told["probability"]) == ("empty", None)
-    assert not any((tmp_path / name).exists() for name in predict.FILES)
+    assert not any((tmp_path / name).exists() for name in FILES)
 
 
 @pytest.mark.parametrize("modality", ["wsi", "ct"])
@@ -319,27 +321,26 @@ def test_recorded_settings_are_used_unless_others_are_given(modality):
     values = {"wsi": {"preset": "20x", "target_mpp": 0.7, "mpp_tolerance": 0.02, "max_bad_tiles": 3}}
     values["ct"] = {"preset": "bone", "slice_px": 64, "resize_slices": False}
     options = resolve(values[modality])
-    attrs = {"modality": modality, "instance_options": options.model_dump(mode="json")}
-    recorded = instance_options(modality, Reference([attrs, attrs]), None)
+    attrs = InstanceAttrs.model_validate({"modality": modality, "instance_options": options.model_dump(mode="json")})
+    recorded = instance_options(modality, Reference((attrs, attrs)), None)
     assert resolve(recorded[modality]) == options
-    given = instance_options(modality, Reference([attrs]), json.dumps({modality: {"preset": "paper"}}))
+    given = instance_options(modality, Reference((attrs,)), {modality: {"preset": "paper"}})
     assert given == {modality: {"preset": "paper"}}
 
 
 def test_bags_of_different_settings_are_refused():
-    bags = [{"modality": "wsi", "instance_options": wsi_options({"tile_px": px}).model_dump()} for px in (64, 96)]
+    bags = tuple(InstanceAttrs(instance_options=wsi_options({"tile_px": px})) for px in (64, 96))
     with pytest.raises(ValueError, match=r"different settings \(tile_px\)"):
         instance_options("wsi", Reference(bags), None)
 
 
 def test_settings_of_imported_bags_are_asked_for():
-    imported = Reference([{"modality": "wsi", "imported_from": "clam", "tile_mpp": 0.5}])
+    imported = Reference((InstanceAttrs(imported_from="clam", tile_mpp=0.5),))
     with pytest.raises(ValueError, match="was imported.*--options"):
         instance_options("wsi", imported, None)
 
 
 def test_tissue_thresholds_are_compared():
-    attrs = wsi_options({"preset": "paper"}).model_dump()
-    here = {**attrs, "tissue": {**attrs["tissue"], "sthresh": 20}}
+    trained, here = (InstanceAttrs(tissue=TissueAttrs(sthresh=sthresh)) for sthresh in (15, 20))
     with pytest.raises(ValueError, match="tissue.sthresh: 20 here, 15 trained"):
-        check_like_training(here, Reference([attrs]), any_resolution=True)
+        check_like_training(here, Reference((trained,)), any_resolution=True)

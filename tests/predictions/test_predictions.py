@@ -10,7 +10,7 @@ import torch
 from smmil import score
 from smmil.artifacts.records import FeatureFacts
 from smmil.artifacts.results import load_predictions, read_index
-from smmil.data.loading import list_usable, load_bags
+from smmil.data.loading import list_usable, load_listed
 from smmil.data.splits import read_splits
 from smmil.evaluate.runs import evaluate_runs
 from smmil.predictions import runs as predictions
@@ -102,7 +102,7 @@ def test_scores_are_the_models_own(trained, predicted):
     assert not model.training and config.method == "smap_early"
     manifests = [trained / stage / "shards" / "0000.json" for stage in ("instances", "features/tiny")]
     infos = [info for info in list_usable(trained / "bags.csv", manifests).bags if info.split == "test"]
-    bags, _ = load_bags(infos, trained / "instances", trained / "features" / "tiny")
+    bags, _ = load_listed(infos, trained / "instances", trained / "features" / "tiny")
     found = load_predictions(predicted / "split1_lr0.01.npz")
     from smmil.data.batch import pack
 
@@ -200,7 +200,7 @@ def test_a_table_trains_and_predicts_too(tmp_path):
 def test_energies_are_those_of_the_stored_scores_and_cells_are_the_bags_own(trained, predicted):
     manifests = [trained / stage / "shards" / "0000.json" for stage in ("instances", "features/tiny")]
     infos = list_usable(trained / "bags.csv", manifests).bags
-    bags, _ = load_bags(infos, trained / "instances", trained / "features" / "tiny")
+    bags, _ = load_listed(infos, trained / "instances", trained / "features" / "tiny")
     found = load_predictions(predicted / "split1_lr0.01.npz")
     for bag in (bag for bag in bags if bag.bag_id in set(found.arrays["bag_id"])):
         saved = found.bag(bag.bag_id)
@@ -231,7 +231,7 @@ def test_the_signed_score_comes_from_validation_bags_only(trained, predicted):
     found = load_predictions(predicted / "split2_lr0.01.npz")
     manifests = [trained / stage / "shards" / "0000.json" for stage in ("instances", "features/tiny")]
     infos = list_usable(trained / "bags.csv", manifests).bags
-    bags, _ = load_bags(infos, trained / "instances", trained / "features" / "tiny")
+    bags, _ = load_listed(infos, trained / "instances", trained / "features" / "tiny")
     model, _, _ = predictions.load_run(trained / "runs" / "split2_lr0.01", torch.device("cpu"))
     val = set(found.part("val")["bag_id"])
     chosen = [bag for bag in bags if bag.bag_id in val]

@@ -10,6 +10,7 @@ from preprocessing.bags.rows import BagRow
 from preprocessing.exchange.__main__ import main
 from preprocessing.exchange.model import Bag
 from preprocessing.exchange.qupath import write_tiles
+from preprocessing.store.attrs import InstanceAttrs
 from preprocessing.store.bags import read_arrays
 from tests.helpers.exchange_files import Store
 
@@ -18,8 +19,8 @@ def slide(n: int = 4, **attrs: object) -> Bag:
     coords = np.array([[i * 100, 40] for i in range(n)], np.int32)
     share = np.linspace(0, 1, n).astype(np.float32)
     share[0] = np.nan
-    facts = {"modality": "wsi", "l0_footprint_px": 100, **attrs}
-    return Bag(BagRow("s1", "wsi", ("s1.tif",)), coords, coverage=share, attrs=facts)
+    geometry = InstanceAttrs(modality="wsi", l0_footprint_px=100).updated(**attrs)
+    return Bag(BagRow("s1", "wsi", ("s1.tif",)), coords, coverage=share, attrs=geometry)
 
 
 def test_tiles_with_coverage_and_scores_come_out_of_a_stored_dataset(tmp_path):
@@ -67,8 +68,7 @@ def test_one_object_a_line_and_always_the_same_bytes(tmp_path):
 
 
 def test_what_qupath_cannot_show_is_refused(tmp_path):
-    scan, wrong = slide(), slide()
-    scan.attrs["modality"] = "ct"
+    scan, wrong = slide(modality="ct"), slide()
     wrong.scores["Score"] = np.zeros(7)
     for bag, message in ((scan, "a CT scan"), (wrong, "7 values of 'Score' for 4 tiles")):
         with pytest.raises(ValueError, match=message):

@@ -12,6 +12,7 @@ from preprocessing.exchange.__main__ import main
 from preprocessing.exchange.geometry import slide_geometry
 from preprocessing.exchange.tables import read_lines
 from preprocessing.instances.graph import grid_neighbors
+from preprocessing.store.attrs import InstanceAttrs
 from tests.helpers.exchange_files import (
     Store,
     both,
@@ -152,7 +153,7 @@ def test_a_truncated_npy_is_refused_before_memory_is_taken(tmp_path):
         ('{"attrs": {"l0_footprint_px": 99}, "facts": {}}', "says tiles of 99 px at level 0"),
         ('{"attrs": {"grid_origin_l0": "here"}, "facts": {}}', "grid_origin_l0 is 'here'"),
         ('{"attrs": {"modality": "ct"}, "facts": {}}', "carried as ct"),
-        ('{"attrs": {}, "facts": {"dtype": "int8"}}', "expected float16 or float32"),
+        ('{"attrs": {}, "facts": {"dtype": "int8"}}', "expected 'float16' or 'float32'"),
     ],
 )
 def test_damaged_side_information_is_refused(tmp_path, text, message):
@@ -215,7 +216,7 @@ def test_a_split_named_twice_is_refused(tmp_path):
 
 def test_lattice_cells_come_back_from_a_padded_origin():
     coords = lattice(9, 100, x0=-30, y0=-70, width=3).astype(np.int32)
-    grid, neighbors = slide_geometry(coords, {"l0_step_px": 100, "grid_origin_l0": [-30, -70]})
+    grid, neighbors = slide_geometry(coords, InstanceAttrs(l0_step_px=100, grid_origin_l0=(-30, -70)))
     assert grid.tolist() == [[i, j] for i in range(3) for j in range(3)]
     np.testing.assert_array_equal(neighbors, grid_neighbors(grid))
 
