@@ -1,4 +1,4 @@
-# Two commands on a fresh machine with Python >= 3.11 and make: `make demo` and `make test`.
+# On a new machine with Python >= 3.11 and make: `make demo` and `make test`.
 PYTHON ?= python3
 VENV := .venv
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
@@ -8,8 +8,7 @@ SIZE ?= demo
 
 .PHONY: demo test lint bench schema
 
-# One demo at a time: a second waits for the jobs of one that was killed. Holding the lock, what Snakemake left locked
-# by a kill is safe to unlock.
+# The lock admits one demo at a time. Under it, locks that a killed Snakemake left are safe to remove.
 demo: $(STAMP)
 	@mkdir -p demo
 	@exec 9>demo/.lock; flock -w 300 9 || { echo "another make demo is running in this folder" >&2; exit 1; }; \

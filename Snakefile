@@ -1,10 +1,11 @@
-# smmil: raw slides and scans in, tables, figures and heat maps out.
+# smmil: from raw slides and scans to tables, figures and heat maps.
 #
 #   snakemake --cores 8 --use-conda                 the paper (config.yaml)
 #   snakemake --cores 8 --configfile mine.yaml      the same with your overrides
+#   snakemake --report report.zip                   an archive of finished results with captions
 #
-# Targets: all metrics tables figures report qc scores features weights raw,
-# and every table and figure by its name: table1 ... table10, resources, comparisons, fig4 ... fig12, cd, curves.
+# Targets: all metrics tables figures report qc status scores features weights raw,
+# and each table and figure by name: table1 ... table10, resources, comparisons, fig4 ... fig12, cd, curves.
 import os
 import sys
 
@@ -21,7 +22,7 @@ include: "workflow/rules/raw.smk"
 include: "workflow/rules/preprocess.smk"
 
 
-# a partial report takes the runs as they are: without these rules nothing can be trained for it
+# a partial report uses the finished runs; without these rules nothing can be trained for it
 if not CONFIG.report.partial:
 
     include: "workflow/rules/train.smk"

@@ -1,1 +1,1 @@
-"""Tests on a one-node SLURM cluster that the tests start themselves."""
+"""Tests on a SLURM cluster of one node, which the tests start."""

@@ -1,8 +1,7 @@
-"""The miniature DAG on a real SLURM: through sbatch with the profile, disturbed on the way, same bytes as a local run.
+"""The miniature workflow on SLURM with the profile and interruptions: results equal a local run to the byte.
 
-One run is shared by the tests of this file. While it goes on, one training is cancelled, one is put back into the queue
-by SLURM itself (as preemption does), and one extraction asks for too little memory. Beside it the same DAG runs on this
-machine without SLURM; what both leave must be equal.
+One run is shared by the tests of this file. During it, one training is cancelled, SLURM requeues another (as in a
+preemption), and one extraction requests too little memory. The same workflow runs on this machine without SLURM.
 """
 
 import json
@@ -30,13 +29,13 @@ VOLATILE = re.compile(r"/(logs|benchmarks|status|report|\.locks)/|/resources\.")
 
 
 def comment(pairing: str) -> str:
-    """How Snakemake comments the training job of `dataset/method`."""
+    """Return the comment that Snakemake gives the training job of `dataset/method`."""
     dataset, method = pairing.split("/")
     return f"rule_train_runs_wildcards_{dataset}_resnet18_{method}"
 
 
 def tiny() -> dict:
-    """The demo's slides and scans, two methods; on the processor, whose arithmetic repeats exactly."""
+    """Return the overrides of the demo with two methods, on the CPU, whose results are deterministic."""
     config = demo_config()
     config["use"] = ["camelyon16", "rsna"]
     config["methods"] = ["abmil", "smap_early"]
@@ -48,7 +47,7 @@ def tiny() -> dict:
 
 @dataclass
 class Watch:
-    """Looks at a run on SLURM while it goes on, and disturbs two of its trainings once each."""
+    """Monitor a run on SLURM and interrupt two of its trainings once each."""
 
     directory: Path
     seen: dict[int, tuple[str, str, str]] = field(default_factory=dict)
@@ -57,10 +56,10 @@ class Watch:
     ids: dict[str, str] = field(default_factory=dict)
 
     def look(self) -> None:
-        """One look at the processes and the trainings."""
+        """Record the processes, and interrupt trainings that have saved a state."""
         now = cluster.python_processes(self.directory)
         self.seen |= now
-        # by job: a child of the job's own has its command line until it has started its program
+        # by job: a forked child has the command line of its parent until it starts its program
         users = {(job, device) for module, job, device in now.values() if device and module in GPU_MODULES}
         devices = [device for _, device in sorted(users)]
         if len(devices) != len(set(devices)):
@@ -72,26 +71,26 @@ class Watch:
                 self.disturb(pairing)
 
     def has_state(self, pairing: str) -> bool:
-        """Whether the training has saved a state."""
+        """Return whether the training has saved a state."""
         return any(self.runs(pairing).glob("*/state.pt"))
 
     def runs(self, pairing: str) -> Path:
-        """The folder of the runs of `dataset/method`."""
+        """Return the folder of the runs of `dataset/method`."""
         dataset, method = pairing.split("/")
         return self.directory / "results" / dataset / "runs/resnet18" / method
 
     def disturb(self, pairing: str) -> None:
-        """Cancels or requeues the job, and notes what its logs said before."""
+        """Store the logs of a job, then cancel or requeue it."""
         self.before[pairing] = {p.parent.name: p.read_text().splitlines() for p in self.logs(pairing)}
-        cluster.order(*(("scancel",) if pairing == CANCELLED else ("scontrol", "requeue")), self.ids[pairing])
+        cluster.run_command(*(("scancel",) if pairing == CANCELLED else ("scontrol", "requeue")), self.ids[pairing])
 
     def logs(self, pairing: str) -> list[Path]:
-        """The epoch logs of its runs."""
+        """Return the epoch logs of a training."""
         return sorted(self.runs(pairing).glob("*/log.jsonl"))
 
 
 def follow(process: subprocess.Popen, watch: Watch) -> None:
-    """Waits for Snakemake and watches; requeued jobs need not wait for the two minutes that SLURM puts before them."""
+    """Watch until Snakemake ends; start requeued jobs at once instead of after two minutes."""
     end = time.monotonic() + LIMIT_SECONDS
     while process.poll() is None:
         if time.monotonic() > end:
@@ -108,7 +107,7 @@ def follow(process: subprocess.Popen, watch: Watch) -> None:
 
 @pytest.fixture(scope="module")
 def slurm_node():
-    """A running cluster; the tests are skipped, with the reason, where there cannot be one."""
+    """Start a cluster, or skip the tests with the reason."""
     started, reason = cluster.start()
     if reason:
         pytest.skip(reason)
@@ -119,7 +118,7 @@ def slurm_node():
 
 @pytest.fixture(scope="module")
 def run(slurm_node, tmp_path_factory):
-    """The watch over a finished run on SLURM, and the folder of the same run without it."""
+    """Return the watch of a finished run on SLURM and the folder of the same run without SLURM."""
     base = tmp_path_factory.mktemp("slurm").resolve()
     make_cohorts(base, datasets=["camelyon16", "rsna"])
     folders = {}
@@ -131,7 +130,7 @@ def run(slurm_node, tmp_path_factory):
     local = start_snakemake(
         folders["local"], folders["local"] / "snakemake.txt", "--cores", "1", "--configfile", "mine.yaml"
     )
-    # 350 MB are too little to extract features, and enough for the two Snakemakes of a job
+    # 350 MB are too little to extract features but enough for the two Snakemakes of a job
     too_little = "extract_features:mem_mb=350 * attempt ** 2 if wildcards.dataset == 'rsna' else 8000 * attempt"
     on_slurm = start_snakemake(
         folders["slurm"],
@@ -156,7 +155,7 @@ def run(slurm_node, tmp_path_factory):
 
 
 def of(prefix: str) -> list[cluster.Job]:
-    """The jobs whose comment begins like this, oldest first."""
+    """Return the jobs whose comment has this prefix, oldest first."""
     return [job for job in cluster.jobs() if job.comment.startswith(prefix)]
 
 
@@ -209,13 +208,13 @@ def test_a_requeued_training_went_on_in_the_same_job_where_it_stopped(run):
 
 
 def check_continued(watch: Watch, pairing: str) -> None:
-    """Every epoch is logged once, and the rows from before the disturbance are still there with their wall times."""
+    """Check that every epoch is logged once and that rows from before the interruption have kept their times."""
     before = watch.before[pairing]
     assert any(before.values()), "disturbed before its first epoch"
     for path in watch.logs(pairing):
         rows = path.read_text().splitlines()
         assert [json.loads(row)["epoch"] for row in rows] == [*range(1, EPOCHS + 1)]
-        # the last row seen may have been half written
+        # the last row may have been incomplete
         kept = before.get(path.parent.name, [])[:-1]
         assert rows[: len(kept)] == kept
 

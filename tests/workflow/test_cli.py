@@ -1,4 +1,4 @@
-"""Command lines and a disk that takes no more: one line that says which file and what to do, and no half files."""
+"""Commands on a full disk: one line that names the file and what to do, and no partial files."""
 
 import errno
 import json
@@ -19,11 +19,11 @@ from tests.helpers.predictions import metrics_object
 from tests.helpers.train_helpers import make_dataset, source_arguments, train_arguments
 from tests.helpers.workflows import ROOT
 
-# in one process of its own: the kernel's limit on file sizes, which breaks a write off as a full disk does
+# in a process of its own: the kernel's limit on file sizes stops a write like a full disk
 PROGRAM = """
 import contextlib, importlib, io, json, resource, sys
 sys.path.insert(0, sys.argv[1])
-told = {}
+outcomes = {}
 for name, (module, argv, limit) in json.load(sys.stdin).items():
     text, main = io.StringIO(), importlib.import_module(module)
     if not hasattr(main, "main"):
@@ -36,8 +36,8 @@ for name, (module, argv, limit) in json.load(sys.stdin).items():
     except Exception as error:
         code = f"Traceback: {error!r}"
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    told[name] = [code, [line for line in text.getvalue().splitlines() if "error:" in line]]
-print(json.dumps(told))
+    outcomes[name] = [code, [line for line in text.getvalue().splitlines() if "error:" in line]]
+print(json.dumps(outcomes))
 """
 
 
@@ -48,9 +48,9 @@ def table_arguments(folder: Path) -> list[str]:
 
 def figure_arguments(folder: Path) -> list[str]:
     path = folder.parent / "abmil.json"
-    one = metrics_object("toy", "abmil", {"instance_auroc": [0.7]})
-    path.write_text(json.dumps(one))
-    dataset = {"name": "toy", "title": "Toy", "encoder": one["encoder"], "methods": ["abmil"]}
+    metrics = metrics_object("toy", "abmil", {"instance_auroc": [0.7]})
+    path.write_text(json.dumps(metrics))
+    dataset = {"name": "toy", "title": "Toy", "encoder": metrics["encoder"], "methods": ["abmil"]}
     layout = {"figure": "cd", "protocol": "as_written", "splits": [1], "datasets": [dataset]}
     return ["--figure", "cd", "--layout", json.dumps(layout), "--metrics", str(path), "--out", str(folder / "cd.png")]
 
@@ -61,7 +61,7 @@ def report_arguments(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
-    """Per case: module, arguments, limit in bytes. Everything is written below a folder named `new`."""
+    """Return module, arguments and limit in bytes by case. Everything is written into the folder `new`."""
     data = make_dataset(tmp_path_factory.mktemp("data"))
     old, new = data / "old", data / "new"
     new.mkdir()
@@ -93,10 +93,10 @@ def test_a_full_disk_is_one_line_that_names_the_file_and_leaves_no_half_file(job
         **{"input": json.dumps(jobs), "capture_output": True, "text": True, "timeout": 120, "cwd": ROOT},
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    told = json.loads(run.stdout)
-    assert set(told) == set(jobs)
+    outcomes = json.loads(run.stdout)
+    assert set(outcomes) == set(jobs)
     new = Path(jobs["report"][1][-1]).parent
-    for name, (code, lines) in told.items():
+    for name, (code, lines) in outcomes.items():
         assert code == 1 and len(lines) == 1, (name, code, lines)
         assert "File too large" in lines[0] and "make room" in lines[0] and str(new) in lines[0], lines[0]
         assert ".tmp" not in lines[0]
@@ -112,7 +112,7 @@ def failing(error: BaseException) -> Any:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
-def test_what_the_disk_refuses_is_no_traceback(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_of_the_disk_give_no_traceback(number: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert failing(OSError(number, os.strerror(number), "out/table1.md"))(None) == 1
     line = capsys.readouterr().err
     assert line.startswith("error: cannot ") and "out/table1.md" in line and os.strerror(number) in line
@@ -136,13 +136,13 @@ def test_any_other_error_keeps_its_traceback(error: Exception) -> None:
 
 
 def test_a_failing_write_names_the_file_and_keeps_the_one_before(tmp_path: Path) -> None:
-    path = tmp_path / "one.txt"
+    path = tmp_path / "file.txt"
     write_text(path, "before\n")
-    with pytest.raises(OSError, match=r"one\.txt'$") as raised, whole_file(path) as temporary:
+    with pytest.raises(OSError, match=r"file\.txt'$") as raised, whole_file(path) as temporary:
         temporary.write_text("half")
         raise OSError(errno.ENOSPC, "No space left on device")
     assert raised.value.filename == str(path) and path.read_text() == "before\n"
-    assert [item.name for item in tmp_path.iterdir()] == ["one.txt"]
+    assert [item.name for item in tmp_path.iterdir()] == ["file.txt"]
     write_bytes(path, b"after\n")
     assert path.read_text() == "after\n" and path.stat().st_mode & 0o777 == 0o666 & ~_umask()
 

@@ -37,7 +37,7 @@ METHODS = ["abmil", "smap_early", "t_ap", "smtap"]
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    """A working directory with tiny raw cohorts and custom slides."""
+    """Return a working directory with tiny raw cohorts and custom slides."""
     directory = tmp_path_factory.mktemp("experiment")
     make_cohorts(directory)
     make_custom_slides(directory)
@@ -54,12 +54,12 @@ def tiny():
 
 
 def files(directory: Path, pattern: str) -> dict[str, int]:
-    """Path -> modification time of everything below that matches."""
+    """Return path -> modification time of the files that match."""
     return {str(p.relative_to(directory)): p.stat().st_mtime_ns for p in directory.glob(pattern) if p.is_file()}
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file."""
+    """Read the rows of a CSV file."""
     return list(csv.DictReader(io.StringIO(path.read_text())))
 
 
@@ -124,7 +124,7 @@ def test_a_bad_file_that_is_not_allowed_ends_non_zero_after_all_bags(directory):
     config = write_config(directory, changed, "strict.yaml")
     run = snakemake(directory, "results/mine/instances/shards/0000.json", "--configfile", config, check=False)
     assert run.returncode != 0 and "notes.tif" in run.stdout
-    # the job's own exit code has to be seen through the pipe that keeps its log
+    # the exit code of the job passes the pipe to its log
     assert "non-zero exit" in run.stdout and "completed successfully, but" not in run.stdout
     snakemake(directory, "--configfile", write_config(directory, tiny()))
 
@@ -203,7 +203,7 @@ def test_a_partial_report_shows_gaps_and_is_made_again_once_a_run_is_there(direc
     assert planned(directory, *partial)["make_table"] == jobs["make_table"]
     snakemake(directory, *partial)
     assert table.read_text() == before and runs.read_bytes() == kept
-    # nothing was trained for it, and without the switch nothing is left to do
+    # the partial report trained nothing, and without it nothing is left to do
     snakemake(directory, "--configfile", whole)
     assert planned(directory, "--configfile", whole) == {}
 

@@ -1,10 +1,9 @@
-"""A tiny grid end to end: its numbers are those written down, however it was interrupted or cut into jobs.
+"""A tiny grid end to end: stored reference numbers, also after interruptions and when split into jobs.
 
-To renew the numbers where they are meant to change (another rule, another metric), paste what `python -m
-tests.helpers.grids`
-prints over `RUNS`, `METRICS` and `TABLE`. The data and rates were chosen for wide margins (best epochs, chosen rates,
-orders of scores): with features moved by 1e-6, two threads, no compiled kernel or narrow vectors no number moves by
-more than a tenth of the tolerance, with features moved by 1e-5 none by more than half of it.
+To change numbers, replace `RUNS`, `METRICS` and `TABLE` by the output of `python -m tests.helpers.grids`.
+Data and rates have wide margins (best epochs, chosen rates, order of scores): perturbing features by 1e-6, two threads,
+no compiled kernel or narrow vectors change no number by more than a tenth of the tolerance, perturbing by 1e-5 by more
+than half of it.
 """
 
 import signal
@@ -121,46 +120,46 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def straight(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The grid that nothing interrupted."""
+    """Return the grid without interruptions."""
     out = tmp_path_factory.mktemp("straight")
     train_grid(data, out)
     finish_grid(data, out)
     return out
 
 
-def assert_near(found: Mapping[str, tuple[float, ...]], expected: Mapping[str, tuple[float, ...]]) -> None:
-    assert list(found) == list(expected)
+def assert_near(numbers: Mapping[str, tuple[float, ...]], expected: Mapping[str, tuple[float, ...]]) -> None:
+    assert list(numbers) == list(expected)
     for name, values in expected.items():
-        assert found[name] == pytest.approx(values, abs=TOLERANCE, rel=TOLERANCE), name
+        assert numbers[name] == pytest.approx(values, abs=TOLERANCE, rel=TOLERANCE), name
 
 
-def test_every_run_ends_at_the_epoch_rate_score_and_loss_written_down(straight: Path) -> None:
+def test_every_run_ends_at_the_epoch_rate_score_and_loss_stored(straight: Path) -> None:
     assert_near(run_numbers(straight), RUNS)
 
 
-def test_thresholds_and_test_metrics_are_those_written_down(straight: Path) -> None:
+def test_thresholds_and_test_metrics_are_those_stored(straight: Path) -> None:
     assert_near(metric_numbers(straight), METRICS)
 
 
-def test_table_1_is_the_one_written_down(straight: Path) -> None:
+def test_table_1_is_the_one_stored(straight: Path) -> None:
     assert_near(table_numbers(straight), TABLE)
 
 
-def assert_same_grid(found: Path, straight: Path) -> None:
-    """Every file equal to the byte, logs but for the times in them: weights, predictions, metrics, table."""
+def assert_same_grid(grid: Path, straight: Path) -> None:
+    """Compare all files to the byte, logs without times: weights, predictions, metrics, table."""
     names = sorted(path.relative_to(straight) for path in straight.rglob("*") if path.is_file())
     suffixes = {name.suffix for name in names}
     assert suffixes == {".safetensors", ".npz", ".json", ".jsonl", ".csv"}
-    assert sorted(path.relative_to(found) for path in found.rglob("*") if path.is_file()) == names
+    assert sorted(path.relative_to(grid) for path in grid.rglob("*") if path.is_file()) == names
     for name in names:
         if name.name == "log.jsonl":
-            assert timeless(found / name) == timeless(straight / name), name
+            assert timeless(grid / name) == timeless(straight / name), name
         else:
-            assert (found / name).read_bytes() == (straight / name).read_bytes(), name
+            assert (grid / name).read_bytes() == (straight / name).read_bytes(), name
 
 
 def stop_inside(data: Path, out: Path, method: str, steps: int, signum: int) -> str:
-    """Starts a job, stops it by a signal after so many steps; the run that it was in."""
+    """Stop a job by a signal after some steps; return the name of the interrupted run."""
     with pytest.MonkeyPatch.context() as patch:
         signal_after(patch, steps, signum)
         assert train.main(train_command(data, out, method)) == 128 + signum

@@ -1,4 +1,4 @@
-"""No name, number or date of a patient leaves a DICOM file: every output, log line and picture of the CT chain."""
+"""No name, number or date of a patient leaves a DICOM file: outputs, log lines and pictures of the CT stages."""
 
 import logging
 import subprocess
@@ -29,7 +29,7 @@ PLAIN = {**dict.fromkeys(MARKS, ""), "StudyInstanceUID": "1.2.5", "SeriesInstanc
 
 
 def chain(folder: Path, marks: dict[str, str], *, broken: bool) -> Cohort:
-    """Lists, cuts, extracts, draws and counts a cohort of scans, some of them damaged."""
+    """List, cut, extract, draw and count a cohort of scans; some of them are damaged."""
     cohort = Cohort(folder)
     for k in range(2):
         write_scan(cohort.raw / f"scan_{k}", **marks)
@@ -74,14 +74,14 @@ def test_no_mark_of_a_patient_is_in_any_output_log_or_picture(tmp_path, encoder,
     captured = capfd.readouterr()
     texts |= {"log": caplog.text.encode(), "stdout": captured.out.encode(), "stderr": captured.err.encode()}
     texts["names"] = "\n".join(texts).encode()
-    assert b"Modality" in texts["log"], "the damaged scans were talked about"
+    assert b"Modality" in texts["log"], "the log mentions the damaged scans"
     for mark in MARKS.values():
         for form in written(mark):
             assert not [name for name, content in texts.items() if form in content], mark
 
 
 def test_pictures_and_pages_are_those_of_a_scan_without_a_patient(tmp_path, encoder) -> None:
-    """What is drawn cannot show an identity if the same bytes come out without one."""
+    """A picture shows no identity if a scan without one gives the same bytes."""
     marked, plain = (
         chain(tmp_path / name, values, broken=False) for name, values in (("marked", MARKS), ("plain", PLAIN))
     )
@@ -95,13 +95,13 @@ def test_pictures_and_pages_are_those_of_a_scan_without_a_patient(tmp_path, enco
 
 
 def test_the_marks_are_in_the_files(tmp_path) -> None:
-    """The search above would find them: they are there, in a form it knows."""
+    """The search above finds the marks in the DICOM files themselves."""
     content = (write_scan(tmp_path / "scan", **MARKS) / "1.dcm").read_bytes()
     assert all(any(form in content for form in written(mark)) for mark in MARKS.values())
 
 
 def test_a_traceback_of_the_header_reader_quotes_no_value(tmp_path, repository) -> None:
-    """Also the text of an uncaught error, as it would stand in a job's log."""
+    """The same for an uncaught error in the log of a job."""
     folder = write_scan(tmp_path / "scan", **MARKS)
     path = folder / "1.dcm"
     path.write_bytes(path.read_bytes().replace(b"QQIDENT4711", b"\xff\xfe\x00\x01QQIDENT"))

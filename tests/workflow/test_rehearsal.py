@@ -1,4 +1,4 @@
-"""The rehearsal of scale: the paper's counts and exclusions, bags that the stages can cut, the paper's jobs."""
+"""The rehearsal of scale: counts and exclusions of the paper, bags that the stages can cut, jobs of the paper."""
 
 from collections import Counter
 from pathlib import Path
@@ -27,7 +27,7 @@ REHEARSAL = ROOT / "workflow" / "rehearsal.yaml"
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory with a hundredth of the bags where the configuration expects them."""
+    """Return a working directory with a hundredth of the bags."""
     folder = tmp_path_factory.mktemp("rehearsal")
     cohort.build(folder / "rehearsal" / "raw", "rehearsal", overrides={"fraction": FRACTION})
     return folder
@@ -66,19 +66,19 @@ def test_readers_and_rules_take_every_bag(
     root = Path(chosen.root)
     table = DATASETS[kind].list_bags(root, chosen.source)
     validate_bags(table.rows, root, source=kind)
-    excluded = {item["name"] for item in table.report["excluded"]}
+    excluded = {item.name for item in table.report.excluded}
     assert excluded == {"camelyon16": {"test_049"}, "panda": {BLANK}, "rsna": set()}[kind]
     assert len(table.rows) <= DATASETS[kind].count(root, chosen.source)
     options = parse_instance_options(chosen.instances.model_dump_json())
     rule = DataOptions(label_rule=chosen.label_rule, label_threshold=chosen.label_threshold)
     left_out = []
     for row in table.rows:
-        found = compute(row, options.of(row.modality), root)
-        usable = len(found.coords) and is_consistent(found.coverage, float(row.label or 0), rule)
-        left_out += [] if usable else [(row.bag_id, len(found.coords))]
-        assert len(found.coords) in (0, n)
+        bag = compute(row, options.of(row.modality), root)
+        usable = len(bag.coords) and is_consistent(bag.coverage, float(row.label or 0), rule)
+        left_out += [] if usable else [(row.bag_id, len(bag.coords))]
+        assert len(bag.coords) in (0, n)
         if usable:
-            assert (found.neighbors >= 0).any() and (found.coverage > 0.5).sum() == row.label
+            assert (bag.neighbors >= 0).any() and (bag.coverage > 0.5).sum() == row.label
     # PANDA: the broken masks, one without a mask, and one without tissue (which is benign or not)
     assert Counter(size for _, size in left_out) == ({2: 4, 0: 1} if kind == "panda" else {})
     assert {(row.split, row.label) for row in table.rows} == {(s, y) for s in ("train", "test") for y in (0, 1)}

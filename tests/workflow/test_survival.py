@@ -1,10 +1,12 @@
-"""Damaged and hostile files: they cost their bag, no other, are never unpacked, and stand in the table of states."""
+"""Damaged and hostile files fail alone, are never unpacked beyond the limits, and appear in the status table."""
 
 import os
+import re
 import resource
 import signal
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,10 @@ import tifffile
 from preprocessing.bags.table import write_bags
 from preprocessing.datasets import rsna_select
 from preprocessing.scans import dicom
+from preprocessing.slides.regions import TileReadError
+from preprocessing.slides.slide import open_slide
 from preprocessing.store.bags import read_attrs, validate_bag
+from preprocessing.tiling.tissue import read_despite_damage
 from tests.helpers.cohorts import Cohort, picture, write_scan, write_slide
 from tests.helpers.dicoms import write_slice
 from tests.helpers.pyramids import _patch, corrupt
@@ -40,7 +45,7 @@ def empty_file(path: Path) -> None:
 
 def broken_header(path: Path) -> None:
     data = bytearray(write_slide(path).read_bytes())
-    data[4:8] = b"\xff\xff\xff\x7f"  # the first directory lies behind the end
+    data[4:8] = b"\xff\xff\xff\x7f"  # the first directory is beyond the end
     path.write_bytes(data)
 
 
@@ -56,7 +61,7 @@ def claims(tag: str, value: int) -> Callable[[Path], None]:
 
 
 def huge_and_sparse(path: Path) -> None:
-    """A few kB that claim 4 million px a side, in tiles that are all missing, as sparse slides have them."""
+    """Write a few kB that claim 4 million px per side in missing tiles, like a sparse slide."""
     tiles = 4_194_304 // 65_520 + 1
     with tifffile.TiffWriter(path, bigtiff=True) as writer:
         blank = (b"" for _ in range(tiles * tiles))
@@ -94,24 +99,22 @@ def cohort(tmp_path) -> Cohort:
 
 
 def check_failed(cohort: Cohort, reason: str) -> None:
-    """The bag `x` fails alone: exit code, manifest, status, table; the other bag is whole."""
+    """Check that only bag `x` fails: exit code, manifest, status, table."""
     assert cohort.cut() == 1 and not cohort.manifest().exists()
     assert cohort.cut(allowed=1) == 0
     entries = cohort.entries()
     assert entries["good"].state == "ok" and entries["x"].state == "failed", entries["x"]
-    import re
-
     assert re.search(reason, entries["x"].reason), entries["x"].reason
     validate_bag(cohort.results / "instances/store", "good", schema="instances")
     assert not (cohort.results / "instances/store/x").exists()
-    found = cohort.status()
-    assert (found["total"]["ok"], found["total"]["failed"]) == (1, 1)
-    (problem,) = found["problems"]
+    status = cohort.status()
+    assert (status["total"]["ok"], status["total"]["failed"]) == (1, 1)
+    (problem,) = status["problems"]
     assert (problem["bag_id"], problem["state"]) == ("x", "failed") and re.search(reason, problem["reason"])
 
 
 @pytest.mark.parametrize("case", SLIDES)
-def test_a_damaged_slide_costs_its_bag_and_no_other(cohort, case: str) -> None:
+def test_a_damaged_slide_fails_alone(cohort, case: str) -> None:
     damage, reason = SLIDES[case]
     damage(cohort.raw / "x.tif")
     cohort.add("x", "x.tif")
@@ -125,8 +128,8 @@ def test_a_slide_without_tissue_is_empty_and_no_failure(cohort) -> None:
     assert cohort.list_bags() == 0 and cohort.cut() == 0
     entry = cohort.entries()["x"]
     assert (entry.state, entry.n, entry.reason) == ("empty", 0, "no tissue found")
-    found = cohort.status()
-    assert found["total"]["empty"] == 1 and found["problems"][0]["reason"] == "no tissue found"
+    status = cohort.status()
+    assert status["total"]["empty"] == 1 and status["problems"][0]["reason"] == "no tissue found"
 
 
 def test_unreadable_tiles_of_the_mask_are_background_up_to_the_limit_and_counted(cohort) -> None:
@@ -138,38 +141,34 @@ def test_unreadable_tiles_of_the_mask_are_background_up_to_the_limit_and_counted
     assert entries["x"].bad_tiles == 1 and entries["good"].bad_tiles == 0
     assert 0 < entries["x"].n < entries["good"].n
     assert [line.get("bad_tiles") for line in cohort.status_lines()] == [None, 1]
-    found = cohort.status()
-    assert found["total"]["bad_tiles"] == 1 and ",ok," in (cohort.results / "status/status.csv").read_text()
+    status = cohort.status()
+    assert status["total"]["bad_tiles"] == 1 and ",ok," in (cohort.results / "status/status.csv").read_text()
     corrupt(cohort.raw / "x.tif", 1, 4)
     assert cohort.cut() == 1 and "max_bad_tiles" in cohort.status_lines()[-1]["reason"]
 
 
 def test_shrunk_masks_survive_unreadable_tiles_as_well(tmp_path) -> None:
-    from preprocessing.slides.regions import TileReadError
-    from preprocessing.slides.slide import open_slide
-    from preprocessing.tiling.tissue import read_despite_damage
-
     path = write_slide(tmp_path / "a.tif")
     with open_slide(path) as slide:
         whole = slide.read_level(0, 3, white=False)
     corrupt(path, 0, 6)  # file tile (1, 1): x, y from 128 to 256
     with open_slide(path) as slide:
-        found, bad = read_despite_damage(slide, 0, 3, 1)
+        level, bad = read_despite_damage(slide, 0, 3, 1)
         with pytest.raises(TileReadError):
             read_despite_damage(slide, 0, 3, 0)
-    assert bad == 1 and found.shape == whole.shape
+    assert bad == 1 and level.shape == whole.shape
     # boxes of 3 px from 42 to 85 touch the tile
     far = np.ones(whole.shape[:2], bool)
     far[42:86, 42:86] = False
-    np.testing.assert_array_equal(found[far], whole[far])
-    assert (found[43:85, 43:85] == 0).all()
+    np.testing.assert_array_equal(level[far], whole[far])
+    assert (level[43:85, 43:85] == 0).all()
 
 
 # --- damaged scans ----------------------------------------------------------------------------------------------
 
 
 def deflate_bomb(path: Path) -> None:
-    """A file of some kB whose deflated part unpacks to more than the limit."""
+    """Write a few kB whose deflated part unpacks to more than the limit."""
     data = write_slice(path).read_bytes()
     data = data.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.1.99")
     length = int.from_bytes(data[140:144], "little") + 2
@@ -216,7 +215,7 @@ SCANS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("case", SCANS)
-def test_a_damaged_scan_costs_its_bag_and_no_other(tmp_path, case: str, monkeypatch) -> None:
+def test_a_damaged_scan_fails_alone(tmp_path, case: str, monkeypatch) -> None:
     monkeypatch.setattr(dicom, "MAX_INFLATED", 16 << 20)
     damage, reason = SCANS[case]
     cohort = Cohort(tmp_path)
@@ -257,17 +256,12 @@ def test_paths_out_of_the_root_are_refused_when_listing_and_when_reading(cohort,
     (row,) = cohort.bags().values()
     cohort.add("x", image)
     assert cohort.list_bags() == 2 and "leaves the dataset's root" in capsys.readouterr().err
-    from dataclasses import replace
-
     write_bags(cohort.results / "bags.csv", [row, replace(row, bag_id="x", images=(image,))])
     check_failed(cohort, "leaves the dataset's root")
 
 
 def test_a_tile_whose_stream_claims_more_than_its_directory_is_not_unpacked(tmp_path) -> None:
-    """The frame header of one JPEG tile says 65,500 x 65,500 px: 12 GB, if anyone believed it."""
-    from preprocessing.slides.regions import TileReadError
-    from preprocessing.slides.slide import open_slide
-
+    """The frame header of a JPEG tile claims 65,500 x 65,500 px, which would take 12 GB."""
     path = write_slide(tmp_path / "a.tif")
     with tifffile.TiffFile(path) as tiff:
         offset, count = tiff.pages[0].dataoffsets[6], tiff.pages[0].databytecounts[6]
@@ -283,7 +277,7 @@ def test_a_tile_whose_stream_claims_more_than_its_directory_is_not_unpacked(tmp_
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
 
 
-def test_attributes_tell_what_was_unreadable(cohort) -> None:
+def test_attributes_count_unreadable_tiles(cohort) -> None:
     bad_tile(cohort.raw / "x.tif")
     cohort.add("x", "x.tif")
     cohort.options["wsi"] = {**cohort.options["wsi"], "max_bad_tiles": 3}
