@@ -16,7 +16,6 @@ from preprocessing.exchange.files import Attributes, files_of, merged, open_h5, 
 from preprocessing.exchange.geometry import as_coords
 from preprocessing.exchange.model import CARRIED_KEY, Array, Bag, ImportOptions
 from preprocessing.exchange.tables import Line, make_rows
-from preprocessing.instances.stage import image_identity
 from preprocessing.store.attrs import InstanceAttrs
 
 
@@ -55,6 +54,9 @@ class TileSource(ABC):
 
     def identity(self, row: BagRow) -> list[object]:
         """Identify both files."""
+        # The stage loads torch and OpenCV, which `--help` must not.
+        from preprocessing.instances.stage import image_identity
+
         patches = self.patches_of(row)
         identity = image_identity(self.source, row.images)
         if patches is not None:

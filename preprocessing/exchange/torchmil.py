@@ -33,7 +33,6 @@ from preprocessing.exchange.files import existing, files_of, merged, one_folder,
 from preprocessing.exchange.geometry import as_coords
 from preprocessing.exchange.model import Array, Bag, ExportOptions, Format, ImportOptions
 from preprocessing.exchange.tables import Line, make_rows, read_lines, write_csv
-from preprocessing.instances.stage import image_identity
 from preprocessing.store.attrs import InstanceAttrs
 
 log = logging.getLogger(__name__)
@@ -77,6 +76,9 @@ class TorchmilSource:
 
     def identity(self, row: BagRow) -> list[object]:
         """Identify all files of the bag, and its entry in the side file."""
+        # The stage loads torch and OpenCV, which `--help` must not.
+        from preprocessing.instances.stage import image_identity
+
         path = Path(row.images[0])
         parts = [self.folder / part / path.name for part in ("labels", "patch_labels", "slice_labels", "coords")]
         names = [part.relative_to(self.source).as_posix() for part in parts if part.is_file()]

@@ -130,7 +130,7 @@ def predict(
     precision: str | None = None,
     any_resolution: bool = False,
 ) -> Prediction:
-    """Predict one slide or scan and write the files listed in `smmil.predict.__main__`.
+    """Predict one slide or scan and write the files of the command `python -m smmil.predict`.
 
     Args:
         image: slide file, folder of one CT series (`FOLDER#3`: series 3 of several), or a .dcm file.

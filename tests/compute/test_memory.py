@@ -157,7 +157,7 @@ def test_a_bag_too_large_for_the_device_is_scored_on_the_cpu(monkeypatch, caplog
         return score_bag(used_model, batch, direction)
 
     monkeypatch.setattr(cache, "batches", lambda index: map(cache.packed, index))
-    monkeypatch.setattr("smmil.predictions.one_bag.score_bag", small_device)
+    monkeypatch.setattr("smmil.predictions.runs.score_bag", small_device)
     with caplog.at_level(logging.WARNING):
         arrays = predict_bags(model, cache, made, range(7), ["test"] * 7)
     # Bags 2, 3 and 6 have 8, 11 and 8 instances; the first of them is tried again from host memory.

@@ -18,7 +18,7 @@ CLIS = sorted(
     str(path.relative_to(ROOT).with_suffix("")).replace("/", ".").removesuffix(".__main__")
     for package in ("preprocessing", "smmil")
     for path in (ROOT / package).rglob("*.py")
-    if "__main__" in path.read_text(encoding="utf-8") and path.stem != "__init__"
+    if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
 )
 
 
