@@ -119,7 +119,7 @@ def run_shard(
             started = time.monotonic()
             mark(row.bag_id)
             try:
-                outcome = _try(row, work)
+                outcome = attempt(row, work)
             except (MemoryError, Abort) as error:
                 # the status records at which bag and why the job ended
                 with contextlib.suppress(OSError):
@@ -153,7 +153,13 @@ def run_shard(
     return 0
 
 
-def _try(row: BagRow, work: Work) -> Outcome:
+def attempt(row: BagRow, work: Work) -> Outcome:
+    """Work on one bag; the only place where an error of any kind becomes the outcome "failed" of a bag.
+
+    Raises:
+        Abort: the disk is full or read-only, so that every other bag would fail, too.
+        MemoryError: out of memory.
+    """
     try:
         return work(row)
     except (MemoryError, Abort):

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import JsonValue
 
 from preprocessing.bags.rows import BagRow
+from preprocessing.bags.shards import Outcome, attempt
 from preprocessing.common.files import write_text
 from preprocessing.common.options import parse_instance_options
 from preprocessing.datasets.listing import list_bags
@@ -190,7 +191,8 @@ def predict(
         "model": _model_facts(model, config, done),
     }
     instances, features = bag / "instances", bag / "features"
-    outcome = cut_bag(row, parse_instance_options(json.dumps(chosen)), root, instances, dataset=config.dataset)
+    cut_options = parse_instance_options(json.dumps(chosen))
+    outcome = _attempt(row, image, lambda row: cut_bag(row, cut_options, root, instances, dataset=config.dataset))
     if outcome.state == "empty":
         log.warning("%s: %s; nothing to predict", row.bag_id, outcome.reason)
         nothing = {"probability": None, "logit": None, "predicted": None, "instances": 0}
@@ -201,7 +203,12 @@ def predict(
     warnings = check_like_training(attrs, reference, any_resolution=any_resolution)
     settings = FeatureSettings(weights, encoder.mode, encoder.seed, encoder.policy, dtype, precision)
     resources = Resources(device, batch_size, threads)
-    extract(row, encoder.name, settings, root, instances, features, dataset=config.dataset, resources=resources)
+    places = (root, instances, features)
+    _attempt(
+        row,
+        image,
+        lambda row: extract(row, encoder.name, settings, *places, dataset=config.dataset, resources=resources),
+    )
     scores = _score(model, row.bag_id, instances, features / encoder.name, bag / "scores", device, threads)
     coords, grid = (read_geometry(instances, row.bag_id, ["coords", "grid"])[1][name] for name in ("coords", "grid"))
     logit = float(scores.arrays["bag_logit"][0])
@@ -245,6 +252,14 @@ def predict(
     prediction.write(out / "prediction.json")
     log.info("%s: probability %.4f, %d instances; %s", row.bag_id, scored.probability, len(scored.scores), out)
     return prediction
+
+
+def _attempt(row: BagRow, image: Path, work: Callable[[BagRow], Outcome]) -> Outcome:
+    """Run a stage on the image; a failure of any kind becomes a `ValueError` with its reason in one line."""
+    outcome = attempt(row, work)
+    if outcome.state == "failed":
+        raise ValueError(f"{image}: {outcome.reason}")
+    return outcome
 
 
 def _stated(name: str, given: str | None, recorded: str) -> str:

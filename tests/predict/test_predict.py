@@ -302,6 +302,19 @@ def test_images_that_are_none_or_of_the_other_kind_are_refused(slides, scans, tm
     assert "a wsi image, but the run learned from ct bags" in errors[2]
 
 
+@pytest.mark.parametrize("stage", ["cut_bag", "extract"])
+def test_a_stage_that_fails_in_any_way_ends_in_one_line(slides, tmp_path, capsys, monkeypatch, stage):
+    def fail(*arguments, **options):
+        raise KeyError("no such directory entry")
+
+    monkeypatch.setattr(f"smmil.predict.pipeline.{stage}", fail)
+    image = slides.raw / slides.row().images[0]
+    assert run(image, slides.run, tmp_path) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert str(image) in error and "KeyError: 'no such directory entry'" in error
+    assert not (tmp_path / "prediction.json").exists()
+
+
 def test_a_slide_without_tissue_is_an_outcome(slides, tmp_path):
     from tests.helpers.pyramids import write_tiff
 
