@@ -78,12 +78,12 @@ def cases(scale: float, *, every_peer: bool = False) -> list[Case]:
     from bench.bags import fill, make_batch, sizes_of
 
     large, n_bags = max(2, round(ONE_BAG * scale)), max(2, round(32 * scale))
-    one = partial(make_batch, [large], WIDE_FEATURES)
+    one_bag = partial(make_batch, [large], WIDE_FEATURES)
     sizes = {shape: sizes_of(shape, n_bags) for shape in ("panda", "rsna")}
     batches = {shape: partial(make_batch, sizes[shape], FEATURES, chain=shape == "rsna") for shape in sizes}
     titles = {shape: f"{shape.upper()}-like, {n_bags} bags x {FEATURES}" for shape in sizes}
     name = f"one bag, {large} x {WIDE_FEATURES}"
-    out = [Case("smap_early/one", f"smap_early, {name}, alpha trainable", partial(make, "smap_early", one), 15.0)]
+    out = [Case("smap_early/one", f"smap_early, {name}, alpha trainable", partial(make, "smap_early", one_bag), 15.0)]
     for shape, target in (("panda", 5.0), ("rsna", 2.0)):
         for alpha in ("trainable", 0.5):
             kind = "trainable" if alpha == "trainable" else "fixed"

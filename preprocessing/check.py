@@ -8,13 +8,11 @@ that the next run of the workflow redoes exactly these bags. Exit code 1 if some
 import argparse
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
 from preprocessing.common.cli import guard
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -57,34 +55,6 @@ def remove_bags(stage: Path | str, bags: Sequence[str]) -> list[Path]:
     for bag in bags:
         shutil.rmtree(Path(stage) / "store" / bag)
     return removed
-
-
-def read_stored(reader: Callable[..., T], store: Path, bag_id: str, *arguments: Any, **options: Any) -> T:
-    """Call a reader of `preprocessing.store.bags`; errors say how to rebuild a damaged or missing bag.
-
-    Args:
-        reader: e.g. `read_arrays`.
-        store: directory of the tree, `{stage}/store`.
-        bag_id: name of the bag.
-        arguments: further arguments of the reader.
-        options: likewise.
-
-    Raises:
-        ValueError: a damaged or missing bag, naming its file.
-    """
-    from preprocessing.store.bags import CorruptBag
-
-    try:
-        return reader(store, bag_id, *arguments, **options)
-    except CorruptBag as error:
-        raise ValueError(
-            f"{error}; `python -m preprocessing.check {store.parent} --remove` deletes what is damaged,"
-            " then run the workflow again: it makes these bags again"
-        ) from error
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"{store}: bag {bag_id} is missing although its manifest calls it ok; run the shard again"
-        ) from error
 
 
 @guard

@@ -162,9 +162,9 @@ def by_hand(source: Source, folder: Path) -> int:
     complete = True
     for item in source.contents.split():
         name, number = item.split("=")
-        found = len(list_files(folder / name, ("",)))
-        print(f"     {name}: {found} files, about {number} in a complete copy")
-        complete &= found >= 0.99 * int(number)
+        n_files = len(list_files(folder / name, ("",)))
+        print(f"     {name}: {n_files} files, about {number} in a complete copy")
+        complete &= n_files >= 0.99 * int(number)
     try:
         dataset.count(folder, {})
     except MissingRaw as error:

@@ -219,8 +219,8 @@ def _bag(dataset: Path, encoder: str, bag: str, row: BagRow, state: Facts | None
     facts |= {"label": row.label, "annotation": row.annotation}
     if state is None or state["state"] != "ok":
         return facts
-    instances = read_instance_attrs(dataset / "instances" / "store", bag).given()
-    features = read_feature_attrs(dataset / "features" / encoder / "store", bag).given()
+    instances = read_instance_attrs(dataset / "instances" / "store", bag).as_json()
+    features = read_feature_attrs(dataset / "features" / encoder / "store", bag).as_json()
     for name in ("mpp", "mpp_source", "preset", "read_level", "tile_px", "windows", "pixels_key", "software"):
         if name in instances:
             facts[name] = instances[name]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 PACKAGES = ("smmil", "preprocessing")
 ARRAYS = re.compile(r"\b(NDArray|Tensor|Floats|BagBatch)\b")
-SHAPE = re.compile(r"\([A-Za-z0-9+*., |]*,[A-Za-z0-9+*., |]*\)|\bscalar\b|packed")
+SHAPE = re.compile(r"\([A-Za-z0-9+*^'., |-]*,[A-Za-z0-9+*^'., |-]*\)|\bscalars?\b|\bany shape\b")
 
 
 def tracked(*patterns: str) -> list[Path]:

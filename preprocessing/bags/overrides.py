@@ -68,14 +68,14 @@ class BagOverrides(Options):
 
     @model_validator(mode="after")
     def _consistent(self) -> "BagOverrides":
-        tissue = sorted({"preset", *_TISSUE} & self.given().keys())
+        tissue = sorted({"preset", *_TISSUE} & self.as_dict().keys())
         if self.mask and tissue:
             raise ValueError(f"mask replaces the whole tissue mask: leave {', '.join(tissue)} empty")
         if self.use_otsu and self.sthresh is not None:
             raise ValueError("use_otsu chooses the threshold: leave sthresh empty")
         return self
 
-    def given(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """Return the overridden settings, by name."""
         return {name: value for name, value in self.model_dump().items() if value is not None and value != ""}
 
@@ -166,23 +166,23 @@ def apply_overrides(
     return list(listed.values())
 
 
-def override(row: BagRow, given: BagOverrides, root: Path) -> BagRow:
+def override(row: BagRow, overrides: BagOverrides, root: Path) -> BagRow:
     """Return one row with its overrides.
 
     Raises:
         ValueError: a slide's override on a scan, a value that the row has already, or a missing mask.
     """
-    values = given.given()
-    before = overrides_of(row).given() | {n: getattr(row, n) for n in ("skip", "mpp") if getattr(row, n)}
+    values = overrides.as_dict()
+    before = overrides_of(row).as_dict() | {n: getattr(row, n) for n in ("skip", "mpp") if getattr(row, n)}
     twice = sorted(values.keys() & before.keys())
     if twice:
         raise ValueError(f"{', '.join(twice)}: given twice, in the manifest and in the overrides; keep one")
     if row.modality == "ct" and set(values) - {"skip"}:
         raise ValueError(f"{', '.join(sorted(set(values) - {'skip'}))}: a CT scan takes no override but skip")
-    if given.mask:
-        path = resolve(root, given.mask)
+    if overrides.mask:
+        path = resolve(root, overrides.mask)
         if not path.is_file() or path.suffix.lower() != ".png":
-            raise ValueError(f"mask: found {given.mask!r}, expected a PNG file below {root}")
+            raise ValueError(f"mask: found {overrides.mask!r}, expected a PNG file below {root}")
         values["mask"] = path.relative_to(Path(root).resolve()).as_posix()
     skip, mpp = values.pop("skip", row.skip), values.pop("mpp", row.mpp)
     merged = {**json.loads(row.overrides or "{}"), **values}
@@ -214,8 +214,8 @@ def bag_options(options: WsiOptions, row: BagRow) -> WsiOptions:
     Raises:
         ValueError: an override without effect in the dataset's recipe; bag and override are named.
     """
-    given = overrides_of(row)
-    values = given.given()
+    overrides = overrides_of(row)
+    values = overrides.as_dict()
     if not values:
         return options
     unused = {"preset", *_TISSUE} if options.recipe == "panda" else {"min_tissue"}
@@ -224,7 +224,7 @@ def bag_options(options: WsiOptions, row: BagRow) -> WsiOptions:
             f"{row.bag_id}: override of {', '.join(sorted(unused & values.keys()))} has no effect on windows of the "
             f"recipe {options.recipe!r}; remove it"
         )
-    preset = TISSUE_PRESETS[given.preset].model_dump(exclude_unset=True) if given.preset else {}
+    preset = TISSUE_PRESETS[overrides.preset].model_dump(exclude_unset=True) if overrides.preset else {}
     tissue = {**options.tissue.model_dump(), **preset, **{name: values[name] for name in _TISSUE if name in values}}
     share = {"min_tissue": values["min_tissue"]} if "min_tissue" in values else {}
     return WsiOptions.model_validate({**options.model_dump(), **share, "tissue": tissue})

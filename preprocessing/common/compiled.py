@@ -22,29 +22,25 @@ FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared")
 
 
 @cache
-def library(
-    source: Path, *, flags: tuple[str, ...] = FLAGS, included: tuple[str, ...] = (), wished: tuple[str, ...] = ()
-) -> ctypes.CDLL | None:
+def library(source: Path, *, flags: tuple[str, ...] = FLAGS, wished: tuple[str, ...] = ()) -> ctypes.CDLL | None:
     """Load the library of a C file, compiling it if necessary; None if that fails (logged once).
 
     Args:
         source: the C file.
         flags: compiler flags.
-        included: files in the same folder that it includes; changing them recompiles it too.
         wished: further flags, dropped if the compiler rejects them.
     """
     if os.environ.get("SMMIL_NATIVE", "1") == "0":
         return None
     try:
-        return ctypes.CDLL(str(_build(source, flags, included, wished)))
+        return ctypes.CDLL(str(_build(source, flags, wished)))
     except (OSError, subprocess.SubprocessError) as error:
         log.info("%s is not compiled (%s); a slower path is used", source.name, str(error).strip().splitlines()[-1:])
         return None
 
 
-def _build(source: Path, flags: Sequence[str], included: Sequence[str], wished: Sequence[str]) -> Path:
-    text = b"".join(path.read_bytes() for path in (source, *map(source.with_name, included)))
-    inputs = text + " ".join([*flags, *wished]).encode() + platform.platform().encode()
+def _build(source: Path, flags: Sequence[str], wished: Sequence[str]) -> Path:
+    inputs = source.read_bytes() + " ".join([*flags, *wished]).encode() + platform.platform().encode()
     folder = Path(os.environ.get("SMMIL_CACHE") or Path.home() / ".cache" / "smmil")
     target = folder / f"{source.stem}-{hashlib.sha256(inputs).hexdigest()[:16]}.so"
     if target.exists():

@@ -80,9 +80,8 @@ def whole_file(path: Path | str) -> Iterator[Path]:
             # mkstemp makes files private, but results get the usual permissions
             temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
-        except BaseException:
+        finally:
             temporary.unlink(missing_ok=True)
-            raise
 
 
 def write_bytes(path: Path | str, data: bytes | memoryview) -> None:

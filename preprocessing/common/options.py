@@ -6,7 +6,7 @@ Sources: CLAM's preset table and patching rules; Silva-Rodriguez et al. 2021 for
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -161,16 +161,6 @@ def parse_instance_options(text: str) -> InstanceOptions:
     Raises:
         ValueError: not JSON, another key, or an invalid value.
     """
-    values = instance_options(text)
-    return InstanceOptions(wsi=wsi_options(values["wsi"]), ct=ct_options(values["ct"]))
-
-
-def instance_options(text: str) -> dict[str, dict[str, Any]]:
-    """Parse the `--options` of a stage: `{"wsi": {...}, "ct": {...}}`, either key optional.
-
-    Raises:
-        ValueError: not JSON, or another key.
-    """
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
@@ -178,4 +168,4 @@ def instance_options(text: str) -> dict[str, dict[str, Any]]:
     unknown = sorted(set(values) - {"wsi", "ct"}) if isinstance(values, dict) else [type(values).__name__]
     if unknown:
         raise ValueError(f"--options: found {unknown}, expected an object with the keys 'wsi' and 'ct'")
-    return {"wsi": dict(values.get("wsi", {})), "ct": dict(values.get("ct", {}))}
+    return InstanceOptions(wsi=wsi_options(values.get("wsi", {})), ct=ct_options(values.get("ct", {})))

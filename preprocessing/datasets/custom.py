@@ -109,7 +109,7 @@ def list_bags(root: Path, options: Mapping[str, object]) -> BagTable:
     problems: list[str] = []
     overrides = option_file(KIND, "overrides", parsed.overrides, root)
     # the images of skipped bags may be damaged or absent
-    skipped = {name for name, given in read_overrides(overrides).items() if given.skip} if overrides else set()
+    skipped = {name for name, values in read_overrides(overrides).items() if values.skip} if overrides else set()
     for number, row in enumerate(cells, start=2):
         try:
             bag, patient = _bag(root, row, groups, skipped=row["bag_id"] in skipped)
@@ -145,9 +145,9 @@ def _bag(root: Path, cells: dict[str, str], groups: dict[str, str], *, skipped: 
         raise ValueError("image: empty, expected a slide, a .dcm file or a folder of DICOM files")
     if cells["label"] not in ("", "0", "1"):
         raise ValueError(f"label: found {cells['label']!r}, expected 0, 1 or nothing")
-    given = parse_overrides({name: cells.get(name, "") for name in OVERRIDES})
+    overrides = parse_overrides({name: cells.get(name, "") for name in OVERRIDES})
     label = int(cells["label"]) if cells["label"] else None
-    images = _skipped_images(root, cells) if skipped or given.skip else _images(root, cells)
+    images = _skipped_images(root, cells) if skipped or overrides.skip else _images(root, cells)
     row = BagRow(
         bag_id=cells["bag_id"],
         modality=images.modality,
@@ -160,7 +160,7 @@ def _bag(root: Path, cells: dict[str, str], groups: dict[str, str], *, skipped: 
         mpp=_mpp(cells.get("mpp", ""), images.modality),
         note="; ".join(text for text in (cells.get("note", ""), images.fault) if text),
     )
-    return override(row, given, root), images.patient
+    return override(row, overrides, root), images.patient
 
 
 @dataclass(frozen=True)

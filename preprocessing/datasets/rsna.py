@@ -151,9 +151,11 @@ def read_labels(path: Path) -> tuple[dict[str, int], list[str]]:
             repeated += name in labels
             if labels.setdefault(name, int(row[1])) != int(row[1]):
                 raise ValueError(f"{path}, line {rows.line_num}: {name} has two different labels")
-    odd = sum((name in positive) != bool(label) for name, label in labels.items())
+    differing = sum((name in positive) != bool(label) for name, label in labels.items())
     notes = [f"{repeated} slices have duplicate label rows, dropped"] if repeated else []
-    return labels, notes + ([f"{odd} slices: `any` differs from the other subtypes, `any` is used"] if odd else [])
+    if differing:
+        notes.append(f"{differing} slices: `any` differs from the other subtypes, `any` is used")
+    return labels, notes
 
 
 def list_bags(root: Path, options: Mapping[str, object]) -> BagTable:

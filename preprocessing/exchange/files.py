@@ -48,7 +48,7 @@ def open_h5(path: Path) -> Iterator[Any]:
 
 
 def read_dataset(file: Any, name: str, path: Path) -> tuple[Array, Attributes]:
-    """Read a dataset of an open file, and its attributes.
+    """Read a dataset of any shape from an open file, and its attributes.
 
     Args:
         file: open h5py file.
@@ -126,18 +126,18 @@ def parse_carried(value: JsonValue, where: str) -> Carried:
     return carried
 
 
-def merged(own: InstanceAttrs, carried: InstanceAttrs, path: Path) -> InstanceAttrs:
+def merged(geometry: InstanceAttrs, carried: InstanceAttrs, path: Path) -> InstanceAttrs:
     """Complete the geometry of a tool's file by what an export of ours carried.
 
     Raises:
         ValueError: another tile size than the tool's own attributes say.
     """
-    ours, theirs = carried.l0_footprint_px, own.l0_footprint_px
+    ours, theirs = carried.l0_footprint_px, geometry.l0_footprint_px
     if path.suffix == ".h5" and ours and theirs and ours != theirs:
         raise ValueError(
             f"{path}: carried attribute says tiles of {ours} px at level 0, the tool's own attributes {theirs} px"
         )
-    return own.updated(**{name: getattr(carried, name) for name in carried.model_fields_set})
+    return geometry.updated(**{name: getattr(carried, name) for name in carried.model_fields_set})
 
 
 def number(attrs: Mapping[str, JsonValue], name: str, path: Path, *, low: float, high: float) -> float:
@@ -155,7 +155,7 @@ def number(attrs: Mapping[str, JsonValue], name: str, path: Path, *, low: float,
 
 
 def read_npy(path: Path) -> Array:
-    """Read a numeric npy array; pickled objects are never loaded.
+    """Read a numeric npy array of any shape; pickled objects are never loaded.
 
     Raises:
         ValueError: no such file, another format, objects or structures, or a length that is not the header's.
@@ -205,7 +205,7 @@ def write_h5(
 
 
 def write_npy(path: Path, array: Array) -> None:
-    """Write one npy array, whole or not at all."""
+    """Write one npy array of any shape, whole or not at all."""
     with whole_file(path) as temporary, open(temporary, "wb") as stream:
         np.lib.format.write_array(stream, np.ascontiguousarray(array), allow_pickle=False)
 

@@ -105,6 +105,11 @@ def grid_origin(coords: Array, grid: Array, step: int) -> tuple[int, int] | None
 def check_step(coords: npt.NDArray[np.int32], step: int, path: Path) -> None:
     """Refuse a lattice step larger than the distance of neighbouring tiles: there would be too many neighbours.
 
+    Args:
+        coords: (N,2) level-0 px (x, y), sorted by row.
+        step: of the lattice, level-0 px.
+        path: file of the coordinates, for messages.
+
     Raises:
         ValueError: most tiles of a row stand closer than `step`.
     """

@@ -60,7 +60,7 @@ class Carried(BaseModel):
 
     def as_json(self) -> dict[str, JsonValue]:
         """Return attributes and facts as JSON values."""
-        attrs, facts = self.attrs.given(), self.facts.given()
+        attrs, facts = self.attrs.as_json(), self.facts.as_json()
         return {
             "attrs": {name: attrs[name] for name in CARRIED if attrs.get(name) is not None},
             "facts": {name: facts[name] for name in CARRIED_FACTS if name in facts},

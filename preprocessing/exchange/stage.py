@@ -151,7 +151,7 @@ class ImportStage:
         facts = FeatureAttrs(
             encoder=self.options.encoder, weights_sha256="unknown", random_weights=False, resize_policy="unknown"
         )
-        known = bag.facts.given()
+        known = bag.facts.as_json()
         known.pop("dtype", None)
         return facts.updated(
             **known,

@@ -36,7 +36,7 @@ def read_stored(row: BagRow, instances: Path, features: Path | None) -> Bag:
             extracted = read_feature_attrs(features / "store", row.bag_id)
             check_pairing(attrs, extracted, row.bag_id)
             matrix = read_arrays(features / "store", row.bag_id, verify=True)["features"]
-            facts = CarriedFacts(**extracted.given(), dtype=matrix.dtype.name)
+            facts = CarriedFacts(**extracted.as_json(), dtype=matrix.dtype.name)
     except FileNotFoundError as error:
         raise ValueError(f"{error.filename}: bag {row.bag_id} is not stored; run its stage first") from error
     if "modality" not in attrs.model_fields_set:
@@ -71,7 +71,7 @@ def stored_bags(
 
 
 def read_scores(path: Path) -> dict[str, Array]:
-    """Read the arrays of a predictions file that concern instances.
+    """Read the arrays of a predictions file that concern instances; shapes: see `smmil.artifacts.results`.
 
     Raises:
         ValueError: no such file, or not predictions.

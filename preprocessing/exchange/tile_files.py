@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from preprocessing.bags.identity import image_identity
 from preprocessing.bags.rows import BagRow
 from preprocessing.exchange.files import Attributes, files_of, merged, open_h5, parse_carried, read_dataset
 from preprocessing.exchange.geometry import as_coords
@@ -54,9 +55,6 @@ class TileSource(ABC):
 
     def identity(self, row: BagRow) -> list[object]:
         """Identify both files."""
-        # The stage loads torch and OpenCV, which `--help` must not.
-        from preprocessing.instances.stage import image_identity
-
         patches = self.patches_of(row)
         identity = image_identity(self.source, row.images)
         if patches is not None:

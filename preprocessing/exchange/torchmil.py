@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import JsonValue
 
+from preprocessing.bags.identity import image_identity
 from preprocessing.bags.rows import BagRow
 from preprocessing.common.files import json_hash, write_json
 from preprocessing.exchange.files import existing, files_of, merged, one_folder, parse_carried, read_npy, write_npy
@@ -47,12 +48,12 @@ class TorchmilSource:
     def __init__(self, source: Path, options: ImportOptions) -> None:
         self.source, self.options = source, options
         inner = [path for path in sorted(source.glob("patches_*")) if _PATCHES.fullmatch(path.name)]
-        own = _PATCHES.fullmatch(source.name)
-        self.scans = not inner and own is None
-        self.folder = source if self.scans or own else one_folder(inner, "patches_{ps}", source)
-        self.root = source.parent if own else source
-        found = _PATCHES.fullmatch(self.folder.name)
-        self.patch_px = int(found[1]) if found else 0
+        is_patches = _PATCHES.fullmatch(source.name) is not None
+        self.scans = not inner and not is_patches
+        self.folder = source if self.scans or is_patches else one_folder(inner, "patches_{ps}", source)
+        self.root = source.parent if is_patches else source
+        match = _PATCHES.fullmatch(self.folder.name)
+        self.patch_px = int(match[1]) if match else 0
         self.features = self.folder / "features" / f"features_{options.features_name or options.encoder}"
         self.side = _side_file(self.root / SIDE_FILE)
 
@@ -76,9 +77,6 @@ class TorchmilSource:
 
     def identity(self, row: BagRow) -> list[object]:
         """Identify all files of the bag, and its entry in the side file."""
-        # The stage loads torch and OpenCV, which `--help` must not.
-        from preprocessing.instances.stage import image_identity
-
         path = Path(row.images[0])
         parts = [self.folder / part / path.name for part in ("labels", "patch_labels", "slice_labels", "coords")]
         names = [part.relative_to(self.source).as_posix() for part in parts if part.is_file()]

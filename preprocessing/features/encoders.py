@@ -195,15 +195,15 @@ def recorded_hash(path: Path) -> str:
     return record.read_text(encoding="utf-8").split()[0].lower() if record.is_file() else ""
 
 
-def check_weights(encoder: Encoder, path: Path, found: str, recorded: str) -> None:
-    """Refuses weights whose hash is not the published or the recorded one.
+def check_weights(encoder: Encoder, path: Path, sha256: str, recorded: str) -> None:
+    """Raise if weights have another hash than the published or recorded one.
 
     Raises:
         ValueError: naming file, hashes and what to do.
     """
     for expected, source in ((encoder.sha256, "published"), (recorded, "recorded at the first download")):
-        if not found.startswith(expected):
+        if not sha256.startswith(expected):
             raise ValueError(
-                f"{path}: SHA-256 is {found}, expected {expected}... ({source}); the file is damaged or another one. "
+                f"{path}: SHA-256 is {sha256}, expected {expected}... ({source}); the file is damaged or another one. "
                 "Delete it (and its .sha256) and run the target `snakemake weights`"
             )

@@ -78,7 +78,7 @@ class _Lane:
         self._form: tuple[tuple[int, ...], np.dtype[Any]] | None = None
 
     def decode(self) -> Tile:
-        """Decode the next block; runs in a thread of the pool, one call at a time per lane."""
+        """Decode the next block (b, H, W, 3); runs in a thread of the pool, one call at a time per lane."""
         length = min(BLOCK_TILES, self.segment.stop - self.position)
         block = None if self._form is None else self._block(length, *self._form)
         for row in range(length):
@@ -165,7 +165,7 @@ class Prefetcher:
         self._dropped.add(bag_id)
 
     def release(self, tiles: Tile) -> None:
-        """Return the memory of a block that is no longer used, for another block."""
+        """Return the memory of a block (b, H, W, 3) that is no longer used, for another block."""
         if len(tiles) == BLOCK_TILES:
             self._spare.append(tiles)
 

@@ -342,6 +342,7 @@ def _tiles_of(bag: _Bag, root: Path, instances: Path) -> OpenTiles:
     row, attrs = bag.row, bag.attrs
 
     def tiles(start: int, stop: int) -> Iterator[Tile]:
+        """Iterate over tiles (H, W, 3) uint8."""
         coords = read_arrays(instances, row.bag_id, ["coords"], verify=True)["coords"][start:stop]
         path = resolve(root, row.images[0])
         bad = bag.bad_tiles

@@ -238,6 +238,7 @@ def _outlines(geometry: _Geometry, downsample: float) -> Outlines:
     import shapely
 
     def simple(polygon: npt.NDArray[np.int32]) -> Ring:
+        """Simplify a polygon (V,2) of level-0 px (x, y)."""
         short = cv2.approxPolyDP(polygon.reshape(-1, 1, 2), downsample, True)
         return [(int(x), int(y)) for x, y in short.reshape(-1, 2)]
 

@@ -1,14 +1,12 @@
 """The instances stage: cut bags, and redo those whose key has changed."""
 
-import hashlib
 import json
-import os
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from preprocessing.bags.identity import Images, annotation_identity, image_identity
 from preprocessing.bags.overrides import bag_options, overrides_of
-from preprocessing.bags.rows import SLICES, BagRow, resolve
+from preprocessing.bags.rows import BagRow, resolve
 from preprocessing.bags.shards import Outcome, ShardJob
 from preprocessing.common import stage_versions
 from preprocessing.common.files import json_hash, software, write_jpeg
@@ -19,12 +17,9 @@ from preprocessing.store.arrays import Instances
 from preprocessing.store.bags import InstanceAttrs, clean_temporary, coords_hash, finished_attrs, write_bag
 
 STAGE = "instances"
-PROBE_BYTES = 1 << 16
-WHOLE_FILE_BYTES = 1 << 24
 # Prefixes of attributes that do not affect the pixels of an instance; all others are part of `pixels_key`.
 NOT_PIXELS = ("annotation", "coverage", "lesion", "label", "empty_reason", "thumbnail")
 _PACKAGES = ("numpy", "openslide-python", "opencv-python-headless", "pydicom", "shapely", "tifffile")
-Images = list[tuple[str, int, str]]
 
 
 def cut_bag(
@@ -104,44 +99,6 @@ def compute(row: BagRow, options: WsiOptions | CtOptions, root: Path) -> Instanc
     return wsi_instances(resolve(root, row.images[0]), options, row, root)
 
 
-def image_identity(root: Path | str, names: Sequence[str]) -> list[tuple[str, int, str]]:
-    """Identify the images of a bag without reading them whole: (name, bytes, SHA-256 of head and tail) each.
-
-    An edit in the middle of a file that keeps its length is not detected.
-
-    Raises:
-        ValueError: a file is missing or outside the root.
-    """
-    return [(name, *_probe(_existing(root, name))) for name in names]
-
-
-def annotation_identity(root: Path | str, annotation: str) -> str:
-    """Return the SHA-256 of an annotation file (of head and tail beyond 16 MiB), or an inline annotation itself."""
-    if not annotation or annotation.startswith(SLICES):
-        return annotation
-    path = _existing(root, annotation)
-    if path.stat().st_size > WHOLE_FILE_BYTES:
-        return _probe(path)[1]
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _existing(root: Path | str, name: str) -> Path:
-    path = resolve(root, name)
-    if not path.is_file():
-        raise ValueError(f"{name}: no such file below {root}; restore it, or make the list of bags again")
-    return path
-
-
-def _probe(path: Path) -> tuple[int, str]:
-    with open(path, "rb") as stream:
-        size = os.fstat(stream.fileno()).st_size
-        digest = hashlib.sha256(stream.read(PROBE_BYTES))
-        if size > PROBE_BYTES:
-            stream.seek(max(PROBE_BYTES, size - PROBE_BYTES))
-            digest.update(stream.read())
-    return size, digest.hexdigest()
-
-
 def _key(row: BagRow, options: WsiOptions | CtOptions, images: Images, root: Path, dataset: str) -> str:
     key = {
         "stage": STAGE,
@@ -159,7 +116,7 @@ def _key(row: BagRow, options: WsiOptions | CtOptions, images: Images, root: Pat
 
 
 def _pixels_key(row: BagRow, bag: Instances, images: Images) -> str:
-    attrs = {name: value for name, value in bag.attrs.given().items() if not name.startswith(NOT_PIXELS)}
+    attrs = {name: value for name, value in bag.attrs.as_json().items() if not name.startswith(NOT_PIXELS)}
     coords = coords_hash(bag.coords, bag.grid)
     return json_hash({"images": images, "mpp": row.mpp, "coords": coords, "attrs": attrs})
 

@@ -20,13 +20,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--manifests", nargs="*", default=[], type=Path, help="shard manifests of the instances stage")
     parser.add_argument("--max-bags", type=int, default=200, help="thumbnails in the page, the oddest and a sample")
     parser.add_argument("--out", required=True, type=Path, help="folder to write")
-    given = sys.argv[1:] if argv is None else list(argv)
-    args = parser.parse_args(given)
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    args = parser.parse_args(arguments)
     if args.max_bags < 1:
         raise ValueError(f"--max-bags: found {args.max_bags}, expected at least 1")
     from preprocessing.qc.sheet import write_sheet
 
-    command = shlex.join(["python", "-m", "preprocessing.qc", *given])
+    command = shlex.join(["python", "-m", "preprocessing.qc", *arguments])
     write_sheet(
         *(args.dataset, args.bags, args.report, args.instances, args.manifests, args.out),
         max_bags=args.max_bags,

@@ -11,11 +11,11 @@ from preprocessing.qc.facts import LABELS, BagFacts
 
 
 class Expected(NamedTuple):
-    """A count of the published dataset and the one found, None where it cannot be counted here."""
+    """A count of the published dataset and that of the list, None where it cannot be counted here."""
 
     name: str
     published: int
-    found: int | None
+    counted: int | None
 
 
 @dataclass(frozen=True)

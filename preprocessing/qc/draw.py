@@ -14,9 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from preprocessing.check import read_stored
 from preprocessing.qc.facts import BagFacts
-from preprocessing.store.bags import read_arrays, read_instance_attrs
+from preprocessing.store.bags import read_arrays, read_instance_attrs, read_stored
 from preprocessing.store.outlines import Outlines
 
 Picture = npt.NDArray[np.uint8]
@@ -62,7 +61,7 @@ def draw_bag(instances: Path, bag: BagFacts, max_px: int) -> Picture | None:
 
 
 def draw_outlines(picture: Picture, outlines: Outlines, scale: float) -> None:
-    """Draw tissue, holes and lesion in place; `scale` is in picture px per level-0 px."""
+    """Draw tissue, holes and lesion into a picture (h, w, 3); `scale` is in picture px per level-0 px."""
     width = 2 if max(picture.shape) > 300 else 1
     for name in ("tissue", "holes", "lesion"):
         # Four fractional bits keep outlines smooth at any scale.
@@ -104,17 +103,17 @@ def contact_sheet(instances: Path, bags: Sequence[BagFacts], title: str) -> Pict
     Returns:
         (h,w,3) uint8.
     """
-    shown = bags[:SHEET_BAGS]
-    tiles = [draw_bag(instances, bag, CELL_PX - 10) if bag.state in ("ok", "empty") else None for bag in shown]
+    bags = bags[:SHEET_BAGS]
+    tiles = [draw_bag(instances, bag, CELL_PX - 10) if bag.state in ("ok", "empty") else None for bag in bags]
     heights = [140 if tile is None else tile.shape[0] for tile in tiles]
-    rows = [max(heights[i : i + COLUMNS]) for i in range(0, len(shown), COLUMNS)]
+    rows = [max(heights[i : i + COLUMNS]) for i in range(0, len(bags), COLUMNS)]
     tops = np.cumsum([TITLE_PX, *(height + CAPTION_PX + 8 for height in rows)])
     sheet = Image.new("RGB", (COLUMNS * CELL_PX, int(tops[-1])), "white")
     draw = ImageDraw.Draw(sheet)
     draw.text((8, 7), title, fill="black", font=ImageFont.load_default(17))
-    if any(bag.modality == "wsi" for bag in shown):
+    if any(bag.modality == "wsi" for bag in bags):
         _legend(draw)
-    for i, (bag, tile) in enumerate(zip(shown, tiles, strict=True)):
+    for i, (bag, tile) in enumerate(zip(bags, tiles, strict=True)):
         x, y, height = i % COLUMNS * CELL_PX, int(tops[i // COLUMNS]), rows[i // COLUMNS]
         if tile is None:
             draw.rectangle((x + 5, y, x + CELL_PX - 5, y + height), fill=(253, 236, 234))
@@ -135,8 +134,8 @@ def _legend(draw: ImageDraw.ImageDraw) -> None:
 
 
 def _caption(draw: ImageDraw.ImageDraw, bag: BagFacts, x: int, y: int) -> None:
-    odd = bag.state != "ok" or bag.alerts
-    draw.text((x, y), _cut(bag.bag_id, 28), fill=(154, 75, 0) if odd else "black", font=ImageFont.load_default(13))
+    alert = bag.state != "ok" or bag.alerts
+    draw.text((x, y), _cut(bag.bag_id, 28), fill=(154, 75, 0) if alert else "black", font=ImageFont.load_default(13))
     for j, line in enumerate((" · ".join(bag.chips), bag.summary)):
         draw.text((x, y + 17 + 15 * j), _cut(line, 36), fill=(90, 96, 104), font=ImageFont.load_default(12))
 

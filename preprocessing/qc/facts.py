@@ -15,9 +15,8 @@ import numpy.typing as npt
 
 from preprocessing.bags.manifests import ManifestEntry
 from preprocessing.bags.rows import BagRow
-from preprocessing.check import read_stored
 from preprocessing.store.attrs import InstanceAttrs, SliceSpacing
-from preprocessing.store.bags import read_arrays, read_instance_attrs
+from preprocessing.store.bags import read_arrays, read_instance_attrs, read_stored
 from preprocessing.store.outlines import Outlines, Ring
 
 ODD = 3.5
@@ -86,8 +85,8 @@ class BagFacts:
         """Shares and oddness in one line, or the state of a bag that is not ok."""
         if self.state != "ok":
             return self.state.upper()
-        odd = [f"odd (z {self.oddness:.1f})"] if self.is_odd else []
-        return " · ".join([*self.shares, *odd] or self.facts[:1])
+        remark = [f"odd (z {self.oddness:.1f})"] if self.is_odd else []
+        return " · ".join([*self.shares, *remark] or self.facts[:1])
 
     @property
     def lines(self) -> list[str]:

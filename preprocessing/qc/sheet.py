@@ -35,12 +35,12 @@ class Sheet:
     Attributes:
         counts: of all bags.
         bags: all bags, in the order to show.
-        shown: those with a card.
+        cards: those with a card.
     """
 
     counts: Counts
     bags: list[BagFacts]
-    shown: list[BagFacts]
+    cards: list[BagFacts]
 
 
 def write_sheet(
@@ -70,11 +70,11 @@ def write_sheet(
         ValueError: a file is missing or damaged.
     """
     facts = collect(read_bags(bags), instances, read_entries(manifests))
-    shown = choose_shown(facts, max_bags)
-    counts = count(dataset, facts, ListReport.read(report), shown=len(shown), command=command)
-    sheet = Sheet(counts, facts, shown)
+    cards = choose_shown(facts, max_bags)
+    counts = count(dataset, facts, ListReport.read(report), shown=len(cards), command=command)
+    sheet = Sheet(counts, facts, cards)
     title = f"{dataset}: {len(facts)} bags, {counts.instances:,} instances; oddest first"
-    write_bytes(out / "contact-sheet.jpg", jpeg(contact_sheet(instances, shown, title), 82))
+    write_bytes(out / "contact-sheet.jpg", jpeg(contact_sheet(instances, cards, title), 82))
     write_json(out / "counts.json", asdict(counts))
     write_text(out / "index.html", sheet_page(sheet, instances))
     log.info("%s: %d bags, %d shown, states %s", out / "index.html", len(facts), counts.shown, counts.states)
@@ -83,12 +83,13 @@ def write_sheet(
 
 def sheet_page(sheet: Sheet, instances: Path) -> str:
     """Return the HTML of a sheet; `instances` is the folder with `store/` and `thumbnails/`."""
-    drawn = {bag.bag_id: draw_bag(instances, bag, THUMBNAIL_PX) for bag in sheet.shown if bag.state in ("ok", "empty")}
+    intact = [bag for bag in sheet.cards if bag.state in ("ok", "empty")]
+    thumbnails = {bag.bag_id: draw_bag(instances, bag, THUMBNAIL_PX) for bag in intact}
     return render(
         "sheet.html.j2",
         Path(__file__).parent / "templates",
         title=f"Quality control: {sheet.counts.dataset}",
         **vars(sheet),
-        pictures={name: data_uri(jpeg(picture), "jpeg") for name, picture in drawn.items() if picture is not None},
+        pictures={name: data_uri(jpeg(picture), "jpeg") for name, picture in thumbnails.items() if picture is not None},
         colours={text: COLOURS[name] for name, text in LEGEND.items()},
     )

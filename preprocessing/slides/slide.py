@@ -147,6 +147,7 @@ class Slide:
         downsample = self.level_downsamples[level]
 
         def plain(left: int, top: int, size: tuple[int, int]) -> Image:
+            """Read a block (height, width, 3) uint8 at (left, top), px of the level."""
             return self.read(round(left * downsample), round(top * downsample), level, size, white=white)
 
         width, height = self.level_dimensions[level]

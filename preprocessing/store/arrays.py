@@ -45,5 +45,5 @@ class Instances:
 
     @property
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """The stored arrays by name."""
+        """The stored arrays by name: `coords` (N,2) or (N,1), `grid` (N,2), `neighbors` (N,K) and `coverage` (N,)."""
         return {name: getattr(self, name) for name in ("coords", "grid", "neighbors", "coverage")}

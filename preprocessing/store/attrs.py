@@ -101,7 +101,7 @@ class BagAttrs(BaseModel):
     coords_hash: str = ""
     store: StoreInfo = StoreInfo()
 
-    def given(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """Return the fields that were given, as plain JSON, without `store`."""
         unwritten = {name for name in self.rare if getattr(self, name) == type(self).model_fields[name].default}
         return self.model_dump(mode="json", exclude_unset=True, exclude={"store", *unwritten})

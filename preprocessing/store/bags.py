@@ -22,12 +22,12 @@ the old bag, no bag, or the new bag. N = 0 is valid (an empty bag has no chunk f
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 
 from preprocessing.common.cli import validation_problems
 from preprocessing.store.attrs import BagAttrs, FeatureAttrs, InstanceAttrs, StoreInfo
@@ -58,10 +58,11 @@ from preprocessing.store.schema import (
 
 __all__ = [
     "CorruptBag", "FeatureAttrs", "InstanceAttrs", "as_stored", "bag_path", "check_pairing", "clean_temporary",
-    "coords_hash", "finished_attrs", "read_arrays", "read_attrs", "read_feature_attrs", "read_info",
-    "read_instance_attrs", "validate_bag", "write_bag",
+    "coords_hash", "finished_attrs", "read_arrays", "read_feature_attrs", "read_info",
+    "read_instance_attrs", "read_stored", "validate_bag", "write_bag",
 ]  # fmt: skip
 
+T = TypeVar("T")
 AttrsT = TypeVar("AttrsT", bound=BagAttrs)
 _BAG_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
@@ -98,7 +99,7 @@ def write_bag(
     target, schema = bag_path(store, bag_id), attrs.schema_name
     where = f"bag {bag_id} ({schema})"
     check_arrays(arrays, schema, where=where)
-    facts = attrs.given()
+    facts = attrs.as_json()
     if schema == "instances":
         facts["coords_hash"] = coords_hash(arrays["coords"], arrays["grid"])
     elif not attrs.coords_hash:
@@ -127,21 +128,20 @@ def read_instance_attrs(store: Path | str, bag_id: str) -> InstanceAttrs:
         FileNotFoundError: there is no such bag.
         CorruptBag: its metadata is unreadable; file and key are named.
     """
-    return _parsed(read_attrs(store, bag_id), InstanceAttrs, bag_path(store, bag_id))
+    return _parsed(_attributes(store, bag_id), InstanceAttrs, bag_path(store, bag_id))
 
 
 def read_feature_attrs(store: Path | str, bag_id: str) -> FeatureAttrs:
     """Return the attributes of a bag's features; raises as `read_instance_attrs`."""
-    return _parsed(read_attrs(store, bag_id), FeatureAttrs, bag_path(store, bag_id))
+    return _parsed(_attributes(store, bag_id), FeatureAttrs, bag_path(store, bag_id))
 
 
 def read_info(store: Path | str, bag_id: str) -> StoreInfo:
     """Return what the store records about any bag; raises as `read_instance_attrs`."""
-    return _parsed({"store": read_attrs(store, bag_id)["store"]}, BagAttrs, bag_path(store, bag_id)).store
+    return _parsed({"store": _attributes(store, bag_id)["store"]}, BagAttrs, bag_path(store, bag_id)).store
 
 
-def read_attrs(store: Path | str, bag_id: str) -> dict[str, Any]:
-    """Return the attributes of any bag as JSON; raises as `read_instance_attrs`."""
+def _attributes(store: Path | str, bag_id: str) -> dict[str, JsonValue]:
     path = bag_path(store, bag_id) / "zarr.json"
     attributes = read_meta(path).get("attributes")
     if not isinstance(attributes, dict) or not isinstance(attributes.get("store"), dict):
@@ -149,7 +149,7 @@ def read_attrs(store: Path | str, bag_id: str) -> dict[str, Any]:
     return attributes
 
 
-def _parsed(attributes: dict[str, Any], record: type[AttrsT], bag: Path) -> AttrsT:
+def _parsed(attributes: dict[str, JsonValue], record: type[AttrsT], bag: Path) -> AttrsT:
     try:
         return record.model_validate(attributes)
     except ValidationError as error:
@@ -208,7 +208,7 @@ def finished_attrs(store: Path | str, bag_id: str, key: str, record: type[AttrsT
         record: `InstanceAttrs` or `FeatureAttrs`.
     """
     try:
-        attrs = _parsed(read_attrs(store, bag_id), record, bag_path(store, bag_id))
+        attrs = _parsed(_attributes(store, bag_id), record, bag_path(store, bag_id))
         if attrs.store.key != key or attrs.store.version != SCHEMA_VERSION:
             return None
         for name in attrs.store.sha256:
@@ -216,6 +216,32 @@ def finished_attrs(store: Path | str, bag_id: str, key: str, record: type[AttrsT
     except (FileNotFoundError, NotADirectoryError, CorruptBag):
         return None
     return attrs
+
+
+def read_stored(reader: Callable[..., T], store: Path, bag_id: str, *arguments: Any, **options: Any) -> T:
+    """Call a reader of this module; errors say how to rebuild a damaged or missing bag.
+
+    Args:
+        reader: e.g. `read_arrays`.
+        store: directory of the tree, `{stage}/store`.
+        bag_id: name of the bag.
+        arguments: further arguments of the reader.
+        options: likewise.
+
+    Raises:
+        ValueError: a damaged or missing bag, naming its file.
+    """
+    try:
+        return reader(store, bag_id, *arguments, **options)
+    except CorruptBag as error:
+        raise ValueError(
+            f"{error}; `python -m preprocessing.check {store.parent} --remove` deletes what is damaged,"
+            " then run the workflow again: it makes these bags again"
+        ) from error
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{store}: bag {bag_id} is missing although its manifest calls it ok; run the shard again"
+        ) from error
 
 
 def validate_bag(store: Path | str, bag_id: str, *, schema: str) -> InstanceAttrs | FeatureAttrs:
@@ -229,9 +255,9 @@ def validate_bag(store: Path | str, bag_id: str, *, schema: str) -> InstanceAttr
         CorruptBag: naming the file and what is wrong with it.
     """
     path = bag_path(store, bag_id)
-    found = read_info(store, bag_id).schema
-    if found != schema:
-        raise CorruptBag(f"{path}: schema {found!r}, expected {schema!r}")
+    stored_schema = read_info(store, bag_id).schema
+    if stored_schema != schema:
+        raise CorruptBag(f"{path}: schema {stored_schema!r}, expected {schema!r}")
     attrs = (read_feature_attrs if schema == "features" else read_instance_attrs)(store, bag_id)
     arrays = read_arrays(store, bag_id, verify=True)
     try:

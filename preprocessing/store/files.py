@@ -174,11 +174,11 @@ def check_chunk(directory: Path) -> tuple[np.dtype[Any], tuple[int, ...]]:
     expected = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     chunk = chunk_path(directory, len(shape))
     try:
-        found = os.stat(chunk).st_size
+        size = os.stat(chunk).st_size
     except (FileNotFoundError, NotADirectoryError):
-        found = 0
-    if found != expected:
-        raise CorruptBag(f"{chunk}: {found} bytes, expected {expected}")
+        size = 0
+    if size != expected:
+        raise CorruptBag(f"{chunk}: {size} bytes, expected {expected}")
     return dtype, shape
 
 

@@ -49,7 +49,7 @@ def coords_hash(coords: Array, grid: Array) -> str:
 
 
 def check_arrays(arrays: Mapping[str, Array], schema: str, *, where: str) -> None:
-    """Check names, dtypes, ranks, sizes across arrays, and values against a schema.
+    """Check names, dtypes, ranks, sizes across arrays, and values against a schema of `SCHEMAS`, which has the shapes.
 
     Raises:
         ValueError: naming bag, array, what was found and what was expected.
@@ -62,13 +62,13 @@ def check_arrays(arrays: Mapping[str, Array], schema: str, *, where: str) -> Non
     sizes: dict[str, int] = {}
     for name, (dtypes, dims) in rules.items():
         array = arrays[name]
-        found = f"{where}: {name} is {array.dtype}{array.shape}"
+        actual = f"{where}: {name} is {array.dtype}{array.shape}"
         if array.dtype.name not in dtypes or array.ndim != len(dims):
-            raise ValueError(f"{found}, expected {' or '.join(dtypes)} of shape {dims}")
+            raise ValueError(f"{actual}, expected {' or '.join(dtypes)} of shape {dims}")
         for dim, size in zip(dims, array.shape, strict=True):
             expected = dim if isinstance(dim, int) else sizes.setdefault(dim, size)
             if size != expected:
-                raise ValueError(f"{found}, expected shape {dims} with {dim} = {expected}")
+                raise ValueError(f"{actual}, expected shape {dims} with {dim} = {expected}")
     _check_values(arrays, schema, where)
 
 
@@ -130,7 +130,7 @@ def payload(array: Array) -> memoryview:
 
 
 def content_hash(arrays: Mapping[str, Array], sums: Mapping[str, str], facts: Mapping[str, object], schema: str) -> str:
-    """Return the SHA-256 of a bag's content, from the checksums of its arrays and its attributes."""
+    """Return the SHA-256 of a bag's content, from the attributes and the shapes, dtypes and checksums of its arrays."""
     content = {
         "schema": schema,
         "arrays": {name: [arrays[name].dtype.name, list(arrays[name].shape), sums[name]] for name in sums},

@@ -129,7 +129,17 @@ def zones(rng: np.random.Generator, spec: BiopsySpec, tissue: F32, along: F32) -
 
 
 def draw_glands(rng: np.random.Generator, planes: tuple[U8, U8, U8], points: I64, kind: int) -> npt.NDArray[np.int64]:
-    """Draw the glands of one kind into (haematoxylin, eosin, label) in place; return positions of nuclei (n, 2)."""
+    """Draw the glands of one kind in place.
+
+    Args:
+        rng: source of randomness.
+        planes: haematoxylin, eosin and label, each (H, W).
+        points: (n, 2) centres (x, y), level-0 px.
+        kind: of the glands, see `GLANDS`.
+
+    Returns:
+        Positions (m, 2) of nuclei (x, y), level-0 px.
+    """
     h_plane, e_plane, label = planes
     look = GLANDS[kind]
     theta = np.linspace(0, 2 * np.pi, 28, endpoint=False)
@@ -174,7 +184,14 @@ def at(coarse: npt.NDArray[Any], points: I64) -> npt.NDArray[Any]:
 
 
 def draw_cells(rng: np.random.Generator, planes: tuple[U8, U8, U8], tissue: F32, zone: npt.NDArray[np.uint8]) -> None:
-    """Draw glands, nuclei, stroma, sheets and inflammation into (haematoxylin, eosin, label) in place."""
+    """Draw glands, nuclei, stroma, sheets and inflammation in place.
+
+    Args:
+        rng: source of randomness.
+        planes: haematoxylin, eosin and label, each (H, W).
+        tissue: (h, w), > 0 inside.
+        zone: (h, w) kind of tissue, see `zones`.
+    """
     h_plane, e_plane, label = planes
     shape = (h_plane.shape[0], h_plane.shape[1])
     grow, shade = 1 + 0.05 * rng.standard_normal(), 1 + 0.05 * rng.standard_normal()

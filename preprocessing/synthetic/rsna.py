@@ -149,7 +149,7 @@ def encode(hu: npt.NDArray[np.float32], encoding: str, intercept: int, outside: 
 
 
 def write_slice(folder: Path, spec: ScanSpec, k: int, stored: Stored, intercept: int, position: list[float]) -> None:
-    """Write one DICOM file with exactly the elements of the real files."""
+    """Write stored values (m, m) as one DICOM file with exactly the elements of the real files."""
     name, tilt = spec.files[k], np.deg2rad(spec.tilt)
     unsigned = stored.dtype == np.uint16
     bits = 12 if spec.encoding == "twelve" else 16

@@ -85,9 +85,9 @@ def look_up(plane: U8, table: U8) -> U8:
     return np.asarray(cv2.LUT(plane, table), np.uint8)
 
 
-def times(a: U8, b: U8, one: int) -> U8:
-    """Multiply two planes (H, W) in which the value `one` stands for 1, saturating."""
-    return np.asarray(cv2.multiply(a, b, scale=1 / one), np.uint8)
+def times(a: U8, b: U8, unit: int) -> U8:
+    """Multiply two planes (H, W) in which the value `unit` stands for 1, saturating."""
+    return np.asarray(cv2.multiply(a, b, scale=1 / unit), np.uint8)
 
 
 def soften(plane: U8) -> U8:

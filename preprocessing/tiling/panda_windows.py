@@ -272,9 +272,12 @@ def mask_is_positive(values: npt.NDArray[np.uint8], provider: str, name: str) ->
     """Return which pixels of a PANDA label mask are cancer; the numbering depends on the provider.
 
     Args:
-        values: mask values, channel R.
+        values: mask values, channel R; any shape.
         provider: `radboud` (0 background, 1 stroma, 2 benign, 3..5 Gleason) or `karolinska` (0, 1 benign, 2 cancer).
         name: the mask file, for messages.
+
+    Returns:
+        The shape of `values`.
 
     Raises:
         ValueError: another provider, or a value that the provider does not use.

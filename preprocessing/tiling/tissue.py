@@ -207,6 +207,7 @@ def read_despite_damage(slide: Slide, level: int, factor: int, allowed: int) -> 
     downsample, bad = slide.level_downsamples[level], set[tuple[int, int]]()
 
     def read_block(left: int, top: int, size: tuple[int, int]) -> Image:
+        """Read a block (height, width, 3) uint8 at (left, top), px of the level, without its unreadable tiles."""
         right, bottom = left + size[0], top + size[1]
         block = np.zeros((size[1], size[0], 3), np.uint8)
         for column, row in itertools.product(_spanned(left, right, tile_w), _spanned(top, bottom, tile_h)):

@@ -41,11 +41,11 @@ class Predictions:
     arrays: Arrays
 
     def part(self, split: str) -> Arrays:
-        """Return the bags of one split ("val" or "test") with their instances, in stored order, `offsets` from 0."""
+        """Return the bags of one split ("val" or "test") in stored order, with their instances and `offsets` (B+1,)."""
         return self.select(self.arrays["split"] == split)
 
     def select(self, bags: npt.NDArray[np.bool_]) -> Arrays:
-        """Return the bags of a mask (B,) with their instances."""
+        """Return the bags of a mask (B,) with their instances and `offsets` (B+1,)."""
         sizes = np.diff(self.arrays["offsets"])
         rows = np.repeat(bags, sizes)
         chosen = {name: self.arrays[name][bags] for name in BAG_ARRAYS if name in self.arrays}
@@ -53,7 +53,7 @@ class Predictions:
         return chosen | {"offsets": np.append(0, np.cumsum(sizes[bags]))}
 
     def bag(self, bag_id: str) -> Arrays:
-        """Return one bag.
+        """Return one bag as arrays of B = 1 bags and M = N instances.
 
         Raises:
             ValueError: the file holds no such bag.

@@ -57,10 +57,10 @@ class Config(ProtocolOptions):
             raise ValueError(f"use: unknown datasets {unknown}, expected some of {', '.join(self.datasets)}")
         for name, sweep in self.sweeps.items():
             known_methods([sweep.method])
-            strange = sorted(set(sweep.datasets) - set(self.datasets))
-            if strange:
+            unknown = sorted(set(sweep.datasets) - set(self.datasets))
+            if unknown:
                 raise ValueError(
-                    f"sweeps.{name}: unknown datasets {strange}, expected some of {', '.join(self.datasets)}"
+                    f"sweeps.{name}: unknown datasets {unknown}, expected some of {', '.join(self.datasets)}"
                 )
         for name, dataset in self.datasets.items():
             if not name.isascii() or not name.isidentifier():

@@ -77,7 +77,7 @@ class BagBatch:
 
     @classmethod
     def pack(cls, bags: Sequence[Bag]) -> "BagBatch":
-        """Pack bags, in the given order; see `smmil.data.batch.pack`."""
+        """Pack B bags with x (N,P), in the given order, to x (M,P); see `smmil.data.batch.pack`."""
         return pack(bags)
 
     @property
@@ -97,11 +97,11 @@ class BagBatch:
         return torch.repeat_interleave(bags, self.sizes, output_size=self.x.shape[0])
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "BagBatch":
-        """Move every tensor to a device."""
+        """Move every tensor to a device; x stays (M,P), and so do all shapes."""
         return self.apply(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> "BagBatch":
-        """Apply a function to every tensor."""
+        """Apply a function that keeps shapes, x (M,P) -> (M,P), to every tensor."""
         return BagBatch(
             x=function(self.x),
             offsets=function(self.offsets),
@@ -115,7 +115,7 @@ class BagBatch:
         )
 
     def split(self) -> list["BagBatch"]:
-        """Return B batches of one bag each, as views; `neighbors` are copied and count from 0."""
+        """Return B batches with x (N,P), one bag each, as views; `neighbors` (N,K) are copied and count from 0."""
         bounds = self.offsets.tolist()
         return [
             BagBatch(
@@ -141,7 +141,7 @@ def pack(bags: Sequence[Bag], fields: Collection[str] = EVERYTHING) -> BagBatch:
         fields: fields of `EVERYTHING` to pack; the others get no column, `y_inst` gets -1.
 
     Returns:
-        The packed batch; K is the largest K of the bags.
+        The packed batch, x (M,P), neighbors (M,K); K is the largest K of the bags.
 
     Raises:
         ValueError: no bag, an empty bag, differing feature widths, or edge weights on some bags only.

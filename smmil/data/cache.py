@@ -94,20 +94,20 @@ class BagCache:
         return True
 
     def batch(self, index: Sequence[int], fields: Collection[str] = EVERYTHING) -> BagBatch:
-        """Pack the given bags on the device."""
+        """Pack the given bags, M rows in all, on the device: x (M,P) float32."""
         if self._features:
             packed = pack([self.bags[i] for i in index], fields)
             return dataclasses.replace(packed.to(self.device), x=joined_features([self._features[i] for i in index]))
         return self._moved(self._host(index, fields))
 
     def packed(self, index: Sequence[int]) -> BagBatch:
-        """Pack the given bags on the CPU."""
+        """Pack the given bags, M rows in all, on the CPU: x (M,P) float32."""
         if not self._features:
             return pack([self.bags[i] for i in index])
         return pack([dataclasses.replace(self.bags[i], x=self._features[i].cpu()) for i in index])
 
     def batches(self, indices: Iterable[Sequence[int]], fields: Collection[str] = EVERYTHING) -> Iterator[BagBatch]:
-        """Iterate over batches in the given order; from host memory the next batch is packed in advance.
+        """Iterate over batches, x (M,P), in the given order; from host memory the next batch is packed in advance.
 
         Args:
             indices: positions of the bags of each batch.

@@ -46,5 +46,5 @@ def labels_by_name(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 
 def is_consistent(coverage: npt.NDArray[np.floating[Any]], label: float, options: DataOptions) -> bool:
-    """Return whether the largest known instance label is the bag label; always True for unlabelled bags."""
+    """Return whether the largest known label of coverage (N,) is the bag label; always True for unlabelled bags."""
     return bool(np.isnan(label)) or float(instance_labels(coverage, label, options)[0].max(initial=-1)) == label

@@ -26,8 +26,14 @@ from torch import Tensor
 from preprocessing.bags.manifests import ShardManifest
 from preprocessing.bags.rows import BagRow
 from preprocessing.bags.table import read_bags
-from preprocessing.check import read_stored
-from preprocessing.store.bags import check_pairing, read_arrays, read_feature_attrs, read_info, read_instance_attrs
+from preprocessing.store.bags import (
+    check_pairing,
+    read_arrays,
+    read_feature_attrs,
+    read_info,
+    read_instance_attrs,
+    read_stored,
+)
 from smmil.config.training_options import DataOptions
 from smmil.data.batch import Bag
 from smmil.data.labels import instance_labels, is_consistent, labels_by_name
@@ -220,7 +226,7 @@ def feature_distance_weights(x: Tensor, neighbors: Tensor) -> Tensor:
 
 def feature_facts(features: Path | str, bag_id: str) -> dict[str, JsonValue]:
     """Return the recorded facts that identify a bag's features: encoder, weights, their mode, resize policy."""
-    attrs = read_stored(read_feature_attrs, _store(features), bag_id).given()
+    attrs = read_stored(read_feature_attrs, _store(features), bag_id).as_json()
     return {name: attrs[name] for name in FEATURE_FACTS if name in attrs}
 
 

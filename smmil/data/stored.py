@@ -9,27 +9,26 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from preprocessing.bags.manifests import ShardManifest
-from preprocessing.check import read_stored
-from preprocessing.store.bags import read_arrays, read_attrs
+from preprocessing.store.attrs import InstanceAttrs
+from preprocessing.store.bags import read_arrays, read_instance_attrs, read_stored
 from preprocessing.store.schema import Array
 
 
-def read_geometry(instances: Path, bag_id: str, names: Iterable[str]) -> tuple[dict[str, Any], dict[str, Array]]:
+def read_geometry(instances: Path, bag_id: str, names: Iterable[str]) -> tuple[InstanceAttrs, dict[str, Array]]:
     """Read attributes and verified arrays of a bag's instances, for maps and predictions.
 
     Args:
         instances: folder of the stage.
         bag_id: name of the bag.
-        names: names of the arrays.
+        names: names of the arrays, whose shapes `preprocessing.store.arrays` has.
 
     Raises:
         ValueError: a damaged or missing bag, or content that differs from its manifest.
     """
-    attrs = read_stored(read_attrs, instances / "store", bag_id)
-    ContentHashes.of_instances(instances).check(bag_id, str(attrs["store"]["content"]))
+    attrs = read_stored(read_instance_attrs, instances / "store", bag_id)
+    ContentHashes.of_instances(instances).check(bag_id, attrs.store.content)
     return attrs, read_stored(read_arrays, instances / "store", bag_id, list(names), verify=True)
 
 

@@ -154,7 +154,7 @@ def _check(first: Sequence[Run], second: Sequence[Run]) -> None:
     reference = first[0][0]["bag_id"].tolist()
     for part, _, _ in (*first, *second):
         if part["bag_id"].tolist() != reference:
-            odd = sorted(set(reference) ^ set(part["bag_id"].tolist()))[:5]
-            raise ValueError(f"the runs were tested on other bags (e.g. {odd}): only the same bags can be paired")
+            differing = sorted(set(reference) ^ set(part["bag_id"].tolist()))[:5]
+            raise ValueError(f"the runs were tested on other bags (e.g. {differing}): only the same bags can be paired")
     if not reference:
         raise ValueError("found no test bag, expected at least one")

@@ -60,7 +60,15 @@ def froc(
     score: npt.NDArray[Any],
     grid: npt.NDArray[Any],
 ) -> Froc:
-    """Compute the average FROC of all bags; arguments and definition: see the module docstring."""
+    """Compute the average FROC of all bags; for the definition see the module docstring.
+
+    Args:
+        y: (B,) bag labels in {0, 1} or NaN.
+        offsets: (B+1,) bounds of the bags.
+        y_inst: (M,) instance labels in {0, 1, -1}.
+        score: (M,), higher = more positive.
+        grid: (M,2) lattice cells (row, col) within the bag.
+    """
     hits, _, wrong, _ = _events(y, offsets, y_inst, score, grid)
     normal = int(np.sum(np.asarray(y) == 0))
     if not len(hits) or not normal:

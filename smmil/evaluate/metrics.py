@@ -60,7 +60,7 @@ def auroc(y: npt.NDArray[Any], score: npt.NDArray[Any]) -> float | None:
 
 
 def average_precision(y: npt.NDArray[Any], score: npt.NDArray[Any]) -> float | None:
-    """Return the step-wise area under the precision-recall curve, None without a positive."""
+    """Return the step-wise area under the precision-recall curve of y, score (M,), None without a positive."""
     tp, fp, _ = _cumulative_counts(y, score)
     if len(tp) == 0 or tp[-1] == 0:
         return None
@@ -68,7 +68,7 @@ def average_precision(y: npt.NDArray[Any], score: npt.NDArray[Any]) -> float | N
 
 
 def fpr_at_tpr(y: npt.NDArray[Any], score: npt.NDArray[Any], tpr: float = 0.90) -> float | None:
-    """Return the smallest FPR with a TPR of at least `tpr`, None when only one class is present."""
+    """Return the smallest FPR of y, score (M,) with a TPR of at least `tpr`, None when only one class is present."""
     tp, fp, _ = _cumulative_counts(y, score)
     if not _has_both_classes(tp, fp):
         return None
@@ -77,7 +77,7 @@ def fpr_at_tpr(y: npt.NDArray[Any], score: npt.NDArray[Any], tpr: float = 0.90) 
 
 
 def best_threshold(y: npt.NDArray[Any], score: npt.NDArray[Any]) -> float | None:
-    """Return the largest score that maximises TPR x (1 - FPR), None when only one class is present."""
+    """Return the largest score of y, score (M,) that maximises TPR x (1 - FPR), None with one class only."""
     tp, fp, threshold = _cumulative_counts(y, score)
     if not _has_both_classes(tp, fp):
         return None

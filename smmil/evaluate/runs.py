@@ -216,8 +216,10 @@ def _candidate(run: EvaluatedRun, best: EvaluatedRun) -> Candidate:
 def _same_bags(path: Path, test: Arrays, reference: list[str] | None) -> list[str]:
     bags: list[str] = test["bag_id"].tolist()
     if reference is not None and bags != reference:
-        odd = sorted(set(bags) ^ set(reference))[:5]
-        raise ValueError(f"{path}: its {len(bags)} test bags differ from the other runs' {len(reference)} (e.g. {odd})")
+        differing = sorted(set(bags) ^ set(reference))[:5]
+        raise ValueError(
+            f"{path}: its {len(bags)} test bags differ from the other runs' {len(reference)} (e.g. {differing})"
+        )
     return bags
 
 

@@ -103,7 +103,7 @@ def _height(rows: Sequence[MapRow], bag: MapBag | None) -> float:
         return 0.5
     if bag.is_scan:
         return 2.6 + 0.27 * (len(rows) + 1)
-    wide, high = bag.attrs.get("dimensions", (1, 1))
+    wide, high = bag.attrs.dimensions or (1, 1)
     aspect = min(max(float(high) / float(wide), 0.3), 1.2)
     return (2.1 * aspect + 0.6) * -(-(len(rows) + 2) // PER_ROW) + 0.5
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from preprocessing.store.attrs import InstanceAttrs
 from smmil.data.stored import read_geometry
 from smmil.figures.plotting import CONTINUOUS, NEUTRAL, POSITIVE, min_max, new_figure, percentile_rank, save, style
 
@@ -31,7 +32,7 @@ class MapBag:
     """
 
     bag_id: str
-    attrs: Mapping[str, Any]
+    attrs: InstanceAttrs
     coords: Array
     coverage: Array | None
     picture: Array
@@ -45,7 +46,7 @@ class MapBag:
     @property
     def is_scan(self) -> bool:
         """Whether the bag is a CT scan."""
-        return self.attrs.get("modality") == "ct"
+        return self.attrs.modality == "ct"
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def read_map_bag(instances: Path, bag_id: str) -> MapBag:
     return MapBag(bag_id, attrs, arrays["coords"], arrays["coverage"], picture, outlines)
 
 
-def read_thumbnail(folder: Path, bag_id: str, attrs: Mapping[str, Any]) -> tuple[Array, dict[str, Any]]:
+def read_thumbnail(folder: Path, bag_id: str, attrs: InstanceAttrs) -> tuple[Array, dict[str, Any]]:
     """Read a thumbnail (h,w,3) and its outlines; a slide without one, whose file is damaged, gets a white picture."""
     from matplotlib.image import imread
 
@@ -90,7 +91,7 @@ def read_thumbnail(folder: Path, bag_id: str, attrs: Mapping[str, Any]) -> tuple
     file = folder / f"{bag_id}.jpg"
     if file.is_file():
         return np.asarray(imread(file)), outlines
-    width, height = attrs["dimensions"]
+    width, height = attrs.dimensions or (1, 1)
     downsample = max(1.0, max(width, height) / 1024)
     shape = (round(height / downsample), round(width / downsample), 3)
     return np.full(shape, 255, np.uint8), {**outlines, "downsample": downsample}
@@ -140,7 +141,7 @@ def draw_map(
     if values is None:
         return None
     downsample = float(bag.outlines["downsample"])
-    side = float(bag.attrs["l0_footprint_px"]) / downsample
+    side = bag.attrs.l0_footprint_px / downsample
     painted = paint(bag.coords / downsample, side, values.astype(np.float64), grey.shape)
     return ax.imshow(painted, cmap=colours, vmin=limits[0], vmax=limits[1], alpha=0.85, interpolation="nearest")
 

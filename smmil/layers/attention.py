@@ -44,6 +44,7 @@ def attention(
     heads, n, _ = q.shape
 
     def attend(queries: Tensor, k: Tensor, v: Tensor, start: int) -> Tensor:
+        """Compute rows start..start+m: queries (h,m,d), keys (h,n,d), values (h,n,d') -> (h,m,d')."""
         # Softmax needs at least float32, also under autocast.
         with torch.autocast(q.device.type, enabled=False):
             wide = torch.promote_types(q.dtype, torch.float32)

@@ -41,12 +41,14 @@ def _convolve(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
 class _Depthwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+        """Convolve x (G,C,H,W) with kernel (C,1,K,K) and bias (C,): -> (G,C,H,W)."""
         ctx.save_for_backward(x, kernel)
         return _convolve(x, kernel, bias)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Compute the gradients of x (G,C,H,W), kernel (C,1,K,K) and bias (C,)."""
         x, kernel = ctx.saved_tensors
         need_x, need_kernel, need_bias = ctx.needs_input_grad
         height, width = x.shape[2:]

@@ -15,7 +15,7 @@ def mask(like: Tensor, p: float) -> Tensor:
     """Sample a mask: 0 with probability p, else 1 / (1 - p), which keeps the mean.
 
     Args:
-        like: gives shape, type and device.
+        like: gives type and device; any shape.
         p: probability, in [0,1].
 
     Returns:

@@ -37,12 +37,14 @@ def propagate(u: Tensor, graph: Graph) -> Tensor:
 class _Propagate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, u: Tensor, graph: Graph) -> Tensor:
+        """Compute A u: (M,D) -> (M,D)."""
         ctx.graph = graph
         return graph.matmul(u)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """Compute A grad, the gradient of u: (M,D) -> (M,D)."""
         return ctx.graph.matmul(grad.contiguous()), None
 
 
@@ -62,6 +64,7 @@ def chebyshev_basis(x: Tensor, graph: Graph, K: int, stretch: Tensor | float = 1
     """
 
     def shifted(z: Tensor) -> Tensor:
+        """Compute Lhat z: (M,D) -> (M,D)."""
         return stretch * (z - propagate(z, graph)) - z
 
     basis = [x, shifted(x)][:K]

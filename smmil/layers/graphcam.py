@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 
 def safe_divide(a: Tensor, b: Tensor) -> Tensor:
-    """Compute a / b elementwise (same shapes), 0 where b is 0; 1e-9 keeps b away from 0."""
+    """Compute a / b elementwise (any shape, the same for both), 0 where b is 0; 1e-9 keeps b away from 0."""
     away = torch.full_like(b, 1e-9).copysign_(b).add_(b)
     return torch.div(a, away).masked_fill_(b == 0, 0.0)
 

@@ -59,6 +59,7 @@ def lattice(batch: BagBatch, *, occupied: bool = True, margin: int = 3) -> Cells
     height, stride = (int(side) + 2 * margin for side in extent.amax(0))
 
     def key(bag: Tensor, row: Tensor, col: Tensor) -> Tensor:
+        """Return numbers of cells that sort by bag, row and column: each (n,) -> (n,)."""
         return (bag * height + row + margin) * stride + col + margin
 
     keys = key(bag, *shifted.unbind(1))

@@ -27,6 +27,7 @@ def weighted_sum(weight: Tensor | None, h: Tensor, offsets: Tensor) -> Tensor:
 class _WeightedSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor | None, h: Tensor, offsets: Tensor) -> Tensor:
+        """Sum rows: weight (M,) or None, h (M,D), offsets (B+1,) -> (B,D)."""
         ctx.save_for_backward(weight, h if weight is not None else None, offsets)
         ctx.rows = len(h)
         rows = torch.arange(len(h), device=h.device)
@@ -35,6 +36,7 @@ class _WeightedSum(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        """Compute the gradients of weight (M,) and h (M,D) from that of the sums (B,D)."""
         weight, h, offsets = ctx.saved_tensors
         of_row = grad.index_select(0, bag_index(offsets, ctx.rows))
         grad_weight = (of_row * h).sum(1) if ctx.needs_input_grad[0] else None

@@ -83,8 +83,8 @@ class MILModel(nn.Module, ABC):
         """Compute the named loss terms, weighted scalars whose sum training minimises.
 
         Args:
-            batch: labelled bags.
-            output: of `forward` on the same batch.
+            batch: labelled bags, y (B,).
+            output: of `forward` on the same batch, bag_logit (B,).
 
         Returns:
             {"bce": mean over bags}, and the terms that a method adds.
@@ -97,7 +97,7 @@ class MILModel(nn.Module, ABC):
 
 
 def graph_of(batch: BagBatch) -> Graph:
-    """Return A_hat of a batch over its M rows, in the precision of its features."""
+    """Return A_hat (M,M) of a batch as a neighbour table (M,K), in the precision of its features."""
     return normalise_adjacency(batch.neighbors, batch.edge_weight, dtype=batch.x.dtype)
 
 

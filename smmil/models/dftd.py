@@ -99,7 +99,7 @@ class DFTD(MILModel):
         return smoother(self.pool.sm, batch)(self.embed(batch.x)) @ self.classifier.weight[0]
 
     def loss(self, batch: BagBatch, output: Output) -> dict[str, Tensor]:
-        """Return {"bce": of the bags (tier 2), "pseudo": mean over bags of the mean over pseudo-bags (tier 1)}."""
+        """Return {"bce": of tier 2, "pseudo": mean over bags of the mean over pseudo-bags (tier 1)}, scalars."""
         # Pseudo-logits may have half precision; the caller converts only the bag logit.
         pseudo, groups = output.extra["pseudo_logit"].to(output.bag_logit.dtype), output.extra["groups"]
         target = batch.y.to(pseudo.dtype).repeat_interleave(groups)
@@ -171,7 +171,7 @@ def split_keys(batch: BagBatch, split: int) -> Tensor:
 
 
 def induced_graph(batch: BagBatch, order: Tensor, offsets: Tensor) -> Graph:
-    """Return A_hat of the reordered rows (M,) without the edges between pseudo-bags, normalised again."""
+    """Return A_hat (M,M) of the rows in `order` (M,) without the edges between pseudo-bags, normalised again."""
     place = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
     neighbors = batch.neighbors[order]
     target, pseudo = place[neighbors.clamp(min=0)], bag_index(offsets, len(order))

@@ -10,7 +10,7 @@ from smmil.models.base import MILModel, Output
 
 
 def forward(model: MILModel, batch: BagBatch, precision: str) -> Output:
-    """Run the model in the given precision; logits and scores are returned in at least float32."""
+    """Run the model in the given precision on x (M,P); bag_logit (B,) and instance_score (M,) are at least float32."""
     with autocast(batch.x.device, precision):
         output: Output = model(batch)
     if output.bag_logit.dtype != torch.float64:

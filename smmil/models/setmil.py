@@ -121,6 +121,7 @@ class Block(nn.Module):
         table = self.bias
 
         def bias(start: int, stop: int) -> Tensor:
+            """Return the addend (h, stop - start, n + 1)."""
             bucket = distance_buckets(place, start, stop)
             # The backward pass of indexing adds millions of numbers one by one, so multiply with indicators instead.
             indicators = bucket == torch.arange(BUCKETS, device=place.device)[:, None, None]

@@ -19,6 +19,7 @@ another tile size or resolution than the run's are refused. Not for clinical use
 """
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,11 +52,12 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Predict one image; see the top of this file."""
     arguments = vars(build_parser().parse_args(argv))
-    from preprocessing.common.options import instance_options
+    from preprocessing.common.options import parse_instance_options
     from smmil.predict.pipeline import predict
 
     if arguments["options"] is not None:
-        arguments["options"] = instance_options(arguments["options"])
+        parse_instance_options(arguments["options"])
+        arguments["options"] = json.loads(arguments["options"])
     predict(**arguments)
     return 0
 

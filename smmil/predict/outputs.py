@@ -102,11 +102,11 @@ def write_geojson(path: Path, bag: Scored) -> None:
 
 def draw_heatmap(path: Path, bag: Scored, thumbnails: Path) -> None:
     """Draw the scores of a bag over its thumbnail or slices."""
-    name, attrs = marked_name(bag.method), bag.attrs.given()
+    name = marked_name(bag.method)
     title = f"{bag.bag_id}: probability {bag.probability:.3f}, {len(bag.scores)} instances, {name}"
     title += f"   {RANDOM_MARK}" if bag.random_weights else ""
-    picture, outlines = read_thumbnail(thumbnails, bag.bag_id, attrs)
-    map_bag = MapBag(bag.bag_id, attrs, bag.coords, None, picture, outlines)
+    picture, outlines = read_thumbnail(thumbnails, bag.bag_id, bag.attrs)
+    map_bag = MapBag(bag.bag_id, bag.attrs, bag.coords, None, picture, outlines)
     line = "dashed" if bag.is_scan else "red"
     heading = "Instance scores" + ("" if bag.threshold is None else f"; {line} line: threshold from validation")
     panel = Panel(heading, bag.scores, "", name, colour_of(bag.method), bag.threshold, bag.name)

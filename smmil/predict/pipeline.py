@@ -262,13 +262,13 @@ def _attempt(row: BagRow, image: Path, work: Callable[[BagRow], Outcome]) -> Out
     return outcome
 
 
-def _stated(name: str, given: str | None, recorded: str) -> str:
+def _stated(name: str, argument: str | None, recorded: str) -> str:
     """Return a setting of the run's features, given or recorded."""
-    if given and recorded and given != recorded:
-        raise ValueError(f"--{name} {given}: the run's features are {recorded}; leave the argument out")
-    if not (given or recorded):
+    if argument and recorded and argument != recorded:
+        raise ValueError(f"--{name} {argument}: the run's features are {recorded}; leave the argument out")
+    if not (argument or recorded):
         raise ValueError(f"the {name} of the run's features is not recorded with the run; give --{name}")
-    return given or recorded
+    return argument or recorded
 
 
 def _located(image: Path) -> tuple[Path, str]:

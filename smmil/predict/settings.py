@@ -102,16 +102,16 @@ def encoder_of(config: RunConfig, run: Path, weights: Path) -> Encoder:
     return Encoder(name, mode, seed, facts.resize_policy)
 
 
-def find_dataset(run: Path, given: Path | None) -> Path | None:
+def find_dataset(run: Path, folder: Path | None) -> Path | None:
     """Return `results/D` of a run: as given, or above the folder `runs` of the run; None if it is not there.
 
     Raises:
         ValueError: the folder given holds no instances.
     """
-    if given is not None:
-        if not (given / "instances" / "store").is_dir():
-            raise ValueError(f"{given}: no instances/store in it, expected the results folder of the run's dataset")
-        return given
+    if folder is not None:
+        if not (folder / "instances" / "store").is_dir():
+            raise ValueError(f"{folder}: no instances/store in it, expected the results folder of the run's dataset")
+        return folder
     above = next((path.parent for path in run.resolve().parents if path.name == "runs"), None)
     return above if above is not None and (above / "instances" / "store").is_dir() else None
 
@@ -142,13 +142,13 @@ def _threshold(folder: Path, config: RunConfig, run: Path) -> float | None:
     return next((split.threshold for split in Metrics.read(path).splits if split.run == run.resolve().name), None)
 
 
-def instance_options(modality: str, reference: Reference, given: Json | None) -> Json:
+def instance_options(modality: str, reference: Reference, options: Json | None) -> Json:
     """Return the options of the instances stage, `{"wsi": {...}}` or `{"ct": {...}}`.
 
     Args:
         modality: of the new image.
         reference: bags of the run's dataset.
-        given: options that take precedence.
+        options: settings that take precedence.
 
     Raises:
         ValueError: another modality than the dataset's, or settings that its bags do not record or disagree about.
@@ -156,8 +156,8 @@ def instance_options(modality: str, reference: Reference, given: Json | None) ->
     trained = {attrs.modality for attrs in reference.instances}
     if trained and trained != {modality}:
         raise ValueError(f"a {modality} image, but the run learned from {', '.join(sorted(trained))} bags")
-    if given is not None:
-        return {modality: given.get(modality, {})}
+    if options is not None:
+        return {modality: options.get(modality, {})}
     if not reference.instances:
         raise ValueError(
             "how the run's dataset was cut is not recorded with the run, and its results folder is not where the run "
@@ -200,7 +200,7 @@ def check_like_training(attrs: InstanceAttrs, reference: Reference, *, any_resol
     """
     if not reference.instances:
         return ["no bag of the run's dataset at hand: tile size and resolution could not be compared with it"]
-    here, trained = attrs.given(), reference.instances[0].given()
+    here, trained = attrs.as_json(), reference.instances[0].as_json()
     differs = [
         f"{name}: {json.dumps(here.get(name))} here, {json.dumps(trained.get(name))} trained"
         for name in _SAME[attrs.modality]

@@ -82,13 +82,13 @@ def each_bag(
     """Apply a function to bags one by one, whatever their size.
 
     If a bag does not fit on the device, the features of all bags move to host memory and it is tried again. If it still
-    does not fit, the CPU computes it with a copy of the model (same arithmetic, rounded in another order).
+    does not fit, the CPU computes it with a copy of the model: same arithmetic, rounded in another order.
 
     Args:
         model: on the device of the cache.
         cache: holds the bags.
         index: positions of the bags.
-        work: gets the model and a batch of one bag on the same device.
+        work: gets the model and a batch of one bag, x (N,P), on the same device.
 
     Raises:
         OutOfMemory: the CPU cannot hold a bag either.
@@ -122,7 +122,7 @@ def in_groups(
 ) -> Iterator[T]:
     """Apply a function to bags in order, several small bags per batch; grouping must not affect the result.
 
-    Args: see `each_bag`, which takes over for a group that does not fit.
+    Args: see `each_bag`, which takes over for a group that does not fit; `work` gets x (M,P) of several bags.
     """
     for group in cache.groups([i] for i in index):
         positions = [i for single in group for i in single]

@@ -178,13 +178,13 @@ def data_options(record: Json) -> DataOptions:
     return DataOptions(**options)
 
 
-def check_features(trained: FeatureFacts, given: FeatureFacts, where: str) -> None:
+def check_features(trained: FeatureFacts, features: FeatureFacts, where: str) -> None:
     """Raise if features have another encoder, other weights or another resize policy than those of a run.
 
     Raises:
         ValueError: the message names what differs.
     """
-    facts = given.as_json()
+    facts = features.as_json()
     differs = [
         f"{name}: found {facts.get(name)!r}, expected {value!r}"
         for name, value in sorted(trained.as_json().items())
@@ -265,7 +265,7 @@ def predict_bags(
 
 
 def write_predictions(path: Path, arrays: Arrays, meta: PredictionMeta) -> None:
-    """Write an npz atomically, without pickles and time stamps, so that equal content gives equal bytes."""
+    """Write the arrays of the module docstring as npz, without pickles and time stamps: equal content, equal bytes."""
     text = json.dumps(meta.as_json(), sort_keys=True, allow_nan=False)
     with whole_file(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         for name, array in sorted({**arrays, "meta": np.array(text)}.items()):

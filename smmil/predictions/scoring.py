@@ -179,5 +179,5 @@ def scores_csv(bags: Sequence[Bag], logits: npt.NDArray[np.float64], excluded: M
 
 
 def sigmoid(logit: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Compute 1 / (1 + exp(-logit)) without overflow."""
+    """Compute 1 / (1 + exp(-logit)) without overflow, for any shape."""
     return np.exp(-np.logaddexp(0.0, -logit))

@@ -284,6 +284,7 @@ class _Steps(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, alpha: Tensor, graph: Graph, T: int) -> Tensor:
+        """Compute G(T) of u (M,D) with a scalar alpha: -> (M,D)."""
         ctx.graph, ctx.alpha, ctx.T = graph, float(alpha), T
         if ctx.needs_input_grad[1]:
             ctx.save_for_backward(u)
@@ -292,6 +293,7 @@ class _Steps(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        """Compute the gradients of u (M,D) and of the scalar alpha."""
         if not ctx.needs_input_grad[1]:
             return _iterate(grad, ctx.alpha, ctx.graph, ctx.T), None, None, None
         (u,) = ctx.saved_tensors

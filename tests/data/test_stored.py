@@ -11,7 +11,15 @@ from preprocessing.bags.rows import BagRow
 from preprocessing.bags.table import write_bags
 from preprocessing.common.files import write_json
 from preprocessing.qc.__main__ import main as qc_main
-from preprocessing.store.bags import FeatureAttrs, InstanceAttrs, coords_hash, read_arrays, read_attrs, write_bag
+from preprocessing.store.bags import (
+    FeatureAttrs,
+    InstanceAttrs,
+    coords_hash,
+    read_arrays,
+    read_feature_attrs,
+    read_info,
+    write_bag,
+)
 from smmil import score
 from smmil.artifacts.results import load_predictions
 from smmil.data.splits import read_splits
@@ -32,7 +40,7 @@ def name_bags(data: Path) -> None:
     """Writes the manifests as the stages do at their end: what is stored, by its content."""
     for stage in ("instances", "features/tiny"):
         stored = sorted((data / stage / "store").glob("bag*"))
-        hashes = {path.name: read_attrs(path.parent, path.name)["store"]["content"] for path in stored}
+        hashes = {path.name: read_info(path.parent, path.name).content for path in stored}
         bags = [{"bag_id": name, "state": "ok", "n": 1, "hash": content} for name, content in hashes.items()]
         write_json(data / stage / "shards/0000.json", {"dataset": "tiny", "stage": stage, "bags": bags})
 
@@ -48,7 +56,7 @@ def write_features_again(data: Path, bag_id: str = "bag03", add: float = 1.0) ->
     """Other features of the same coordinates: whole, paired, with checksums of their own."""
     store = data / "features/tiny/store"
     features = read_arrays(store, bag_id)["features"] + np.float16(add)
-    attrs = {**FACTS, "coords_hash": read_attrs(store, bag_id)["coords_hash"]}
+    attrs = {**FACTS, "coords_hash": read_feature_attrs(store, bag_id).coords_hash}
     write_bag(store, bag_id, {"features": features}, FeatureAttrs(**attrs))
 
 
@@ -57,9 +65,8 @@ def write_coverage_again(data: Path, bag_id: str = "bag03") -> None:
     arrays = read_arrays(data / "instances/store", bag_id)
     arrays["coverage"] = np.float32(1) - arrays["coverage"]
     write_bag(data / "instances/store", bag_id, arrays, InstanceAttrs(dataset="tiny"))
-    assert (
-        coords_hash(arrays["coords"], arrays["grid"]) == read_attrs(data / "features/tiny/store", bag_id)["coords_hash"]
-    )
+    features = read_feature_attrs(data / "features/tiny/store", bag_id)
+    assert coords_hash(arrays["coords"], arrays["grid"]) == features.coords_hash
 
 
 def jobs(data: Path) -> dict[str, tuple[Any, list[str]]]:

@@ -17,7 +17,7 @@ from preprocessing.common.options import ct_options, wsi_options
 from preprocessing.features import __main__ as features
 from preprocessing.instances import __main__ as instances
 from preprocessing.store.attrs import InstanceAttrs, TissueAttrs
-from preprocessing.store.bags import read_attrs
+from preprocessing.store.bags import read_instance_attrs
 from preprocessing.synthetic.__main__ import main as synthesise
 from smmil.artifacts.results import load_predictions
 from smmil.predict import __main__ as predict
@@ -164,7 +164,7 @@ def test_a_scan_gets_the_numbers_of_the_workflow(scans, tmp_path):
     lines = read(tmp_path / "one/instances.csv")
     np.testing.assert_allclose([float(li["score"]) for li in lines], expected["instance_score"], rtol=0, atol=1e-6)
     # anatomical order whatever the files are called
-    stored = read_attrs(scans.results / "instances/store", row.bag_id)["files"]
+    stored = read_instance_attrs(scans.results / "instances/store", row.bag_id).files
     order = [row.images[::-1].index(name) for name in stored]
     assert [line["file"] for line in lines] == [f"scan/{i:03d}.dcm" for i in order]
     assert is_png(tmp_path / "one/heatmap.png") and not (tmp_path / "one/tiles.geojson").exists()

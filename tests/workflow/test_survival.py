@@ -18,7 +18,7 @@ from preprocessing.datasets import rsna_select
 from preprocessing.scans import dicom
 from preprocessing.slides.regions import TileReadError
 from preprocessing.slides.slide import open_slide
-from preprocessing.store.bags import read_attrs, validate_bag
+from preprocessing.store.bags import read_instance_attrs, validate_bag
 from preprocessing.tiling.tissue import read_despite_damage
 from tests.helpers.cohorts import Cohort, picture, write_scan, write_slide
 from tests.helpers.dicoms import write_slice
@@ -282,5 +282,5 @@ def test_attributes_count_unreadable_tiles(cohort) -> None:
     cohort.add("x", "x.tif")
     cohort.options["wsi"] = {**cohort.options["wsi"], "max_bad_tiles": 3}
     assert cohort.list_bags() == 0 and cohort.cut() == 0
-    assert read_attrs(cohort.results / "instances/store", "x")["unreadable_tiles"] == 1
-    assert "unreadable_tiles" not in read_attrs(cohort.results / "instances/store", "good")
+    assert read_instance_attrs(cohort.results / "instances/store", "x").unreadable_tiles == 1
+    assert "unreadable_tiles" not in read_instance_attrs(cohort.results / "instances/store", "good").model_fields_set

@@ -39,7 +39,7 @@ def test_values_are_typed_and_survive_the_list(tmp_path) -> None:
     assert row.overrides == '{"fallback":true,"sthresh":8}' and row.mpp == 0.25 and row.skip == ""
     write_bags(tmp_path / "bags.csv", [row, replace(ROW, bag_id="b", skip="pen, all over")])
     assert read_bags(tmp_path / "bags.csv") == [row, replace(ROW, bag_id="b", skip="pen, all over")]
-    assert overrides_of(row).given() == {"sthresh": 8, "fallback": True}
+    assert overrides_of(row).as_dict() == {"sthresh": 8, "fallback": True}
 
 
 def test_a_list_without_overrides_is_written_as_before(tmp_path) -> None:

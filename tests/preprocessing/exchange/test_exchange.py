@@ -11,7 +11,7 @@ from preprocessing.bags.table import read_bags
 from preprocessing.exchange import FORMATS, get_format
 from preprocessing.exchange.__main__ import main
 from preprocessing.instances.graph import grid_neighbors
-from preprocessing.store.bags import read_attrs, validate_bag
+from preprocessing.store.bags import read_feature_attrs, read_instance_attrs, validate_bag
 from smmil.artifacts.results import load_predictions
 from smmil.predictions.__main__ import main as predict
 from smmil.train import __main__ as train
@@ -64,13 +64,13 @@ def test_export_and_import_give_the_same_bags_back(tmp_path, kind, scans, capsys
             assert after[name].dtype == array.dtype, name
             np.testing.assert_array_equal(after[name], array, err_msg=f"{row.bag_id} {name}")
         stores = (store.folder, tmp_path / "back")
-        attrs = [read_attrs(folder / "instances/store", row.bag_id) for folder in stores]
-        assert attrs[0]["coords_hash"] == attrs[1]["coords_hash"]
+        attrs = [read_instance_attrs(folder / "instances/store", row.bag_id) for folder in stores]
+        assert attrs[0].coords_hash == attrs[1].coords_hash
         for name in ("l0_footprint_px", "l0_step_px", "tile_px", "mpp", "mpp_source", "read_level", "slice_px"):
-            assert attrs[0].get(name) == attrs[1].get(name)
-        facts = [read_attrs(folder / "features/resnet18/store", row.bag_id) for folder in stores]
+            assert getattr(attrs[0], name) == getattr(attrs[1], name)
+        facts = [read_feature_attrs(folder / "features/resnet18/store", row.bag_id) for folder in stores]
         for name in ("encoder", "weights_sha256", "random_weights", "resize_policy"):
-            assert facts[0][name] == facts[1][name]
+            assert getattr(facts[0], name) == getattr(facts[1], name)
         validate_bag(tmp_path / "back/instances/store", row.bag_id, schema="instances")
 
 
@@ -91,7 +91,7 @@ def test_clam_reads_our_export_in_its_own_order(tmp_path):
     store = Store(tmp_path / "ours")
     main(["export", "--format", "clam", *store.arguments(), "--out", str(tmp_path / "clam")])
     ours = both(store.folder, "resnet18", "bag2")
-    contour = np.array(read_attrs(store.folder / "instances/store", "bag2")["contour_of_tile"])
+    contour = np.array(read_instance_attrs(store.folder / "instances/store", "bag2").contour_of_tile)
     with h5py.File(tmp_path / "clam/patches/bag2.h5") as file:
         attrs, coords = dict(file["coords"].attrs), file["coords"][:]
     assert (attrs["patch_size"], attrs["patch_level"], tuple(attrs["downsample"])) == (512, 0, (1.0, 1.0))
@@ -132,9 +132,9 @@ def test_clams_own_files_are_read(tmp_path):
     assert run_import("clam", tmp_path / "clam", tmp_path / "out", "clam_resnet50", "--labels", str(labels)) == 0
     row = read_bags(tmp_path / "out/bags.csv")[0]
     assert (row.bag_id, row.label, row.split, row.group) == ("TCGA_01__a_", 1, "", "g00000")
-    attrs = read_attrs(tmp_path / "out/instances/store", row.bag_id)
-    assert (attrs["l0_footprint_px"], attrs["l0_step_px"], attrs["tile_px"], attrs["read_level"]) == (512, 512, 256, 1)
-    assert (attrs["mpp"], attrs["mpp_source"], attrs["tile_mpp"]) == (0.25, "manifest", 0.5)
+    attrs = read_instance_attrs(tmp_path / "out/instances/store", row.bag_id)
+    assert (attrs.l0_footprint_px, attrs.l0_step_px, attrs.tile_px, attrs.read_level) == (512, 512, 256, 1)
+    assert (attrs.mpp, attrs.mpp_source, attrs.tile_mpp) == (0.25, "manifest", 0.5)
     got = both(tmp_path / "out", "clam_resnet50", row.bag_id)
     order = np.lexsort((coords[:, 0], coords[:, 1]))
     np.testing.assert_array_equal(got["coords"], coords[order])
@@ -146,8 +146,8 @@ def test_clams_own_files_are_read(tmp_path):
         {*np.flatnonzero((d <= 512 * np.sqrt(2) + 1e-6) & (np.arange(15) != i))} for i, d in enumerate(distance)
     ]
     assert [{j for j in found if j >= 0} for found in got["neighbors"].tolist()] == expected
-    facts = read_attrs(tmp_path / "out/features/clam_resnet50/store", row.bag_id)
-    assert facts["weights_sha256"] == "unknown" and "P-1234" not in (tmp_path / "out/bags.csv").read_text()
+    facts = read_feature_attrs(tmp_path / "out/features/clam_resnet50/store", row.bag_id)
+    assert facts.weights_sha256 == "unknown" and "P-1234" not in (tmp_path / "out/bags.csv").read_text()
 
 
 @pytest.mark.parametrize("changes", [{}, {"patch_size_level0": None}, {"overlap": 64}])
@@ -157,8 +157,8 @@ def test_tridents_own_files_are_read(tmp_path, changes):
     trident_slide(tmp_path / "job", "s1", coords[::-1], learnable(20, 0, 1)[::-1], **changes)
     labels = table(tmp_path / "l.csv", "wsi,label,split", "s1.svs,0,train")
     assert run_import("trident", tmp_path / "job", tmp_path / "out", "uni_v1", "--labels", str(labels)) == 0
-    got, attrs = both(tmp_path / "out", "uni_v1", "s1"), read_attrs(tmp_path / "out/instances/store", "s1")
-    assert (attrs["l0_footprint_px"], attrs["l0_step_px"], attrs["target_magnification"]) == (512, step, 20)
+    got, attrs = both(tmp_path / "out", "uni_v1", "s1"), read_instance_attrs(tmp_path / "out/instances/store", "s1")
+    assert (attrs.l0_footprint_px, attrs.l0_step_px, attrs.target_magnification) == (512, step, 20)
     np.testing.assert_array_equal(got["coords"], coords)
     np.testing.assert_array_equal(got["features"], learnable(20, 0, 1))
     np.testing.assert_array_equal(got["neighbors"], grid_neighbors(got["grid"]))

@@ -102,7 +102,7 @@ def test_manifest_mpp_changes_the_level(slide_path) -> None:
 
 def test_attrs_and_outlines_are_json(slide_path, tmp_path) -> None:
     found = wsi_instances(slide_path, wsi_options(CLAM), bag(label=0), slide_path.parent)
-    assert InstanceAttrs.model_validate_json(json.dumps(found.attrs.given(), allow_nan=False)) == found.attrs
+    assert InstanceAttrs.model_validate_json(json.dumps(found.attrs.as_json(), allow_nan=False)) == found.attrs
     found.outlines.write(tmp_path / "thumbnails/a.json")
     assert Outlines.read(tmp_path, "a") == found.outlines
 
