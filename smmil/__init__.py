@@ -21,7 +21,7 @@ __all__ = ["BagBatch", "Sm", "build_model", "load_bags", "normalise_adjacency", 
 def __getattr__(name: str) -> object:
     """Import a public name at its first use."""
     if name == "predict":
-        # A package that can be called, see there.
+        # `smmil.predict` is a package that can also be called; see its `__init__.py`.
         return importlib.import_module("smmil.predict")
     if name not in _MODULES:
         raise AttributeError(f"module 'smmil' has no attribute {name!r}")

@@ -10,7 +10,7 @@ from smmil.config.quirks import QUIRKS
 
 
 def markdown_table() -> str:
-    """The table of `docs/protocol.md`."""
+    """Return the table of `docs/protocol.md`."""
     lines = ["| # | `quirks:` | acts in | as written | as released | why it matters |", "|---|---|---|---|---|---|"]
     for name, quirk in QUIRKS.items():
         cells = (str(quirk.row), f"`{name}`", quirk.acts, quirk.written, quirk.released, quirk.why)
@@ -20,7 +20,7 @@ def markdown_table() -> str:
 
 @guard
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints what every quirk does, as Markdown."""
+    """Print what every quirk does, as Markdown."""
     argparse.ArgumentParser(prog="python -m smmil.protocol", description=main.__doc__).parse_args(argv)
     print(markdown_table(), end="")
     return 0

@@ -12,10 +12,12 @@ from smmil.config.experiment import json_schema, load_yaml, parse_config
 
 @guard
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the schema, or checks a configuration file and prints it with every default filled in."""
+    """Print the schema, or check a complete configuration file and print it with every default filled in."""
     parser = argparse.ArgumentParser(prog="python -m smmil.config", description=main.__doc__)
     parser.add_argument("--schema", action="store_true", help="print the JSON schema")
-    parser.add_argument("file", nargs="?", type=Path, default=Path("config.yaml"), help="file to check")
+    parser.add_argument(
+        "file", nargs="?", type=Path, default=Path("config.yaml"), help="file to check (default: config.yaml)"
+    )
     args = parser.parse_args(argv)
     if args.schema:
         print(json_schema(), end="")

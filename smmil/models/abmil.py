@@ -19,8 +19,8 @@ class ABMIL(MILModel):
     """Attention-based MIL.
 
     Args:
-        in_features: P.
-        attention_dim: L.
+        in_features: number of features of an instance, P.
+        attention_dim: width of the attention's hidden layer, L.
         gated: use the gated attention of the same publication; the paper builds on the plain one.
         base: see `MILModel`.
     """

@@ -1,4 +1,4 @@
-"""Writes a table of the paper as CSV, Markdown and LaTeX, from metrics or, for time and memory, from runs.
+"""Write a table of the paper as CSV, Markdown and LaTeX, from metrics or, for time and memory, from runs.
 
 The layout names the datasets with their feature extractors, and the methods (`smmil.config.layouts.TableLayout`):
     {"datasets": [{"name": "rsna", "title": "RSNA", "encoders": ["resnet18"]}, ...], "methods": ["smap_early", ...],

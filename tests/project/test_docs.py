@@ -54,7 +54,7 @@ def lse(repository, tmp_path, monkeypatch) -> str:
     """The key of the method of the page, registered."""
     source, entry = blocks(repository, "adding-a-method")
     add_module(smmil.models, "lse", source, tmp_path, monkeypatch)
-    (method,) = eval(f"({entry})", vars(methods))
+    method = eval(entry, vars(methods))
     monkeypatch.setitem(METHODS, method.key, method)
     return method.key
 
@@ -133,8 +133,8 @@ def test_a_new_dataset_is_listed_and_accepted_by_the_configuration(repository, t
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     monkeypatch.chdir(tmp_path)
-    (command,) = blocks(repository, "adding-a-dataset", "bash")
-    assert list_bags(command.split()[3:]) == 0
+    (commands,) = blocks(repository, "adding-a-dataset", "bash")
+    assert list_bags(commands.splitlines()[0].split()[3:]) == 0
     bags = [(row.bag_id, row.label, row.split) for row in read_bags(tmp_path / "bags.csv")]
     assert bags == [("normal_a", 0, "test"), ("normal_b", 0, "train"), ("tumour_c", 1, "test")]
     (section,) = blocks(repository, "adding-a-dataset", "yaml")
@@ -144,7 +144,7 @@ def test_a_new_dataset_is_listed_and_accepted_by_the_configuration(repository, t
 
 @pytest.mark.parametrize(("position", "dim", "title"), [(0, 576, "MobileNetV3-Small"), (1, 512, "Lab net")])
 def test_a_new_encoder_computes_features(repository, tmp_path, monkeypatch, position, dim, title):
-    (encoder,) = eval(f"({blocks(repository, 'adding-an-encoder')[position]})", vars(encoders))
+    encoder = eval(blocks(repository, "adding-an-encoder")[position], vars(encoders))
     monkeypatch.setitem(encoders.ENCODERS, encoder.name, encoder)
     assert encoders.encoder_title(encoder.name) == title
     cohort = Cohort(tmp_path)
