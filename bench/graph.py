@@ -21,10 +21,10 @@ FILLED, REACH, TARGET = 0.8, 1.42, 50.0
 Grid = npt.NDArray[np.int32]
 
 
-def grid_cells(n: int, seed: int = 0) -> Grid:
+def grid_cells(n: int) -> Grid:
     """Return (n, 2) cells of a square lattice of which a fifth is empty, row by row."""
     side = int(np.ceil((n / FILLED) ** 0.5))
-    chosen = np.sort(np.random.default_rng(seed).permutation(side * side)[:n])
+    chosen = np.sort(np.random.default_rng(0).permutation(side * side)[:n])
     return np.stack([chosen // side, chosen % side], axis=1).astype(np.int32)
 
 

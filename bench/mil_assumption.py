@@ -77,7 +77,7 @@ def frequency(rng: Rng, positive: bool, turned: bool) -> Parts:
 TESTS: dict[str, Callable[[Rng, bool, bool], Parts]] = {"single": single, "multi": multi, "frequency": frequency}
 
 
-def make_bags(test: str, n_bags: int, *, turned: bool, seed: int, features: int = 16) -> "list[Bag]":
+def make_bags(test: str, n_bags: int, *, turned: bool, seed: int) -> "list[Bag]":
     """Make the bags of one test, half of them positive.
 
     Args:
@@ -85,18 +85,17 @@ def make_bags(test: str, n_bags: int, *, turned: bool, seed: int, features: int 
         n_bags: B.
         turned: False = with the shortcut of training, True = turned round.
         seed: of the generator.
-        features: D.
 
     Returns:
         Bags in random order; `y_inst` is 1 for instances of a concept.
     """
     rng = np.random.default_rng([seed, turned])
-    return [_bag(rng, test, i, i % 2 == 1, turned, features) for i in rng.permutation(n_bags)]
+    return [_bag(rng, test, i, i % 2 == 1, turned) for i in rng.permutation(n_bags)]
 
 
-def _bag(rng: Rng, test: str, number: int, positive: bool, turned: bool, features: int) -> "Bag":
+def _bag(rng: Rng, test: str, number: int, positive: bool, turned: bool) -> "Bag":
     parts = TESTS[test](rng, positive, turned)
-    x = np.concatenate([rng.normal(centre, width, (count, features)) for (centre, width), count, _ in parts])
+    x = np.concatenate([rng.normal(centre, width, (count, 16)) for (centre, width), count, _ in parts])
     labels = np.concatenate([np.full(count, label) for _, count, label in parts])
     order = rng.permutation(len(x))
     return chain_bag(f"{test}{number}", x[order], labels[order], positive)

@@ -16,11 +16,11 @@ TILE_PX, MPP = 512, 0.5
 _BLOCK = 2048
 
 
-def tissue(side: int, seed: int = 0) -> Image:
+def tissue(side: int) -> Image:
     """Draw pink and violet noise of several scales, (side, side, 3)."""
     import cv2
 
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     image = np.zeros((side, side, 3), np.float32)
     for scale, strength in ((64, 0.5), (16, 0.35), (4, 0.3), (2, 0.12)):
         coarse = rng.standard_normal((side // scale + 2, side // scale + 2, 3)).astype(np.float32)
@@ -28,17 +28,17 @@ def tissue(side: int, seed: int = 0) -> Image:
     return np.asarray(np.clip(image * [38, 45, 30] + [205, 150, 190], 0, 255), np.uint8)
 
 
-def write_slide(path: Path, side: int, *, tile: int = TILE_PX, seed: int = 0) -> Path:
+def write_slide(path: Path, side: int) -> Path:
     """Write a square slide of repeated blocks of 2048 px."""
     import tifffile
 
-    block = tissue(min(side, _BLOCK), seed)
+    block = tissue(min(side, _BLOCK))
     times = -(-side // len(block))
     with tifffile.TiffWriter(path) as writer:
         writer.write(
             np.tile(block, (times, times, 1))[:side, :side],
             photometric="rgb",
-            tile=(tile, tile),
+            tile=(TILE_PX, TILE_PX),
             compression="jpeg",
             compressionargs={"level": 80},
             subsampling=(2, 2),

@@ -37,13 +37,12 @@ def data_uri(data: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def thumbnail(path: Path, box: tuple[int, int] = (1000, 1800), quality: int = 62) -> tuple[str, int, int]:
+def thumbnail(path: Path, box: tuple[int, int] = (1000, 1800)) -> tuple[str, int, int]:
     """Return a small WebP copy of a picture as (data URI, width, height).
 
     Args:
         path: PNG or JPEG.
         box: largest width and height of the copy, px.
-        quality: of WebP, 0 to 100.
 
     Raises:
         ValueError: The file is missing or is not a picture.
@@ -59,5 +58,5 @@ def thumbnail(path: Path, box: tuple[int, int] = (1000, 1800), quality: int = 62
         raise ValueError(f"{path}: not a picture, expected PNG or JPEG") from error
     small.thumbnail(box, Image.Resampling.LANCZOS)
     stream = io.BytesIO()
-    small.save(stream, format="WEBP", quality=quality, method=6)
+    small.save(stream, format="WEBP", quality=62, method=6)
     return data_uri(stream.getvalue(), "webp"), *small.size

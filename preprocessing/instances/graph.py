@@ -136,11 +136,6 @@ def chain_neighbors(n: int) -> npt.NDArray[np.int32]:
     return table
 
 
-def degrees(neighbors: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
-    """Count the neighbours of each instance, (N, K) -> (N,) int64."""
-    return np.asarray((neighbors >= 0).sum(axis=1), np.int64)
-
-
 def _check_rank(array: npt.NDArray[np.number], name: str, *, integer: bool = True) -> None:
     wrong_type = integer and not np.issubdtype(array.dtype, np.integer)
     if array.ndim != 2 or array.shape[1] != 2 or wrong_type:

@@ -70,7 +70,7 @@ class TiffTiles:
 
     _file: int | None = None
 
-    def __init__(self, path: Path, levels: dict[int, Level], vendor: str, cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, path: Path, levels: dict[int, Level], vendor: str) -> None:
         self._path, self._levels, self._vendor = path, levels, vendor
         self._file = os.open(path, os.O_RDONLY)
         self._trusted: dict[int, bool] = {}
@@ -79,7 +79,7 @@ class TiffTiles:
         self._cache: OrderedDict[tuple[int, int], Image] = OrderedDict()
         self._handed_out: set[tuple[int, int]] = set()
         self._overlapping = False
-        self._room = cache_bytes
+        self._room = CACHE_BYTES
 
     def close(self) -> None:
         """Close the file and forget the decoded tiles."""

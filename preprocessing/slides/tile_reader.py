@@ -83,8 +83,6 @@ def iter_tiles(
     *,
     mpp_override: float | None = None,
     on_bad_tile: OnBadTile | None = None,
-    max_bad_tiles: int | None = None,
-    raw: bool = True,
 ) -> Generator[Image, Image | None, None]:
     """Iterate over all tiles of a bag, in the order of `coords`.
 
@@ -96,8 +94,6 @@ def iter_tiles(
         coords: (N, 2) level-0 (x, y).
         mpp_override: replaces the file's resolution; the geometry is recorded and does not change.
         on_bad_tile: called with (position, error) for every unreadable tile; the tile is white.
-        max_bad_tiles: number of unreadable tiles allowed; None = as recorded in `attrs`.
-        raw: allow direct decoding of JPEG tiles.
 
     Yields:
         (tile_px, tile_px, 3) uint8.
@@ -105,10 +101,9 @@ def iter_tiles(
     Raises:
         ValueError: the file is not the slide the bag was made from, or more tiles are unreadable than allowed.
     """
-    allowed = attrs.max_bad_tiles if max_bad_tiles is None else max_bad_tiles
-    side, bad = attrs.tile_px, 0
+    allowed, side, bad = attrs.max_bad_tiles, attrs.tile_px, 0
     out: Image | None = None
-    with open_slide(path, mpp_override=mpp_override, require_mpp=False, raw=raw) as slide:
+    with open_slide(path, mpp_override=mpp_override, require_mpp=False) as slide:
         check_same_slide(slide, attrs)
         read = tile_source(slide, attrs)
         for position, (x, y) in enumerate(np.asarray(coords).tolist()):

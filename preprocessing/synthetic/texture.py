@@ -124,7 +124,7 @@ def blob(
     return np.asarray(1.0 - np.sqrt(u * u + v * v) + noise, np.float32)
 
 
-def fibres(rng: np.random.Generator, shape: tuple[int, int], wave: float = 30.0) -> U8:
+def fibres(rng: np.random.Generator, shape: tuple[int, int]) -> U8:
     """Draw wavy fibrous grain around 128 for the eosin plane, (h, w) uint8."""
     h, w = shape
     # wrapped before the blur, so that it tiles without seams
@@ -135,7 +135,7 @@ def fibres(rng: np.random.Generator, shape: tuple[int, int], wave: float = 30.0)
     low = (h // LOW + 1, w // LOW + 1)
     turn = smooth_field(rng, low, 28.0, 1) * np.float32(1.1)
     ys, xs = np.mgrid[: low[0], : low[1]].astype(np.float32) * np.float32(LOW)
-    bend = smooth_field(rng, low, 16.0, 3) * np.float32(wave)
+    bend = smooth_field(rng, low, 16.0, 3) * np.float32(30.0)
     # a slowly rotating frame gives fibre bundles that change direction over the slide
     mx = xs * np.cos(turn * 0.35) + ys * np.sin(turn * 0.35) + bend
     my = -xs * np.sin(turn * 0.35) + ys * np.cos(turn * 0.35) + bend[::-1]
@@ -143,12 +143,12 @@ def fibres(rng: np.random.Generator, shape: tuple[int, int], wave: float = 30.0)
     return np.asarray(cv2.remap(mixed, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP), np.uint8)
 
 
-def nucleus_stamps(rng: np.random.Generator, cells: Cells, count: int = 40) -> list[U8]:
-    """Draw `count` single nuclei, each (s, s) uint8 haematoxylin with one odd s."""
+def nucleus_stamps(rng: np.random.Generator, cells: Cells) -> list[U8]:
+    """Draw 40 single nuclei, each (s, s) uint8 haematoxylin with one odd s."""
     half = int(np.ceil(cells.radius * (1 + 2.2 * cells.spread) * np.sqrt(cells.elongation))) + 2
     ys, xs = np.mgrid[-half : half + 1, -half : half + 1].astype(np.float32)
     stamps = []
-    for _ in range(count):
+    for _ in range(40):
         r = cells.radius * float(np.clip(1 + cells.spread * rng.standard_normal(), 0.55, 1 + 2.2 * cells.spread))
         stretch = np.sqrt(max(1.0, cells.elongation * (1 + 0.15 * rng.standard_normal())))
         theta, phase = rng.uniform(0, np.pi), rng.uniform(0, 2 * np.pi)

@@ -253,13 +253,13 @@ def mask_coverage(
     return np.asarray(share, np.float32)
 
 
-def mask_outlines(mask: Slide, provider: str, *, max_px: int = 2048) -> list[npt.NDArray[np.int32]]:
-    """Return the outlines of the cancer in a label mask, from the finest level of at most `max_px` a side.
+def mask_outlines(mask: Slide, provider: str) -> list[npt.NDArray[np.int32]]:
+    """Return the outlines of the cancer in a label mask, from the finest level of at most 2048 px a side.
 
     Returns:
         Polygons (V,2) int32, level-0 px (x, y).
     """
-    fits = [i for i, size in enumerate(mask.level_dimensions) if max(size) <= max_px]
+    fits = [i for i, size in enumerate(mask.level_dimensions) if max(size) <= 2048]
     level = fits[0] if fits else len(mask.level_dimensions) - 1
     values = mask.read(0, 0, level, mask.level_dimensions[level], white=False)[..., 0]
     positive = mask_is_positive(values, provider, str(mask.path)).astype(np.uint8)

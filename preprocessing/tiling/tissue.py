@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import cv2
@@ -82,22 +81,13 @@ def _close(mask: Image, side: int, anchor_corrected: bool) -> Image:
     return np.asarray(cv2.erode(dilated, kernel, anchor=(mirrored, mirrored)), np.uint8)
 
 
-def tissue_contours(
-    rgb: Image,
-    downsample: tuple[float, float],
-    options: TissueOptions,
-    *,
-    keep_ids: Sequence[int] = (),
-    exclude_ids: Sequence[int] = (),
-) -> list[Contour]:
+def tissue_contours(rgb: Image, downsample: tuple[float, float], options: TissueOptions) -> list[Contour]:
     """Segment one picture.
 
     Args:
         rgb: (h, w, 3) uint8 at the segmentation level.
         downsample: (x, y) level-0 px per px of `rgb`, not rounded.
         options: thresholds; areas count in 512 x 512 px level-0 patches.
-        keep_ids: indices of the contours to keep; empty = all.
-        exclude_ids: indices of the contours to drop.
 
     Returns:
         Contours in OpenCV's order, empty for a blank picture.
@@ -120,8 +110,7 @@ def tissue_contours(
         chosen = [outer, *(hole for hole in largest if area[hole] > options.a_h * unit)]
         rings = [_to_level0(outlines[int(i)], downsample) for i in chosen]
         kept.append(Contour(rings[0], tuple(rings[1:])))
-    ids = set(keep_ids or range(len(kept))) - set(exclude_ids)
-    return [contour for i, contour in enumerate(kept) if i in ids]
+    return kept
 
 
 def nested_outlines(mask: Image) -> tuple[list[Polygon], npt.NDArray[np.int32]]:

@@ -121,10 +121,6 @@ def load_weights(model: "Module", path: Path | str) -> None:
         raise ValueError(f"{path}: the weights do not fit the model: missing {missing[:3]}, unknown {unexpected[:3]}")
 
 
-# Entries of a log row that differ between repetitions.
-MEASURED = frozenset({"seconds", "memory_mib", "device_memory_mib"})
-
-
 def append_log(path: Path, row: LogRow) -> None:
     """Append one JSON line and sync it."""
     with name_in_errors(path), open(path, "a", encoding="utf-8") as stream:

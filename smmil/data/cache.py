@@ -32,14 +32,13 @@ class BagCache:
     Args:
         bags: bags with at least one instance each.
         device: device of the batches.
-        resident: keep the features on the device; None = if they fit into `DEVICE_SHARE` of the free memory.
     """
 
-    def __init__(self, bags: Sequence[Bag], device: torch.device, *, resident: bool | None = None) -> None:
+    def __init__(self, bags: Sequence[Bag], device: torch.device) -> None:
         self.device = device
         self.bags = list(bags)
         self._sizes = [len(bag.neighbors) for bag in bags]
-        self.resident = fits(bags, device) if resident is None else resident
+        self.resident = fits(bags, device)
         self._features: list[Tensor] = []
         if self.resident and device.type != "cpu":
             self.to_device()

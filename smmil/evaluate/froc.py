@@ -114,7 +114,7 @@ def froc_resamples(
     result: Floats = np.full(len(weights), np.nan)
     for r in np.flatnonzero((lesions > 0) & (normal > 0)):
         fp, tp = (np.cumsum(count @ weights[r]) for count in counts)
-        result[r] = _read(fp / normal[r], tp / lesions[r], RATES).mean()
+        result[r] = _read(fp / normal[r], tp / lesions[r]).mean()
     return result
 
 
@@ -138,28 +138,27 @@ def _events(
     return np.concatenate([[], *hits]), hit_bag, np.concatenate([[], *wrong]), wrong_bag
 
 
-def sensitivity_at(hits: Floats, wrong: Floats, normal: int, rates: tuple[float, ...] = RATES) -> Floats:
+def sensitivity_at(hits: Floats, wrong: Floats, normal: int) -> Floats:
     """Read the sensitivity at rates of false positives per negative bag.
 
     Args:
         hits: (L,) best confidence on every lesion, -inf = never found.
         wrong: (F,) confidences of the detections in negative bags.
         normal: number of negative bags.
-        rates: where the curve is read.
     """
     thresholds = _thresholds(hits, wrong)
-    return _read(_above(wrong, thresholds) / normal, _above(hits, thresholds) / len(hits), rates)
+    return _read(_above(wrong, thresholds) / normal, _above(hits, thresholds) / len(hits))
 
 
 def _thresholds(hits: Floats, wrong: Floats) -> Floats:
     return np.unique(np.concatenate([hits[np.isfinite(hits)], wrong]))[::-1]
 
 
-def _read(fp: Floats, tp: Floats, rates: tuple[float, ...]) -> Floats:
+def _read(fp: Floats, tp: Floats) -> Floats:
     """Interpolate the curve through the points `fp`, `tp` (T+1,) of descending thresholds at the rates."""
     # of the thresholds with equally many false positives the lowest finds the most
     last = np.append(np.diff(fp) > 0, True)
-    return np.asarray(np.interp(rates, fp[last], tp[last]), np.float64)
+    return np.asarray(np.interp(RATES, fp[last], tp[last]), np.float64)
 
 
 def _above(values: Floats, thresholds: Floats) -> Ints:

@@ -67,13 +67,13 @@ def average_precision(y: npt.NDArray[Any], score: npt.NDArray[Any]) -> float | N
     return float(np.sum(np.diff(tp, prepend=0) / tp[-1] * (tp / (tp + fp))))
 
 
-def fpr_at_tpr(y: npt.NDArray[Any], score: npt.NDArray[Any], tpr: float = 0.90) -> float | None:
-    """Return the smallest FPR of y, score (M,) with a TPR of at least `tpr`, None when only one class is present."""
+def fpr_at_tpr(y: npt.NDArray[Any], score: npt.NDArray[Any]) -> float | None:
+    """Return the smallest FPR of y, score (M,) with a TPR of at least 0.9, None when only one class is present."""
     tp, fp, _ = _cumulative_counts(y, score)
     if not _has_both_classes(tp, fp):
         return None
     # the tolerance is far below one count: .9 * 10 must not miss the point 9 / 10
-    return float(fp[np.argmax(tp >= tpr * tp[-1] - 1e-9)] / fp[-1])
+    return float(fp[np.argmax(tp >= 0.9 * tp[-1] - 1e-9)] / fp[-1])
 
 
 def best_threshold(y: npt.NDArray[Any], score: npt.NDArray[Any]) -> float | None:

@@ -181,9 +181,9 @@ def by_key(files: Sequence[Path], layout: FigureLayout) -> tuple[dict[Key, Metri
     return metrics, paths
 
 
-def spread_text(metrics: Metrics | None, metric: str = "instance_auroc") -> str:
+def spread_text(metrics: Metrics | None) -> str:
     """Return the spread of an AUROC over runs as `median 0.93 · worst 0.41 · ⇅ 1/5`; ⇅ counts inverted runs."""
-    pairs = split_values(metrics, metric)
+    pairs = split_values(metrics, "instance_auroc")
     if not pairs:
         return ""
     values, n = [value for _, value in pairs], len(inverted(pairs))

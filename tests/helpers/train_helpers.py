@@ -13,7 +13,7 @@ from preprocessing.bags.rows import BagRow
 from preprocessing.bags.table import write_bags
 from preprocessing.instances.graph import chain_neighbors
 from preprocessing.store.bags import FeatureAttrs, InstanceAttrs, coords_hash, write_bag
-from smmil.artifacts.runs import MEASURED, read_log
+from smmil.artifacts.runs import read_log
 from smmil.config.methods import METHODS, WITHOUT_GLOBAL, Method
 from smmil.models.abmil import ABMIL
 from smmil.train.fit import Fit
@@ -105,7 +105,8 @@ def train_arguments(folder: Path, out: Path, method: str = "noisy", **training: 
 
 def timeless(path: Path) -> list[dict[str, Any]]:
     """The rows of a run's log without what a clock or the machine's memory said."""
-    return [{name: value for name, value in row.as_json().items() if name not in MEASURED} for row in read_log(path)]
+    measured = ("seconds", "memory_mib", "device_memory_mib")
+    return [{name: value for name, value in row.as_json().items() if name not in measured} for row in read_log(path)]
 
 
 def signal_after(monkeypatch: pytest.MonkeyPatch, steps: int, signum: int) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preprocessing.instances.graph import chain_neighbors, degrees, distance_neighbors, grid_neighbors
+from preprocessing.instances.graph import chain_neighbors, distance_neighbors, grid_neighbors
 from preprocessing.store.schema import check_neighbors
 
 cells = st.lists(st.tuples(st.integers(-9, 9), st.integers(-9, 9)), unique=True, max_size=60)
@@ -57,7 +57,7 @@ def test_a_permutation_of_the_instances_permutes_the_graph(chosen, random):
 
 def test_the_interior_of_a_full_lattice_has_eight_neighbours():
     grid = np.argwhere(np.ones((6, 7), bool)).astype(np.int32)
-    degree = degrees(grid_neighbors(grid)).reshape(6, 7)
+    degree = (grid_neighbors(grid) >= 0).sum(1).reshape(6, 7)
     assert (degree[1:-1, 1:-1] == 8).all()
     assert degree[0, 0] == 3 and degree[0, 3] == 5
 
@@ -91,8 +91,7 @@ def test_more_than_eight_neighbours_widen_the_table_and_none_is_dropped():
     table = distance_neighbors(coords, math.sqrt(2) * 512)
     check_neighbors(table)
     assert table.shape[1] > 8
-    inner = 5
-    assert degrees(table)[inner] == table.shape[1]
+    assert (table[5] >= 0).all()
 
 
 @settings(max_examples=30, deadline=None)

@@ -179,7 +179,7 @@ def test_unreadable_tiles_are_white_counted_and_limited(tmp_path) -> None:
     attrs = InstanceAttrs(tile_px=128, read_px=128, read_level=0, l0_step_px=128, resize_filter="none")
     coords = np.array([[0, 0], [128, 128], [256, 128], [384, 384]], np.int32)
     bad: list[tuple[int, TileReadError]] = []
-    tiles = list(iter_tiles(path, attrs, coords, on_bad_tile=lambda i, e: bad.append((i, e)), max_bad_tiles=1))
+    tiles = list(iter_tiles(path, attrs.updated(max_bad_tiles=1), coords, on_bad_tile=lambda i, e: bad.append((i, e))))
     assert [i for i, _ in bad] == [1] and (tiles[1] == 255).all()
     assert all(not (tiles[i] == 255).all() for i in (0, 2, 3)), "the slide goes on after a bad tile"
     with pytest.raises(ValueError, match=r"a\.tif.*1 unreadable tiles, 0 allowed by max_bad_tiles"):

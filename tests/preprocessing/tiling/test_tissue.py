@@ -114,14 +114,12 @@ def test_coordinates_are_scaled_per_axis_and_truncated() -> None:
     assert contour.outer.max(axis=0).tolist() == [111, 58]  # 30 * 3.7, 20 * 2.9
 
 
-def test_order_is_bottom_to_top_and_ids_select() -> None:
+def test_order_is_bottom_to_top() -> None:
     mask = blank()
     for top in (5, 25, 45):
         mask[top : top + 8, 10:30] = 1
     tops = [int(c.outer[:, 1].min()) for c in tissue_contours(picture(mask), (1.0, 1.0), PLAIN)]
     assert tops == [45, 25, 5]
-    kept = tissue_contours(picture(mask), (1.0, 1.0), PLAIN, keep_ids=[0, 2], exclude_ids=[0])
-    assert [int(c.outer[:, 1].min()) for c in kept] == [5]
 
 
 def test_touching_border_and_full_picture() -> None:
