@@ -64,6 +64,10 @@ class Record(BaseModel):
         """Return the fields that were set, as JSON values."""
         return self.model_dump(mode="json", exclude_unset=True)
 
+    def common(self, kind: type["Record"]) -> dict[str, object]:
+        """Return the values of the fields that another kind of record has, too."""
+        return {name: getattr(self, name) for name in type(self).model_fields if name in kind.model_fields}
+
 
 class FeatureFacts(Record):
     """Identity of the features that a run was trained on; all unset for a CSV table."""

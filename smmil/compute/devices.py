@@ -17,6 +17,8 @@ import numpy as np
 import torch
 
 PRECISIONS = ("float32", "tf32", "bf16")
+# The driver, cuBLAS and the CPU allocator raise plain RuntimeErrors.
+OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory", "not enough memory")
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -168,3 +170,19 @@ def restore_rng_state(state: RngState) -> None:
     torch.set_rng_state(state["torch"].cpu())
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([item.cpu() for item in state["cuda"]])
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error of torch or of a compiled kernel means that memory is exhausted."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in OUT_OF_MEMORY)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error message."""
+    return (str(error) or type(error).__name__).splitlines()[0][:200]
+
+
+def release(device: torch.device) -> None:
+    """Return unused blocks of the CUDA allocator to the device."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from smmil.compute.oom import first_line, is_out_of_memory, release
+from smmil.compute.devices import first_line, is_out_of_memory, release
 from smmil.data.batch import EVERYTHING, Bag, BagBatch, joined_features, pack
 
 log = logging.getLogger(__name__)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from smmil.compute.devices import autocast
 from smmil.data.batch import BagBatch
 from smmil.layers.pooling import embedding
 from smmil.sm.operator import Graph, Sm, normalise_adjacency
@@ -106,3 +107,12 @@ def smoother(sm: Sm | None, batch: BagBatch) -> Callable[[Tensor], Tensor]:
     if sm is None:
         return lambda u: u
     return partial(sm, graph=graph_of(batch), offsets=batch.offsets)
+
+
+def forward(model: MILModel, batch: BagBatch, precision: str) -> Output:
+    """Run the model in the given precision; logits and scores are returned in at least float32."""
+    with autocast(batch.x.device, precision):
+        output: Output = model(batch)
+    if output.bag_logit.dtype != torch.float64:
+        output.bag_logit, output.instance_score = output.bag_logit.float(), output.instance_score.float()
+    return output

@@ -12,8 +12,7 @@ from typing import TypeVar
 
 import torch
 
-from smmil.compute.devices import device_name
-from smmil.compute.oom import first_line, is_out_of_memory, release
+from smmil.compute.devices import device_name, first_line, is_out_of_memory, release
 from smmil.data.batch import BagBatch
 from smmil.data.cache import BagCache
 from smmil.models.base import MILModel

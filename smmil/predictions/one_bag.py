@@ -7,8 +7,7 @@ import numpy.typing as npt
 import torch
 
 from smmil.data.batch import BagBatch
-from smmil.models.base import MILModel
-from smmil.models.forward import forward
+from smmil.models.base import MILModel, forward
 from smmil.predictions.signed import Direction, signed_score
 from smmil.sm.operator import dirichlet_energy, normalise_adjacency
 

@@ -129,20 +129,9 @@ def predict_runs(
 
 def _meta(listed: RunsFile, run: RunEntry, labels: str) -> PredictionMeta:
     """Return the meta of a run's predictions; `key` covers everything the numbers depend on."""
-    meta = PredictionMeta(
-        dataset=listed.dataset,
-        encoder=listed.encoder,
-        method=listed.method,
-        protocol=listed.protocol,
-        quirks=listed.quirks,
-        random_weights=listed.random_weights,
-        run=run.run,
-        seed=run.seed,
-        lr=run.lr,
-        selection_score=run.selection_score,
-        best_epoch=run.best_epoch,
-        chosen=run.chosen,
-    )
+    fields = listed.common(PredictionMeta) | run.common(PredictionMeta)
+    del fields["key"]
+    meta = PredictionMeta.model_validate(fields)
     trained = (run.key, run.weights_sha256, listed.inputs, listed.data)
     return meta.model_copy(update={"key": hash_json([stage_versions.PREDICTIONS, meta.as_json(), *trained, labels])})
 
@@ -150,26 +139,11 @@ def _meta(listed: RunsFile, run: RunEntry, labels: str) -> PredictionMeta:
 def _index(listed: RunsFile, out: Path, parent: Path) -> PredictionIndex:
     folder = Path(os.path.relpath(out, parent))
     entries = [
-        IndexEntry(
-            run=run.run,
-            seed=run.seed,
-            lr=run.lr,
-            selection_score=run.selection_score,
-            best_epoch=run.best_epoch,
-            chosen=run.chosen,
-            file=(folder / f"{run.run}.npz").as_posix(),
-            sha256=hash_file(out / f"{run.run}.npz"),
-        )
+        run.common(IndexEntry)
+        | {"file": (folder / f"{run.run}.npz").as_posix(), "sha256": hash_file(out / f"{run.run}.npz")}
         for run in listed.runs
     ]
-    return PredictionIndex(
-        dataset=listed.dataset,
-        encoder=listed.encoder,
-        method=listed.method,
-        protocol=listed.protocol,
-        random_weights=listed.random_weights,
-        runs=tuple(entries),
-    )
+    return PredictionIndex.model_validate(listed.common(PredictionIndex) | {"runs": entries})
 
 
 def data_options(record: Json) -> DataOptions:

@@ -44,8 +44,7 @@ from preprocessing.common.files import write_bytes
 from smmil.data.batch import BagBatch
 from smmil.data.cache import BagCache
 from smmil.layers.segments import segment_mean, segment_sum
-from smmil.models.base import MILModel
-from smmil.models.forward import forward
+from smmil.models.base import MILModel, forward
 from smmil.predictions.memory import in_groups
 
 log = logging.getLogger(__name__)

@@ -44,13 +44,5 @@ def read_resources(path: Path) -> Metrics:
         undefined = {} if seconds else {"train_seconds": "no log"}
         test = PartMetrics.model_validate({"train_seconds": sum(seconds) if seconds else None, "undefined": undefined})
         splits.append(SplitMetrics(seed=run.seed, lr=run.lr, run=run.run, test=test))
-    return Metrics(
-        dataset=summary.dataset,
-        encoder=summary.encoder,
-        method=summary.method,
-        protocol=summary.protocol,
-        quirks=summary.quirks,
-        random_weights=summary.random_weights,
-        splits=tuple(splits),
-        job={name: max(numbers(every, name), default=None) for name in MEMORY},
-    )
+    job = {name: max(numbers(every, name), default=None) for name in MEMORY}
+    return Metrics.model_validate(summary.common(Metrics) | {"splits": splits, "job": job})

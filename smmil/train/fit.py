@@ -23,8 +23,7 @@ from smmil.compute.devices import peak_memory, restore_rng_state, rng_state
 from smmil.config.training_options import TrainingOptions
 from smmil.data.batch import BagBatch
 from smmil.data.cache import BagCache, chunks
-from smmil.models.base import MILModel
-from smmil.models.forward import forward
+from smmil.models.base import MILModel, forward
 from smmil.train.validation import selection_score, validate
 
 

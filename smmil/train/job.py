@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from smmil.artifacts.hashes import hash_json, versions
-from smmil.artifacts.records import FeatureFacts, RunConfig, RunDone, SplitCounts
+from smmil.artifacts.records import RunConfig, RunDone, SplitCounts
 from smmil.artifacts.runs import RunSpec, load_weights, read_done, save_weights
 from smmil.compute.devices import choose_device, device_name, numerics, numerics_facts, seed_everything
 from smmil.config import stage_versions
@@ -155,25 +155,19 @@ def _counts(split: Split, labels: dict[str, float]) -> SplitCounts:
 
 def run_config(spec: RunSpec, job: Job, cache: BagCache, pos_weight: float | None, split: SplitCounts) -> RunConfig:
     """Return everything needed to rebuild and to judge a run, without host names and paths."""
-    return RunConfig(
-        dataset=spec.dataset,
-        encoder=spec.encoder,
-        method=spec.method,
-        method_options=spec.method_options,
-        training=job.options.model_dump(mode="json"),
-        data=job.source.data,
-        inputs=spec.inputs,
-        seed=spec.seed,
-        learning_rate=spec.learning_rate,
-        name=job.name,
-        features=FeatureFacts.model_validate(job.source.facts),
-        random_weights=job.source.random_weights,
-        key=spec.key,
-        stage_version=stage_versions.RUNS,
-        versions=versions(),
-        device=device_name(cache.device),
-        numerics=numerics_facts(cache.device, job.options.precision),
-        in_features=cache.in_features,
-        pos_weight=pos_weight,
-        split=split,
-    )
+    facts = {
+        "training": job.options.model_dump(mode="json"),
+        "data": job.source.data,
+        "name": job.name,
+        "features": job.source.facts,
+        "random_weights": job.source.random_weights,
+        "key": spec.key,
+        "stage_version": stage_versions.RUNS,
+        "versions": versions(),
+        "device": device_name(cache.device),
+        "numerics": numerics_facts(cache.device, job.options.precision),
+        "in_features": cache.in_features,
+        "pos_weight": pos_weight,
+        "split": split,
+    }
+    return RunConfig.model_validate(spec.common(RunConfig) | facts)

@@ -15,8 +15,7 @@ from smmil.data.batch import BagBatch
 from smmil.data.cache import BagCache, chunks
 from smmil.evaluate.metrics import auroc
 from smmil.layers.segments import segment_softmax, segment_sum
-from smmil.models.base import MILModel
-from smmil.models.forward import forward
+from smmil.models.base import MILModel, forward
 
 
 def selection_score(bag_auroc: float | None, bce: float) -> float:

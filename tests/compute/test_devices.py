@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from smmil.compute.devices import flushes_denormals, numerics, numerics_facts
-from smmil.compute.oom import is_out_of_memory
+from smmil.compute.devices import flushes_denormals, is_out_of_memory, numerics, numerics_facts
 
 CPU = torch.device("cpu")
 
