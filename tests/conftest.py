@@ -1,5 +1,6 @@
 """Fixtures every test may use: real data beside the checkout (skipped when absent), one torch thread."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,22 @@ def _one_torch_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny bag store."""
+    from tests.helpers.train_helpers import make_dataset
+
+    return make_dataset(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def noisy() -> Iterator[None]:
+    """Register the method `noisy`."""
+    from smmil.config.methods import METHODS
+    from tests.helpers.train_helpers import register_noisy
+
+    register_noisy()
+    yield
+    METHODS.pop("noisy")

@@ -74,6 +74,11 @@ class Counts:
         instances = [("instances", self.instances), ("median per bag", self.median_instances)]
         return [("bags", self.bags), *states, *instances, *splits]
 
+    @property
+    def without_instances(self) -> str:
+        """States other than ok with their numbers, "" if there are none."""
+        return ", ".join(f"{number} {state}" for state, number in sorted(self.states.items()) if state != "ok")
+
 
 def tally(bags: Sequence[BagFacts]) -> Counter[str]:
     """Count bags, splits, labels and slices by the names that `expected` of a dataset uses."""

@@ -6,7 +6,6 @@ import logging
 import pytest
 import torch
 
-from smmil.config.methods import METHODS
 from smmil.data.batch import Bag
 from smmil.data.cache import BagCache
 from smmil.models import build_model
@@ -16,24 +15,13 @@ from smmil.predictions.runs import predict_bags
 from smmil.train import __main__ as train
 from smmil.train import fit as training
 from tests.helpers.graphs import make_bag
-from tests.helpers.train_helpers import make_dataset, register_noisy, timeless, train_arguments
+from tests.helpers.train_helpers import timeless, train_arguments
 
 P = 6
 CPU = torch.device("cpu")
 RUN = "split1_lr0.01"
+pytestmark = pytest.mark.usefixtures("noisy")
 FILES = ("best.safetensors", "direction.safetensors", "done.json", "config.json")
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    return make_dataset(tmp_path_factory.mktemp("data") / "tiny")
-
-
-@pytest.fixture(autouse=True)
-def _noisy():
-    register_noisy()
-    yield
-    METHODS.pop("noisy")
 
 
 @pytest.fixture

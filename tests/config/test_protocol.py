@@ -32,11 +32,6 @@ F64 = torch.float64
 P = 6
 
 
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    return make_dataset(tmp_path_factory.mktemp("tiny"))
-
-
 @pytest.fixture
 def paper(repository):
     return yaml.safe_load((repository / "config.yaml").read_text())

@@ -29,6 +29,7 @@ from smmil.predictions import runs as predictions
 from smmil.predictions.__main__ import main as predict_main
 from smmil.train import __main__ as train
 from smmil.train import job
+from tests.faults.damage import flip
 from tests.helpers.pages import put_slide
 from tests.helpers.predictions import metrics_object, write_index, write_run
 from tests.helpers.train_helpers import FACTS, make_dataset, source_arguments, train_arguments
@@ -229,10 +230,8 @@ def readers(folder: Path) -> dict[str, tuple[Any, list[str]]]:
 @pytest.mark.parametrize("array", ["coords", "coverage"])
 def test_a_changed_byte_is_named_with_its_file_before_anything_is_drawn(slides, name, array, capsys):
     (chunk,) = (slides / "instances/store/t1" / array).glob("c.*")
-    data = bytearray(chunk.read_bytes())
     # stays a small number: nothing but the checksum can tell
-    data[0] ^= 1
-    chunk.write_bytes(data)
+    flip(chunk, 0)
     main, arguments = readers(slides)[name]
     assert main(arguments) == 2
     text = capsys.readouterr().err

@@ -33,3 +33,9 @@ def listed(kind: str, root: Path, options: dict[str, object] | None = None) -> t
 
 def names(omissions: list[Omitted]) -> set[str]:
     return {omission.name for omission in omissions}
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The lines of a CSV file."""
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))

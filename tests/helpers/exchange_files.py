@@ -1,6 +1,5 @@
 """Files as CLAM, TRIDENT and torchmil write them, a small bag store to export, and imports as a command line."""
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -165,12 +164,6 @@ class Store:
         """What the export's command line needs to find it."""
         names = {"--bags": "bags.csv", "--instances": "instances", "--features": "features/resnet18"}
         return [text for name, part in names.items() for text in (name, str(self.folder / part))]
-
-
-def read_table(path: Path) -> list[dict[str, str]]:
-    """The lines of a CSV file."""
-    with path.open(newline="") as stream:
-        return list(csv.DictReader(stream))
 
 
 def run_import(kind: str, source: Path, out: Path, encoder: str, *more: str) -> int:

@@ -1,6 +1,5 @@
 """One new slide or scan, end to end through the command lines: the same numbers as the workflow's, and refusals."""
 
-import csv
 import json
 import logging
 import shutil
@@ -25,6 +24,8 @@ from smmil.predict.pipeline import FILES, Prediction
 from smmil.predict.settings import Reference, check_like_training, instance_options
 from smmil.predictions.__main__ import main as predict_main
 from smmil.train import __main__ as train
+from tests.faults.damage import flip
+from tests.helpers.dataset_files import read_table
 
 RUN = "split1_lr0.001"
 OPTIONS = {
@@ -107,11 +108,6 @@ def run(image: Path | str, model: Path, out: Path, *more: str) -> int:
     return predict.main([*argv, "--batch-size", "16", *more])
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
 def is_png(path: Path) -> bool:
     from matplotlib.image import imread
 
@@ -135,7 +131,7 @@ def test_a_slide_gets_the_numbers_of_the_workflow(slides, tmp_path):
     assert found["random_weights"] and found["model"]["run"] == RUN and found["warnings"] == []
     assert wsi_options(found["options"]["wsi"]) == wsi_options(OPTIONS["camelyon16"]["wsi"])
     assert found["instances_above_threshold"] == (expected["instance_score"] > threshold).sum()
-    lines = read(tmp_path / "one/instances.csv")
+    lines = read_table(tmp_path / "one/instances.csv")
     scores = np.array([float(line["score"]) for line in lines])
     np.testing.assert_allclose(scores, expected["instance_score"], rtol=0, atol=1e-6)
     assert sum(int(line["positive"]) for line in lines) == found["instances_above_threshold"]
@@ -161,7 +157,7 @@ def test_a_scan_gets_the_numbers_of_the_workflow(scans, tmp_path):
     expected = scans.predictions().bag(row.bag_id)
     found = json.loads((tmp_path / "one/prediction.json").read_text())
     assert found["logit"] == pytest.approx(float(expected["bag_logit"][0]), abs=1e-6)
-    lines = read(tmp_path / "one/instances.csv")
+    lines = read_table(tmp_path / "one/instances.csv")
     np.testing.assert_allclose([float(li["score"]) for li in lines], expected["instance_score"], rtol=0, atol=1e-6)
     # anatomical order whatever the files are called
     stored = read_instance_attrs(scans.results / "instances/store", row.bag_id).files
@@ -185,7 +181,7 @@ def test_the_map_may_show_the_signed_score_where_the_run_has_one(slides, tmp_pat
     assert run(image, alone, tmp_path / "b", *given, *signed) == 2 and not (tmp_path / "b").exists()
     assert "--map signed" in capsys.readouterr().err
     assert run(image, alone, tmp_path / "b", *given) == 0
-    assert "signed_score" not in read(tmp_path / "b/instances.csv")[0]
+    assert "signed_score" not in read_table(tmp_path / "b/instances.csv")[0]
     told = json.loads((tmp_path / "b/prediction.json").read_text())
     assert told["signed_agreement"] is None and told["map"] == "score"
 
@@ -207,9 +203,7 @@ def test_a_damaged_bag_of_the_image_is_named_and_not_scored(slides, tmp_path, ca
     image = slides.raw / slides.row().images[0]
     assert run(image, slides.run, tmp_path) == 0
     (chunk,) = (tmp_path / "bag/instances/store").glob("*/coords/c.*")
-    data = bytearray(chunk.read_bytes())
-    data[0] ^= 1
-    chunk.write_bytes(data)
+    flip(chunk, 0)
     assert run(image, slides.run, tmp_path) == 2
     assert str(chunk) in capsys.readouterr().err and not (tmp_path / "prediction.json").exists()
 

@@ -15,27 +15,15 @@ import pytest
 
 from preprocessing.common import files
 from smmil.artifacts.runs import load_state, read_log
-from smmil.config.methods import METHODS
 from smmil.train import __main__ as train
 from smmil.train import fit as training
 from smmil.train import job
 from smmil.train.fit import Fit
-from tests.helpers.train_helpers import make_dataset, register_noisy, signal_after, timeless, train_arguments
+from tests.helpers.train_helpers import register_noisy, signal_after, timeless, train_arguments
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = "split1_lr0.01"
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    return make_dataset(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(autouse=True)
-def _noisy():
-    register_noisy()
-    yield
-    METHODS.pop("noisy")
+pytestmark = pytest.mark.usefixtures("noisy")
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,8 @@ from smmil.config.variants import Variant
 from smmil.train import __main__ as train
 from smmil.train import progress as live
 from smmil.train.specs import check_variant
-from tests.helpers.train_helpers import make_dataset, train_arguments
+from tests.helpers.train_helpers import train_arguments
 from tests.helpers.workflows import fake_raw, planned, write_config
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    return make_dataset(tmp_path_factory.mktemp("tiny"))
 
 
 def listed(out: Path, name: str = "runs.json") -> dict:

@@ -3,15 +3,11 @@
 import logging
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
-from preprocessing.features.encoders import ENCODERS
 from preprocessing.qc.__main__ import main as qc_main
 from tests.helpers.cohorts import Cohort, write_scan
-from tests.preprocessing.qc.test_status import extract, tiny
+from tests.preprocessing.qc.test_status import extract, tiny_encoder  # noqa: F401
 
 MARKS = {
     "PatientName": "Zzmarker^Xyname",
@@ -49,12 +45,6 @@ def chain(folder: Path, marks: dict[str, str], *, broken: bool) -> Cohort:
     assert qc_main([*argv, "--out", str(results / "qc")]) == 0
     cohort.status()
     return cohort
-
-
-@pytest.fixture
-def encoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = replace(ENCODERS["resnet18"], name="tiny", dim=4, build=tiny)
-    monkeypatch.setitem(ENCODERS, "tiny", replace(entry, cut=lambda model: model))
 
 
 def written(text: str) -> list[bytes]:

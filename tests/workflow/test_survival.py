@@ -139,6 +139,8 @@ def test_unreadable_tiles_of_the_mask_are_background_up_to_the_limit_and_counted
     assert cohort.list_bags() == 0 and cohort.cut() == 0
     entries = cohort.entries()
     assert entries["x"].bad_tiles == 1 and entries["good"].bad_tiles == 0
+    x, good = (read_instance_attrs(cohort.results / "instances/store", name) for name in ("x", "good"))
+    assert x.unreadable_tiles == 1 and "unreadable_tiles" not in good.model_fields_set
     assert 0 < entries["x"].n < entries["good"].n
     assert [line.get("bad_tiles") for line in cohort.status_lines()] == [None, 1]
     status = cohort.status()
@@ -275,12 +277,3 @@ def test_a_tile_whose_stream_claims_more_than_its_directory_is_not_unpacked(tmp_
         with pytest.raises(TileReadError):
             slide.read(128, 128, 0, (128, 128))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
-
-
-def test_attributes_count_unreadable_tiles(cohort) -> None:
-    bad_tile(cohort.raw / "x.tif")
-    cohort.add("x", "x.tif")
-    cohort.options["wsi"] = {**cohort.options["wsi"], "max_bad_tiles": 3}
-    assert cohort.list_bags() == 0 and cohort.cut() == 0
-    assert read_instance_attrs(cohort.results / "instances/store", "x").unreadable_tiles == 1
-    assert "unreadable_tiles" not in read_instance_attrs(cohort.results / "instances/store", "good").model_fields_set

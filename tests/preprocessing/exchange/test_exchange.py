@@ -15,13 +15,13 @@ from preprocessing.store.bags import read_feature_attrs, read_instance_attrs, va
 from smmil.artifacts.results import load_predictions
 from smmil.predictions.__main__ import main as predict
 from smmil.train import __main__ as train
+from tests.helpers.dataset_files import read_table
 from tests.helpers.exchange_files import (
     Store,
     both,
     clam_slide,
     lattice,
     learnable,
-    read_table,
     run_import,
     small_clam,
     table,

@@ -13,6 +13,7 @@ from preprocessing.exchange.geometry import slide_geometry
 from preprocessing.exchange.tables import read_lines
 from preprocessing.instances.graph import grid_neighbors
 from preprocessing.store.attrs import InstanceAttrs
+from tests.faults.damage import cut
 from tests.helpers.exchange_files import (
     Store,
     both,
@@ -32,11 +33,6 @@ from tests.helpers.exchange_files import (
 @pytest.fixture(autouse=True)
 def _quiet(caplog):
     caplog.set_level(logging.ERROR)
-
-
-def cut(path: Path) -> None:
-    data = path.read_bytes()
-    path.write_bytes(data[: len(data) // 2])
 
 
 def rewrite(**arrays: np.ndarray | None):

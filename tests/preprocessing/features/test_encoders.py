@@ -16,6 +16,7 @@ from preprocessing.features.encoders import ENCODERS, encoder_id, get_encoder, w
 from preprocessing.features.random_weights import textures
 from preprocessing.features.transforms import Resize, _interpolated, normalised, resized, resolve_policy
 from preprocessing.store.bags import as_stored
+from tests.faults.damage import flip
 
 # stated tolerance to Pillow: equal from 512 to 224 px, else at most one grey level, in less than 1 % of the values
 GREY_LEVELS, SHARE_OFF = 1, 0.01
@@ -243,9 +244,7 @@ def test_a_wrong_hash_is_refused_and_leaves_nothing(tmp_path, own_weights, capsy
 
 def test_damaged_weights_are_refused_at_use_and_at_the_next_fetch(tmp_path, own_weights):
     path = weights.fetch_weights("resnet18", tmp_path / "weights")
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
+    flip(path)
     with pytest.raises(ValueError, match=r"resnet18\.pth: SHA-256 is .*snakemake weights"):
         load_encoder("resnet18", tmp_path / "weights", policy="resize64")
     with pytest.raises(ValueError, match="SHA-256"):

@@ -20,6 +20,7 @@ from preprocessing.instances.graph import grid_neighbors
 from preprocessing.store.arrays import Instances
 from preprocessing.store.bags import InstanceAttrs, read_arrays, read_instance_attrs, validate_bag
 from preprocessing.store.outlines import Outlines
+from tests.faults.damage import flip
 
 OPTIONS = '{"wsi": {"tile_px": 64, "step_px": 64}}'
 
@@ -197,9 +198,7 @@ def test_a_damaged_bag_is_found_removed_and_redone(cohort, capsys):
     cohort.run("a", "b")
     assert check.main([str(cohort.out)]) == 0
     chunk = cohort.out / "store/b/coords/c.0.0"
-    data = bytearray(chunk.read_bytes())
-    data[3] ^= 1
-    chunk.write_bytes(data)
+    flip(chunk, 0)
     assert "coords/c.0.0" in check.check_store(cohort.out)["b"]
     assert check.main([str(cohort.out), "--remove"]) == 1
     assert not cohort.manifest.exists() and (cohort.out / "store/a").exists()

@@ -156,8 +156,8 @@ def extract(cohort: Cohort, allowed: int = 0) -> int:
     return features.main([*argv, *more])
 
 
-@pytest.fixture
-def encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(name="encoder")
+def tiny_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = replace(ENCODERS["resnet18"], name="tiny", dim=4, build=tiny)
     monkeypatch.setitem(ENCODERS, "tiny", replace(entry, cut=lambda model: model))
 

@@ -32,6 +32,7 @@ from preprocessing.store.bags import (
     validate_bag,
     write_bag,
 )
+from tests.faults.damage import flip
 
 
 def wsi_arrays(n: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -140,7 +141,7 @@ def test_finished_means_same_key_and_whole_chunks(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "named"),
     [
-        (lambda bag: _flip(bag / "coverage/c.0"), "coverage/c.0: the bytes differ"),
+        (lambda bag: flip(bag / "coverage/c.0"), "coverage/c.0: the bytes differ"),
         (lambda bag: (bag / "grid/c.0.0").unlink(), "grid/c.0.0: 0 bytes, expected 72"),
         (lambda bag: (bag / "neighbors/zarr.json").unlink(), "neighbors/zarr.json"),
         (lambda bag: (bag / "zarr.json").write_text("{"), "zarr.json: not JSON"),
@@ -154,12 +155,6 @@ def test_damage_is_found_and_named_and_the_bag_can_be_rebuilt(tmp_path, damage, 
         validate_bag(tmp_path, "bag", schema="instances")
     write_bag(tmp_path, "bag", wsi_arrays(9), InstanceAttrs())
     validate_bag(tmp_path, "bag", schema="instances")
-
-
-def _flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pydicom
 import pytest
 
 from preprocessing.synthetic import head_ct, rsna
-from tests.preprocessing.synthetic.conftest import rows
+from tests.helpers.dataset_files import read_table
 
 
 def read(path: Path) -> Any:
@@ -48,7 +48,7 @@ def studies(tiny: dict[str, Path]) -> dict[str, list[Any]]:
 @pytest.fixture(scope="session")
 def slice_labels(tiny: dict[str, Path]) -> dict[str, dict[str, int]]:
     out: dict[str, dict[str, int]] = defaultdict(dict)
-    for row in rows(tiny["rsna"] / "stage_2_train.csv"):
+    for row in read_table(tiny["rsna"] / "stage_2_train.csv"):
         name, subtype = row["ID"].rsplit("_", 1)
         assert out[name].setdefault(subtype, int(row["Label"])) == int(row["Label"])
     return out
@@ -133,7 +133,7 @@ def test_blood_is_dense_and_only_where_the_label_says(subtype: str) -> None:
 def test_rsna_tables(tiny, studies, slice_labels):
     lines = (tiny["rsna"] / "stage_2_train.csv").read_text().splitlines()
     assert len(lines) - len(set(lines)) == 6 * rsna.DUPLICATED_SLICES
-    test = rows(tiny["rsna"] / "test_scans.csv")
+    test = read_table(tiny["rsna"] / "test_scans.csv")
     bags = {r["bag_name"] for r in test}
     assert bags < set(studies)
     assert {r["bag_label"] for r in test} == {"0", "1"}

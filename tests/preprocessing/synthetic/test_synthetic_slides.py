@@ -15,7 +15,7 @@ from shapely.geometry import Polygon
 
 from preprocessing.synthetic import camelyon16, panda
 from preprocessing.synthetic.sizes import resolve_size
-from tests.preprocessing.synthetic.conftest import rows
+from tests.helpers.dataset_files import read_table
 
 
 def picture(path: Path, level: int = 0) -> np.ndarray:
@@ -147,7 +147,7 @@ def test_special_slides(tiny: dict[str, Path], tmp_path: Path) -> None:
 
 def test_panda_masks_agree_with_the_grades(tiny: dict[str, Path]) -> None:
     root, missing = tiny["panda"], []
-    table = rows(root / "train.csv")
+    table = read_table(root / "train.csv")
     assert {r["data_provider"] for r in table} == {"radboud", "karolinska"}
     assert {"negative", "0+0"} <= {r["gleason_score"] for r in table}
     for row in table:
@@ -186,8 +186,8 @@ def test_panda_split_file_has_the_published_columns(tiny: dict[str, Path], share
 
 
 def test_panda_split_is_stratified_and_consistent(tiny: dict[str, Path]) -> None:
-    labels = {r["image_id"]: int(r["isup_grade"]) for r in rows(tiny["panda"] / "train.csv")}
-    split = rows(tiny["panda"] / "partition_PANDA.csv")
+    labels = {r["image_id"]: int(r["isup_grade"]) for r in read_table(tiny["panda"] / "train.csv")}
+    split = read_table(tiny["panda"] / "partition_PANDA.csv")
     assert {r["slide_name"] for r in split} == set(labels)
     parts: dict[str, set[bool]] = defaultdict(set)
     for row in split:
