@@ -104,7 +104,7 @@ SlurmdPidFile=$HOME_DIR/run/slurmd.pid
 SlurmctldLogFile=$HOME_DIR/log/slurmctld.log
 SlurmdLogFile=$HOME_DIR/log/slurmd.log
 GresTypes=gpu
-NodeName=$NODE NodeAddr=127.0.0.1 CPUs=$(nproc) RealMemory=65536 $gres State=UNKNOWN
+NodeName=$NODE NodeAddr=127.0.0.1 CPUs=$(env -u OMP_NUM_THREADS nproc) RealMemory=65536 $gres State=UNKNOWN
 PartitionName=main Nodes=$NODE Default=YES MaxTime=1-00:00:00 DefMemPerCPU=500 State=UP
 CONF
 }
