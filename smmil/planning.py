@@ -1,15 +1,21 @@
 """Files that each target of the workflow needs, and the JSON arguments of its jobs.
 
-The rules in `workflow/rules/` ask a `Plan`. Nothing is opened: the names in a raw folder give the number of shards, and
-under `report.partial` the runs.json files that exist say which trainings have ended.
+The rules in `workflow/rules/` ask a `Plan`. No image is opened: the names in a raw folder give the number of shards,
+sizes and times of the raw files say what has changed, and under `report.partial` the runs.json files that exist say
+which trainings have ended.
 """
 
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
+from preprocessing.bags.identity import listing_stamp, raw_stamp
+from preprocessing.bags.rows import BagRow
+from preprocessing.bags.table import read_bags, shard_rows
 from preprocessing.datasets import DATASETS
+from preprocessing.datasets.base import source_files
 from smmil.config.experiment import Config
 from smmil.config.outputs import datasets, pairings, table_layout
 from smmil.config.targets import Pairing
@@ -62,6 +68,20 @@ class Plan:
     def capacity(self, dataset: str) -> int:
         """Return the number of bags that the shards of a dataset can hold."""
         return len(self.shards(dataset)) * self.config.datasets[dataset].bags_per_shard
+
+    def listing_stamp(self, dataset: str) -> str:
+        """Return a hash of the tables and folders that a dataset's list of bags is made from."""
+        chosen = self.config.datasets[dataset]
+        root = Path(chosen.root)
+        return listing_stamp([*source_files(root, chosen.source), *DATASETS[chosen.kind].reads(root, chosen.source)])
+
+    def raw_stamp(self, dataset: str, shard: str) -> str:
+        """Return a hash of size and time of the raw files of a shard, "" as long as no bags are listed."""
+        chosen, bags = self.config.datasets[dataset], Path(f"{self.results}/{dataset}/bags.csv")
+        if not bags.is_file():
+            return ""
+        rows = _bags(bags, bags.stat().st_mtime_ns)
+        return raw_stamp(chosen.root, shard_rows(rows, int(shard), chosen.bags_per_shard))
 
     def raw_problems(self) -> list[str]:
         """Return one message per dataset in use without raw data."""
@@ -225,3 +245,12 @@ class Plan:
     def table_layouts(self) -> str:
         """Return the layouts of the tables of the report as one JSON object."""
         return json.dumps({table: json.loads(self.table_layout(table)) for table in self.tables}, sort_keys=True)
+
+
+@lru_cache(maxsize=8)
+def _bags(path: Path, mtime_ns: int) -> tuple[BagRow, ...]:
+    """Read bags.csv once per version of the file; one that cannot be read is left to the jobs."""
+    try:
+        return tuple(read_bags(path))
+    except ValueError:
+        return ()

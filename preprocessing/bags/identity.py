@@ -1,36 +1,101 @@
-"""Identity of the files of a bag, for the keys that tell whether a bag must be made again."""
+"""Identity of the files of a bag, for the keys that tell whether a bag must be made again.
+
+Files count by size and time (`compare: time`), so a file that is replaced or edited in place is seen without being
+read; a copied raw folder is a new one unless the copy keeps the times (`cp -p`, `rsync -t`). `compare: content` reads
+every byte instead.
+"""
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
-from preprocessing.bags.rows import SLICES, resolve
+from preprocessing.bags.overrides import overrides_of
+from preprocessing.bags.rows import SLICES, BagRow, resolve
+from preprocessing.common.files import json_hash
 
 PROBE_BYTES = 1 << 16
 WHOLE_FILE_BYTES = 1 << 24
+Compare = Literal["time", "content"]
 Images = list[tuple[str, int, str]]
 
 
-def image_identity(root: Path | str, names: Sequence[str]) -> Images:
-    """Identify the images of a bag without reading them whole: (name, bytes, SHA-256 of head and tail) each.
+def image_identity(root: Path | str, names: Sequence[str], compare: Compare = "time") -> Images:
+    """Identify the images of a bag wherever they lie: (name, bytes, SHA-256) each.
 
-    An edit in the middle of a file that keeps its length is not detected.
+    The checksum is that of head and tail, or of the whole file under `content`. Under `time` an edit in the middle
+    shows in `image_times` only.
 
     Raises:
         ValueError: a file is missing or outside the root.
     """
-    return [(name, *_probe(_existing(root, name))) for name in names]
+    return [(name, *_probe(_existing(root, name), whole=compare == "content")) for name in names]
 
 
-def annotation_identity(root: Path | str, annotation: str) -> str:
-    """Return the SHA-256 of an annotation file (of head and tail beyond 16 MiB), or an inline annotation itself."""
+def image_times(root: Path | str, names: Sequence[str], compare: Compare = "time") -> list[int]:
+    """Return the modification time of every image in ns; [] where the content counts instead.
+
+    Raises:
+        ValueError: a file is missing or outside the root.
+    """
+    return [_existing(root, name).stat().st_mtime_ns for name in names if compare == "time"]
+
+
+def annotation_identity(root: Path | str, annotation: str, compare: Compare = "time") -> str:
+    """Return the SHA-256 of an annotation or mask file, or an inline annotation itself.
+
+    Of a file above 16 MiB, head, tail and modification time count unless `compare` is `content`.
+    """
     if not annotation or annotation.startswith(SLICES):
         return annotation
     path = _existing(root, annotation)
-    if path.stat().st_size > WHOLE_FILE_BYTES:
-        return _probe(path)[1]
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    if compare == "time" and path.stat().st_size > WHOLE_FILE_BYTES:
+        return f"{_probe(path)[1]} {path.stat().st_mtime_ns}"
+    return _probe(path, whole=True)[1]
+
+
+def raw_files(row: BagRow) -> list[str]:
+    """Return the paths of a bag's images, annotation and mask, relative to the root."""
+    annotation = "" if row.annotation.startswith(SLICES) else row.annotation
+    return [*row.images, *filter(None, (annotation, overrides_of(row).mask if row.overrides else ""))]
+
+
+def raw_stamp(root: Path | str, rows: Iterable[BagRow]) -> str:
+    """Return a hash of size and modification time of the raw files of some bags; no file is opened.
+
+    A missing or unreadable file counts as such, so the stamp changes when it comes back.
+    """
+    folder = f"{root}/"
+    return json_hash([_facts(folder + name) for row in rows if not row.skip for name in raw_files(row)])
+
+
+def listing_stamp(paths: Iterable[Path]) -> str:
+    """Return a hash of what a list of bags is made from.
+
+    Args:
+        paths: tables, which count by content (by size and time above 16 MiB), and folders, which count by the names in
+            them; hidden names are left out.
+    """
+    return json_hash([_listed(path) for path in paths])
+
+
+def _listed(path: Path) -> object:
+    if path.is_dir():
+        return hashlib.sha256(
+            "/".join(sorted(n for n in os.listdir(path) if n[0] != ".")).encode(errors="surrogateescape")
+        ).hexdigest()
+    if path.is_file() and path.stat().st_size <= WHOLE_FILE_BYTES and os.access(path, os.R_OK):
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    return _facts(str(path))
+
+
+def _facts(path: str) -> tuple[int, int] | None:
+    try:
+        state = os.stat(path)
+    except OSError:
+        return None
+    return (state.st_size, state.st_mtime_ns) if os.access(path, os.R_OK) else None
 
 
 def _existing(root: Path | str, name: str) -> Path:
@@ -40,9 +105,11 @@ def _existing(root: Path | str, name: str) -> Path:
     return path
 
 
-def _probe(path: Path) -> tuple[int, str]:
+def _probe(path: Path, *, whole: bool = False) -> tuple[int, str]:
     with open(path, "rb") as stream:
         size = os.fstat(stream.fileno()).st_size
+        if whole:
+            return size, hashlib.file_digest(stream, "sha256").hexdigest()
         digest = hashlib.sha256(stream.read(PROBE_BYTES))
         if size > PROBE_BYTES:
             stream.seek(max(PROBE_BYTES, size - PROBE_BYTES))

@@ -27,6 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
 
+from preprocessing.bags.identity import Compare
 from preprocessing.bags.manifests import ManifestEntry, ShardManifest, State, StatusLine
 from preprocessing.bags.rows import BagRow
 from preprocessing.bags.table import read_bags, shard_rows
@@ -264,6 +265,9 @@ def add_shard_arguments(parser: argparse.ArgumentParser, stage_version: int) -> 
     parser.add_argument("--out", required=True, type=Path, help="folder of the stage")
     parser.add_argument("--manifest", required=True, type=Path, help="JSON to write: bags, states, hashes")
     parser.add_argument("--status", type=Path, help="JSONL to append to: outcomes with times (default beside --out)")
+    parser.add_argument(
+        "--compare-files", choices=("time", "content"), default="time", help="how changed raw files are recognised"
+    )
     parser.add_argument("--allowed-failures", type=int, default=0, help="failed bags up to which the job succeeds")
     parser.add_argument("--stage-version", type=int, help=f"version the caller expects (this is {stage_version})")
 
@@ -281,6 +285,7 @@ class ShardJob:
         manifest: JSON to write.
         status: JSONL to append to; None = beside `out`.
         allowed_failures: failed bags up to which the job succeeds.
+        compare: how changed raw files are recognised.
     """
 
     dataset: str
@@ -291,6 +296,7 @@ class ShardJob:
     manifest: Path
     status: Path | None = None
     allowed_failures: int = 0
+    compare: Compare = "time"
 
     @classmethod
     def from_arguments(cls, args: argparse.Namespace, stage_version: int) -> ShardJob:
@@ -301,7 +307,8 @@ class ShardJob:
             )
         rows = shard_rows(read_bags(args.bags), args.shard, args.bags_per_shard)
         return cls(
-            *(args.dataset, rows, args.root, args.out, args.shard, args.manifest, args.status, args.allowed_failures)
+            *(args.dataset, rows, args.root, args.out, args.shard, args.manifest, args.status, args.allowed_failures),
+            compare=args.compare_files,
         )
 
     @contextlib.contextmanager

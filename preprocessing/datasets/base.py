@@ -37,6 +37,7 @@ class Dataset:
         layout: what belongs in the folder, several lines.
         count: `(root, options) -> bags`, a cheap upper bound for planning jobs; raises `MissingRaw`.
         list_bags: `(root, options) -> BagTable`.
+        reads: `(root, options) -> paths`, further tables and folders that the list of bags is made from.
         expected: known counts.
         released: quirk of `smmil.config.quirks.QUIRKS` -> the settings of training that it changes on this dataset.
     """
@@ -48,6 +49,7 @@ class Dataset:
     layout: str
     count: Callable[[Path, Mapping[str, object]], int]
     list_bags: Callable[[Path, Mapping[str, object]], BagTable]
+    reads: Callable[[Path, Mapping[str, object]], Iterable[Path]] = lambda root, options: ()
     expected: dict[str, int] = field(default_factory=dict)
     released: Mapping[str, Mapping[str, bool | float | str]] = field(default_factory=dict)
 
@@ -107,19 +109,12 @@ def option_file(kind: str, key: str, value: object, root: Path) -> Path | None:
     raise ValueError(f"dataset options of {kind!r}: {key}: no file {str(value)!r}, neither as given nor inside {root}")
 
 
-def source_files(root: Path | str, options: Mapping[str, object]) -> list[str]:
-    """Return the files of the options `manifest` and `overrides`: if one changes, the bags have to be listed again.
-
-    Args:
-        root: the dataset's root folder.
-        options: of the dataset.
-
-    Returns:
-        Existing paths, as given or inside the root; `preprocessing.bags` reports an absent file.
-    """
-    names = [str(options[key]) for key in ("manifest", "overrides") if options.get(key)]
-    places = (next((p for p in (Path(name), Path(root) / name) if p.is_file()), None) for name in names)
-    return [str(path) for path in places if path is not None]
+def source_files(root: Path, options: Mapping[str, object]) -> list[Path]:
+    """Return the existing files that options of a dataset name, as given or inside the root."""
+    places = (
+        next((p for p in (Path(v), root / v) if p.is_file()), None) for v in options.values() if isinstance(v, str)
+    )
+    return [path for path in places if path is not None]
 
 
 @dataclass

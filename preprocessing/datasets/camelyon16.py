@@ -114,6 +114,11 @@ def count(root: Path, options: Mapping[str, object]) -> int:
     return sum(_known(n) and n not in EXCLUDED and n not in exclude for n in _slides(root))
 
 
+def reads(root: Path, _: Mapping[str, object]) -> list[Path]:
+    """Return what the list of slides is made from, besides the files that options name."""
+    return [find_below(root, *parts) for parts in (*_SLIDES, *_XML, *_REFERENCES)]
+
+
 def read_reference(path: Path) -> dict[str, int]:
     """Read the test labels.
 
@@ -228,7 +233,7 @@ def list_bags(root: Path, options: Mapping[str, object]) -> BagTable:
 
 
 DATASET = Dataset(
-    *(KIND, "wsi", TITLE, SOURCE, LAYOUT, count, list_bags, EXPECTED),
+    *(KIND, "wsi", TITLE, SOURCE, LAYOUT, count, list_bags, reads, EXPECTED),
     released={
         "train_batch_size": {"batch_size": 1},
         "c16_patch_label": {"label_rule": "halving", "label_threshold": 0.5},

@@ -345,4 +345,12 @@ def slice_states(root: Path, annotation: str, files: Sequence[str]) -> str:
     return SLICES + "".join(states.values())
 
 
-DATASET = Dataset(KIND, "any", TITLE, SOURCE, LAYOUT, count, list_bags)
+def reads(root: Path, options: Mapping[str, object]) -> list[Path]:
+    """Return the folders of scans and the tables of slice labels that the manifest names."""
+    rows = _cells(_manifest(root, parse_options(KIND, CustomOptions, options)))
+    folders = {root / row["image"] for row in rows} | {root / row["image"].rpartition("#")[0] for row in rows}
+    tables = {root / row["annotation"] for row in rows if row.get("annotation", "").lower().endswith(".csv")}
+    return sorted({path for path in folders - {root} if path.is_dir()} | tables)
+
+
+DATASET = Dataset(KIND, "any", TITLE, SOURCE, LAYOUT, count, list_bags, reads)

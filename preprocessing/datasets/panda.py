@@ -57,6 +57,7 @@ DOUBTED = frozenset(
     }
 )
 _MAX_TABLE_BYTES = 256 << 20
+_PARTITIONS = ("partition_PANDA.xlsx", "partition_PANDA.csv")
 _PROVIDERS = ("radboud", "karolinska")
 
 
@@ -88,6 +89,11 @@ def count(root: Path, options: Mapping[str, object]) -> int:
     images = _images(root)
     _partition_path(root, parsed.partition)
     return len(set(images) - {BLANK})
+
+
+def reads(root: Path, _: Mapping[str, object]) -> list[Path]:
+    """Return what the list of slides is made from, besides the files that options name."""
+    return [root / name for name in ("train_images", "train_label_masks", "train.csv", *_PARTITIONS)]
 
 
 def _table_rows(path: Path) -> Iterator[tuple[object, ...]]:
@@ -143,7 +149,7 @@ def read_partition(path: Path) -> dict[str, str]:
 
 
 def _partition_path(root: Path, partition: str | None) -> Path:
-    usual = (p for name in ("partition_PANDA.xlsx", "partition_PANDA.csv") if (p := root / name).is_file())
+    usual = (p for name in _PARTITIONS if (p := root / name).is_file())
     path = option_file(KIND, "partition", partition, root) or next(usual, None)
     if path is None:
         raise _missing(root, "no table with the train/test split")
@@ -226,6 +232,6 @@ def list_bags(root: Path, options: Mapping[str, object]) -> BagTable:
 
 
 DATASET = Dataset(
-    *(KIND, "wsi", TITLE, SOURCE, LAYOUT, count, list_bags, EXPECTED),
+    *(KIND, "wsi", TITLE, SOURCE, LAYOUT, count, list_bags, reads, EXPECTED),
     released={"panda_label_order": {"label_order": "by_name"}, "panda_discard": {"drop_inconsistent": True}},
 )

@@ -83,6 +83,11 @@ def count(root: Path, options: Mapping[str, object]) -> int:
     return bound
 
 
+def reads(root: Path, _: Mapping[str, object]) -> list[Path]:
+    """Return what the list of scans is made from, besides the files that options name."""
+    return [root / "stage_2_train", root / "stage_2_train.csv"]
+
+
 def read_list(path: Path) -> tuple[Listed, ...]:
     """Read a published list of scans.
 
@@ -254,6 +259,6 @@ def _rows(
 
 
 DATASET = Dataset(
-    *(KIND, "ct", TITLE, SOURCE, LAYOUT, count, list_bags, EXPECTED),
+    *(KIND, "ct", TITLE, SOURCE, LAYOUT, count, list_bags, reads, EXPECTED),
     released={"graph_rsna_self_loop": {"self_loop": True}},
 )

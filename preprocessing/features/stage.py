@@ -1,7 +1,8 @@
 """Work of one feature job: find the bags and encoders that are missing, read their tiles, store their features.
 
 Each bag and encoder gives one stored bag with the array `features` (N, P) float16 or float32. A bag's key consists of
-the stage version, the pixels and coordinates of its instances, encoder, weights, resize policy, dtype and precision.
+the stage version, the pixels and coordinates of its instances, the times of its images, encoder, weights, resize
+policy, dtype and precision.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from preprocessing.bags.identity import Compare, image_times
 from preprocessing.bags.manifests import ManifestEntry, ShardManifest
 from preprocessing.bags.rows import BagRow, resolve
 from preprocessing.bags.shards import Outcome, ShardJob
@@ -97,6 +99,7 @@ def extract(
     *,
     dataset: str,
     resources: Resources | None = None,
+    compare: Compare = "time",
 ) -> Outcome:
     """Extract and store the features of one bag with one encoder, unless they are stored already.
 
@@ -109,6 +112,7 @@ def extract(
         out: folder of the stage; gets `{encoder}/store/{bag_id}` with the array `features` (N, P).
         dataset: name of the dataset, part of the bag's key.
         resources: device, batch size and threads.
+        compare: how a changed image is recognised, by "time" or "content".
 
     Returns:
         State, number of instances and content hash.
@@ -121,7 +125,7 @@ def extract(
     resources = resources or Resources()
     info = read_info(instances / "store", row.bag_id)
     entry = ManifestEntry(bag_id=row.bag_id, state="ok", n=info.n, hash=info.content)
-    stage = FeatureStage(dataset, root, out, instances, {row.bag_id: entry}, [encoder], settings)
+    stage = FeatureStage(dataset, root, out, instances, {row.bag_id: entry}, [encoder], settings, compare)
     with stage.extracting(stage.prepare([row]), resources):
         return stage.work(row)
 
@@ -148,7 +152,7 @@ def extract_shard(
         Exit code: 0, or 1 without a manifest if more bags failed than allowed.
     """
     entries = ShardManifest.read(instances_manifest).by_id
-    stage = FeatureStage(job.dataset, job.root, job.out, instances, entries, encoders, settings)
+    stage = FeatureStage(job.dataset, job.root, job.out, instances, entries, encoders, settings, job.compare)
     # one lock for all encoders of the shard: two jobs at once would decode everything twice
     with job.locked():
         for name in stage.encoders:
@@ -190,10 +194,11 @@ class FeatureStage:
         manifest: Mapping[str, ManifestEntry],
         encoders: Sequence[str],
         settings: FeatureSettings,
+        compare: Compare = "time",
     ) -> None:
         settings.check()
         self.dataset, self.root, self.out, self.instances = dataset, root, out, instances / "store"
-        self.manifest, self.settings = manifest, settings
+        self.manifest, self.settings, self.compare = manifest, settings, compare
         self.main, self.encoders = encoders[0], tuple(dict.fromkeys(encoders))
         self.hashes = {e: weights_hash(e, settings.weights, settings.mode, settings.seed) for e in self.encoders}
         self.software: dict[str, str] = {}
@@ -274,12 +279,13 @@ class FeatureStage:
                 f"{row.bag_id}: the stored instances ({attrs.store.content[:12]}) are not those of the manifest "
                 f"({expected[:12]}); run the instances stage again"
             )
-        keys = {name: self._key(name, attrs) for name in self.encoders}
+        times = image_times(self.root, row.images, self.compare)
+        keys = {name: self._key(name, attrs, times) for name in self.encoders}
         stored = {name: finished_attrs(self.store(name), row.bag_id, key, FeatureAttrs) for name, key in keys.items()}
         missing = frozenset(name for name, attributes in stored.items() if attributes is None)
         return _Bag(row, attrs, keys, missing, stored[self.main])
 
-    def _key(self, encoder: str, attrs: InstanceAttrs) -> str:
+    def _key(self, encoder: str, attrs: InstanceAttrs, times: Sequence[int]) -> str:
         s = self.settings
         return json_hash(
             {
@@ -287,6 +293,7 @@ class FeatureStage:
                 "version": stage_versions.FEATURES,
                 "dataset": self.dataset,
                 "pixels": attrs.pixels_key,
+                "times": times,
                 "coords": attrs.coords_hash,
                 "encoder": encoder_id(encoder, s.mode, s.seed),
                 "weights": self.hashes[encoder],

@@ -2,9 +2,8 @@
 
 `python -m preprocessing.instances` writes per bag `{out}/store/{bag_id}` (see `preprocessing.store.bags`), a thumbnail
 `{out}/thumbnails/{bag_id}.jpg` and its outlines `{bag_id}.json`, and the shard's manifest. A bag is redone only if its
-key changes: stage version, settings, images (name, size, hash of head and tail, but not their times, so a copied slide
-is not redone), annotation, label and overrides (`preprocessing.bags.overrides`). The files of a skipped bag are not
-opened; the manifest gives the reason.
+key changes: stage version, settings, images and annotation (`preprocessing.bags.identity`), label and overrides
+(`preprocessing.bags.overrides`). The files of a skipped bag are not opened; the manifest gives the reason.
 
 The attribute `pixels_key` covers the part of the key that determines the pixels of the instances. Features depend on it
 alone: a new annotation or label redoes the instances in seconds and keeps the features.

@@ -4,7 +4,7 @@ import json
 from functools import partial
 from pathlib import Path
 
-from preprocessing.bags.identity import Images, annotation_identity, image_identity
+from preprocessing.bags.identity import Compare, Images, annotation_identity, image_identity, image_times
 from preprocessing.bags.overrides import bag_options, overrides_of
 from preprocessing.bags.rows import BagRow, resolve
 from preprocessing.bags.shards import Outcome, ShardJob
@@ -30,6 +30,7 @@ def cut_bag(
     *,
     dataset: str,
     versions: dict[str, str] | None = None,
+    compare: Compare = "time",
 ) -> Outcome:
     """Cut one slide or scan into instances and store them, unless they are stored already.
 
@@ -40,6 +41,7 @@ def cut_bag(
         out: folder of the stage; gets `store/{bag_id}` and `thumbnails/{bag_id}.jpg` and `.json`.
         dataset: name of the dataset, part of the bag's key.
         versions: of the software, recorded with the bag; None = looked up.
+        compare: how a changed file is recognised, by "time" or "content".
 
     Returns:
         State ("ok", "empty" or "skipped"), number of instances and content hash.
@@ -52,8 +54,8 @@ def cut_bag(
     settings = options.of(row.modality)
     if isinstance(settings, WsiOptions):
         settings = bag_options(settings, row)
-    images = image_identity(root, row.images)
-    key = _key(row, settings, images, root, dataset)
+    images = image_identity(root, row.images, compare)
+    key = _key(row, settings, images, root, dataset, compare)
     outlines = out / "thumbnails" / f"{row.bag_id}.json"
     stored = finished_attrs(out / "store", row.bag_id, key, InstanceAttrs)
     if stored is not None and outlines.is_file():
@@ -86,7 +88,15 @@ def cut_shard(job: ShardJob, options: InstanceOptions) -> int:
         Exit code: 0, or 1 without a manifest if more bags failed than allowed.
     """
     versions = software(_PACKAGES)
-    work = partial(cut_bag, options=options, root=job.root, out=job.out, dataset=job.dataset, versions=versions)
+    work = partial(
+        cut_bag,
+        options=options,
+        root=job.root,
+        out=job.out,
+        dataset=job.dataset,
+        versions=versions,
+        compare=job.compare,
+    )
     with job.locked():
         clean_temporary(job.out / "store")
         return job.run(STAGE, stage_versions.INSTANCES, work)
@@ -99,19 +109,22 @@ def compute(row: BagRow, options: WsiOptions | CtOptions, root: Path) -> Instanc
     return wsi_instances(resolve(root, row.images[0]), options, row, root)
 
 
-def _key(row: BagRow, options: WsiOptions | CtOptions, images: Images, root: Path, dataset: str) -> str:
+def _key(
+    row: BagRow, options: WsiOptions | CtOptions, images: Images, root: Path, dataset: str, compare: Compare
+) -> str:
     key = {
         "stage": STAGE,
         "version": stage_versions.INSTANCES,
         "dataset": dataset,
         "options": options.model_dump(mode="json"),
         "images": images,
+        "times": image_times(root, row.images, compare),
         # without the split, which is read from bags.csv when bags are loaded: a new split must not redo a slide
         "row": {name: getattr(row, name) for name in ("label", "mpp", "provider", "annotation_complete")},
-        "annotation": annotation_identity(root, row.annotation),
+        "annotation": annotation_identity(root, row.annotation, compare),
     }
     if row.overrides:
-        key |= {"overrides": row.overrides, "mask": annotation_identity(root, overrides_of(row).mask)}
+        key |= {"overrides": row.overrides, "mask": annotation_identity(root, overrides_of(row).mask, compare)}
     return json_hash(key)
 
 

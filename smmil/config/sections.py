@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
+from preprocessing.bags.identity import Compare
 from preprocessing.common.options import Options, ct_options, wsi_options
 from preprocessing.datasets import DATASETS, get_dataset
 from smmil.config.methods import WITH_GLOBAL, group_of, known_methods
@@ -51,6 +52,9 @@ class DatasetConfig(BagOptions):
     encoders: list[str] = Field(min_length=1, description="feature extractors; append new ones at the end")
     main_encoder: str | None = Field(default=None, description="extractor of Tables 1 and 2; null = the first")
     instances: InstancesConfig = InstancesConfig()
+    compare_files: Compare = Field(
+        default="time", description="how a replaced raw file is recognised: size and time, or every byte (content)"
+    )
     bags_per_shard: int = Field(default=25, ge=1, description="bags per preprocessing job")
     allowed_failures: int = Field(default=0, ge=0, description="failed bags per shard before the job ends non-zero")
     batch_size_transformer: int | None = Field(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from preprocessing.bags.table import read_bags
 from tests.faults.evidence import identity
 from tests.helpers.workflows import make_cohorts, planned, snakemake, start_snakemake, write_config
 
@@ -73,6 +74,18 @@ def test_a_result_of_any_time_costs_no_bag_again(directory: Path, days: int) -> 
     assert contents(directory) == before and stored(directory) == bags
     lines = (directory / "results/rsna/status/instances/0000.jsonl").read_text().splitlines()
     assert not any(json.loads(line)["redone"] for line in lines[-12:])
+
+
+def test_a_replaced_slice_redoes_its_scan_alone(directory: Path) -> None:
+    """A new time is enough for Snakemake to look; only the scan of the file is cut again, into the same bytes."""
+    before, bags, config = contents(directory), stored(directory), str(directory / "mine.yaml")
+    assert planned(directory, TARGET, "--configfile", config) == {}
+    row = read_bags(directory / "results/rsna/bags.csv")[3]
+    os.utime(next(directory.rglob(Path(row.images[0]).name)), (1, 1))
+    snakemake(directory, TARGET, "--configfile", config)
+    assert contents(directory).keys() == before.keys()
+    assert {name for name, kept in bags.items() if stored(directory)[name] != kept} == {row.bag_id}
+    assert planned(directory, TARGET, "--configfile", config) == {}
 
 
 def test_an_input_from_the_future_is_refused_until_the_clock_is_right(directory: Path) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 sys.path.insert(0, workflow.basedir)
 
 from preprocessing.common import stage_versions as preprocessing_versions
-from preprocessing.datasets.base import source_files
 from smmil.config import stage_versions
 from smmil.config.experiment import parse_config, training_options
 from smmil.config.outputs import FIGURES, TABLES, all_pairings

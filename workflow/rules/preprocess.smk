@@ -3,8 +3,6 @@
 
 
 rule list_bags:
-    input:
-        lambda w: source_files(dataset_of(w).root, dataset_of(w).source),
     output:
         bags=f"{RESULTS}/{{dataset}}/bags.csv",
         report=f"{RESULTS}/{{dataset}}/bags.report.json",
@@ -22,6 +20,8 @@ rule list_bags:
         root=root_of,
         options=lambda w: json.dumps(dataset_of(w).source, sort_keys=True),
         capacity=lambda w: PLAN.capacity(w.dataset),
+        # a changed parameter redoes the job, so changed raw files do
+        raw=lambda w: PLAN.listing_stamp(w.dataset),
     shell:
         "python -m preprocessing.bags --dataset {wildcards.dataset} --kind {params.kind} --root {params.root:q} "
         "--options {params.options:q} --max-bags {params.capacity} --out {output.bags:q} 2>&1 | tee {log:q}"
@@ -46,12 +46,14 @@ rule cut_instances:
         options=instances_json,
         size=lambda w: dataset_of(w).bags_per_shard,
         allowed=lambda w: dataset_of(w).allowed_failures,
+        compare=lambda w: dataset_of(w).compare_files,
+        raw=lambda w: PLAN.raw_stamp(w.dataset, w.shard),
         stage_version=preprocessing_versions.INSTANCES,
         folder=f"{RESULTS}/{{dataset}}/instances",
     shell:
         "python -m preprocessing.instances --dataset {wildcards.dataset} --bags {input.bags:q} --root {params.root:q} "
         "--shard {wildcards.shard} --bags-per-shard {params.size} --options {params.options:q} "
-        "--allowed-failures {params.allowed} --out {params.folder:q} --manifest {output:q} 2>&1 | tee {log:q}"
+        "--compare-files {params.compare} --allowed-failures {params.allowed} --out {params.folder:q} --manifest {output:q} 2>&1 | tee {log:q}"
 
 
 rule extract_features:
@@ -80,6 +82,8 @@ rule extract_features:
         options=instances_json,
         size=lambda w: dataset_of(w).bags_per_shard,
         allowed=lambda w: dataset_of(w).allowed_failures,
+        compare=lambda w: dataset_of(w).compare_files,
+        raw=lambda w: PLAN.raw_stamp(w.dataset, w.shard),
         stage_version=preprocessing_versions.FEATURES,
         folder=f"{RESULTS}/{{dataset}}",
         weights=f"--weights {CONFIG.weights.folder} --weights-mode {CONFIG.weights.mode}",
@@ -91,7 +95,7 @@ rule extract_features:
         "--instances {params.folder:q}/instances --instances-manifest {input.instances:q} "
         "--encoder {wildcards.encoder:q} --also {resources.encoders:q} "
         "{params.weights} {params.policy} --batch-size {CONFIG.features.batch_size} --device {CONFIG.features.device} "
-        "--workers {threads} --allowed-failures {params.allowed} "
+        "--workers {threads} --compare-files {params.compare} --allowed-failures {params.allowed} "
         "--out {params.folder:q}/features --manifest {output:q} 2>&1 | tee {log:q}"
 
 

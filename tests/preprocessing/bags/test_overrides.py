@@ -276,8 +276,8 @@ def test_the_workflow_knows_the_files_of_a_source(tmp_path) -> None:
     table(tmp_path / "inside.csv", "")
     given = table(tmp_path / "given.csv", "")
     assert source_files(tmp_path, {"manifest": str(given), "overrides": "inside.csv"}) == [
-        str(given),
-        str(tmp_path / "inside.csv"),
+        given,
+        tmp_path / "inside.csv",
     ]
     assert source_files(tmp_path, {"partition": "x"}) == [] == source_files(tmp_path, {"manifest": "gone.csv"})
 

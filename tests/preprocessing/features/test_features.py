@@ -66,6 +66,7 @@ class Cohort:
             monkeypatch.setitem(ENCODERS, name, replace(entry, cut=lambda model: model))
 
     def add(self, name: str, n: int, state: str = "ok") -> None:
+        (self.folder / f"{name}.tif").touch()
         self.rows.append(BagRow(name, "wsi", (f"{name}.tif",), 1, "train"))
         content = ""
         if state == "ok":
@@ -133,6 +134,13 @@ def test_features_are_those_of_each_tile_in_the_order_of_the_bag(cohort):
     entries = ShardManifest.read(cohort.manifest("small")).by_id
     assert entries["nothing"] == ManifestEntry(bag_id="nothing", state="empty", reason="no tissue found")
     assert entries["c"].n == 30 and entries["c"].hash
+
+
+def test_a_replaced_image_redoes_its_features_alone(cohort):
+    assert cohort.run("small") == 0
+    os.utime(cohort.folder / "b.tif", (1, 1))
+    assert cohort.run("small") == 0 and {name for name, _ in cohort.decoded} == {"b"}
+    assert cohort.run("small") == 0 and not cohort.decoded
 
 
 def test_one_pass_serves_all_encoders(cohort):
