@@ -11,9 +11,10 @@ from smmil.config.quirks import QUIRKS
 
 def markdown_table() -> str:
     """Return the table of `docs/protocol.md`."""
-    lines = ["| # | `quirks:` | acts in | as written | as released | why it matters |", "|---|---|---|---|---|---|"]
+    heads = ("#", "`quirks:`", "acts in", "as written", "as released", "why it matters", "released code, file:line")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, quirk in QUIRKS.items():
-        cells = (str(quirk.row), f"`{name}`", quirk.acts, quirk.written, quirk.released, quirk.why)
+        cells = (str(quirk.row), f"`{name}`", quirk.acts, quirk.written, quirk.released, quirk.why, quirk.source)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -9,22 +9,12 @@ from typing import Protocol
 
 from smmil.config.quirks import active_quirks
 
-# quirks of evaluation (`smmil.evaluate.runs`)
+# quirk of evaluation (`smmil.evaluate.runs`)
 GATE = "eval_gate_by_bag"
-HALVED = "eval_energy"
 PRESETS = {"as_written": "the paper's text", "as_released": "the released code"}
 
-# what a quirk changes in the texts below: field -> (quirk, as written, as released)
-_FIELDS: dict[str, tuple[str, str, str]] = {
-    "scores": (
-        GATE,
-        "raw, ungated instance scores",
-        f"gated instance scores ({GATE}: every score of a bag called negative is −5)",
-    ),
-    "energy": (HALVED, "Dirichlet energy f^T L f", f"half the Dirichlet energy, ½ f^T L f ({HALVED}),"),
-    "ratio": (HALVED, "f^T L f / f^T f", f"½ f^T L f / f^T f ({HALVED})"),
-    "most": (HALVED, "2", "1"),
-}
+_RAW = "raw, ungated instance scores"
+_GATED = f"gated instance scores ({GATE}: every score of a bag called negative is −5)"
 _TEXTS: dict[str, str] = {
     "instance_auroc": "Instance AUROC: {scores} pooled over all instances with a 0/1 label of all test bags, positive "
     "and negative.",
@@ -41,9 +31,9 @@ _TEXTS: dict[str, str] = {
     "bag_f1": "Bag F1: positive means logit > 0; 0 where nothing is called positive.",
     "bag_ece": "Bag calibration error: expected calibration error of sigmoid(logit), |share of positive bags - mean "
     "probability| averaged over bins of equally many bags (15 at most, of 10 bags or more), weighted by their bags.",
-    "dirichlet_raw": "Energy: {energy} of the raw instance scores f over the bag's graph (normalised Laplacian, "
-    "weights 1), mean over test bags; lower is smoother, and it grows with the square of the scores' scale.",
-    "dirichlet_normalised": "Normalised energy: {ratio}, mean over test bags, in [0, {most}]; lower is smoother, "
+    "dirichlet_raw": "Energy: Dirichlet energy f^T L f of the raw instance scores f over the bag's graph (normalised "
+    "Laplacian, weights 1), mean over test bags; lower is smoother, and it grows with the square of the scores' scale.",
+    "dirichlet_normalised": "Normalised energy: f^T L f / f^T f, mean over test bags, in [0, 2]; lower is smoother, "
     "whatever the scale.",
     "signed_instance_auroc": "Sign-aware instance AUROC: as instance AUROC, of the sign-aware score: to first order, "
     "how far the bag's logit would rise if the whole bag moved from the average validation instance to this one. "
@@ -55,8 +45,7 @@ _TEXTS: dict[str, str] = {
 
 def definitions(quirks: Collection[str] = ()) -> dict[str, str]:
     """Return {metric: definition} under the active quirks."""
-    fields = {name: released if quirk in quirks else written for name, (quirk, written, released) in _FIELDS.items()}
-    return {metric: text.format(**fields) for metric, text in _TEXTS.items()}
+    return {metric: text.format(scores=_GATED if GATE in quirks else _RAW) for metric, text in _TEXTS.items()}
 
 
 class Provenance(Protocol):
@@ -77,7 +66,7 @@ def preset_quirks(protocol: str) -> frozenset[str]:
 
 
 def protocol_text(protocol: str, quirks: Collection[str]) -> str:
-    """Name a protocol and the quirks that differ from its preset, sorted: `as_written with eval_energy`."""
+    """Name a protocol and the quirks that differ from its preset, sorted: `as_written with softmax`."""
     preset = preset_quirks(protocol)
     parts = [("with", set(quirks) - preset), ("without", preset - set(quirks))]
     return " ".join([protocol, *(f"{sign} {', '.join(sorted(names))}" for sign, names in parts if names)])

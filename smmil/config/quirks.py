@@ -16,6 +16,7 @@ Setting = bool | float | str | list[float]
 SettingsByQuirk = Mapping[str, Mapping[str, Setting]]
 
 PROTOCOLS = ("as_written", "as_released")
+RELEASE = "github.com/by-lin/SmMIL, commit 4e2d1e0, folder code/ (a fork; all of its commits are the authors')"
 # quirks of the graph that act on methods with Sm only
 _OF_SM = frozenset({"graph_edge_weight", "graph_rsna_self_loop"})
 
@@ -30,6 +31,8 @@ class Quirk:
         written: what `as_written` does.
         released: what `as_released` does.
         why: what it changes, and where.
+        source: files and lines of `RELEASE` that do so.
+        preset: whether `as_released` switches it on; the others act only if `quirks` names them.
     """
 
     row: int
@@ -37,6 +40,8 @@ class Quirk:
     written: str
     released: str
     why: str
+    source: str
+    preset: bool = True
 
 
 QUIRKS: dict[str, Quirk] = {
@@ -44,8 +49,9 @@ QUIRKS: dict[str, Quirk] = {
         1,
         "model",
         "a fixed α is used as in Equation 8",
-        "a fixed α runs as 1 − α in the T steps, and as α in the exact solution",
+        "a fixed α runs as 1 − α in the T steps, and as α in the exact solution; α = 0 switches Sm off",
         "figures 6a and 12 may run backwards in α; a trainable α is not touched",
+        "models/modules/Sm.py:11,33,48; experiments/arguments.py:21; models/modules/MILAttentionPool.py:28",
     ),
     "sm_alpha_param": Quirk(
         2,
@@ -53,6 +59,7 @@ QUIRKS: dict[str, Quirk] = {
         "α = sigmoid(a), a = 0 at the start",
         "α = 1 / (1 + c), c = 1 at the start, unbounded",
         "c < 0 leaves [0, 1): between −1 and 0 the steps diverge, below −1 α is negative; other gradient steps in α",
+        "models/modules/Sm.py:13,33",
     ),
     "sm_spectral_norm": Quirk(
         3,
@@ -60,6 +67,7 @@ QUIRKS: dict[str, Quirk] = {
         "spectral normalisation of the layers right after Sm",
         "off: the option is passed under a name that the code never reads",
         "figure 6b; mostly instance metrics",
+        "experiments/model_builder.py:48; models/modules/MILAttentionPool.py:13",
     ),
     "train_class_weight": Quirk(
         4,
@@ -67,6 +75,7 @@ QUIRKS: dict[str, Quirk] = {
         "RSNA: positive bags weighted by n_neg / n_pos in the training and validation loss",
         "no weight: it is computed after the model has built its loss",
         "RSNA's bag threshold and epoch selection",
+        "experiments/train_test.py:98,104",
     ),
     "eval_gate_by_bag": Quirk(
         5,
@@ -74,6 +83,7 @@ QUIRKS: dict[str, Quirk] = {
         "instance scores as the model gives them",
         "every score of a bag predicted negative becomes −5 before pooling, on validation and test",
         "ties instance metrics to bag errors, and −5 is not below every score",
+        "experiments/predict.py:15-19,83",
     ),
     "graph_edge_weight": Quirk(
         6,
@@ -81,6 +91,7 @@ QUIRKS: dict[str, Quirk] = {
         "edges of weight 1 (or the dataset's `edge_weight`)",
         "exp(−‖x_i − x_j‖ / P) on raw features, for every method with Sm",
         "small: with P = 512 the weights lie near 1",
+        "datasets/CamelyonDataset.py:145; datasets/PandaDataset.py:141; datasets/RSNADataset.py:86",
     ),
     "graph_rsna_self_loop": Quirk(
         7,
@@ -88,6 +99,7 @@ QUIRKS: dict[str, Quirk] = {
         "a slice's neighbours are i − 1 and i + 1",
         "i − 1, i and i + 1, for every method with Sm",
         "weaker smoothing of CT: a third of each step stays where it is",
+        "datasets/RSNADataset.py:82",
     ),
     "train_batch_size": Quirk(
         8,
@@ -95,6 +107,7 @@ QUIRKS: dict[str, Quirk] = {
         "CAMELYON16: 4 bags per step, 1 with a transformer",
         "CAMELYON16: 1 bag per step",
         "four times the steps for methods without a transformer",
+        "bash_scripts/run_camelyon.sh:36,54,78,97,116,139",
     ),
     "model_smt_ap_pool": Quirk(
         9,
@@ -102,6 +115,7 @@ QUIRKS: dict[str, Quirk] = {
         "SmT+AP pools without Sm",
         "SmT+AP pools with Sm: its script does not set the option of the pool, whose default is Sm",
         "the row SmT+AP of Table 3 is SmTAP trained once more",
+        "bash_scripts/run_rsna.sh:105; experiments/arguments.py:59",
     ),
     "train_lr": Quirk(
         10,
@@ -109,6 +123,7 @@ QUIRKS: dict[str, Quirk] = {
         "candidate learning rates, the better one by validation",
         "0.0001 only",
         "one run per split; methods that prefer another rate lose",
+        "bash_scripts/run_camelyon.sh:37; bash_scripts/run_panda.sh:37; bash_scripts/run_rsna.sh:37",
     ),
     "sm_exact": Quirk(
         11,
@@ -116,6 +131,7 @@ QUIRKS: dict[str, Quirk] = {
         "T = exact solves the linear system",
         "T = exact crashes there; here it is refused, and sweeps leave it out",
         "T = ∞ of figure 7 cannot come from the released code",
+        "models/modules/MILAttentionPool.py:31",
     ),
     "softmax": Quirk(
         12,
@@ -123,6 +139,7 @@ QUIRKS: dict[str, Quirk] = {
         "softmax with the maximum subtracted",
         "exp(f) / Σ exp(f) in the attention pool",
         "the same up to rounding, until f passes about 88: then NaN, and training stops",
+        "models/modules/MILAttentionPool.py:85-87",
     ),
     "graph_isolated": Quirk(
         13,
@@ -130,6 +147,7 @@ QUIRKS: dict[str, Quirk] = {
         "a node without neighbours keeps its value (self loop)",
         "only in a bag of one instance; any other isolated node is multiplied by 1 − α",
         "isolated tiles look less attentive than they are",
+        "datasets/MILDataset.py:80,180",
     ),
     "select_val_loss": Quirk(
         14,
@@ -137,13 +155,18 @@ QUIRKS: dict[str, Quirk] = {
         "epochs are selected with the mean loss over validation bags",
         "with the mean of batch means: the bags of a short last batch count more",
         "another epoch may be selected",
+        "experiments/Trainer.py:222,242",
     ),
     "panda_label_order": Quirk(
         15,
         "loading",
         "a patch's label follows the patch",
-        "patches are sorted by name as text (0, 1, 10, 11, 2), labels keep their order",
-        "PANDA bags with more than 10 patches: labels belong to other patches; affects instance metrics, not training",
+        "patches, named slide_i_j, are sorted by name as text (1_10 before 1_2); labels keep the order of the CSV file",
+        "off unless named, also under as_released, because the order of that unpublished file decides: sorted as text, "
+        "it changes nothing. The switch assumes numerical order, i = row, j = column. Labels then belong to other "
+        "patches where a slide has more than 10 rows or columns; affects instance metrics, not training",
+        "datasets/PandaDataset.py:98,114,117",
+        preset=False,
     ),
     "panda_discard": Quirk(
         16,
@@ -151,6 +174,7 @@ QUIRKS: dict[str, Quirk] = {
         "the dataset's `drop_inconsistent` (config.yaml: the released rule)",
         "PANDA slides whose patches contradict the slide's label, or have none, are left out",
         "the paper is silent; fewer slides",
+        "datasets/PandaDataset.py:73,82",
     ),
     "c16_patch_label": Quirk(
         17,
@@ -158,26 +182,31 @@ QUIRKS: dict[str, Quirk] = {
         "the dataset's `label_rule` and `label_threshold` (config.yaml: the released rule)",
         "CAMELYON16: lesion share > 0.5, halved for a tumour slide until it has a positive patch",
         "the paper is silent; decides which patches of small lesions count",
+        "experiments/extract_patch_labels.py:20,42,52-55",
     ),
     "eval_histogram": Quirk(
         18,
         "evaluation",
         "figure 4 shows all test bags",
-        "only bags predicted positive, 20 bins per class, normalised counts",
-        "hides the scores of bags predicted negative",
+        "only bags predicted positive; each class has its own 20 bins, from its minimum to its maximum",
+        "hides the scores of bags predicted negative, and heights of the classes do not compare",
+        "experiments/train_test.py:217; experiments/utils/plot_utils.py:13,27-32",
     ),
-    "eval_energy": Quirk(
+    "splits": Quirk(
         19,
-        "evaluation",
-        "Dirichlet energy fᵀ L f",
-        "½ fᵀ L f per bag, and the same divided by fᵀ f",
-        "a factor of 2 in the energies of Table 3",
+        "training",
+        "validation bags drawn per class, all bags of a patient on one side",
+        "scikit-learn's train_test_split over single bags, stratified by label, random_state = seed; patients are not "
+        "kept together",
+        "other bags validate. The order of the bags decides: here by name, as theirs for PANDA; their lists for "
+        "CAMELYON16 and RSNA are not published",
+        "experiments/dataset_loader.py:85-92",
     ),
 }
 
 
 def active_quirks(protocol: str, quirks: Mapping[str, bool]) -> frozenset[str]:
-    """Return the active quirks: all under `as_released`, none under `as_written`, single ones set on top.
+    """Return the active quirks: the presets under `as_released`, none under `as_written`, single ones set on top.
 
     Raises:
         ValueError: an unknown protocol or quirk.
@@ -187,7 +216,8 @@ def active_quirks(protocol: str, quirks: Mapping[str, bool]) -> frozenset[str]:
     unknown = sorted(set(quirks) - set(QUIRKS))
     if unknown:
         raise ValueError(f"quirks: found unknown {unknown}, expected some of {', '.join(QUIRKS)}")
-    return frozenset(name for name in QUIRKS if quirks.get(name, protocol == "as_released"))
+    released = protocol == "as_released"
+    return frozenset(name for name, quirk in QUIRKS.items() if quirks.get(name, released and quirk.preset))
 
 
 def training_changes(active: Collection[str], method: str, released: SettingsByQuirk) -> dict[str, Setting]:
@@ -237,9 +267,10 @@ def method_changes(active: Collection[str], method: str, options: Mapping[str, A
         changed["spectral_norm"] = False
     if "model_smt_ap_pool" in active and method == "smt_ap":
         changed["sm_pool"] = True
-    fixed = changed.get("alpha", "trainable") != "trainable"
+    alpha = changed.get("alpha", "trainable")
+    fixed = alpha != "trainable"
     acting = {
-        "sm_alpha_rule": traits.carries_sm and fixed and not exact,
+        "sm_alpha_rule": traits.carries_sm and fixed and alpha != 0 and not exact,
         "sm_alpha_param": traits.carries_sm and not fixed,
         "softmax": traits.released,
         "graph_isolated": traits.carries_sm,

@@ -61,7 +61,7 @@ class DataOptions(LabelOptions):
 
     self_loop: bool = Field(default=False, description="every instance is also a neighbour of itself")
     label_order: Literal["stored", "by_name"] = Field(
-        default="stored", description="by_name: labels in stored order for instances sorted by name as text"
+        default="stored", description="by_name: labels in stored order for instances sorted by lattice cell as text"
     )
 
 

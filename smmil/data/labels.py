@@ -4,7 +4,7 @@
   `strict` = coverage > threshold; `halving` = for a positive bag without a positive instance the threshold is
   halved until there is one (as released for CAMELYON16). NaN coverage gives -1 (unknown).
 - `label_order: by_name` assigns labels in stored order to instances sorted by name as text (as released for PANDA);
-  names are running numbers without leading zeros.
+  the names end in the lattice cell, `_{row}_{column}` without leading zeros.
 """
 
 from typing import Any
@@ -38,10 +38,19 @@ def instance_labels(
     return labels, threshold
 
 
-def labels_by_name(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Assign the k-th label to the k-th instance in the order 0, 1, 10, 11, 2, ... of their names: (N,) -> (N,)."""
+def labels_by_name(labels: npt.NDArray[np.int64], grid: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
+    """Assign the k-th label to the k-th instance in the text order of the names `_{row}_{column}`.
+
+    Args:
+        labels: (N,) in the stored order, which counts row by row.
+        grid: (N,2) rows and columns.
+
+    Returns:
+        (N,), the labels moved to the instances of the names.
+    """
+    names = [f"_{row}_{column}" for row, column in grid.tolist()]
     moved = np.empty_like(labels)
-    moved[sorted(range(len(labels)), key=str)] = labels
+    moved[sorted(range(len(labels)), key=names.__getitem__)] = labels
     return moved
 
 

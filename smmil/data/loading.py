@@ -191,7 +191,7 @@ def _load_one(
         )
     y_inst, threshold = instance_labels(arrays["coverage"], info.y, options)
     if options.label_order == "by_name":
-        y_inst = labels_by_name(y_inst)
+        y_inst = labels_by_name(y_inst, arrays["grid"])
     neighbors = torch.from_numpy(arrays["neighbors"].astype(np.int64))
     if options.self_loop:
         neighbors = torch.cat([torch.arange(len(neighbors))[:, None], neighbors], 1)

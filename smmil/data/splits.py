@@ -1,8 +1,8 @@
 """Training / validation splits: stratified by bag label, grouped by patient, fixed by a seed.
 
-The data set fixes the test set; a seed divides the training part (methods.md section 3: seeds 1-5, validation share
-15 % for RSNA and 20 % for PANDA and CAMELYON16). All bags of a group (patient, study) are on one side. The result
-depends on ids, labels, groups and the seed, not on the order of the rows.
+The data set fixes the test set; a seed divides the training part (paper: five splits, validation share 15 % for RSNA
+and 20 % for PANDA and CAMELYON16). All bags of a group (patient, study) are on one side. The result depends on ids,
+labels, groups and the seed, not on the order of the rows. Under the quirk `splits` scikit-learn divides single bags.
 """
 
 import csv
@@ -42,7 +42,7 @@ class Splittable(Protocol):
 
 @dataclass(frozen=True)
 class Split:
-    """One division of the training part; ids are sorted.
+    """One division of the training part; ids are sorted, under the quirk `splits` in the order of scikit-learn.
 
     Attributes:
         seed: seed of the split.
@@ -55,7 +55,7 @@ class Split:
     val: tuple[str, ...]
 
 
-def make_split(bags: Sequence[Splittable], seed: int, val_share: float) -> Split:
+def make_split(bags: Sequence[Splittable], seed: int, val_share: float, *, released: bool = False) -> Split:
     """Divide the training bags into training and validation.
 
     If there are bags with split `val`, they are the validation set for every seed. Otherwise groups are shuffled within
@@ -66,6 +66,7 @@ def make_split(bags: Sequence[Splittable], seed: int, val_share: float) -> Split
         bags: all bags; those with split `test` or empty are ignored.
         seed: seed of the shuffling.
         val_share: validation share of the training bags, strictly between 0 and 1.
+        released: divide single bags with scikit-learn, whatever their group (quirk `splits`).
 
     Raises:
         ValueError: both sides cannot have both classes; the message counts bags and says what to do.
@@ -77,17 +78,8 @@ def make_split(bags: Sequence[Splittable], seed: int, val_share: float) -> Split
     if fixed:
         return _fixed_split(pool, fixed, seed)
     groups = _groups(pool)
+    train, val = _divide_bags(pool, seed, val_share) if released else _divide_groups(groups, seed, val_share)
     counts = [_count(pool, label) for label in (0, 1)]
-    chosen: set[str] = set()
-    rng = random.Random(seed)
-    for stratum in _strata(groups):
-        names = list(stratum)
-        rng.shuffle(names)
-        chosen |= _take(names, groups, val_share)
-    for label in (0, 1):
-        _ensure_class(label, groups, chosen, rng)
-    val = [bag for name in chosen for bag in groups[name]]
-    train = [bag for name, members in groups.items() if name not in chosen for bag in members]
     for part, members in (("validation", val), ("training", train)):
         if not _count(members, 0) or not _count(members, 1):
             raise ValueError(
@@ -97,7 +89,42 @@ def make_split(bags: Sequence[Splittable], seed: int, val_share: float) -> Split
                 " split large groups if they are not one patient, or name the validation bags with split 'val' in the"
                 " manifest"
             )
+    if released:  # the order decides which bags share a validation batch (row 14 of docs/protocol.md)
+        return Split(seed, tuple(bag.bag_id for bag in train), tuple(bag.bag_id for bag in val))
     return Split(seed, _ids(train), _ids(val))
+
+
+def _divide_groups(
+    groups: Mapping[str, list[Splittable]], seed: int, share: float
+) -> tuple[list[Splittable], list[Splittable]]:
+    """Return training and validation bags, whole groups on either side."""
+    chosen: set[str] = set()
+    rng = random.Random(seed)
+    for stratum in _strata(groups):
+        names = list(stratum)
+        rng.shuffle(names)
+        chosen |= _take(names, groups, share)
+    for label in (0, 1):
+        _ensure_class(label, groups, chosen, rng)
+    val = [bag for name in chosen for bag in groups[name]]
+    return [bag for name, members in groups.items() if name not in chosen for bag in members], val
+
+
+def _divide_bags(pool: list[Splittable], seed: int, share: float) -> tuple[list[Splittable], list[Splittable]]:
+    """Return training and validation bags as the released code draws them, in scikit-learn's order."""
+    from sklearn.model_selection import train_test_split
+
+    try:
+        train, val = train_test_split(pool, test_size=share, random_state=seed, stratify=[bag.y for bag in pool])
+    except ValueError as error:
+        raise ValueError(
+            f"split of seed {seed}: {_count(pool, 0)} negative and {_count(pool, 1)} positive training bags cannot be"
+            f" divided as released with val_share {share} ({error}); add bags, or set quirks: {{splits: false}}"
+        ) from None
+    shared = {bag.group for bag in train if bag.group} & {bag.group for bag in val}
+    if shared:
+        log.warning("split of seed %d: %d groups lie in training and in validation, as released", seed, len(shared))
+    return train, val
 
 
 def _fixed_split(pool: list[Splittable], fixed: list[Splittable], seed: int) -> Split:

@@ -4,7 +4,7 @@ Per split the run with the best VALIDATION selection score is chosen (bag AUROC 
 metrics of all runs are listed under `candidates`, and no table uses them. Definitions: `smmil.evaluate.metrics`;
 intervals: `smmil.evaluate.bootstrap`. `gated` holds the metrics with every score of a bag called negative set to -5;
 under the quirk `eval_gate_by_bag` the gated metrics are the primary `test`, `val` and threshold, and the raw ones are
-stored under `ungated`. The quirk `eval_energy` halves the energies, in means and intervals.
+stored under `ungated`.
 
 `spread` describes how every test metric varies over the splits: mean, std (ddof 1, None for one split), median, worst
 (the smallest; the largest where less is better: losses, errors, false positive rates, energies), n splits that have
@@ -33,7 +33,7 @@ from smmil.artifacts.records import (
 )
 from smmil.artifacts.results import Arrays, load_predictions, read_index
 from smmil.config import stage_versions
-from smmil.config.definitions import GATE, HALVED, definitions
+from smmil.config.definitions import GATE, definitions
 from smmil.evaluate.bootstrap import LEVEL, METRICS, Run, intervals
 from smmil.evaluate.metrics import RunMetrics, gate, run_metrics
 
@@ -179,7 +179,7 @@ def _evaluate_run(meta: PredictionMeta, test: Arrays, val: Arrays) -> EvaluatedR
 
 
 def as_evaluated(quirks: Collection[str], part: Arrays, *, gated: bool | None = None) -> Arrays:
-    """Apply quirks of evaluation to the arrays of a part.
+    """Gate the scores of a part where asked for.
 
     Args:
         quirks: active quirks of the run.
@@ -187,15 +187,12 @@ def as_evaluated(quirks: Collection[str], part: Arrays, *, gated: bool | None = 
         gated: whether scores of bags called negative become -5; None = whether the quirk `eval_gate_by_bag` is active.
 
     Returns:
-        The arrays with gated scores where asked for, and energies halved under the quirk `eval_energy`.
+        The arrays, with gated scores where asked for.
     """
-    changed: Arrays = {}
-    if GATE in quirks if gated is None else gated:
-        scores = (name for name in ("instance_score", "signed_score") if name in part)
-        changed = {name: gate(part[name], part["offsets"], part["bag_logit"]) for name in scores}
-    if HALVED in quirks and "energy" in part:
-        changed["energy"] = part["energy"] / 2
-    return {**part, **changed}
+    if not (GATE in quirks if gated is None else gated):
+        return part
+    scores = (name for name in ("instance_score", "signed_score") if name in part)
+    return {**part, **{name: gate(part[name], part["offsets"], part["bag_logit"]) for name in scores}}
 
 
 def _instance_values(metrics: RunMetrics) -> Values:

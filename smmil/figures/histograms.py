@@ -2,8 +2,9 @@
 
 A panel shows all labelled instances of the test bags of one run (the chosen run of the first split). Scores are scaled
 to [0, 1] by their minimum and maximum; there are 20 bins, and each class is normalised to 1. Under the quirk
-`eval_histogram` only bags predicted positive (logit > 0) are shown, as in the released code. The spread of the instance
-AUROC over all runs stands above the panel, since the histogram of another run may be mirrored.
+`eval_histogram` only bags predicted positive (logit > 0) are shown, and each class has bins of its own between its
+minimum and its maximum, as in the released code. The spread of the instance AUROC over all runs stands above the panel,
+since the histogram of another run may be mirrored.
 """
 
 from typing import Any
@@ -24,15 +25,21 @@ RULE = "min to max of the run's test instances → [0, 1]"
 Array = npt.NDArray[Any]
 
 
-def histogram(y: Array, score: Array) -> tuple[Array, Array, Array]:
-    """Compute the histograms of scores (M,) by label (M,) in {0, 1}, each class normalised to 1.
+def histogram(y: Array, score: Array, label: int, *, own_bins: bool = False) -> tuple[Array, Array]:
+    """Compute the histogram of the scores of one class, normalised to 1.
+
+    Args:
+        y: (M,) labels in {0, 1}.
+        score: (M,) scores.
+        label: the class.
+        own_bins: bins from the minimum to the maximum of the class instead of all scores.
 
     Returns:
-        Edges (21,), shares of negatives (20,), shares of positives (20,); a class without instances is all 0.
+        Shares (20,), all 0 for a class without instances, and edges (21,).
     """
-    edges = np.histogram_bin_edges(score, BINS)
-    negative, positive = (np.histogram(score[y == label], edges)[0] for label in (0, 1))
-    return edges, negative / max(1, negative.sum()), positive / max(1, positive.sum())
+    scores = score[y == label]
+    counts, edges = np.histogram(scores, np.histogram_bin_edges(scores if own_bins else score, BINS))
+    return counts / max(1, counts.sum()), edges
 
 
 def panel_instances(run: ChosenRun, *, predicted_positive: bool) -> tuple[Array, Array]:
@@ -80,7 +87,7 @@ def draw(job: Job) -> PictureText:
     notes = [*inverted_note(job), selection]
     if positive_only:
         notes.append(
-            "Released code (eval_histogram): only bags predicted positive are shown, as the released code draws them."
+            "Released code (eval_histogram): only bags predicted positive are shown, each class with bins of its own."
         )
     return PictureText("Figure 4. Histograms of the instance scores", caption, notes, runs)
 
@@ -99,12 +106,13 @@ def _panel(ax: Any, job: Job, dataset: FigureDataset, method: str, positive_only
         text = "no bag predicted positive" if positive_only else "no labelled instance"
         ax.text(0.5, 0.5, text, ha="center", va="center", color=NEUTRAL)
         return [name]
-    edges, negative, positive = histogram(y, score)
-    for shares, label, colour, class_name in ((negative, 0, NEGATIVE, "negative"), (positive, 1, POSITIVE, "positive")):
+    highest = 0.0
+    for label, colour, class_name in ((0, NEGATIVE, "negative"), (1, POSITIVE, "positive")):
         count = int((y == label).sum())
+        shares, edges = histogram(y, score, label, own_bins=positive_only)
+        highest = max(highest, float(shares.max()))
         ax.stairs(shares, edges, color=colour, fill=True, alpha=0.5, label=f"{class_name} ({count:,})")
-    # room for the legend
-    ax.set_ylim(0, 1.35 * max(float(negative.max()), float(positive.max())))
+    ax.set_ylim(0, 1.35 * highest)  # room for the legend
     ax.legend(fontsize=6.5, loc="upper center", ncols=2, columnspacing=0.8, handlelength=1, borderpad=0.1)
     ax.set_title(f"{marked_name(method)}\n", fontsize=9)
     text = spread_text(job.metrics_of(dataset, method))

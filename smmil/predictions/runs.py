@@ -23,7 +23,7 @@ predicted; `index.json` marks the learning rate that validation chose. `smmil.sc
 
 L = I - D^-1/2 A D^-1/2 of the bag's neighbours with weight 1, without edge weights and self loops, whatever graph the
 method used: methods and protocols are compared on one graph. The first number is the paper's. It grows with the scale
-of f, which is arbitrary, so the second is normalised to [0, 2]. (The released script halves both.)
+of f, which is arbitrary, so the second is normalised to [0, 2].
 """
 
 import io

@@ -224,7 +224,8 @@ class Sm(nn.Module):
         """Act as the released code does (docs/protocol.md). Call before training or loading weights.
 
         Args:
-            swapped: use 1 - alpha for a fixed alpha in the T steps. The exact solve is not affected.
+            swapped: use 1 - alpha for a fixed alpha above 0 in the T steps; 0 leaves U as it is. The exact solve is not
+                affected.
             ratio: use 1 / (1 + a), initialised with a = 1 and unbounded, for a trainable alpha.
             isolated: keep the self loop of nodes without neighbours in bags of one instance only; any other such node
                 has a row of zeros, so Sm shrinks it.
@@ -240,7 +241,7 @@ class Sm(nn.Module):
         """Return the current alpha, a scalar; in [0,1) unless `use_released` was called."""
         if self.a is None:
             fixed = float(self.fixed_alpha or 0.0)
-            return 1.0 - fixed if self.swapped else fixed
+            return 1.0 - fixed if self.swapped and fixed else fixed
         return 1.0 / (1.0 + self.a) if self.ratio else torch.sigmoid(self.a)
 
     def forward(self, u: Tensor, graph: Graph, offsets: Tensor) -> Tensor:

@@ -50,7 +50,8 @@ class Job:
     def splits(self) -> dict[int, Split]:
         """The splits by seed."""
         bags, share = self.source.listing.bags, self.options.val_share
-        return {seed: make_split(bags, seed, share) for seed in self.options.splits}
+        released = "splits" in self.options.active_quirks
+        return {seed: make_split(bags, seed, share, released=released) for seed in self.options.splits}
 
 
 def job_options(

@@ -2,19 +2,18 @@
 
 import copy
 import json
+import re
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 import yaml
 
 from smmil.config.experiment import parse_config, training_options
-from smmil.config.quirks import QUIRKS, active_quirks, method_changes
+from smmil.config.quirks import QUIRKS, RELEASE, active_quirks, method_changes
 from smmil.config.training_options import DataOptions, TrainingOptions
 from smmil.data.batch import pack
 from smmil.data.cache import BagCache
-from smmil.data.labels import labels_by_name
 from smmil.data.loading import list_usable, load_listed
 from smmil.data.sources import open_source
 from smmil.layers.segments import plain_softmax, segment_softmax
@@ -55,11 +54,26 @@ def test_the_rows_are_the_references_and_the_docs_show_them(repository):
     assert markdown_table() in page, "paste `python -m smmil.protocol` into docs/protocol.md"
 
 
+def test_every_row_cites_the_release_and_has_a_test(repository):
+    place = r"[a-zA-Z_/]+/\w+\.(py|sh):\d+(-\d+)?(,\d+(-\d+)?)*"
+    assert all(re.fullmatch(rf"{place}(; {place})*", quirk.source) for quirk in QUIRKS.values())
+    page = (repository / "docs" / "protocol.md").read_text(encoding="utf-8")
+    assert RELEASE.split(", ")[:2] == ["github.com/by-lin/SmMIL", "commit 4e2d1e0"]
+    assert all(part in page for part in RELEASE.split(", ")[:2])
+    tests = [path.read_text() for path in (repository / "tests/config").glob("test_*.py")]
+    rows = {
+        int(n) for text in tests for names in re.findall(r"def test_((?:\d+_)+)", text) for n in names[:-1].split("_")
+    }
+    assert rows == {quirk.row for quirk in QUIRKS.values()}
+
+
 def test_the_protocol_sets_every_row_and_a_quirk_one():
     assert active_quirks("as_written", {}) == frozenset()
-    assert active_quirks("as_released", {}) == frozenset(QUIRKS)
+    preset = active_quirks("as_released", {})
+    assert preset == frozenset(QUIRKS) - {"panda_label_order"}
     assert active_quirks("as_written", {"softmax": True, "train_lr": False}) == {"softmax"}
-    assert active_quirks("as_released", {"softmax": False}) == frozenset(QUIRKS) - {"softmax"}
+    assert active_quirks("as_released", {"softmax": False}) == preset - {"softmax"}
+    assert active_quirks("as_released", {"panda_label_order": True}) == frozenset(QUIRKS)
     with pytest.raises(ValueError, match="as_published"):
         active_quirks("as_published", {})
 
@@ -81,7 +95,7 @@ def test_options_survive_the_command_line():
     }
 
 
-@pytest.mark.parametrize("quirk", ["eval_gate_by_bag", "eval_histogram", "eval_energy", "panda_label_order"])
+@pytest.mark.parametrize("quirk", ["eval_gate_by_bag", "eval_histogram", "panda_label_order"])
 def test_what_only_evaluation_sees_trains_nothing_again(dataset, quirk):
     assert spec_of(dataset, quirks={quirk: True}).key == spec_of(dataset).key
 
@@ -250,13 +264,7 @@ def test_7_a_slice_is_its_own_neighbour(paper, dataset):
     assert bag.edge_weight[:, 0].tolist() == [1, 1, 1]
 
 
-def test_15_labels_stay_in_their_order_while_names_are_sorted_as_text(paper, dataset):
-    labels = np.arange(12) % 5
-    moved = labels_by_name(labels)
-    # names in the order of text: 0 1 10 11 2 3 ...; the third label goes to patch 10, the fifth to patch 2
-    assert (moved[10], moved[11], moved[2], moved[9]) == (labels[2], labels[3], labels[4], labels[11])
-    assert sorted(moved) == sorted(labels)
-    assert labels_by_name(np.array([0, 1, 1])).tolist() == [0, 1, 1]
+def test_15_only_labels_of_panda_are_moved(paper, dataset):
     plain, by_name = load(dataset), load(dataset, label_order="by_name")
     assert all(torch.equal(a.y_inst, b.y_inst) for a, b in zip(plain, by_name, strict=True))
     config = with_quirks(paper, panda_label_order=True)
@@ -276,7 +284,7 @@ def test_16_17_the_released_rules_of_bags_and_patches(paper):
     assert training_options(parse_config(other), "camelyon16", "abmil").label_rule == "strict"
 
 
-# ---- 4, 8, 10, 14: training; 5, 18, 19: evaluation
+# ---- 4, 8, 10, 14, 19: training; 5, 18: evaluation
 
 
 def test_4_no_class_weight_reaches_the_model(tmp_path, paper):
@@ -312,11 +320,11 @@ def test_14_the_selection_loss_of_a_short_last_batch_counts_more(tmp_path):
     assert losses[True] == pytest.approx((bce[0] + bce[1]) / 4 + bce[2] / 2, rel=1e-5)
 
 
-def test_5_18_19_evaluation_finds_the_flags_beside_the_runs(dataset, tmp_path):
-    quirks = {"eval_gate_by_bag": True, "eval_energy": True}
+def test_5_18_evaluation_finds_the_flags_beside_the_runs(dataset, tmp_path):
+    quirks = {"eval_gate_by_bag": True, "eval_histogram": True}
     assert train.main(train_arguments(dataset, tmp_path, "abmil", epochs=1, quirks=quirks)) == 0
     listed = json.loads((tmp_path / "runs.json").read_text())
-    assert listed["quirks"] == ["eval_energy", "eval_gate_by_bag"] and listed["protocol"] == "as_written"
+    assert listed["quirks"] == ["eval_gate_by_bag", "eval_histogram"] and listed["protocol"] == "as_written"
 
 
 def test_a_whole_run_as_released_says_so(dataset, tmp_path):
@@ -324,5 +332,7 @@ def test_a_whole_run_as_released_says_so(dataset, tmp_path):
     assert train.main(arguments) == 0
     listed = json.loads((tmp_path / "runs.json").read_text())
     assert listed["protocol"] == listed["training"]["protocol"] == "as_released"
-    assert listed["quirks"] == sorted(QUIRKS) and [run["lr"] for run in listed["runs"]] == [1e-4]
+    assert listed["quirks"] == sorted(active_quirks("as_released", {})) and [run["lr"] for run in listed["runs"]] == [
+        1e-4
+    ]
     assert listed["data"]["edge_weight"] == "feature_distance" and listed["method_options"]["spectral_norm"] is False

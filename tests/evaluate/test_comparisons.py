@@ -249,16 +249,16 @@ def test_the_table_names_quirks_and_refuses_to_mix_them(
 ) -> None:
     both = {}
     for i, method in enumerate(("smap_early", "abmil")):
-        facts = {"dataset": "toy", "method": method, "quirks": ["eval_energy"]}
-        folder = tmp_path / "halved" / method
+        facts = {"dataset": "toy", "method": method, "quirks": ["eval_gate_by_bag"]}
+        folder = tmp_path / "gated" / method
         bags = [*BAGS[:2], *random_bags(i, 2.0 - i)]
         both["toy", method] = write_index(folder, [write_run(folder, bags, seed=1, full=True, **facts)])
     assert make_table(both, tmp_path, "--resamples", "20") == 0
     text = (tmp_path / "tables/comparisons.md").read_text()
-    assert "as_written (the paper's text) with eval_energy" in text and "½ f^T L f / f^T f" in text
+    assert "as_written (the paper's text) with eval_gate_by_bag" in text and "gated instance scores" in text
     mixed = both | {key: path for key, path in grid.items() if key[0] == "other"}
     assert make_table(mixed, tmp_path, "--resamples", "20") == 2
-    assert "as_written with eval_energy" in capsys.readouterr().err
+    assert "as_written with eval_gate_by_bag" in capsys.readouterr().err
 
 
 def test_the_table_counts_gaps_and_says_what_the_interval_does_not_see(

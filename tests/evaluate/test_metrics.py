@@ -260,8 +260,8 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     other = write_run(tmp_path / "b", protocol="as_released", seed=2)
     with pytest.raises(ValueError, match="protocol: found"):
         evaluate_runs([one, other], resamples=0)
-    quirky = write_run(tmp_path / "d", quirks=["eval_energy"], seed=2)
-    with pytest.raises(ValueError, match="quirks: found .*eval_energy"):
+    quirky = write_run(tmp_path / "d", quirks=["eval_histogram"], seed=2)
+    with pytest.raises(ValueError, match="quirks: found .*eval_histogram"):
         evaluate_runs([one, quirky], resamples=0)
     fewer = write_run(tmp_path / "c", BAGS[:-1], seed=2)
     with pytest.raises(ValueError, match="test bags differ"):

@@ -248,10 +248,11 @@ def test_a_quantity_that_no_split_defines_has_no_curve(tmp_path: Path, figures: 
 
 
 def test_histogram_normalises_each_class() -> None:
-    edges, negative, positive = histogram(np.array([0, 0, 0, 0, 1]), np.array([0.0, 0.01, 0.5, 1.0, 1.0]))
+    y, score = np.array([0, 0, 0, 0, 1]), np.array([0.0, 0.01, 0.5, 1.0, 1.0])
+    (negative, edges), (positive, _) = (histogram(y, score, label) for label in (0, 1))
     assert (edges[0], edges[-1], len(edges)) == (0, 1, 21)
     assert negative.sum() == positive.sum() == 1 and negative[0] == 0.5 and positive[-1] == 1
-    assert histogram(np.zeros(2), np.array([0.0, 1.0]))[2].sum() == 0
+    assert histogram(np.zeros(2), np.array([0.0, 1.0]), 1)[0].sum() == 0
 
 
 @pytest.fixture

@@ -253,7 +253,7 @@ def test_report_is_one_well_formed_page_without_requests(results: Path) -> None:
 
 def test_report_lists_the_runs_behind_every_table_and_the_command_that_makes_it(tmp_path: Path) -> None:
     other = metrics_record("toy", "abmil", {"bag_f1": [0.5, 0.5]}, encoder="resnet50")
-    metrics = [metrics_record("toy", "abmil", {}, quirks=["eval_energy"]), other]
+    metrics = [metrics_record("toy", "abmil", {}, quirks=["eval_histogram"]), other]
     several = {**LAYOUT, "datasets": [{"name": "toy", "encoders": ["resnet18", "resnet50"]}], "methods": ["abmil"]}
     pairs = {"datasets": [{"name": "toy", "encoder": "resnet18", "pairs": [["smap_early", "abmil"]]}], "splits": 1}
     layouts = {"table1": LAYOUT, "table7": several, "comparisons": pairs}
@@ -276,7 +276,7 @@ def test_report_lists_the_runs_behind_every_table_and_the_command_that_makes_it(
     assert "The 3 runs behind the tables" in text and "toy / resnet50 (2 runs)" in sections["runs"]
     assert "2 of 4 trainings behind the tables have no result" in sections["runs"]
     assert "toy/resnet18/smap_early, toy/resnet18/clam." in sections["runs"]
-    assert "<td>eval_energy, sm_alpha_rule</td>" in text
+    assert "<td>eval_histogram, sm_alpha_rule</td>" in text
 
 
 def test_the_list_of_runs_tells_gated_from_ungated_under_the_quirk_too() -> None:
