@@ -2,8 +2,8 @@
 
 The registry `datasets/raw.csv` lists the source of each dataset. Open data (CAMELYON16) is downloaded file by file and
 verified against the provider's list of MD5 sums; an interrupted run resumes. For data behind a registration (Kaggle)
-the command prints what to download by hand and checks the folder. It needs a network, so it never runs inside a compute
-job.
+the command fetches the published split, prints what to download by hand, and checks the folder. It needs a network, so
+it never runs inside a compute job.
 """
 
 import argparse
@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from preprocessing.common.cli import guard
-from preprocessing.common.download import TRANSIENT, Record, fetch, join, open_url
+from preprocessing.common.download import TRANSIENT, Record, fetch, file_hash, join, open_url
+from preprocessing.common.download import download as download_file
 
 log = logging.getLogger("preprocessing.raw")
 
@@ -40,6 +41,9 @@ class Source:
     checksums: str
     access: str
     contents: str
+    split_url: str
+    split_sha256: str
+    split_source: str
 
 
 def registry() -> dict[str, Source]:
@@ -143,8 +147,45 @@ def _progress(total: int) -> Iterator[Callable[[str, str], object]]:
         yield lambda name, reason: bar.update()
 
 
-def by_hand(source: Source, folder: Path) -> int:
-    """Print what to download by hand and what is already there.
+def fetch_split(source: Source, folder: Path, base: str | None = None) -> bool:
+    """Download the published split of a dataset, verify its SHA-256, and print the outcome.
+
+    Another file of the same name is left alone.
+
+    Args:
+        source: entry of the registry.
+        folder: target.
+        base: URL of another folder with the same file; None = the published one.
+
+    Returns:
+        Whether the published file is there.
+    """
+    name = source.split_url.rpartition("/")[2]
+    path, what = folder / name, f"  {name}, {source.split_source}:"
+    if not path.is_file():
+        url = source.split_url if base is None else join(base, name)
+        try:
+            download_file(url, path, source.split_sha256, "sha256")
+        except ValueError as error:
+            print(f"{what} NOT FETCHED from {url} ({error}); download it by hand into {folder}")
+            return False
+    elif (found := file_hash(path, "sha256")) != source.split_sha256:
+        print(
+            f"{what} found another file (SHA-256 {found[:12]}..., expected {source.split_sha256[:12]}...) in {folder};"
+            " move it away to fetch the published one"
+        )
+        return False
+    print(f"{what} verified")
+    return True
+
+
+def by_hand(source: Source, folder: Path, base: str | None = None) -> int:
+    """Fetch the published split; print what to download by hand and what is already there.
+
+    Args:
+        source: entry of the registry.
+        folder: target.
+        base: URL of another folder with the published split.
 
     Returns:
         0 if a complete copy is there, otherwise 1.
@@ -154,12 +195,12 @@ def by_hand(source: Source, folder: Path) -> int:
 
     dataset = get_dataset(source.dataset)
     print(f"{dataset.title}: {source.source}\n  version: {source.version}\n  licence: {source.licence}")
+    complete = fetch_split(source, folder, base)
     print(f"  1. accept the rules at {source.url}\n  2. download the whole archive and unpack it into {folder}")
     print("  3. what belongs there:")
     print("\n".join(f"       {line}" for line in dataset.layout.strip().splitlines()))
     print(f"     {dataset.source}")
     print(f"  now, in {folder}:")
-    complete = True
     for item in source.contents.split():
         name, number = item.split("=")
         n_files = len(list_files(folder / name, ("",)))
@@ -177,7 +218,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m preprocessing.raw", description="Download raw data into a folder.")
     parser.add_argument("dataset", choices=sorted(registry()), help="which dataset")
     parser.add_argument("--out", required=True, type=Path, help="folder it goes into (the dataset's root)")
-    parser.add_argument("--url", help="another copy of the same folder (https:// or file://)")
+    parser.add_argument(
+        "--url", help="another copy of the same folder, or of the published split's (https:// or file://)"
+    )
     parser.add_argument("--include", nargs="+", default=list(INCLUDE), help="path prefixes to download")
     parser.add_argument("--workers", type=int, default=4, help="simultaneous downloads (default 4)")
     return parser.parse_args(argv)
@@ -191,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.workers < 1:
         raise ValueError(f"--workers: found {args.workers}, expected at least 1")
     if source.access != "download":
-        return by_hand(source, args.out)
+        return by_hand(source, args.out, check_url(args.url) if args.url else None)
     return download(source, args.out, check_url(args.url or source.url), args.include, args.workers)
 
 

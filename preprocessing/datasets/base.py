@@ -40,6 +40,7 @@ class Dataset:
         reads: `(root, options) -> paths`, further tables and folders that the list of bags is made from.
         expected: known counts.
         released: quirk of `smmil.config.quirks.QUIRKS` -> the settings of training that it changes on this dataset.
+        split_note: options -> how bags were sampled, printed under tables; "" where the split is given.
     """
 
     kind: str
@@ -52,6 +53,7 @@ class Dataset:
     reads: Callable[[Path, Mapping[str, object]], Iterable[Path]] = lambda root, options: ()
     expected: dict[str, int] = field(default_factory=dict)
     released: Mapping[str, Mapping[str, bool | float | str]] = field(default_factory=dict)
+    split_note: Callable[[Mapping[str, object]], str] = lambda options: ""
 
 
 class Options(BaseModel):
@@ -92,8 +94,15 @@ def parse_options(kind: str, record: type[OptionsT], values: Mapping[str, object
         raise ValueError(f"dataset options of {kind!r}: {key}: found {values[key]!r}, expected {expected}") from None
 
 
-def option_file(kind: str, key: str, value: object, root: Path) -> Path | None:
+def option_file(kind: str, key: str, value: object, root: Path, advice: str = "") -> Path | None:
     """Find the file that an option names: as given (relative to the working directory), else inside the root.
+
+    Args:
+        kind: kind of the dataset, for messages.
+        key: name of the option.
+        value: its value.
+        root: the dataset's root folder.
+        advice: what to do without the file.
 
     Returns:
         The path, or None if the option is null or empty.
@@ -106,7 +115,10 @@ def option_file(kind: str, key: str, value: object, root: Path) -> Path | None:
     for path in (Path(str(value)), root / str(value)):
         if path.is_file():
             return path
-    raise ValueError(f"dataset options of {kind!r}: {key}: no file {str(value)!r}, neither as given nor inside {root}")
+    raise ValueError(
+        f"dataset options of {kind!r}: {key}: no file {str(value)!r}, neither as given nor inside {root}"
+        + (f"; {advice}" if advice else "")
+    )
 
 
 def source_files(root: Path, options: Mapping[str, object]) -> list[Path]:

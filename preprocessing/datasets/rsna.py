@@ -32,7 +32,7 @@ KIND = "rsna"
 TITLE = "RSNA"
 SOURCE = (
     "Kaggle competition rsna-intracranial-hemorrhage-detection, about 430 GB unpacked, non-commercial, by hand after "
-    "accepting its rules; the list of the 150 test scans from the repositories of Wu et al. 2021 or SA-MIL"
+    "accepting its rules; the list of the 150 test scans (testing_example.csv) from the repository SA-MIL of Wu et al."
 )
 LAYOUT = """
 stage_2_train.csv (ID, Label)
@@ -50,7 +50,8 @@ _missing = partial(missing_raw, title=TITLE, source=SOURCE, layout=LAYOUT)
 
 def _read_lists(root: Path, options: RsnaOptions) -> tuple[tuple[Listed, ...] | None, tuple[Listed, ...] | None]:
     """Return the scans of the test and the training list, None without a list."""
-    test = option_file(KIND, "test_list", options.test_list, root)
+    advice = "`snakemake raw` fetches the published list; with `test_list: null` the test scans are sampled"
+    test = option_file(KIND, "test_list", options.test_list, root, advice)
     train = option_file(KIND, "train_list", options.train_list, root)
     if train is not None and test is None:
         raise ValueError(f"dataset options of {KIND!r}: train_list without test_list; give both, or only test_list")
@@ -258,7 +259,20 @@ def _rows(
     return rows
 
 
+def split_note(options: Mapping[str, object]) -> str:
+    """Say which scans are sampled under these options, for the notes of tables."""
+    parsed = parse_options(KIND, RsnaOptions, options)
+    sampled = f"are a seeded sample (seed {parsed.seed}, up to {parsed.scans:,} scans in all)"
+    if not parsed.test_list:
+        return f"all scans, the test scans among them, {sampled}, not the published split"
+    if not parsed.train_list:
+        listed = Path(parsed.test_list).name
+        return f"test scans as listed in {listed}; the training scans, of which no list is published, {sampled}"
+    return ""
+
+
 DATASET = Dataset(
     *(KIND, "ct", TITLE, SOURCE, LAYOUT, count, list_bags, reads, EXPECTED),
     released={"graph_rsna_self_loop": {"self_loop": True}},
+    split_note=split_note,
 )

@@ -1,12 +1,58 @@
-"""Pair metrics with prediction files: the run that represents a split of a method in figures."""
+"""The run that represents a split of a method: its learning rate, its metrics and its predictions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
+from typing import Protocol
 
 from smmil.artifacts.records import Metrics, SplitMetrics
 from smmil.artifacts.results import Predictions, load_predictions, read_index
 from smmil.config.methods import METHODS
+from smmil.config.training_options import RateChoice
+
+
+class Scored(Protocol):
+    """A trained run with its validation score."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of the split."""
+
+    @property
+    def lr(self) -> float:
+        """Learning rate."""
+
+    @property
+    def selection_score(self) -> float:
+        """Validation bag AUROC minus BCE of the kept epoch."""
+
+
+def chosen_rates(runs: Iterable[Scored], choice: RateChoice) -> dict[int, float]:
+    """Return the learning rate that validation chose for every split, by seed; on a tie the larger one.
+
+    Args:
+        runs: all runs of a method, one per split and learning rate.
+        choice: the best score of each split, or the best mean score over the splits of the method.
+
+    Raises:
+        ValueError: a learning rate twice in a split, or, for one rate per method, not the same rates in all splits.
+    """
+    scores: dict[int, dict[float, float]] = {}
+    for run in runs:
+        rates = scores.setdefault(run.seed, {})
+        if run.lr in rates:
+            raise ValueError(f"split {run.seed}: found the learning rate {run.lr:g} twice, expected each once")
+        rates[run.lr] = run.selection_score
+    if choice == "method":
+        found = {seed: sorted(rates) for seed, rates in scores.items()}
+        if len({*map(tuple, found.values())}) > 1:
+            raise ValueError(
+                f"learning_rate_choice: method: found the rates by split {found}, expected the same in all"
+            )
+        means = {rate: fmean(rates[rate] for rates in scores.values()) for rate in next(iter(scores.values()), {})}
+        scores = dict.fromkeys(scores, means)
+    return {seed: max((score, rate) for rate, score in rates.items())[1] for seed, rates in sorted(scores.items())}
 
 
 @dataclass(frozen=True)

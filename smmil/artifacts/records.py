@@ -19,6 +19,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from preprocessing.common.files import write_json
+from smmil.config.training_options import RateChoice
 
 Json = Mapping[str, JsonValue]
 # Keyword arguments of a method, JSON values.
@@ -157,6 +158,7 @@ class RunsFile(Record):
     random_weights: bool = False
     bags: int = 0
     excluded: Mapping[str, tuple[str, ...]] = {}
+    learning_rate_choice: RateChoice = "split"
     runs: tuple[RunEntry, ...]
 
     @property
@@ -246,6 +248,7 @@ class PredictionIndex(Record):
     method: str
     protocol: str
     random_weights: bool = False
+    learning_rate_choice: RateChoice = "split"
     runs: tuple[IndexEntry, ...] = Field(min_length=1)
 
 
@@ -352,6 +355,7 @@ class Metrics(Record):
     protocol: str
     quirks: tuple[str, ...] | None = None
     random_weights: bool = False
+    learning_rate_choice: RateChoice = "split"
     stage_version: int = 0
     splits: tuple[SplitMetrics, ...]
     spread: Mapping[str, Spread] = {}
@@ -367,6 +371,7 @@ class ComparedMethod(Record):
     method: str
     protocol: str
     quirks: tuple[str, ...]
+    learning_rate_choice: RateChoice = "split"
     runs: tuple[str, ...]
 
 

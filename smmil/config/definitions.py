@@ -48,6 +48,25 @@ def definitions(quirks: Collection[str] = ()) -> dict[str, str]:
     return {metric: text.format(scores=_GATED if GATE in quirks else _RAW) for metric, text in _TEXTS.items()}
 
 
+# how validation chooses among the learning rates (`training.learning_rate_choice`)
+_RATE_CHOICES = {
+    "split": "Learning rate chosen per split on validation, never on test.",
+    "method": "One learning rate per method for all its splits: the best mean score on validation, never on test.",
+}
+
+
+def rate_choice_text(choices: Iterable[str]) -> str:
+    """Say how the learning rates of the rows of a table were chosen; "" without a row.
+
+    Raises:
+        ValueError: rows of both choices.
+    """
+    names = sorted(set(choices))
+    if len(names) > 1:
+        raise ValueError(f"learning_rate_choice: found {names}, expected one per table; make one table each")
+    return _RATE_CHOICES[names[0]] if names else ""
+
+
 class Provenance(Protocol):
     """What names the protocol of a metrics record; quirks that are None are those of the protocol's preset."""
 

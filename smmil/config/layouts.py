@@ -47,10 +47,11 @@ class Layout(_Record):
 
 
 class Dataset(_Record):
-    """A dataset and its title, by default its name."""
+    """A dataset, its title, by default its name, and how its bags were sampled, "" where its split is given."""
 
     name: str
     title: str = Field(default_factory=lambda data: str(data["name"]))
+    split_note: str = ""
 
 
 class TableDataset(Dataset):
@@ -76,7 +77,7 @@ class TableLayout(Layout):
         note: first line under the table.
     """
 
-    EXPECTED = "datasets (each with name, encoders [, title]), methods [, splits, note]"
+    EXPECTED = "datasets (each with name, encoders [, title, split_note]), methods [, splits, note]"
 
     datasets: tuple[TableDataset, ...]
     methods: tuple[MethodKey, ...] = ()
@@ -99,7 +100,7 @@ class PairDataset(Dataset):
 class PairLayout(Layout):
     """Pairs of methods in the table `comparisons`; `splits` is the number of splits of a complete cell."""
 
-    EXPECTED = "datasets (each with name, encoder, pairs [, title]) and splits"
+    EXPECTED = "datasets (each with name, encoder, pairs [, title, split_note]) and splits"
 
     datasets: tuple[PairDataset, ...]
     splits: int

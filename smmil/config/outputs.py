@@ -122,16 +122,22 @@ def table_layout(config: "Config", table: str) -> TableLayout | PairLayout:
     if table not in TABLES:
         raise ValueError(f"found {table!r}, expected one of {', '.join(TABLES)}")
     n_splits = len(config.training.splits)
-    names = [(name, title_of(name), encoders(config, table, name)) for name in datasets(config, table)]
+    shown = []
+    for name in datasets(config, table):
+        chosen = config.datasets[name]
+        note = DATASETS[chosen.kind].split_note(chosen.source)
+        shown.append(
+            TableDataset(name=name, title=title_of(name), split_note=note, encoders=encoders(config, table, name))
+        )
     if table == "comparisons":
         paired = [
-            PairDataset(name=name, title=title, encoder=main[0], pairs=pairs)
-            for name, title, main in names
-            if (pairs := compared(config, name))
+            PairDataset(name=d.name, title=d.title, split_note=d.split_note, encoder=d.encoders[0], pairs=pairs)
+            for d in shown
+            if (pairs := compared(config, d.name))
         ]
         return PairLayout(datasets=tuple(paired), splits=n_splits)
     return TableLayout(
-        datasets=tuple(TableDataset(name=name, title=title, encoders=all_) for name, title, all_ in names),
+        datasets=tuple(shown),
         methods=rows(config, table),
         splits=n_splits * (len(config.training.learning_rates) if table == "resources" else 1),
     )

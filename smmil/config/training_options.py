@@ -17,6 +17,8 @@ from pydantic import Field, field_validator
 from preprocessing.common.options import Options
 from smmil.config.quirks import SettingsByQuirk, active_quirks, training_changes
 
+RateChoice = Literal["split", "method"]
+
 
 class ProtocolOptions(Options):
     """The paper's text or its released code."""
@@ -79,6 +81,9 @@ class ScheduleOptions(Options):
     epochs: int = Field(default=50, ge=1, description="epochs, no early stop")
     learning_rates: list[float] = Field(
         default=[1e-4, 1e-5], min_length=1, description="candidates, chosen on validation"
+    )
+    learning_rate_choice: RateChoice = Field(
+        default="split", description="the better rate of every split, or one for all splits of a method (best mean)"
     )
     splits: list[int] = Field(default=[1, 2, 3, 4, 5], min_length=1, description="seeds of the train/validation splits")
     warmup_epochs: int = Field(default=5, ge=0, description="epochs of the linear warm-up")
@@ -148,6 +153,6 @@ NOT_IN_KEY = frozenset(
         *ProtocolOptions.model_fields,
         *DataOptions.model_fields,
         *("device", "threads", "deterministic", "checkpoint_every", "checkpoint_seconds", "tensorboard"),
-        *("splits", "learning_rates"),
+        *("splits", "learning_rates", "learning_rate_choice"),
     }
 )

@@ -22,11 +22,12 @@ from pathlib import Path
 
 import numpy as np
 
-from smmil.artifacts.records import Bootstrap, ComparedMethod, Comparison, Difference
+from smmil.artifacts.chosen_runs import chosen_rates
+from smmil.artifacts.records import Bootstrap, ComparedMethod, Comparison, Difference, PredictionIndex
 from smmil.artifacts.results import Predictions, load_predictions, read_index
 from smmil.evaluate.bootstrap import EXTRA, LEVEL, METRICS, Floats, Run, draw_weights, run_resamples
 from smmil.evaluate.metrics import best_threshold, labelled
-from smmil.evaluate.runs import as_evaluated, choose_run
+from smmil.evaluate.runs import as_evaluated
 
 
 def paired_bootstrap(
@@ -113,8 +114,8 @@ def compare(
     runs = [[_run(side[split]) for split in seeds] for side in sides]
     return Comparison(
         dataset=datasets.pop(),
-        first=_describe(sides[0], seeds),
-        second=_describe(sides[1], seeds),
+        first=_describe(first, sides[0], seeds),
+        second=_describe(second, sides[1], seeds),
         seeds=tuple(seeds),
         metrics=paired_bootstrap(runs[0], runs[1], metrics, resamples=resamples, seed=seed),
         random_weights=any(run.meta.random_weights for side in sides for run in side.values()),
@@ -124,11 +125,9 @@ def compare(
 
 def _chosen(index: Path | str) -> dict[int, Predictions]:
     """Load, per split, the predictions of the run that validation chose."""
-    by_seed: dict[int, list[Predictions]] = {}
-    for path in read_index(index):
-        predictions = load_predictions(path)
-        by_seed.setdefault(predictions.meta.seed, []).append(predictions)
-    return {seed: choose_run(runs) for seed, runs in by_seed.items()}
+    runs = [load_predictions(path) for path in read_index(index)]
+    rates = chosen_rates((run.meta for run in runs), PredictionIndex.read(index).learning_rate_choice)
+    return {run.meta.seed: run for run in runs if run.meta.lr == rates[run.meta.seed]}
 
 
 def _run(predictions: Predictions) -> Run:
@@ -137,13 +136,14 @@ def _run(predictions: Predictions) -> Run:
     return test, best_threshold(*labelled(val["y_inst"], val["instance_score"])), signed
 
 
-def _describe(side: dict[int, Predictions], seeds: Sequence[int]) -> ComparedMethod:
+def _describe(index: Path | str, side: dict[int, Predictions], seeds: Sequence[int]) -> ComparedMethod:
     meta = side[seeds[0]].meta
     return ComparedMethod(
         encoder=meta.encoder,
         method=meta.method,
         protocol=meta.protocol,
         quirks=meta.quirks,
+        learning_rate_choice=PredictionIndex.read(index).learning_rate_choice,
         runs=tuple(side[seed].meta.run for seed in seeds),
     )
 

@@ -1,10 +1,10 @@
 """Compute the metrics of one (dataset, encoder, method) from saved predictions; CPU only (paper section 5).
 
-Per split the run with the best VALIDATION selection score is chosen (bag AUROC - BCE, stored by training); the test
-metrics of all runs are listed under `candidates`, and no table uses them. Definitions: `smmil.evaluate.metrics`;
-intervals: `smmil.evaluate.bootstrap`. `gated` holds the metrics with every score of a bag called negative set to -5;
-under the quirk `eval_gate_by_bag` the gated metrics are the primary `test`, `val` and threshold, and the raw ones are
-stored under `ungated`.
+Per split the run counts whose learning rate VALIDATION chose (bag AUROC - BCE, stored by training): per split or one
+rate for all splits, see `smmil.artifacts.chosen_runs`. The test metrics of all runs are listed under `candidates`, and
+no table uses them. Definitions: `smmil.evaluate.metrics`; intervals: `smmil.evaluate.bootstrap`. `gated` holds the
+metrics with every score of a bag called negative set to -5; under the quirk `eval_gate_by_bag` the gated metrics are
+the primary `test`, `val` and threshold, and the raw ones are stored under `ungated`.
 
 `spread` describes how every test metric varies over the splits: mean, std (ddof 1, None for one split), median, worst
 (the smallest; the largest where less is better: losses, errors, false positive rates, energies), n splits that have
@@ -19,13 +19,14 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median, stdev
-from typing import Protocol, TypeVar
 
+from smmil.artifacts.chosen_runs import chosen_rates
 from smmil.artifacts.records import (
     Bootstrap,
     Candidate,
     Metrics,
     PartMetrics,
+    PredictionIndex,
     PredictionMeta,
     SplitMetrics,
     Spread,
@@ -34,23 +35,13 @@ from smmil.artifacts.records import (
 from smmil.artifacts.results import Arrays, load_predictions, read_index
 from smmil.config import stage_versions
 from smmil.config.definitions import GATE, definitions
+from smmil.config.training_options import RateChoice
 from smmil.evaluate.bootstrap import LEVEL, METRICS, Run, intervals
 from smmil.evaluate.metrics import RunMetrics, gate, run_metrics
 
 logger = logging.getLogger(__name__)
 
 LESS_IS_BETTER = ("bag_bce", "bag_ece", "instance_fpr_at_tpr90", "dirichlet_raw", "dirichlet_normalised")
-
-
-class HasMeta(Protocol):
-    """Anything about one run that carries the meta of its predictions."""
-
-    @property
-    def meta(self) -> PredictionMeta:
-        """Meta of the predictions."""
-
-
-RunT = TypeVar("RunT", bound=HasMeta)
 
 
 @dataclass(frozen=True)
@@ -74,18 +65,21 @@ def evaluate(index: Path | str, out: Path | str, *, resamples: int = 1000, seed:
     Raises:
         ValueError: see `smmil.artifacts.results.read_index` and `evaluate_runs`.
     """
-    files = read_index(index)
-    metrics = evaluate_runs(files, resamples=resamples, seed=seed)
+    files, choice = read_index(index), PredictionIndex.read(index).learning_rate_choice
+    metrics = evaluate_runs(files, choice=choice, resamples=resamples, seed=seed)
     metrics.write(out)
     logger.info("%s: %d runs, %d splits", out, len(files), len(metrics.splits))
     return metrics
 
 
-def evaluate_runs(files: Sequence[Path | str], *, resamples: int = 1000, seed: int = 0) -> Metrics:
+def evaluate_runs(
+    files: Sequence[Path | str], *, choice: RateChoice = "split", resamples: int = 1000, seed: int = 0
+) -> Metrics:
     """Compute the metrics of all runs of one method on one dataset.
 
     Args:
         files: predictions files, every split and learning rate.
+        choice: how validation chooses among the learning rates.
         resamples: of the bootstrap over test bags; 0 omits the intervals.
         seed: of the bootstrap.
 
@@ -101,7 +95,8 @@ def evaluate_runs(files: Sequence[Path | str], *, resamples: int = 1000, seed: i
         run = _evaluate_run(predictions.meta, test, predictions.part("val"))
         groups.setdefault(run.meta.seed, []).append(run)
     shared = _shared([run.meta for runs in groups.values() for run in runs])
-    chosen = {split_seed: choose_run(groups[split_seed]) for split_seed in sorted(groups)}
+    rates = chosen_rates((run.meta for runs in groups.values() for run in runs), choice)
+    chosen = {seed: next(run for run in groups[seed] if run.meta.lr == rate) for seed, rate in rates.items()}
     splits = []
     for split_seed, best in chosen.items():
         ordered = sorted(groups[split_seed], key=lambda run: -run.meta.lr)
@@ -116,24 +111,13 @@ def evaluate_runs(files: Sequence[Path | str], *, resamples: int = 1000, seed: i
         protocol=shared.protocol,
         quirks=tuple(sorted(shared.quirks)),
         random_weights=any(run.meta.random_weights for runs in groups.values() for run in runs),
+        learning_rate_choice=choice,
         stage_version=stage_versions.METRICS,
         splits=tuple(splits),
         spread=spread([split.test for split in splits]),
         bootstrap=Bootstrap(resamples=resamples, seed=seed, level=LEVEL, over="test bags", intervals=limits),
         definitions=definitions(shared.quirks),
     )
-
-
-def choose_run(runs: Sequence[RunT]) -> RunT:
-    """Return the run of one split with the best validation selection score; on a tie the larger learning rate.
-
-    Raises:
-        ValueError: one learning rate twice.
-    """
-    rates = [run.meta.lr for run in runs]
-    if len(set(rates)) != len(rates):
-        raise ValueError(f"split {runs[0].meta.seed}: found the learning rates {rates}, expected each once")
-    return max(runs, key=lambda run: (run.meta.selection_score, run.meta.lr))
 
 
 def spread(tests: Sequence[PartMetrics]) -> dict[str, Spread]:

@@ -64,8 +64,7 @@ def build_table(name: str, metrics: Sequence[Metrics], layout: TableLayout) -> T
         n_splits = max((len(entry.splits) for entry in used.values()), default=0)
     random = frozenset(key[:2] for key, entry in used.items() if entry.random_weights)
     protocol = protocol_text(*shared_quirks(used.values(), "table")) or "none (no metrics)"
-    titles = {dataset.name: dataset.title for dataset in layout.datasets}
-    lines = notes(sections, used, titles, n_splits, layout.note)
+    lines = notes(sections, used, layout, n_splits)
     return Table(name, spec.title, sections, n_splits, protocol, lines, random)
 
 

@@ -15,12 +15,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from smmil.artifacts.records import Comparison, PredictionIndex
-from smmil.config.definitions import definitions, shared_quirks
+from smmil.config.definitions import definitions, rate_choice_text, shared_quirks
 from smmil.config.layouts import PairDataset, PairLayout
 from smmil.config.methods import GROUPS, METHODS, PROPOSED, display_name, group_of
 from smmil.evaluate.comparisons import compare
 from smmil.tables.cells import Cell, Row, Section, Table
-from smmil.tables.notes import protocol_line, random_weights_note
+from smmil.tables.notes import protocol_line, random_weights_note, split_notes
 from smmil.tables.specs import Column, style
 
 logger = logging.getLogger(__name__)
@@ -81,8 +81,10 @@ def build(indexes: Mapping[PairingKey, Path], layout: PairLayout, *, resamples: 
         random_weights_note(dataset.title for dataset in layout.datasets if dataset.name in random),
         _missing(layout, results),
         protocol_line(protocol, quirks),
+        *split_notes(layout.datasets),
         f"Features: {features}.",
         MEANING.format(resamples=f"{resamples:,}"),
+        rate_choice_text(side.learning_rate_choice for side in sides),
         CHANCE,
         f"{PROPOSED} proposed in the paper; –: not trained here.",
         *(definitions(quirks)[metric] for metric in METRICS),

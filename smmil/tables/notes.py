@@ -6,7 +6,8 @@ from itertools import product
 
 from preprocessing.features.encoders import encoder_title
 from smmil.artifacts.results import inverted, split_values
-from smmil.config.definitions import PRESETS, definitions, protocol_text, shared_quirks
+from smmil.config.definitions import PRESETS, definitions, protocol_text, rate_choice_text, shared_quirks
+from smmil.config.layouts import Dataset, TableLayout
 from smmil.config.methods import METHODS, display_name
 from smmil.tables.cells import NO_FILE, Cell, MetricsByKey, Section, metric_cell
 from smmil.tables.specs import Column, Key
@@ -27,8 +28,7 @@ SPREAD = (
 DIFFERENCE = "Δ: the method with Sm minus the one without, split by split, mean ± standard deviation."
 BEST = "Best of the block in bold, second underlined. ◆ proposed in the paper."
 CELLS = (
-    "Cells: {cells} over the training/validation splits; all splits share one test set, so they are not independent. "
-    "Learning rate chosen per split on validation, never on test. "
+    "Cells: {cells} over the training/validation splits; all splits share one test set, so they are not independent."
 )
 # The direction of a sign-aware score explains r² of the variance of the validation bags' logits. Below one half, the
 # score misses most of what the model does; a negative r contradicts the gradients it was computed from.
@@ -64,18 +64,16 @@ class _Value:
         return 0 < len(self.cell.values) < n_splits
 
 
-def notes(
-    sections: Sequence[Section], metrics: MetricsByKey, titles: Mapping[str, str], n_splits: int, note: str = ""
-) -> tuple[str, ...]:
+def notes(sections: Sequence[Section], metrics: MetricsByKey, layout: TableLayout, n_splits: int) -> tuple[str, ...]:
     """Return the lines to print under a table, the most alarming first.
 
     Args:
         sections: sections of the table, the paper's first.
         metrics: metrics in the table by (dataset, encoder, method).
-        titles: dataset name -> title.
+        layout: datasets of the table, and a line that is printed first.
         n_splits: splits of a complete cell.
-        note: a line of the layout, printed first.
     """
+    titles = {dataset.name: dataset.title for dataset in layout.datasets}
     columns = [column for section in sections for column in section.columns]
     kinds = {column.kind for column in columns}
     names = list(dict.fromkeys(metric for column in columns for metric in column.metrics))
@@ -88,8 +86,9 @@ def notes(
         for key, entry in metrics.items()
     }
     cells = CELLS.format(cells="mean ± standard deviation (n − 1)" if "mean" in kinds else "ranks of means")
+    rates = rate_choice_text(entry.learning_rate_choice for entry in metrics.values())
     lines = [
-        note,
+        layout.note,
         random_weights_note(titles[key[0]] for key, entry in metrics.items() if entry.random_weights),
         *_missing(sections, values, titles),
         *_partial(sections[0], values, titles, n_splits),
@@ -97,8 +96,9 @@ def notes(
         *([_low_runs(LOW_AGREEMENT, agreements, titles, LEAST_AGREEMENT)] if _any(names, "signed") else []),
         # runs without recorded quirks may have had some
         protocol_line(protocol, quirks, recorded=all(entry.quirks is not None for entry in metrics.values())),
+        *split_notes(layout.datasets),
         _features(columns, titles),
-        BEST if "train_seconds" in names else cells + BEST,
+        BEST if "train_seconds" in names else " ".join(filter(None, (cells, rates, BEST))),
         SPREAD if "spread" in kinds else "",
         DIFFERENCE if "difference" in kinds else "",
         *(known[name] for name in names if name in known),
@@ -213,6 +213,11 @@ def _no_interval(columns: Sequence[Column], values: Sequence[_Value], metrics: M
             counts.setdefault(value.metric, []).append(value.cell.ci is None)
     without = [f"{metric} ({sum(empty)} of {len(empty)} cells)" for metric, empty in counts.items() if any(empty)]
     return f"No bootstrap interval in the CSV: {', '.join(without)}." if without else ""
+
+
+def split_notes(datasets: Iterable[Dataset]) -> list[str]:
+    """Return a line for every dataset whose bags were sampled."""
+    return [f"Split of {dataset.title}: {dataset.split_note}." for dataset in datasets if dataset.split_note]
 
 
 def protocol_line(protocol: str, quirks: Collection[str], *, recorded: bool = True) -> str:

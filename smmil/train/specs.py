@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from smmil.artifacts.chosen_runs import chosen_rates
 from smmil.artifacts.hashes import json_argument
 from smmil.artifacts.records import FeatureFacts, MethodOptions, RunEntry, RunsFile
 from smmil.artifacts.runs import RunSpec, read_done
@@ -163,10 +164,7 @@ def summary(specs: Sequence[RunSpec], job: Job) -> RunsFile:
             raise RuntimeError(f"{job.out / spec.name}: not finished although training ended")
         entry = {"run": spec.name, "seed": spec.seed, "lr": spec.learning_rate, "chosen": False, **done.as_json()}
         runs.append(RunEntry.model_validate(entry))
-    best = {
-        seed: max((run for run in runs if run.seed == seed), key=lambda run: (run.selection_score, run.lr))
-        for seed in {run.seed for run in runs}
-    }
+    rates = chosen_rates(runs, job.options.learning_rate_choice)
     first, source, protocol = specs[0], job.source, job.options.protocol
     return RunsFile(
         dataset=first.dataset,
@@ -182,5 +180,6 @@ def summary(specs: Sequence[RunSpec], job: Job) -> RunsFile:
         random_weights=source.random_weights,
         bags=len(source.listing.bags),
         excluded={state: tuple(bag_ids) for state, bag_ids in source.listing.excluded.items()},
-        runs=tuple(run.model_copy(update={"chosen": run is best[run.seed]}) for run in runs),
+        learning_rate_choice=job.options.learning_rate_choice,
+        runs=tuple(run.model_copy(update={"chosen": run.lr == rates[run.seed]}) for run in runs),
     )

@@ -3,6 +3,7 @@
 import json
 import math
 import tracemalloc
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from smmil.artifacts.chosen_runs import chosen_rates
 from smmil.artifacts.records import Metrics, PredictionMeta
-from smmil.artifacts.results import Predictions
 from smmil.evaluate import bootstrap, metrics
 from smmil.evaluate.__main__ import main
-from smmil.evaluate.runs import as_evaluated, choose_run, evaluate, evaluate_runs
+from smmil.evaluate.comparisons import compare
+from smmil.evaluate.runs import as_evaluated, evaluate, evaluate_runs
 from tests.helpers.predictions import BAGS, Bag, part, write_index, write_run
 
 scored = st.lists(st.tuples(st.integers(0, 1), st.integers(-4, 4)), min_size=2, max_size=40)
@@ -225,17 +227,47 @@ def test_interval_holds_the_metric_and_one_bag_gives_a_point() -> None:
     assert single["instance_auroc"] == [1.0, 1.0] and single["bag_f1"] == [1.0, 1.0] and single["bag_auroc"] is None
 
 
-def test_learning_rate_is_chosen_on_validation_whatever_the_test_says() -> None:
-    facts = {"dataset": "toy", "encoder": "e", "method": "abmil", "protocol": "as_written", "run": "r", "seed": 1}
+def metas_of(scores: Mapping[tuple[int, float], float]) -> list[PredictionMeta]:
+    """Metas of runs by (seed, learning rate)."""
+    facts = {"dataset": "toy", "encoder": "e", "method": "abmil", "protocol": "as_written", "run": "r"}
+    return [
+        PredictionMeta.model_validate({**facts, "seed": seed, "lr": lr, "selection_score": score})
+        for (seed, lr), score in scores.items()
+    ]
 
-    def run(lr: float, score: float) -> Predictions:
-        return Predictions(Path(), PredictionMeta.model_validate({**facts, "lr": lr, "selection_score": score}), {})
 
-    low, high = run(1e-5, 0.4), run(1e-4, 0.3)
-    assert choose_run([high, low]) is low
-    assert choose_run([run(1e-5, 0.3), high]) is high
-    with pytest.raises(ValueError, match="each once"):
-        choose_run([low, low])
+def test_learning_rate_is_chosen_on_validation_per_split_or_per_method() -> None:
+    runs = metas_of({(1, 1e-4): 0.3, (1, 1e-5): 0.4, (2, 1e-4): 0.9, (2, 1e-5): 0.1, (3, 1e-4): 0.2, (3, 1e-5): 0.2})
+    assert chosen_rates(runs, "split") == {1: 1e-5, 2: 1e-4, 3: 1e-4}
+    assert chosen_rates(runs[::-1], "method") == {1: 1e-4, 2: 1e-4, 3: 1e-4}
+    # one split: the same; equal means: the larger rate
+    assert chosen_rates(runs[:2], "method") == chosen_rates(runs[:2], "split") == {1: 1e-5}
+    assert chosen_rates(runs[4:], "method") == {3: 1e-4}
+    assert chosen_rates([], "method") == {}
+    with pytest.raises(ValueError, match="twice"):
+        chosen_rates([runs[0], runs[0]], "split")
+    with pytest.raises(ValueError, match="method: found the rates by split.*same in all"):
+        chosen_rates(runs[:3], "method")
+
+
+def test_one_rate_per_method_reaches_metrics_and_comparisons(tmp_path: Path) -> None:
+    scores = {(1, 1e-4): 0.3, (1, 1e-5): 0.4, (2, 1e-4): 0.9, (2, 1e-5): 0.1}
+    runs = [write_run(tmp_path, seed=seed, lr=lr, selection_score=s) for (seed, lr), s in scores.items()]
+    index = write_index(tmp_path, runs)
+    chosen = {}
+    for choice in ("split", "method"):
+        index.write_text(json.dumps({**json.loads(index.read_text()), "learning_rate_choice": choice}))
+        metrics = evaluate(index, tmp_path / "metrics.json", resamples=0)
+        assert metrics.learning_rate_choice == choice
+        chosen[choice] = [split.run for split in metrics.splits]
+        assert [[run.chosen for run in split.candidates].count(True) for split in metrics.splits] == [1, 1]
+        comparison = compare(index, index, ["bag_auroc"], resamples=0)
+        assert list(comparison.first.runs) == chosen[choice]
+        assert comparison.second.learning_rate_choice == choice
+    assert chosen == {
+        "split": ["split1_lr1e-05", "split2_lr0.0001"],
+        "method": ["split1_lr0.0001", "split2_lr0.0001"],
+    }
 
 
 def test_command_line_writes_the_chosen_runs_and_equal_bytes(tmp_path: Path) -> None:

@@ -161,3 +161,4 @@ def fake_raw(directory: Path, *, panda: int, scans: int) -> None:
     # more files than are counted exactly, so that the configured number of scans is what is planned
     touch(directory / "raw/rsna/stage_2_train", [f"ID_{i:09x}.dcm" for i in range(scans * 30)])
     (directory / "raw/rsna/stage_2_train.csv").write_text("ID,Label\n")
+    (directory / "raw/rsna/testing_example.csv").write_text("instance_name,bag_name\nID_000000000.dcm,scan\n")

@@ -221,6 +221,24 @@ def test_rows_of_different_quirks_are_refused_and_equal_ones_are_not() -> None:
         build_table("table1", [record, {**other, "quirks": ["eval_histogram"]}], LAYOUT)
 
 
+def test_the_choice_of_learning_rates_is_named_and_not_mixed() -> None:
+    def cells(entries: Sequence[dict[str, Any]]) -> str:
+        return next(note for note in build_table("table1", entries, LAYOUT).notes if note.startswith("Cells:"))
+
+    assert "Learning rate chosen per split on validation, never on test." in cells(metrics())
+    one = [{**record, "learning_rate_choice": "method"} for record in metrics()]
+    assert "One learning rate per method for all its splits" in cells(one)
+    with pytest.raises(ValueError, match="learning_rate_choice: found \\['method', 'split'\\], expected one per table"):
+        build_table("table1", [*one[:2], *metrics()[2:]], LAYOUT)
+
+
+def test_a_sampled_split_is_named_in_a_note() -> None:
+    rsna, c16 = KEYS["datasets"]
+    layout = TableLayout.parse({**KEYS, "datasets": [{**rsna, "split_note": "all scans are sampled"}, c16]})
+    assert "Split of RSNA: all scans are sampled." in build_table("table1", metrics(), layout).notes
+    assert not any(note.startswith("Split of") for note in build_table("table1", metrics(), LAYOUT).notes)
+
+
 def test_a_missing_interval_is_told_and_a_present_one_is_not() -> None:
     entries = [with_values(record, bag_auprc=[0.5, 0.5], bag_ece=[0.1, 0.1]) for record in metrics()]
     for record in entries[:3]:

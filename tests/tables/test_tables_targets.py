@@ -179,6 +179,18 @@ def test_layouts_are_accepted_by_the_tables_and_hold_the_pairings(paper: Any) ->
     assert set(comparisons.pairings) == set(pairings(config, "comparisons"))
 
 
+def test_every_table_of_a_dataset_says_what_was_sampled(paper: Any) -> None:
+    config = paper[0]
+    sampled = config.datasets["rsna"].model_copy(update={"source": {"test_list": None}})
+    changed = config.model_copy(update={"datasets": {**config.datasets, "rsna": sampled}})
+    for table in (*SPECS, "comparisons"):
+        given, drawn = ({d.name: d.split_note for d in table_layout(c, table).datasets} for c in (config, changed))
+        assert all(not note for name, note in given.items() if name != "rsna")
+        if "rsna" in given:
+            assert "testing_example.csv; the training scans" in given["rsna"]
+            assert "not the published split" in drawn["rsna"]
+
+
 def test_the_pairs_are_those_of_tables_3_and_4(paper: Any) -> None:
     assert bases() == PAIRED
     # without a table that asks for more, the rows of Tables 1 and 6 alone

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from preprocessing.common import files
+from smmil.artifacts.records import RunsFile
 from smmil.artifacts.runs import load_state, read_log
 from smmil.train import __main__ as train
 from smmil.train import fit as training
@@ -47,6 +48,24 @@ def test_same_seed_same_bits_and_another_seed_other_bits(dataset, straight, tmp_
     assert_same_run(tmp_path / "a" / RUN, straight / RUN)
     other = (tmp_path / "a" / "split2_lr0.01" / "best.safetensors").read_bytes()
     assert other != (straight / RUN / "best.safetensors").read_bytes()
+
+
+def test_another_choice_of_the_learning_rate_trains_nothing_again(dataset, tmp_path):
+    settings = {"splits": [1, 2], "learning_rates": [0.01, 0.001], "epochs": 1}
+    assert train.main(train_arguments(dataset, tmp_path, **settings)) == 0
+    scores = {"split1_lr0.01": 0.3, "split1_lr0.001": 0.4, "split2_lr0.01": 0.9, "split2_lr0.001": 0.1}
+    for run, score in scores.items():
+        path = tmp_path / run / "done.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "selection_score": score}))
+    trained = {run: (tmp_path / run / "best.safetensors").stat().st_mtime_ns for run in scores}
+    chosen = {}
+    for choice in ("split", "method"):
+        assert train.main(train_arguments(dataset, tmp_path, **settings, learning_rate_choice=choice)) == 0
+        listed = RunsFile.read(tmp_path / "runs.json")
+        assert listed.learning_rate_choice == choice
+        chosen[choice] = [run.run for run in listed.chosen]
+    assert chosen == {"split": ["split1_lr0.001", "split2_lr0.01"], "method": ["split1_lr0.01", "split2_lr0.01"]}
+    assert {run: (tmp_path / run / "best.safetensors").stat().st_mtime_ns for run in scores} == trained
 
 
 KILLED = """

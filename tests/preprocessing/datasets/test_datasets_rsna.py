@@ -114,6 +114,21 @@ def test_rsna_list_and_disk_differ(tmp_path: Path) -> None:
     assert not any("6431af929" in name for row in rows.values() for name in row.images)
 
 
+def test_tables_are_told_what_of_rsna_is_sampled(tmp_path: Path) -> None:
+    note = DATASETS["rsna"].split_note
+    assert "the test scans among them, are a seeded sample (seed 3, up to 1,150 scans in all)" in note({"seed": 3})
+    half = note({"test_list": "raw/rsna/testing_example.csv", "scans": 108})
+    assert half.startswith(
+        "test scans as listed in testing_example.csv; the training scans, of which no list is published"
+    )
+    assert "up to 108 scans" in half
+    assert note({"test_list": "a.csv", "train_list": "b.csv"}) == ""
+    assert note({"test_list": None}) == note({}) == note({"test_list": ""})
+    small_rsna(tmp_path)
+    with pytest.raises(ValueError, match=r"no file 'testing_example.csv'.*snakemake raw.*test_list: null"):
+        DATASETS["rsna"].count(tmp_path, {"test_list": "testing_example.csv"})
+
+
 def test_rsna_damaged_tables(tmp_path: Path) -> None:
     small_rsna(tmp_path)
     header = ["instance_name", "bag_name", "order"]

@@ -4,12 +4,13 @@ import hashlib
 import http.server
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from preprocessing.common import download as transport
-from preprocessing.raw import check_url, main, parse_checksums, registry
+from preprocessing.raw import check_url, fetch_split, main, parse_checksums, registry
 
 CONTENT = {
     "README.md": b"about the data",
@@ -160,16 +161,56 @@ def test_registry() -> None:
     sources = registry()
     assert set(sources) == {"camelyon16", "panda", "rsna"}
     assert check_url(sources["camelyon16"].url) == sources["camelyon16"].url
+    for source in (sources["panda"], sources["rsna"]):
+        assert source.split_url.startswith("https://") and len(bytes.fromhex(source.split_sha256)) == 32
     assert all(
         source.licence and source.version and source.access in ("download", "by hand") for source in sources.values()
     )
 
 
-def test_data_to_fetch_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["panda", "--out", str(tmp_path)]) == 1
+def test_data_to_fetch_by_hand(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport.time, "sleep", lambda seconds: None)
+    nowhere = (tmp_path / "nowhere").as_uri()
+    assert main(["panda", "--out", str(tmp_path), "--url", nowhere]) == 1
     text = capsys.readouterr().out
     assert "train_images: 0 files, about 10616" in text and "accept the rules" in text and "no slide" in text
+    assert "partition_PANDA.xlsx" in text and f"NOT FETCHED from {nowhere}/partition_PANDA.xlsx" in text
     (tmp_path / "stage_2_train").mkdir()
     (tmp_path / "stage_2_train" / "ID_1.dcm").touch()
-    assert main(["rsna", "--out", str(tmp_path)]) == 1
+    assert main(["rsna", "--out", str(tmp_path), "--url", nowhere]) == 1
     assert "stage_2_train: 1 files" in capsys.readouterr().out
+
+
+def test_the_published_split_is_fetched_by_checksum_and_no_other_file_is_replaced(
+    tmp_path: Path, server: tuple[str, type[Handler]], source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry = registry()["rsna"]
+    content = b"instance_name,bag_name\nID_1.dcm,scan\n"
+    published = replace(entry, split_sha256=hashlib.sha256(content).hexdigest())
+    (source / "testing_example.csv").write_bytes(content)
+    base = server[0] + "/"
+    path = tmp_path / "raw" / "testing_example.csv"
+    # the registry's checksum refuses another content
+    assert not fetch_split(entry, path.parent, base) and not path.exists()
+    assert "NOT FETCHED" in capsys.readouterr().out
+    assert fetch_split(published, path.parent, base) and path.read_bytes() == content
+    server[1].requests.clear()
+    assert fetch_split(published, path.parent, base) and not server[1].requests
+    assert "verified" in capsys.readouterr().out
+    path.write_text("a list of mine")
+    assert not fetch_split(published, path.parent, base) and path.read_text() == "a list of mine"
+    assert "found another file" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("dataset", "file"), [("rsna", "rsna/test_150_scans.csv"), ("panda", "panda/partition_PANDA.xlsx")]
+)
+def test_the_registry_knows_the_real_splits(tmp_path: Path, shared_data: Path, dataset: str, file: str) -> None:
+    entry = registry()[dataset]
+    name = entry.split_url.rpartition("/")[2]
+    (tmp_path / "server").mkdir()
+    (tmp_path / "server" / name).write_bytes((shared_data / file).read_bytes())
+    assert fetch_split(entry, tmp_path / "raw", (tmp_path / "server").as_uri() + "/")
+    assert (tmp_path / "raw" / name).is_file()
