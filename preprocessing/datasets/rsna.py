@@ -2,9 +2,10 @@
 
 Slice labels come from `stage_2_train.csv` (ID, Label; ID = ID_<slice>_<subtype>), where `any` means haemorrhage on the
 slice. A scan is positive if one of its slices is. The test part is the 150 scans published with Wu et al. 2021 (CSV
-with instance_name, bag_name and optionally instance_label, bag_label, order). The training scans come from such a list,
-too, or are sampled. Without a list all scans are sampled, stratified by label with a fixed seed, and a note says so.
-All scans of a patient are in one part. Patient identifiers become an index; scans are named by the list or a hash.
+with instance_name, bag_name and optionally instance_label, bag_label, order; `snakemake raw` fetches it). The training
+scans come from such a list, too, or are sampled: 1,000 more, stratified by label with a fixed seed. Without a test list
+all scans are sampled. Tables say what was sampled. All scans of a patient are in one part. Patient identifiers become
+an index; scans are named by the list or a hash.
 """
 
 import csv

@@ -9,6 +9,8 @@ import pytest
 import torch
 import yaml
 
+from smmil.artifacts.hashes import hash_json
+from smmil.artifacts.records import RunConfig
 from smmil.config.experiment import parse_config, training_options
 from smmil.config.quirks import QUIRKS, RELEASE, active_quirks, method_changes
 from smmil.config.training_options import DataOptions, TrainingOptions
@@ -16,6 +18,7 @@ from smmil.data.batch import pack
 from smmil.data.cache import BagCache
 from smmil.data.loading import list_usable, load_listed
 from smmil.data.sources import open_source
+from smmil.data.splits import make_split
 from smmil.layers.segments import plain_softmax, segment_softmax
 from smmil.models import MODEL_QUIRKS, build_model
 from smmil.models.base import graph_of
@@ -318,6 +321,18 @@ def test_14_the_selection_loss_of_a_short_last_batch_counts_more(tmp_path):
     bce = [float(torch.nn.functional.softplus(-z if i % 2 else z)) for i, z in enumerate(logits)]
     assert losses[False] == pytest.approx(sum(bce) / 3, rel=1e-5)
     assert losses[True] == pytest.approx((bce[0] + bce[1]) / 4 + bce[2] / 2, rel=1e-5)
+
+
+def test_19_a_run_on_another_split_is_trained_again_and_no_other(dataset, tmp_path):
+    bags = list_usable(dataset / "bags.csv", [dataset / "features/tiny/shards/0000.json"]).bags
+    weights = []
+    for released in (False, True, True):
+        arguments = train_arguments(dataset, tmp_path, "abmil", epochs=1, quirks={"splits": released})
+        assert train.main(arguments) == 0
+        run, split = tmp_path / "split1_lr0.01", make_split(bags, 1, 0.34, released=released)
+        assert RunConfig.read(run / "config.json").split.bags_sha256 == hash_json([split.train, split.val])
+        weights.append((run / "best.safetensors").stat().st_mtime_ns)
+    assert weights[0] != weights[1] == weights[2]
 
 
 def test_5_18_evaluation_finds_the_flags_beside_the_runs(dataset, tmp_path):
