@@ -150,7 +150,7 @@ def read_partition(path: Path) -> dict[str, str]:
 
 def _partition_path(root: Path, partition: str | None) -> Path:
     usual = (p for name in _PARTITIONS if (p := root / name).is_file())
-    advice = "`snakemake raw` fetches the published table"
+    advice = f"`python -m preprocessing.raw {KIND} --out {root}` fetches the published table"
     path = option_file(KIND, "partition", partition, root, advice) or next(usual, None)
     if path is None:
         raise _missing(root, "no table with the train/test split")

@@ -38,7 +38,8 @@ SOURCE = (
 LAYOUT = """
 stage_2_train.csv (ID, Label)
 stage_2_train/ID_*.dcm
-optional lists of scans (instance_name, bag_name, order): options `test_list` and `train_list`
+testing_example.csv, the published test scans (`snakemake raw` fetches it); other lists (instance_name, bag_name, order)
+by the options `test_list` and `train_list`
 """
 EXPECTED = {"bags": 1_150, "train": 1_000, "test": 150, "slices": 39_750, "test_slices": 5_254, "test_positive": 72}
 CORRUPT = {"ID_6431af929": "truncated pixel data, known corrupt"}
@@ -51,7 +52,8 @@ _missing = partial(missing_raw, title=TITLE, source=SOURCE, layout=LAYOUT)
 
 def _read_lists(root: Path, options: RsnaOptions) -> tuple[tuple[Listed, ...] | None, tuple[Listed, ...] | None]:
     """Return the scans of the test and the training list, None without a list."""
-    advice = "`snakemake raw` fetches the published list; with `test_list: null` the test scans are sampled"
+    fetch = f"`python -m preprocessing.raw {KIND} --out {root}` fetches the published list"
+    advice = f"{fetch}; with `test_list: null` the test scans are sampled"
     test = option_file(KIND, "test_list", options.test_list, root, advice)
     train = option_file(KIND, "train_list", options.train_list, root)
     if train is not None and test is None:

@@ -3,7 +3,7 @@ from preprocessing.raw import registry
 
 
 rule raw:
-    # check every raw folder, download what is open, say what to fetch by hand
+    # check every raw folder, download what is open and the published splits, say what to fetch by hand
     input:
         [
             f"{RESULTS}/{name}/raw.checked"
@@ -25,6 +25,7 @@ rule fetch_raw:
     params:
         kind=lambda w: dataset_of(w).kind,
         root=root_of,
+        split=lambda w: registry()[dataset_of(w).kind].split_sha256,
     shell:
         "python -m preprocessing.raw {params.kind} --out {params.root:q} 2>&1 | tee {log:q}"
 

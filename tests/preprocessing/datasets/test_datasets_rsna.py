@@ -125,7 +125,9 @@ def test_tables_are_told_what_of_rsna_is_sampled(tmp_path: Path) -> None:
     assert note({"test_list": "a.csv", "train_list": "b.csv"}) == ""
     assert note({"test_list": None}) == note({}) == note({"test_list": ""})
     small_rsna(tmp_path)
-    with pytest.raises(ValueError, match=r"no file 'testing_example.csv'.*snakemake raw.*test_list: null"):
+    with pytest.raises(
+        ValueError, match=r"no file 'testing_example.csv'.*preprocessing.raw rsna --out.*test_list: null"
+    ):
         DATASETS["rsna"].count(tmp_path, {"test_list": "testing_example.csv"})
 
 
