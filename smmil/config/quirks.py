@@ -107,7 +107,7 @@ QUIRKS: dict[str, Quirk] = {
         "CAMELYON16: 4 bags per step, 1 with a transformer",
         "CAMELYON16: 1 bag per step",
         "four times the steps for methods without a transformer",
-        "bash_scripts/run_camelyon.sh:36,54,78,97,116,139",
+        "bash_scripts/run_camelyon.sh:36,55,78,97,116,139",
     ),
     "model_smt_ap_pool": Quirk(
         9,
@@ -123,7 +123,7 @@ QUIRKS: dict[str, Quirk] = {
         "candidate learning rates, the better one by validation",
         "0.0001 only",
         "one run per split; methods that prefer another rate lose",
-        "bash_scripts/run_camelyon.sh:37; bash_scripts/run_panda.sh:37; bash_scripts/run_rsna.sh:37",
+        "bash_scripts/run_camelyon.sh:37; bash_scripts/run_panda.sh:36; bash_scripts/run_rsna.sh:36",
     ),
     "sm_exact": Quirk(
         11,
@@ -147,7 +147,7 @@ QUIRKS: dict[str, Quirk] = {
         "a node without neighbours keeps its value (self loop)",
         "only in a bag of one instance; any other isolated node is multiplied by 1 − α",
         "isolated tiles look less attentive than they are",
-        "datasets/MILDataset.py:80,180",
+        "datasets/MILDataset.py:80-81,180",
     ),
     "select_val_loss": Quirk(
         14,
@@ -155,7 +155,7 @@ QUIRKS: dict[str, Quirk] = {
         "epochs are selected with the mean loss over validation bags",
         "with the mean of batch means: the bags of a short last batch count more",
         "another epoch may be selected",
-        "experiments/Trainer.py:222,242",
+        "experiments/Trainer.py:105,222,242",
     ),
     "panda_label_order": Quirk(
         15,
@@ -190,7 +190,7 @@ QUIRKS: dict[str, Quirk] = {
         "figure 4 shows all test bags",
         "only bags predicted positive; each class has its own 20 bins, from its minimum to its maximum",
         "hides the scores of bags predicted negative, and heights of the classes do not compare",
-        "experiments/train_test.py:217; experiments/utils/plot_utils.py:13,27-32",
+        "experiments/train_test.py:217; experiments/utils/plot_utils.py:13,27-28,31-32",
     ),
     "splits": Quirk(
         19,
@@ -200,7 +200,7 @@ QUIRKS: dict[str, Quirk] = {
         "kept together",
         "other bags validate. The order of the bags decides: here by name, as theirs for PANDA; their lists for "
         "CAMELYON16 and RSNA are not published",
-        "experiments/dataset_loader.py:85-92",
+        "experiments/dataset_loader.py:85,89",
     ),
 }
 
