@@ -1,7 +1,8 @@
 """Tissue mask of a single slide from a PNG of any size, instead of the thresholded one.
 
 Mask pixel (i, j) of (h, w) covers level-0 x in [j W/w, (j+1) W/w), y likewise, on a slide of W x H px. Values above 0
-are tissue (any colour above 0, any palette index above 0); transparent pixels are not. The mask is used as it is: no
+are tissue (any colour above 0, any palette index above 0); transparent pixels are not. Photographs and maps of many
+values are refused, and palettes whose background is not their first colour. The mask is used as it is: no
 filter, no closing, no minimum area. Results are contours of int32 level-0 (x, y), or PANDA's windows.
 """
 
@@ -9,7 +10,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,8 @@ from preprocessing.tiling.tissue import SEG_DOWNSAMPLE, Contour, nested_outlines
 Mask = npt.NDArray[np.bool_]
 
 ASPECT_TOLERANCE = 0.01
+# Beside the background, a few values hold most pixels of a mask, smoothed borders included, but not of a photograph.
+COMMON_VALUES, COMMON_SHARE = 32, 0.5
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -37,7 +39,7 @@ def read_mask(path: Path, dimensions: tuple[int, int]) -> Mask:
         (h, w) bool.
 
     Raises:
-        ValueError: not a PNG, damaged, too large, or of another aspect ratio than the slide.
+        ValueError: not a PNG, damaged, too large, of another aspect ratio than the slide, or no mask.
     """
     width, height = _size(path)
     if width * height > MAX_MASK_PX:
@@ -51,9 +53,9 @@ def read_mask(path: Path, dimensions: tuple[int, int]) -> Mask:
     try:
         with Image.open(path, formats=("PNG",)) as image:
             image.load()
-            return _above_zero(image)
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{path}: damaged PNG ({error}); save the mask again") from error
+    return _above_zero(image, path)
 
 
 def _size(path: Path) -> tuple[int, int]:
@@ -68,12 +70,39 @@ def _size(path: Path) -> tuple[int, int]:
     return width, height
 
 
-def _above_zero(image: Any) -> Mask:
-    if image.mode in ("LA", "RGB", "RGBA"):
-        alpha = np.asarray(image.getchannel("A")) if "A" in image.mode else None
-        colour = np.asarray(image.convert("RGB")).max(axis=2) > 0
-        return np.asarray(colour if alpha is None else colour & (alpha > 0), np.bool_)
-    return np.asarray(np.asarray(image) > 0, np.bool_)
+def _above_zero(image: Image.Image, path: Path) -> Mask:
+    if image.mode == "P":
+        _check_palette(image, path)
+    values = np.asarray(image.convert("RGB") if image.mode in ("LA", "RGB", "RGBA") else image)
+    _check_values(values, path)
+    mask = (values if values.ndim == 2 else values.max(axis=2)) > 0
+    if image.has_transparency_data and image.mode in ("L", "LA", "P", "RGB", "RGBA"):
+        mask &= np.asarray(image.convert("RGBA").getchannel("A")) > 0
+    return np.asarray(mask, np.bool_)
+
+
+def _check_palette(image: Image.Image, path: Path) -> None:
+    """Refuse a palette in which the first colour is not black while another index in use is."""
+    colours = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    black = [index for _, index in image.getcolors() or [] if index < len(colours) and not colours[index].any()]
+    if black and colours[0].any():
+        raise ValueError(
+            f"{path}: palette with black at index {black[0]} and RGB {tuple(colours[0].tolist())} at 0; a mask counts "
+            "indices above 0 as tissue, which would be the black pixels: save it as grey levels, 0 = background"
+        )
+
+
+def _check_values(values: npt.NDArray[np.generic], path: Path) -> None:
+    """Refuse a picture (h, w) or (h, w, 3) of so many values that it is no mask."""
+    step = max(1, math.isqrt(values.shape[0] * values.shape[1] // 10**6))
+    sample = values[::step, ::step].astype(np.int64)
+    packed = sample if sample.ndim == 2 else sample @ np.array([1 << 16, 1 << 8, 1])
+    counts = np.sort(np.unique(packed, return_counts=True)[1])[::-1]
+    if counts[1 : COMMON_VALUES + 1].sum() < COMMON_SHARE * counts[1:].sum():
+        raise ValueError(
+            f"{path}: {len(counts)} different values, expected a mask of few (0 = background, more = tissue); a "
+            "photograph or a map of probabilities has to be thresholded first"
+        )
 
 
 def mask_contours(mask: Mask, dimensions: tuple[int, int]) -> tuple[list[Contour], tuple[float, float]]:

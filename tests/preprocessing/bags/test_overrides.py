@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -136,6 +137,44 @@ def test_transparent_is_not_tissue(tmp_path) -> None:
     pixels[:2, :, 3] = 0
     Image.fromarray(pixels).save(tmp_path / "m.png")
     assert read_mask(tmp_path / "m.png", (4, 4)).tolist() == [[False] * 4] * 2 + [[True] * 4] * 2
+
+
+def test_transparency_counts_in_every_mode(tmp_path) -> None:
+    """Grey level 9 and palette index 1 are declared transparent."""
+    grey = Image.fromarray(np.array([[0, 9, 200]], np.uint8))
+    grey.save(tmp_path / "l.png", transparency=9)
+    palette = Image.fromarray(np.array([[0, 1, 2]], np.uint8), "P")
+    palette.putpalette([0, 0, 0, 255, 0, 0, 0, 0, 255])
+    palette.save(tmp_path / "p.png", transparency=1)
+    for name in ("l.png", "p.png"):
+        assert read_mask(tmp_path / name, (3, 1)).tolist() == [[False, False, True]]
+
+
+def test_indices_of_a_palette_count_unless_its_colours_say_the_opposite(tmp_path) -> None:
+    picture = Image.fromarray(np.array([[0, 1, 2]], np.uint8), "P")
+    picture.putpalette([255, 255, 255, 200, 0, 0, 0, 0, 255])  # labels on a white background, as QuPath writes them
+    picture.save(tmp_path / "labels.png")
+    assert read_mask(tmp_path / "labels.png", (3, 1)).tolist() == [[False, True, True]]
+    picture.putpalette([255, 255, 255, 0, 0, 0, 0, 0, 255])
+    picture.save(tmp_path / "turned.png")
+    with pytest.raises(ValueError, match=r"turned\.png: palette with black at index 1 and RGB \(255, 255, 255\) at 0"):
+        read_mask(tmp_path / "turned.png", (3, 1))
+
+
+def test_a_photograph_and_a_map_of_probabilities_are_no_masks(tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    photograph = np.full((60, 90, 3), 255, np.uint8)
+    photograph[20:40, 30:60] = rng.integers(90, 220, (20, 30, 3))
+    probabilities = (255 * rng.random((60, 90))).astype(np.uint8)
+    for pixels in (photograph, probabilities):
+        Image.fromarray(pixels).save(tmp_path / "m.png")
+        with pytest.raises(ValueError, match=r"m\.png: \d+ different values, expected a mask of few"):
+            read_mask(tmp_path / "m.png", (900, 600))
+    labels = rng.integers(0, 20, (60, 90)).astype(np.uint8)
+    smooth = cv2.GaussianBlur(cv2.circle(np.zeros((300, 300), np.uint8), (150, 150), 90, 255, -1), (9, 9), 0)
+    for pixels in (labels, smooth):
+        Image.fromarray(pixels).save(tmp_path / "m.png")
+        np.testing.assert_array_equal(read_mask(tmp_path / "m.png", pixels.shape[::-1]), pixels > 0)
 
 
 def test_other_shapes_and_other_files_are_refused(tmp_path) -> None:
