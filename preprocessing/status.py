@@ -3,7 +3,8 @@
 `python -m preprocessing.status results/panda` reads `bags.csv` and its report, the shard manifests, and the status
 lines that jobs append (the only trace of a job that failed), and writes into `results/panda/status/`:
 
-* `status.csv`: a row per stage and bag: state, instances, unreadable tiles, seconds, tiles per second, reason;
+* `status.csv`: a row per stage and bag: state, instances, unreadable tiles, unused objects of the annotation, seconds,
+  tiles per second, reason;
 * `status.json`, `status.md`: a line per stage and one in all, counts against what the dataset is known to hold, and
   every bag that is not ok with its reason.
 
@@ -44,12 +45,13 @@ LISTED = 50
 
 @dataclass(frozen=True)
 class Outcome:
-    """State, instances, unreadable tiles and reason of one bag, as a manifest or a status line has them."""
+    """State, counts and reason of one bag, as a manifest or a status line has them."""
 
     state: str
     n: int = 0
     bad_tiles: int = 0
     reason: str = ""
+    unused_outlines: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class BagState:
     state: str
     n: int
     bad_tiles: int
+    unused_outlines: int
     seconds: float | None
     tiles_per_second: float | None
     reason: str
@@ -84,7 +87,7 @@ class BagState:
 
 @dataclass(frozen=True)
 class Total:
-    """Sums over bags: a number per state, instances, unreadable tiles, seconds of the work done, and its rate."""
+    """Sums over bags: a number per state, the counts, seconds of the work done, and its rate."""
 
     stage: str
     bags: int
@@ -96,6 +99,7 @@ class Total:
     pending: int = 0
     instances: int = 0
     bad_tiles: int = 0
+    unused_outlines: int = 0
     seconds: float | None = None
     tiles_per_second: float | None = None
 
@@ -179,7 +183,7 @@ def read_stage(folder: Path, stage: str) -> StageStatus:
 
 
 def _outcome(bag: BagOutcome) -> Outcome:
-    return Outcome(bag.state, bag.n, bag.bad_tiles, bag.reason)
+    return Outcome(bag.state, bag.n, bag.bad_tiles, bag.reason, bag.unused_outlines)
 
 
 def bag_states(rows: Sequence[BagRow], stage: str, status: StageStatus) -> list[BagState]:
@@ -191,7 +195,8 @@ def bag_states(rows: Sequence[BagRow], stage: str, status: StageStatus) -> list[
         seconds = status.seconds.get(row.bag_id) if state in ("ok", "empty", "failed") else None
         rate = round(n / seconds, 2) if seconds and n else None
         reason = outcome.reason or REASONS.get(state, "")
-        states.append(BagState(stage, row.bag_id, row.modality, state, n, outcome.bad_tiles, seconds, rate, reason))
+        counts = (n, outcome.bad_tiles, outcome.unused_outlines)
+        states.append(BagState(stage, row.bag_id, row.modality, state, *counts, seconds, rate, reason))
     return states
 
 
@@ -205,6 +210,7 @@ def total(bags: Sequence[BagState], stage: str) -> Total:
         **Counter(bag.state for bag in bags),
         instances=sum(bag.n for bag in bags),
         bad_tiles=sum(bag.bad_tiles for bag in bags),
+        unused_outlines=sum(bag.unused_outlines for bag in bags),
         seconds=round(seconds, 3) if timed else None,
         tiles_per_second=round(sum(bag.n for bag in timed) / seconds, 2) if seconds and timed else None,
     )

@@ -22,6 +22,7 @@ class BagOutcome(BaseModel):
         n: number of instances.
         reason: one line, empty for "ok".
         bad_tiles: unreadable tiles that were replaced by white; left out of the file if there are none.
+        unused_outlines: objects of the annotation that were not used; likewise.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -31,10 +32,11 @@ class BagOutcome(BaseModel):
     n: int = 0
     reason: str = ""
     bad_tiles: int = 0
+    unused_outlines: int = 0
 
     @model_serializer
     def _serialised(self) -> dict[str, Any]:
-        return {name: value for name, value in self if name != "bad_tiles" or value}
+        return {name: value for name, value in self if name not in ("bad_tiles", "unused_outlines") or value}
 
 
 class ManifestEntry(BagOutcome):

@@ -52,6 +52,7 @@ class Outcome:
         redone: False if the bag was already finished.
         counted: False for a failure that an earlier stage has already reported and allowed.
         bad_tiles: number of unreadable tiles of the image that were replaced by white.
+        unused_outlines: number of objects of the annotation that were not used.
     """
 
     state: State
@@ -61,11 +62,13 @@ class Outcome:
     redone: bool = True
     counted: bool = True
     bad_tiles: int = 0
+    unused_outlines: int = 0
 
     def entry(self, bag_id: str) -> ManifestEntry:
         """Return the entry of the manifest."""
         facts = {"state": self.state, "n": self.n, "hash": self.hash, "reason": self.reason}
-        return ManifestEntry(bag_id=bag_id, **facts, bad_tiles=self.bad_tiles)
+        counts = {"bad_tiles": self.bad_tiles, "unused_outlines": self.unused_outlines}
+        return ManifestEntry(bag_id=bag_id, **facts, **counts)
 
 
 @dataclass(frozen=True)
@@ -202,6 +205,7 @@ def _record(status: TextIO, row: BagRow, outcome: Outcome, seconds: float) -> No
         n=outcome.n,
         reason=outcome.reason,
         bad_tiles=outcome.bad_tiles,
+        unused_outlines=outcome.unused_outlines,
         seconds=round(seconds, 3),
         redone=outcome.redone,
         time=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Window = tuple[float, float]
+ClassRole = Literal["lesion", "exclusion", "ignore"]
 
 
 class Options(BaseModel):
@@ -57,6 +58,9 @@ class WsiOptions(Options):
     min_tissue: float = Field(0.20, ge=0, le=1, description="panda recipe: a window needs more than this tissue share")
     max_level2_px: int | None = Field(4_830_920, description="panda recipe: larger slides (level-2 px) are skipped")
     max_bad_tiles: int = Field(0, ge=0, description="unreadable tiles replaced by white before the bag fails")
+    annotation_classes: dict[str, ClassRole] = Field(
+        {}, description="class or group of an annotation -> its role; '' = without class (docs/annotations.md)"
+    )
     tissue: TissueOptions = TissueOptions()
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from shapely.affinity import affine_transform
 
 from preprocessing.bags.overrides import overrides_of
 from preprocessing.bags.rows import BagRow, resolve
@@ -19,7 +20,7 @@ from preprocessing.instances.graph import distance_neighbors, grid_neighbors
 from preprocessing.slides.regions import TileReadError
 from preprocessing.slides.slide import Slide, open_slide
 from preprocessing.store.arrays import Instances
-from preprocessing.store.attrs import InstanceAttrs, TissueAttrs
+from preprocessing.store.attrs import AnnotationCounts, InstanceAttrs, TissueAttrs
 from preprocessing.store.outlines import Outlines, Ring
 from preprocessing.tiling.annotations import Lesion, coverage, read_lesion
 from preprocessing.tiling.contour_tiles import TilePlan, contour_tiles, global_tiles, plan_tiles
@@ -104,11 +105,11 @@ def _clam(
     tissue = _tissue(slide, options, mask)
     place_tiles = global_tiles if options.lattice == "global" else contour_tiles
     tiles = place_tiles(tissue.contours, plan, slide.dimensions, options)
-    lesion = _lesion(slide, row, root)
+    lesion = _lesion(slide, options, row, root)
     if lesion is None:
         share = _unannotated(len(tiles.coords), row)
     else:
-        share = coverage(lesion.geometry, tiles.coords, plan.footprint)
+        share = _covered(lesion, tiles.coords, plan, slide)
     attrs = InstanceAttrs(
         lattice=options.lattice,
         contour_fn=options.contour_fn,
@@ -124,7 +125,7 @@ def _clam(
         tiles_in_shared_cells=tiles.shared_cells,
         unreadable_tiles=tissue.unreadable,
         contour_of_tile=tuple(tiles.contour.tolist()) if options.lattice == "contour" else None,
-        annotation_counts={} if lesion is None else lesion.counts,
+        annotation_counts=lesion.counts if lesion else AnnotationCounts(),
     )
     reason = "no tile inside the tissue" if tissue.contours else "no tissue found"
     return _Geometry(plan, tiles.coords, tiles.grid, share, attrs, reason, tissue.contours, lesion)
@@ -152,9 +153,9 @@ def _panda(
             share = mask_coverage(labels, windows, plan, slide.dimensions, row.provider)
             outlines = mask_outlines(labels, row.provider)
     else:
-        lesion = _lesion(slide, row, root)
+        lesion = _lesion(slide, options, row, root)
         assert lesion is not None
-        share = coverage(lesion.geometry, windows.coords, plan.footprint)
+        share = _covered(lesion, windows.coords, plan, slide)
     attrs = InstanceAttrs(
         lattice="global",
         otsu_threshold=windows.threshold,
@@ -162,6 +163,7 @@ def _panda(
         min_tissue=options.min_tissue,
         marks=tuple(windows.marks),
         unreadable_tiles=windows.unreadable,
+        annotation_counts=lesion.counts if lesion else AnnotationCounts(),
     )
     reason = next((mark for mark in windows.marks if mark.startswith("too large")), "no window with enough tissue")
     return _Geometry(plan, windows.coords, windows.grid, share, attrs, reason, [], lesion, outlines)
@@ -175,20 +177,25 @@ def _annotation_path(row: BagRow, root: Path | str) -> Path | None:
     return resolve(Path(root), row.annotation)
 
 
-def _lesion(slide: Slide, row: BagRow, root: Path | str) -> Lesion | None:
+def _lesion(slide: Slide, options: WsiOptions, row: BagRow, root: Path | str) -> Lesion | None:
     path = _annotation_path(row, root)
     if path is None:
         return None
-    lesion = read_lesion(path, origin=slide.bounds[:2])
-    if not lesion.geometry.is_empty:
-        x0, y0, x1, y1 = lesion.geometry.bounds
-        width, height = slide.dimensions
-        if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
-            raise ValueError(
-                f"{path}: lesion spans x {x0:g}..{x1:g}, y {y0:g}..{y1:g}, outside the slide of {width} x {height} px; "
-                "is it the annotation of another slide, or not in level-0 pixels?"
-            )
-    return lesion
+    classes, dimensions = options.annotation_classes, slide.dimensions
+    return read_lesion(path, classes=classes, origin=slide.bounds[:2], dimensions=dimensions)
+
+
+def _covered(lesion: Lesion, coords: npt.NDArray[np.int32], plan: TilePlan, slide: Slide) -> npt.NDArray[np.float32]:
+    """Return the lesion's share of each tile; warn if none has any, with the scale at which one would."""
+    share = coverage(lesion.geometry, coords, plan.footprint)
+    if len(coords) and not lesion.geometry.is_empty and not share.any():
+        scales = {f"px of level {i}": downsample for i, downsample in enumerate(slide.level_downsamples) if i}
+        scales["um"] = 1 / slide.mpp
+        scaled = ((unit, affine_transform(lesion.geometry, [s, 0, 0, s, 0, 0])) for unit, s in scales.items())
+        hits = [unit for unit, geometry in scaled if coverage(geometry, coords, plan.footprint).any()]
+        hint = f"; it would as {' or '.join(hits)}: expected level-0 px" if hits else ""
+        log.warning("%s: the annotated lesion meets none of %d tiles%s", slide.path, len(coords), hint)
+    return share
 
 
 def _unannotated(n: int, row: BagRow) -> npt.NDArray[np.float32]:

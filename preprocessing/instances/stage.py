@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from preprocessing.bags.identity import Compare, Images, annotation_identity, image_identity, image_times
+from preprocessing.bags.manifests import State
 from preprocessing.bags.overrides import bag_options, overrides_of
 from preprocessing.bags.rows import BagRow, resolve
 from preprocessing.bags.shards import Outcome, ShardJob
@@ -135,7 +136,7 @@ def _pixels_key(row: BagRow, bag: Instances, images: Images) -> str:
 
 
 def _outcome(attrs: InstanceAttrs, n: int, content: str, *, redone: bool = True) -> Outcome:
-    if n == 0:
-        reason = attrs.empty_reason or "no instances found"
-        return Outcome("empty", 0, content, reason, redone, bad_tiles=attrs.unreadable_tiles)
-    return Outcome("ok", n, content, redone=redone, bad_tiles=attrs.unreadable_tiles)
+    reason = "" if n else attrs.empty_reason or "no instances found"
+    unused = attrs.annotation_counts.unused
+    state: State = "ok" if n else "empty"
+    return Outcome(state, n, content, reason, redone, bad_tiles=attrs.unreadable_tiles, unused_outlines=unused)

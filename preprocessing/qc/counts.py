@@ -43,6 +43,7 @@ class Counts:
         excluded: left out on purpose.
         notes: of the list of bags.
         warnings: text -> bags.
+        annotation_objects: objects of all annotation files by what became of them, see `AnnotationCounts.numbers`.
         shown: bags with a picture in the sheet.
         command: that made the sheet.
     """
@@ -58,6 +59,7 @@ class Counts:
     excluded: list[Omitted] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     warnings: dict[str, int] = field(default_factory=dict)
+    annotation_objects: dict[str, int] = field(default_factory=dict)
     shown: int = 0
     command: str = ""
 
@@ -116,6 +118,7 @@ def count(dataset: str, bags: Sequence[BagFacts], report: ListReport, *, shown: 
         excluded=report.excluded,
         notes=report.notes,
         warnings=dict(Counter(text for bag in bags for text in bag.warnings)),
+        annotation_objects=dict(sum((Counter(bag.annotation.numbers) for bag in bags), Counter())),
         shown=shown,
         command=command,
     )

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from preprocessing.bags.manifests import ManifestEntry
 from preprocessing.bags.rows import BagRow
-from preprocessing.store.attrs import InstanceAttrs, SliceSpacing
+from preprocessing.store.attrs import AnnotationCounts, InstanceAttrs, SliceSpacing
 from preprocessing.store.bags import read_arrays, read_instance_attrs, read_stored
 from preprocessing.store.outlines import Outlines, Ring
 
@@ -44,6 +44,7 @@ class BagFacts:
         oddness: largest robust z-score.
         odd_in: what is odd, e.g. "tissue share".
         facts: further lines for the caption.
+        annotation: what became of the objects of its annotation file.
     """
 
     bag_id: str
@@ -61,6 +62,7 @@ class BagFacts:
     oddness: float = 0.0
     odd_in: str = ""
     facts: tuple[str, ...] = ()
+    annotation: AnnotationCounts = AnnotationCounts()
 
     @property
     def is_odd(self) -> bool:
@@ -145,7 +147,9 @@ def _describe(bag: BagFacts, row: BagRow, instances: Path) -> BagFacts:
     if row.modality == "ct":
         return bag
     share = tissue_share(Outlines.read(instances, bag.bag_id), attrs, bag.n)
-    return replace(bag, mpp=attrs.mpp, mpp_source=attrs.mpp_source, tissue_share=share)
+    return replace(
+        bag, mpp=attrs.mpp, mpp_source=attrs.mpp_source, tissue_share=share, annotation=attrs.annotation_counts
+    )
 
 
 # warnings and facts, each with whether it applies
@@ -160,15 +164,20 @@ def _of_slide(attrs: InstanceAttrs) -> _Applies:
     """Return warnings and facts of a slide, each with whether it applies."""
     marks = (*attrs.marks, *(attrs.tissue.marks if attrs.tissue else ()))
     unreadable, counts = attrs.unreadable_tiles, attrs.annotation_counts
+    left_out = ", ".join(f"{n} {reason}" for reason, n in counts.left_out.items())
     overrides = ", ".join(f"{name} {value}" for name, value in sorted(attrs.overrides.items()))
-    outlines = ", ".join(f"{counts[name]} {name}" for name in ("repaired", "dropped") if counts.get(name))
+    drawn = {"self-crossing": counts.self_crossing} | {
+        f"{name} ignored": n for name, n in counts.ignored_classes.items()
+    }
+    outlines = ", ".join(f"{n} {text}" for text, n in drawn.items() if n)
     warnings = {
         f"{unreadable} unreadable places of the slide counted as white": unreadable,
         "tissue found only with loosened thresholds": "fallback" in marks,
         "no two tiles are neighbours": attrs.zero_edges,
         "resolution unknown": attrs.mpp is None,
+        f"annotation not used: {left_out}": left_out,
     }
-    return warnings, {f"overrides: {overrides}": overrides, f"lesion outlines: {outlines}": outlines}
+    return warnings, {f"overrides: {overrides}": overrides, f"annotation: {outlines}": outlines}
 
 
 def _of_scan(attrs: InstanceAttrs, coverage: npt.NDArray[np.float32]) -> _Applies:

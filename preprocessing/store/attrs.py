@@ -4,7 +4,7 @@ Only fields that were given are written, so a record that was read is written ba
 where a file may hold either: 1 and 1.0 are different bytes, hence different content hashes.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, field_serializer
@@ -61,6 +61,59 @@ class TissueAttrs(TissueOptions):
     marks: tuple[str, ...] = ()
     contours: int = 0
     holes: int = 0
+
+
+@dataclass(frozen=True)
+class AnnotationCounts:
+    """What became of the objects of a slide's annotation file.
+
+    Attributes:
+        lesion: outlines used as lesion.
+        exclusion: outlines cut out of the lesion.
+        self_crossing: outlines that cross themselves; used by the even-odd rule.
+        without_area: outlines of fewer than three points or without area, not used; as all that follow.
+        outside: outlines wholly outside the slide.
+        null_geometries: objects without a geometry, or with an empty one.
+        points: point objects, dots and measurements.
+        open_lines: lines that are not closed, or have no class.
+        detections: detections, cells, tiles and cores of QuPath.
+        ignored_classes: outlines of classes with the role "ignore", by class.
+    """
+
+    lesion: int = 0
+    exclusion: int = 0
+    self_crossing: int = 0
+    without_area: int = 0
+    outside: int = 0
+    null_geometries: int = 0
+    points: int = 0
+    open_lines: int = 0
+    detections: int = 0
+    ignored_classes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Objects that were not used for another reason than their class, by reason."""
+        reasons = ("without_area", "outside", "null_geometries", "points", "open_lines", "detections")
+        return {name.replace("_", " "): n for name in reasons if (n := getattr(self, name))}
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """All counts that are not 0; "class NAME" for outlines of an ignored class."""
+        counted = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "ignored_classes"}
+        counted |= {f"class {name}": n for name, n in self.ignored_classes.items()}
+        return {name: n for name, n in counted.items() if n}
+
+    @property
+    def unused(self) -> int:
+        """Number of objects that were not used."""
+        return sum(self.left_out.values()) + sum(self.ignored_classes.values())
+
+    @property
+    def listing(self) -> str:
+        """Objects that were not used, e.g. "2 open lines, 1 of class 'Region*'"; "" if there are none."""
+        classes = {f"of class {name!r}": n for name, n in self.ignored_classes.items()}
+        return ", ".join(f"{n} {text}" for text, n in {**self.left_out, **classes}.items())
 
 
 class BagAttrs(BaseModel):
@@ -132,7 +185,7 @@ class InstanceAttrs(BagAttrs):
         bounds: scanned region (x, y, width, height), level-0 px.
         vendor: of the scanner.
         provider: PANDA's provider.
-        annotation_counts: outlines of the annotation by what became of them.
+        annotation_counts: what became of the objects of the annotation file.
         contour_of_tile: contour of each tile, in the order of the tiles.
         tiles_in_shared_cells: tiles that share a lattice cell with another.
         unreadable_tiles: unreadable places of the slide counted as white.
@@ -177,7 +230,7 @@ class InstanceAttrs(BagAttrs):
     max_bad_tiles: int = 0
     annotation_present: bool = False
     annotation_complete: bool = True
-    annotation_counts: dict[str, int] = {}
+    annotation_counts: AnnotationCounts = AnnotationCounts()
     contour_of_tile: tuple[int, ...] | None = None
     tiles_in_shared_cells: int = 0
     unreadable_tiles: int = 0

@@ -32,7 +32,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-def put_slide(root: Path, bag_id: str, n: int, lesion: int) -> None:
+def put_slide(root: Path, bag_id: str, n: int, lesion: int, **more: object) -> None:
     """A slide of 4000 x 2000 px with a thumbnail at 1/10, n tiles of 200 px in a row of which `lesion` are covered."""
     from PIL import Image
 
@@ -49,6 +49,7 @@ def put_slide(root: Path, bag_id: str, n: int, lesion: int) -> None:
         "l0_step_px": 200,
         "mpp": 0.25,
         "mpp_source": "manifest",
+        **more,
     }
     write_bag(root / "store", bag_id, arrays, InstanceAttrs(**attrs), key="k")
     folder = root / "thumbnails"

@@ -18,6 +18,7 @@ from preprocessing.instances import __main__ as instances
 from preprocessing.instances import stage
 from preprocessing.instances.graph import grid_neighbors
 from preprocessing.store.arrays import Instances
+from preprocessing.store.attrs import AnnotationCounts
 from preprocessing.store.bags import InstanceAttrs, read_arrays, read_instance_attrs, validate_bag
 from preprocessing.store.outlines import Outlines
 from tests.faults.damage import flip
@@ -46,7 +47,9 @@ class Cohort:
         n = len((root / row.images[0]).read_text().split("\n")[0])
         grid = np.stack([np.arange(n), np.zeros(n)], axis=1).astype(np.int32)
         reason = "" if n else "no tissue found"
-        attrs = InstanceAttrs(tile_px=64, annotation_counts={"tumour": len(row.annotation)}, empty_reason=reason)
+        attrs = InstanceAttrs(
+            tile_px=64, annotation_counts=AnnotationCounts(lesion=len(row.annotation)), empty_reason=reason
+        )
         picture = np.full((20, 30, 3), 200, np.uint8)
         share = np.full(n, row.label or 0, np.float32)
         return Instances(grid[:, ::-1] * 64, grid, grid_neighbors(grid), share, attrs, picture)

@@ -13,9 +13,10 @@ from preprocessing.instances.slide_bag import wsi_instances
 from preprocessing.slides.regions import TileReadError
 from preprocessing.slides.slide import open_slide
 from preprocessing.slides.tile_reader import iter_tiles, read_tile, shrink
-from preprocessing.store.attrs import InstanceAttrs
+from preprocessing.store.attrs import AnnotationCounts, InstanceAttrs
 from preprocessing.store.outlines import Outlines
 from preprocessing.store.schema import check_neighbors
+from tests.helpers.annotations import feature
 from tests.helpers.pyramids import corrupt, texture, write_tiff
 
 
@@ -111,8 +112,6 @@ def test_attrs_and_outlines_are_json(slide_path, tmp_path) -> None:
 
 
 def test_coverage_rules(slide_path, tmp_path) -> None:
-    from tests.preprocessing.tiling.test_annotations import feature
-
     options = wsi_options(CLAM)
     root = slide_path.parent
     assert (wsi_instances(slide_path, options, bag(label=0), root).coverage == 0).all()
@@ -122,12 +121,36 @@ def test_coverage_rules(slide_path, tmp_path) -> None:
     found = wsi_instances(slide_path, options, bag(annotation="a.geojson"), root)
     left = found.coords[:, 0] + 64 <= 550
     assert (found.coverage[left] == 1).all() and (found.coverage[found.coords[:, 0] >= 550] == 0).all()
-    assert len(found.outlines.lesion) == 1 and found.attrs.annotation_counts["tumour"] == 1
+    assert len(found.outlines.lesion) == 1 and found.attrs.annotation_counts.lesion == 1
     (root / "far.geojson").write_text(json.dumps([feature([[(x + 9000, y) for x, y in half]])]))
-    with pytest.raises(ValueError, match=r"far\.geojson.*outside the slide"):
+    with pytest.raises(ValueError, match=r"far\.geojson: no lesion outline inside the slide"):
         wsi_instances(slide_path, options, bag(annotation="far.geojson"), root)
     with pytest.raises(ValueError, match="belongs to a CT scan"):
         wsi_instances(slide_path, options, bag(annotation="slices:01"), root)
+
+
+def test_an_outline_on_no_tile_is_told_with_the_scale_that_fits(slide_path, caplog) -> None:
+    """Tissue from (200, 150) to (900, 800) at 0.25 um/px; the outline is drawn in um, or around nothing."""
+    root, options = slide_path.parent, wsi_options(CLAM)
+    for name, ring in {"um": [(60, 45), (90, 45), (90, 90)], "off": [(1200, 950), (1270, 950), (1270, 1010)]}.items():
+        (root / f"{name}.geojson").write_text(json.dumps(feature([ring])))
+        found = wsi_instances(slide_path, options, bag(annotation=f"{name}.geojson"), root)
+        assert not found.coverage.any() and found.attrs.annotation_counts.lesion == 1
+    um, off = [record.message for record in caplog.records if "meets none" in record.message]
+    assert um.endswith("; it would as px of level 2 or um: expected level-0 px") and off.endswith("tiles")
+
+
+@pytest.mark.parametrize("preset", ["paper", "panda"])
+def test_the_option_and_the_counts_reach_the_bag(slide_path, preset: str) -> None:
+    outlines = [feature([[(0, 0), (900, 0), (900, 900)]], "Gland"), feature([1, 1], "Mitosis", "Point")]
+    (slide_path.parent / "b.geojson").write_text(json.dumps(outlines))
+    values = {**(CLAM if preset == "paper" else {"tile_px": 64, "step_px": 64, "window_px": 128}), "preset": preset}
+    row = bag(annotation="b.geojson")
+    with pytest.raises(ValueError, match=r"b\.geojson: .*1 of class 'Gland'"):
+        wsi_instances(slide_path, wsi_options(values), row, slide_path.parent)
+    options = wsi_options({**values, "annotation_classes": {"Gland": "lesion"}})
+    found = wsi_instances(slide_path, options, row, slide_path.parent)
+    assert found.coverage.any() and found.attrs.annotation_counts == AnnotationCounts(lesion=1, points=1)
 
 
 # --- pixels -----------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from preprocessing.common.files import write_json
 from preprocessing.qc.__main__ import main
 from preprocessing.qc.draw import COLOURS, draw_bag
 from preprocessing.qc.facts import BagFacts, choose_shown, collect, robust_z, tissue_share
+from preprocessing.store.attrs import AnnotationCounts
 from preprocessing.store.bags import InstanceAttrs, write_bag
 from preprocessing.store.outlines import Outlines
 from tests.helpers.pages import Page, put_slide
@@ -87,6 +88,17 @@ def test_sheet_shows_every_bag_with_reasons_first(cohort: Path) -> None:
         "not counted here" in text and "1 empty, 1 failed" in text and counts["command"].startswith("python -m preproc")
     )
     assert (cohort / "qc" / "contact-sheet.jpg").read_bytes()[:2] == b"\xff\xd8"
+
+
+def test_what_an_annotation_held_and_was_not_used_is_shown_and_counted(cohort: Path) -> None:
+    unused = AnnotationCounts(lesion=3, self_crossing=1, open_lines=2, ignored_classes={"Region*": 4})
+    put_slide(cohort / "instances", "s1", 9, 2, annotation_counts=unused)
+    put_slide(cohort / "instances", "s5", 9, 2, annotation_counts=AnnotationCounts(lesion=1, open_lines=1))
+    counts = run(cohort)
+    text = (cohort / "qc" / "index.html").read_text()
+    assert "annotation not used: 2 open lines" in text and "annotation: 1 self-crossing, 4 Region* ignored" in text
+    assert counts["annotation_objects"] == {"lesion": 4, "self_crossing": 1, "open_lines": 3, "class Region*": 4}
+    assert counts["warnings"]["annotation not used: 1 open lines"] == 1
 
 
 def test_equal_input_gives_equal_bytes(cohort: Path) -> None:

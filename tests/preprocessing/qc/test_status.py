@@ -47,7 +47,11 @@ def folder(tmp_path: Path) -> Path:
     write_bags(tmp_path / "bags.csv", rows)
     report = {"expected": {"bags": 9, "paper_bags": 3, "paper_instances": 20, "train_positive": 2}}
     write_json(tmp_path / "bags.report.json", {**report, "missing": [{"name": "z.tif", "reason": "not on disk"}]})
-    done = [entry("a", "ok", 10, bad_tiles=2), entry("b", "empty", 0, "no tissue"), entry("c", "skipped", 0, "pen|ink")]
+    done = [
+        entry("a", "ok", 10, bad_tiles=2, unused_outlines=3),
+        entry("b", "empty", 0, "no tissue"),
+        entry("c", "skipped", 0, "pen|ink"),
+    ]
     first = [line("a", "failed", 9.0), line("a", "ok", 4.0, 10), line("b", "empty", 0.5)]
     put(tmp_path, "instances", "0000", done, [*first, line("a", "ok", 0.01, 10, redone=False)])
     failed = [line("d", "failed", 1.0, reason="broken"), line("e", "ok", 2.0, 6)]
@@ -80,7 +84,7 @@ def test_times_are_those_of_the_work_and_rates_follow(folder: Path) -> None:
     instances, features_ = found["stages"]
     # a 4.0 s (its last work, not the look at the finished bag), b 0.5, d 1.0, e 2.0
     assert instances["seconds"] == 7.5 and instances["tiles_per_second"] == round(16 / 7.5, 2)
-    assert instances["instances"] == 16 and instances["bad_tiles"] == 2
+    assert instances["instances"] == 16 and instances["bad_tiles"] == 2 and instances["unused_outlines"] == 3
     assert features_["seconds"] is None and features_["tiles_per_second"] is None
     assert found["total"]["instances"] == 16 and found["total"]["seconds"] == 7.5
     table = csv.DictReader((folder / "status/status.csv").read_text().splitlines())

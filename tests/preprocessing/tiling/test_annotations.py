@@ -1,84 +1,25 @@
-"""Lesion polygons: readers, rejected files, repairs, and exact coverage against polygons clipped by hand."""
+"""Lesion polygons: unions, outlines that cross themselves, and exact coverage against polygons clipped by hand."""
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 import shapely
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from preprocessing.tiling.annotations import coverage, read_lesion
+from preprocessing.store.attrs import AnnotationCounts
+from preprocessing.tiling.annotations import coverage, even_odd, read_lesion
+from tests.helpers.annotations import INNER, SQUARE, feature, read_asap, write
 from tests.oracles import clam
 
-SQUARE = [(0, 0), (100, 0), (100, 100), (0, 100)]
-INNER = [(20, 20), (40, 20), (40, 40), (20, 40)]
 ROUNDING = 1e-7  # of float32 coverages
-
-
-def asap(outlines: list[tuple[str, str, list[tuple[float, float]]]], shuffle: bool = False) -> str:
-    """ASAP XML of (group, type, points)."""
-    parts = []
-    for number, (group, kind, points) in enumerate(outlines):
-        rows = [f'<Coordinate Order="{i}" X="{x:g}" Y="{y:g}" />' for i, (x, y) in enumerate(points)]
-        if shuffle:
-            rows = rows[::2] + rows[1::2]
-        parts.append(
-            f'<Annotation Name="Annotation {number}" Type="{kind}" PartOfGroup="{group}" Color="#F4FA58">'
-            f"<Coordinates>{''.join(rows)}</Coordinates></Annotation>"
-        )
-    group = '<Group Name="Tumor" PartOfGroup="None" Color="#00ff00"><Attributes /></Group>'
-    groups = f"<AnnotationGroups>{group}</AnnotationGroups>"
-    return (
-        f'<?xml version="1.0"?><ASAP_Annotations><Annotations>{"".join(parts)}</Annotations>{groups}</ASAP_Annotations>'
-    )
-
-
-def write(path, text: str):
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def read_asap(folder, *outlines, shuffle: bool = False):
-    """Read the lesion of an ASAP file with these outlines."""
-    return read_lesion(write(folder / "a.xml", asap(list(outlines), shuffle)))
-
-
-@pytest.mark.parametrize("tumour", ["_0", "_1", "Tumor", "TUMOR", "tumor"])
-@pytest.mark.parametrize("cut", ["_2", "Exclusion", "exclusion"])
-def test_groups_of_both_parts_of_camelyon(tmp_path, tumour: str, cut: str) -> None:
-    lesion = read_asap(tmp_path, (tumour, "Polygon", SQUARE), (cut, "Spline", INNER))
-    assert lesion.geometry.area == 100 * 100 - 20 * 20
-    assert lesion.counts == {"tumour": 1, "exclusion": 1, "repaired": 0, "dropped": 0, "ignored": 0}
-
-
-def test_points_are_sorted_by_order_not_by_place(tmp_path) -> None:
-    lesion = read_asap(tmp_path, ("_0", "Polygon", SQUARE), shuffle=True)
-    assert lesion.geometry.area == 100 * 100 and lesion.counts["repaired"] == 0
-
-
-def test_order_beyond_nine_is_a_number_not_a_text(tmp_path) -> None:
-    angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-    ring = [(float(x), float(y)) for x, y in zip(50 + 40 * np.cos(angle), 50 + 40 * np.sin(angle), strict=True)]
-    lesion = read_asap(tmp_path, ("_0", "Polygon", ring), shuffle=True)
-    assert lesion.geometry.area == pytest.approx(clam.polygon_area(ring), rel=1e-4)  # %g keeps six digits
 
 
 def test_overlapping_outlines_count_once(tmp_path) -> None:
     lesion = read_asap(tmp_path, ("_0", "Polygon", SQUARE), ("_1", "Polygon", INNER))
     assert lesion.geometry.area == 100 * 100
-
-
-def test_unknown_group_is_an_error(tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"a\.xml: annotation 'Annotation 1' has group 'None', expected one of"):
-        read_asap(tmp_path, ("_0", "Polygon", SQUARE), ("None", "Polygon", INNER))
-
-
-def test_dots_are_ignored_and_other_types_refused(tmp_path) -> None:
-    dot = ("Tumor", "Dot", [(1.0, 1.0)])
-    assert read_asap(tmp_path, ("_0", "Polygon", SQUARE), dot).counts["ignored"] == 1
-    with pytest.raises(ValueError, match="type 'Cloud'"):
-        read_asap(tmp_path, ("_0", "Cloud", SQUARE))
 
 
 def test_no_tumour_is_an_empty_lesion(tmp_path) -> None:
@@ -87,86 +28,48 @@ def test_no_tumour_is_an_empty_lesion(tmp_path) -> None:
     assert coverage(lesion.geometry, np.zeros((2, 2), np.int32), 10).tolist() == [0, 0]
 
 
-BOMB = '[<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;">]'
-OUTSIDE = '[<!ENTITY b SYSTEM "file:///secret.txt">]'
-DTD = 'SYSTEM "http://example.org/x.dtd"'
+def pentagram(radius: float) -> list[tuple[float, float]]:
+    """Five points, every second one joined; the centre is enclosed twice."""
+    angle = np.pi / 2 + 4 * np.pi / 5 * np.arange(5)
+    return [(float(x), float(y)) for x, y in zip(radius * np.cos(angle), radius * np.sin(angle), strict=True)]
 
 
-@pytest.mark.parametrize("doctype", [BOMB, OUTSIDE, DTD])
-def test_entities_are_refused(tmp_path, doctype: str) -> None:
-    text = f'<?xml version="1.0"?><!DOCTYPE x {doctype}><ASAP_Annotations>&b;</ASAP_Annotations>'
-    with pytest.raises(ValueError, match=r"evil\.xml: XML with a DTD, entities or external references refused"):
-        read_lesion(write(tmp_path / "evil.xml", text))
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("a.xml", "<ASAP_Annotations>", "not well-formed"),
-        ("a.xml", "<svg/>", "root element 'svg'"),
-        ("a.xml", asap([("_0", "Polygon", SQUARE)]).replace('X="0"', 'X="left"'), "numeric Order, X and Y"),
-        ("a.xml", asap([("_0", "Polygon", SQUARE)]).replace('Order="0"', ""), "numeric Order, X and Y"),
-        ("a.xml", asap([("_0", "Polygon", SQUARE)]).replace('X="0"', 'X="nan"'), "not finite"),
-        ("a.json", "{", "not JSON"),
-        ("a.json", '{"positive": [{"name": 1}]}', "neither GeoJSON"),
-        ("a.json", '{"features": [{"type": "Feature"}]}', "neither GeoJSON"),
-        ("a.json", "3", "neither GeoJSON"),
-        ("a.txt", "", "suffix '.txt'"),
-    ],
-)
-def test_bad_files_are_named(tmp_path, name: str, text: str, message: str) -> None:
-    with pytest.raises(ValueError, match=f"{name}: .*{message}"):
-        read_lesion(write(tmp_path / name, text))
-
-
-def test_absent_file(tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"gone\.xml: no such annotation"):
-        read_lesion(tmp_path / "gone.xml")
-
-
-def test_self_crossing_outline_is_repaired_and_counted(tmp_path, caplog) -> None:
-    bow = [(0, 0), (10, 10), (10, 0), (0, 10)]
+def test_an_outline_that_crosses_itself_follows_the_even_odd_rule_everywhere(tmp_path, caplog) -> None:
+    """Coverage, drawn outlines and OpenCV's filled polygon agree: the centre of a pentagram is no lesion."""
+    points = [(round(x + 300), round(y + 300)) for x, y in pentagram(250)]
     with caplog.at_level("INFO"):
-        lesion = read_asap(tmp_path, ("_0", "Polygon", bow))
-    assert lesion.geometry.is_valid and lesion.geometry.area == pytest.approx(50)
-    assert lesion.counts["repaired"] == 1 and "1 outlines repaired" in caplog.text
+        lesion = read_asap(tmp_path, ("_0", "Polygon", points), ("_1", "Polygon", INNER))
+    assert lesion.counts == AnnotationCounts(lesion=2, self_crossing=1) and "1 outlines cross themselves" in caplog.text
+    centre, tip = np.array([[290, 290]]), np.array([[295, 150]])
+    assert coverage(lesion.geometry, centre, 20).tolist() == [0]
+    assert coverage(lesion.geometry, tip, 10).tolist() == [clam.inside(points, (300, 155)) == 1]
+    filled = cv2.fillPoly(np.zeros((600, 600), np.uint8), [np.array(points, np.int32)], 1)
+    drawn = np.zeros_like(filled)
+    for part in shapely.get_parts(lesion.geometry):
+        rings = [np.rint(ring.coords).astype(np.int32) for ring in (part.exterior, *part.interiors)]
+        cv2.fillPoly(drawn, rings, 1)
+    filled[20:41, 20:41] = 1  # INNER
+    assert filled[300, 300] == drawn[300, 300] == 0
+    assert (filled != drawn).mean() < 0.01, "all but borders of a pixel"
 
 
-@pytest.mark.parametrize("points", [[], [(1, 1)], [(1, 1), (5, 5)], [(0, 0), (5, 5), (9, 9)]])
-def test_outlines_without_area_are_dropped(tmp_path, points) -> None:
-    lesion = read_asap(tmp_path, ("_0", "Polygon", points), ("_0", "Polygon", SQUARE))
-    assert lesion.counts["dropped"] == 1 and lesion.geometry.area == 100 * 100
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=3, max_size=12))
+def test_even_odd_counts_how_often_a_point_is_enclosed(points) -> None:
+    """Against the number of edges that a ray from the point crosses, edges that are drawn twice included."""
+    area = even_odd(np.array(points, float))
+    assert area.is_valid
+    for x, y in [(x + 0.37, y + 0.41) for x in range(0, 12, 3) for y in range(0, 12, 2)]:
+        if shapely.LinearRing(points).distance(shapely.Point(x, y)) > 1e-6:
+            assert area.contains(shapely.Point(x, y)) == (clam.inside(points, (x, y)) == 1)
 
 
-def feature(rings, name: str | None = "Tumor", kind: str = "Polygon") -> dict:
-    properties = {"objectType": "annotation", **({"classification": {"name": name}} if name else {})}
-    return {"type": "Feature", "geometry": {"type": kind, "coordinates": rings}, "properties": properties}
-
-
-def test_geojson_with_holes_multipolygons_and_origin(tmp_path) -> None:
-    far = [[(x + 500, y) for x, y in SQUARE]]
-    features = [feature([SQUARE, INNER]), feature([far, [[(x + 900, y) for x, y in INNER]]], kind="MultiPolygon")]
-    features.append(feature([[(x + 500, y) for x, y in INNER]], "Exclusion"))
-    features.append(feature([1, 1], "Tumor", "Point"))
-    for content in ({"type": "FeatureCollection", "features": features}, features):
-        lesion = read_lesion(write(tmp_path / "a.geojson", json.dumps(content)), origin=(7, 11))
-        assert lesion.geometry.area == 2 * (10000 - 400) + 400
-        assert lesion.geometry.bounds[:2] == (7, 11), "QuPath counts from the scanned region"
-        assert lesion.counts["ignored"] == 1
-    single = read_lesion(write(tmp_path / "b.geojson", json.dumps(feature([SQUARE]))))
-    assert single.geometry.area == 10000
-
-
-@pytest.mark.parametrize("name", [None, "Stroma"])
-def test_geojson_without_a_known_class_is_an_error(tmp_path, name) -> None:
-    with pytest.raises(ValueError, match=r"a\.geojson: feature 0 has group"):
-        read_lesion(write(tmp_path / "a.geojson", json.dumps([feature([SQUARE], name)])))
-
-
-def test_ncrf_lists(tmp_path) -> None:
-    content = {"positive": [{"name": "_0", "vertices": SQUARE}], "negative": [{"name": "_2", "vertices": INNER}]}
-    lesion = read_lesion(write(tmp_path / "a.json", json.dumps(content)), origin=(5, 5))
-    assert lesion.geometry.area == 9600 and lesion.geometry.bounds[:2] == (0, 0)
+def test_holes_of_a_crossing_outline_are_cut_out(tmp_path) -> None:
+    bow = [(0, 0), (60, 60), (60, 0), (0, 60)]
+    lesion = read_lesion(
+        write(tmp_path / "a.json", json.dumps(feature([bow, [(50, 25), (55, 25), (55, 30), (50, 30)]])))
+    )
+    assert lesion.geometry.area == pytest.approx(60 * 60 / 2 - 25) and lesion.counts.self_crossing == 1
 
 
 def star(seed: int, points: int, radius: float, centre: tuple[float, float]) -> list[tuple[float, float]]:
@@ -252,7 +155,7 @@ def test_coverage_over_a_lattice_sums_to_the_area() -> None:
 
 def test_official_polygons_with_cut_outs_and_crossings(shared_data) -> None:
     lesion = read_lesion(shared_data / "camelyon16" / "lesion_polygons" / "Tumor_016.json")
-    assert lesion.counts == {"tumour": 7, "exclusion": 2, "repaired": 5, "dropped": 0, "ignored": 0}
+    assert lesion.counts == AnnotationCounts(lesion=7, exclusion=2, self_crossing=5)
     assert lesion.geometry.is_valid
     x0, y0, x1, y1 = lesion.geometry.bounds
     x, y = np.meshgrid(np.arange(x0, x1, 512).astype(int), np.arange(y0, y1, 512).astype(int))
