@@ -52,6 +52,9 @@ class WsiOptions(Options):
     target_mpp: float | None = Field(None, gt=0, description="um per px of a tile; null = whatever read_level has")
     mpp_tolerance: float = Field(0.10, ge=0, lt=1, description="a level this close to target_mpp is read unresampled")
     lattice: Literal["contour", "global"] = Field("contour", description="one lattice per contour (CLAM) or per slide")
+    snap: Literal["level", "clam"] = Field(
+        "level", description="corner of a contour's lattice: whole px of the read level, or CLAM's, between them"
+    )
     contour_fn: Literal["four_pt", "four_pt_hard", "center", "basic"] = Field("four_pt", description="CLAM's test")
     use_padding: bool = Field(True, description="CLAM's padding: tiles may overhang the slide (white beyond it)")
     otsu_bgr: bool = Field(True, description="panda recipe: grey weights in BGR order, as the original code")
@@ -92,7 +95,7 @@ TISSUE_PRESETS = {
 }
 WSI_PRESETS = {
     "paper": WsiOptions(recipe="clam", tissue=TISSUE_PRESETS["bwh_biopsy"]),
-    **{name: WsiOptions(recipe="clam", tissue=tissue) for name, tissue in TISSUE_PRESETS.items()},
+    **{name: WsiOptions(recipe="clam", snap="clam", tissue=tissue) for name, tissue in TISSUE_PRESETS.items()},
     "20x": WsiOptions(
         recipe="clam",
         read_level=None,

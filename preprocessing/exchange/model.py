@@ -33,6 +33,7 @@ CARRIED = (
     *("modality", "recipe", "preset", "lattice", "tile_px", "read_level", "read_px", "read_downsample"),
     *("l0_footprint_px", "l0_step_px", "grid_origin_l0", "resize_filter", "mpp", "mpp_source", "tile_mpp"),
     *("dimensions", "bounds", "vendor", "provider", "windows", "slice_px", "spacing_mm", "contour_fn", "use_padding"),
+    "snap",
 )
 CARRIED_FACTS = ("encoder", "weights_sha256", "random_weights", "resize_policy", "precision", "dtype")
 

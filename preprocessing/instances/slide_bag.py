@@ -113,6 +113,7 @@ def _clam(
     attrs = InstanceAttrs(
         lattice=options.lattice,
         contour_fn=options.contour_fn,
+        snap=options.snap,
         use_padding=options.use_padding,
         tissue=TissueAttrs(
             **options.tissue.model_dump(),

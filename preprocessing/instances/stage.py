@@ -18,8 +18,9 @@ from preprocessing.store.arrays import Instances
 from preprocessing.store.bags import InstanceAttrs, clean_temporary, coords_hash, finished_attrs, write_bag
 
 STAGE = "instances"
-# Prefixes of attributes that do not affect the pixels of an instance; all others are part of `pixels_key`.
-NOT_PIXELS = ("annotation", "coverage", "lesion", "label", "empty_reason", "thumbnail")
+# Prefixes of attributes that do not affect the pixels of an instance; all others are part of `pixels_key`. `snap` acts
+# through the coordinates alone.
+NOT_PIXELS = ("annotation", "coverage", "lesion", "label", "empty_reason", "thumbnail", "snap")
 _PACKAGES = ("numpy", "openslide-python", "opencv-python-headless", "pydicom", "shapely", "tifffile")
 
 

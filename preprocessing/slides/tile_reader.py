@@ -72,7 +72,12 @@ def read_tile(slide: Slide, attrs: InstanceAttrs, l0_x: int, l0_y: int, out: Ima
     Raises:
         TileReadError: the region cannot be decoded.
     """
-    region = slide.read(int(l0_x), int(l0_y), attrs.read_level, (attrs.read_px, attrs.read_px), out=out)
+    size = (attrs.read_px, attrs.read_px)
+    if attrs.snap == "clam" and (l0_x % attrs.read_downsample or l0_y % attrs.read_downsample):
+        # between two pixels of the level OpenSlide interpolates, as it does for CLAM
+        region = slide.openslide_rgb(int(l0_x), int(l0_y), attrs.read_level, size)
+    else:
+        region = slide.read(int(l0_x), int(l0_y), attrs.read_level, size, out=out)
     return shrink(region, attrs.tile_px, str(attrs.resize_filter))
 
 

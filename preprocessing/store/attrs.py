@@ -178,6 +178,7 @@ class InstanceAttrs(BagAttrs):
         read_level: pyramid level the tiles are read from.
         read_px: side of a tile at that level, px.
         read_downsample: of that level.
+        snap: whether the corners of CLAM's lattices were moved to whole pixels of that level.
         l0_step_px: distance of neighbouring tiles at level 0, px.
         grid_origin_l0: level-0 px (x, y) of the lattice's cell (0, 0); None = cells do not follow from coordinates.
         resize_filter: from `read_px` to `tile_px`, or of the slices.
@@ -213,6 +214,7 @@ class InstanceAttrs(BagAttrs):
     recipe: str = ""
     lattice: str = ""
     contour_fn: str = ""
+    snap: str = ""
     use_padding: bool = False
     otsu_bgr: bool = False
     otsu_threshold: Number | None = None

@@ -31,7 +31,7 @@ class TilePlan:
         level: pyramid level read.
         read_px: side of the region read, px of `level`.
         tile_px: side of the encoder's input, px; smaller than `read_px` if the level is finer than the target.
-        downsample: whole-numbered downsample of `level`; coordinates are multiples of it.
+        downsample: whole-numbered downsample of `level`; with `snap: level` coordinates are multiples of it.
         footprint: side of a tile, level-0 px.
         step: lattice step, level-0 px.
     """
@@ -137,14 +137,15 @@ def contour_tiles(
         contours: tissue, level-0.
         plan: sizes.
         dimensions: (width, height) of level 0.
-        options: contour function and padding rule. With padding tiles may overhang the slide; without, a tile's origin
-            stays below the slide's size - footprint + 1.
+        options: contour function, corner rule and padding rule. `snap: level` moves a corner up and left to a whole
+            pixel of the read level, `snap: clam` keeps it, possibly between two pixels. With padding tiles may overhang
+            the slide; without, a tile's origin stays below the slide's size - footprint + 1.
     """
     parts = []
     for number, contour in enumerate(contours):
         low, high = _box(contour)
-        # CLAM may start between two pixels of a coarser level; whole pixels avoid interpolation
-        low = low - low % plan.downsample
+        if options.snap == "level":
+            low = low - low % plan.downsample
         stop = high if options.use_padding else np.minimum(high, np.array(dimensions) - plan.footprint + 1)
         xs, ys = (np.arange(low[axis], stop[axis], plan.step, dtype=np.int64) for axis in (0, 1))
         parts.append(_accepted(contour, xs, ys, plan, options.contour_fn, number))

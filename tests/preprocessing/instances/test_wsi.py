@@ -5,6 +5,7 @@ import math
 
 import cv2
 import numpy as np
+import openslide
 import pytest
 
 from preprocessing.bags.rows import BagRow
@@ -171,6 +172,20 @@ def test_tiles_are_the_pixels_at_their_coordinates(slide_path, preset: str) -> N
             expected = cv2.resize(whole[y : y + side, x : x + side], (64, 64), interpolation=cv2.INTER_AREA)
             assert np.abs(tile.astype(int) - expected).max() <= 1
             np.testing.assert_array_equal(read_tile(slide, found.attrs, x, y), tile)
+
+
+def test_tiles_between_two_pixels_are_those_of_openslide(slide_path) -> None:
+    """Corners of CLAM's presets at level 1; level 0 has no place between two pixels."""
+    values = {**CLAM, "tissue": {"seg_level": 0, "mthresh": 3, "a_t": 0}, "read_level": 1, "preset": "bwh_biopsy"}
+    found = wsi_instances(slide_path, wsi_options(values), bag(), slide_path.parent)
+    snapped = wsi_instances(slide_path, wsi_options({**values, "snap": "level"}), bag(), slide_path.parent)
+    assert (found.attrs.snap, snapped.attrs.snap) == ("clam", "level")
+    assert (found.coords % 2).any() and not (snapped.coords % 2).any()
+    with openslide.OpenSlide(str(slide_path)) as slide:
+        for tile, corner in zip(iter_tiles(slide_path, found.attrs, found.coords), found.coords.tolist(), strict=True):
+            np.testing.assert_array_equal(tile, np.asarray(slide.read_region(corner, 1, (64, 64)))[..., :3])
+    first = [next(iter_tiles(slide_path, one.attrs, one.coords)) for one in (found, snapped)]
+    assert (first[0] != first[1]).any()
 
 
 def test_level_finer_than_the_target_is_shrunk(slide_path) -> None:

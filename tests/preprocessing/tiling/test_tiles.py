@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preprocessing.common.options import WsiOptions
+from preprocessing.common.options import TISSUE_PRESETS, WsiOptions, wsi_options
 from preprocessing.tiling.contour_tiles import (
     TilePlan,
     contour_passes,
@@ -153,6 +153,20 @@ def test_coarser_level_origins_are_whole_pixels_of_it() -> None:
     contour = Contour(polygon([(37, 41), (900, 41), (900, 900), (37, 900)]))
     tiles = contour_tiles([contour], TilePlan(1, 64, 64, 4, 256, 256), (1000, 1000), WsiOptions(read_level=1))
     assert not (tiles.coords % 4).any() and tiles.coords[0].tolist() == [36, 40]
+
+
+@pytest.mark.parametrize("name", TISSUE_PRESETS)
+def test_presets_of_clam_keep_its_corners_to_the_last_pixel(name: str) -> None:
+    """At level 1 the corner (37, 41) lies between two pixels; CLAM starts there, the paper's preset at (36, 40)."""
+    points = [(37, 41), (900, 43), (903, 897), (450, 700), (39, 901)]
+    step = TilePlan(1, 64, 64, 4, 256, 200)
+    theirs = clam.patches(points, [], 256, 200, (1000, 1000), "four_pt", True)
+    tiles = contour_tiles([Contour(polygon(points))], step, (1000, 1000), wsi_options({"preset": name}))
+    assert [tuple(c) for c in tiles.coords.tolist()] == sorted(theirs, key=lambda p: (p[1], p[0]))
+    assert (tiles.coords[0] % 4).tolist() == [1, 1]
+    for options in (wsi_options({}), wsi_options({"preset": name, "snap": "level"})):
+        snapped = contour_tiles([Contour(polygon(points))], step, (1000, 1000), options)
+        assert not (snapped.coords % 4).any() and snapped.coords[0].tolist() == [36, 40]
 
 
 def test_paper_reads_level_0_whatever_the_mpp() -> None:
