@@ -109,7 +109,7 @@ def _clam(
     if lesion is None:
         share = _unannotated(len(tiles.coords), row)
     else:
-        share = _covered(lesion, tiles.coords, plan, slide)
+        share = _covered(lesion, tiles.coords, plan, slide, row)
     attrs = InstanceAttrs(
         lattice=options.lattice,
         contour_fn=options.contour_fn,
@@ -156,7 +156,7 @@ def _panda(
     else:
         lesion = _lesion(slide, options, row, root)
         assert lesion is not None
-        share = _covered(lesion, windows.coords, plan, slide)
+        share = _covered(lesion, windows.coords, plan, slide, row)
     attrs = InstanceAttrs(
         lattice="global",
         otsu_threshold=windows.threshold,
@@ -186,8 +186,12 @@ def _lesion(slide: Slide, options: WsiOptions, row: BagRow, root: Path | str) ->
     return read_lesion(path, classes=classes, origin=slide.bounds[:2], dimensions=dimensions)
 
 
-def _covered(lesion: Lesion, coords: npt.NDArray[np.int32], plan: TilePlan, slide: Slide) -> npt.NDArray[np.float32]:
+def _covered(
+    lesion: Lesion, coords: npt.NDArray[np.int32], plan: TilePlan, slide: Slide, row: BagRow
+) -> npt.NDArray[np.float32]:
     """Return the lesion's share of each tile; warn if none has any, with the scale at which one would."""
+    if lesion.geometry.is_empty and row.label == 1:
+        log.warning("%s: positive slide, but its annotation %s holds no lesion", slide.path, row.annotation)
     share = coverage(lesion.geometry, coords, plan.footprint)
     if len(coords) and not lesion.geometry.is_empty and not share.any():
         scales = {f"px of level {i}": downsample for i, downsample in enumerate(slide.level_downsamples) if i}

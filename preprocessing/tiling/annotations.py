@@ -22,6 +22,8 @@ from preprocessing.common.options import ClassRole
 from preprocessing.store.attrs import AnnotationCounts
 from preprocessing.tiling.outline_files import Ring, read_outlines
 
+MAX_COORDINATE = 1e8  # px, far beyond every slide
+
 log = logging.getLogger(__name__)
 
 
@@ -65,8 +67,10 @@ def read_lesion(
     slide = None if dimensions is None else shapely.box(0, 0, *dimensions)
     drawn = Counter(outline.role for outline in file.outlines)
     for outline in file.outlines:
-        if not all(np.isfinite(ring).all() for ring in outline.rings):
-            raise ValueError(f"{path}: an outline has coordinates that are not finite numbers")
+        if not all((np.abs(ring) < MAX_COORDINATE).all() for ring in outline.rings):
+            raise ValueError(
+                f"{path}: an outline has coordinates that are not finite numbers below {MAX_COORDINATE:g} px"
+            )
         shape, crossing = _area(outline.rings)
         counts["self_crossing"] += crossing
         if shape.area == 0:
@@ -89,7 +93,7 @@ def read_lesion(
     if record.self_crossing:
         log.info("%s: %d outlines cross themselves (even-odd rule)", path, record.self_crossing)
     if record.unused:
-        log.warning("%s: not used: %s", path, record.listing)
+        log.log(logging.WARNING if record.left_out else logging.INFO, "%s: not used: %s", path, record.listing)
     lesion = shapely.union_all(areas["lesion"])
     return Lesion(_polygonal(shapely.difference(lesion, shapely.union_all(areas["exclusion"]))), record)
 

@@ -84,7 +84,8 @@ def _above_zero(image: Image.Image, path: Path) -> Mask:
 def _check_palette(image: Image.Image, path: Path) -> None:
     """Refuse a palette in which the first colour is not black while another index in use is."""
     colours = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
-    black = [index for _, index in image.getcolors() or [] if index < len(colours) and not colours[index].any()]
+    used = np.unique(np.asarray(image))
+    black = [index for index in used.tolist() if index < len(colours) and not colours[index].any()]
     if black and colours[0].any():
         raise ValueError(
             f"{path}: palette with black at index {black[0]} and RGB {tuple(colours[0].tolist())} at 0; a mask counts "

@@ -6,6 +6,7 @@ points, are counted and left out; a file that cannot be read, and a class withou
 
 from __future__ import annotations
 
+import re
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -143,7 +144,9 @@ def _read_asap(content: bytes, file: OutlineFile) -> None:
         raise ValueError(f"{path}: XML with a DTD, entities or external references refused ({error})") from error
     except (ParseError, LookupError, ValueError) as error:
         line = f" after line {error.position[0]}" if isinstance(error, ParseError) else ", unknown encoding"
-        raise ValueError(f"{path}: not well-formed XML{line}: cut short or damaged? Copy or export it again") from error
+        raise ValueError(
+            f"{path}: not well-formed XML{line}: cut short, damaged or in another encoding? Copy or export it again"
+        ) from error
     if root.tag != "ASAP_Annotations":
         raise ValueError(
             f"{path}: root element {root.tag!r}, expected 'ASAP_Annotations'; export as ASAP XML or GeoJSON"
@@ -198,7 +201,7 @@ class _NcrfFile(BaseModel):
 class _Geometry(BaseModel):
     type: str
     coordinates: Any = None
-    geometries: list[_Geometry] = []
+    geometries: list[_Geometry | None] = []
 
 
 class _Classification(BaseModel):
@@ -242,7 +245,9 @@ def _read_json(content: bytes, file: OutlineFile, offset: npt.NDArray[np.float64
     try:
         parsed = from_json(content.removeprefix(b"\xef\xbb\xbf"))
     except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}): cut short or damaged? Copy or export it again") from error
+        raise ValueError(
+            f"{path}: not JSON in UTF-8 ({error}): cut short or damaged? Copy or export it again"
+        ) from error
     if isinstance(parsed, dict) and {"positive", "negative"} & set(parsed):
         lists = _validated(_NcrfFile, parsed, path, "")
         for name, entries in (("positive", lists.positive), ("negative", lists.negative)):
@@ -301,7 +306,9 @@ def _areas(geometry: _Geometry, file: OutlineFile, where: str, *, has_class: boo
     if kind not in _GEOMETRIES:
         raise ValueError(f"{file.path}: {where}: geometry of type {kind!r}, expected one of {', '.join(_GEOMETRIES)}")
     if kind == "GeometryCollection":
-        return [area for part in geometry.geometries for area in _areas(part, file, where, has_class=has_class)]
+        collected = (_areas(part, file, where, has_class=has_class) for part in geometry.geometries if part)
+        file.skipped["null_geometries"] += geometry.geometries.count(None)
+        return [area for areas in collected for area in areas]
     if not isinstance(parts, list):
         raise ValueError(f"{file.path}: {where}: coordinates are {to_json(parts).decode()[:80]}, expected lists")
     if kind in ("Point", "MultiPoint"):
@@ -332,4 +339,5 @@ def _validated(record: type[_RecordT], value: object, path: Path, where: str) ->
     try:
         return record.model_validate(value)
     except ValidationError as error:
-        raise ValueError(f"{path}: {where or 'content'}: {validation_problems(error)}") from error
+        problems = re.sub(r"a valid dictionary or instance of \w+", "an object", validation_problems(error))
+        raise ValueError(f"{path}: {where or 'content'}: {problems}") from error

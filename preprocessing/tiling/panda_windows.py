@@ -288,6 +288,6 @@ def mask_is_positive(values: npt.NDArray[np.uint8], provider: str, name: str) ->
     if values.size and int(values.max()) > limits[provider]:
         raise ValueError(
             f"{name}: mask value {int(values.max())} found, expected 0..{limits[provider]} for {provider}; wrong "
-            "provider, or a mask saved with loss"
+            "provider, or a mask saved with loss or with a palette"
         )
     return values >= 3 if provider == "radboud" else values == 2

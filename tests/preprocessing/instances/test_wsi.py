@@ -137,6 +137,9 @@ def test_an_outline_on_no_tile_is_told_with_the_scale_that_fits(slide_path, capl
         (root / f"{name}.geojson").write_text(json.dumps(feature([ring])))
         found = wsi_instances(slide_path, options, bag(annotation=f"{name}.geojson"), root)
         assert not found.coverage.any() and found.attrs.annotation_counts.lesion == 1
+    (root / "none.geojson").write_text("[]")
+    wsi_instances(slide_path, options, bag(annotation="none.geojson"), root)
+    assert caplog.messages[-1].endswith("positive slide, but its annotation none.geojson holds no lesion")
     um, off = [record.message for record in caplog.records if "meets none" in record.message]
     assert um.endswith("; it would as px of level 2 or um: expected level-0 px") and off.endswith("tiles")
 

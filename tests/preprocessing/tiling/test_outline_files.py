@@ -82,6 +82,7 @@ def test_entities_are_refused(tmp_path, doctype: str) -> None:
         ("a.xml", asap([("_0", "Polygon", SQUARE)]).replace('X="100"', 'X="10,5"'), "10,5, 0; .* with a decimal point"),
         ("a.xml", asap([("_0", "Polygon", SQUARE)]).replace('Order="0"', ""), "X, Y = None, 0, 0; expected numbers"),
         ("a.xml", asap([("_0", "Polygon", SQUARE)]).replace('X="0"', 'X="nan"'), "not finite"),
+        ("a.xml", asap([("_0", "Polygon", SQUARE)]).replace('X="0"', 'X="1e300"'), "not finite numbers below 1e.08 px"),
         ("a.json", "{", "not JSON .*cut short or damaged"),
         ("a.json", " \n", "empty file"),
         ("a.json", "[" * 100_000, "not JSON .*recursion limit"),
@@ -98,6 +99,8 @@ def test_entities_are_refused(tmp_path, doctype: str) -> None:
         ("a.json", '{"type": "Polygon", "coordinates": [[1, 2], [3, 4]]}', "an outline is no list of points"),
         ("a.json", '{"type": "MultiPolygon", "coordinates": [1]}', "coordinates of a MultiPolygon are not lists"),
         ("a.json", '{"type": "Polygon", "coordinates": 7}', "coordinates are 7, expected lists"),
+        ("a.json", '[{"properties": 3, "geometry": null}]', r"\[0\]: properties: Input should be an object"),
+        ("a.json", '[{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [', "not JSON in UTF-8 .*EOF"),
         ("a.json", "3", "content is 3; expected GeoJSON"),
         ("a.txt", "", "suffix '.txt'"),
     ],
@@ -166,6 +169,11 @@ SHAPES = {
     "open line": ([feature([SQUARE]), feature(OPEN, "Stroma", "LineString")], WHOLE, {"lesion": 1, "open_lines": 1}),
     "lines": (feature([CLOSED, OPEN], kind="MultiLineString"), WHOLE, {"lesion": 1, "open_lines": 1}),
     "points": ([feature([SQUARE]), feature([1, 1], "Mitosis", "Point")], WHOLE, {"lesion": 1, "points": 1}),
+    "null in a collection": (
+        [{**feature([]), "geometry": {"type": "GeometryCollection", "geometries": [None, COLLECTION]}}],
+        BIT,
+        {"lesion": 1, "points": 1, "null_geometries": 1},
+    ),
     "null": ([feature([SQUARE]), feature([], kind="null")], WHOLE, {"lesion": 1, "null_geometries": 1}),
     "no coordinates": ([feature([SQUARE]), feature([], None)], WHOLE, {"lesion": 1, "null_geometries": 1}),
     "empty ring": ([feature([SQUARE]), feature([[]])], WHOLE, {"lesion": 1, "without_area": 1}),
@@ -209,7 +217,8 @@ SHAPES = {
 @pytest.mark.parametrize("shape", SHAPES)
 def test_what_geojson_may_hold(tmp_path, caplog, shape: str) -> None:
     content, area, numbers = SHAPES[shape]
-    lesion = read_lesion(write(tmp_path / "a.geojson", json.dumps(content)), origin=(7, 11))
+    with caplog.at_level("INFO"):
+        lesion = read_lesion(write(tmp_path / "a.geojson", json.dumps(content)), origin=(7, 11))
     assert lesion.geometry.area == area
     if numbers is not None:
         assert lesion.counts.numbers == numbers
