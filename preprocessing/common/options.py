@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 Window = tuple[float, float]
 ClassRole = Literal["lesion", "exclusion", "ignore"]
@@ -65,6 +65,13 @@ class WsiOptions(Options):
         {}, description="class or group of an annotation -> its role; '' = without class (docs/annotations.md)"
     )
     tissue: TissueOptions = TissueOptions()
+
+    @field_validator("annotation_classes")
+    @classmethod
+    def _one_role(cls, classes: dict[str, ClassRole]) -> dict[str, ClassRole]:
+        if len({name.strip().lower() for name in classes}) < len(classes):
+            raise ValueError("a class occurs twice, upper and lower case are the same; keep one")
+        return classes
 
 
 class CtOptions(Options):

@@ -39,7 +39,7 @@ def read_mask(path: Path, dimensions: tuple[int, int]) -> Mask:
         (h, w) bool.
 
     Raises:
-        ValueError: not a PNG, damaged, too large, of another aspect ratio than the slide, or no mask.
+        ValueError: not a PNG, damaged, too large, of another aspect ratio than the slide, empty, or no mask.
     """
     width, height = _size(path)
     if width * height > MAX_MASK_PX:
@@ -55,7 +55,10 @@ def read_mask(path: Path, dimensions: tuple[int, int]) -> Mask:
             image.load()
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{path}: damaged PNG ({error}); save the mask again") from error
-    return _above_zero(image, path)
+    mask = _above_zero(image, path)
+    if not mask.any():
+        raise ValueError(f"{path}: every pixel is 0 or transparent, expected tissue above 0; save the mask again")
+    return mask
 
 
 def _size(path: Path) -> tuple[int, int]:

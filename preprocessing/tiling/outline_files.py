@@ -300,7 +300,7 @@ def _features(content: object, path: Path) -> Iterator[tuple[str, _Feature]]:
 def _areas(geometry: _Geometry, file: OutlineFile, where: str, *, has_class: bool) -> list[list[Ring]]:
     """Return the rings of every area of a geometry and count its other parts.
 
-    A closed line encloses an area if its object has a class.
+    A line whose ends are less than a pixel apart encloses an area if its object has a class.
     """
     kind, parts = geometry.type, geometry.coordinates or []
     if kind not in _GEOMETRIES:
@@ -320,7 +320,7 @@ def _areas(geometry: _Geometry, file: OutlineFile, where: str, *, has_class: boo
             raise ValueError(f"{file.path}: {where}: coordinates of a {kind} are not lists of rings")
         return [[_ring(ring, file.path, where) for ring in polygon] for polygon in polygons]
     lines = [_ring(line, file.path, where) for line in (parts if kind == "MultiLineString" else [parts])]
-    closed = [[line] for line in lines if has_class and len(line) > 3 and (line[0] == line[-1]).all()]
+    closed = [[line] for line in lines if has_class and len(line) > 3 and np.ptp(line[[0, -1]], axis=0).max() < 1]
     file.skipped["open_lines"] += len(lines) - len(closed)
     return closed
 

@@ -139,6 +139,14 @@ def test_transparent_is_not_tissue(tmp_path) -> None:
     assert read_mask(tmp_path / "m.png", (4, 4)).tolist() == [[False] * 4] * 2 + [[True] * 4] * 2
 
 
+def test_a_mask_without_tissue_is_refused(tmp_path) -> None:
+    drawn_in_black = np.zeros((4, 4, 4), np.uint8)
+    drawn_in_black[1:3, 1:3, 3] = 255
+    Image.fromarray(drawn_in_black).save(tmp_path / "m.png")
+    with pytest.raises(ValueError, match=r"m\.png: every pixel is 0 or transparent"):
+        read_mask(tmp_path / "m.png", (4, 4))
+
+
 def test_transparency_counts_in_every_mode(tmp_path) -> None:
     """Grey level 9 and palette index 1 are declared transparent."""
     grey = Image.fromarray(np.array([[0, 9, 200]], np.uint8))

@@ -136,7 +136,7 @@ def test_outlines_without_area_are_dropped(tmp_path, points) -> None:
     assert lesion.counts.without_area == 1 and lesion.geometry.area == 100 * 100
 
 
-CLOSED, OPEN = [*SQUARE, SQUARE[0]], SQUARE
+CLOSED, OPEN = [*SQUARE, (0, 0.0001)], SQUARE
 COLLECTION = {"type": "GeometryCollection", "geometries": [feature([far(INNER)])["geometry"], {"type": "Point"}]}
 CHILD = feature(
     [far(INNER)], "Tumor", childObjects=[feature([INNER], "Exclusion", children=[feature([far(INNER, 90)])])]
@@ -255,6 +255,8 @@ def test_classes_without_a_role_are_refused_by_name_all_at_once(tmp_path) -> Non
         read_lesion(write(tmp_path / "a.geojson", json.dumps(outlines)))
     with pytest.raises(ValueError, match=r"annotation_classes\.Tumor: .*'lesion', 'exclusion' or 'ignore'"):
         wsi_options({"annotation_classes": {"Tumor": "tumour"}})
+    with pytest.raises(ValueError, match="annotation_classes: .*a class occurs twice"):
+        wsi_options({"annotation_classes": {"Tumor": "lesion", "tumor ": "ignore"}})
 
 
 def test_detections_alone_are_no_annotation(tmp_path) -> None:
