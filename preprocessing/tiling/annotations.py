@@ -8,7 +8,6 @@ formats. Coverage = area(lesion in tile) / area(tile).
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,22 +64,23 @@ def read_lesion(
     counts = file.skipped
     areas: dict[ClassRole, list[BaseGeometry]] = {"lesion": [], "exclusion": []}
     slide = None if dimensions is None else shapely.box(0, 0, *dimensions)
-    drawn = Counter(outline.role for outline in file.outlines)
+    outside: list[Ring] = []
     for outline in file.outlines:
         if not all((np.abs(ring) < MAX_COORDINATE).all() for ring in outline.rings):
             raise ValueError(
                 f"{path}: an outline has coordinates that are not finite numbers below {MAX_COORDINATE:g} px"
             )
         shape, crossing = _area(outline.rings)
-        counts["self_crossing"] += crossing
         if shape.area == 0:
             counts["without_area"] += 1
-        elif slide is not None and not slide.intersects(shape):
+        elif slide is not None and (slide.disjoint(shape) or slide.touches(shape)):
             counts["outside"] += 1
+            outside += outline.rings if outline.role == "lesion" else []
         else:
+            counts["self_crossing"] += crossing
             areas[outline.role].append(shape)
-    if counts["outside"] and drawn["lesion"] and not areas["lesion"]:
-        corners = np.concatenate([ring for outline in file.outlines for ring in outline.rings])
+    if outside and not areas["lesion"]:
+        corners = np.concatenate(outside)
         (x0, y0), (x1, y1) = corners.min(axis=0), corners.max(axis=0)
         assert dimensions is not None
         raise ValueError(
@@ -100,9 +100,9 @@ def read_lesion(
 
 def _area(rings: list[Ring]) -> tuple[BaseGeometry, bool]:
     """Return the area inside the first ring and outside the others, and whether rings crossed themselves or another."""
-    rings = [ring for ring in rings if len(ring) >= 3]
-    if not rings:
+    if not rings or len(rings[0]) < 3:
         return shapely.Polygon(), False
+    rings = [ring for ring in rings if len(ring) >= 3]
     shape = shapely.Polygon(rings[0], rings[1:])
     if shape.is_valid:
         return shape, False
@@ -111,7 +111,7 @@ def _area(rings: list[Ring]) -> tuple[BaseGeometry, bool]:
 
 
 def even_odd(ring: Ring) -> BaseGeometry:
-    """Return the area that a closed ring (V, 2) winds around an odd number of times."""
+    """Return the area that a closed ring (V, 2) encloses an odd number of times."""
     polygon = shapely.Polygon(ring)
     if polygon.is_valid:
         return polygon

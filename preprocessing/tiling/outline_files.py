@@ -1,7 +1,7 @@
 """Read the outlines of an annotation file: ASAP XML, GeoJSON (QuPath and others), and the lists of the NCRF project.
 
-What an object means follows from its class (QuPath) or group (ASAP), see `ClassRules`. Objects without an area, such as
-points, are counted and left out; a file that cannot be read, and a class without a known role, are refused by name.
+What an object means follows from its class (QuPath) or group (ASAP). Objects without an area, such as points, are
+counted and left out; a file that cannot be read, and a class without a known role, are refused by name.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ASAP_AREAS = frozenset({"polygon", "spline", "rectangle"})
 _ASAP_POINTS = frozenset({"dot", "pointset", "measurement"})
 # objects that QuPath computes or lays out; the root object only holds the others
 _NO_ANNOTATION = frozenset({"detection", "cell", "tile", "tmacore"})
-_REMEDY = 'give it a role, e.g. `instances: {wsi: {annotation_classes: {"%s": ignore}}}` (lesion, exclusion or ignore)'
+LISTED = 5
 
 Ring = npt.NDArray[np.float64]
 _RecordT = TypeVar("_RecordT", bound=BaseModel)
@@ -109,7 +109,10 @@ def read_outlines(path: Path, classes: Mapping[str, ClassRole], origin: tuple[in
         raise ValueError(f"{path}: no such annotation file")
     suffix = path.suffix.lower()
     if suffix not in {".xml", ".json", ".geojson"}:
-        raise ValueError(f"{path}: annotation with suffix {path.suffix!r}, expected .xml (ASAP), .geojson or .json")
+        raise ValueError(
+            f"{path}: annotation with suffix {path.suffix!r}, expected .xml (ASAP), .geojson or .json "
+            "(label masks: recipe panda)"
+        )
     content = path.read_bytes()
     if not content.strip(b"\xef\xbb\xbf \t\r\n\0"):
         raise ValueError(f"{path}: empty file ({len(content)} bytes), expected outlines; export the annotation again")
@@ -119,14 +122,15 @@ def read_outlines(path: Path, classes: Mapping[str, ClassRole], origin: tuple[in
     else:
         _read_json(content, file, np.array(origin, np.float64))
     if file.unknown:
-        listing = ", ".join(
-            f"{n} of class {name!r}" if name else f"{n} without class" for name, n in file.unknown.items()
-        )
+        names = list(file.unknown)
+        listing = [f"{file.unknown[name]} " + (f"of class {name!r}" if name else "without class") for name in names]
+        more = [f"{len(names) - LISTED} more classes"] if len(names) > LISTED else []
+        example = f"{{wsi: {{annotation_classes: {{{to_json(names[0]).decode()}: ignore}}}}}}"
         raise ValueError(
-            f"{path}: outlines without a known role: {listing}; known are {', '.join(sorted(LESION_CLASSES))} "
-            f"(lesion), {', '.join(sorted(EXCLUSION_CLASSES))} (cut out of it) and names that end in * (ignored); "
-            + _REMEDY
-            % next(iter(file.unknown))
+            f"{path}: outlines without a known role: {', '.join([*listing[:LISTED], *more])}; give it a role, e.g. "
+            f"`instances: {example}` (lesion, exclusion or ignore); known are "
+            f"{', '.join(sorted(LESION_CLASSES))} (lesion), {', '.join(sorted(EXCLUSION_CLASSES))} "
+            "(cut out of it) and names that end in * (ignored)"
         )
     if not file.outlines and file.skipped["detections"]:
         raise ValueError(
@@ -139,7 +143,7 @@ def read_outlines(path: Path, classes: Mapping[str, ClassRole], origin: tuple[in
 def _read_asap(content: bytes, file: OutlineFile) -> None:
     path = file.path
     try:
-        root = fromstring(content, forbid_dtd=True)
+        root = fromstring(content.lstrip(), forbid_dtd=True)
     except DefusedXmlException as error:
         raise ValueError(f"{path}: XML with a DTD, entities or external references refused ({error})") from error
     except (ParseError, LookupError, ValueError) as error:
@@ -177,13 +181,13 @@ def _groups(name: str, parents: Mapping[str, str]) -> list[str]:
 def _asap_ring(annotation: Element, path: Path, what: str) -> Ring:
     points = []
     for coordinate in annotation.iter("Coordinate"):
-        values = [coordinate.get(key) for key in ("Order", "X", "Y")]
+        values = [coordinate.get(key, "absent") for key in ("Order", "X", "Y")]
         try:
-            points.append([float(value or "") for value in values])
+            points.append([float(value) for value in values])
         except ValueError:
             raise ValueError(
-                f"{path}: {what} has a Coordinate with Order, X, Y = {', '.join(map(str, values))}; expected numbers "
-                "with a decimal point"
+                f"{path}: {what} has a Coordinate with Order, X, Y = {', '.join(values)}; expected numbers with a "
+                "decimal point"
             ) from None
     points.sort(key=lambda point: point[0])
     return np.array([point[1:] for point in points], np.float64).reshape(-1, 2)
@@ -214,7 +218,7 @@ class _Properties(BaseModel):
 
     object_type: Any = Field(None, validation_alias=AliasChoices("objectType", "object_type", "type"))
     classification: _Classification | str | None = None
-    children: list[Any] = Field([], validation_alias=AliasChoices("childObjects", "children"))
+    children: list[Any] | None = Field(None, validation_alias=AliasChoices("childObjects", "children"))
 
 
 class _Feature(BaseModel):
@@ -225,8 +229,14 @@ class _Feature(BaseModel):
     @property
     def kind(self) -> str:
         """QuPath's type in lower case; up to version 0.2 it was the id, e.g. "PathAnnotationObject"."""
-        stated = (self.properties and self.properties.object_type) or self.id
-        return str(stated).lower().replace("_", "").removeprefix("path").removesuffix("object")
+        legacy = self.id if str(self.id).endswith("Object") else None
+        return (
+            str((self.properties and self.properties.object_type) or legacy)
+            .lower()
+            .replace("_", "")
+            .removeprefix("path")
+            .removesuffix("object")
+        )
 
     @property
     def classes(self) -> list[str]:

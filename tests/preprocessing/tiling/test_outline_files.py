@@ -39,7 +39,9 @@ def test_groups_within_groups_and_mapped_groups(tmp_path) -> None:
     part = asap([("part", "Polygon", SQUARE), ("Necrosis", "Rectangle", INNER)])
     part = part.replace("<AnnotationGroups>", '<AnnotationGroups><Group Name="part" PartOfGroup="Tumor" />')
     path = write(tmp_path / "a.xml", part)
-    with pytest.raises(ValueError, match=r"a\.xml: .*1 of class 'Necrosis'; known are .*\{\"Necrosis\": ignore\}"):
+    with pytest.raises(
+        ValueError, match=r"a\.xml: .*1 of class 'Necrosis'; give it a role, .*\{\"Necrosis\": ignore\}"
+    ):
         read_lesion(path)
     assert read_lesion(path, classes={" necrosis": "exclusion"}).geometry.area == 100 * 100 - 20 * 20
     assert read_lesion(path, classes={"Necrosis": "ignore"}).counts.listing == "1 of class 'Necrosis'"
@@ -80,7 +82,7 @@ def test_entities_are_refused(tmp_path, doctype: str) -> None:
             "X, Y = 0, left, 0; expected numbers",
         ),
         ("a.xml", asap([("_0", "Polygon", SQUARE)]).replace('X="100"', 'X="10,5"'), "10,5, 0; .* with a decimal point"),
-        ("a.xml", asap([("_0", "Polygon", SQUARE)]).replace('Order="0"', ""), "X, Y = None, 0, 0; expected numbers"),
+        ("a.xml", asap([("_0", "Polygon", SQUARE)]).replace('Order="0"', ""), "X, Y = absent, 0, 0; expected numbers"),
         ("a.xml", asap([("_0", "Polygon", SQUARE)]).replace('X="0"', 'X="nan"'), "not finite"),
         ("a.xml", asap([("_0", "Polygon", SQUARE)]).replace('X="0"', 'X="1e300"'), "not finite numbers below 1e.08 px"),
         ("a.json", "{", "not JSON .*cut short or damaged"),
@@ -176,6 +178,8 @@ SHAPES = {
     ),
     "null": ([feature([SQUARE]), feature([], kind="null")], WHOLE, {"lesion": 1, "null_geometries": 1}),
     "no coordinates": ([feature([SQUARE]), feature([], None)], WHOLE, {"lesion": 1, "null_geometries": 1}),
+    "hole of nothing": ([feature([[[1, 1], [2, 2]], INNER])], 0, {"without_area": 1}),
+    "id that is no type": ({**feature([SQUARE], objectType=None), "id": "cell"}, WHOLE, {"lesion": 1}),
     "empty ring": ([feature([SQUARE]), feature([[]])], WHOLE, {"lesion": 1, "without_area": 1}),
     "children": ([CHILD, feature([SQUARE])], WHOLE + BIT, {"lesion": 3, "exclusion": 1}),
     "root": (
