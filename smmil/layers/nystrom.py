@@ -5,26 +5,41 @@ softmax(Q K_l^T) pinv(softmax(Q_l K_l^T)) softmax(Q_l K^T) V, in O(n m) time and
 iteration Z <- Z/4 (13 I - A Z (15 I - A Z (7 I - A Z))) from Z = A^T / (largest column sum * largest row sum), the
 maxima over the heads of one sequence. A depthwise convolution of the values along the sequence is added.
 
-The sequence is padded in front with zeros to a multiple of m, without a mask, as in the original. A sequence that has
-no more tokens than landmarks gets exact attention (`pad_to_landmarks=True` pads it too).
+The sequence is padded in front with zeros to a multiple of m, without a mask, as in the original. The c segments that
+consist of padding are equal, so only one of them is computed and counts c times: its column in a softmax has weight c,
+i.e. log c is added to its logits. Products of such matrices are right as they are. The transpose of A is not: there,
+element (i, j) is multiplied by c_j / c_i. `small_bags="exact"` gives a sequence of at most m tokens exact attention
+instead.
 
 Shapes: (G,n,D) for G sequences of the same length n; the result of a sequence does not depend on the others.
 """
 
-from typing import TypedDict
+import math
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from smmil.layers.depthwise import depthwise
 from smmil.layers.dropout import Dropout
 
 
-def iterative_pinv(a: Tensor, iterations: int = 6) -> Tensor:
-    """Approximate the Moore-Penrose inverse, with one starting point per sequence: (G,h,m,m) -> (G,h,m,m)."""
-    size = a.abs()
-    columns, rows = size.sum(-2).amax((-2, -1)), size.sum(-1).amax((-2, -1))
-    z = a.mT / (columns * rows)[:, None, None, None]
+def iterative_pinv(a: Tensor, iterations: int = 6, count: Tensor | None = None) -> Tensor:
+    """Approximate the Moore-Penrose inverse, with one starting point per sequence.
+
+    Args:
+        a: (G,h,m,m).
+        iterations: number of iterations.
+        count: (m,) how many equal rows and columns each one stands for, None = 1; a column of `a` and of the result is
+            the sum of its equal columns.
+
+    Returns:
+        (G,h,m,m).
+    """
+    transposed = (a if count is None else a * (count[:, None] / count)).mT
+    columns, rows = transposed.abs().sum(-1).amax((-2, -1)), a.abs().sum(-1).amax((-2, -1))
+    z = transposed / (columns * rows)[:, None, None, None]
     eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
     for _ in range(iterations):
         az = a @ z
@@ -37,7 +52,9 @@ def landmarks(t: Tensor, m: int) -> Tensor:
     return t.reshape(*t.shape[:2], m, -1, t.shape[3]).mean(3)
 
 
-def nystrom(q: Tensor, k: Tensor, v: Tensor, m: int, iterations: int = 6) -> tuple[Tensor, Tensor, Tensor]:
+def nystrom(
+    q: Tensor, k: Tensor, v: Tensor, m: int, iterations: int = 6, copies: int = 1
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute attention through m landmarks.
 
     Args:
@@ -46,18 +63,23 @@ def nystrom(q: Tensor, k: Tensor, v: Tensor, m: int, iterations: int = 6) -> tup
         v: (G,h,n,d).
         m: landmarks.
         iterations: of the pseudo-inverse.
+        copies: how many equal segments the first one stands for.
 
     Returns:
-        Attended values (G,h,n,d), and the factors pinv(softmax(Q_l K_l^T)) (G,h,m,m), softmax(Q_l K^T) (G,h,m,n).
+        Attended values (G,h,n,d) and the factors softmax(Q K_l^T) (G,h,n,m), pinv(softmax(Q_l K_l^T)) (G,h,m,m) and
+        softmax(Q_l K^T) (G,h,m,n).
     """
     ql, kl = landmarks(q, m), landmarks(k, m)
     # The iteration needs at least float32, also under autocast.
+    wide = torch.promote_types(q.dtype, torch.float32)
+    count = torch.ones(m, dtype=wide, device=q.device)
+    count[0] = copies
+    bias = count.log()
     with torch.autocast(q.device.type, enabled=False):
-        wide = torch.promote_types(q.dtype, torch.float32)
-        inverse = iterative_pinv(torch.softmax((ql @ kl.mT).to(wide), -1), iterations)
-        inverse = inverse.to(q.dtype)
-    near = torch.softmax(ql @ k.mT, -1)
-    return torch.softmax(q @ kl.mT, -1) @ (inverse @ (near @ v)), inverse, near
+        inverse = iterative_pinv(torch.softmax((ql @ kl.mT).to(wide) + bias, -1), iterations, count).to(q.dtype)
+    far = torch.softmax(q @ kl.mT + bias, -1).to(q.dtype)
+    near = torch.softmax(ql @ k.mT + bias.repeat_interleave(k.shape[2] // m), -1).to(q.dtype)
+    return far @ (inverse @ (near @ v)), far, inverse, near
 
 
 class NystromOptions(TypedDict, total=False):
@@ -68,7 +90,7 @@ class NystromOptions(TypedDict, total=False):
     pinv_iterations: int
     value_conv: int
     out_proj: bool
-    pad_to_landmarks: bool
+    small_bags: Literal["pad", "exact"]
 
 
 class NystromAttention(nn.Module):
@@ -82,7 +104,11 @@ class NystromAttention(nn.Module):
         value_conv: kernel length of the depthwise value convolution (one filter per head), 0 = none.
         out_proj: apply Linear(D, D) with bias and dropout to the concatenated heads.
         dropout: after the output projection.
-        pad_to_landmarks: approximate sequences of at most m tokens too, padded with zeros to m as in the original.
+        small_bags: what happens to sequences of at most m tokens: "pad" with zeros to m, as in the original, or "exact"
+            attention.
+
+    Raises:
+        ValueError: another value of small_bags.
     """
 
     def __init__(
@@ -95,10 +121,13 @@ class NystromAttention(nn.Module):
         value_conv: int = 33,
         out_proj: bool = True,
         dropout: float = 0.0,
-        pad_to_landmarks: bool = False,
+        small_bags: Literal["pad", "exact"] = "pad",
     ) -> None:
         super().__init__()
-        self.n_heads, self.m, self.iterations, self.pad = n_heads, n_landmarks, pinv_iterations, pad_to_landmarks
+        if small_bags not in ("pad", "exact"):
+            raise ValueError(f"small_bags: found {small_bags!r}, expected 'pad' or 'exact'")
+        self.n_heads, self.m, self.iterations = n_heads, n_landmarks, pinv_iterations
+        self.exact = small_bags == "exact"
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.conv = (
             nn.Conv2d(n_heads, n_heads, (value_conv, 1), padding=(value_conv // 2, 0), groups=n_heads, bias=False)
@@ -106,6 +135,12 @@ class NystromAttention(nn.Module):
             else None
         )
         self.out = nn.Sequential(nn.Linear(width, width), Dropout(dropout)) if out_proj else nn.Identity()
+
+    def padded_length(self, n: int) -> int:
+        """Return a length, for few groups of equal lengths, to which zeros in front of n tokens change no result."""
+        if self.exact and n <= self.m:
+            return n
+        return min(math.ceil(n / 16) * 16, math.ceil(n / self.m) * self.m)
 
     def forward(self, x: Tensor, *, with_row: bool = False) -> tuple[Tensor, Tensor | None]:
         """Attend inside every sequence.
@@ -119,10 +154,10 @@ class NystromAttention(nn.Module):
         """
         n = x.shape[1]
         q, k, v = self.qkv(x).view(len(x), n, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
-        attend = self._exact if n <= self.m and not self.pad else self._approximate
+        attend = self._exact if self.exact and n <= self.m else self._approximate
         heads, row = attend(q, k, v, with_row)
         if self.conv is not None:
-            heads = heads + self.conv(v)
+            heads = heads + depthwise(v, self.conv.weight)
         out: Tensor = self.out(heads.transpose(1, 2).flatten(2))
         return out, row
 
@@ -135,11 +170,12 @@ class NystromAttention(nn.Module):
 
     def _approximate(self, q: Tensor, k: Tensor, v: Tensor, with_row: bool) -> tuple[Tensor, Tensor | None]:
         n, m = q.shape[2], self.m
+        length = math.ceil(n / m)
+        padding = m * length - n
+        copies = max(padding // length, 1)
+        front = padding - (copies - 1) * length
         # qkv has no bias, so padding q, k and v with zeros equals padding x.
-        front = -n % m
         q, k, v = (F.pad(t, (0, 0, front, 0)) for t in (q * q.shape[-1] ** -0.5, k, v))
-        heads, inverse, near = nystrom(q, k, v, m, self.iterations)
-        if not with_row:
-            return heads[:, :, front:], None
-        first = torch.softmax(q[:, :, front : front + 1] @ landmarks(k, m).mT, -1)
-        return heads[:, :, front:], (first @ inverse @ near).mean(1)[:, 0, front:]
+        heads, far, inverse, near = nystrom(q, k, v, m - copies + 1, self.iterations, copies)
+        row = (far[:, :, front : front + 1] @ inverse @ near).mean(1)[:, 0, front:] if with_row else None
+        return heads[:, :, front:], row

@@ -6,15 +6,16 @@ from t, z = sum_i softmax(f)_i m_i, then a linear classifier.
 Similarity of raw features: s_ij = exp(-d_ij / ||d_i||_2), d_i the distances to i's neighbours; s_ii = max_j s_ij, 1
 without neighbours. Score: f, which does not see the neighbours.
 
-Shapes: (M,P) and the graph -> bag_logit (B,), instance_score (M,). Bags of equal size run through the Nystrom layer
-together.
+Shapes: (M,P) and the graph -> bag_logit (B,), instance_score (M,). Bags of about equal size run through the Nystrom
+layer together.
 """
 
+from collections import defaultdict
 from typing import Unpack
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding_bag
+from torch.nn.functional import embedding_bag, pad
 
 from smmil.data.batch import BagBatch
 from smmil.layers.nystrom import NystromAttention, NystromOptions
@@ -134,16 +135,16 @@ class CAMIL(MILModel):
         return Output(self.classifier(z)[:, 0], f)
 
     def _global(self, x: Tensor, batch: BagBatch) -> Tensor:
-        """Apply Nystrom attention inside every bag, bags of equal size together: (M,D) -> (M,D)."""
-        starts, sizes = batch.offsets.tolist(), batch.sizes.tolist()
-        groups: dict[int, list[int]] = {}
+        """Apply Nystrom attention inside every bag, bags of about equal size together: (M,D) -> (M,D)."""
+        sizes = batch.sizes.tolist()
+        bags, groups = x.split(sizes), defaultdict[int, list[int]](list)
         for bag, n in enumerate(sizes):
-            groups.setdefault(n, []).append(bag)
-        parts: list[Tensor] = [x] * len(sizes)
-        for n, bags in groups.items():
-            out, _ = self.transformer(torch.stack([x[starts[bag] : starts[bag] + n] for bag in bags]))
-            for i, bag in enumerate(bags):
-                parts[bag] = out[i]
+            groups[self.transformer.padded_length(n)].append(bag)
+        parts = list(bags)
+        for length, members in groups.items():
+            out, _ = self.transformer(torch.stack([pad(bags[bag], (0, 0, length - sizes[bag], 0)) for bag in members]))
+            for bag, attended in zip(members, out, strict=True):
+                parts[bag] = attended[length - sizes[bag] :]
         return torch.cat(parts)
 
     def _similarity(self, batch: BagBatch) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ class token. x <- x + Nystrom(LN x); PPEG: tokens as an S x S image, x + dw7x7(x
 x <- x + Nystrom(LN x); LN; Linear on the class token. The order of the instances matters (PPEG).
 
 Score: the second layer's attention from the class token to the real tokens, mean over heads; approximated attention may
-be negative. A bag with no more tokens than landmarks gets exact attention (see `smmil.layers.nystrom`).
+be negative.
 
 Shapes: (M,P) -> bag_logit (B,), instance_score (M,). Bags with the same S run together; `forward_reference` takes them
 one by one.

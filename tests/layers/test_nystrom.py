@@ -35,7 +35,7 @@ def test_landmarks_are_means_of_consecutive_segments():
 
 
 @pytest.mark.parametrize(
-    "options", [{"n_landmarks": 4}, {"n_landmarks": 64}, {"n_landmarks": 64, "pad_to_landmarks": True}]
+    "options", [{"n_landmarks": 4}, {"n_landmarks": 64}, {"n_landmarks": 64, "small_bags": "exact"}]
 )
 def test_a_sequence_gives_the_same_numbers_in_any_batch(options):
     module, x = layer(**options), randn(3, 11, 16)
@@ -47,8 +47,41 @@ def test_a_sequence_gives_the_same_numbers_in_any_batch(options):
         torch.testing.assert_close(row[i], row_alone[0])
 
 
-def test_small_bags_get_exact_attention_and_padding_is_a_switch():
-    exact, padded, x = layer(n_landmarks=32), layer(n_landmarks=32, pad_to_landmarks=True), randn(1, 9, 16)
+def padded_reference(module, x):
+    """Result and class token's row of a layer whose sequences are padded to a multiple of m, token by token."""
+    n, front = x.shape[1], -x.shape[1] % module.m
+    padded = F.pad(x, (0, 0, front, 0))
+    q, k, v = module.qkv(padded).view(len(x), n + front, 3, module.n_heads, -1).permute(2, 0, 3, 1, 4)
+    heads, far, inverse, near = nystrom(q * q.shape[-1] ** -0.5, k, v, module.m, module.iterations)
+    out = module.out((heads + module.conv(v)).transpose(1, 2).flatten(2))
+    return out[:, front:], (far[:, :, front : front + 1] @ inverse @ near).mean(1)[:, 0, front:]
+
+
+@pytest.mark.parametrize("n", [1, 2, 15, 16, 17, 24, 33, 50, 65, 79, 161])
+def test_padding_counted_in_whole_segments_equals_padding_token_by_token(n):
+    module, x = layer(n_landmarks=16), randn(2, n, 16, seed=n).requires_grad_()
+    leaves, weights = [x, *module.parameters()], (randn(2, n, 16, seed=1), randn(2, n, seed=2))
+    actual, expected = module(x, with_row=True), padded_reference(module, x)
+    torch.testing.assert_close(actual, expected)
+    gradients = [
+        torch.autograd.grad(sum((part * weight).sum() for part, weight in zip(parts, weights, strict=True)), leaves)
+        for parts in (actual, expected)
+    ]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("n", [1, 3, 8, 9, 16, 20, 41])
+@pytest.mark.parametrize("small_bags", ["pad", "exact"])
+def test_zeros_up_to_the_padded_length_change_nothing(n, small_bags):
+    module, x = layer(n_landmarks=8, small_bags=small_bags), randn(1, n, 16)
+    length = module.padded_length(n)
+    assert length >= n and (length == n or small_bags == "pad" or n > 8)
+    torch.testing.assert_close(module(F.pad(x, (0, 0, length - n, 0)))[0][:, length - n :], module(x)[0])
+
+
+def test_small_bags_are_padded_unless_exact_attention_is_asked_for():
+    padded, exact, x = layer(), layer(small_bags="exact"), randn(1, 9, 16)
+    assert padded.m == 256
     q, k, v = exact.qkv(x).view(1, 9, 3, 2, 8).permute(2, 0, 3, 1, 4)
     expected = F.scaled_dot_product_attention(q, k, v) + exact.conv(v)
     torch.testing.assert_close(exact(x)[0], exact.out(expected.transpose(1, 2).flatten(2)))
@@ -56,6 +89,8 @@ def test_small_bags_get_exact_attention_and_padding_is_a_switch():
     row = exact(x, with_row=True)[1]
     torch.testing.assert_close(row, torch.softmax(q[:, :, 0:1] @ k.mT / 8**0.5, -1).mean(1)[:, 0])
     torch.testing.assert_close(row.sum(), torch.ones((), dtype=F64))
+    with pytest.raises(ValueError, match="small_bags: found 'padded', expected 'pad' or 'exact'"):
+        layer(small_bags="padded")
 
 
 def test_the_row_is_the_matrix_that_was_applied():

@@ -85,9 +85,10 @@ def test_the_whole_method_by_its_formulas():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"n_landmarks": 4}, {"graph": "normalised"}, {"prenorm": True, "gated": False}]
+    "options",
+    [{}, {"n_landmarks": 4}, {"small_bags": "exact"}, {"graph": "normalised"}, {"prenorm": True, "gated": False}],
 )
-def test_equal_sizes_share_a_batch_and_change_nothing(options):
+def test_similar_sizes_share_a_batch_and_change_nothing(options):
     model, batch = build("camil", **options), batch_of(7, 3, 7, 12)
     assert_same(model(batch), apart(model, batch))
 

@@ -18,7 +18,7 @@ def test_position_encoding_is_three_convolutions_and_with_zero_kernels_the_ident
     assert torch.equal(encode(x, 3), x)
 
 
-@pytest.mark.parametrize("options", [{}, {"n_landmarks": 4}, {"pad_to_landmarks": True}])
+@pytest.mark.parametrize("options", [{}, {"n_landmarks": 4}, {"small_bags": "exact"}])
 def test_bags_of_one_square_run_together_and_change_nothing(options):
     model, batch = build("transmil", **options), batch_of(14, 3, 16, 10, 4, 1)
     assert_same(model(batch), model.forward_reference(batch))
@@ -52,7 +52,7 @@ def test_column_i_of_the_score_belongs_to_instance_i():
 def test_torchmil_agrees(n):
     from torchmil.models import TransMIL
 
-    ours = build("transmil", n_landmarks=16, value_conv=0, out_proj=False, pad_to_landmarks=True).float()
+    ours = build("transmil", n_landmarks=16, value_conv=0, out_proj=False).float()
     peer = TransMIL((P,), n_heads=8, n_landmarks=16, feat_ext=features(ours)).eval()
     batch = batch_of(n)
     batch = dataclasses.replace(batch, x=batch.x.float())
