@@ -213,6 +213,7 @@ class PredictionMeta(Record):
     encoder: str
     method: str
     protocol: str
+    method_options: MethodOptions = {}
     quirks: tuple[str, ...] = ()
     random_weights: bool = False
     run: str
@@ -353,6 +354,7 @@ class Metrics(Record):
     encoder: str
     method: str
     protocol: str
+    method_options: MethodOptions = {}
     quirks: tuple[str, ...] | None = None
     random_weights: bool = False
     learning_rate_choice: RateChoice = "split"

@@ -84,7 +84,7 @@ def evaluate_runs(
         seed: of the bootstrap.
 
     Raises:
-        ValueError: runs of different datasets, encoders, methods, protocols or quirks, or with different test bags.
+        ValueError: runs of different datasets, encoders, methods, options, protocols or quirks, or of other test bags.
     """
     groups: dict[int, list[EvaluatedRun]] = {}
     reference = None
@@ -108,6 +108,7 @@ def evaluate_runs(
         dataset=shared.dataset,
         encoder=shared.encoder,
         method=shared.method,
+        method_options=shared.method_options,
         protocol=shared.protocol,
         quirks=tuple(sorted(shared.quirks)),
         random_weights=any(run.meta.random_weights for runs in groups.values() for run in runs),
@@ -205,10 +206,10 @@ def _same_bags(path: Path, test: Arrays, reference: list[str] | None) -> list[st
 
 
 def _shared(metas: Sequence[PredictionMeta]) -> PredictionMeta:
-    """Return the first meta after checking that all are of one dataset, encoder, method, protocol and set of quirks."""
+    """Return the first meta after checking that all have the same dataset, encoder, method, options and protocol."""
     if not metas:
         raise ValueError("no predictions file given")
-    for key in ("dataset", "encoder", "method", "protocol", "quirks"):
+    for key in ("dataset", "encoder", "method", "method_options", "protocol", "quirks"):
         values = sorted({str(sorted(meta.quirks) if key == "quirks" else getattr(meta, key)) for meta in metas})
         if len(values) > 1:
             raise ValueError(f"{key}: found {values} among {len(metas)} runs, expected one; evaluate them apart")

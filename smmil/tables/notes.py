@@ -9,6 +9,7 @@ from smmil.artifacts.results import inverted, split_values
 from smmil.config.definitions import PRESETS, definitions, protocol_text, rate_choice_text, shared_quirks
 from smmil.config.layouts import Dataset, TableLayout
 from smmil.config.methods import METHODS, display_name
+from smmil.config.variants import SEPARATOR, Variant
 from smmil.tables.cells import NO_FILE, Cell, MetricsByKey, Section, metric_cell
 from smmil.tables.specs import Column, Key
 
@@ -97,6 +98,7 @@ def notes(sections: Sequence[Section], metrics: MetricsByKey, layout: TableLayou
         # runs without recorded quirks may have had some
         protocol_line(protocol, quirks, recorded=all(entry.quirks is not None for entry in metrics.values())),
         *split_notes(layout.datasets),
+        _options(metrics),
         _features(columns, titles),
         BEST if "train_seconds" in names else " ".join(filter(None, (cells, rates, BEST))),
         SPREAD if "spread" in kinds else "",
@@ -224,6 +226,18 @@ def protocol_line(protocol: str, quirks: Collection[str], *, recorded: bool = Tr
     """Return the protocol with the quirks that differ from its preset, "" without a protocol."""
     preset = f"{protocol} ({PRESETS[protocol]})" if recorded and protocol in PRESETS else protocol
     return f"Protocol: {preset}{protocol_text(protocol, quirks).removeprefix(protocol)}." if protocol else ""
+
+
+def _options(metrics: MetricsByKey) -> str:
+    """Return the arguments that the configuration gives to methods, "" for none; quirks have a line of their own."""
+    named: dict[str, None] = {}
+    for key in sorted(metrics, key=lambda key: (key[2], key)):
+        method, options = key[2], metrics[key].method_options
+        varied = Variant.parse(method).argument if SEPARATOR in method else ""
+        values = [f"{name} = {options[name]}" for name in sorted({*options} - {"quirks", varied})]
+        if values:
+            named[f"{display_name(method)} ({', '.join(values)})"] = None
+    return f"Arguments set by the configuration: {'; '.join(named)}." if named else ""
 
 
 def _features(columns: Sequence[Column], titles: Mapping[str, str]) -> str:

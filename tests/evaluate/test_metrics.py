@@ -295,6 +295,10 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     quirky = write_run(tmp_path / "d", quirks=["eval_histogram"], seed=2)
     with pytest.raises(ValueError, match="quirks: found .*eval_histogram"):
         evaluate_runs([one, quirky], resamples=0)
+    exact = write_run(tmp_path / "e", method_options={"small_bags": "exact"}, seed=2)
+    with pytest.raises(ValueError, match="method_options: found .*small_bags"):
+        evaluate_runs([one, exact], resamples=0)
+    assert evaluate_runs([exact], resamples=0).method_options == {"small_bags": "exact"}
     fewer = write_run(tmp_path / "c", BAGS[:-1], seed=2)
     with pytest.raises(ValueError, match="test bags differ"):
         evaluate_runs([one, fewer], resamples=0)

@@ -214,6 +214,17 @@ def test_the_protocol_line_names_the_quirks_that_differ_from_the_preset() -> Non
     assert lines("as_released", most)[1] == "Protocol: as_released (the released code) without softmax, train_lr."
 
 
+def test_a_note_names_arguments_that_the_configuration_sets() -> None:
+    entries = metrics()
+    assert not [note for note in build_table("table1", entries, LAYOUT).notes if "Arguments" in note]
+    options = {"smap_early": {"T": 5, "alpha": 0.5, "quirks": ["sm_alpha_rule"]}, "abmil": {"gated": True}}
+    changed = [{**record, "method_options": options.get(record["method"], {})} for record in entries]
+    assert (
+        "Arguments set by the configuration: ABMIL (gated = True); SmAP (T = 5, alpha = 0.5)."
+        in build_table("table1", changed, LAYOUT).notes
+    )
+
+
 def test_rows_of_different_quirks_are_refused_and_equal_ones_are_not() -> None:
     record, other = ({**entries, "quirks": []} for entries in metrics()[:2])
     build_table("table1", [record, other], LAYOUT)
