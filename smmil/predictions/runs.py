@@ -172,7 +172,7 @@ def load_run(folder: Path, device: torch.device) -> tuple[MILModel, RunConfig, R
     """Rebuild the model of a finished run, in eval mode, and read its `config.json` and `done.json`.
 
     Raises:
-        ValueError: the run is not finished, or its files belong to different runs.
+        ValueError: the run is not finished, its files belong to different runs, or other code trained it.
     """
     config, done = RunConfig.read(folder / "config.json"), RunDone.read(folder / "done.json")
     weights = folder / "best.safetensors"
@@ -180,6 +180,11 @@ def load_run(folder: Path, device: torch.device) -> tuple[MILModel, RunConfig, R
         raise ValueError(
             f"{folder}: config, weights and done.json are of different runs; delete {folder.parent / 'runs.json'}"
             " and run the workflow again: it trains this run again, and no other"
+        )
+    if config.stage_version != stage_versions.RUNS:
+        raise ValueError(
+            f"{folder / 'config.json'}: found stage_version {config.stage_version}, expected {stage_versions.RUNS}:"
+            " this code may compute other numbers from the same weights; train the run again or use the code of its time"
         )
     model = build_model(config.method, config.in_features, pos_weight=config.pos_weight, **config.method_options)
     load_weights(model, weights)

@@ -154,6 +154,12 @@ def test_features_of_another_encoder_are_refused():
         predictions.check_features(trained, FeatureFacts(encoder="resnet18", weights_sha256="b"), "x")
 
 
+def test_runs_of_another_version_of_training_are_refused(trained, monkeypatch):
+    monkeypatch.setattr(predictions.stage_versions, "RUNS", predictions.stage_versions.RUNS + 1)
+    with pytest.raises(ValueError, match="config.json: found stage_version .*train the run again"):
+        predictions.load_run(trained / "runs" / "split1_lr0.01", torch.device("cpu"))
+
+
 def test_unfinished_or_mixed_runs_and_other_bags_are_refused(trained, tmp_path, capsys):
     run = tmp_path / "runs" / "split1_lr0.01"
     shutil.copytree(trained / "runs", tmp_path / "runs")
