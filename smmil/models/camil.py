@@ -137,7 +137,7 @@ class CAMIL(MILModel):
     def _global(self, x: Tensor, batch: BagBatch) -> Tensor:
         """Apply Nystrom attention inside every bag, bags of about equal size together: (M,D) -> (M,D)."""
         sizes = batch.sizes.tolist()
-        bags, groups = x.split(sizes), defaultdict[int, list[int]](list)
+        bags, groups = torch.split(x, sizes), defaultdict[int, list[int]](list)
         for bag, n in enumerate(sizes):
             groups[self.transformer.padded_length(n)].append(bag)
         parts = list(bags)
