@@ -184,7 +184,7 @@ def load_run(folder: Path, device: torch.device) -> tuple[MILModel, RunConfig, R
     if config.stage_version != stage_versions.RUNS:
         raise ValueError(
             f"{folder / 'config.json'}: found stage_version {config.stage_version}, expected {stage_versions.RUNS}:"
-            " this code may compute other numbers from the same weights; train the run again or use the code of its time"
+            " this code may compute other numbers from the same weights; train the run again or use its own version"
         )
     model = build_model(config.method, config.in_features, pos_weight=config.pos_weight, **config.method_options)
     load_weights(model, weights)
