@@ -13,7 +13,7 @@ Value = float | bool | str
 # values of a method without options (paper, Section 5 and Appendix B)
 DEFAULTS: dict[str, Value] = {"alpha": "trainable", "T": 10.0, "spectral_norm": True}
 _SPELLED = {"t": "T"}
-_SYMBOLS = {"alpha": "α", "spectral_norm": "spectral norm"}
+_SYMBOLS = {"alpha": "α", "spectral_norm": "spectral norm", "small_bags": "small bags"}
 
 
 @dataclass(frozen=True)
