@@ -1,12 +1,13 @@
 """GraphCAM: the contribution of each token to a transformer's logit (Zheng et al., TMI 2022; Chefer et al., CVPR 2021).
 
-Relevance R is 1 at the logit and is propagated back through the layers (LRP, alpha = 1). Per block,
-C = mean over heads of relu(d logit / d Attn * R(Attn)); the result is the class token's row of the rollout
+Relevance R starts with a seed at the logit and is propagated back through the layers (LRP, alpha = 1). Per block,
+C = mean over heads of relu(seed * d logit / d Attn * R(Attn)); the result is the class token's row of the rollout
 Prod_l (I + C_l), later blocks on the left.
 
 Rules, with s = R / Z: Linear: x+ (W+^T s) + x- (W-^T s), Z = x+ W+ + x- W-; product of two inputs: each input times
 its gradient for s, both halved; addition: x s, then rescaled so that the parts share sum(R) in proportion to
-|sum of the part|; a value used twice: x * sum_k (R_k / x); LayerNorm, GELU, softmax, dropout: unchanged.
+|sum of the part|; a value used twice, and the choice of the class token: x * sum_k (R_k / x); LayerNorm, GELU, softmax,
+dropout: unchanged. Every division a / b is a / (b + 1e-9) as in the original, negative b included.
 
 The rules divide by sums that may almost cancel, which can amplify rounding a million times. Use float64.
 
@@ -22,9 +23,9 @@ from torch.nn import functional as F
 
 
 def safe_divide(a: Tensor, b: Tensor) -> Tensor:
-    """Compute a / b elementwise (any shape, the same for both), 0 where b is 0; 1e-9 keeps b away from 0."""
-    away = torch.full_like(b, 1e-9).copysign_(b).add_(b)
-    return torch.div(a, away).masked_fill_(b == 0, 0.0)
+    """Compute a / (b + 1e-9) elementwise (any shape, the same for both), 0 where b is 0."""
+    shifted = b + 1e-9
+    return torch.div(a, shifted.masked_fill_(shifted == 0, 1e-9)).masked_fill_(b == 0, 0.0)
 
 
 def linear_rule(x: Tensor, weight: Tensor, relevance: Tensor) -> Tensor:
@@ -52,7 +53,7 @@ def addition_rule(a: Tensor, b: Tensor, relevance: Tensor) -> tuple[Tensor, Tens
 
 
 def clone_rule(x: Tensor, *relevances: Tensor) -> Tensor:
-    """Compute the relevance of x that is used several times: (B,n,D) each -> (B,n,D)."""
+    """Compute the relevance of x that is used in several places, any shape, the same for all."""
     return x * sum(safe_divide(r, x) for r in relevances)
 
 
@@ -146,7 +147,13 @@ class Block(nn.Module):
 
 
 def graphcam(
-    blocks: Sequence[Block], norm: nn.Module, head: nn.Linear, tokens: Tensor, *, rule: str = "lrp", seed: float = 1.0
+    blocks: Sequence[Block],
+    norm: nn.Module,
+    head: nn.Linear,
+    tokens: Tensor,
+    *,
+    rule: str = "lrp",
+    seed: str = "logit",
 ) -> Tensor:
     """Compute the rollout row of the class token.
 
@@ -156,7 +163,8 @@ def graphcam(
         head: Linear(D, 1) on the class token.
         tokens: (B,n,D), input of the first block.
         rule: "lrp", or "attention" = the attention weights in place of their relevance (no backward rules).
-        seed: of both factors, gradient and relevance.
+        seed: of both factors, gradient and relevance: "logit" (original; C grows with the square of the logit) or
+            "one".
 
     Returns:
         (B,n-1), >= 0: the contribution of each token to a positive logit, without gradient.
@@ -169,10 +177,12 @@ def graphcam(
             traces.append(block.trace(x))
             x = traces[-1].middle + traces[-1].out
         z = norm(x)[:, 0]
-        gradients = torch.autograd.grad(seed * head(z).sum(), [t.weights for t in traces])
+        logit = head(z)
+        start = logit.detach() if seed == "logit" else torch.ones_like(logit)
+        gradients = torch.autograd.grad((start * logit).sum(), [t.weights for t in traces])
     with torch.no_grad():
         # Only the class token has relevance after the last block, so that block needs one row.
-        relevance = linear_rule(z, head.weight, x.new_full((len(x), 1), seed))[:, None]
+        relevance = clone_rule(z, linear_rule(z, head.weight, start))[:, None]
         rollout = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)[:1].expand(len(x), 1, -1)
         for depth in reversed(range(len(traces))):
             block, t, weights = blocks[depth], traces[depth], traces[depth].weights

@@ -2,7 +2,8 @@
 
 Y = BN(l2norm((A H + H) W + b)), A the 0/1 adjacency; S = softmax(Linear(Y)); X' = S^T Y; a class token (zeros at the
 start) and three pre-LN blocks; LN; Linear. Loss = bag cross entropy + cut loss + orthogonality loss, weights 1.
-Score: S times the GraphCAM row of the class token over the clusters (see `smmil.layers.graphcam`).
+Score: S times the GraphCAM row of the class token over the clusters (see `smmil.layers.graphcam`). It does not compare
+across bags: a bag's scores grow with the square of its logit, and with seed "one" they fall as 1/N.
 
 Shapes: (M,P) and the graph -> bag_logit (B,), instance_score (M,). BatchNorm in training runs over all real nodes of
 the batch; a batch of one node uses the running statistics.
@@ -31,6 +32,7 @@ class GTP(MILModel):
         in_features: P.
         adjacency: "binary" or "normalised" (A_hat).
         relevance: "lrp", or "attention" (GraphCAM with attention weights in place of relevance; cheap).
+        seed: of GraphCAM, "logit" or "one".
         score_in_training: compute GraphCAM in training mode too, where it costs more than the step; otherwise scores
             are 0 there.
         n_clusters: C.
@@ -41,7 +43,7 @@ class GTP(MILModel):
         base: see `MILModel`.
 
     Raises:
-        ValueError: another adjacency or relevance.
+        ValueError: another adjacency, relevance or seed.
     """
 
     needs = frozenset({"neighbors"})
@@ -52,6 +54,7 @@ class GTP(MILModel):
         *,
         adjacency: str = "binary",
         relevance: str = "lrp",
+        seed: str = "logit",
         score_in_training: bool = False,
         n_clusters: int = 100,
         hidden: int = 64,
@@ -65,13 +68,16 @@ class GTP(MILModel):
             raise ValueError(f"adjacency: found {adjacency!r}, expected 'binary' or 'normalised'")
         if relevance not in ("lrp", "attention"):
             raise ValueError(f"relevance: found {relevance!r}, expected 'lrp' or 'attention'")
-        self.adjacency, self.relevance, self.score_in_training = adjacency, relevance, score_in_training
+        if seed not in ("logit", "one"):
+            raise ValueError(f"seed: found {seed!r}, expected 'logit' or 'one'")
+        self.adjacency, self.relevance, self.seed = adjacency, relevance, seed
+        self.score_in_training = score_in_training
         self.conv = nn.Linear(self.width, hidden)
         self.bn = nn.BatchNorm1d(hidden)
         self.assign = nn.Linear(hidden, n_clusters)
         self.cls = nn.Parameter(torch.zeros(hidden))
         self.blocks = nn.ModuleList(Block(hidden, n_heads, mlp_ratio) for _ in range(depth))
-        self.norm = nn.LayerNorm(hidden, eps=1e-6)
+        self.norm = nn.LayerNorm(hidden)
         self.classifier = nn.Linear(hidden, 1)
 
     def forward(self, batch: BagBatch) -> Output:
@@ -108,7 +114,7 @@ class GTP(MILModel):
             wide = copy.deepcopy(self).double()
             s, tokens, _, _ = wide._clusters(dataclasses.replace(batch, x=batch.x.double()))
             blocks = [block for block in wide.blocks if isinstance(block, Block)]
-            row = graphcam(blocks, wide.norm, wide.classifier, tokens, rule=self.relevance)
+            row = graphcam(blocks, wide.norm, wide.classifier, tokens, rule=self.relevance, seed=self.seed)
             return (s * row[bag_index(batch.offsets, len(s))]).sum(1)
 
     def _nodes(self, h: Tensor, graph: Graph) -> Tensor:

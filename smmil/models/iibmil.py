@@ -3,8 +3,9 @@
 Encoder, three stages, z = 256: Linear-Tanh-LN stack (512, 1024, 512, 512, 256), post-LN transformer layer, plus
 ReLU(Linear(H)). Instance head LN, Linear(256, 2). Decoder: five learned queries, two post-LN layers (self-attention,
 cross-attention to the instances, MLP), concatenated into Linear(1280, 1).
-Prototypes p_0, p_1: in a bag of label c the tenth of the instances (at least one) with the highest class-c probability
-updates p_c, most probable first, p <- m p + (1 - m) x with m = .99 for each.
+Prototypes p_0, p_1: of all instances in the B_c bags of label c in a batch of B, the tenth with the highest class-c
+probability (none of fewer than ten) updates p_c, most probable first, each by p <- m_c p + (1 - m_c) x with
+1 - m_c = (1 - m) B / B_c, m = .99, m_c >= 0.
 Soft labels q: (1,0) in negative bags; (1/2,1/2) in positive ones at first, and from epoch 3 on, per visit,
 q <- m q + (1 - m) onehot(argmax_c p_c . x) with m = .94; ties keep q. `loss` updates labels and prototypes, in training
 mode only, without gradient; labels first, by the prototypes of the previous step.
@@ -186,13 +187,14 @@ class IIBMIL(MILModel):
         logits, encoded = output.extra["instance_logits"], output.extra["encoded"].detach()
         probability = torch.softmax(logits.detach(), -1)
         bounds, targets = batch.offsets.tolist(), torch.zeros_like(probability[:, 1])
-        bags = list(zip(bounds[:-1], bounds[1:], batch.y.tolist(), batch.bag_ids, strict=True))
-        for start, stop, y, bag_id in bags:
+        for start, stop, y, bag_id in zip(bounds[:-1], bounds[1:], batch.y.tolist(), batch.bag_ids, strict=True):
             if y == 1:
                 targets[start:stop] = self._soft_label(bag_id, encoded[start:stop], targets[start:stop])
         if self.training:
-            for start, stop, y, _ in bags:
-                self._move_prototype(int(y), encoded[start:stop], probability[start:stop, int(y)])
+            for label in (0, 1):
+                bags = batch.y == label
+                rows = bags[batch.bag_index]
+                self._move_prototype(label, encoded[rows], probability[rows, label], int(bags.sum()) / len(bags))
         soft = torch.stack([1 - targets, targets], 1)
         entropy = -(soft * log_softmax(logits, -1)).sum(1, keepdim=True)
         return {**super().loss(batch, output), "instance": segment_mean(entropy, batch.offsets).mean()}
@@ -216,15 +218,18 @@ class IIBMIL(MILModel):
         return q
 
     @torch.no_grad()
-    def _move_prototype(self, label: int, encoded: Tensor, probability: Tensor) -> None:
-        """Update p <- m p + (1 - m) x for the most probable tenth of a bag, most probable first, in one sum.
+    def _move_prototype(self, label: int, encoded: Tensor, probability: Tensor, share: float) -> None:
+        """Update p <- m_c p + (1 - m_c) x for the most probable tenth of the instances, in one sum.
 
         Args:
-            label: of the bag.
-            encoded: (N,z).
+            label: of the bags.
+            encoded: (N,z), all instances of these bags.
             probability: (N,), of the class `label`.
+            share: B_c / B, of these bags among those of the batch.
         """
-        k, m = max(1, len(encoded) // 10), self.prototype_momentum
+        if (k := len(encoded) // 10) == 0:
+            return
+        m = max(0.0, 1 - (1 - self.prototype_momentum) / share)
         chosen = encoded[probability.topk(k).indices].to(self.prototypes.dtype)
         decay = m ** torch.arange(k - 1, -1, -1, dtype=chosen.dtype, device=chosen.device)
         self.prototypes[label] = m**k * self.prototypes[label] + (1 - m) * (decay @ chosen)
@@ -232,6 +237,6 @@ class IIBMIL(MILModel):
 
 def moved_prototype_reference(p: Tensor, encoded: Tensor, probability: Tensor, m: float) -> Tensor:
     """Compute the recursion of a prototype as written: p (z,), encoded (N,z), probability (N,) -> (z,)."""
-    for i in probability.topk(max(1, len(encoded) // 10)).indices:
+    for i in probability.topk(len(encoded) // 10).indices:
         p = m * p + (1 - m) * encoded[i]
     return p

@@ -104,7 +104,12 @@ def test_product_addition_and_clone_rules_keep_the_sum():
     torch.testing.assert_close(rc.sum((1, 2)), r.sum((1, 2)) * raw[0] / (raw[0] + raw[1]), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(rc.sum((1, 2)) + rd.sum((1, 2)), r.sum((1, 2)), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(clone_rule(c, r, rd), r + rd, rtol=1e-6, atol=1e-6)
-    assert safe_divide(torch.ones(2), torch.zeros(2)).tolist() == [0, 0]
+
+
+def test_a_division_adds_the_same_small_number_to_every_denominator_but_zero():
+    b = torch.tensor([0.0, 1e-9, -1e-9, -3e-9, 2.0, -2.0], dtype=F64)
+    expected = torch.tensor([0.0, 5e8, 1e9, -5e8, 0.5, -0.5], dtype=F64)
+    torch.testing.assert_close(safe_divide(torch.ones_like(b), b), expected, rtol=1e-8, atol=0)
 
 
 def modules(depth: int, seed: int = 0):
@@ -139,7 +144,7 @@ def test_one_block_with_attention_relevance_is_gradient_times_attention():
     x = middle + blocks[0].fc2(torch.nn.functional.gelu(blocks[0].fc1(blocks[0].norm2(middle))))
     (gradient,) = torch.autograd.grad(head(norm(x)[:, 0]).sum(), weights)
     expected = (gradient * weights).clamp(min=0).mean(1)[:, 0, 1:]
-    torch.testing.assert_close(graphcam(blocks, norm, head, tokens, rule="attention"), expected)
+    torch.testing.assert_close(graphcam(blocks, norm, head, tokens, rule="attention", seed="one"), expected)
 
 
 def test_the_rollout_is_a_matrix_product_with_later_blocks_on_the_left(monkeypatch):
@@ -159,11 +164,14 @@ def test_the_rollout_is_a_matrix_product_with_later_blocks_on_the_left(monkeypat
     torch.testing.assert_close(actual, expected[:, 0, 1:])
 
 
-def test_a_positive_seed_only_scales_the_score_of_one_block():
+def test_the_logit_as_seed_scales_the_score_of_one_block_by_its_square():
     blocks, norm, head = modules(1)
     tokens = randn(3, 6, 16)
-    unit, three = (graphcam(blocks, norm, head, tokens, seed=c) for c in (1.0, 3.0))
-    torch.testing.assert_close(three, 9 * unit, rtol=1e-6, atol=1e-12)
+    head.bias.data.sub_(0.5)
+    logit = head(norm(blocks[0](tokens))[:, 0]).detach()
+    assert logit.min() < 0 < logit.max()
+    unit, seeded = (graphcam(blocks, norm, head, tokens, seed=seed) for seed in ("one", "logit"))
+    torch.testing.assert_close(seeded, logit**2 * unit, rtol=1e-6, atol=1e-12)
     assert (unit >= 0).all() and (unit > 0).any()
 
 
@@ -186,7 +194,7 @@ def test_scores_are_the_same_with_and_without_gradients_around(context):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("options", [{"adjacency": "normalised"}, {"relevance": "attention"}])
+@pytest.mark.parametrize("options", [{"adjacency": "normalised"}, {"relevance": "attention"}, {"seed": "one"}])
 def test_variants_differ(options):
     batch = batch_of(15)
     assert not torch.allclose(

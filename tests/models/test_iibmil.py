@@ -40,21 +40,32 @@ def test_the_bag_logit_ignores_the_order_of_instances():
 def test_prototypes_follow_the_closed_form_of_identical_updates():
     model, x = build(), torch.randn(256, dtype=F64)
     for _ in range(5):
-        model._move_prototype(1, x.expand(30, -1), torch.full((30,), 0.5, dtype=F64))
+        model._move_prototype(1, x.expand(30, -1), torch.full((30,), 0.5, dtype=F64), share=1.0)
     # 3 of 30 instances per visit
     torch.testing.assert_close(model.prototypes[1], (1 - 0.99**15) * x)
     assert (model.prototypes[0] == 0).all()
 
 
-@pytest.mark.parametrize("n", [4, 25, 60])
-def test_prototypes_take_the_most_probable_tenth_most_probable_first(n):
-    model, x, probability = build(prototype_momentum=0.5), randn(n, 256), torch.rand(n, dtype=F64)
-    order = probability.argsort(descending=True)[: max(1, n // 10)]
-    start = model.prototypes[0].clone()
-    model._move_prototype(0, x, probability)
-    torch.testing.assert_close(model.prototypes[0], moved_prototype_reference(start, x, probability, 0.5))
-    weights = 0.5 ** torch.arange(len(order), 0, -1, dtype=F64)
-    torch.testing.assert_close(model.prototypes[0], weights @ x[order])
+@pytest.mark.parametrize("n", [9, 25, 60])
+@pytest.mark.parametrize(("share", "m"), [(1.0, 0.75), (0.5, 0.5), (0.25, 0.0), (0.01, 0.0)])
+def test_prototypes_take_the_most_probable_tenth_most_probable_first(n, share, m):
+    model, x, probability = build(prototype_momentum=0.75), randn(n, 256), torch.rand(n, dtype=F64)
+    model.prototypes[0] = start = randn(256, seed=1)
+    model._move_prototype(0, x, probability, share)
+    torch.testing.assert_close(model.prototypes[0], moved_prototype_reference(start, x, probability, m))
+
+
+def test_prototypes_take_a_tenth_of_all_bags_of_a_label_and_weigh_it_by_their_share_of_the_batch():
+    model, batch = build(), batch_of(24, 33, 27, 8)
+    output = model(batch)
+    model.loss(batch, output)
+    probability, encoded = output.extra["instance_logits"].softmax(-1), output.extra["encoded"].detach()
+    # bags 1 and 3 are positive; two bags of four double the step
+    positive = torch.cat([torch.arange(24, 57), torch.arange(84, 92)])
+    negative = torch.cat([torch.arange(24), torch.arange(57, 84)])
+    for label, rows in enumerate((negative, positive)):
+        expected = moved_prototype_reference(torch.zeros(256, dtype=F64), encoded[rows], probability[rows, label], 0.98)
+        torch.testing.assert_close(model.prototypes[label], expected)
 
 
 def test_training_moves_each_label_s_prototype_towards_its_own_confident_instances():

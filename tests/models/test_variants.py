@@ -37,7 +37,8 @@ def test_only_the_layers_after_sm_are_spectrally_normalised(name, layers):
     [
         *[("deepgraphsurv", {key: value}, key) for key, value in (("K", 0), ("variant", "gin"), ("lambda_max", "max"))],
         *[("gtp", {"adjacency": "knn"}, "adjacency"), ("gtp", {"relevance": "gradient"}, "relevance")],
-        *[("pathgcn", {"variant": "knn"}, "variant"), ("camil", {"graph": "knn"}, "graph")],
+        *[("gtp", {"seed": "two"}, "seed"), ("pathgcn", {"variant": "knn"}, "variant")],
+        *[("camil", {"graph": "knn"}, "graph"), ("camil", {"code": "released"}, "code")],
         *[("abmil_penalty", {"on": "f"}, "'f'"), ("abmil_penalty", {"penalty": -1.0}, "-1")],
         *[("abmil_penalty", {"power": 3}, "3"), ("setmil", {"tokens": "some"}, "tokens")],
         *[("clam", {"inst_loss": "hinge"}, "inst_loss"), ("dsmil", {"predict": "max"}, "predict")],
