@@ -63,9 +63,9 @@ def neighbour_weights_reference(q: Tensor, k: Tensor, s: Tensor) -> Tensor:
     return torch.softmax((q @ k.T / q.shape[1] ** 0.5 * s).sum(1), 0)
 
 
-def fuse(local: Tensor, t: Tensor, *, original: bool = False) -> Tensor:
-    """Compute m = sigma(l) l + (1 - sigma(l)) t; `original` 2 l s^2 + 2 t (1 - s^2), s = sigma(-l): (M,D) each."""
-    if original:
+def fuse(local: Tensor, t: Tensor, *, released: bool = False) -> Tensor:
+    """Compute m = sigma(l) l + (1 - sigma(l)) t; `released` 2 l s^2 + 2 t (1 - s^2), s = sigma(-l): (M,D) each."""
+    if released:
         share = torch.sigmoid(-local).square()
         return 2 * (local * share + t * (1 - share))
     share = torch.sigmoid(local)
@@ -77,7 +77,8 @@ class CAMIL(MILModel):
 
     Args:
         in_features: P.
-        original_code: values from H, the released fusion, and attention from m.
+        code: "published" equations, or "released_without_convolution": values from H, the released fusion, attention
+            from m, and `value_conv` 0 unless given. The released convolution runs across heads, not along the sequence.
         graph: "similarity" of raw features, or "normalised" = A_hat without self weights.
         prenorm: LayerNorm before the Nystrom layer.
         gated: use gated attention values.
@@ -90,7 +91,7 @@ class CAMIL(MILModel):
         nystrom: see `NystromAttention`.
 
     Raises:
-        ValueError: another graph.
+        ValueError: another code or graph.
     """
 
     needs = frozenset({"neighbors"})
@@ -99,7 +100,7 @@ class CAMIL(MILModel):
         self,
         in_features: int,
         *,
-        original_code: bool = False,
+        code: str = "published",
         graph: str = "similarity",
         prenorm: bool = False,
         gated: bool = True,
@@ -112,9 +113,13 @@ class CAMIL(MILModel):
         **nystrom: Unpack[NystromOptions],
     ) -> None:
         super().__init__(in_features, width=width, embed_act=embed_act, pos_weight=pos_weight)
+        if code not in ("published", "released_without_convolution"):
+            raise ValueError(f"code: found {code!r}, expected 'published' or 'released_without_convolution'")
         if graph not in ("similarity", "normalised"):
             raise ValueError(f"graph: found {graph!r}, expected 'similarity' or 'normalised'")
-        self.original_code, self.graph = original_code, graph
+        self.released, self.graph = code != "published", graph
+        if self.released:
+            nystrom.setdefault("value_conv", 0)
         self.norm = nn.LayerNorm(width) if prenorm else nn.Identity()
         self.transformer = NystromAttention(width, dropout=dropout, **nystrom)
         self.q, self.k = (nn.Linear(width, key_dim, bias=False) for _ in range(2))
@@ -127,10 +132,10 @@ class CAMIL(MILModel):
         h = self.embed(batch.x)
         t = h + self._global(self.norm(h), batch)
         weight = neighbour_weights(self.q(t), self.k(t), batch.neighbors, *self._similarity(batch), batch.offsets)
-        local = weight[:, None] * self.v(h if self.original_code else t)
-        m = fuse(local, t, original=self.original_code)
-        f, z = self.pool(m if self.original_code else t, batch.offsets)
-        if not self.original_code:
+        local = weight[:, None] * self.v(h if self.released else t)
+        m = fuse(local, t, released=self.released)
+        f, z = self.pool(m if self.released else t, batch.offsets)
+        if not self.released:
             z = attend(f, m, batch.offsets)
         return Output(self.classifier(z)[:, 0], f)
 

@@ -58,16 +58,16 @@ def test_fusion_without_local_part_is_half_of_t_in_both_forms():
     t, local = torch.randn(2, 4, 3, dtype=F64)
     torch.testing.assert_close(fuse(torch.zeros_like(t), t), t / 2)
     s = torch.sigmoid(-local)
-    torch.testing.assert_close(fuse(local, t, original=True), 2 * local * s**2 + 2 * t * (1 - s**2))
+    torch.testing.assert_close(fuse(local, t, released=True), 2 * local * s**2 + 2 * t * (1 - s**2))
 
 
 def test_the_score_does_not_see_the_neighbours_unless_read_from_m():
     batch = batch_of(12)
     lonely = dataclasses.replace(batch, neighbors=torch.full_like(batch.neighbors, -1))
-    model, original = build("camil"), build("camil", original_code=True)
+    model, released = build("camil"), build("camil", code="released_without_convolution")
     torch.testing.assert_close(model(batch).instance_score, model(lonely).instance_score)
     assert not torch.allclose(model(batch).bag_logit, model(lonely).bag_logit)
-    assert not torch.allclose(original(batch).instance_score, original(lonely).instance_score, atol=1e-9)
+    assert not torch.allclose(released(batch).instance_score, released(lonely).instance_score, atol=1e-9)
 
 
 def test_the_whole_method_by_its_formulas():
