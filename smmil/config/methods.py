@@ -32,6 +32,8 @@ class Method:
         carries_sm: whether it contains the layer Sm. It then takes the arguments `alpha`, `T` and `spectral_norm`, and
             all quirks of Sm act on it.
         released: whether it is part of the released code that `as_released` follows.
+        scores_compare: whether instance scores of different bags have one scale. If not, a bag's size or logit sets the
+            level of its scores, and metrics that pool the instances of all bags depend on it.
         palette: methods of one palette share a colour; "" = the palette of the base, or a colour of its own.
     """
 
@@ -44,6 +46,7 @@ class Method:
     proposed: bool = False
     carries_sm: bool = False
     released: bool = False
+    scores_compare: bool = True
     palette: str = ""
 
     @property
@@ -87,9 +90,9 @@ METHODS: dict[str, Method] = {
         _transformer("t_ap", name="T+AP", options={"sm_transformer": False, "sm_pool": False}, palette="abmil"),
         _smtap("smt_ap", name="SmT+AP", options={"sm_transformer": True, "sm_pool": False}),
         _smtap("t_smap", name="T+SmAP", options={"sm_transformer": False, "sm_pool": True}),
-        _with("transmil", "smmil.models.transmil:TransMIL", "TransMIL"),
-        _with("setmil", "smmil.models.setmil:SETMIL", "SETMIL"),
-        _with("gtp", "smmil.models.gtp:GTP", "GTP"),
+        _with("transmil", "smmil.models.transmil:TransMIL", "TransMIL", scores_compare=False),
+        _with("setmil", "smmil.models.setmil:SETMIL", "SETMIL", scores_compare=False),
+        _with("gtp", "smmil.models.gtp:GTP", "GTP", scores_compare=False),
         _with("camil", "smmil.models.camil:CAMIL", "CAMIL"),
         _with("iibmil", "smmil.models.iibmil:IIBMIL", "IIB-MIL"),
         _with("t_penalty", "smmil.models.penalty:TransformerPenalty", "T+PENALTY", base="t_ap"),

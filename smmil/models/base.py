@@ -26,7 +26,8 @@ class Output:
 
     Attributes:
         bag_logit: (B,), > 0 means positive.
-        instance_score: (M,), higher means more positive; comparable across bags.
+        instance_score: (M,), higher means more positive within a bag. Across bags, scores compare only where
+            `smmil.config.methods.Method.scores_compare` says so.
         extra: named tensors that the method's own loss or a figure needs.
     """
 

@@ -2,8 +2,8 @@
 
 Y = BN(l2norm((A H + H) W + b)), A the 0/1 adjacency; S = softmax(Linear(Y)); X' = S^T Y; a class token (zeros at the
 start) and three pre-LN blocks; LN; Linear. Loss = bag cross entropy + cut loss + orthogonality loss, weights 1.
-Score: S times the GraphCAM row of the class token over the clusters (see `smmil.layers.graphcam`). It does not compare
-across bags: a bag's scores grow with the square of its logit, and with seed "one" they fall as 1/N.
+Score: S times the GraphCAM row of the class token over the clusters (see `smmil.layers.graphcam`). Scores rank the
+instances of a bag; they do not compare across bags, because they grow about with the square of the bag's logit.
 
 Shapes: (M,P) and the graph -> bag_logit (B,), instance_score (M,). BatchNorm in training runs over all real nodes of
 the batch; a batch of one node uses the running statistics.

@@ -17,6 +17,8 @@ P = 12
 # methods whose bag logit depends on the order of the instances by design: TransMIL by its position encoding on a
 # square, both by the value convolution along the sequence (and by landmarks, in bags with more tokens than those)
 ORDER_DEPENDENT: frozenset[str] = frozenset({"transmil", "camil"})
+# fewer landmarks, so that bags of a few hundred instances are not padded to one length
+LEVEL_OPTIONS: dict[str, dict[str, int]] = {"transmil": {"n_landmarks": 16}}
 # methods that draw pseudo-bags by the place of an instance: the bag logit depends on the order, the scores do not
 SPLIT_BY_PLACE: frozenset[str] = frozenset({"dftd", "dftd_maxmin", "dftd_max", "smdftd"})
 # at lambda = 1 a flat f is the minimum as soon as the transformer separates the bags without attention
@@ -124,6 +126,18 @@ def test_the_same_seed_gives_the_same_training_step(name):
         torch.manual_seed(5)
         losses.append(float(total_loss(model, batch).detach()))
     assert losses[0] == losses[1]
+
+
+def test_the_level_of_scores_depends_on_the_bag_exactly_where_the_registry_says_that_scores_do_not_compare(name):
+    """Between bags of 25 and of 300 alike instances, against the spread within a bag."""
+    model, sizes = build(name, **LEVEL_OPTIONS.get(name, {})).eval(), (25, 300)
+    with torch.no_grad():
+        scores = [model(pack([make_bag(n, seed, features=P) for seed in range(4)])).instance_score for n in sizes]
+    small, large = (score.view(4, n).double() for score, n in zip(scores, sizes, strict=True))
+    shift = (small.mean() - large.mean()).abs() / max(small.std(1).mean(), large.std(1).mean())
+    assert shift < 0.7 if METHODS[name].scores_compare else shift > 3
+    if name in ("setmil", "transmil"):
+        assert small.mean() / large.mean() == pytest.approx(300 / 25, rel=0.2)
 
 
 def loss_terms(name: str, weight: float | None, *labels: float, training: bool) -> dict[str, torch.Tensor]:
