@@ -5,7 +5,7 @@ class token. x <- x + Nystrom(LN x); PPEG: tokens as an S x S image, x + dw7x7(x
 x <- x + Nystrom(LN x); LN; Linear on the class token. The order of the instances matters (PPEG).
 
 Score: the second layer's attention from the class token to the real tokens, mean over heads; approximated attention may
-be negative.
+be negative. The weights of a bag and its padding sum to about 1, so scores do not compare across bags.
 
 Shapes: (M,P) -> bag_logit (B,), instance_score (M,). Bags with the same S run together; `forward_reference` takes them
 one by one.
