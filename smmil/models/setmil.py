@@ -6,8 +6,8 @@ values, MLP; the three results are concatenated. A class token comes first, a fi
 is added, and six pre-LN blocks follow whose attention logits have a learned bias per head and rounded distance
 (iRPE: 0, 1, 2-3, 4 and more, pairs with the class token). LN, Linear on the class token.
 Attention is restricted to occupied cells (`tokens="all"`: every cell of the box).
-Score: the last block's attention from the class token to the instance's cell, mean over heads. The weights of a bag sum
-to at most 1, so scores fall as 1/N and do not compare across bags.
+Score: the last block's attention from the class token to the instance's cell, mean over heads. The weights of a
+bag's cells sum to at most 1, so scores fall as 1/N and do not compare across bags.
 
 Shapes: (M,P) and the grid (M,2) -> bag_logit (B,), instance_score (M,). Time is quadratic in the cells of a bag, memory
 is linear (a step on 20,000 cells: 4 GiB, at least ten minutes of one core); larger bags than `max_tokens` are refused.
