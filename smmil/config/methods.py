@@ -34,6 +34,7 @@ class Method:
         released: whether it is part of the released code that `as_released` follows.
         scores_compare: whether instance scores of different bags have one scale. If not, a bag's size or logit sets the
             level of its scores, and metrics that pool the instances of all bags depend on it.
+        original: key of `smmil.tables.originals.ORIGINALS`; "" = that of the base, or the method's own key.
         palette: methods of one palette share a colour; "" = the palette of the base, or a colour of its own.
     """
 
@@ -47,6 +48,7 @@ class Method:
     carries_sm: bool = False
     released: bool = False
     scores_compare: bool = True
+    original: str = ""
     palette: str = ""
 
     @property
@@ -58,8 +60,8 @@ class Method:
 _without = partial(Method, group=WITHOUT_GLOBAL)
 _with = partial(Method, group=WITH_GLOBAL)
 _sm_without = partial(_without, proposed=True, carries_sm=True)
-_smap = partial(_sm_without, build="smmil.models.smap:SmAP", base="abmil", released=True, palette="sm")
-_transformer = partial(_with, build="smmil.models.transformer:TransformerMIL", released=True)
+_smap = partial(_sm_without, build="smmil.models.smap:SmAP", base="abmil", released=True, original="sm", palette="sm")
+_transformer = partial(_with, build="smmil.models.transformer:TransformerMIL", released=True, original="smt")
 _smtap = partial(_transformer, base="t_ap", proposed=True, carries_sm=True, palette="sm")
 
 METHODS: dict[str, Method] = {
@@ -80,12 +82,22 @@ METHODS: dict[str, Method] = {
         _without("dftd_max", "smmil.models.dftd:DFTD", "DFTD-MIL, MaxS", options={"distill": "max"}, base="dftd"),
         _without("deepgraphsurv", "smmil.models.deepgraphsurv:DeepGraphSurv", "DeepGraphSurv"),
         _without("pathgcn", "smmil.models.pathgcn:pathgcn", "PathGCN"),
-        _sm_without("smclam", "smmil.models.clam:CLAM", "SmCLAM", options={"sm": True}, base="clam"),
-        _sm_without("smdsmil", "smmil.models.dsmil:DSMIL", "SmDSMIL", options={"sm": True}, base="dsmil"),
-        _sm_without("smdftd", "smmil.models.dftd:DFTD", "SmDFTD-MIL", options={"sm": True}, base="dftd"),
-        _without("abmil_penalty", "smmil.models.penalty:ABMILPenalty", "ABMIL+PENALTY", base="abmil"),
-        _without("mean_pool", "smmil.models.pooling:Pooling", "Mean pooling"),
-        _without("max_pool", "smmil.models.pooling:Pooling", "Max pooling", options={"pool": "max"}),
+        _sm_without(
+            "smclam", "smmil.models.clam:CLAM", "SmCLAM", options={"sm": True}, base="clam", original="sm_clam"
+        ),
+        _sm_without(
+            "smdsmil", "smmil.models.dsmil:DSMIL", "SmDSMIL", options={"sm": True}, base="dsmil", original="sm_dsmil"
+        ),
+        _sm_without(
+            "smdftd", "smmil.models.dftd:DFTD", "SmDFTD-MIL", options={"sm": True}, base="dftd", original="sm_dftd"
+        ),
+        _without(
+            "abmil_penalty", "smmil.models.penalty:ABMILPenalty", "ABMIL+PENALTY", base="abmil", original="penalty"
+        ),
+        _without("mean_pool", "smmil.models.pooling:Pooling", "Mean pooling", original="pooling"),
+        _without(
+            "max_pool", "smmil.models.pooling:Pooling", "Max pooling", options={"pool": "max"}, original="pooling"
+        ),
         _smtap("smtap", name="SmTAP", options={"sm_transformer": True, "sm_pool": True}),
         _transformer("t_ap", name="T+AP", options={"sm_transformer": False, "sm_pool": False}, palette="abmil"),
         _smtap("smt_ap", name="SmT+AP", options={"sm_transformer": True, "sm_pool": False}),
@@ -95,7 +107,7 @@ METHODS: dict[str, Method] = {
         _with("gtp", "smmil.models.gtp:GTP", "GTP", scores_compare=False),
         _with("camil", "smmil.models.camil:CAMIL", "CAMIL"),
         _with("iibmil", "smmil.models.iibmil:IIBMIL", "IIB-MIL"),
-        _with("t_penalty", "smmil.models.penalty:TransformerPenalty", "T+PENALTY", base="t_ap"),
+        _with("t_penalty", "smmil.models.penalty:TransformerPenalty", "T+PENALTY", base="t_ap", original="penalty"),
     )
 }
 

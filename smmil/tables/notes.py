@@ -9,8 +9,9 @@ from smmil.artifacts.results import inverted, split_values
 from smmil.config.definitions import PRESETS, definitions, protocol_text, rate_choice_text, shared_quirks
 from smmil.config.layouts import Dataset, TableLayout
 from smmil.config.methods import METHODS, display_name
-from smmil.config.variants import SEPARATOR, Variant
+from smmil.config.variants import SEPARATOR, Variant, base_method
 from smmil.tables.cells import NO_FILE, Cell, MetricsByKey, Section, metric_cell
+from smmil.tables.originals import original_of
 from smmil.tables.specs import Column, Key
 
 RANK_RULE = (
@@ -100,6 +101,8 @@ def notes(sections: Sequence[Section], metrics: MetricsByKey, layout: TableLayou
         *split_notes(layout.datasets),
         _options(metrics),
         _features(columns, titles),
+        _departures(value.method for value in values),
+        _one_scale(names, (value.method for value in values)),
         BEST if "train_seconds" in names else " ".join(filter(None, (cells, rates, BEST))),
         SPREAD if "spread" in kinds else "",
         DIFFERENCE if "difference" in kinds else "",
@@ -246,6 +249,29 @@ def _features(columns: Sequence[Column], titles: Mapping[str, str]) -> str:
         encoders.setdefault(dataset, {})[encoder] = None
     listed = "; ".join(f"{titles[name]}: {', '.join(names)}" for name, names in encoders.items())
     return f"Features: {listed}."
+
+
+def _departures(methods: Iterable[str]) -> str:
+    """Return what the methods of a table do otherwise than their originals, "" for nothing."""
+    names: dict[str, dict[str, None]] = {}
+    for method in dict.fromkeys(methods):
+        original = original_of(base_method(method))
+        for departure in original.departures if original else ():
+            if departure.note:
+                names.setdefault(departure.note, {})[display_name(base_method(method))] = None
+    listed = "; ".join(f"{note}: {', '.join(methods)}" for note, methods in names.items())
+    return f"Chosen here, not the original's (docs/methods.md): {listed}." if listed else ""
+
+
+def _one_scale(metrics: Sequence[str], methods: Iterable[str]) -> str:
+    """Return which scores depend on the size or the logit of their bag, "" where no column pools scores."""
+    names = [display_name(m) for m in dict.fromkeys(methods) if not METHODS[base_method(m)].scores_compare]
+    if not names or not _any(metrics, "instance"):
+        return ""
+    return (
+        f"Scores of {', '.join(names)} have no common scale: a bag's size or logit sets it, so metrics over all "
+        "instances also compare bags."
+    )
 
 
 def _where(key: Key, titles: Mapping[str, str], *, several: bool) -> str:
