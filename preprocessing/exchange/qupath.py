@@ -92,7 +92,7 @@ def score_columns(predictions: Mapping[str, Array], bag_id: str, n: int, path: P
     """Return the scores of one bag in a predictions file as measurements; empty if the bag is not in it.
 
     Args:
-        predictions: arrays of the npz: `bag_id` (B,), `offsets` (B+1,), `instance_score` (M,), maybe `signed_score`.
+        predictions: arrays of the npz: `bag_id` (B,), `offsets` (B+1,), `instance_score` (M,), maybe signed scores.
         bag_id: the bag.
         n: its number of instances.
         path: of the npz, for messages.
@@ -106,7 +106,7 @@ def score_columns(predictions: Mapping[str, Array], bag_id: str, n: int, path: P
     start, stop = (int(v) for v in predictions["offsets"][at[0] : at[0] + 2])
     if stop - start != n:
         raise ValueError(f"{path}: {stop - start} scores of bag {bag_id}, the store holds {n} instances; predict again")
-    columns = {"Score": "instance_score", "Signed score": "signed_score"}
+    columns = {"Score": "instance_score", "Signed score": "signed_score", "Smoothed signed score": "signed_sm_score"}
     return {title: predictions[name][start:stop] for title, name in columns.items() if name in predictions}
 
 

@@ -258,10 +258,14 @@ class PartMetrics(Record):
 
     Attributes:
         n_bags: labelled bags; the other counts accordingly.
+        n_in_bag: positive bags with labelled instances of both classes, over which in-bag AUROCs are averaged.
+        n_not_in_bag: positive bags without.
         inverted: whether the instance AUROC is below 0.5.
         signed_inverted: the same of the sign-aware score.
+        signed_sm_inverted: the same of the smoothed sign-aware score.
         froc_sensitivity: sensitivity by rate of false positives per negative bag.
         signed_froc_sensitivity: the same of the sign-aware score.
+        signed_sm_froc_sensitivity: the same of the smoothed sign-aware score.
         undefined: reason by metric whose value is None.
     """
 
@@ -273,15 +277,19 @@ class PartMetrics(Record):
     n_unlabelled_bags: int = 0
     n_instances: int = 0
     n_positive_instances: int = 0
+    n_in_bag: int = 0
+    n_not_in_bag: int = 0
     inverted: bool = False
     signed_inverted: bool = False
+    signed_sm_inverted: bool = False
     froc_sensitivity: Mapping[str, float] = {}
     signed_froc_sensitivity: Mapping[str, float] = {}
+    signed_sm_froc_sensitivity: Mapping[str, float] = {}
     undefined: Mapping[str, str] = {}
 
     @property
     def values(self) -> Values:
-        """Metric values by name: `bag_*`, `instance_*`, `signed_instance_*`, `dirichlet_*`."""
+        """Metric values by name: `bag_*`, `dirichlet_*`, `instance_*`, `signed_instance_*`, `signed_sm_instance_*`."""
         return self.__pydantic_extra__
 
 
@@ -301,6 +309,7 @@ class SplitMetrics(Record):
     Attributes:
         threshold: of instance scores, from validation.
         signed_threshold: the same of the sign-aware score.
+        signed_sm_threshold: the same of the smoothed sign-aware score.
         gated: threshold and instance metrics with the scores of bags called negative set to -5.
         ungated: the same without gating, where the primary metrics are gated.
         signed_agreement: reliability of the sign-aware score (`smmil.predictions.signed`).
@@ -313,6 +322,7 @@ class SplitMetrics(Record):
     selection_score: float | None = None
     threshold: float | None = None
     signed_threshold: float | None = None
+    signed_sm_threshold: float | None = None
     test: PartMetrics
     val: PartMetrics = PartMetrics()
     gated: Values = {}

@@ -2,8 +2,8 @@
 
 Predictions npz of one run (validation and test bags, B bags, M instances): `bag_id` (B,), `split` (B,) "val" | "test" |
 "score", `y` (B,), `bag_logit` (B,), `offsets` (B+1,), `instance_score` (M,), `coverage` (M,), `y_inst` (M,) and `meta`,
-a JSON string (`smmil.artifacts.records.PredictionMeta`). Readers treat `signed_score` (M,), `grid` (M,2) and `energy`
-(B,2), see `smmil.predictions.runs`, as optional.
+a JSON string (`smmil.artifacts.records.PredictionMeta`). Readers treat `signed_score` (M,), `signed_sm_score` (M,),
+`grid` (M,2) and `energy` (B,2), see `smmil.predictions.runs`, as optional.
 """
 
 from collections.abc import Sequence
@@ -20,9 +20,11 @@ from smmil.artifacts.records import Metrics, PredictionIndex, PredictionMeta
 Arrays = dict[str, npt.NDArray[Any]]
 
 ARRAYS = ("bag_id", "split", "y", "bag_logit", "offsets", "instance_score", "coverage", "y_inst")
+# prefix of metrics and thresholds -> array of instance scores
+SCORES = {"": "instance_score", "signed_": "signed_score", "signed_sm_": "signed_sm_score"}
 BAG_ARRAYS = ("bag_id", "split", "y", "bag_logit", "energy")
-INSTANCE_ARRAYS = ("instance_score", "coverage", "y_inst", "signed_score", "grid")
-OPTIONAL = ("signed_score", "grid", "energy")
+INSTANCE_ARRAYS = (*SCORES.values(), "coverage", "y_inst", "grid")
+OPTIONAL = ("signed_score", "signed_sm_score", "grid", "energy")
 AGAIN = "delete the index.json beside it and run the workflow again: it predicts this run again, and no other"
 
 

@@ -18,6 +18,8 @@ _GATED = f"gated instance scores ({GATE}: every score of a bag called negative i
 _TEXTS: dict[str, str] = {
     "instance_auroc": "Instance AUROC: {scores} pooled over all instances with a 0/1 label of all test bags, positive "
     "and negative.",
+    "instance_auroc_within": "In-bag AUROC: instance AUROC within each positive test bag, mean over the bags with "
+    "instances of both classes; it asks where in a bag the lesion is, and scores of different bags are not compared.",
     "instance_f1": "Instance F1: {scores}, pooled as for the AUROC; positive means score > threshold, the threshold "
     "being the validation instance score with the largest TPR x (1 - FPR). It uses validation instance labels.",
     "instance_auprc": "Instance AUPRC: average precision of the same instances.",
@@ -39,6 +41,10 @@ _TEXTS: dict[str, str] = {
     "how far the bag's logit would rise if the whole bag moved from the average validation instance to this one. "
     "Chosen without instance labels; not the paper's.",
     "signed_instance_f1": "Sign-aware instance F1: as instance F1, of the sign-aware score with its own validation "
+    "threshold. Not the paper's.",
+    "signed_sm_instance_auroc": "Smoothed sign-aware AUROC: as instance AUROC, of the sign-aware score after ten steps "
+    "of Sm with α = 0.5 over the bag's graph (weights 1), whatever the method. Not the paper's.",
+    "signed_sm_instance_f1": "Smoothed sign-aware F1: as instance F1, of the same score with its own validation "
     "threshold. Not the paper's.",
 }
 

@@ -8,28 +8,33 @@ stay together. A resample is a vector of multiplicities `w` (B,): every metric i
 The interval measures the uncertainty from the choice of test bags, not from training.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from smmil.artifacts.results import Arrays
+from smmil.artifacts.results import SCORES, Arrays
 from smmil.evaluate.calibration import calibration_error
 from smmil.evaluate.froc import bag_dice, froc_resamples
-from smmil.evaluate.metrics import labelled
+from smmil.evaluate.metrics import in_bag_aurocs, labelled
 
 Floats = npt.NDArray[np.float64]
-# Test arrays, threshold of the instance score, threshold of the sign-aware score.
-Run = tuple[Arrays, float | None, float | None]
+# by prefix of `SCORES`, from validation; None or missing where undefined
+Thresholds = Mapping[str, float | None]
+# test arrays, thresholds
+Run = tuple[Arrays, Thresholds]
 
 METRICS = ("instance_auroc", "instance_f1", "bag_auroc", "bag_f1")
 # metrics of predictions that have the arrays they need
 EXTRA = (
-    *("signed_instance_auroc", "signed_instance_f1", "instance_dice", "signed_instance_dice"),
-    *("instance_auprc", "signed_instance_auprc", "bag_auprc", "bag_ece"),
-    *("instance_froc", "signed_instance_froc"),
-    *("dirichlet_raw", "dirichlet_normalised"),
+    *("instance_auroc_within", "instance_auprc", "instance_froc", "instance_dice"),
+    *(
+        f"{prefix}instance_{name}"
+        for prefix in list(SCORES)[1:]
+        for name in ("auroc", "f1", "auroc_within", "auprc", "froc", "dice")
+    ),
+    *("bag_auprc", "bag_ece", "dirichlet_raw", "dirichlet_normalised"),
 )
 LEVEL = 0.95
 # elements of one temporary (thresholds, resamples), which bounds the memory
@@ -114,16 +119,13 @@ def f1_resamples(weights: Floats, tp: Floats, fp: Floats, fn: Floats) -> Floats:
     return result
 
 
-def run_resamples(
-    part: Arrays, threshold: float | None, weights: Floats, signed_threshold: float | None = None
-) -> dict[str, Floats]:
+def run_resamples(part: Arrays, thresholds: Thresholds, weights: Floats) -> dict[str, Floats]:
     """Resample the metrics of one run.
 
     Args:
         part: the arrays `smmil.evaluate.metrics.run_metrics` takes for the test bags.
-        threshold: of the instance scores, from validation; None omits the instance F1 and Dice.
+        thresholds: of the scores; without one, F1 and Dice of a score are omitted.
         weights: (R,B) multiplicities of the bags, from `draw_weights`.
-        signed_threshold: the same for `signed_score`.
 
     Returns:
         {metric: (R,)} of `METRICS` and `EXTRA`, without undefined metrics and those whose arrays are missing.
@@ -133,12 +135,16 @@ def run_resamples(
     result = _level("bag", y[known], logit[known], np.flatnonzero(known), 0.0, weights)
     if known.any():
         result["bag_ece"] = calibration_resamples(y[known], logit[known], np.flatnonzero(known), weights)
-    for prefix, name, limit in (("", "instance_score", threshold), ("signed_", "signed_score", signed_threshold)):
+    for prefix, name in SCORES.items():
         if name not in part:
             continue
+        limit = thresholds.get(prefix)
         owner = np.repeat(np.arange(weights.shape[1]), np.diff(part["offsets"]))
         keep = np.isin(part["y_inst"], (0, 1))
         result |= _level(f"{prefix}instance", *labelled(part["y_inst"], part[name]), owner[keep], limit, weights)
+        areas = in_bag_aurocs(part, part[name])
+        if not np.isnan(areas).all():
+            result[f"{prefix}instance_auroc_within"] = mean_resamples(weights, areas)
         if limit is not None:
             dice = bag_dice(part["y_inst"], part[name], part["offsets"], limit)
             if not np.isnan(dice).all():
@@ -186,8 +192,7 @@ def intervals(runs: Sequence[Run], *, resamples: int = 1000, seed: int = 0) -> d
     """Compute 95 % percentile intervals of the mean over runs.
 
     Args:
-        runs: per split the test arrays (the same bags in the same order), the threshold of the instance score and that
-            of the signed score.
+        runs: per split the test arrays (the same bags in the same order) and the thresholds of the scores.
         resamples: R.
         seed: of the draws.
 
@@ -198,7 +203,7 @@ def intervals(runs: Sequence[Run], *, resamples: int = 1000, seed: int = 0) -> d
     if not runs or len(runs[0][0]["y"]) == 0:
         return dict.fromkeys(METRICS)
     weights = draw_weights(len(runs[0][0]["y"]), resamples, seed)
-    resampled = [run_resamples(part, threshold, weights, signed) for part, threshold, signed in runs]
+    resampled = [run_resamples(part, thresholds, weights) for part, thresholds in runs]
     shared = set.intersection(*map(set, resampled))
     result: dict[str, list[float] | None] = dict.fromkeys(METRICS)
     for metric in (name for name in (*METRICS, *EXTRA) if name in shared):

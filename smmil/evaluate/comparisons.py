@@ -24,7 +24,7 @@ import numpy as np
 
 from smmil.artifacts.chosen_runs import chosen_rates
 from smmil.artifacts.records import Bootstrap, ComparedMethod, Comparison, Difference, PredictionIndex
-from smmil.artifacts.results import Predictions, load_predictions, read_index
+from smmil.artifacts.results import SCORES, Predictions, load_predictions, read_index
 from smmil.evaluate.bootstrap import EXTRA, LEVEL, METRICS, Floats, Run, draw_weights, run_resamples
 from smmil.evaluate.metrics import best_threshold, labelled
 from smmil.evaluate.runs import as_evaluated
@@ -53,7 +53,7 @@ def paired_bootstrap(
     n_bags = len(first[0][0]["y"])
     # row 0 draws every bag once: the observed value goes through the same code as the resampled ones
     weights = np.concatenate([np.ones((1, n_bags)), draw_weights(n_bags, resamples, seed)])
-    resampled = [[run_resamples(part, cut, weights, signed) for part, cut, signed in runs] for runs in (first, second)]
+    resampled = [[run_resamples(*run, weights) for run in runs] for runs in (first, second)]
     return {metric: _difference(*([run.get(metric) for run in runs] for runs in resampled)) for metric in metrics}
 
 
@@ -132,8 +132,8 @@ def _chosen(index: Path | str) -> dict[int, Predictions]:
 
 def _run(predictions: Predictions) -> Run:
     test, val = (as_evaluated(predictions.meta.quirks, predictions.part(name)) for name in ("test", "val"))
-    signed = best_threshold(*labelled(val["y_inst"], val["signed_score"])) if "signed_score" in val else None
-    return test, best_threshold(*labelled(val["y_inst"], val["instance_score"])), signed
+    scores = {prefix: val[name] for prefix, name in SCORES.items() if name in val}
+    return test, {prefix: best_threshold(*labelled(val["y_inst"], score)) for prefix, score in scores.items()}
 
 
 def _describe(index: Path | str, side: dict[int, Predictions], seeds: Sequence[int]) -> ComparedMethod:
@@ -152,7 +152,7 @@ def _check(first: Sequence[Run], second: Sequence[Run]) -> None:
     if not first or len(first) != len(second):
         raise ValueError(f"found {len(first)} and {len(second)} runs, expected the same number, at least one")
     reference = first[0][0]["bag_id"].tolist()
-    for part, _, _ in (*first, *second):
+    for part, _ in (*first, *second):
         if part["bag_id"].tolist() != reference:
             differing = sorted(set(reference) ^ set(part["bag_id"].tolist()))[:5]
             raise ValueError(f"the runs were tested on other bags (e.g. {differing}): only the same bags can be paired")

@@ -11,13 +11,16 @@ Definitions (the texts under the tables: `smmil.config.definitions`):
 - AUPRC: average precision, the sum over distinct scores of (recall gained) x (precision there).
 - instance metrics: all instances of all bags, positive and negative bags alike, pooled into one vector; instances whose
   label is neither 0 nor 1 are left out.
+- in-bag AUROC (`instance_auroc_within`): mean over bags with label 1 of the AUROC of their own labelled instances; bags
+  that lack one of the classes are left out and counted. It does not compare scores of different bags, so no monotone
+  transform per bag changes it.
 - threshold: the distinct VALIDATION instance score with the largest TPR x (1 - FPR), the largest such score on a tie;
   there TPR and FPR count `score >= threshold` as positive (ROC convention), the prediction on test is
   `score > threshold`. It uses validation instance labels, so the instance F1 is not purely weakly supervised.
 - FROC, Dice: `smmil.evaluate.froc`; calibration error: `smmil.evaluate.calibration`; Dirichlet energy, stored per bag:
   mean over bags.
-- signed_*: the same instance metrics of the sign-aware score (`smmil.predictions.signed`), with a validation threshold
-  of its own.
+- signed_*, signed_sm_*: the same instance metrics of the sign-aware score (`smmil.predictions.signed`) and of its
+  smoothed form, each with a validation threshold of its own.
 - FPR at TPR .90: the smallest false positive rate among ROC points whose true positive rate is at least .90.
 
 An undefined metric (one class only, no instance labels) is None, with its reason in `undefined`; NaN is never returned.
@@ -31,7 +34,7 @@ import numpy as np
 import numpy.typing as npt
 
 from smmil.artifacts.records import PartMetrics
-from smmil.artifacts.results import Arrays
+from smmil.artifacts.results import SCORES, Arrays
 from smmil.evaluate.calibration import calibration_error
 from smmil.evaluate.froc import RATES, bag_dice, froc
 
@@ -57,6 +60,37 @@ def auroc(y: npt.NDArray[Any], score: npt.NDArray[Any]) -> float | None:
         return None
     # the area in counts is exact, so equal rankings give equal bits
     return float(auc(np.append(0, fp), np.append(0, tp)) / (tp[-1] * fp[-1]))
+
+
+def in_bag_aurocs(part: Arrays, score: npt.NDArray[Any]) -> Floats:
+    """Compute the AUROC of the instances within every positive bag.
+
+    Args:
+        part: `y` (B,), `offsets` (B+1,) and `y_inst` (M,), as in `run_metrics`.
+        score: (M,) finite scores.
+
+    Returns:
+        (B,) AUROCs; NaN for bags whose label is not 1 or whose labelled instances are of one class.
+    """
+    areas = np.full(len(part["y"]), np.nan)
+    for bag in np.flatnonzero(part["y"] == 1):
+        rows = slice(*part["offsets"][bag : bag + 2])
+        area = auroc(*labelled(part["y_inst"][rows], score[rows]))
+        areas[bag] = np.nan if area is None else area
+    return areas
+
+
+def auroc_over_chance(part: PartMetrics) -> float | None:
+    """Return how many standard deviations the bag AUROC lies above 1/2, None where it is undefined.
+
+    The deviation is that of the Mann-Whitney statistic without ties, sqrt((P + N + 1) / (12 P N)), if the logits of the
+    P positive and N negative bags come from one distribution.
+    """
+    area, positives = part.values.get("bag_auroc"), part.n_positive_bags
+    negatives = part.n_bags - positives
+    if area is None or not positives or not negatives:
+        return None
+    return float((area - 0.5) / np.sqrt((part.n_bags + 1) / (12 * positives * negatives)))
 
 
 def average_precision(y: npt.NDArray[Any], score: npt.NDArray[Any]) -> float | None:
@@ -196,7 +230,7 @@ def gate(score: npt.NDArray[Any], offsets: npt.NDArray[Any], logit: npt.NDArray[
 
 @dataclass(frozen=True)
 class RunMetrics:
-    """Metrics of one run; `thresholds` holds `threshold` and, with a sign-aware score, `signed_threshold`."""
+    """Metrics of one run; `thresholds` holds the threshold of every score by its prefix in `SCORES`."""
 
     thresholds: dict[str, float | None]
     test: PartMetrics
@@ -208,29 +242,29 @@ def run_metrics(test: Arrays, val: Arrays) -> RunMetrics:
 
     Args:
         test: `y` (B,), `bag_logit` (B,), `offsets` (B+1,), `instance_score` (M,), `y_inst` (M,) of the test bags; where
-            known also `grid` (M,2), `signed_score` (M,) and `energy` (B,2); prepared by
+            known also `grid` (M,2), `signed_score` (M,), `signed_sm_score` (M,) and `energy` (B,2); prepared by
             `smmil.evaluate.runs.as_evaluated`.
         val: the same of the validation bags.
 
     Returns:
-        For both parts `bag_metrics` and `instance_metrics`, `instance_dice`, with a lattice `instance_froc` and
-        `froc_sensitivity`, with energies `dirichlet_raw` and `dirichlet_normalised`, and with a sign-aware score the
-        instance metrics again as `signed_*`.
+        For both parts `bag_metrics` and `instance_metrics`, `instance_auroc_within`, `instance_dice`, with a lattice
+        `instance_froc` and `froc_sensitivity`, with energies `dirichlet_raw` and `dirichlet_normalised`, and with
+        sign-aware scores the instance metrics again as `signed_*` and `signed_sm_*`.
     """
     parts = (test, val)
     collected = [[("", bag_metrics(part["y"], part["bag_logit"]))] for part in parts]
     thresholds: dict[str, float | None] = {}
-    for prefix, array in (("", "instance_score"), ("signed_", "signed_score")):
+    for prefix, array in SCORES.items():
         if array not in test or array not in val:
             continue
         y_val, score_val = labelled(val["y_inst"], val[array])
         threshold = best_threshold(y_val, score_val)
         problem = "hold one class only" if len(y_val) else "have no label"
         reason = f"no threshold: the validation instances {problem}"
-        thresholds[f"{prefix}threshold"] = threshold
+        thresholds[prefix] = threshold
         for metrics, part in zip(collected, parts, strict=True):
             metrics.append((prefix, instance_metrics(part["y_inst"], part[array], threshold, reason)))
-            metrics.append((prefix, _lesion_metrics(part, part[array], threshold, reason)))
+            metrics.append((prefix, _bagwise_metrics(part, part[array], threshold, reason)))
     for metrics, part in zip(collected, parts, strict=True):
         if "energy" in part and len(part["energy"]):
             raw, normalised = np.asarray(part["energy"], np.float64).mean(0)
@@ -250,10 +284,19 @@ def _merged(parts: Iterable[tuple[str, PartMetrics]]) -> PartMetrics:
     return PartMetrics.model_validate({**content, "undefined": undefined})
 
 
-def _lesion_metrics(part: Arrays, score: npt.NDArray[Any], threshold: float | None, no_threshold: str) -> PartMetrics:
-    """Compute Dice, and FROC where the lattice is known."""
-    content: dict[str, object] = {"instance_dice": None}
+def _bagwise_metrics(part: Arrays, score: npt.NDArray[Any], threshold: float | None, no_threshold: str) -> PartMetrics:
+    """Compute the in-bag AUROC, Dice, and FROC where the lattice is known."""
     undefined: dict[str, str] = {}
+    areas, positives = in_bag_aurocs(part, score), int(np.sum(part["y"] == 1))
+    areas = areas[~np.isnan(areas)]
+    content: dict[str, object] = {
+        "instance_auroc_within": float(areas.mean()) if len(areas) else None,
+        "instance_dice": None,
+        "n_in_bag": len(areas),
+        "n_not_in_bag": positives - len(areas),
+    }
+    if not len(areas):
+        undefined["instance_auroc_within"] = f"no instances of both classes in any of {positives} positive bags"
     if threshold is None:
         undefined["instance_dice"] = no_threshold
     else:

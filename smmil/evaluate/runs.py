@@ -32,7 +32,7 @@ from smmil.artifacts.records import (
     Spread,
     Values,
 )
-from smmil.artifacts.results import Arrays, load_predictions, read_index
+from smmil.artifacts.results import SCORES, Arrays, load_predictions, read_index
 from smmil.config import stage_versions
 from smmil.config.definitions import GATE, definitions
 from smmil.config.training_options import RateChoice
@@ -126,8 +126,8 @@ def spread(tests: Sequence[PartMetrics]) -> dict[str, Spread]:
     result: dict[str, Spread] = {}
     for name in sorted({name for test in tests for name in test.values}):
         values = [value for test in tests if (value := test.values.get(name)) is not None]
-        plain = name.removeprefix("signed_")
-        flags = [test.inverted if plain == name else test.signed_inverted for test in tests]
+        prefix, plain = score_of(name)
+        flags = [getattr(test, f"{prefix}inverted") for test in tests]
         result[name] = Spread(
             mean=fmean(values) if values else None,
             std=stdev(values) if len(values) > 1 else None,
@@ -137,6 +137,12 @@ def spread(tests: Sequence[PartMetrics]) -> dict[str, Spread]:
             inverted=sum(flags) if plain.startswith("instance_") else None,
         )
     return result
+
+
+def score_of(metric: str) -> tuple[str, str]:
+    """Split a metric into the prefix of its score, a key of `SCORES`, and the name without it."""
+    prefix = max((prefix for prefix in SCORES if metric.startswith(prefix)), key=len)
+    return prefix, metric.removeprefix(prefix)
 
 
 def _evaluate_run(meta: PredictionMeta, test: Arrays, val: Arrays) -> EvaluatedRun:
@@ -150,7 +156,7 @@ def _evaluate_run(meta: PredictionMeta, test: Arrays, val: Arrays) -> EvaluatedR
         lr=meta.lr,
         run=meta.run,
         selection_score=meta.selection_score,
-        **primary.thresholds,
+        **{f"{prefix}threshold": threshold for prefix, threshold in primary.thresholds.items()},
         test=primary.test,
         val=primary.val,
         gated=_instance_values(gated),
@@ -159,8 +165,7 @@ def _evaluate_run(meta: PredictionMeta, test: Arrays, val: Arrays) -> EvaluatedR
         split = split.model_copy(update={"ungated": _instance_values(raw)})
     if meta.signed_agreement is not None:
         split = split.model_copy(update={"signed_agreement": meta.signed_agreement})
-    limits = primary.thresholds.get("threshold"), primary.thresholds.get("signed_threshold")
-    return EvaluatedRun(meta, split, (as_evaluated(meta.quirks, test, gated=by_bag), *limits))
+    return EvaluatedRun(meta, split, (as_evaluated(meta.quirks, test, gated=by_bag), primary.thresholds))
 
 
 def as_evaluated(quirks: Collection[str], part: Arrays, *, gated: bool | None = None) -> Arrays:
@@ -176,13 +181,13 @@ def as_evaluated(quirks: Collection[str], part: Arrays, *, gated: bool | None = 
     """
     if not (GATE in quirks if gated is None else gated):
         return part
-    scores = (name for name in ("instance_score", "signed_score") if name in part)
+    scores = (name for name in SCORES.values() if name in part)
     return {**part, **{name: gate(part[name], part["offsets"], part["bag_logit"]) for name in scores}}
 
 
 def _instance_values(metrics: RunMetrics) -> Values:
     values = {name: value for name, value in metrics.test.values.items() if name.startswith("instance_")}
-    return {"threshold": metrics.thresholds.get("threshold"), **values}
+    return {"threshold": metrics.thresholds.get(""), **values}
 
 
 def _candidate(run: EvaluatedRun, best: EvaluatedRun) -> Candidate:

@@ -16,14 +16,15 @@ predicted; `index.json` marks the learning rate that validation chose. `smmil.sc
 | `offsets` | (B+1,) int64 | rows of bag b are `offsets[b]:offsets[b + 1]` |
 | `instance_score` | (M,) float32 | the method's own score f, higher = more positive, ungated |
 | `signed_score` | (M,) float32 | sign-aware score (`smmil.predictions.signed`) |
+| `signed_sm_score` | (M,) float32 | the same after ten steps of Sm with alpha 0.5 (`smmil.predictions.one_bag`) |
 | `coverage`, `y_inst` | (M,) float32, int8 | lesion share of the tile (NaN = not annotated); label in {0, 1, -1} |
 | `grid` | (M,2) int32 | lattice cell (row, col) within the bag |
 | `energy` | (B,2) float64 | Dirichlet energy of f: f^T L f, and f^T L f / f^T f (0 for f = 0) |
 | `meta` | JSON string | run, seed, lr, dataset, encoder, method, protocol, selection score, ... |
 
 L = I - D^-1/2 A D^-1/2 of the bag's neighbours with weight 1, without edge weights and self loops, whatever graph the
-method used: methods and protocols are compared on one graph. The first number is the paper's. It grows with the scale
-of f, which is arbitrary, so the second is normalised to [0, 2].
+method used: methods and protocols are compared on one graph. It also smooths `signed_sm_score`. The first energy is
+the paper's. It grows with the scale of f, which is arbitrary, so the second is normalised to [0, 2].
 """
 
 import io
@@ -207,7 +208,7 @@ def predict_bags(
         bags: the same bags in the same order, for labels and names.
         index: positions of the bags to score, in order.
         splits: the split of each of these bags.
-        direction: for the sign-aware score (`smmil.predictions.signed.find_direction`); None = no `signed_score`.
+        direction: for the sign-aware score (`smmil.predictions.signed.find_direction`); None = no signed scores.
 
     Returns:
         The arrays of the module docstring, without `meta`.
@@ -217,30 +218,30 @@ def predict_bags(
         OutOfMemory: a bag fits neither on the device nor on the CPU.
     """
     model.eval()
-    logits, scores, energies, signed = [], [], [], []
+    results = []
     with torch.no_grad():
-        results = each_bag(model, cache, index, partial(score_bag, direction=direction))
-        for i, (logit, score, energy, sign) in zip(index, results, strict=True):
-            if len(score) != len(bags[i]) or not np.isfinite(score).all() or not math.isfinite(logit):
+        scored = each_bag(model, cache, index, partial(score_bag, direction=direction))
+        for i, result in zip(index, scored, strict=True):
+            score = result.score
+            if len(score) != len(bags[i]) or not np.isfinite(score).all() or not math.isfinite(result.logit):
                 raise ValueError(f"bag {bags[i].bag_id}: expected {len(bags[i])} finite scores and a finite logit")
-            logits.append(logit)
-            scores.append(score)
-            energies.append(energy)
-            signed += [] if sign is None else [sign]
+            results.append(result)
     chosen = [bags[i] for i in index]
     arrays = {
         "bag_id": np.array([bag.bag_id for bag in chosen]),
         "split": np.array(list(splits)),
         "y": np.array([bag.y for bag in chosen], np.float32),
-        "bag_logit": np.array(logits, np.float64),
-        "offsets": np.cumsum([0, *(len(score) for score in scores)]).astype(np.int64),
-        "instance_score": np.concatenate(scores),
+        "bag_logit": np.array([result.logit for result in results], np.float64),
+        "offsets": np.cumsum([0, *(len(result.score) for result in results)]).astype(np.int64),
+        "instance_score": np.concatenate([result.score for result in results]),
         "coverage": np.concatenate([bag.coverage.numpy() for bag in chosen]).astype(np.float32),
         "y_inst": np.concatenate([bag.y_inst.numpy() for bag in chosen]).astype(np.int8),
         "grid": np.concatenate([bag.grid.numpy() for bag in chosen]).astype(np.int32),
-        "energy": np.array(energies, np.float64).reshape(-1, 2),
+        "energy": np.array([result.energy for result in results], np.float64).reshape(-1, 2),
     }
-    return arrays | ({"signed_score": np.concatenate(signed)} if signed else {})
+    for name in ("signed", "signed_sm") if direction is not None else ():
+        arrays[f"{name}_score"] = np.concatenate([getattr(result, name) for result in results])
+    return arrays
 
 
 def write_predictions(path: Path, arrays: Arrays, meta: PredictionMeta) -> None:

@@ -28,7 +28,9 @@ logger = logging.getLogger(__name__)
 
 METRICS = {
     "instance_auroc": "Instance AUROC",
-    "signed_instance_auroc": "Sign-aware instance AUROC",
+    "instance_auroc_within": "In-bag AUROC",
+    "signed_instance_auroc": "Sign-aware AUROC",
+    "signed_sm_instance_auroc": "Smoothed sign-aware AUROC",
     "bag_auroc": "Bag AUROC",
     "dirichlet_normalised": "Normalised energy",
 }
@@ -41,7 +43,8 @@ CHANCE = (
     "The interval sees the chance in which test bags there are. It does not see the chance of training (split, initial "
     "weights, order of the bags), which the deviation over the splits shows, nor that many pairs and metrics are "
     "looked at: of twenty intervals of equal methods one misses 0. Where runs are inverted (Table 1), smoothing can "
-    "lower the instance AUROC; the sign-aware one stands beside it. Of the energy less is smoother, not better."
+    "lower the instance AUROC; the sign-aware one stands beside it, raw and smoothed. Of the energy less is smoother, "
+    "not better."
 )
 PairingKey = tuple[str, str, str]
 Pair = tuple[str, str]

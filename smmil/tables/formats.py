@@ -18,7 +18,7 @@ from preprocessing.common.files import write_text
 from preprocessing.common.webpage import render
 from smmil.config.methods import METHODS, PROPOSED
 from smmil.tables.cells import Cell, Row, Section, Table
-from smmil.tables.specs import INSTANCE, SIGNED, Column, style
+from smmil.tables.specs import Column, style
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def parts(column: Column, cell: Cell, n_splits: int) -> tuple[str, str, str]:
     if column.kind == "job":
         return _number(cell.mean, form), "", ""
     if column.kind == "spread":
-        count = f" / {cell.below_half}" if column.metrics[0] in (INSTANCE[0], SIGNED[0]) else ""
+        count = f" / {cell.below_half}" if "instance_auroc" in column.metrics[0] else ""
         return f"{_number(cell.median, form)} / {_number(cell.worst, form)}{count}", "", few
     sign = "+" if column.kind in ("difference", "paired") else ""
     deviation = f"± {_number(cell.std, form)}"
@@ -147,7 +147,7 @@ def _parts(column: Column) -> tuple[str, ...]:
     if column.kind in OTHER_PARTS:
         return OTHER_PARTS[column.kind]
     metric = column.metrics[0]
-    counts = (".inverted",) if metric.endswith("instance_auroc") else ()
+    counts = (".inverted",) if "instance_auroc" in metric else ()
     return (*MEAN, *counts, *(AGREEMENT if metric.startswith("signed_") else ()))
 
 

@@ -10,13 +10,15 @@ from smmil.config.definitions import PRESETS, definitions, protocol_text, rate_c
 from smmil.config.layouts import Dataset, TableLayout
 from smmil.config.methods import METHODS, display_name
 from smmil.config.variants import SEPARATOR, Variant, base_method
+from smmil.evaluate.signs import LEAST_SUPPORT, UNSUPPORTED, sign_support
 from smmil.tables.cells import NO_FILE, Cell, MetricsByKey, Section, metric_cell
 from smmil.tables.originals import original_of
 from smmil.tables.specs import Column, Key
 
 RANK_RULE = (
-    "Rank: inside each group, methods are ranked in every metric × dataset column (ties share the average rank), then "
-    "averaged; no rank where a cell is empty. In brackets: the fewest splits of a cell behind it, where any lacks some."
+    "Rank: inside each group, methods are ranked by AUROC and by F1 on every dataset (ties share the average rank), "
+    "then averaged; other columns do not count; no rank where a cell is empty. In brackets: the fewest splits of a "
+    "cell behind it, where any lacks some."
 )
 RANDOM_WEIGHTS = (
     "† RANDOM ENCODER WEIGHTS: the features of {where} come from an untrained encoder; these numbers only show that "
@@ -31,13 +33,6 @@ DIFFERENCE = "Δ: the method with Sm minus the one without, split by split, mean
 BEST = "Best of the block in bold, second underlined. ◆ proposed in the paper."
 CELLS = (
     "Cells: {cells} over the training/validation splits; all splits share one test set, so they are not independent."
-)
-# The direction of a sign-aware score explains r² of the variance of the validation bags' logits. Below one half, the
-# score misses most of what the model does; a negative r contradicts the gradients it was computed from.
-LEAST_AGREEMENT = 0.5**0.5
-LOW_AGREEMENT = (
-    f"Sign-aware score not to be trusted, agreement < {LEAST_AGREEMENT:.2f} (its direction explains less than half of "
-    "the variance of the validation bags' logits)"
 )
 # the other metrics are defined in `smmil.config.definitions`
 DEFINITIONS = {
@@ -83,8 +78,8 @@ def notes(sections: Sequence[Section], metrics: MetricsByKey, layout: TableLayou
     protocol, quirks = shared_quirks(metrics.values(), "table")
     known = {**definitions(quirks), **DEFINITIONS}
     areas = {key: split_values(entry, "instance_auroc") for key, entry in metrics.items()}
-    agreements = {
-        key: [(split.seed, split.signed_agreement) for split in entry.splits if split.signed_agreement is not None]
+    supports = {
+        key: [(split.seed, support) for split in entry.splits if (support := sign_support(split)) is not None]
         for key, entry in metrics.items()
     }
     cells = CELLS.format(cells="mean ± standard deviation (n − 1)" if "mean" in kinds else "ranks of means")
@@ -95,7 +90,7 @@ def notes(sections: Sequence[Section], metrics: MetricsByKey, layout: TableLayou
         *_missing(sections, values, titles),
         *_partial(sections[0], values, titles, n_splits),
         *([_low_runs("Inverted runs, instance AUROC < 0.5", areas, titles, 0.5)] if _any(names, "instance") else []),
-        *([_low_runs(LOW_AGREEMENT, agreements, titles, LEAST_AGREEMENT)] if _any(names, "signed") else []),
+        *([_low_runs(UNSUPPORTED, supports, titles, LEAST_SUPPORT)] if _any(names, "signed") else []),
         # runs without recorded quirks may have had some
         protocol_line(protocol, quirks, recorded=all(entry.quirks is not None for entry in metrics.values())),
         *split_notes(layout.datasets),
@@ -107,10 +102,23 @@ def notes(sections: Sequence[Section], metrics: MetricsByKey, layout: TableLayou
         SPREAD if "spread" in kinds else "",
         DIFFERENCE if "difference" in kinds else "",
         *(known[name] for name in names if name in known),
+        _bags_within(metrics, titles) if any(name.endswith("_within") for name in names) else "",
         RANK_RULE if "rank" in kinds else "",
         _no_interval(columns, values, metrics),
     ]
     return tuple(filter(None, lines))
+
+
+def _bags_within(metrics: MetricsByKey, titles: Mapping[str, str]) -> str:
+    """Return over how many positive test bags the in-bag AUROC is averaged: `27 of 30 (RSNA)`; "" without any."""
+    counts = {
+        f"{test.n_in_bag} of {test.n_in_bag + test.n_not_in_bag} ({titles[key[0]]})": None
+        for key, entry in metrics.items()
+        for test in (split.test for split in entry.splits)
+        if test.n_in_bag + test.n_not_in_bag
+    }
+    rest = "in the others, all instances with a label are of one class, or none has one"
+    return f"In-bag AUROC over positive test bags: {', '.join(counts)}; {rest}." if counts else ""
 
 
 def _any(names: Iterable[str], prefix: str) -> bool:

@@ -68,6 +68,10 @@ class TableSpec:
 INSTANCE = ("instance_auroc", "instance_f1")
 SIGNED = ("signed_instance_auroc", "signed_instance_f1")
 BAG = ("bag_auroc", "bag_f1")
+# the paper's Table 1 has the instance metrics without the AUROC within bags
+IN_BAG = "instance_auroc_within"
+LOCALISATION = (INSTANCE[0], IN_BAG, INSTANCE[1])
+SMOOTHED = ("signed_sm_instance_auroc",)
 # not in the paper
 MORE_INSTANCE = ("instance_auprc", "instance_froc", "instance_dice")
 MORE_BAG = ("bag_auprc", "bag_ece")
@@ -84,7 +88,7 @@ STYLES: dict[str, tuple[str, bool]] = {
 }
 SHORT = {
     **{"auroc": "AUROC", "f1": "F1", "auprc": "AUPRC", "froc": "FROC", "dice": "Dice", "ece": "ECE"},
-    **{"raw": "Energy", "normalised": "Normalised energy"},
+    **{"raw": "Energy", "normalised": "Normalised energy", "within": "In-bag AUROC"},
 }
 
 
@@ -94,7 +98,11 @@ def style(metric: str) -> tuple[str, bool]:
 
 
 def _columns(metrics: Sequence[str], kind: str = "mean", prefix: str = "") -> list[Column]:
-    return [Column(kind, (metric,), prefix + SHORT[metric.rsplit("_", 1)[1]]) for metric in metrics]
+    return [Column(kind, (metric,), prefix + _label(metric)) for metric in metrics]
+
+
+def _label(metric: str) -> str:
+    return ("Smoothed " if metric.startswith("signed_sm_") else "") + SHORT[metric.rsplit("_", 1)[1]]
 
 
 def _rank(metrics: tuple[str, ...], csv: str, label: str = "Rank") -> Column:
@@ -121,8 +129,13 @@ def _more(metrics: Sequence[str]) -> SectionSpec:
 def _one_metric(title: str, metric: str) -> TableSpec:
     """Return a table of one metric over every extractor and dataset (Tables 7 to 10), named by the datasets' titles."""
     sections = [SectionSpec(_columns([metric]))]
+    if metric == INSTANCE[0]:
+        title_within = "Within bags: mean AUROC over the positive test bags"
+        sections.append(SectionSpec(_columns([IN_BAG]), (), "within", title_within))
     if metric in INSTANCE:
         sections += [_spread([metric]), *_signed(_columns([f"signed_{metric}"]))]
+        smoothed = "The same with the sign-aware score smoothed by Sm"
+        sections.append(SectionSpec(_columns([f"signed_sm_{metric}"]), (), "signed-sm", smoothed, optional=True))
     return TableSpec(title, [_by_encoder_and_dataset(section) for section in sections])
 
 
@@ -140,9 +153,9 @@ TABLES: dict[str, TableSpec] = {
     "table1": TableSpec(
         "Table 1. Localisation: instance level",
         [
-            SectionSpec(_columns(INSTANCE), [_rank(INSTANCE, "rank")]),
-            _spread(INSTANCE),
-            *_signed(_columns(SIGNED), _rank(SIGNED, "signed_rank")),
+            SectionSpec(_columns(LOCALISATION), [_rank(INSTANCE, "rank")]),
+            _spread(LOCALISATION),
+            *_signed(_columns((SIGNED[0], f"signed_{IN_BAG}", SIGNED[1], *SMOOTHED)), _rank(SIGNED, "signed_rank")),
             _more(MORE_INSTANCE),
             _spread(MORE_INSTANCE, "further metrics", "more-spread"),
         ],
@@ -160,7 +173,7 @@ TABLES: dict[str, TableSpec] = {
             ),
             _spread(INSTANCE),
             _spread(ENERGY, "Dirichlet energies", "energy-spread"),
-            *_signed(_columns(SIGNED)),
+            *_signed(_columns(SIGNED + SMOOTHED)),
         ],
         {"smap_early": "SmAP-early", "smtap": "SmT+SmAP"},
         BLOCKS["table3"],
@@ -170,13 +183,13 @@ TABLES: dict[str, TableSpec] = {
         [
             SectionSpec([c for mean in BOTH_LEVELS for c in (mean, *_columns(mean.metrics, "difference", "Δ "))]),
             _spread(INSTANCE),
-            *_signed(_columns(SIGNED) + _columns(SIGNED, "difference", "Δ ")),
+            *_signed(_columns(SIGNED + SMOOTHED) + _columns(SIGNED, "difference", "Δ ")),
         ],
         blocks=BLOCKS["table4"],
     ),
     "table5": TableSpec(
         "Table 5. Sm against a penalty on the Dirichlet energy",
-        [SectionSpec(BOTH_LEVELS), _spread(INSTANCE), *_signed(_columns(SIGNED))],
+        [SectionSpec(BOTH_LEVELS), _spread(INSTANCE), *_signed(_columns(SIGNED + SMOOTHED))],
         blocks=BLOCKS["table5"],
     ),
     "table6": TableSpec(

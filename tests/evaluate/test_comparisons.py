@@ -97,9 +97,7 @@ def test_resampled_metrics_are_those_of_the_repeated_bags(metric: str) -> None:
     test, val = part(random_bags(1, 1.0, 12), full=True), part(BAGS[:2], full=True)
     found = run_metrics(test, val)
     weights = np.vstack([np.ones((1, 12)), bootstrap.draw_weights(12, 3, seed=5)])
-    drawn = bootstrap.run_resamples(test, found.thresholds["threshold"], weights, found.thresholds["signed_threshold"])[
-        metric
-    ]
+    drawn = bootstrap.run_resamples(test, found.thresholds, weights)[metric]
     assert drawn[0] == pytest.approx(found.test.values[metric], abs=1e-12)
     bags = random_bags(1, 1.0, 12)
     energy = part(bags, full=True)["energy"]
@@ -111,9 +109,9 @@ def test_resampled_metrics_are_those_of_the_repeated_bags(metric: str) -> None:
 
 def test_equal_predictions_differ_by_nothing_and_the_sign_turns_with_the_order() -> None:
     good, poor = (part(random_bags(seed, quality)) for seed, quality in ((1, 2.0), (2, 0.2)))
-    same = paired_bootstrap([(good, 0.5, None)], [(good, 0.5, None)], ["instance_auroc"], resamples=200)
+    same = paired_bootstrap([(good, {"": 0.5})], [(good, {"": 0.5})], ["instance_auroc"], resamples=200)
     assert same["instance_auroc"].interval == (0.0, 0.0) and same["instance_auroc"].p == 1.0
-    first, second = [(good, 0.5, None)], [(poor, 0.5, None)]
+    first, second = [(good, {"": 0.5})], [(poor, {"": 0.5})]
     ahead = paired_bootstrap(first, second, ["instance_auroc"], resamples=400)["instance_auroc"]
     behind = paired_bootstrap(second, first, ["instance_auroc"], resamples=400)["instance_auroc"]
     assert ahead.difference == pytest.approx(run_metrics(good, good).test.values["instance_auroc"] - ahead.second)
@@ -126,8 +124,8 @@ def test_pairing_narrows_the_interval() -> None:
     base = random_bags(1, 1.0)
     rng = np.random.default_rng(9)
     near = [(*bag[:4], (np.array(bag[4]) + 0.1 * rng.normal(size=6)).tolist(), bag[5]) for bag in base]
-    paired = paired_bootstrap([(part(near), 0.5, None)], [(part(base), 0.5, None)], ["instance_auroc"])
-    alone = bootstrap.intervals([(part(base), 0.5, None)])["instance_auroc"] or [0, 0]
+    paired = paired_bootstrap([(part(near), {"": 0.5})], [(part(base), {"": 0.5})], ["instance_auroc"])
+    alone = bootstrap.intervals([(part(base), {"": 0.5})])["instance_auroc"] or [0, 0]
     low, high = paired["instance_auroc"].interval
     assert high - low < 0.4 * (alone[1] - alone[0])
 
@@ -186,7 +184,7 @@ def test_thresholds_are_those_of_the_metrics_never_chosen_on_test_bags(tmp_path:
 
 def test_without_draws_a_difference_stands_without_an_interval() -> None:
     good, poor = (part(random_bags(seed, quality)) for seed, quality in ((1, 2.0), (2, 0.2)))
-    runs = [(good, 0.5, None)], [(poor, 0.5, None)]
+    runs = [(good, {"": 0.5})], [(poor, {"": 0.5})]
     none = paired_bootstrap(*runs, ["bag_auroc"], resamples=0)["bag_auroc"]
     assert (none.interval, none.p) == (None, None)
     assert none.difference == paired_bootstrap(*runs, ["bag_auroc"], resamples=9)["bag_auroc"].difference
@@ -267,26 +265,26 @@ def test_the_table_counts_gaps_and_says_what_the_interval_does_not_see(
     assert make_table(grid, tmp_path, "--resamples", "20") == 0
     text = (tmp_path / "tables/comparisons.md").read_text()
     toy, other = text.split("### Other (resnet18)")
-    assert "4 of 12 differences are empty. no predictions of one of the two: Toy SmTAP − T+AP." in text
+    assert "6 of 18 differences are empty. no predictions of one of the two: Toy SmTAP − T+AP." in text
     assert "20 draws" in text and "does not see the chance of training" in text
     row = next(line for line in toy.splitlines() if line.startswith("| SmAP − ABMIL ◆"))
-    assert re.fullmatch(r"\| SmAP − ABMIL ◆ (\| [+-]\S+ ± \S+ \([+-]\S+, [+-]\S+\) ){4}\|", row), row
+    assert re.fullmatch(r"\| SmAP − ABMIL ◆ (\| [+-]\S+ ± \S+ \([+-]\S+, [+-]\S+\) ){6}\|", row), row
     # empty where predictions are missing, a dash where there is no such pair
     assert next(line for line in toy.splitlines() if line.startswith("| SmTAP")).count("|  |") > 0
-    assert next(line for line in other.splitlines() if line.startswith("| SmTAP")).count("–") == 4
+    assert next(line for line in other.splitlines() if line.startswith("| SmTAP")).count("–") == 6
     latex = (tmp_path / "tables/comparisons.tex").read_text()
     assert re.search(r"\{\\tiny\$\\pm\$\S+ \(\$-\$\S+, ", latex), latex
     assert latex.count(r"\begin{table}") == 2 and r"SmAP $-$ ABMIL $\diamond$" in latex
     assert make_table(grid, tmp_path, "--resamples", "0") == 0
     text = (tmp_path / "tables/comparisons.md").read_text()
     row = next(line for line in text.splitlines() if line.startswith("| SmAP − ABMIL ◆"))
-    assert re.fullmatch(r"\| SmAP − ABMIL ◆ (\| [+-]\S+ ± \S+ ){4}\|", row), row
+    assert re.fullmatch(r"\| SmAP − ABMIL ◆ (\| [+-]\S+ ± \S+ ){6}\|", row), row
 
 
 def test_a_table_of_nothing_yet_is_all_gaps(tmp_path: Path) -> None:
     assert make_table({}, tmp_path) == 0
     text = (tmp_path / "tables/comparisons.md").read_text()
-    assert "12 of 12 differences are empty" in text and "Protocol:" not in text
+    assert "18 of 18 differences are empty" in text and "Protocol:" not in text
 
 
 def test_what_a_table_cannot_take_is_refused_by_name(

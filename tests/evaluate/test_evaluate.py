@@ -70,7 +70,7 @@ def test_lesions_energies_and_signs_by_hand() -> None:
     # the helper's sign-aware score is minus the score: everything mirrored
     assert values["signed_instance_auroc"] == pytest.approx(1 - values["instance_auroc"])
     assert test.signed_inverted and not test.inverted
-    assert found.thresholds["signed_threshold"] == pytest.approx(-0.1)
+    assert found.thresholds["signed_"] == pytest.approx(-0.1)
     json.dumps(test.as_json(), allow_nan=False)
 
 
@@ -104,7 +104,7 @@ def test_permuted_test_labels_change_no_threshold_and_permuted_validation_labels
     val, test = (as_evaluated([], one, gated=gated) for one in parts)
     before = metrics.run_metrics(test, val)
     after = metrics.run_metrics({**test, "y_inst": rng.permutation(test["y_inst"])}, val)
-    assert after.thresholds == before.thresholds and len(after.thresholds) == 2
+    assert after.thresholds == before.thresholds and len(after.thresholds) == 3
     assert after.test.values["instance_auroc"] != before.test.values["instance_auroc"]
     other = metrics.run_metrics(test, {**val, "y_inst": 1 - val["y_inst"]})
     assert other.thresholds != before.thresholds

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
 
 from smmil.artifacts.chosen_runs import chosen_rates
 from smmil.artifacts.records import Metrics, PredictionMeta
+from smmil.artifacts.results import Arrays, Predictions
 from smmil.evaluate import bootstrap, metrics
 from smmil.evaluate.__main__ import main
 from smmil.evaluate.comparisons import compare
@@ -145,7 +147,7 @@ def test_inversion_is_flagged() -> None:
 def test_run_metrics_by_hand_pool_positive_and_negative_bags() -> None:
     result = metrics.run_metrics(part(BAGS[2:]), part(BAGS[:2]))
     # validation: positives .9 .6, negatives .1 .2 .3 -> .6 separates; test > .6: .7(0) .8(1) .95(1) .65(1)
-    assert result.thresholds["threshold"] == pytest.approx(0.6)
+    assert result.thresholds[""] == pytest.approx(0.6)
     assert result.test.values["instance_f1"] == pytest.approx(6 / 7)
     # positives .8 .95 .65, negatives .2 .7 .1 .4: only (.65, .7) is out of order
     assert result.test.values["instance_auroc"] == pytest.approx(11 / 12)
@@ -210,7 +212,7 @@ def test_intervals_of_many_bags_need_no_matrix_of_bags() -> None:
         "instance_score": rng.normal(size=2 * bags).astype(np.float32),
     }
     tracemalloc.start()
-    assert bootstrap.intervals([(arrays, 0.0, None)], resamples=40)["bag_auroc"] is not None
+    assert bootstrap.intervals([(arrays, {"": 0.0})], resamples=40)["bag_auroc"] is not None
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     # one matrix of bags would take bags^2 x 8 bytes
@@ -219,11 +221,11 @@ def test_intervals_of_many_bags_need_no_matrix_of_bags() -> None:
 
 def test_interval_holds_the_metric_and_one_bag_gives_a_point() -> None:
     test = part(BAGS[2:])
-    found = bootstrap.intervals([(test, 0.6, None), (test, 0.6, None)], resamples=200)
+    found = bootstrap.intervals([(test, {"": 0.6}), (test, {"": 0.6})], resamples=200)
     low, high = found["instance_f1"] or (1, 0)
     assert low <= 6 / 7 <= high
     # drawing one bag again and again gives that bag's own values
-    single = bootstrap.intervals([(part(BAGS[3:4]), 0.6, None)], resamples=50)
+    single = bootstrap.intervals([(part(BAGS[3:4]), {"": 0.6})], resamples=50)
     assert single["instance_auroc"] == [1.0, 1.0] and single["bag_f1"] == [1.0, 1.0] and single["bag_auroc"] is None
 
 
@@ -311,3 +313,52 @@ def test_a_broken_predictions_file_is_named(tmp_path: Path) -> None:
         evaluate_runs([path])
     with pytest.raises(ValueError, match="no such predictions file"):
         evaluate_runs([tmp_path / "none.npz"])
+
+
+def mixed_bags(seed: int = 0) -> tuple[Arrays, np.ndarray]:
+    """Bags with both classes, one class, no labels and the label 0, and scores with ties."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(2, 9, 24)
+    y = np.array([1, 1, 0, np.nan] * 6)
+    y_inst = rng.integers(0, 2, sizes.sum())
+    offsets = np.append(0, np.cumsum(sizes))
+    for bag, value in ((0, -1), (4, 1), (5, 0)):
+        y_inst[offsets[bag] : offsets[bag + 1]] = value
+    return {"y": y, "offsets": offsets, "y_inst": y_inst}, rng.integers(-3, 4, sizes.sum()).astype(np.float64)
+
+
+def test_the_in_bag_auroc_is_scikit_learns_bag_by_bag() -> None:
+    arrays, score = mixed_bags()
+    areas = metrics.in_bag_aurocs(arrays, score)
+    for bag, area in enumerate(areas):
+        rows = slice(*arrays["offsets"][bag : bag + 2])
+        both = arrays["y"][bag] == 1 and {*arrays["y_inst"][rows]} == {0, 1}
+        assert np.isnan(area) != both
+        assert not both or area == pytest.approx(roc_auc_score(arrays["y_inst"][rows], score[rows]), abs=1e-12)
+    test = {**arrays, "instance_score": score, "bag_logit": np.zeros(24)}
+    found = metrics.run_metrics(test, test).test
+    assert found.values["instance_auroc_within"] == pytest.approx(np.nanmean(areas), abs=1e-12)
+    assert found.n_in_bag == np.isfinite(areas).sum() < 12 and found.n_in_bag + found.n_not_in_bag == 12
+
+
+def test_the_in_bag_auroc_ignores_what_differs_between_bags_and_the_pooled_one_does_not() -> None:
+    arrays, score = mixed_bags(1)
+    bag = np.repeat(np.arange(24), np.diff(arrays["offsets"]))
+    moved = (1 + bag) * np.exp(score) - 40.0 * bag
+    np.testing.assert_array_equal(metrics.in_bag_aurocs(arrays, moved), metrics.in_bag_aurocs(arrays, score))
+    pooled = [metrics.auroc(*metrics.labelled(arrays["y_inst"], values)) for values in (score, moved)]
+    assert pooled[0] != pytest.approx(pooled[1], abs=1e-3)
+    # perfect within every bag, worse than chance over all bags
+    order = {"y": np.ones(2), "offsets": np.array([0, 3, 8]), "y_inst": np.array([0, 1, 1, 0, 0, 0, 0, 1])}
+    values = np.array([-9.0, -8.0, -7.0, 1.0, 2.0, 3.0, 4.0, 5.0])
+    assert metrics.in_bag_aurocs(order, values).tolist() == [1.0, 1.0]
+    assert (metrics.auroc(order["y_inst"], values) or 1) < 0.5
+
+
+def test_one_bag_has_the_pooled_auroc_and_no_mixed_bag_has_a_reason() -> None:
+    one = metrics.run_metrics(part(BAGS[3:4]), part(BAGS[:2])).test.values
+    assert one["instance_auroc_within"] == one["instance_auroc"] == 1.0
+    none = metrics.run_metrics(part(BAGS[2:3]), part(BAGS[:2])).test
+    assert (
+        none.values["instance_auroc_within"] is None and "of 0 positive bags" in none.undefined["instance_auroc_within"]
+    )

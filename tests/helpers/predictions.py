@@ -36,6 +36,7 @@ def part(bags: Sequence[Bag], *, full: bool = False) -> dict[str, Any]:
     if full:
         places = [[0, column] for one in scores for column in range(len(one))]
         arrays |= {"grid": np.array(places, np.int32).reshape(-1, 2), "signed_score": -arrays["instance_score"]}
+        arrays["signed_sm_score"] = arrays["signed_score"] / 2
         arrays["energy"] = np.array([[2.0 * i + 1, 0.5] for i in range(len(bags))]).reshape(-1, 2)
     return arrays
 
@@ -77,7 +78,7 @@ def metrics_object(
     dataset: str, method: str, values: Mapping[str, Sequence[float | None]], **more: Any
 ) -> dict[str, Any]:
     """A metrics object with the given test metrics per split; metrics not given are 0.5."""
-    names = ("instance_auroc", "instance_f1", "bag_auroc", "bag_f1")
+    names = ("instance_auroc", "instance_auroc_within", "instance_f1", "bag_auroc", "bag_f1")
     n = max((len(v) for v in values.values()), default=1)
     splits = []
     for i in range(n):

@@ -75,6 +75,7 @@ def test_files_hold_validation_and_test_bags_with_every_instance(trained, predic
             "coverage": "float32",
             "y_inst": "int8",
             "signed_score": "float32",
+            "signed_sm_score": "float32",
             "grid": "int32",
             "energy": "float64",
         }

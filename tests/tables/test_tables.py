@@ -140,12 +140,12 @@ def test_table_by_hand_with_ties_missing_runs_and_undefined_splits() -> None:
     # rsna AUROC .8 tie (1.5 each, nothing to mark), F1 2 and 1; c16 AUROC 1 and 2, F1 1 and 2
     assert entries["smap_early"].cells[-1].mean == pytest.approx((1.5 + 2 + 1 + 1) / 4)
     assert entries["abmil"].cells[-1].mean == pytest.approx((1.5 + 1 + 2 + 2) / 4)
-    assert entries["smap_early"].places == (None, 2, 1, 1, 1)
+    assert entries["smap_early"].places == (None, None, 2, 1, None, 1, 1)
     assert entries["clam"].cells[-1].mean is None and entries["clam"].cells[0].values == ()
     # alone in its group: ranked 1 where it has values; c16 is empty for the whole group and does not count
-    assert entries["smtap"].cells[-1].mean == 1 and entries["smtap"].places == (None,) * 5
+    assert entries["smtap"].cells[-1].mean == 1 and entries["smtap"].places == (None,) * 7
     notes = "\n".join(table.notes)
-    assert "6 of 16 cells are empty. RSNA: CLAM (no metrics file); CAMELYON16: CLAM, SmTAP (no metrics file)." in notes
+    assert "9 of 24 cells are empty. RSNA: CLAM (no metrics file); CAMELYON16: CLAM, SmTAP (no metrics file)." in notes
     assert "Fewer than 2 splits, number in brackets: SmAP CAMELYON16 AUROC 1." in notes
     inverted = "SmAP on CAMELYON16 (split 1); ABMIL on CAMELYON16 (split 1, 2)."
     # 9 defined values: five times two less one undefined
@@ -157,6 +157,7 @@ def test_the_sign_aware_score_has_a_section_of_its_own_and_leaves_the_papers_alo
     plain = metrics()
     without = build_table("table1", plain, LAYOUT)
     more: dict[str, list[float | None]] = {f"instance_{name}": [0.5, 0.5] for name in ("auprc", "froc", "dice")}
+    more |= {"signed_instance_auroc_within": [0.7, 0.9], "signed_sm_instance_auroc": [0.96, 0.4]}
     signed = [
         with_values(record, signed_instance_auroc=[0.95, 0.85], signed_instance_f1=[0.1 * i, 0.1 * i], **more)
         for i, record in enumerate(metrics())
@@ -168,13 +169,14 @@ def test_the_sign_aware_score_has_a_section_of_its_own_and_leaves_the_papers_alo
     assert table.sections[0] == without.sections[0]
     # .95 and .85: median .9, none inverted
     assert texts(table, "signed-spread", "smap_early")[0] == "0.900 / 0.850 / 0"
+    assert texts(table, "signed-spread", "smap_early")[1::2] == ["0.800 / 0.700 / 0", "0.680 / 0.400 / 1"] * 2
     assert texts(table, "more-spread", "smap_early")[0] == "0.500 / 0.500"
     assert rows(table, 2)["smap_early"].cells[0].mean == pytest.approx(0.9)
     # F1 0 against .1 on rsna, .2 against .3 on c16; AUROC is equal
     assert rows(table, 2)["abmil"].cells[-1].mean == pytest.approx((1.5 + 1 + 1.5 + 1) / 4)
-    # five files without the sign-aware score (two metrics) and the further ones (three): counted, with the reason
+    # five files without the sign-aware scores (four metrics) and the further ones (three): counted, with the reason
     notes = "\n".join(without.notes)
-    assert "Beside the paper's table, 25 of 25 values are missing." in notes
+    assert "Beside the paper's table, 35 of 35 values are missing." in notes
     assert "signed_instance_auroc: SmAP, ABMIL, SmTAP (not in the metrics file)" in notes
     assert "Beside" not in "\n".join(table.notes)
 

@@ -25,7 +25,14 @@ NASTY = r"R&D_100% {x} ~^ \o/ #1 $ [a] <b>"
 def everything(title: str = NASTY) -> tuple[list[dict[str, Any]], TableLayout]:
     """Two methods of every group on two extractors, one run missing, with every metric there is."""
     values: list[float | None] = [0.5, 0.25]
-    extra = ("signed_instance_auroc", "signed_instance_f1", "dirichlet_raw", "dirichlet_normalised", "train_seconds")
+    extra = (
+        "signed_instance_auroc",
+        "signed_instance_f1",
+        "signed_sm_instance_auroc",
+        "dirichlet_raw",
+        "dirichlet_normalised",
+        "train_seconds",
+    )
     entries = [
         with_values(metrics_object(d, m, {"instance_auroc": [0.4, 0.6]}, encoder=e), **dict.fromkeys(extra, values))
         for d, e in (("a", "resnet18"), ("b", "resnet18"), ("b", "vit_b_32"))
@@ -44,16 +51,16 @@ def test_markdown_is_a_rectangle_with_marks_and_definitions() -> None:
     first = text.split("### ")[0]
     lines = [line for line in first.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in lines}) == 1 and len(lines) == 2 + 2 + 4
-    assert "| SmAP ◆ | 0.800 ± 0.141 | <u>0.500 ± 0.000</u> | **0.400 ± - [1]** |" in text
-    assert "| CLAM |  |  |  |  |  |" in text and "- Instance AUROC: raw, ungated" in text
-    assert "### Spread over the runs" in text and "| SmAP ◆ | 0.800 / 0.700 / 0 | 0.500 / 0.500 |" in text
+    assert "| SmAP ◆ | 0.800 ± 0.141 | 0.500 ± 0.000 | <u>0.500 ± 0.000</u> | **0.400 ± - [1]** |" in text
+    assert "| CLAM |  |  |  |  |  |  |  |" in text and "- Instance AUROC: raw, ungated" in text
+    assert "### Spread over the runs" in text and "| SmAP ◆ | 0.800 / 0.700 / 0 | 0.500 / 0.500 / 0 |" in text
 
 
 def test_html_marks_the_cells_of_the_markdown() -> None:
     text = to_html(build_table("table1", metrics(), LAYOUT))
     assert '<td class="second">0.500<small> ± 0.000</small></td>' in text and '<td class="empty">·</td>' in text
     assert '<td class="best"><strong>0.400 ± - [1]</strong></td>' in text and "<td>0.800<small> ± 0.141</small>" in text
-    assert '<tr class="group"><th colspan="6" scope="rowgroup">' in text and "<h3>Spread over the runs</h3>" in text
+    assert '<tr class="group"><th colspan="8" scope="rowgroup">' in text and "<h3>Spread over the runs</h3>" in text
     first = LAYOUT.datasets[0].model_copy(update={"title": NASTY})
     title = LAYOUT.model_copy(update={"datasets": (first, *LAYOUT.datasets[1:])})
     assert "[a] &lt;b&gt;<br>AUROC</th>" in to_html(build_table("table1", metrics(), title))
@@ -142,12 +149,12 @@ def test_latex_marks_best_and_second_and_hides_no_missing_run() -> None:
     line: str = next(line for line in text.splitlines() if line.startswith("SmAP"))
     cells = line.removesuffix(r" \\").split(" & ")
     assert cells[0] == r"SmAP $\diamond$" and cells[1] == r"0.800{\tiny$\pm$0.141}"
-    assert cells[2] == r"\underline{0.500}{\tiny$\pm$0.000}"
-    assert cells[3] == r"\textbf{0.400}{\tiny$\pm$-\,{[}1{]}}"
-    assert r"\item 6 of 16 cells are empty." in text and r"as\_written" in text
+    assert cells[3] == r"\underline{0.500}{\tiny$\pm$0.000}"
+    assert cells[4] == r"\textbf{0.400}{\tiny$\pm$-\,{[}1{]}}"
+    assert r"\item 9 of 24 cells are empty." in text and r"as\_written" in text
     # LaTeX numbers the table itself
     assert r"\caption{Localisation: instance level. Protocol" in text and r"\label{tab:table1-signed}" in text
-    assert next(line for line in text.splitlines() if line.startswith("CLAM")).count("&") == 5
+    assert next(line for line in text.splitlines() if line.startswith("CLAM")).count("&") == 7
 
 
 def test_latex_signs_a_negative_difference() -> None:
@@ -204,8 +211,8 @@ def test_long_cells_make_narrower_panels() -> None:
     main, spread = (
         text[text.index(label) :].split(r"\end{table}")[0] for label in ("tab:table1}", "tab:table1-spread}")
     )
-    assert main.count(r"\begin{tabular}{lrrrrr}") == 1 and main.count(r"\begin{tabular}") == 1
-    assert spread.count(r"\begin{tabular}{lrrrr}") == 1
+    assert main.count(r"\begin{tabular}{lrrrrrrr}") == 1 and main.count(r"\begin{tabular}") == 1
+    assert spread.count(r"\begin{tabular}{lrrr}") == 2
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no LaTeX here")

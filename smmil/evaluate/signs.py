@@ -1,0 +1,35 @@
+"""Whether the sign of a run's sign-aware score is supported (`smmil.predictions.signed`).
+
+The score follows the bag logit, so it points the wrong way where the logit does not tell positive from negative bags.
+Its sign is supported where the bag AUROC of the validation bags is above chance at the one-sided level of 5 % and the
+agreement is not negative. NUMBERS
+"""
+
+from smmil.artifacts.records import SplitMetrics
+from smmil.evaluate.metrics import auroc_over_chance
+
+# one-sided 5 % of the normal distribution
+LEAST_SUPPORT = 1.645
+UNSUPPORTED = (
+    "Sign-aware score not to be trusted (the run's bag AUROC on validation is not above chance at the 5 % level, or "
+    "its agreement is negative)"
+)
+
+
+def sign_support(split: SplitMetrics) -> float | None:
+    """Return the support for the sign of a run's sign-aware score; below `LEAST_SUPPORT` it is not to be trusted.
+
+    Returns:
+        Standard deviations of the validation bag AUROC above chance; minus infinity where it is undefined or the
+        agreement is negative; None for a run without sign-aware score.
+    """
+    if split.signed_agreement is None:
+        return None
+    support = auroc_over_chance(split.val)
+    return float("-inf") if support is None or split.signed_agreement < 0 else support
+
+
+def is_unsupported(split: SplitMetrics) -> bool:
+    """Return whether a run has a sign-aware score that is not to be trusted."""
+    support = sign_support(split)
+    return support is not None and support < LEAST_SUPPORT
