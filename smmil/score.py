@@ -1,7 +1,7 @@
 """Score the bags of another data set with the chosen runs of a training (one per split), or with one run.
 
 In: `runs.json` of a finished training (`--runs`) or the directory of one run (`--run`), and the bag store of another
-data set with the same encoder.
+data set that was cut and encoded like the one the runs learned from; a bag that was not is refused by name.
 Out: `{run}.npz` per chosen run (arrays as in `smmil.predictions.runs`), `index.json`, and `scores.csv` with one line
 per bag of `bags.csv` (`smmil.predictions.scoring`).
 
@@ -27,6 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     what.add_argument("--runs", type=Path, help="runs.json of the training: all its chosen runs")
     what.add_argument("--run", type=Path, help="directory of one finished run: that alone")
     parser.add_argument("--out", type=Path, required=True, help="folder of the npz files, scores.csv and index.json")
+    parser.add_argument(
+        "--dataset-folder", type=Path, help="results/D of the runs' dataset, where they do not lie in it"
+    )
+    parser.add_argument("--any-resolution", action="store_true", help="accept a resolution the runs have never seen")
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda")
     parser.add_argument("--threads", type=int, help="torch threads")
     add_source_arguments(parser)
@@ -41,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         open_source(arguments, data_options(training.data)),
         arguments.out,
         where=str(arguments.features or arguments.table),
+        dataset_folder=arguments.dataset_folder,
+        any_resolution=arguments.any_resolution,
         device=arguments.device,
         threads=arguments.threads,
     )

@@ -7,7 +7,7 @@
 | `runs/E/M/RUN/log.jsonl` | `LogRow` per line |
 | `predictions/E/M/RUN.npz` (array `meta`), `index.json` | `PredictionMeta`, `PredictionIndex` |
 | `metrics/E/M.json` | `Metrics` |
-| output of `smmil.comparisons` | `Comparison` |
+| output of `smmil.comparisons` | `smmil.artifacts.comparison.Comparison` |
 
 Optional fields that were not set are not written. Metrics that are undefined are None.
 """
@@ -374,39 +374,3 @@ class Metrics(Record):
     bootstrap: Bootstrap | None = None
     definitions: Mapping[str, str] = {}
     job: Values = {}
-
-
-class ComparedMethod(Record):
-    """One side of a comparison and the compared runs."""
-
-    encoder: str
-    method: str
-    protocol: str
-    quirks: tuple[str, ...]
-    learning_rate_choice: RateChoice = "split"
-    runs: tuple[str, ...]
-
-
-class Difference(Record):
-    """Paired difference of a metric, see `smmil.evaluate.comparisons`; None with a `reason` where undefined."""
-
-    first: float | None = None
-    second: float | None = None
-    difference: float | None = None
-    splits: tuple[float, ...] | None = None
-    interval: tuple[float, float] | None = None
-    p: float | None = None
-    resamples: int
-    reason: str = ""
-
-
-class Comparison(Record):
-    """Two methods compared over the same test bags, by metric."""
-
-    dataset: str
-    first: ComparedMethod
-    second: ComparedMethod
-    seeds: tuple[int, ...]
-    metrics: Mapping[str, Difference]
-    random_weights: bool
-    bootstrap: Bootstrap

@@ -22,6 +22,8 @@ Arrays = dict[str, npt.NDArray[Any]]
 ARRAYS = ("bag_id", "split", "y", "bag_logit", "offsets", "instance_score", "coverage", "y_inst")
 # prefix of metrics and thresholds -> array of instance scores
 SCORES = {"": "instance_score", "signed_": "signed_score", "signed_sm_": "signed_sm_score"}
+# sign-aware scores: stored as `{key}_score` -> name in pictures
+SIGNED = {"signed": "sign-aware score", "signed_sm": "smoothed sign-aware score"}
 BAG_ARRAYS = ("bag_id", "split", "y", "bag_logit", "energy")
 INSTANCE_ARRAYS = (*SCORES.values(), "coverage", "y_inst", "grid")
 OPTIONAL = ("signed_score", "signed_sm_score", "grid", "energy")

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from preprocessing.store.attrs import InstanceAttrs
+from preprocessing.store.bags import read_instance_attrs, read_stored
 from smmil.artifacts.hashes import hash_file, hash_files
 from smmil.config.training_options import DataOptions
 from smmil.data.arguments import BagPaths
@@ -31,6 +33,8 @@ class Source:
         data: resolved loading options as JSON values.
         facts: identity of the features (encoder, weights, resize policy); empty for a table.
         loader: returns the bags and the label thresholds that differ from the requested one.
+        records: returns what is recorded of a bag by its id: attributes of its instances, and `facts` of its features;
+            None where nothing is.
     """
 
     listing: Listing
@@ -38,6 +42,7 @@ class Source:
     data: dict[str, JsonValue]
     facts: dict[str, JsonValue]
     loader: Callable[[Sequence[BagInfo]], Loaded]
+    records: Callable[[str], tuple[InstanceAttrs, dict[str, JsonValue]]] | None = None
 
     @property
     def random_weights(self) -> bool:
@@ -136,6 +141,10 @@ def _store_source(
         data=options.model_dump(),
         facts=feature_facts(features, listing.bags[0].bag_id) if listing.bags else {},
         loader=lambda infos: load_listed(infos, instances, features, options, manifests),
+        records=lambda bag_id: (
+            read_stored(read_instance_attrs, instances / "store", bag_id),
+            feature_facts(features, bag_id),
+        ),
     )
 
 

@@ -2,7 +2,20 @@
 
 The score follows the bag logit, so it points the wrong way where the logit does not tell positive from negative bags.
 Its sign is supported where the bag AUROC of the validation bags is above chance at the one-sided level of 5 % and the
-agreement is not negative. NUMBERS
+agreement is not negative. Fewer than five validation bags support no sign.
+
+Evidence: 290 runs of five methods (ABMIL, DSMIL, CLAM, T+AP, SmAP) on bags of scikit-learn's digits and of Gaussian
+features with a planted shift, 24 to 200 training and 12 to 40 validation bags, half of them trained with labels that
+were flipped at random. A sign is wrong where the sign-aware score's instance AUROC is below .5, right above .6.
+
+| | runs | wrong | agreement below .71 | not supported |
+|---|---|---|---|---|
+| learned (true labels, test bag AUROC above .7) | 78 | 0 | 50 | 10 |
+| nothing to learn (random labels, or no shift) | 170 | 110 | 107 | 159 |
+
+The validation bag AUROC tells right from wrong signs with an AUROC of .87, the agreement with .51: in a bag of few
+positive instances the mean does not explain the logit, whatever its sign. All three runs of negative agreement were
+wrong. Of the 203 runs without support 112 were wrong, of the 87 others 7.
 """
 
 from smmil.artifacts.records import SplitMetrics

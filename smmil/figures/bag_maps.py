@@ -3,7 +3,8 @@
 Some test bags of a dataset have a PNG, a PDF and a `{bag}.json` each; `maps.json` lists them. Slides: thumbnail, lesion
 share of the tiles, and for each method the raw score (colours from the bag's minimum to its maximum) and its rank
 within the bag. Scans: the score over the slices for each method, with positive slices shaded, and the montage with a
-coloured bar for each method.
+coloured bar for each method. The last two maps are the sign-aware score, as it is and smoothed by Sm, of the run with
+the best selection score on validation.
 
 Bags are positive test bags from the highest to the median lesion share, and negative ones of middle size; or
 `--bag-id`. The layout gives the expected methods (`smmil.config.layouts.FigureLayout`); a method without a run has no
@@ -23,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from smmil.artifacts.chosen_runs import ChosenRun
+from smmil.artifacts.results import SIGNED
 from smmil.config import stage_versions
 from smmil.config.layouts import FigureDataset
 from smmil.config.methods import marked_name
@@ -124,6 +126,8 @@ def draw_bag(
     bag = read_map_bag(instances, bag_id)
     loaded = [bag_scores(run, bag) for run in runs]
     panels = [_panel(run, *part) for run, part in zip(runs, loaded, strict=True)]
+    signed = signed_panels(max(runs, key=lambda run: run.predictions.meta.selection_score), bag_id)
+    panels += signed
     first = loaded[0][0]
     label = float(first["y"][0])
     truth = {0.0: "negative", 1.0: "positive"}.get(label, "unlabelled")
@@ -139,6 +143,8 @@ def draw_bag(
     share = float(np.mean(first["y_inst"] == 1))
     caption = f"{bag_id}: {truth} test bag, {100 * share:.3g} % of its {bag.n} instances positive."
     caption += " Raw scores of the saved predictions, overlapping tiles averaged; colours as stated under each bar."
+    if signed:
+        caption += " Last: sign-aware scores of the run that validation prefers, as they are and smoothed by Sm."
     return MapEntry(
         bag_id=bag_id,
         label=None if np.isnan(label) else int(label),
@@ -173,6 +179,19 @@ def _panel(run: ChosenRun, part: Arrays, scores: npt.NDArray[np.float64], area: 
     name, threshold = marked_name(run.method), run.split.threshold
     title = f"{name}\nlogit {float(part['bag_logit'][0]):+.2f}" + ("" if area is None else f" · AUROC {area:.2f}")
     return Panel(title, scores, "", name, colour_of(run.method), threshold)
+
+
+def signed_panels(run: ChosenRun, bag_id: str) -> list[Panel]:
+    """Return the maps of a run's sign-aware scores, [] without any."""
+    part, name, panels = run.predictions.bag(bag_id), marked_name(run.method), []
+    for key, quantity in SIGNED.items():
+        if f"{key}_score" in part:
+            scores, threshold = part[f"{key}_score"].astype(np.float64), getattr(run.split, f"{key}_threshold")
+            area = auroc(*labelled(part["y_inst"], scores))
+            short = f"{name} {quantity.removesuffix(' score')}"
+            title = short + ("" if area is None else f"\nAUROC {area:.2f}")
+            panels.append(Panel(title, scores, "", short, colour_of(run.method), threshold, quantity))
+    return panels
 
 
 def inverted_runs(runs: Sequence[ChosenRun]) -> list[str]:

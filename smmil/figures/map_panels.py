@@ -1,6 +1,7 @@
 """Maps of one bag's scores: slides as painted tiles; scans as curves or strips over slices, and as a montage."""
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,7 +182,7 @@ def draw_slide(bag: MapBag, panels: Sequence[Panel], title: str, out: Path, *, m
             low, high = float(panel.scores.min()), float(panel.scores.max())
             image = draw_map(ax, bag, panel.scores, (low, high) if high > low else (low - 0.5, low + 0.5))
             ax.set_title(panel.title, fontsize=8)
-            bar = _colour_bar(figure, image, f"{panel.quantity}, min to max of this bag", (low, high))
+            bar = _colour_bar(figure, image, f"{panel.quantity},\nmin to max of this bag", (low, high))
             if panel.threshold is not None and low < panel.threshold < high:
                 bar.ax.axvline(panel.threshold, color=POSITIVE, linewidth=1.6)
             if bag.coverage is not None:
@@ -237,8 +238,11 @@ def _montage(figure: Any, bag: MapBag, panels: Sequence[Panel]) -> None:
     ax.set_title("Slices" if bag.coverage is None else "Slices; red frame = positive", loc="left")
     bar = figure.colorbar(ScalarMappable(cmap=CONTINUOUS), ax=ax, orientation="horizontal", fraction=0.025, pad=0.01)
     bar.set_ticks([0, 1], labels=["lowest", "highest"])
-    text = f"{panels[0].quantity}, min to max of this scan\nbars below a slice, from the top: "
-    bar.set_label(text + ", ".join(panel.name for panel in panels), fontsize=7.5)
+    quantities = {panel.quantity for panel in panels}
+    quantity = quantities.pop() if len(quantities) == 1 else "scores"
+    names = "bars below a slice, from the top: " + ", ".join(panel.name for panel in panels)
+    lines = [f"{quantity}, min to max of this scan", *textwrap.wrap(names, 100, break_on_hyphens=False)]
+    bar.set_label("\n".join(lines), fontsize=7.5)
 
 
 def montage_with_bars(picture: Array, layout: Mapping[str, Any], colours: Array) -> npt.NDArray[np.uint8]:

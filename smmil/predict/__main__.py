@@ -10,8 +10,8 @@ finds the bag finished; `DIR/bag` may be deleted at any time.
 | file | content |
 |---|---|
 | `prediction.json` | probability, label at 0.5, model, encoder, settings and where they come from, warnings |
-| `instances.csv` | one line per tile or slice: place, score, rank, signed score (`smmil.predict.outputs`) |
-| `heatmap.png`, `.pdf` | scores (`--map signed`: signed scores) over the thumbnail, or over the slices |
+| `instances.csv` | one line per tile or slice: place, score, rank, signed scores (`smmil.predict.outputs`) |
+| `heatmap.png`, `.pdf` | scores over the thumbnail or the slices; `--map signed`, `signed_sm`: signed ones |
 | `tiles.geojson` | slides: tiles with scores, to drop on QuPath |
 
 A bag without tissue is an outcome: `state` is `empty`, there are no other files. Another encoder, other weights,
@@ -38,7 +38,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=2, help="threads for decoding and torch")
     parser.add_argument("--batch-size", type=int, default=64, help="tiles per encoder step")
     parser.add_argument("--bag-id", help="name of the bag (default: of the file or folder)")
-    parser.add_argument("--map", choices=("score", "signed"), default="score", help="scores in the picture")
+    parser.add_argument(
+        "--map", choices=("score", "signed", "signed_sm"), default="score", help="scores in the picture"
+    )
     group = parser.add_argument_group("only where the run's dataset is not beside it, or did not record it")
     group.add_argument("--dataset-folder", type=Path, help="results/D of the run's dataset")
     group.add_argument("--options", help='how it was cut, as in the config: {"wsi": {...}} or {"ct": {...}}')

@@ -5,13 +5,15 @@ scores over the slices beside the montage with a coloured bar per slice (scans).
 highest score of the bag.
 
 The column `signed_score` is the sign-aware score of `smmil.predictions.signed`, in logits: how far the bag's logit
-would rise if the whole bag moved from the average instance to this one. It is missing if the run has no direction, and
-0 if no gradient of the run was finite; `signed_agreement` in prediction.json measures its reliability.
+would rise if the whole bag moved from the average instance to this one; `signed_sm_score` is the same after ten steps
+of Sm over the bag's graph. They are missing if the run has no direction, and 0 if no gradient of the run was finite. A
+warning in prediction.json says where their sign is not supported by the validation bags (`smmil.evaluate.signs`).
 """
 
 import csv
 import io
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +24,12 @@ from preprocessing.exchange.model import Bag
 from preprocessing.exchange.qupath import write_tiles
 from preprocessing.store.attrs import InstanceAttrs
 from preprocessing.store.schema import Array
+from smmil.artifacts.results import SIGNED
 from smmil.config.methods import marked_name
 from smmil.figures.map_panels import MapBag, Panel, draw_scan, draw_slide, read_thumbnail
 from smmil.figures.plotting import RANDOM_MARK, colour_of, percentile_rank
+
+MEASUREMENTS = {"signed": "Signed score", "signed_sm": "Smoothed signed score"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Scored:
         threshold: threshold of instance scores, None if unknown.
         method: method or variant of the run.
         random_weights: whether the encoder is untrained.
-        signed: (N,) sign-aware scores, None if the run has no direction.
+        signed: (N,) sign-aware scores by key of `SIGNED`, empty if the run has no direction.
         name: name of `scores` in pictures.
     """
 
@@ -54,13 +59,12 @@ class Scored:
     threshold: float | None
     method: str
     random_weights: bool
-    signed: npt.NDArray[np.float64] | None = None
+    signed: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     name: str = "raw score"
 
-    def as_signed(self) -> "Scored":
-        """Return the bag with its sign-aware scores in place of the raw ones, for a picture of them."""
-        assert self.signed is not None
-        return replace(self, scores=self.signed, threshold=None, name="sign-aware score")
+    def as_signed(self, name: str) -> "Scored":
+        """Return the bag with sign-aware scores in place of the raw ones, for a picture of them."""
+        return replace(self, scores=self.signed[name], threshold=None, name=SIGNED[name])
 
     @property
     def is_scan(self) -> bool:
@@ -74,11 +78,11 @@ class Scored:
 
 
 def instances_csv(bag: Scored) -> str:
-    """Return a CSV line per instance: place, score, rank (1 = highest), above the threshold, sign-aware score."""
+    """Return a CSV line per instance: place, score, rank (1 = highest), above the threshold, sign-aware scores."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     place_names = ["slice", "position_mm", "file"] if bag.is_scan else ["instance", "x", "y", "row", "col"]
-    signed = [] if bag.signed is None else ["signed_score"]
+    signed = [f"{name}_score" for name in bag.signed]
     writer.writerow([*place_names, "score", "rank", *(["positive"] if bag.threshold is not None else []), *signed])
     ranks = percentile_rank(bag.scores)
     for i, score in enumerate(bag.scores):
@@ -87,8 +91,8 @@ def instances_csv(bag: Scored) -> str:
         else:
             place = [i, *bag.coords[i].tolist(), *bag.grid[i].tolist()]
         above = [] if bag.threshold is None else [int(score > bag.threshold)]
-        signed_score = [] if bag.signed is None else [f"{bag.signed[i]:.9g}"]
-        writer.writerow([*place, f"{score:.9g}", f"{ranks[i]:.6g}", *above, *signed_score])
+        signed_scores = [f"{scores[i]:.9g}" for scores in bag.signed.values()]
+        writer.writerow([*place, f"{score:.9g}", f"{ranks[i]:.6g}", *above, *signed_scores])
     return stream.getvalue()
 
 
@@ -96,7 +100,7 @@ def write_geojson(path: Path, bag: Scored) -> None:
     """Write the tiles of a slide with score and rank as GeoJSON for QuPath."""
     row = BagRow(bag.bag_id, "wsi", ())
     columns = {"Score": bag.scores, "Rank": percentile_rank(bag.scores)}
-    columns |= {} if bag.signed is None else {"Signed score": bag.signed}
+    columns |= {MEASUREMENTS[name]: scores for name, scores in bag.signed.items()}
     write_tiles(path, Bag(row, bag.coords, attrs=bag.attrs, scores=columns))
 
 

@@ -20,19 +20,14 @@ from preprocessing.instances.stage import cut_bag
 from preprocessing.store.bags import read_instance_attrs
 from smmil.artifacts.hashes import versions
 from smmil.artifacts.records import FeatureFacts, Json, Record, RunConfig, RunDone
-from smmil.artifacts.results import Predictions, load_predictions
+from smmil.artifacts.results import SIGNED, Predictions, load_predictions
 from smmil.data.loading import BagInfo, Listing, feature_facts, load_listed
 from smmil.data.sources import Source
 from smmil.data.stored import read_geometry
+from smmil.evaluate.signs import UNSUPPORTED, is_unsupported
 from smmil.predict.outputs import Scored, draw_heatmap, instances_csv, write_geojson
-from smmil.predict.settings import (
-    check_like_training,
-    encoder_of,
-    find_dataset,
-    instance_options,
-    read_reference,
-    read_run,
-)
+from smmil.predict.settings import encoder_of, instance_options, read_run
+from smmil.predictions.reference import check_like_training, find_dataset, read_reference
 from smmil.predictions.runs import data_options
 from smmil.predictions.scoring import score_bags, sigmoid, single_run
 from smmil.predictions.signed import DIRECTION_FILE, read_direction
@@ -77,13 +72,14 @@ class Prediction(Record):
         instances: number of tiles or slices.
         instance_threshold: threshold of instance scores from validation, None if unknown.
         instances_above_threshold: number of instances above it.
-        signed_agreement: reliability of the sign-aware score, None if the run has no direction.
-        map: scores in the picture, "score" or "signed".
+        signed_agreement: correlation of the sign-aware score with the logit over validation bags, None if the run has
+            no direction.
+        map: scores in the picture, "score", "signed" or "signed_sm".
         mpp: um per px at level 0.
         mpp_source: where that comes from.
         tile_mpp: um per px of a tile.
         random_weights: whether the encoder is untrained.
-        warnings: what could not be compared with the training.
+        warnings: what could not be compared with the training, and a sign-aware score not to be trusted.
         options: how the image was cut.
         features: encoder, weights, dtype and precision.
         model: the run.
@@ -124,7 +120,7 @@ def predict(
     threads: int = 2,
     batch_size: int = 64,
     bag_id: str | None = None,
-    map: Literal["score", "signed"] = "score",
+    map: Literal["score", "signed", "signed_sm"] = "score",
     dataset_folder: Path | str | None = None,
     options: Json | None = None,
     dtype: str | None = None,
@@ -143,7 +139,7 @@ def predict(
         threads: threads for decoding and torch.
         batch_size: tiles per encoder step.
         bag_id: name of the bag; None = that of the file or folder.
-        map: scores in the picture: the run's own, or the sign-aware ones.
+        map: scores in the picture: the run's own, the sign-aware ones, or these smoothed by Sm.
         dataset_folder: results folder of the run's dataset, where the run does not lie in it.
         options: how that dataset was cut, `{"wsi": {...}}` or `{"ct": {...}}`, where it is not recorded.
         dtype: of its stored features, where it is not recorded.
@@ -170,9 +166,9 @@ def predict(
     encoder = encoder_of(config, model, weights)
     folder = None if dataset_folder is None else Path(dataset_folder)
     reference = read_reference(find_dataset(model, folder), config, model)
-    if map == "signed" and read_direction(model, done.weights_sha256) is None:
+    if map != "score" and read_direction(model, done.weights_sha256) is None:
         raise ValueError(
-            f"--map signed: {model / DIRECTION_FILE} is missing or not of this run, so it has no sign-aware score; "
+            f"--map {map}: {model / DIRECTION_FILE} is missing or not of this run, so it has no sign-aware score; "
             "train the run again, or leave the argument out"
         )
     # Files of an earlier prediction must not remain if this one fails.
@@ -212,7 +208,9 @@ def predict(
     scores = _score(model, row.bag_id, instances, features / encoder.name, bag / "scores", device, threads)
     coords, grid = (read_geometry(instances, row.bag_id, ["coords", "grid"])[1][name] for name in ("coords", "grid"))
     logit = float(scores.arrays["bag_logit"][0])
-    signed = scores.arrays.get("signed_score")
+    split = reference.split
+    if "signed_score" in scores.arrays and split is not None and is_unsupported(split):
+        warnings.append(UNSUPPORTED)
     scored = Scored(
         bag_id=row.bag_id,
         attrs=attrs,
@@ -220,13 +218,17 @@ def predict(
         grid=grid,
         scores=scores.arrays["instance_score"].astype(np.float64),
         probability=float(sigmoid(np.array([logit]))[0]),
-        threshold=reference.threshold,
+        threshold=split.threshold if split is not None else None,
         method=config.method,
         random_weights=scores.meta.random_weights,
-        signed=None if signed is None else signed.astype(np.float64),
+        signed={
+            name: scores.arrays[f"{name}_score"].astype(np.float64)
+            for name in SIGNED
+            if f"{name}_score" in scores.arrays
+        },
     )
     write_text(out / "instances.csv", instances_csv(scored))
-    draw_heatmap(out / "heatmap.png", scored.as_signed() if map == "signed" else scored, instances / "thumbnails")
+    draw_heatmap(out / "heatmap.png", scored if map == "score" else scored.as_signed(map), instances / "thumbnails")
     if not scored.is_scan:
         write_geojson(out / "tiles.geojson", scored)
     resolution = {name: getattr(attrs, name) for name in ("mpp", "mpp_source", "tile_mpp")}

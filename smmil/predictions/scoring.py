@@ -4,10 +4,11 @@
 
 | column | meaning |
 |---|---|
-| `state` | ok, empty or failed; only ok bags have scores |
+| `state` | ok, refused, empty, skipped or failed; only ok bags have scores |
 | `probability` | mean over runs of sigmoid(bag logit) |
 | `probability_sd` | its standard deviation over runs (ddof 1; empty with one run) |
 | `predicted` | 1 if the mean probability is above 0.5 |
+| `reason` | why a bag is refused: other features than the run's, or cut otherwise than its dataset |
 """
 
 import csv
@@ -29,11 +30,12 @@ from smmil.compute.devices import choose_device, numerics
 from smmil.data.batch import Bag
 from smmil.data.cache import BagCache
 from smmil.data.sources import Source
+from smmil.predictions.reference import check_like_training, find_dataset, read_reference
 from smmil.predictions.runs import check_features, load_run, predict_bags, write_predictions
 from smmil.predictions.signed import read_direction
 
 log = logging.getLogger(__name__)
-COLUMNS = ("bag_id", "state", "label", "instances", "probability", "probability_sd", "predicted", "runs")
+COLUMNS = ("bag_id", "state", "label", "instances", "probability", "probability_sd", "predicted", "runs", "reason")
 
 
 @dataclass(frozen=True)
@@ -71,39 +73,53 @@ def single_run(folder: Path) -> Training:
 
 
 def score_bags(
-    training: Training, source: Source, out: Path, *, where: str, device: str = "auto", threads: int | None = None
+    training: Training,
+    source: Source,
+    out: Path,
+    *,
+    where: str,
+    dataset_folder: Path | None = None,
+    any_resolution: bool = False,
+    device: str = "auto",
+    threads: int | None = None,
 ) -> PredictionIndex:
     """Score all usable bags of a data set; write an npz per run, `scores.csv` and `index.json`.
+
+    A bag that was cut or encoded otherwise than those the runs learned from is refused: `scores.csv` gives the reason,
+    and the others are scored.
 
     Args:
         training: runs to score with.
         source: bags, with the features that the runs were trained on.
         out: folder of the files.
         where: origin of the features, for messages.
+        dataset_folder: results folder of the runs' dataset; None = where the runs lie.
+        any_resolution: accept resolutions that the runs have never seen.
         device: auto, cpu or cuda.
         threads: torch threads; None = torch's choice.
 
     Raises:
-        ValueError: no usable bag, an unfinished run, or features that a run was not trained on.
+        ValueError: no usable bag, an unfinished run, or all bags are refused.
         OutOfMemory: a bag fits neither on the device nor on the CPU.
     """
-    bags, thresholds = source.load()
-    if not bags:
+    if not source.listing.bags:
         raise ValueError(
             f"{where}: found no bag to score: all are empty or failed; see the QC page of the instances stage"
         )
+    refused = _refusals(training, source, where, dataset_folder, any_resolution=any_resolution)
+    bags, thresholds = source.load([info.bag_id for info in source.listing.bags if info.bag_id not in refused])
     torch_device = choose_device(device)
     entries, logits = [], []
     with numerics(torch_device, threads=threads):
         cache = BagCache(bags, torch_device)
         for folder in training.folders:
-            arrays, meta = _score(folder, training, source, bags, cache, thresholds, where)
+            arrays, meta = _score(folder, training, source, bags, cache, thresholds)
             path = out / f"{meta.run}.npz"
             write_predictions(path, arrays, meta)
             entry = {"run": meta.run, "file": path.name, "sha256": hash_file(path)}
             entries.append(IndexEntry.model_validate({**entry, "random_weights": meta.random_weights}))
             logits.append(arrays["bag_logit"])
-    write_text(out / "scores.csv", scores_csv(bags, np.stack(logits), source.listing.excluded))
+    write_text(out / "scores.csv", scores_csv(bags, np.stack(logits), source.listing.excluded, refused))
     index = PredictionIndex(
         dataset=training.dataset,
         encoder=training.encoder,
@@ -115,6 +131,44 @@ def score_bags(
     return index
 
 
+def _refusals(
+    training: Training, source: Source, where: str, dataset_folder: Path | None, *, any_resolution: bool
+) -> dict[str, str]:
+    """Return the reason of every bag that the runs may not score.
+
+    Raises:
+        ValueError: all bags are refused.
+    """
+    trained = {folder: RunConfig.read(folder / "config.json") for folder in training.folders}
+    refused: dict[str, str] = {}
+    warned: dict[str, str] = {}
+    if source.records is None:
+        facts = FeatureFacts.model_validate(source.facts)
+        for config in trained.values():
+            check_features(config.features, facts, where)
+        return refused
+    first, config = next(iter(trained.items()))
+    reference = read_reference(find_dataset(first, dataset_folder), config, first)
+    for info in source.listing.bags:
+        attrs, recorded = source.records(info.bag_id)
+        try:
+            for config in trained.values():
+                check_features(config.features, FeatureFacts.model_validate(recorded), info.bag_id)
+            for warning in check_like_training(attrs, reference, any_resolution=any_resolution):
+                warned.setdefault(warning, info.bag_id)
+        except ValueError as error:
+            refused[info.bag_id] = str(error)
+    for warning, bag_id in warned.items():
+        log.warning("%s: %s (e.g. bag %s)", where, warning, bag_id)
+    if refused:
+        total, (bag_id, reason) = len(source.listing.bags), next(iter(refused.items()))
+        text = f"{where}: {len(refused)} of {total} bags refused, e.g. {bag_id}: {reason}"
+        if len(refused) == total:
+            raise ValueError(text)
+        log.warning("%s; scores.csv names them all", text)
+    return refused
+
+
 def _score(
     folder: Path,
     training: Training,
@@ -122,11 +176,9 @@ def _score(
     bags: Sequence[Bag],
     cache: BagCache,
     thresholds: Mapping[str, float],
-    where: str,
 ) -> tuple[Arrays, PredictionMeta]:
     """Return arrays (see `smmil.predictions.runs`) and meta of all bags under one finished run."""
     model, config, done = load_run(folder, cache.device)
-    check_features(config.features, FeatureFacts.model_validate(source.facts), where)
     direction = read_direction(folder, done.weights_sha256)
     arrays = predict_bags(model, cache, bags, range(len(bags)), ["score"] * len(bags), direction)
     meta = PredictionMeta(
@@ -147,17 +199,24 @@ def _score(
     return arrays, meta
 
 
-def scores_csv(bags: Sequence[Bag], logits: npt.NDArray[np.float64], excluded: Mapping[str, Sequence[str]]) -> str:
+def scores_csv(
+    bags: Sequence[Bag],
+    logits: npt.NDArray[np.float64],
+    excluded: Mapping[str, Sequence[str]],
+    refused: Mapping[str, str],
+) -> str:
     """Return the table of all bags, scored or not, sorted by id.
 
     Args:
         bags: the scored bags.
         logits: (R,B), one row per run.
-        excluded: reason -> ids of bags that could not be scored.
+        excluded: state -> ids of bags without features.
+        refused: id -> reason of bags that the runs may not score.
     """
     rows: list[dict[str, object]] = [
         {"bag_id": bag_id, "state": state} for state, bag_ids in excluded.items() for bag_id in bag_ids
     ]
+    rows += [{"bag_id": bag_id, "state": "refused", "reason": reason} for bag_id, reason in refused.items()]
     for bag, probability in zip(bags, sigmoid(logits).T, strict=True):
         rows.append(
             {

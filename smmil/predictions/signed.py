@@ -14,11 +14,13 @@ includes what softmax, value path and graph do with a feature, but no attention 
 
 s is the sign of the correlation, over validation bags, between the bag mean of <v, x_i - m> and z (s = 1 below three
 bags, or if one of them is constant). The correlation is kept as `signed_agreement` in the meta of a predictions file.
-Far below one, z is not linear in the features and the score is not reliable; if negative, the score has been inverted.
+If negative, the score has been inverted. A low one does not make the sign doubtful: `smmil.evaluate.signs` says what
+does.
 
 Limits: the score is linear in the features and ignores neighbours, so it cannot show smoothing, and it misses lesions
 that differ only in their surroundings or nonlinearly. With a weak model (bag AUROC near one half) the sign is noise. It
-complements the method's own score and does not replace it.
+complements the method's own score and does not replace it. Ten steps of Sm over the score itself give
+`signed_sm_score` (`smmil.predictions.one_bag.smooth_score`): neighbours share a lesion more often than not.
 
 Cost: one forward and backward pass over the validation bags, then one product (N,P) x (P,) per bag.
 

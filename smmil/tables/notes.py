@@ -25,8 +25,8 @@ RANDOM_WEIGHTS = (
     "the pipeline runs."
 )
 SPREAD = (
-    "Spread over the runs: median / worst run (of energies the largest), and for AUROC / the number of inverted runs "
-    "(instance AUROC < 0.5): bag labels do not fix the sign of the attention, so a mean can hide runs that point the "
+    "Spread over the runs: median / worst run (of energies the largest), and for AUROCs / the number of inverted runs "
+    "(the AUROC is below 0.5): bag labels do not fix the sign of the attention, so a mean can hide runs that point the "
     "wrong way."
 )
 DIFFERENCE = "Δ: the method with Sm minus the one without, split by split, mean ± standard deviation."
@@ -111,14 +111,12 @@ def notes(sections: Sequence[Section], metrics: MetricsByKey, layout: TableLayou
 
 def _bags_within(metrics: MetricsByKey, titles: Mapping[str, str]) -> str:
     """Return over how many positive test bags the in-bag AUROC is averaged: `27 of 30 (RSNA)`; "" without any."""
-    counts = {
-        f"{test.n_in_bag} of {test.n_in_bag + test.n_not_in_bag} ({titles[key[0]]})": None
-        for key, entry in metrics.items()
-        for test in (split.test for split in entry.splits)
-        if test.n_in_bag + test.n_not_in_bag
-    }
-    rest = "in the others, all instances with a label are of one class, or none has one"
-    return f"In-bag AUROC over positive test bags: {', '.join(counts)}; {rest}." if counts else ""
+    tests = [(titles[key[0]], split.test) for key, entry in metrics.items() for split in entry.splits]
+    counts = [(title, test.n_in_bag, test.n_in_bag + test.n_not_in_bag) for title, test in tests]
+    listed = ", ".join(dict.fromkeys(f"{ranked} of {total} ({title})" for title, ranked, total in counts if total))
+    left_out = any(ranked < total for _, ranked, total in counts)
+    rest = "; the others lack labels or hold instances of one class" if left_out else ""
+    return f"In-bag AUROC over positive test bags: {listed}{rest}." if listed else ""
 
 
 def _any(names: Iterable[str], prefix: str) -> bool:

@@ -19,10 +19,12 @@ from preprocessing.store.attrs import InstanceAttrs, TissueAttrs
 from preprocessing.store.bags import read_instance_attrs
 from preprocessing.synthetic.__main__ import main as synthesise
 from smmil.artifacts.results import load_predictions
+from smmil.evaluate.signs import UNSUPPORTED
 from smmil.predict import __main__ as predict
 from smmil.predict.pipeline import FILES, Prediction
-from smmil.predict.settings import Reference, check_like_training, instance_options
+from smmil.predict.settings import instance_options
 from smmil.predictions.__main__ import main as predict_main
+from smmil.predictions.reference import Reference, check_like_training
 from smmil.train import __main__ as train
 from tests.faults.damage import flip
 from tests.helpers.dataset_files import read_table
@@ -170,20 +172,39 @@ def test_the_map_may_show_the_signed_score_where_the_run_has_one(slides, tmp_pat
     shown = []
     monkeypatch.setattr("smmil.predict.pipeline.draw_heatmap", lambda path, bag, thumbnails: shown.append(bag))
     image, signed = slides.raw / slides.row().images[0], ["--map", "signed"]
-    assert run(image, slides.run, tmp_path / "a") == 0 and run(image, slides.run, tmp_path / "a", *signed) == 0
+    for more in ([], signed, ["--map", "signed_sm"]):
+        assert run(image, slides.run, tmp_path / "a", *more) == 0
     expected = slides.predictions().bag(slides.row().bag_id)
-    for bag, array, name in zip(shown, ("instance_score", "signed_score"), ("raw score", "sign-aware"), strict=True):
+    maps = {"instance_score": "raw", "signed_score": "sign-aware", "signed_sm_score": "smoothed sign-aware"}
+    for bag, (array, name) in zip(shown, maps.items(), strict=True):
         np.testing.assert_allclose(bag.scores, expected[array], rtol=0, atol=1e-6)
-        assert bag.name.startswith(name)
+        assert bag.name == f"{name} score"
+    lines = read_table(tmp_path / "a/instances.csv")
+    smoothed = [float(line["signed_sm_score"]) for line in lines]
+    np.testing.assert_allclose(smoothed, expected["signed_sm_score"], rtol=0, atol=1e-6)
     alone = copy_run(slides, tmp_path)
     (alone / "direction.safetensors").unlink()
     given = ["--dataset-folder", str(slides.results)]
     assert run(image, alone, tmp_path / "b", *given, *signed) == 2 and not (tmp_path / "b").exists()
     assert "--map signed" in capsys.readouterr().err
     assert run(image, alone, tmp_path / "b", *given) == 0
-    assert "signed_score" not in read_table(tmp_path / "b/instances.csv")[0]
+    assert not {"signed_score", "signed_sm_score"} & read_table(tmp_path / "b/instances.csv")[0].keys()
     told = json.loads((tmp_path / "b/prediction.json").read_text())
     assert told["signed_agreement"] is None and told["map"] == "score"
+
+
+def test_a_sign_that_validation_does_not_support_is_a_warning(slides, tmp_path, no_picture):
+    path = slides.results / "metrics/resnet18/smap_early.json"
+    before = path.read_bytes() if path.exists() else None
+    names = {"dataset": "camelyon16", "encoder": "resnet18", "method": "smap_early", "protocol": "as_written"}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for area, warnings in ((0.5, [UNSUPPORTED]), (1.0, [])):
+        val = {"bag_auroc": area, "n_bags": 8, "n_positive_bags": 4}
+        split = {"seed": 1, "lr": 1e-3, "run": RUN, "signed_agreement": 0.3, "test": {}, "val": val}
+        path.write_text(json.dumps({**names, "splits": [split]}))
+        assert run(slides.raw / slides.row().images[0], slides.run, tmp_path) == 0
+        assert json.loads((tmp_path / "prediction.json").read_text())["warnings"] == warnings
+    path.unlink() if before is None else path.write_bytes(before)
 
 
 def test_a_full_disk_leaves_no_prediction_behind_and_says_so_in_one_line(
@@ -351,3 +372,35 @@ def test_tissue_thresholds_are_compared():
     trained, here = (InstanceAttrs(tissue=TissueAttrs(sthresh=sthresh)) for sthresh in (15, 20))
     with pytest.raises(ValueError, match="tissue.sthresh: 20 here, 15 trained"):
         check_like_training(here, Reference((trained,)), any_resolution=True)
+
+
+def test_resolutions_are_compared_and_an_unknown_one_is_no_match():
+    reference = Reference((InstanceAttrs(tile_mpp=0.25), InstanceAttrs(tile_mpp=0.5)))
+    assert check_like_training(InstanceAttrs(tile_mpp=0.53), reference) == []
+    for tile_mpp, told in ((0.6, "0.6 um/px"), (None, "unknown resolution")):
+        with pytest.raises(
+            ValueError, match=f"tiles of {told}, the run learned from 0.25..0.5 um/px.*--any-resolution"
+        ):
+            check_like_training(InstanceAttrs(tile_mpp=tile_mpp), reference)
+        assert told in check_like_training(InstanceAttrs(tile_mpp=tile_mpp), reference, any_resolution=True)[0]
+    assert check_like_training(InstanceAttrs(tile_mpp=0.6), Reference((InstanceAttrs(),))) == []
+
+
+def test_windows_and_modalities_are_compared():
+    head = InstanceAttrs(modality="ct", windows=((40, 80), (80, 200), (40, 380)), slice_px=512)
+    with pytest.raises(ValueError, match=r"windows: .* here, .* trained\); cut it with the same settings"):
+        check_like_training(head.updated(windows=((600, 2800), (80, 200), (40, 380))), Reference((head,)))
+    with pytest.raises(ValueError, match="a wsi bag, but the run learned from ct bags"):
+        check_like_training(InstanceAttrs(), Reference((head,)))
+
+
+def test_settings_of_one_bag_and_gaps_of_imported_ones_are_no_differences():
+    tissue = TissueAttrs(sthresh=8)
+    trained = Reference((InstanceAttrs(recipe="clam", tile_px=512, tissue=tissue),))
+    own = InstanceAttrs(recipe="clam", tile_px=512, tissue=TissueAttrs(sthresh=20), overrides={"sthresh": 20})
+    assert check_like_training(own, trained) == []
+    with pytest.raises(ValueError, match="tile_px: 256 here, 512 trained"):
+        check_like_training(own.updated(tile_px=256), trained)
+    assert check_like_training(InstanceAttrs(imported_from="clam", tile_px=512), trained) == []
+    with pytest.raises(ValueError, match="tile_px: 256 here"):
+        check_like_training(InstanceAttrs(imported_from="clam", tile_px=256), trained)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from preprocessing.store.bags import read_arrays, read_feature_attrs, read_instance_attrs, write_bag
 from smmil import score
 from smmil.artifacts.records import FeatureFacts
 from smmil.artifacts.results import load_predictions, read_index
@@ -15,8 +16,9 @@ from smmil.data.splits import read_splits
 from smmil.evaluate.runs import evaluate_runs
 from smmil.predictions import runs as predictions
 from smmil.predictions.__main__ import main as predict_main
-from smmil.predictions.one_bag import score_energy
+from smmil.predictions.one_bag import score_energy, smooth_score
 from smmil.train import __main__ as train
+from tests.helpers.dataset_files import read_table
 from tests.helpers.graphs import dense_normalised, path
 from tests.helpers.predictions import write_run
 from tests.helpers.train_helpers import make_dataset, source_arguments, train_arguments
@@ -231,6 +233,38 @@ def test_energy_by_hand_on_a_graph_without_weights_or_self_loops():
     assert score_energy(torch.zeros(3), path(3)) == (0.0, 0.0)
 
 
+def test_the_smoothed_signed_score_is_ten_dense_steps_over_the_stored_one(trained, predicted):
+    manifests = [trained / stage / "shards" / "0000.json" for stage in ("instances", "features/tiny")]
+    infos = list_usable(trained / "bags.csv", manifests).bags
+    bags, _ = load_listed(infos, trained / "instances", trained / "features" / "tiny")
+    stored = load_predictions(predicted / "split1_lr0.01.npz")
+    for bag in (bag for bag in bags if bag.bag_id in set(stored.arrays["bag_id"])):
+        saved = stored.bag(bag.bag_id)
+        signed = saved["signed_score"].astype(np.float64)
+        adjacency, smooth = dense_normalised(bag.neighbors).numpy(), signed
+        for _ in range(10):
+            smooth = 0.5 * adjacency @ smooth + 0.5 * signed
+        np.testing.assert_allclose(saved["signed_sm_score"], smooth, rtol=1e-6, atol=1e-7)
+        assert len(signed) == 1 or np.abs(smooth - signed).max() > 1e-6
+
+
+def test_smoothing_keeps_what_is_smooth_and_needs_a_graph():
+    score, chain = torch.tensor([1.0, -2.0, 0.5, 3.0]), path(4)
+    assert torch.equal(smooth_score(score, chain, T=0), score) and torch.equal(
+        smooth_score(score, chain, alpha=0), score
+    )
+    assert torch.equal(smooth_score(score, torch.full((4, 2), -1)), score)
+    # loops of the released chain are no neighbours
+    assert torch.equal(smooth_score(score, torch.cat([torch.arange(4)[:, None], chain], 1)), smooth_score(score, chain))
+    torch.testing.assert_close(smooth_score(-3 * score, chain), -3 * smooth_score(score, chain))
+    # fixed: the square root of the degree, and equal scores on a ring, where all degrees are equal
+    degrees = torch.tensor([1.0, 2.0, 2.0, 1.0])
+    torch.testing.assert_close(smooth_score(degrees.sqrt(), chain), degrees.sqrt())
+    ring = torch.tensor([[3, 1], [0, 2], [1, 3], [2, 0]])
+    torch.testing.assert_close(smooth_score(torch.full((4,), 7.0), ring), torch.full((4,), 7.0))
+    assert smooth_score(torch.ones(4), chain)[0] < 1 < smooth_score(torch.ones(4), chain)[1]
+
+
 def test_the_signed_score_comes_from_validation_bags_only(trained, predicted):
     from smmil.data.cache import BagCache
     from smmil.predictions.signed import find_direction, signed_score
@@ -274,6 +308,35 @@ def test_scoring_with_all_chosen_runs_gives_what_each_run_alone_gives(trained, t
                 np.testing.assert_array_equal(together[name], one[name])
     lines = (tmp_path / "scores.csv").read_text().splitlines()
     assert len(lines) == 1 + 16 and lines[0].startswith("bag_id,state")
+
+
+def rewrite(folder, bag_id, *, stage="instances", **attributes):
+    """Store a bag again with other attributes."""
+    store = folder / stage / "store"
+    read = read_instance_attrs if stage == "instances" else read_feature_attrs
+    write_bag(store, bag_id, read_arrays(store, bag_id), read(store, bag_id).updated(**attributes))
+
+
+def test_bags_cut_or_encoded_otherwise_are_refused_by_name_and_the_others_scored(trained, predicted, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(trained, other, ignore=shutil.ignore_patterns("runs"))
+    rewrite(other, "bag12", tile_px=256)
+    rewrite(other, "bag14", stage="features/tiny", weights_sha256="1" * 64)
+    where = ["--runs", str(trained / "runs/runs.json"), *source_arguments(other), "--device", "cpu"]
+    assert score.main([*where, "--out", str(tmp_path / "out")]) == 0
+    lines = {line["bag_id"]: line for line in read_table(tmp_path / "out/scores.csv")}
+    assert {name for name, line in lines.items() if line["state"] == "refused"} == {"bag12", "bag14"}
+    assert "tile_px: 256 here, null trained" in lines["bag12"]["reason"] and not lines["bag12"]["probability"]
+    assert f"weights_sha256: found '{'1' * 64}'" in lines["bag14"]["reason"]
+    for path_ in read_index(tmp_path / "out/index.json"):
+        scored, reference = load_predictions(path_), load_predictions(predicted / path_.name)
+        assert len(scored.arrays["bag_id"]) == 14
+        assert scored.bag("bag13")["bag_logit"] == reference.bag("bag13")["bag_logit"]
+    for i in range(16):
+        rewrite(other, f"bag{i:02d}", tile_px=256)
+    assert score.main([*where, "--out", str(tmp_path / "none")]) == 2
+    assert "16 of 16 bags refused, e.g. bag00: not cut as the run's dataset was" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 def score_copy(trained, folder):

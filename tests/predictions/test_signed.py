@@ -5,11 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
+from smmil.artifacts.records import PartMetrics, SplitMetrics
 from smmil.config.methods import METHODS
 from smmil.data.batch import Bag, BagBatch, pack
 from smmil.data.cache import BagCache
-from smmil.evaluate.metrics import auroc
+from smmil.evaluate.metrics import auroc, bag_metrics
+from smmil.evaluate.signs import is_unsupported
 from smmil.layers.segments import segment_mean
 from smmil.models import build_model
 from smmil.models.abmil import ABMIL
@@ -151,6 +154,35 @@ def test_attention_trained_and_then_turned_away_ranks_backwards_and_the_signed_s
     inverted = raw_and_signed(model, bags, val, test)
     assert upright["raw"] > 0.8 and upright["signed"] > 0.8
     assert inverted["raw"] < 0.25 and inverted["signed"] > 0.65
+
+
+@pytest.mark.parametrize("learnable", [True, False])
+def test_a_sign_is_supported_where_bags_were_learned_and_not_where_labels_are_random(learnable: bool) -> None:
+    """Bags of digits, positive with a nine: a low agreement, and yet the right sign."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(1)
+    images, targets = load_digits(return_X_y=True)
+    bags = []
+    for i in range(200):
+        wanted = rng.permutation(12) < 2 * (i % 2)
+        rows = [rng.choice(np.flatnonzero((targets == 9) == nine)) for nine in wanted]
+        bag = make_bag(12, i, features=64, y=float(i % 2))
+        x, y_inst = torch.tensor(images[rows] / 16).float(), torch.tensor(wanted).long()
+        bags.append(dataclasses.replace(bag, bag_id=f"{i}", x=x, y_inst=y_inst))
+    train = bags[:120]
+    if not learnable:
+        train = [dataclasses.replace(bag, y=float(y)) for bag, y in zip(train, rng.integers(0, 2, 120), strict=True)]
+    model = ABMIL(64, width=16, attention_dim=8)
+    fit(model, pack(train), 60)
+    direction = find_direction(model, cached(bags), range(120, 160))
+    with torch.no_grad():
+        val = bag_metrics(*((batch := pack(bags[120:160])).y.numpy(), model(batch).bag_logit.numpy()))
+    split = SplitMetrics(seed=1, lr=1e-4, run="r", test=PartMetrics(), val=val, signed_agreement=direction.agreement)
+    test = bags[160:]
+    y = np.concatenate([bag.y_inst.numpy() for bag in test])
+    area = auroc(y, np.concatenate([signed_score(direction, bag.x).numpy() for bag in test]))
+    assert is_unsupported(split) != learnable
+    assert (area > 0.8 and direction.agreement < 0.7) if learnable else area < 0.65
 
 
 def fit(model: ABMIL, batch: BagBatch, epochs: int) -> None:

@@ -20,6 +20,7 @@ from smmil.artifacts.chosen_runs import ChosenRun
 from smmil.artifacts.records import Metrics
 from smmil.config.layouts import TableLayout, parse_table_layout
 from smmil.evaluate.__main__ import main as evaluate_main
+from smmil.evaluate.runs import evaluate
 from smmil.figures import bag_maps as maps
 from smmil.figures import map_panels
 from smmil.figures.__main__ import main as figures_main
@@ -137,6 +138,21 @@ def test_maps_draw_saved_predictions_twice_the_same(results: Path) -> None:
     assert json.loads((results / "maps" / "t1.json").read_text())["files"] == ["t1.png", "t1.pdf"]
     assert first[:4] == b"\x89PNG" and draw_maps(results, "--bag-id", "t1") == 0
     assert (results / "maps" / "t1.png").read_bytes() == first
+
+
+def test_the_sign_aware_scores_of_the_run_that_validation_prefers_come_last(
+    results: Path, drawn_maps: list[Any]
+) -> None:
+    for method, selection_score in (("abmil", 0.9), ("smap_early", 0.2)):
+        folder = results / "predictions/resnet18" / method
+        run = predictions.write_run(folder, method=method, full=True, selection_score=selection_score)
+        out = results / "metrics/resnet18" / f"{method}.json"
+        evaluate(predictions.write_index(folder, [run]), out, resamples=0)
+    assert draw_maps(results, "--bag-id", "t1") == 0
+    titles = [ax.get_title() for ax in drawn_maps[0].get_axes() if ax.get_title()]
+    # the signed scores of the helper are minus the score, and half of that: both upside down
+    assert titles[-2:] == ["ABMIL sign-aware\nAUROC 0.00", "ABMIL smoothed sign-aware\nAUROC 0.00"]
+    assert "run that validation prefers" in MapsFile.read(results / "maps/maps.json").maps[0].caption
 
 
 def test_an_expected_method_without_a_run_is_counted_under_every_map(results: Path, drawn_maps: list[Any]) -> None:

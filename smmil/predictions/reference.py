@@ -1,0 +1,145 @@
+"""How the bags that a run learned from were cut, and whether another bag was cut and encoded like them.
+
+A score means what it meant in training only for tiles or slices of the same size, resolution and windows. `results/D`
+of a run is found from its place or given; what was recorded with its bags there is compared with the new bag.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from preprocessing.common.options import TissueOptions
+from preprocessing.store.attrs import InstanceAttrs
+from preprocessing.store.bags import read_feature_attrs, read_instance_attrs
+from preprocessing.store.files import check_chunk
+from smmil.artifacts.records import Metrics, RunConfig, SplitMetrics
+
+REFERENCE_BAGS = 64
+TILE_MPP_TOLERANCE = 0.10
+# attributes of instances that decide what a tile or slice shows, and which tiles are taken
+_SCALE = {"wsi": ("recipe", "tile_px", "lattice"), "ct": ("windows", "slice_px")}
+_SELECTION = ("contour_fn", "use_padding", "min_tissue", "otsu_bgr")
+_THRESHOLDS = frozenset(TissueOptions.model_fields)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Bags of the dataset a run learned from.
+
+    Attributes:
+        instances: attributes of some stored bags, without bags that have settings of their own.
+        dtype: of the stored features, "" if unknown.
+        precision: of the encoder's arithmetic, "" if unknown.
+        split: metrics of the run; None if it has not been evaluated or was not chosen.
+    """
+
+    instances: tuple[InstanceAttrs, ...] = ()
+    dtype: str = ""
+    precision: str = ""
+    split: SplitMetrics | None = None
+
+
+def find_dataset(run: Path, folder: Path | None) -> Path | None:
+    """Return `results/D` of a run: as given, or above the folder `runs` of the run; None if it is not there.
+
+    Raises:
+        ValueError: the folder given holds no instances.
+    """
+    if folder is not None:
+        if not (folder / "instances" / "store").is_dir():
+            raise ValueError(f"{folder}: no instances/store in it, expected the results folder of the run's dataset")
+        return folder
+    above = next((path.parent for path in run.resolve().parents if path.name == "runs"), None)
+    return above if above is not None and (above / "instances" / "store").is_dir() else None
+
+
+def read_reference(folder: Path | None, config: RunConfig, run: Path) -> Reference:
+    """Read what the stored bags of the run's dataset record; empty without its folder."""
+    if folder is None:
+        return Reference()
+    instances, features = folder / "instances" / "store", folder / "features" / config.encoder / "store"
+    attrs = [read_instance_attrs(instances, name) for name in _sample(instances)]
+    comparable = tuple(bag for bag in attrs if bag.store.n and "overrides" not in bag.model_fields_set)
+    dtype, precision = "", ""
+    if features.is_dir() and (stored := _sample(features)):
+        dtype = check_chunk(features / stored[0] / "features")[0].name
+        precision = read_feature_attrs(features, stored[0]).precision
+    return Reference(comparable, dtype, precision, _metrics(folder, config, run))
+
+
+def _sample(store: Path) -> list[str]:
+    names = sorted(path.name for path in store.iterdir() if not path.name.startswith("."))
+    return names[:: max(1, len(names) // REFERENCE_BAGS)][:REFERENCE_BAGS]
+
+
+def _metrics(folder: Path, config: RunConfig, run: Path) -> SplitMetrics | None:
+    path = folder / "metrics" / config.encoder / f"{run.resolve().parent.name}.json"
+    if not path.is_file():
+        return None
+    return next((split for split in Metrics.read(path).splits if split.run == run.resolve().name), None)
+
+
+def check_like_training(attrs: InstanceAttrs, reference: Reference, *, any_resolution: bool = False) -> list[str]:
+    """Compare a new bag with bags of the run's dataset.
+
+    Imported bags do not record how they were cut; only what both record is compared with them. Of a bag with settings
+    of its own (`preprocessing.bags.overrides`) the tissue thresholds are not compared.
+
+    Args:
+        attrs: of the new bag.
+        reference: bags of the run's dataset.
+        any_resolution: whether another resolution is only a warning.
+
+    Returns:
+        Warnings.
+
+    Raises:
+        ValueError: another modality, tile size, lattice, tissue thresholds or windows, or a resolution the run has
+            never seen.
+    """
+    if not reference.instances:
+        return ["no bag of the run's dataset at hand: tile size and resolution could not be compared with it"]
+    trained = reference.instances[0]
+    if attrs.modality != trained.modality:
+        raise ValueError(f"a {attrs.modality} bag, but the run learned from {trained.modality} bags")
+    here, there = _cutting(attrs), _cutting(trained)
+    compared = (
+        here.keys() & there.keys() if attrs.imported_from or trained.imported_from else here.keys() | there.keys()
+    )
+    if attrs.overrides:
+        compared &= {*_SCALE[attrs.modality]}
+    differs = [
+        f"{name}: {json.dumps(here.get(name))} here, {json.dumps(there.get(name))} trained"
+        for name in sorted(compared)
+        if here.get(name) != there.get(name)
+    ]
+    if differs:
+        raise ValueError(
+            f"not cut as the run's dataset was ({'; '.join(differs)}); cut it with the same settings (`instances` of"
+            " the config, --options of smmil.predict)"
+        )
+    known = [float(other.tile_mpp) for other in reference.instances if other.tile_mpp]
+    if not known:
+        return []
+    lowest, highest, mpp = min(known), max(known), attrs.tile_mpp
+    if mpp and lowest * (1 - TILE_MPP_TOLERANCE) <= mpp <= highest * (1 + TILE_MPP_TOLERANCE):
+        return []
+    here_mpp = f"{mpp:.4g} um/px" if mpp else "unknown resolution"
+    text = f"tiles of {here_mpp}, the run learned from {lowest:.4g}..{highest:.4g} um/px"
+    if any_resolution:
+        return [text]
+    raise ValueError(
+        f"{text}; correct the slide's resolution (`mpp` of the manifest, --mpp of smmil.predict), or accept this with"
+        " --any-resolution"
+    )
+
+
+def _cutting(attrs: InstanceAttrs) -> dict[str, JsonValue]:
+    """Return the recorded settings that decide which tiles or slices a bag has, and what they show."""
+    recorded = attrs.as_json()
+    names = [*_SCALE[attrs.modality], *(_SELECTION if attrs.modality == "wsi" else ())]
+    tissue = {f"tissue.{name}": value for name, value in (recorded.get("tissue") or {}).items()}
+    thresholds = {name: value for name, value in tissue.items() if name.removeprefix("tissue.") in _THRESHOLDS}
+    return {name: recorded[name] for name in names if name in recorded} | thresholds
