@@ -149,9 +149,9 @@ def test_the_sign_aware_scores_of_the_run_that_validation_prefers_come_last(
         out = results / "metrics/resnet18" / f"{method}.json"
         evaluate(predictions.write_index(folder, [run]), out, resamples=0)
     assert draw_maps(results, "--bag-id", "t1") == 0
-    titles = [ax.get_title() for ax in drawn_maps[0].get_axes() if ax.get_title()]
+    titles = [title for ax in drawn_maps[0].get_axes() if "sign-aware" in (title := ax.get_title())]
     # the signed scores of the helper are minus the score, and half of that: both upside down
-    assert titles[-2:] == ["ABMIL sign-aware\nAUROC 0.00", "ABMIL smoothed sign-aware\nAUROC 0.00"]
+    assert titles == ["ABMIL sign-aware\nAUROC 0.00", "ABMIL smoothed sign-aware\nAUROC 0.00"]
     assert "run that validation prefers" in MapsFile.read(results / "maps/maps.json").maps[0].caption
 
 
