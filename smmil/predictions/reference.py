@@ -5,16 +5,15 @@ of a run is found from its place or given; what was recorded with its bags there
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-
-from pydantic import JsonValue
 
 from preprocessing.common.options import TissueOptions
 from preprocessing.store.attrs import InstanceAttrs
 from preprocessing.store.bags import read_feature_attrs, read_instance_attrs
 from preprocessing.store.files import check_chunk
-from smmil.artifacts.records import Metrics, RunConfig, SplitMetrics
+from smmil.artifacts.records import Json, Metrics, RunConfig, SplitMetrics
 
 REFERENCE_BAGS = 64
 TILE_MPP_TOLERANCE = 0.10
@@ -104,17 +103,15 @@ def check_like_training(attrs: InstanceAttrs, reference: Reference, *, any_resol
     trained = reference.instances[0]
     if attrs.modality != trained.modality:
         raise ValueError(f"a {attrs.modality} bag, but the run learned from {trained.modality} bags")
-    here, there = _cutting(attrs), _cutting(trained)
-    compared = (
-        here.keys() & there.keys() if attrs.imported_from or trained.imported_from else here.keys() | there.keys()
-    )
-    if attrs.overrides:
-        compared &= {*_SCALE[attrs.modality]}
-    differs = [
-        f"{name}: {json.dumps(here.get(name))} here, {json.dumps(there.get(name))} trained"
-        for name in sorted(compared)
-        if here.get(name) != there.get(name)
-    ]
+    here, there = attrs.as_json(), trained.as_json()
+    scale = _SCALE[attrs.modality]
+    if attrs.imported_from or trained.imported_from:
+        scale = tuple(name for name in scale if name in here and name in there)
+    differs = _differences(here, there, scale)
+    if not differs and not attrs.overrides:
+        ours, theirs = (record.get("tissue") or {} for record in (here, there))
+        differs = _differences(here, there, [name for name in _SELECTION if name in here and name in there])
+        differs += _differences(ours, theirs, sorted(_THRESHOLDS & ours.keys() & theirs.keys()), "tissue.")
     if differs:
         raise ValueError(
             f"not cut as the run's dataset was ({'; '.join(differs)}); cut it with the same settings (`instances` of"
@@ -136,10 +133,9 @@ def check_like_training(attrs: InstanceAttrs, reference: Reference, *, any_resol
     )
 
 
-def _cutting(attrs: InstanceAttrs) -> dict[str, JsonValue]:
-    """Return the recorded settings that decide which tiles or slices a bag has, and what they show."""
-    recorded = attrs.as_json()
-    names = [*_SCALE[attrs.modality], *(_SELECTION if attrs.modality == "wsi" else ())]
-    tissue = {f"tissue.{name}": value for name, value in (recorded.get("tissue") or {}).items()}
-    thresholds = {name: value for name, value in tissue.items() if name.removeprefix("tissue.") in _THRESHOLDS}
-    return {name: recorded[name] for name in names if name in recorded} | thresholds
+def _differences(here: Json, there: Json, names: Iterable[str], prefix: str = "") -> list[str]:
+    return [
+        f"{prefix}{name}: {json.dumps(here.get(name))} here, {json.dumps(there.get(name))} trained"
+        for name in names
+        if here.get(name) != there.get(name)
+    ]
