@@ -13,13 +13,20 @@ from smmil.config.quirks import active_quirks
 GATE = "eval_gate_by_bag"
 PRESETS = {"as_written": "the paper's text", "as_released": "the released code"}
 
-_RAW = "raw, ungated instance scores"
-_GATED = f"gated instance scores ({GATE}: every score of a bag called negative is −5)"
+# what `GATE` changes in the texts below: field -> (as written, as released)
+_FIELDS = {
+    "scores": (
+        "raw, ungated instance scores",
+        f"gated instance scores ({GATE}: every score of a bag called negative is −5)",
+    ),
+    "gated": ("", f", one half for a bag called negative ({GATE})"),
+}
 _TEXTS: dict[str, str] = {
     "instance_auroc": "Instance AUROC: {scores} pooled over all instances with a 0/1 label of all test bags, positive "
     "and negative.",
     "instance_auroc_within": "In-bag AUROC: instance AUROC within each positive test bag, mean over the bags with "
-    "instances of both classes; it asks where in a bag the lesion is, and scores of different bags are not compared.",
+    "instances of both classes{gated}; it asks where in a bag the lesion is, and scores of different bags are not "
+    "compared.",
     "instance_f1": "Instance F1: {scores}, pooled as for the AUROC; positive means score > threshold, the threshold "
     "being the validation instance score with the largest TPR x (1 - FPR). It uses validation instance labels.",
     "instance_auprc": "Instance AUPRC: average precision of the same instances.",
@@ -51,7 +58,8 @@ _TEXTS: dict[str, str] = {
 
 def definitions(quirks: Collection[str] = ()) -> dict[str, str]:
     """Return {metric: definition} under the active quirks."""
-    return {metric: text.format(scores=_GATED if GATE in quirks else _RAW) for metric, text in _TEXTS.items()}
+    fields = {name: texts[GATE in quirks] for name, texts in _FIELDS.items()}
+    return {metric: text.format(**fields) for metric, text in _TEXTS.items()}
 
 
 # how validation chooses among the learning rates (`training.learning_rate_choice`)

@@ -72,11 +72,20 @@ def in_bag_aurocs(part: Arrays, score: npt.NDArray[Any]) -> Floats:
     Returns:
         (B,) AUROCs; NaN for bags whose label is not 1 or whose labelled instances are of one class.
     """
-    areas = np.full(len(part["y"]), np.nan)
-    for bag in np.flatnonzero(part["y"] == 1):
-        rows = slice(*part["offsets"][bag : bag + 2])
-        area = auroc(*labelled(part["y_inst"][rows], score[rows]))
-        areas[bag] = np.nan if area is None else area
+    from scipy.stats import rankdata
+
+    n_bags = len(part["y"])
+    bag = np.repeat(np.arange(n_bags), np.diff(part["offsets"]))
+    keep = np.isin(part["y_inst"], (0, 1)) & (part["y"] == 1)[bag]
+    _, values = _checked(keep, score)
+    bag, positive = bag[keep], part["y_inst"][keep] == 1
+    counts, hits = (np.bincount(rows, minlength=n_bags) for rows in (bag, bag[positive]))
+    # ranks within bags, ties averaged: sums of halves are exact
+    level = np.unique(values[keep], return_inverse=True)[1]
+    rank = rankdata(bag * (len(bag) + 1) + level) - (np.cumsum(counts) - counts)[bag]
+    won = np.bincount(bag[positive], rank[positive], n_bags) - hits * (hits + 1) / 2
+    pairs = hits * (counts - hits)
+    areas: Floats = np.divide(won, pairs, out=np.full(n_bags, np.nan), where=pairs > 0)
     return areas
 
 
