@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from smmil.artifacts.chosen_runs import chosen_rates
 from smmil.artifacts.records import Metrics, PredictionMeta
-from smmil.artifacts.results import Arrays, Predictions
+from smmil.artifacts.results import Arrays
 from smmil.evaluate import bootstrap, metrics
 from smmil.evaluate.__main__ import main
 from smmil.evaluate.comparisons import compare
