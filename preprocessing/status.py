@@ -6,7 +6,7 @@ lines that jobs append (the only trace of a job that failed), and writes into `r
 * `status.csv`: a row per stage and bag: state, instances, unreadable tiles, unused objects of the annotation, seconds,
   tiles per second, reason;
 * `status.json`, `status.md`: a line per stage and one in all, counts against what the dataset is known to hold, and
-  every bag that is not ok with its reason.
+  every bag that is not ok, or whose image file is odd, with the reason.
 
 States: ok, empty, skipped (as an override says), failed; interrupted (a job was at this bag when it was killed, or
 still is), pending (no job has come to it). A bag in a manifest is what the manifest says; otherwise its last status
@@ -106,7 +106,7 @@ class Total:
 
 @dataclass(frozen=True)
 class StageProblem:
-    """A bag that is not ok in a stage."""
+    """A bag that is not ok in a stage, or ok with a warning."""
 
     stage: str
     bag_id: str
@@ -126,7 +126,7 @@ class Status:
         expected: published counts beside those found.
         missing: listed, but not in the folder.
         excluded: left out on purpose.
-        problems: bags that are not ok.
+        problems: bags that are not ok, or ok with a warning.
         unreadable_lines: status lines that are not JSON.
     """
 
@@ -245,7 +245,11 @@ def summarise(
         expected=compare(report.expected, facts),
         missing=report.missing,
         excluded=report.excluded,
-        problems=[StageProblem(bag.stage, bag.bag_id, bag.state, bag.reason) for bag in every if bag.state != "ok"],
+        problems=[
+            StageProblem(bag.stage, bag.bag_id, bag.state, bag.reason)
+            for bag in every
+            if bag.state != "ok" or bag.reason
+        ],
         unreadable_lines=sum(status.unreadable for status in stages.values()),
     )
     return summary, every

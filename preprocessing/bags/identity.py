@@ -67,7 +67,9 @@ def raw_stamp(root: Path | str, rows: Iterable[BagRow]) -> str:
     A missing or unreadable file counts as such, so the stamp changes when it comes back.
     """
     folder = f"{root}/"
-    return json_hash([_facts(folder + name) for row in rows if not row.skip for name in raw_files(row)])
+    names = [name for row in rows if not row.skip for name in raw_files(row)]
+    # `resolve` takes its time, and only a name made printable needs it
+    return json_hash([_facts(str(resolve(root, name)) if "\\x" in name else folder + name) for name in names])
 
 
 def listing_stamp(paths: Iterable[Path]) -> str:

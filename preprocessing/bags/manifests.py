@@ -20,7 +20,7 @@ class BagOutcome(BaseModel):
         bag_id: name of the bag.
         state: "ok", "empty" (no instances, which is not an error), "skipped" (by an override) or "failed".
         n: number of instances.
-        reason: one line, empty for "ok".
+        reason: one line; for "ok" the warnings about the image file, if any.
         bad_tiles: unreadable tiles that were replaced by white; left out of the file if there are none.
         unused_outlines: objects of the annotation that were not used; likewise.
     """

@@ -1,5 +1,7 @@
 """`BagRow`, one row of bags.csv, and the paths it holds."""
 
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,11 @@ MODALITIES = ("wsi", "ct")
 SPLITS = ("train", "val", "test", "")
 # marks an annotation that lists the state of every slice of a scan
 SLICES = "slices:"
+# begins the note of a bag whose files were faulty when the bags were listed
+FAULTY = "no readable image"
+# in `bags.csv` a character that text files, tables or terminals cannot hold is written \\xNN, its byte in hexadecimal
+_UNPRINTABLE = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069|]")
+_ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
 
 
 @dataclass(frozen=True)
@@ -67,13 +74,17 @@ def resolve(root: Path | str, relative: str) -> Path:
 
     Args:
         root: the dataset's root folder.
-        relative: path relative to it (an absolute path is accepted if it lies inside).
+        relative: path relative to it (an absolute path is accepted if it lies inside), as given or as `printable`.
 
     Raises:
         ValueError: the path leaves the root.
     """
     base = Path(root).resolve()
-    target = (base / relative).resolve()
+    given = base / relative
+    if "\\x" in relative and not given.exists():
+        escaped = _ESCAPED.sub(lambda match: bytes([int(match[1], 16)]), os.fsencode(relative))
+        given = base / os.fsdecode(escaped).replace("\0", "")
+    target = given.resolve()
     # both are resolved, because an absolute path may contain the link to the root
     if not target.is_relative_to(base):
         raise ValueError(
@@ -81,3 +92,14 @@ def resolve(root: Path | str, relative: str) -> Path:
             "Move the file in, or link the whole root folder instead of single files"
         )
     return target
+
+
+def relative(root: Path | str, path: Path) -> str:
+    """Return a path below the root in the form of `bags.csv`."""
+    return printable(path.relative_to(Path(root).resolve()).as_posix())
+
+
+def printable(name: str) -> str:
+    """Return a file name, whatever its bytes, as text that every file and terminal can hold; `resolve` reads it."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return _UNPRINTABLE.sub(lambda match: "".join(f"\\x{byte:02x}" for byte in match[0].encode()), text)

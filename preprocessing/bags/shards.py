@@ -48,7 +48,7 @@ class Outcome:
         state: "ok", "empty" (no instances, which is not an error), "skipped" (by an override) or "failed".
         n: number of instances.
         hash: content hash of the stored bag.
-        reason: one line, empty for "ok".
+        reason: one line; for "ok" the warnings about the image file, if any.
         redone: False if the bag was already finished.
         counted: False for a failure that an earlier stage has already reported and allowed.
         bad_tiles: number of unreadable tiles of the image that were replaced by white.

@@ -3,16 +3,17 @@
 Columns: bag_id, image, label (0, 1, or empty to score only), split (train, val, test, or empty to score only); optional
 annotation, annotation_complete, mpp, group, modality, note, and the overrides of single bags
 (`preprocessing.bags.overrides`: skip, preset, sthresh, mask, ...). `image` is a slide file, a folder with the DICOM
-files of one CT series (`folder#3` picks series 3 of several), or one .dcm file (a scan of one slice). Paths are
-relative to the root folder and stay inside it. `group` keeps a patient's bags in one split; an index replaces it.
+files of one CT series (`folder#3`: the series with SeriesNumber 3), one .dcm file (a scan of one slice), or a DICOM
+whole-slide image (its folder or one of its files). Paths are relative to the root folder and stay inside it. `group`
+keeps a patient's bags in one split; an index replaces it.
 
-All errors in the manifest are reported at once, each with its line. Faulty files of a scan (a foreign or colour image
-among them, mixed sizes, several series) affect that bag only: it stays in the list with a note, and the instances stage
-records it as failed.
+All errors in the manifest are reported at once, each with its line. Files in a folder that are no slice of the scan are
+left out and named in note and report. Faulty files of a scan (mixed sizes, several series, two slices at one place)
+affect that bag only: it stays in the list with a note, and the instances stage records it as failed.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from pydantic import Field
 
 from preprocessing.bags.checks import raise_all, validate_bags
 from preprocessing.bags.overrides import COLUMNS, override, parse_overrides, read_overrides
-from preprocessing.bags.rows import SLICES, BagRow, resolve
+from preprocessing.bags.rows import FAULTY, SLICES, BagRow, relative, resolve
 from preprocessing.datasets.base import (
     BagTable,
     Dataset,
@@ -31,7 +32,9 @@ from preprocessing.datasets.base import (
     parse_options,
     read_table,
 )
-from preprocessing.scans.dicom import Header, check_series, read_header, read_identity, slice_order
+from preprocessing.scans.dicom import read_identity
+from preprocessing.scans.folder import DICOM_SUFFIXES, is_dicom, read_folder
+from preprocessing.scans.series import FaultyScan
 
 KIND = "custom"
 TITLE = "custom"
@@ -45,9 +48,7 @@ case_02,scans/case_02,0,test,,,patient_2
 REQUIRED = ("bag_id", "image", "label", "split")
 OPTIONAL = ("annotation", "annotation_complete", "mpp", "group", "modality", "note")
 OVERRIDES = tuple(name for name in COLUMNS if name not in OPTIONAL)
-FAULTY = "no readable scan"
 WSI_SUFFIXES = tuple(".svs .tif .tiff .ndpi .mrxs .scn .bif .vms .vmu .svslide .czi .qptiff".split())
-DICOM_SUFFIXES = (".dcm", ".dicom")
 
 _missing = partial(missing_raw, title=TITLE, source=SOURCE, layout=LAYOUT)
 
@@ -112,14 +113,15 @@ def list_bags(root: Path, options: Mapping[str, object]) -> BagTable:
     skipped = {name for name, values in read_overrides(overrides).items() if values.skip} if overrides else set()
     for number, row in enumerate(cells, start=2):
         try:
-            bag, patient = _bag(root, row, groups, skipped=row["bag_id"] in skipped)
+            bag, images = _bag(root, row, groups, skipped=row["bag_id"] in skipped)
         except ValueError as error:
             problems.append(f"line {number} ({row['bag_id']!r}): {error}")
             continue
         rows.append(bag)
-        if patient:
-            patients.setdefault(patient, []).append(bag)
-    findings.notes += [f"{bag.bag_id}: {bag.note}" for bag in rows if FAULTY in bag.note]
+        if images.patient:
+            patients.setdefault(images.patient, []).append(bag)
+        findings.excluded |= images.left_out
+        findings.notes += [f"{bag.bag_id}: {images.note}"] if images.note else []
     try:
         validate_bags([bag for bag in rows if bag.bag_id not in skipped], root, source="")
     except ValueError as error:
@@ -139,8 +141,8 @@ def _shared_patients(patients: dict[str, list[BagRow]]) -> list[str]:
     ]
 
 
-def _bag(root: Path, cells: dict[str, str], groups: dict[str, str], *, skipped: bool) -> tuple[BagRow, str]:
-    """Return one row and the PatientID of a scan, which serves for comparison only."""
+def _bag(root: Path, cells: dict[str, str], groups: dict[str, str], *, skipped: bool) -> "tuple[BagRow, _Images]":
+    """Return one row and its images, whose PatientID serves for comparison only."""
     if not cells["image"]:
         raise ValueError("image: empty, expected a slide, a .dcm file or a folder of DICOM files")
     if cells["label"] not in ("", "0", "1"):
@@ -158,34 +160,40 @@ def _bag(root: Path, cells: dict[str, str], groups: dict[str, str], *, skipped: 
         annotation=images.annotation,
         annotation_complete=_complete(cells, label, images.annotation),
         mpp=_mpp(cells.get("mpp", ""), images.modality),
-        note="; ".join(text for text in (cells.get("note", ""), images.fault) if text),
+        note="; ".join(text for text in (cells.get("note", ""), images.note) if text),
     )
-    return override(row, overrides, root), images.patient
+    return override(row, overrides, root), images
 
 
 @dataclass(frozen=True)
 class _Images:
-    """The files of a cell `image`; `fault` is the error in the files of a scan."""
+    """The files of a cell `image`; the note says what is wrong with them, or what was left out."""
 
     modality: str
     files: tuple[str, ...]
     annotation: str = ""
     patient: str = ""
-    fault: str = ""
+    note: str = ""
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 def _images(root: Path, cells: dict[str, str]) -> _Images:
-    path, series = _locate(root, cells["image"])
+    path, number = _locate(root, cells["image"])
     modality, annotation = _modality(path, cells), cells.get("annotation", "")
-    if modality == "wsi":
-        outline = relative(root, resolve(root, annotation)) if annotation else ""
-        return _Images(modality, (relative(root, path),), outline)
     try:
-        files, patient = read_series(root, path, series)
+        folder = None if modality == "wsi" and path.is_file() else read_folder(root, path)
+        if folder is None or (modality or folder.modality) == "wsi":
+            slide = relative(root, path) if folder is None else folder.slide(number)
+            return _Images("wsi", (slide,), relative(root, resolve(root, annotation)) if annotation else "")
+        scan = folder.scan(number)
     except FaultyScan as fault:
+        if modality == "wsi":
+            return _Images(modality, fault.files[:1], note=f"{FAULTY}: {fault}")
         states = "" if annotation.startswith(SLICES) else slice_states(root, annotation, fault.files)
-        return _Images(modality, fault.files, states, fault=f"{FAULTY}: {fault}")
-    return _Images(modality, tuple(files), slice_states(root, annotation, files), patient)
+        return _Images("ct", fault.files, states, note=f"{FAULTY}: {fault}")
+    files = tuple(header.name for header in scan.slices)
+    patient = read_identity(folder.paths[files[0]], files[0])[2]
+    return _Images("ct", files, slice_states(root, annotation, files), patient, scan.note, scan.left_out)
 
 
 def _skipped_images(root: Path, cells: dict[str, str]) -> _Images:
@@ -202,23 +210,24 @@ def _locate(root: Path, image: str) -> tuple[Path, int | None]:
     if path.exists():
         return path, None
     stem, mark, number = image.rpartition("#")
-    if mark and number.isdigit() and resolve(root, stem).is_dir():
+    if mark and number.isdecimal() and resolve(root, stem).is_dir():
         return resolve(root, stem), int(number)
     raise ValueError(f"missing file {image!r} (below {root})")
 
 
 def _modality(path: Path, cells: dict[str, str]) -> str:
+    """Return "wsi" or "ct" as stated or by the suffix, "" if the DICOM headers will tell."""
     stated = cells.get("modality", "").lower()
     if stated:
         if stated not in ("wsi", "ct"):
             raise ValueError(f"modality: found {stated!r}, expected wsi, ct or nothing")
         return stated
     if path.is_dir():
-        return "ct"
+        return ""
     if path.name.lower().endswith(WSI_SUFFIXES):
         return "wsi"
-    if path.suffix.lower() in (".dcm", ".dicom", "") and is_dicom(path):
-        return "ct"
+    if path.suffix.lower() in (*DICOM_SUFFIXES, "") and is_dicom(path):
+        return ""
     raise ValueError(f"image {cells['image']!r}: neither a known slide format nor DICOM; give `modality` (wsi or ct)")
 
 
@@ -238,88 +247,6 @@ def _complete(cells: dict[str, str], label: int | None, annotation: str) -> bool
     if stated not in ("", "true", "false"):
         raise ValueError(f"annotation_complete: found {stated!r}, expected true, false or nothing")
     return stated == "true" if stated else bool(annotation) or label == 0
-
-
-class FaultyScan(ValueError):
-    """The files of a scan do not form one; `files` are all of them, below the root."""
-
-    def __init__(self, reason: str, files: tuple[str, ...]) -> None:
-        super().__init__(reason)
-        self.files = files
-
-
-class _NoSuchSeries(ValueError):
-    """The manifest names a series that the folder does not hold."""
-
-
-def relative(root: Path, path: Path) -> str:
-    """Return a path below the root in the form of `bags.csv`."""
-    return path.relative_to(root.resolve()).as_posix()
-
-
-def is_dicom(path: Path) -> bool:
-    """Return whether a file has DICOM's preamble."""
-    with path.open("rb") as stream:
-        return stream.read(132)[128:] == b"DICM"
-
-
-def read_series(root: Path, path: Path, number: int | None) -> tuple[list[str], str]:
-    """Read the headers of a scan.
-
-    Args:
-        root: the dataset's root folder.
-        path: folder of a scan, or the file of its only slice.
-        number: of the series, if the folder has several.
-
-    Returns:
-        Files of one series in anatomical order, relative to the root, and the PatientID.
-
-    Raises:
-        ValueError: no DICOM file, or no such series: the manifest is wrong.
-        FaultyScan: the files are unreadable, or do not form one series: the scan is.
-    """
-    # an unreadable file with a DICOM suffix is a damaged slice: ignoring it would leave a gap in the scan
-    names = (p for p in path.rglob("*") if p.is_file() and (is_dicom(p) or p.suffix.lower() in DICOM_SUFFIXES))
-    files = [path] if path.is_file() else sorted(names)
-    if not files:
-        raise ValueError(f"image: no DICOM file in the folder {relative(root, path)!r}")
-    # rglob follows links, which may lead out of the root
-    inside = tuple(relative(root, resolve(root, str(p))) for p in files)
-    try:
-        headers = [read_header(p, name) for p, name in zip(files, inside, strict=True)]
-        series = _pick(headers, number, relative(root, path))
-        check_series(series)
-        order, _ = slice_order(series)
-        ordered = [series[i].name for i in order]
-        return ordered, read_identity(resolve(root, ordered[0]), ordered[0])[2]
-    except _NoSuchSeries:
-        raise
-    except ValueError as error:
-        raise FaultyScan(str(error), inside) from error
-
-
-def _pick(headers: Sequence[Header], number: int | None, folder: str) -> list[Header]:
-    series: dict[tuple[str, str], list[Header]] = {}
-    for header in headers:
-        series.setdefault((header.study, header.series), []).append(header)
-    groups = [series[key] for key in sorted(series)]
-    stated = [group[0].series_number for group in groups]
-    distinct = None not in stated and len(set(stated)) == len(stated)
-    # without distinct SeriesNumbers the series count as 1, 2, ... in the order of their UIDs
-    numbers = [n or 0 for n in stated] if distinct else list(range(1, len(groups) + 1))
-    listing = ", ".join(
-        f"#{n} ({len(g)} files, {g[0].modality or 'no modality'})" for n, g in sorted(zip(numbers, groups, strict=True))
-    )
-    if number is not None:
-        if number not in numbers:
-            raise _NoSuchSeries(f"image {folder!r}: no series #{number}, found {listing}")
-        return groups[numbers.index(number)]
-    if len(groups) > 1:
-        raise ValueError(
-            f"image {folder!r}: {len(groups)} series, {listing}; one bag is one series, write e.g. "
-            f"'{folder}#{sorted(numbers)[0]}'"
-        )
-    return groups[0]
 
 
 def slice_states(root: Path, annotation: str, files: Sequence[str]) -> str:

@@ -4,8 +4,8 @@ Slice labels come from `stage_2_train.csv` (ID, Label; ID = ID_<slice>_<subtype>
 slice. A scan is positive if one of its slices is. The test part is the 150 scans published with Wu et al. 2021 (CSV
 with instance_name, bag_name and optionally instance_label, bag_label, order; `snakemake raw` fetches it). The training
 scans come from such a list, too, or are sampled: 1,000 more, stratified by label with a fixed seed. Without a test list
-all scans are sampled. Tables say what was sampled. All scans of a patient are in one part. Patient identifiers become
-an index; scans are named by the list or a hash.
+all scans are sampled. Tables say what was sampled. All scans of a patient are in one part. A scan with different slices
+at one place is excluded. Patient identifiers become an index; scans are named by the list or a hash.
 """
 
 import csv
@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from preprocessing.bags.rows import SLICES, BagRow
+from preprocessing.bags.rows import SLICES, BagRow, printable
 from preprocessing.datasets.base import (
     BagTable,
     Dataset,
@@ -27,7 +27,8 @@ from preprocessing.datasets.base import (
     read_table,
 )
 from preprocessing.datasets.rsna_select import Listed, RsnaOptions, Scan, choose, group_scans, scans_of_list
-from preprocessing.scans.dicom import check_series, read_header, slice_order
+from preprocessing.scans.dicom import read_header
+from preprocessing.scans.series import order_series
 
 KIND = "rsna"
 TITLE = "RSNA"
@@ -181,8 +182,10 @@ def list_bags(root: Path, options: Mapping[str, object]) -> BagTable:
     parsed = parse_options(KIND, RsnaOptions, options)
     findings = Findings(EXPECTED)
     names = _files(root)
-    findings.excluded |= {n: CORRUPT[Path(n).stem] for n in names if Path(n).stem in CORRUPT}
-    names = [n for n in names if n not in findings.excluded]
+    corrupt = {n: CORRUPT[Path(n).stem] for n in names if Path(n).stem in CORRUPT}
+    foreign = [n for n in names if printable(n) != n]
+    findings.excluded |= corrupt | {printable(n): "no file name of this dataset" for n in foreign}
+    names = [n for n in names if n not in corrupt and n not in foreign]
     lists = _read_lists(root, parsed)
     labels, notes = read_labels(root / "stage_2_train.csv")
     findings.notes += notes
@@ -224,19 +227,20 @@ def _rows(
     groups = {patient: f"g{i:05d}" for i, patient in enumerate(patients)}
     rows = []
     for bag_id, (scan, split) in sorted(chosen.items()):
-        headers = []
+        headers, paths = [], {name: root / "stage_2_train" / name for name in scan.slices}
         for name in scan.slices:
             try:
-                headers.append(read_header(root / "stage_2_train" / name, name))
+                headers.append(read_header(paths[name], name))
             except ValueError as error:
                 findings.excluded[name] = str(error)
         try:
-            check_series(headers)
+            ordered = order_series(headers, paths)
         except ValueError as error:
             findings.excluded[bag_id] = str(error)
             continue
-        order, _ = slice_order(headers)
-        files = [headers[i].name for i in order]
+        findings.excluded |= ordered.left_out
+        findings.notes += [f"{bag_id}: {remark}" for remark in ordered.remarks]
+        files = [header.name for header in ordered.slices]
         if scan.order and [n for n in scan.order if n in files] not in (files, files[::-1]):
             findings.notes.append(f"{bag_id}: the list's order differs from the slice positions, which are used")
         states = [labels.get(Path(n).stem) for n in files]
@@ -257,6 +261,7 @@ def _rows(
                 group=groups.get(scan.patient, ""),
                 annotation=SLICES + "".join("x" if state is None else str(state) for state in states),
                 annotation_complete=None not in states,
+                note=ordered.note,
             )
         )
     return rows

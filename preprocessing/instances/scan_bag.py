@@ -5,17 +5,19 @@ relative to the dataset's root, spacing and windows, never an identifier from a 
 """
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from preprocessing.bags.rows import SLICES, BagRow, resolve
+from preprocessing.bags.rows import FAULTY, SLICES, BagRow, resolve
 from preprocessing.common.options import CtOptions
 from preprocessing.instances.graph import chain_neighbors
-from preprocessing.scans.dicom import Header, check_series, read_header, read_slice, slice_order
-from preprocessing.scans.windows import window_slice
+from preprocessing.scans.dicom import Header, read_header, read_slice
+from preprocessing.scans.series import choose_scan
+from preprocessing.scans.windows import kept_values, window_slice
 from preprocessing.store.arrays import Instances
 from preprocessing.store.attrs import InstanceAttrs, SliceSpacing
 from preprocessing.store.outlines import Montage, Outlines
@@ -49,13 +51,16 @@ def ct_instances(
     files = [resolve(root, name) for name in row.images] if paths is None else [Path(p) for p in paths]
     if len(files) != len(row.images):
         raise ValueError(f"{row.bag_id}: found {len(files)} files for {len(row.images)} images, expected as many")
-    headers = [read_header(path, name) for path, name in zip(files, row.images, strict=True)]
-    check_series(headers)
-    order, along = slice_order(headers)
-    n = len(order)
-    attrs = _attributes([headers[i] for i in order], along, options)
-    coverage = _coverage(row)[order]
-    picture, layout = montage([files[i] for i in order], attrs, coverage) if thumbnail else (None, None)
+    by_name = dict(zip(row.images, files, strict=True))
+    # the files of a scan that was faulty when the bags were listed may be repaired by now
+    headers = [read_header(path, name) for name, path in by_name.items()]
+    scan = choose_scan(headers, by_name, None, os.path.commonpath([str(Path(name).parent) for name in by_name]))
+    along, n = scan.along, len(scan.slices)
+    # the list knows of files that are not among the images, unless it knows only that they were faulty
+    note = scan.note if FAULTY in row.note else row.note
+    attrs = _attributes(scan.slices, along, options).updated(warnings=(note,) if note else ())
+    coverage = _coverage(row)[[row.images.index(header.name) for header in scan.slices]]
+    picture, layout = montage([by_name[h.name] for h in scan.slices], attrs, coverage) if thumbnail else (None, None)
     return Instances(
         coords=along.astype(np.float32)[:, None],
         grid=np.stack([np.arange(n, dtype=np.int32), np.zeros(n, dtype=np.int32)], axis=1),
@@ -125,6 +130,7 @@ def _attributes(headers: Sequence[Header], along: npt.NDArray[np.float64], optio
         ),
         slices_at_one_position=int((gaps < 1e-3).sum()),
         slices_repaired_12bit=sum(header.needs_repair for header in headers),
+        fill_values_kept=tuple(sorted({value for header in headers for value in kept_values(header)})),
     )
 
 

@@ -20,7 +20,7 @@ from preprocessing.store.bags import InstanceAttrs, clean_temporary, coords_hash
 STAGE = "instances"
 # Prefixes of attributes that do not affect the pixels of an instance; all others are part of `pixels_key`. `snap` acts
 # through the coordinates alone.
-NOT_PIXELS = ("annotation", "coverage", "lesion", "label", "empty_reason", "thumbnail", "snap")
+NOT_PIXELS = ("annotation", "coverage", "lesion", "label", "empty_reason", "thumbnail", "snap", "warnings")
 _PACKAGES = ("numpy", "openslide-python", "opencv-python-headless", "pydicom", "shapely", "tifffile")
 
 
@@ -125,6 +125,8 @@ def _key(
         "row": {name: getattr(row, name) for name in ("label", "mpp", "provider", "annotation_complete")},
         "annotation": annotation_identity(root, row.annotation, compare),
     }
+    if row.note and row.modality == "ct":
+        key["note"] = row.note
     if row.overrides:
         key |= {"overrides": row.overrides, "mask": annotation_identity(root, overrides_of(row).mask, compare)}
     return json_hash(key)
@@ -137,7 +139,7 @@ def _pixels_key(row: BagRow, bag: Instances, images: Images) -> str:
 
 
 def _outcome(attrs: InstanceAttrs, n: int, content: str, *, redone: bool = True) -> Outcome:
-    reason = "" if n else attrs.empty_reason or "no instances found"
+    reason = "; ".join([*([] if n else [attrs.empty_reason or "no instances found"]), *attrs.warnings])
     unused = attrs.annotation_counts.unused
     state: State = "ok" if n else "empty"
     return Outcome(state, n, content, reason, redone, bad_tiles=attrs.unreadable_tiles, unused_outlines=unused)

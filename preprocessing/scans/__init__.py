@@ -1,1 +1,1 @@
-"""CT series: DICOM headers, anatomical order, Hounsfield units and display windows."""
+"""CT scans: DICOM folders and series, decoders, anatomical order, Hounsfield units and display windows."""

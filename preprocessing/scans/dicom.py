@@ -1,34 +1,42 @@
-"""Read CT slices from DICOM: typed headers, stored values, and the anatomical order of a series.
+"""Read CT slices from DICOM: typed headers and stored values.
 
-Slices are ordered by ImagePositionPatient projected on the slice normal, which is the cross product of the two vectors
-of ImageOrientationPatient; uneven spacing and a tilted gantry are allowed. Only the tags in `HEADER_TAGS` are read, so
-a patient's name or birth date never enters the process. Error messages name the file and the tag, never an identifier.
+Only the tags in `HEADER_TAGS` are read, so a patient's name or birth date never enters the process. Error messages name
+the file and the tag, never an identifier.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import struct
 import zlib
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preprocessing.common.limits import MAX_INFLATED, MAX_SLICE_PX
+from preprocessing.scans.codecs import decoder_of
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
     from pydicom.dataset import Dataset
 
-HEADER_TAGS = (
-    "StudyInstanceUID SeriesInstanceUID SeriesNumber InstanceNumber Modality NumberOfFrames SamplesPerPixel "
-    "PhotometricInterpretation Rows Columns BitsAllocated BitsStored HighBit PixelRepresentation PlanarConfiguration "
-    "PixelSpacing PixelPaddingValue PixelPaddingRangeLimit RescaleSlope RescaleIntercept ImagePositionPatient "
-    "ImageOrientationPatient"
+# what differs between two reconstructions, acquisitions or phases of one place
+TRAITS = (
+    "ConvolutionKernel AcquisitionNumber TemporalPositionIdentifier NominalPercentageOfCardiacPhase ImageType "
+    "SliceThickness KVP PixelSpacing"
 ).split()
+HEADER_TAGS = (
+    "SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID SeriesNumber SeriesDescription "
+    "Modality NumberOfFrames SamplesPerPixel PhotometricInterpretation Rows Columns BitsAllocated BitsStored HighBit "
+    "PixelRepresentation PlanarConfiguration PixelPaddingValue PixelPaddingRangeLimit RescaleSlope RescaleIntercept "
+    "RescaleType ImagePositionPatient ImageOrientationPatient"
+).split() + TRAITS
+WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
+ENHANCED = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
+LEAST_SPAN_HU = 1000
+_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 # what pydicom and its decoders raise on damaged files, besides pydicom.errors.BytesLengthException
 _DAMAGED = (EOFError, OSError, struct.error, ValueError, TypeError, LookupError, AttributeError, RuntimeError)
@@ -40,7 +48,10 @@ class Header:
 
     Attributes:
         name: the file's name in error messages (a path relative to the dataset's root).
-        study, series: unique identifiers, used for grouping only.
+        study, series, instance: unique identifiers, used for grouping only.
+        sop_class: UID of the kind of object.
+        description: the series' description, for messages that advise a series.
+        traits: texts of `TRAITS`.
         position: (x, y, z) of the first pixel's centre, mm.
         orientation: direction of a row (3), then of a column (3).
         pixel_spacing: mm between rows, between columns.
@@ -50,15 +61,21 @@ class Header:
     name: str
     study: str
     series: str
+    instance: str
+    sop_class: str
     series_number: int | None
-    instance_number: int | None
+    description: str
+    traits: tuple[str, ...]
     modality: str
     frames: int
     samples: int
+    photometric: str
     rows: int
     columns: int
     bits_stored: int
+    high_bit: int
     signed: bool
+    rescale_type: str
     slope: float | None
     intercept: float | None
     position: tuple[float, ...] | None
@@ -69,7 +86,29 @@ class Header:
     @property
     def needs_repair(self) -> bool:
         """Whether the values wrapped around at 12 bits (see `preprocessing.scans.windows`)."""
-        return self.bits_stored == 12 and not self.signed and self.intercept is not None and self.intercept > -100
+        rescale = self.slope == 1 and self.intercept is not None and self.intercept > -100
+        return self.bits_stored == 12 and not self.signed and rescale
+
+    @property
+    def is_slide(self) -> bool:
+        """Whether the file belongs to a whole-slide image."""
+        return self.sop_class == WHOLE_SLIDE or self.modality == "SM"
+
+    @property
+    def is_localizer(self) -> bool:
+        """Whether the image was made to plan a scan."""
+        return "LOCALIZER" in dict(zip(TRAITS, self.traits, strict=True))["ImageType"].split("\\")
+
+    @property
+    def rescaling(self) -> Header:
+        """The header without what identifies a slice: equal for slices whose stored values mean the same."""
+        return replace(
+            self,
+            **dict.fromkeys(("name", "study", "series", "instance", "description"), ""),  # type: ignore[arg-type]
+            series_number=None,
+            position=(0.0, 0.0, 0.0),
+            traits=(),
+        )
 
 
 def read_identity(path: Path | str, name: str | None = None) -> tuple[str, str, str]:
@@ -97,7 +136,10 @@ def read_header(path: Path | str, name: str | None = None) -> Header:
         ValueError: not a DICOM file, or a broken header; the message names the file.
     """
     name = name or str(path)
-    return _header(_open(path, name, HEADER_TAGS, pixels=False), name)
+    header = _header(_open(path, name, HEADER_TAGS, pixels=False), name)
+    if not header.modality and not header.sop_class:
+        raise ValueError(f"{name}: neither Modality nor SOPClassUID, the header is damaged; copy the file again")
+    return header
 
 
 def read_slice(path: Path | str, name: str | None = None) -> tuple[npt.NDArray[Any], Header]:
@@ -113,27 +155,22 @@ def read_slice(path: Path | str, name: str | None = None) -> tuple[npt.NDArray[A
     Raises:
         ValueError: no CT slice, truncated, or a compression without an installed decoder; the message names the file.
     """
-    from pydicom.pixels.decoders.base import get_decoder
-    from pydicom.pixels.utils import pixel_array
-
     name = name or str(path)
-    data = _open(path, name, [*HEADER_TAGS, "PixelData"], pixels=True)
+    data = _open(path, name, [*HEADER_TAGS, *_PIXELS], pixels=True)
     header = _header(data, name)
     check_slice(header)
-    syntax = getattr(getattr(data, "file_meta", None), "TransferSyntaxUID", None)
+    if "PixelData" not in data:
+        if any(keyword in data for keyword in _PIXELS):
+            raise ValueError(f"{name}: floating-point pixels, expected PixelData: integers that are rescaled to HU")
+        raise ValueError(f"{name}: no PixelData, the file is truncated; copy it again from its source")
     try:
-        decoder = get_decoder(syntax) if syntax else None
-    except NotImplementedError:
-        decoder = None
-    if decoder is None or not decoder.is_available:
-        label = getattr(syntax, "name", syntax) or "no transfer syntax"
-        raise ValueError(
-            f"{name}: no decoder for {label}; decompress the series (e.g. gdcmconv --raw) or install a pydicom codec "
-            "(pylibjpeg-libjpeg, pyjpegls or python-gdcm)"
-        )
+        decoder, plugin = decoder_of(_text(data.file_meta, "TransferSyntaxUID", name))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
     try:
         # out-of-field values lie in the bits that a mask of BitsStored would remove
-        return pixel_array(data, correct_unused_bits=False), header
+        options: Any = {"correct_unused_bits": False}
+        return decoder.as_array(data, decoding_plugin=plugin, **options)[0], header
     except _DAMAGED as error:
         raise ValueError(
             f"{name}: pixel data truncated or unreadable ({type(error).__name__}); copy the file again from its source"
@@ -150,76 +187,54 @@ def check_slice(header: Header) -> None:
     problem = ""
     if header.modality != "CT":
         problem = f"Modality is {header.modality or 'absent'!r}, expected CT"
-    elif header.frames != 1:
-        problem = f"{header.frames} frames in one file, expected one file per slice (convert enhanced CT to classic CT)"
+    elif header.frames != 1 or header.sop_class in ENHANCED:
+        problem = (
+            f"{header.frames} frames in one file (enhanced CT), expected one file per slice; convert it to classic CT, "
+            "e.g. with dcm4che's emf2sf"
+        )
     elif header.samples != 1:
         problem = f"{header.samples} samples per pixel (colour), expected 1: a screenshot is no CT slice"
+    elif header.photometric not in ("MONOCHROME1", "MONOCHROME2", ""):
+        problem = f"PhotometricInterpretation is {header.photometric!r}, expected MONOCHROME1 or MONOCHROME2"
     elif header.rows < 1 or header.columns < 1:
         problem = "no Rows or Columns, expected an image"
     elif header.rows * header.columns > MAX_SLICE_PX:
         problem = f"{header.rows} x {header.columns} px, expected at most {MAX_SLICE_PX} px: the header is damaged"
     elif header.position is None or header.orientation is None:
         problem = "no ImagePositionPatient or ImageOrientationPatient, the slice cannot be put in anatomical order"
-    elif abs(math.hypot(*_normal(header.orientation)) - 1) > 0.01:
+    elif abs(math.hypot(*slice_normal(header.orientation)) - 1) > 0.01:
         problem = "ImageOrientationPatient is not two perpendicular unit vectors"
-    elif header.slope is None or header.intercept is None:
-        problem = "no RescaleSlope or RescaleIntercept, the values cannot be turned into Hounsfield units"
+    else:
+        problem = _rescale_problem(header)
     if problem:
         raise ValueError(f"{header.name}: {problem}")
 
 
-def check_series(headers: Sequence[Header]) -> None:
-    """Raise unless the slices form one series with one geometry.
-
-    Raises:
-        ValueError: no slices, a slice that fails `check_slice`, two series, or mixed sizes or orientations; the
-            message names a file.
-    """
-    if not headers:
-        raise ValueError("a scan without slices: expected at least one DICOM file")
-    for header in headers:
-        check_slice(header)
-    series = Counter((h.study, h.series) for h in headers)
-    first = headers[0]
-    if len(series) > 1:
-        other = next(h for h in headers if (h.study, h.series) != (first.study, first.series))
-        raise ValueError(
-            f"{other.name}: belongs to another series than {first.name} "
-            f"({len(series)} series of {', '.join(map(str, series.values()))} files); one bag is one series"
+def _rescale_problem(header: Header) -> str:
+    """Return why the stored values cannot be turned into Hounsfield units, or ""."""
+    if header.slope is None or header.intercept is None:
+        return "no RescaleSlope or RescaleIntercept, the values cannot be turned into Hounsfield units"
+    if header.slope <= 0:
+        return f"RescaleSlope is {header.slope:g}, expected more than 0"
+    if header.rescale_type not in ("HU", ""):
+        return (
+            f"RescaleType is {header.rescale_type!r}, expected HU: the values are no Hounsfield units; if they are, "
+            "correct it, e.g. `dcmodify -m RescaleType=HU FILE`"
         )
-    for header in headers:
-        if (header.rows, header.columns) != (first.rows, first.columns):
-            raise ValueError(
-                f"{header.name}: {header.rows} x {header.columns} px, but {first.name} has {first.rows} x "
-                f"{first.columns}; expected one size in a series"
-            )
-        assert header.orientation is not None and first.orientation is not None
-        if max(abs(a - b) for a, b in zip(header.orientation, first.orientation, strict=True)) > 0.01:
-            raise ValueError(f"{header.name}: another slice orientation than {first.name}; is a localizer among them?")
+    if header.high_bit != header.bits_stored - 1:
+        return f"HighBit is {header.high_bit}, expected {header.bits_stored - 1} (BitsStored is {header.bits_stored})"
+    if header.bits_stored > 32:
+        return f"BitsStored is {header.bits_stored}, expected at most 32"
+    span = header.slope * (1 << header.bits_stored)
+    if span < LEAST_SPAN_HU:
+        return (
+            f"BitsStored is {header.bits_stored} and RescaleSlope {header.slope:g}: the values span {span:g} HU, but "
+            f"air to bone needs {LEAST_SPAN_HU} or more; a screenshot or an export as a picture is no CT slice"
+        )
+    return ""
 
 
-def slice_order(headers: Sequence[Header]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
-    """Sort the slices of one series along the slice normal.
-
-    Args:
-        headers: N slices that passed `check_series`, in any order.
-
-    Returns:
-        (N,) indices into `headers`, and the (N,) positions in mm in that order, starting at 0. Slices at one position
-        are sorted by InstanceNumber, then by name.
-    """
-    import numpy as np
-
-    orientation = headers[0].orientation
-    assert orientation is not None
-    normal = _normal(orientation)
-    along = np.array([float(np.dot(normal, h.position or (0, 0, 0))) for h in headers])
-    keys = [(along[i], h.instance_number or 0, h.name) for i, h in enumerate(headers)]
-    order = np.array(sorted(range(len(headers)), key=lambda i: keys[i]), dtype=np.intp)
-    return order, along[order] - along[order[0]]
-
-
-def _normal(orientation: Sequence[float]) -> tuple[float, float, float]:
+def slice_normal(orientation: Sequence[float]) -> tuple[float, float, float]:
     """Return the cross product of the row and column directions."""
     ax, ay, az, bx, by, bz = orientation
     return ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx
@@ -263,20 +278,27 @@ def _check_deflated(path: Path | str, name: str) -> None:
 
 def _header(data: Dataset, name: str) -> Header:
     signed = bool(_integer(data, "PixelRepresentation", name) or 0)
-    bits = _integer(data, "BitsStored", name) or 16
+    bits, high = _integer(data, "BitsStored", name) or 16, _integer(data, "HighBit", name)
     return Header(
         name=name,
         study=_text(data, "StudyInstanceUID", name),
         series=_text(data, "SeriesInstanceUID", name),
+        instance=_text(data, "SOPInstanceUID", name),
+        # a DICOMDIR has its class in the file's meta information alone
+        sop_class=_text(data, "SOPClassUID", name) or _text(data.file_meta, "MediaStorageSOPClassUID", name),
         series_number=_integer(data, "SeriesNumber", name),
-        instance_number=_integer(data, "InstanceNumber", name),
+        description=_text(data, "SeriesDescription", name),
+        traits=tuple(_text(data, trait, name) for trait in TRAITS),
         modality=_text(data, "Modality", name),
         frames=_integer(data, "NumberOfFrames", name) or 1,
         samples=_integer(data, "SamplesPerPixel", name) or 1,
+        photometric=_text(data, "PhotometricInterpretation", name),
         rows=_integer(data, "Rows", name) or 0,
         columns=_integer(data, "Columns", name) or 0,
         bits_stored=bits,
+        high_bit=bits - 1 if high is None else high,
         signed=signed,
+        rescale_type=_text(data, "RescaleType", name).upper(),
         slope=_number(data, "RescaleSlope", name),
         intercept=_number(data, "RescaleIntercept", name),
         position=_numbers(data, "ImagePositionPatient", 3, name),
@@ -296,7 +318,12 @@ def _value(data: Dataset, tag: str, name: str) -> Any:
 
 
 def _text(data: Dataset, tag: str, name: str) -> str:
-    return str(_value(data, tag, name) or "").strip()
+    """Return a value as text, several values joined by a backslash, "" if it is absent."""
+    value = _value(data, tag, name)
+    values = value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]
+    text = "\\".join("" if part is None else str(part) for part in values)
+    # a damaged length makes the next elements, a patient's name among them, part of the value
+    return re.split(r"[\x00-\x1f\x7f]", text, maxsplit=1)[0].strip()
 
 
 def _number(data: Dataset, tag: str, name: str) -> float | None:

@@ -6,7 +6,6 @@ window (level L, width W) is clip((HU - (L - W/2)) / W, 0, 1), DICOM's LINEAR_EX
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -19,7 +18,8 @@ FloatArray = npt.NDArray[np.float32]
 Windows = tuple[tuple[float, float], ...]
 
 AIR_HU = -1000.0
-# out-of-field values seen in head CT: -2000 as signed 16-bit, the same bits read unsigned, and with the top bit lost
+# out-of-field values seen in head CT with slope 1: -2000 as signed 16-bit, the same bits read unsigned, and with the
+# top bit lost
 FILL_VALUES = (-2000, 63536, 30768)
 
 
@@ -38,8 +38,7 @@ def to_hu(raw: npt.NDArray[Any], header: Header) -> FloatArray:
     """
     check_slice(header)
     assert header.slope is not None and header.intercept is not None
-    raw = raw.astype(np.int32)
-    fill = np.isin(raw, FILL_VALUES)
+    raw = raw.astype(np.int64 if raw.dtype.itemsize > 2 else np.int32)
     bits = header.bits_stored
     stored = raw & ((1 << bits) - 1)
     if header.signed:
@@ -50,12 +49,25 @@ def to_hu(raw: npt.NDArray[Any], header: Header) -> FloatArray:
         values = np.where(values >= 4096, values - 4096, values)
         intercept = -1000.0
     hu = values.astype(np.float32) * np.float32(header.slope) + np.float32(intercept)
+    fill = np.isin(raw, [value for value in FILL_VALUES if value not in kept_values(header)])
     if header.padding is not None:
         padded = (stored >= header.padding[0]) & (stored <= header.padding[1])
-        # some scanners declare a value that occurs in tissue (0 with intercept 0 is water): accept only implausible HU
-        fill |= padded & ((hu <= -900) | (hu >= 10_000))
+        # some scanners declare a value that occurs in tissue (0 with intercept 0 is water)
+        fill |= padded & _implausible(hu)
     hu[fill] = AIR_HU
     return hu
+
+
+def _implausible(hu: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Return where values (any shape, HU) are air or denser than any material in a scan."""
+    implausible: npt.NDArray[np.bool_] = (hu <= -900) | (hu >= 10_000)
+    return implausible
+
+
+def kept_values(header: Header) -> tuple[int, ...]:
+    """Return the fill values that are plausible HU with the slope and intercept of a slice, so they are not fill."""
+    assert header.slope is not None and header.intercept is not None
+    return tuple(v for v in FILL_VALUES if not _implausible(np.array(v * header.slope + header.intercept)))
 
 
 def window(hu: FloatArray, level: float, width: float) -> FloatArray:
@@ -100,12 +112,8 @@ def window_slice(raw: npt.NDArray[Any], header: Header, windows: Sequence[tuple[
     if raw.dtype.itemsize > 2:
         return window_channels(to_hu(raw, header), windows)
     check_slice(header)
-    # the slices of a scanner share a table, so the key leaves out what identifies a slice
-    rescaling = replace(
-        header, name="", study="", series="", series_number=None, instance_number=None, position=(0.0, 0.0, 0.0)
-    )
     values = raw.astype(np.int16 if header.signed else np.uint16, copy=False).view(np.uint16)
-    return np.take(_table(rescaling, tuple(windows)), values, axis=0)
+    return np.take(_table(header.rescaling, tuple(windows)), values, axis=0)
 
 
 @lru_cache(maxsize=64)

@@ -191,17 +191,28 @@ class InstanceAttrs(BagAttrs):
         tiles_in_shared_cells: tiles that share a lattice cell with another.
         unreadable_tiles: unreadable places of the slide counted as white.
         marks: how the windows were found (recipe "panda").
+        warnings: what was odd about the image file, one line each.
         files: slices in anatomical order, relative to the root.
         source_px: rows and columns of a slice in the file, px.
         slices_at_one_position: slices at the position of another.
         slices_repaired_12bit: slices whose 12-bit values were repaired.
+        fill_values_kept: stored values that are Hounsfield units in this scan, but outside the field of view in others.
         target_magnification: nominal magnification of the tiles, as the tool of an imported bag has it.
         level0_magnification: likewise of level 0.
     """
 
     schema_name = "instances"
     rare = frozenset(
-        {"annotation_counts", "contour_of_tile", "empty_reason", "overrides", "unreadable_tiles", "zero_edges"}
+        {
+            "annotation_counts",
+            "contour_of_tile",
+            "empty_reason",
+            "fill_values_kept",
+            "overrides",
+            "unreadable_tiles",
+            "warnings",
+            "zero_edges",
+        }
     )
 
     label: int | None = None
@@ -238,11 +249,13 @@ class InstanceAttrs(BagAttrs):
     unreadable_tiles: int = 0
     tissue: TissueAttrs | None = None
     marks: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     source_px: tuple[int, int] | None = None
     spacing_mm: SliceSpacing | None = None
     slices_at_one_position: int = 0
     slices_repaired_12bit: int = 0
+    fill_values_kept: tuple[int, ...] = ()
     target_magnification: Number | None = None
     level0_magnification: Number | None = None
 

@@ -2,10 +2,10 @@
 
     python -m smmil.predict SLIDE --model results/D/runs/E/M/split1_lr0.0001 --out DIR
 
-SLIDE may be a slide file, a folder with one CT series, `FOLDER#3` for series 3 of several, or a .dcm file. It becomes a
-bag store in `DIR/bag` through the same stages as every dataset, cut and encoded exactly as the run's dataset
-was (`smmil.predict.settings`), and is scored as by `smmil.score`. A second call with another run of the same dataset
-finds the bag finished; `DIR/bag` may be deleted at any time.
+SLIDE may be a slide file, a folder with one CT series (`FOLDER#3`: the series with SeriesNumber 3) or one DICOM slide,
+or a .dcm file. It becomes a bag store in `DIR/bag` through the same stages as every dataset, cut and encoded exactly as
+the run's dataset was (`smmil.predict.settings`), and is scored as by `smmil.score`. A second call with another run of
+the same dataset finds the bag finished; `DIR/bag` may be deleted at any time.
 
 | file | content |
 |---|---|
@@ -29,7 +29,9 @@ from preprocessing.common.cli import guard
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m smmil.predict", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("image", type=Path, help="slide file, folder of one CT series (FOLDER#3: series 3), or .dcm")
+    parser.add_argument(
+        "image", type=Path, help="slide file, folder of one CT series (FOLDER#3: SeriesNumber 3), or .dcm"
+    )
     parser.add_argument("--model", required=True, type=Path, help="directory of a finished run")
     parser.add_argument("--out", required=True, type=Path, help="folder to write to")
     parser.add_argument("--mpp", type=float, help="um per px at level 0, where the file has none or a wrong one")

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from pydantic import JsonValue
 
-from preprocessing.bags.rows import BagRow
+from preprocessing.bags.rows import BagRow, printable, resolve
 from preprocessing.bags.shards import Outcome, attempt
 from preprocessing.common.files import write_text
 from preprocessing.common.options import parse_instance_options
@@ -79,7 +79,8 @@ class Prediction(Record):
         mpp_source: where that comes from.
         tile_mpp: um per px of a tile.
         random_weights: whether the encoder is untrained.
-        warnings: what could not be compared with the training, and a sign-aware score not to be trusted.
+        warnings: what was odd about the image file, what could not be compared with the training, and a sign-aware
+            score not to be trusted.
         options: how the image was cut.
         features: encoder, weights, dtype and precision.
         model: the run.
@@ -130,7 +131,7 @@ def predict(
     """Predict one slide or scan and write the files of the command `python -m smmil.predict`.
 
     Args:
-        image: slide file, folder of one CT series (`FOLDER#3`: series 3 of several), or a .dcm file.
+        image: slide file, folder of one CT series (`FOLDER#3`: SeriesNumber 3) or one DICOM slide, or a .dcm file.
         model: directory of a finished run.
         out: folder to write to; `out/bag` keeps the bag store for a second call.
         mpp: um per px at level 0, where the file has none or a wrong one.
@@ -196,7 +197,7 @@ def predict(
         empty.write(out / "prediction.json")
         return empty
     attrs = read_instance_attrs(instances / "store", row.bag_id)
-    warnings = check_like_training(attrs, reference, any_resolution=any_resolution)
+    warnings = [*attrs.warnings, *check_like_training(attrs, reference, any_resolution=any_resolution)]
     settings = FeatureSettings(weights, encoder.mode, encoder.seed, encoder.policy, dtype, precision)
     resources = Resources(device, batch_size, threads)
     places = (root, instances, features)
@@ -282,14 +283,14 @@ def _located(image: Path) -> tuple[Path, str]:
     if not image.exists():
         raise ValueError(f"{image}{series}: no such file or folder")
     path = image.resolve()
-    return path.parent, f"{path.name}{series}"
+    return path.parent, f"{printable(path.name)}{series}"
 
 
 def _list_image(root: Path, name: str, bag: Path, dataset: str, bag_id: str | None, mpp: float | None) -> BagRow:
     """Write `bags.csv` of the one image, as for a custom dataset with a manifest."""
-    path = root / name
+    path = resolve(root, name)
     if not path.exists():
-        path = root / name.rpartition("#")[0]
+        path = resolve(root, name.rpartition("#")[0])
     bag_id = bag_id or bag_id_of(path.name if path.is_dir() else path.stem)
     manifest = bag / "manifest.csv"
     line = (bag_id, name, "", "", "" if mpp is None else repr(mpp))

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,9 @@ from smmil.predictions.__main__ import main as predict_main
 from smmil.predictions.reference import Reference, check_like_training
 from smmil.train import __main__ as train
 from tests.faults.damage import flip
+from tests.helpers.cohorts import picture
 from tests.helpers.dataset_files import read_table
+from tests.helpers.dicoms import write_dicom_slide, write_slice
 
 RUN = "split1_lr0.001"
 OPTIONS = {
@@ -151,10 +154,11 @@ def test_a_slide_gets_the_numbers_of_the_workflow(slides, tmp_path):
 
 def test_a_scan_gets_the_numbers_of_the_workflow(scans, tmp_path):
     row = scans.row()
-    folder = tmp_path / "scan"
-    folder.mkdir()
+    # names in other encodings, and an object that is no image
+    folder, suffix = tmp_path / os.fsdecode(b"Sch\xe4del"), os.fsdecode(b"\xe4.dcm")
+    write_slice(folder / "sr.dcm", Modality="SR")
     for i, name in enumerate(reversed(row.images)):
-        shutil.copyfile(scans.raw / name, folder / f"{i:03d}.dcm")
+        shutil.copyfile(scans.raw / name, folder / f"{i:03d}{suffix}")
     assert run(folder, scans.run, tmp_path / "one") == 0
     expected = scans.predictions().bag(row.bag_id)
     found = json.loads((tmp_path / "one/prediction.json").read_text())
@@ -164,7 +168,8 @@ def test_a_scan_gets_the_numbers_of_the_workflow(scans, tmp_path):
     # anatomical order whatever the files are called
     stored = read_instance_attrs(scans.results / "instances/store", row.bag_id).files
     order = [row.images[::-1].index(name) for name in stored]
-    assert [line["file"] for line in lines] == [f"scan/{i:03d}.dcm" for i in order]
+    assert [line["file"] for line in lines] == [rf"Sch\xe4del/{i:03d}\xe4.dcm" for i in order]
+    assert found["warnings"] == [r"left out: 1 x Modality SR (Sch\xe4del/sr.dcm)"]
     assert is_png(tmp_path / "one/heatmap.png") and not (tmp_path / "one/tiles.geojson").exists()
 
 
@@ -300,6 +305,16 @@ def test_other_weights_are_refused_before_the_image_is_opened(slides, tmp_path, 
     more = ["--dataset-folder", str(slides.results), "--weights", str(tmp_path / "none")]
     assert run(slides.raw / slides.row().images[0], alone, tmp_path / "out", *more) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "out/bag").exists()
+
+
+def test_a_dicom_slide_is_a_slide_by_its_folder_and_its_file(slides, scans, tmp_path, capsys, no_picture):
+    write_dicom_slide(tmp_path / "slide/level.dcm", [picture(), picture()[::2, ::2]], 0.5)
+    for image in (tmp_path / "slide", tmp_path / "slide/level0.dcm"):
+        assert run(image, slides.run, tmp_path / image.name, "--any-resolution") == 0
+        found = Prediction.read(tmp_path / image.name / "prediction.json")
+        assert found.modality == "wsi" and found.instances > 5
+        assert run(image, scans.run, tmp_path / "b") == 2
+        assert "a wsi image, but the run learned from ct bags" in capsys.readouterr().err
 
 
 def test_the_folder_of_all_runs_is_not_a_run(slides, tmp_path, capsys):

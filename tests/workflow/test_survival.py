@@ -186,10 +186,6 @@ def add_slice(**tags: object) -> Callable[[Path], None]:
     return lambda folder: write_slice(folder / "odd.dcm", z=90.0, **tags) and None  # type: ignore[arg-type]
 
 
-def add_colour(folder: Path) -> None:
-    write_slice(folder / "odd.dcm", np.zeros((16, 16, 3), np.uint8), z=90.0)
-
-
 def add_small(folder: Path) -> None:
     write_slice(folder / "odd.dcm", np.zeros((8, 8), np.int16), z=90.0)
 
@@ -203,11 +199,11 @@ def ruin_slice(folder: Path) -> None:
     (folder / "2.dcm").write_bytes(b"\0" * 50)
 
 
+CT = "1.2.840.10008.5.1.4.1.1.2"
 SCANS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "wrong modality": (add_slice(Modality="MR"), r"odd\.dcm: Modality is 'MR'"),
-    "colour": (add_colour, r"odd\.dcm: 3 samples per pixel"),
+    "no modality": (add_slice(Modality=None, SOPClassUID=CT), r"odd\.dcm: Modality is 'absent'"),
     "no position": (add_slice(ImagePositionPatient=None), r"odd\.dcm: no ImagePositionPatient"),
-    "two series": (add_slice(SeriesInstanceUID="1.2.99"), "2 series"),
+    "two series": (add_slice(SeriesInstanceUID="1.2.99", SeriesNumber=9), "2 CT series.*write 'x#9' \\(1 CT images\\)"),
     "mixed sizes": (add_small, r"8 x 8 px"),
     "cut pixels": (cut_slice, r"2\.dcm: .*truncated"),
     "ruined header": (ruin_slice, r"2\.dcm: not a DICOM file"),

@@ -51,11 +51,11 @@ def test_custom_mixed_modalities(tmp_path: Path) -> None:
 def test_custom_two_series(tmp_path: Path) -> None:
     ct_folder(tmp_path / "scan", series=2)
     rows, report = custom(tmp_path, "a,scan,1,train,,,,,\n")
-    text = "2 series, #2 (3 files, CT), #3 (3 files, CT); one bag is one series, write e.g. 'scan#2'"
+    text = "2 CT series, but one bag is one series; write 'scan#2' (3 CT images) or 'scan#3' (3 CT images)"
     assert text in rows["a"].note and text in report.notes[0] and len(rows["a"].images) == 6
     rows, _ = custom(tmp_path, "a,scan#3,1,train,,,,,\n")
     assert rows["a"].images == ("scan/1_0.dcm", "scan/1_2.dcm", "scan/1_1.dcm")
-    with pytest.raises(ValueError, match="no series #7"):
+    with pytest.raises(ValueError, match="no CT series #7; write 'scan#2'"):
         custom(tmp_path, "a,scan#7,1,train,,,,,\n")
 
 
