@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from preprocessing.bags.rows import MODALITIES, SLICES, SPLITS, BagRow, resolve
+from preprocessing.common.limits import MPP_MAX, MPP_MIN
 
 MAX_LINES = 20
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -59,8 +60,8 @@ def _row_problems(row: BagRow, root: Path | str) -> list[str]:
         problems.append(f"label: found {row.label!r}, expected 0, 1 or nothing")
     if row.label is None and row.split in ("train", "val", "test"):
         problems.append(f"label: empty, but split is {row.split}; give 0 or 1, or leave the split empty to score only")
-    if row.mpp is not None and not 0 < row.mpp < 100:
-        problems.append(f"mpp: found {row.mpp}, expected um per px at level 0, e.g. 0.25")
+    if row.mpp is not None and not MPP_MIN <= row.mpp <= MPP_MAX:
+        problems.append(f"mpp: found {row.mpp}, expected um per px at level 0, {MPP_MIN} to {MPP_MAX}, e.g. 0.25")
     if not row.images:
         problems.append("image: empty, expected a file inside the root")
     if row.modality == "wsi" and len(row.images) > 1:

@@ -12,7 +12,7 @@ MAX_SLICE_PX = 4096 * 4096
 MAX_MASK_PX = 50_000_000
 MAX_INFLATED = 256 << 20
 # um per px at level 0
-MPP_MIN, MPP_MAX = 0.05, 20.0
+MPP_MIN, MPP_MAX = 0.1, 20.0
 
 
 def check_slide_sizes(handle: Any, path: Path) -> None:

@@ -1,6 +1,6 @@
 """The version of every preprocessing stage; incrementing one redoes what the stage stores, a cosmetic edit does not."""
 
-INSTANCES = 2
+INSTANCES = 3
 FEATURES = 2
 IMPORT = 1
 QC = 2

@@ -67,6 +67,8 @@ def wsi_instances(path: Path | str, options: WsiOptions, row: BagRow, root: Path
         ValueError: unreadable slide, implausible resolution, bad annotation; the message names the file.
     """
     with open_slide(path, mpp_override=row.mpp) as slide:
+        for warning in slide.warnings:
+            log.warning("%s: %s", path, warning)
         mask = _override_mask(slide, row, root)
         recipe = _panda if options.recipe == "panda" else _clam
         geometry = recipe(slide, options, row, root, mask)
@@ -235,6 +237,7 @@ def _attrs(slide: Slide, options: WsiOptions, row: BagRow, geometry: _Geometry, 
         dimensions=slide.dimensions,
         bounds=slide.bounds,
         vendor=slide.properties.get("openslide.vendor", ""),
+        warnings=slide.warnings,
         max_bad_tiles=options.max_bad_tiles,
         provider=row.provider,
         annotation_present=bool(row.annotation),

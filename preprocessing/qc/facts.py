@@ -6,6 +6,8 @@ Where more than half of the bags are equal (MAD 0) the mean absolute deviation x
 eight bags are not compared. 3.5 and more is called odd (Iglewicz and Hoaglin).
 """
 
+import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,8 +22,12 @@ from preprocessing.store.bags import read_arrays, read_instance_attrs, read_stor
 from preprocessing.store.outlines import Outlines, Ring
 
 ODD = 3.5
+# Objectives of 40x and 20x differ by 2, of 40x and 10x by 4; mistaken units by 10 or 2.54.
+RESOLUTION_SPREAD = 5.0
 LEAST_BAGS = 8
 LABELS = {0: "negative", 1: "positive", None: "unlabelled"}
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -127,7 +133,9 @@ def collect(rows: Sequence[BagRow], instances: Path, entries: Mapping[str, Manif
         bag = BagFacts(row.bag_id, row.modality, row.label, row.split, *outcome, warnings=tuple(warnings))
         bags.append(_describe(bag, row, instances) if bag.state == "ok" else bag)
     first = {"failed": 0, "missing": 1, "empty": 2, "skipped": 3}
-    return sorted(score_oddness(bags), key=lambda bag: (first.get(bag.state, 4), -bag.oddness, bag.bag_id))
+    return sorted(
+        score_oddness(compare_resolution(bags)), key=lambda bag: (first.get(bag.state, 4), -bag.oddness, bag.bag_id)
+    )
 
 
 def _describe(bag: BagFacts, row: BagRow, instances: Path) -> BagFacts:
@@ -175,6 +183,7 @@ def _of_slide(attrs: InstanceAttrs) -> _Applies:
         "tissue found only with loosened thresholds": "fallback" in marks,
         "no two tiles are neighbours": attrs.zero_edges,
         "resolution unknown": attrs.mpp is None,
+        **dict.fromkeys(attrs.warnings, True),
         f"annotation not used: {left_out}": left_out,
     }
     return warnings, {f"overrides: {overrides}": overrides, f"annotation: {outlines}": outlines}
@@ -210,6 +219,24 @@ def tissue_share(outlines: Outlines, attrs: InstanceAttrs, n: int) -> float | No
     else:
         area = n * float(attrs.l0_step_px) ** 2
     return float(min(1.0, max(0.0, area / (width * height))))
+
+
+def compare_resolution(bags: Sequence[BagFacts]) -> list[BagFacts]:
+    """Add a warning to the slides far from the median, if resolutions differ by more than a factor of five.
+
+    Far is a factor of sqrt(5), so at least one of the two extremes is named.
+    """
+    known = sorted(bag.mpp for bag in bags if bag.mpp is not None)
+    if not known or known[-1] <= RESOLUTION_SPREAD * known[0]:
+        return list(bags)
+    median, far, compared = known[(len(known) - 1) // 2], math.sqrt(RESOLUTION_SPREAD), list[BagFacts]()
+    for bag in bags:
+        if bag.mpp is not None and not 1 / far <= bag.mpp / median <= far:
+            warning = f"{bag.mpp:.4g} um/px, but the median of all slides is {median:.4g}: is the resolution right?"
+            log.warning("%s: %s", bag.bag_id, warning)
+            bag = replace(bag, warnings=(*bag.warnings, warning))
+        compared.append(bag)
+    return compared
 
 
 def _area(ring: Ring) -> float:

@@ -23,7 +23,9 @@ import numpy.typing as npt
 import openslide
 
 from preprocessing.common.limits import check_slide_sizes
-from preprocessing.slides.mpp import resolve_mpp
+from preprocessing.slides.inspect import Inspection, explain_refusal, inspect_slide
+from preprocessing.slides.mpp import Resolution, resolve_mpp
+from preprocessing.slides.pyramid import SlideLevel
 from preprocessing.slides.regions import Image, TileReadError
 from preprocessing.slides.tiff_tiles import TiffTiles, checked_tiles
 
@@ -46,22 +48,29 @@ class Slide:
     Attributes:
         path: the file.
         dimensions: (width, height) of level 0.
-        level_dimensions, level_downsamples: per level, as OpenSlide states them.
+        level_dimensions, level_downsamples, level_tiles: size, downsample and size of a file tile (0 = unknown) per
+            level, without levels that are none and without padding (`preprocessing.slides.pyramid`).
         mpp, mpp_source: um per level-0 px and its source (NaN and "none" if it was not requested).
+        warnings: what is odd about the file, one line each.
         bounds: (x, y, width, height) of the scanned region on the level-0 canvas; the whole canvas if not stated.
         properties: all of OpenSlide's.
         reopened: how often a failed handle was replaced.
     """
 
-    def __init__(self, path: Path, handle: openslide.OpenSlide, mpp: float, mpp_source: str, *, raw: bool) -> None:
+    def __init__(
+        self, path: Path, handle: openslide.OpenSlide, inspection: Inspection, resolution: Resolution, *, raw: bool
+    ) -> None:
         self.path = path
-        self.mpp, self.mpp_source = mpp, mpp_source
+        self.mpp, self.mpp_source = resolution.mpp, resolution.source
+        self.warnings = (*inspection.warnings, *resolution.warnings)
         self.properties: Mapping[str, str] = dict(handle.properties)
         self.dimensions = handle.dimensions
-        self.level_dimensions: tuple[tuple[int, int], ...] = tuple(handle.level_dimensions)
-        self.level_downsamples: tuple[float, ...] = tuple(handle.level_downsamples)
+        self.level_dimensions = tuple(level.size for level in inspection.levels)
+        self.level_downsamples = tuple(level.downsample for level in inspection.levels)
+        self.level_tiles = tuple(level.tile for level in inspection.levels)
         self.bounds = _bounds(self.properties, self.dimensions)
         self.reopened = 0
+        self._levels: tuple[SlideLevel, ...] = inspection.levels
         self._handle: openslide.OpenSlide | None = handle
         self._pid = os.getpid()
         self._closed = False
@@ -185,9 +194,14 @@ class Slide:
             block = direct.read(self, left, top, level, size, 255 if white else 0, out)
             if block is not None:
                 return block
-        downsample = self.level_downsamples[level]
-        origin = (math.floor(left * downsample + 0.5), math.floor(top * downsample + 0.5))
-        return _to_rgb(self._openslide_read(origin, level, size), white)
+        source = self._levels[level]
+        stated = source.stated_downsample
+        origin = (math.floor(left * stated + 0.5), math.floor(top * stated + 0.5))
+        rgb = _to_rgb(self._openslide_read(origin, level, size), white)
+        if source.is_padded:
+            width, height = source.size
+            rgb[:, max(width - left, 0) :] = rgb[max(height - top, 0) :] = 255 if white else 0
+        return rgb
 
     def _direct_reader(self) -> TiffTiles | None:
         if self._want_raw:
@@ -198,11 +212,11 @@ class Slide:
         return self._raw
 
     def openslide_rgb(self, l0_x: int, l0_y: int, level: int, size: tuple[int, int]) -> Image:
-        """Read (h, w, 3) through OpenSlide on white, the reference of the direct tile reader."""
+        """Read (h, w, 3) of a level without padding through OpenSlide on white; the direct tile reader's reference."""
         return _to_rgb(self._openslide_read((l0_x, l0_y), level, size), True)
 
     def _openslide_read(self, origin: tuple[int, int], level: int, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-        """Return (height, width, 4) RGBA; `origin` in level-0 px, `size` in px of the level."""
+        """Return (height, width, 4) RGBA; `origin` in OpenSlide's level-0 px, `size` in px of the level."""
         try:
             return self._read_once(origin, level, size)
         except openslide.OpenSlideError as error:
@@ -218,7 +232,7 @@ class Slide:
     def _read_once(self, origin: tuple[int, int], level: int, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
         handle = self._current_handle()
         try:
-            return np.asarray(handle.read_region(origin, level, size))
+            return np.asarray(handle.read_region(origin, self._levels[level].number, size))
         except openslide.OpenSlideError:
             self._discard(handle)
             raise
@@ -252,18 +266,19 @@ def open_slide(
         raw: decode JPEG tiles directly where a self-check allows it; False = always OpenSlide.
 
     Raises:
-        ValueError: no such file, not a slide, sizes beyond any scanner, or no believable resolution (see
-            `mpp.resolve_mpp`).
+        ValueError: no such file, not a slide, sizes beyond any scanner, pixels that would be read wrong (see
+            `preprocessing.slides.inspect`), or no believable resolution (see `mpp.resolve_mpp`).
     """
     path = Path(path)
     handle = _open(path)
     try:
         check_slide_sizes(handle, path)
+        inspection = inspect_slide(path, handle.properties.get("openslide.vendor", ""))
+        resolution = Resolution(math.nan, "none")
         if require_mpp or mpp_override is not None:
-            mpp, source = resolve_mpp(handle.properties, mpp_override, str(path))
-        else:
-            mpp, source = math.nan, "none"
-        return Slide(path, handle, mpp, source, raw=raw)
+            properties = handle.properties if inspection.resolution is None else inspection.resolution
+            resolution = resolve_mpp(properties, mpp_override, str(path))
+        return Slide(path, handle, inspection, resolution, raw=raw)
     except ValueError:
         handle.close()
         raise
@@ -274,13 +289,9 @@ def _open(path: Path) -> openslide.OpenSlide:
         raise ValueError(f"{path}: no such file, expected a whole-slide image")
     try:
         return openslide.OpenSlide(str(path))
-    except openslide.OpenSlideUnsupportedFormatError as error:
-        raise ValueError(
-            f"{path}: not a slide that OpenSlide can read ({path.stat().st_size} bytes), expected SVS, Philips or "
-            "generic tiled TIFF, NDPI, MIRAX, DICOM or the like; plain images must be converted to a tiled pyramid"
-        ) from error
     except openslide.OpenSlideError as error:
-        raise ValueError(f"{path}: damaged slide ({error}); copy the file again or exclude it") from error
+        known = not isinstance(error, openslide.OpenSlideUnsupportedFormatError)
+        raise ValueError(explain_refusal(path, str(error) if known else "")) from error
 
 
 def _bounds(properties: Mapping[str, str], dimensions: tuple[int, int]) -> tuple[int, int, int, int]:

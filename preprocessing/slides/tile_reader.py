@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocessing.slides.regions import TileReadError
-from preprocessing.slides.slide import Slide, open_slide
+from preprocessing.slides.slide import LEVEL_TOLERANCE, Slide, open_slide
 from preprocessing.store.attrs import InstanceAttrs
 
 Image = npt.NDArray[np.uint8]
@@ -126,16 +126,22 @@ def iter_tiles(
 
 
 def check_same_slide(slide: Slide, attrs: InstanceAttrs) -> None:
-    """Check that a file has the recorded level-0 size.
+    """Check that a file has the recorded level-0 size and read level.
 
     Raises:
-        ValueError: the sizes differ.
+        ValueError: size or downsample of the read level differ.
     """
     recorded = attrs.dimensions
     if recorded is not None and recorded != slide.dimensions:
         raise ValueError(
             f"{slide.path}: level 0 is {slide.dimensions[0]} x {slide.dimensions[1]} px, the bag was made from "
             f"{recorded[0]} x {recorded[1]} px; the file was replaced: run the instances stage again"
+        )
+    downsamples, level = slide.level_downsamples, attrs.read_level
+    if level >= len(downsamples) or abs(downsamples[level] / attrs.read_downsample - 1) > LEVEL_TOLERANCE:
+        raise ValueError(
+            f"{slide.path}: the bag was read from level {level} of downsample {attrs.read_downsample:g}, found "
+            f"{', '.join(f'{value:.4g}' for value in downsamples)}; run the instances stage again"
         )
 
 

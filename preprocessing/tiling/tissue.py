@@ -191,8 +191,7 @@ def read_despite_damage(slide: Slide, level: int, factor: int, allowed: int) -> 
     except TileReadError:
         if allowed == 0:
             raise
-    stated = [slide.properties.get(f"openslide.level[{level}].tile-{side}") for side in ("width", "height")]
-    tile_w, tile_h = (int(side or CELL_PX) for side in stated)
+    tile_w, tile_h = (side or CELL_PX for side in slide.level_tiles[level])
     downsample, bad = slide.level_downsamples[level], set[tuple[int, int]]()
 
     def read_block(left: int, top: int, size: tuple[int, int]) -> Image:

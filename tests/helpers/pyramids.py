@@ -23,6 +23,24 @@ def texture(height: int, width: int, seed: int = 0) -> Image:
     return np.asarray(np.clip(image * 0.6 + np.array([90, 40, 80]), 0, 255), np.uint8)
 
 
+def tissue(seed: int = 0, height: int = 704, width: int = 896) -> Image:
+    """Two coloured ellipses on white (h, w, 3)."""
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((height, width), np.uint8)
+    for x, y in ((0.3, 0.35), (0.62, 0.6)):
+        centre = (int((x + rng.uniform(-0.1, 0.1)) * width), int((y + rng.uniform(-0.1, 0.1)) * height))
+        cv2.ellipse(mask, centre, (width // 5, height // 5), float(rng.uniform(0, 90)), 0, 360, 1, -1)
+    return np.where(mask[..., None] > 0, np.minimum(texture(height, width, seed), [230, 140, 190]), 245).astype(
+        np.uint8
+    )
+
+
+def shrunk(image: Image, factor: int, interpolation: int = cv2.INTER_AREA) -> Image:
+    """Shrink a picture, sizes rounded up."""
+    size = (-(-image.shape[1] // factor), -(-image.shape[0] // factor))
+    return np.asarray(cv2.resize(image, size, interpolation=interpolation), np.uint8)
+
+
 def write_tiff(
     path: Path,
     levels: list[Image],

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 
 from preprocessing.bags.__main__ import main as list_bags
 from preprocessing.bags.rows import BagRow
@@ -31,6 +32,7 @@ from tests.faults.damage import flip
 from tests.helpers.cohorts import picture
 from tests.helpers.dataset_files import read_table
 from tests.helpers.dicoms import write_dicom_slide, write_slice
+from tests.helpers.pyramids import write_tiff
 
 RUN = "split1_lr0.001"
 OPTIONS = {
@@ -322,6 +324,21 @@ def test_the_folder_of_all_runs_is_not_a_run(slides, tmp_path, capsys):
     assert f"chosen on validation: {RUN}" in capsys.readouterr().err
 
 
+def test_an_odd_slide_file_is_read_right_and_said_in_the_prediction(slides, tmp_path, capsys, no_picture):
+    row = slides.row()
+    image = tmp_path / Path(row.images[0]).name
+    shutil.copy(slides.raw / row.images[0], image)
+    macro = np.full((60, 120, 3), 90, np.uint8)
+    tifffile.imwrite(image, macro, append=True, tile=(64, 64), photometric="rgb", subfiletype=1, metadata=None)
+    assert run(image, slides.run, tmp_path / "odd") == 0
+    found = json.loads((tmp_path / "odd/prediction.json").read_text())
+    logit = float(slides.predictions().bag(row.bag_id)["bag_logit"][0])
+    assert found["logit"] == pytest.approx(logit, abs=1e-6) and "(120 x 60 px)" in found["warnings"][0]
+    plain = write_tiff(tmp_path / "plain.tif", [np.full((512, 512, 3), 250, np.uint8)], mpp=None)
+    assert run(plain, slides.run, tmp_path / "plain") == 2
+    assert "no physical resolution found" in (error := capsys.readouterr().err) and "--mpp" in error
+
+
 def test_images_that_are_none_or_of_the_other_kind_are_refused(slides, scans, tmp_path, capsys):
     assert run(tmp_path / "nothing.svs", slides.run, tmp_path / "a") == 2
     (tmp_path / "text.tif").write_text("no slide\n")
@@ -346,8 +363,6 @@ def test_a_stage_that_fails_in_any_way_ends_in_one_line(slides, tmp_path, capsys
 
 
 def test_a_slide_without_tissue_is_an_outcome(slides, tmp_path):
-    from tests.helpers.pyramids import write_tiff
-
     level = np.full((512, 512, 3), 250, np.uint8)
     slide = write_tiff(tmp_path / "white.tif", [level, level[::2, ::2]], mpp=0.243)
     for name in FILES:

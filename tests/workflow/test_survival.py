@@ -80,7 +80,7 @@ SLIDES: dict[str, tuple[Callable[[Path], None], str]] = {
     "cut at 50 %": (cut_to(0.5), ""),
     "cut in the header": (cut_to(0.005), ""),
     "text": (text_file, "not a slide"),
-    "empty file": (empty_file, "not a slide"),
+    "empty file": (empty_file, "empty file .0 bytes."),
     "broken header": (broken_header, "not a slide|damaged slide"),
     "no resolution": (without_resolution, "set `mpp`"),
     "absurd width": (claims("ImageWidth", 2**31 - 1), ""),

