@@ -5,8 +5,11 @@ sizes and times of the raw files say what has changed, and under `report.partial
 which trainings have ended.
 """
 
+import contextlib
+import hashlib
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +19,7 @@ from preprocessing.bags.rows import BagRow
 from preprocessing.bags.table import read_bags, shard_rows
 from preprocessing.datasets import DATASETS
 from preprocessing.datasets.base import source_files
+from preprocessing.features.encoders import ENCODERS, check_weights, get_encoder, recorded_hash
 from smmil.config.experiment import Config
 from smmil.config.outputs import datasets, pairings, table_layout
 from smmil.config.targets import Pairing
@@ -32,6 +36,24 @@ COMPANIONS = {
 }
 
 
+def brace_free(path: str) -> str:
+    """Return a path, or a link to it in `.snakemake/folders` if Snakemake would take a part of it for a wildcard.
+
+    Snakemake has no escape for a name such as `{2020}`. A folder that does not exist yet is made.
+    """
+    if not re.search(r"[{}]", path):
+        return path
+    target = Path(path).absolute()
+    link = Path(".snakemake/folders") / hashlib.sha256(str(target).encode()).hexdigest()[:12]
+    if not link.is_symlink():
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not target.exists():
+            target.mkdir(parents=True)
+        with contextlib.suppress(FileExistsError):
+            link.symlink_to(target)
+    return str(link)
+
+
 @dataclass(frozen=True)
 class Plan:
     """The files of an experiment; paths are relative to the working directory.
@@ -46,8 +68,13 @@ class Plan:
 
     @property
     def results(self) -> str:
-        """Return the folder of everything that is computed."""
-        return self.config.results.rstrip("/")
+        """Return the folder of everything that is computed, as Snakemake may call it."""
+        return brace_free(self.config.results).rstrip("/")
+
+    @property
+    def weights_folder(self) -> str:
+        """Return the folder of the encoder weights, as Snakemake may call it."""
+        return brace_free(self.config.weights.folder).rstrip("/")
 
     # ---- preprocessing
 
@@ -115,13 +142,94 @@ class Plan:
         earlier = encoders[max(0, position - 1) : position]
         return [f"{self.results}/{dataset}/features/{name}/shards/{shard}.json" for name in earlier]
 
+    def instance_bytes(self, dataset: str) -> int:
+        """Return the bytes of the features of one instance, all encoders together; unknown sizes count as 1024."""
+        numbers = 0
+        for name in self.config.datasets[dataset].encoders:
+            numbers += (ENCODERS[name].dim if name in ENCODERS else 0) or 1024
+        return numbers * (2 if self.config.features.dtype == "float16" else 4)
+
     def weights(self, encoders: Iterable[str]) -> list[str]:
         """Return the files of encoder weights, none where weights are random."""
         if self.config.weights.mode == "random":
             return []
-        return [f"{self.config.weights.folder}/{encoder}.pth" for encoder in encoders]
+        return [f"{self.weights_folder}/{encoder}.pth" for encoder in encoders]
 
     # ---- training
+
+    def trained_bags(self, dataset: str) -> str:
+        """Return bags.csv of a dataset that is trained.
+
+        Raises:
+            ValueError: its labels and splits, where they are known without opening an image, cannot be trained on.
+        """
+        _, problems = self._parts(dataset)
+        if problems:
+            raise ValueError(f"datasets.{dataset}: {'; '.join(problems)}")
+        return f"{self.results}/{dataset}/bags.csv"
+
+    def _parts(self, dataset: str) -> tuple[Mapping[tuple[str, str], int] | None, list[str]]:
+        """Return the bags by (split, label), None if unknown, and why they cannot be trained on."""
+        chosen = self.config.datasets[dataset]
+        count = DATASETS[chosen.kind].parts
+        if count is None:
+            return None, []
+        parts = count(Path(chosen.root), chosen.source)
+        train, val = ([parts.get((split, label), 0) for label in "01"] for split in ("train", "val"))
+        # without given validation bags, some of each class are taken from the training part
+        least = 1 if any(val) else 2
+        if min(train) >= least:
+            return parts, []
+        return parts, [
+            f"found {train[0]} negative and {train[1]} positive bags with split train, expected at least {least} of "
+            "each; add bags, or set `train: false` to preprocess and score only"
+        ]
+
+    def remarks(self) -> list[str]:
+        """Return what will need a network, and what will leave cells of the tables empty or weak.
+
+        Only what is known without opening an image.
+
+        Raises:
+            ValueError: a weight file is empty, or was recorded with another hash than the published one.
+        """
+        remarks = []
+        # imported features have encoders of other names
+        named = {name for dataset in self.config.used.values() for name in dataset.encoders}
+        encoders = sorted(name for name in named if name in ENCODERS or name.startswith("timm/"))
+        absent = []
+        for encoder, file in zip(encoders, map(Path, self.weights(encoders)), strict=False):
+            if not file.exists():
+                absent.append(str(file))
+            elif not file.is_file() or not file.stat().st_size:
+                raise ValueError(f"{file}: not a weight file; delete it and run the target `snakemake weights`")
+            elif recorded := recorded_hash(file):
+                check_weights(get_encoder(encoder), file, recorded, recorded)
+        if absent:
+            remarks.append(f"encoder weights are downloaded first, which needs a network: {', '.join(absent)}")
+        for dataset in self.config.trained:
+            parts, problems = self._parts(dataset)
+            if parts is None or problems:
+                continue
+            train, val, test = ([parts.get((split, label), 0) for label in "01"] for split in ("train", "val", "test"))
+            splits = len(self.config.training.splits)
+            if not any(test):
+                remarks.append(f"datasets.{dataset}: no bag has split test, so its tables and figures will be empty")
+            elif not all(test):
+                remarks.append(
+                    f"datasets.{dataset}: {test[0]} negative and {test[1]} positive test bags; AUROC needs both classes"
+                )
+            if any(val) and not all(val):
+                remarks.append(
+                    f"datasets.{dataset}: {val[0]} negative and {val[1]} positive validation bags; epochs and learning "
+                    "rates are chosen by the loss alone, because AUROC needs both classes"
+                )
+            if min(train) < splits and not any(val):
+                remarks.append(
+                    f"datasets.{dataset}: {train[0]} negative and {train[1]} positive training bags for {splits} "
+                    "splits; their spread will say little (training.splits)"
+                )
+        return remarks
 
     def training_parts(self, dataset: str, encoder: str, method: str) -> list[str]:
         """Return one file per split where `training.split_jobs` trains the splits of a method in jobs of their own."""

@@ -17,6 +17,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--root", required=True, type=Path, help="folder with the raw data")
     parser.add_argument("--options", default="{}", help="the kind's options, one JSON object")
     parser.add_argument("--max-bags", type=int, help="bags the workflow planned for; more is an error")
+    parser.add_argument(
+        "--instance-bytes", type=int, default=0, help="bytes of the features of one instance, to check the disk"
+    )
     parser.add_argument("--out", required=True, type=Path, help="bags.csv; NAME.report.json is written beside it")
     args = parser.parse_args(argv)
     from preprocessing.datasets.listing import list_bags
@@ -27,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError(f"--options: not JSON ({error}); found {args.options[:80]!r}") from error
     if not isinstance(options, dict):
         raise ValueError(f"--options: expected a JSON object, found {type(options).__name__}")
-    list_bags(args.dataset, args.kind, args.root, options, args.out, max_bags=args.max_bags)
+    limits = {"max_bags": args.max_bags, "instance_bytes": args.instance_bytes}
+    list_bags(args.dataset, args.kind, args.root, options, args.out, **limits)
     return 0
 
 

@@ -3,55 +3,55 @@
 Paths are relative to the dataset's root folder and may not leave it; all bags of a patient are in one split.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from preprocessing.bags.rows import MODALITIES, SLICES, SPLITS, BagRow, resolve
+from preprocessing.common.cli import raise_all
 from preprocessing.common.limits import MPP_MAX, MPP_MIN
 
-MAX_LINES = 20
+# names of temporary files add a host, a process and a random part to it; file systems allow 255 bytes
+MAX_ID = 150
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f|]")
 
 
-def validate_bags(rows: Sequence[BagRow], root: Path | str, *, source: str) -> None:
+def validate_bags(rows: Sequence[BagRow], root: Path | str, *, source: str, lines: Sequence[int] = ()) -> None:
     """Check a whole list and report all problems at once.
 
     Args:
         rows: the list.
         root: the dataset's root folder.
         source: origin of the rows for messages, e.g. a file.
+        lines: lines of that file, one per row; () = the rows come from no file.
 
     Raises:
         ValueError: listing the problems, at most 20.
     """
-    problems = [f"{row.bag_id!r}: {text}" for row in rows for text in _row_problems(row, root)]
-    spellings: dict[str, list[str]] = {}
-    for row in rows:
-        spellings.setdefault(row.bag_id.casefold(), []).append(row.bag_id)
-    for names in spellings.values():
-        if len(names) > 1:
-            problems.append(f"{names[0]!r}: bag_id occurs {len(names)} times ({', '.join(sorted(set(names)))})")
+    names = [f"line {line} ({row.bag_id!r})" for line, row in zip(lines, rows, strict=True)] if lines else []
+    names = names or [repr(row.bag_id) for row in rows]
+    problems = [f"{name}: {text}" for name, row in zip(names, rows, strict=True) for text in _row_problems(row, root)]
+    spellings: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        spellings.setdefault(row.bag_id.casefold(), []).append(i)
+    for same in spellings.values():
+        if len(same) > 1:
+            ids = ", ".join(sorted({rows[i].bag_id for i in same}))
+            where = f" (lines {', '.join(str(lines[i]) for i in same)})" if lines else ""
+            problems.append(f"{rows[same[0]].bag_id!r}: bag_id occurs {len(same)} times ({ids}){where}")
     problems += _leaks(rows)
     raise_all(problems, source)
 
 
-def raise_all(problems: Sequence[str], source: str) -> None:
-    """Raise one `ValueError` that lists the problems of one source, if there are any."""
-    if not problems:
-        return
-    lines = list(problems[:MAX_LINES])
-    if len(problems) > MAX_LINES:
-        lines.append(f"... and {len(problems) - MAX_LINES} more")
-    plural = "" if len(problems) == 1 else "s"
-    raise ValueError(f"{source}: {len(problems)} problem{plural}:\n  " + "\n  ".join(lines))
-
-
 def _row_problems(row: BagRow, root: Path | str) -> list[str]:
     problems: list[str] = []
-    if not _ID.fullmatch(row.bag_id):
-        problems.append("bag_id: expected letters, digits, '.', '_' or '-', starting with a letter or digit")
+    if not _ID.fullmatch(row.bag_id) or len(row.bag_id) > MAX_ID:
+        problems.append(
+            f"bag_id: found {row.bag_id!r}, expected letters, digits, '.', '_' or '-', starting with a letter or "
+            f"digit, at most {MAX_ID}"
+        )
     if row.modality not in MODALITIES:
         problems.append(f"modality: found {row.modality!r}, expected one of {', '.join(MODALITIES)}")
     if row.split not in SPLITS:
@@ -67,26 +67,36 @@ def _row_problems(row: BagRow, root: Path | str) -> list[str]:
     if row.modality == "wsi" and len(row.images) > 1:
         problems.append(f"image: found {len(row.images)} files, expected one file for a slide")
     if row.annotation.startswith(SLICES):
-        states = row.annotation[len(SLICES) :]
-        if row.modality != "ct" or len(states) != len(row.images) or set(states) - set("01x"):
-            problems.append(
-                f"annotation: expected '{SLICES}' and one of 0, 1, x for each of {len(row.images)} CT slices"
-            )
+        problems += _slice_problems(row)
     if row.skip:
         # the files of a skipped bag may be missing, but their paths must not leave the root either
         return problems + [text for name in row.images for text in _path_problems(root, name, must_exist=False)]
-    files = [*row.images, *([row.annotation] if row.annotation and not row.annotation.startswith(SLICES) else [])]
-    return problems + [text for name in files for text in _path_problems(root, name)]
+    outline = row.annotation if not row.annotation.startswith(SLICES) else ""
+    problems += [text for name in row.images for text in _path_problems(root, name)]
+    problems += _path_problems(root, outline) if outline else []
+    return problems
+
+
+def _slice_problems(row: BagRow) -> list[str]:
+    states = row.annotation[len(SLICES) :]
+    if row.modality != "ct" or len(states) != len(row.images) or set(states) - set("01x"):
+        return [f"annotation: expected '{SLICES}' and one of 0, 1, x for each of {len(row.images)} CT slices"]
+    if (row.label == 0 and "1" in states) or (row.label == 1 and set(states) == {"0"}):
+        return [f"label: {row.label}, but {states.count('1')} of {len(states)} slices are labelled 1; correct one"]
+    return []
 
 
 def _path_problems(root: Path | str, name: str, *, must_exist: bool = True) -> list[str]:
     if _CONTROL.search(name):
         return [f"path {name!r}: '|' and control characters are not allowed; rename the file"]
+    # a link that leads nowhere, or a folder in place of a file, is the fault of one bag: its stage records it
+    if os.path.islink(Path(root) / name) and not os.path.exists(Path(root) / name):
+        return []
     try:
         path = resolve(root, name)
     except ValueError as error:
         return [str(error)]
-    return [] if not must_exist or path.is_file() else [f"missing file {name!r} (below {root})"]
+    return [f"missing file {name!r} (below {root})"] if must_exist and not os.path.lexists(path) else []
 
 
 def _leaks(rows: Sequence[BagRow]) -> list[str]:

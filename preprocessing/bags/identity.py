@@ -83,11 +83,11 @@ def listing_stamp(paths: Iterable[Path]) -> str:
 
 
 def _listed(path: Path) -> object:
-    if path.is_dir():
+    if os.path.isdir(path) and os.access(path, os.R_OK | os.X_OK):
         return hashlib.sha256(
             "/".join(sorted(n for n in os.listdir(path) if n[0] != ".")).encode(errors="surrogateescape")
         ).hexdigest()
-    if path.is_file() and path.stat().st_size <= WHOLE_FILE_BYTES and os.access(path, os.R_OK):
+    if os.path.isfile(path) and path.stat().st_size <= WHOLE_FILE_BYTES and os.access(path, os.R_OK):
         return hashlib.sha256(path.read_bytes()).hexdigest()
     return _facts(str(path))
 
@@ -101,7 +101,14 @@ def _facts(path: str) -> tuple[int, int] | None:
 
 
 def _existing(root: Path | str, name: str) -> Path:
+    link = Path(root) / name
+    if link.is_symlink() and not link.exists():
+        raise ValueError(f"{name}: a link to {os.readlink(link)}, which does not exist; restore the file")
     path = resolve(root, name)
+    if path.is_dir():
+        raise ValueError(
+            f"{name}: a folder, expected a file; the note of the bag in bags.csv says why it could not be listed"
+        )
     if not path.is_file():
         raise ValueError(f"{name}: no such file below {root}; restore it, or make the list of bags again")
     return path

@@ -17,7 +17,6 @@ Overrides cannot change tile size, level or lattice: all bags of a dataset have 
 values are rejected when the bags are listed. Overrides are part of the bag's key, so only that bag is redone.
 """
 
-import csv
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -26,8 +25,9 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from preprocessing.bags.checks import raise_all
 from preprocessing.bags.rows import BagRow, resolve
+from preprocessing.common.cli import nearest, raise_all
+from preprocessing.common.csv_files import read_csv
 from preprocessing.common.limits import MPP_MAX, MPP_MIN
 from preprocessing.common.options import TISSUE_PRESETS, Options, TissueOptions, WsiOptions
 
@@ -58,6 +58,13 @@ class BagOverrides(Options):
         if name is not None and name not in TISSUE_PRESETS:
             raise ValueError(f"expected one of {', '.join(sorted(TISSUE_PRESETS))}")
         return name
+
+    @field_validator("skip")
+    @classmethod
+    def _reason(cls, reason: str) -> str:
+        if reason.lower() in ("0", "no", "false", "n", "nan", "none", "null", "na", "n/a", "-"):
+            raise ValueError("expected a reason to leave the bag out, or nothing to keep it")
+        return reason
 
     @field_validator("mthresh")
     @classmethod
@@ -110,29 +117,16 @@ def read_overrides(path: Path) -> dict[str, BagOverrides]:
     Raises:
         ValueError: not a UTF-8 CSV, unknown columns, a bag twice, or a bad value; file and line are named.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
-            names = reader.fieldnames or []
-            lines = [{k: v or "" for k, v in row.items() if isinstance(v, str)} for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: not a UTF-8 CSV file ({error}); save it again as CSV, comma separated") from None
-    unknown = [str(name) for name in names if name not in {"bag_id", *COLUMNS}]
-    if "bag_id" not in names or unknown:
-        raise ValueError(
-            f"{path}: found the columns {list(names)}, expected bag_id and any of {', '.join(COLUMNS)}"
-            + (f"; unknown: {', '.join(unknown)}" if unknown else "")
-        )
     overrides: dict[str, BagOverrides] = {}
     problems: list[str] = []
-    for number, cells in enumerate(lines, start=2):
-        name = cells.get("bag_id", "").strip()
+    for line in read_csv(path, ("bag_id",), optional=COLUMNS):
+        name = line.cells["bag_id"]
         try:
             if not name or name in overrides:
                 raise ValueError("bag_id occurs twice, expected one line per bag" if name else "bag_id is empty")
-            overrides[name] = parse_overrides(cells)
+            overrides[name] = parse_overrides(line.cells)
         except ValueError as error:
-            problems.append(f"line {number} ({name!r}): {error}")
+            problems.append(f"line {line.number} ({name!r}): {error}")
     raise_all(problems, str(path))
     return overrides
 
@@ -153,7 +147,8 @@ def apply_overrides(
     """
     listed = {row.bag_id: row for row in rows}
     problems = [
-        f"{name!r}: no such bag, expected one of the {len(listed)} listed ones (excluded or missing bags have none)"
+        f"{name!r}: no such bag{nearest(name, listed)}, expected one of the {len(listed)} listed ones (excluded or "
+        "missing bags have none)"
         for name in overrides
         if name not in listed
     ]

@@ -1,5 +1,6 @@
 """`bags.report.json`, the report of a listing: counts, what is missing or left out, and notes."""
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,8 +20,9 @@ class Omitted:
 
 
 def omitted(reasons: dict[str, str]) -> list[Omitted]:
-    """Return the omissions of a mapping name -> reason, sorted by name."""
-    return [Omitted(name, reasons[name]) for name in sorted(reasons)]
+    """Return the omissions of a mapping name -> reason, sorted by name; bytes that are no UTF-8 are escaped."""
+    readable = {name: os.fsencode(name).decode("utf-8", "backslashreplace") for name in reasons}
+    return [Omitted(readable[name], reasons[name]) for name in sorted(reasons)]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """`BagRow`, one row of bags.csv, and the paths it holds."""
 
+import functools
 import os
 import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,6 +94,31 @@ def resolve(root: Path | str, relative: str) -> Path:
             "Move the file in, or link the whole root folder instead of single files"
         )
     return target
+
+
+def spelling(name: str) -> str:
+    """Return what equal names share however they are typed: no blanks or invisible characters, one case and form."""
+    text = unicodedata.normalize("NFC", name).casefold()
+    return "".join(c for c in text if not c.isspace() and unicodedata.category(c) != "Cf")
+
+
+def similar_path(root: Path | str, relative: str) -> str | None:
+    """Return the path below the root that exists and is spelled alike (`spelling`); None without one."""
+    path = Path(root)
+    for part in Path(relative).parts:
+        if not os.path.lexists(path / part):
+            try:
+                part = _by_spelling(path, path.stat().st_mtime_ns)[spelling(part)]
+            except (OSError, KeyError):
+                return None
+        path /= part
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+
+@functools.lru_cache(maxsize=64)
+def _by_spelling(folder: Path, mtime_ns: int) -> dict[str, str]:
+    """Return the names in a folder by their spelling; the time of the folder ends the validity of a stored answer."""
+    return {spelling(name): name for name in sorted(os.listdir(folder), reverse=True)}
 
 
 def relative(root: Path | str, path: Path) -> str:

@@ -1,9 +1,10 @@
 """Shared by all command lines: one-line errors for what the user can fix, plain logs, atomic writes."""
 
+import difflib
 import functools
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 T = TypeVar("T")
+MAX_PROBLEMS = 20
 
 
 class Abort(Exception):
@@ -75,6 +77,24 @@ def disk_trouble(error: OSError | Abort) -> str | None:
         advice = "make room there, then run the same command again: what is finished is kept"
         return f"cannot write {file}: {reason}; {advice}"
     return None
+
+
+def raise_all(problems: Sequence[str], source: str) -> None:
+    """Raise one `ValueError` that lists the problems of one source, if there are any."""
+    if not problems:
+        return
+    lines = list(problems[:MAX_PROBLEMS])
+    if len(problems) > MAX_PROBLEMS:
+        lines.append(f"... and {len(problems) - MAX_PROBLEMS} more")
+    plural = "" if len(problems) == 1 else "s"
+    raise ValueError(f"{source}: {len(problems)} problem{plural}:\n  " + "\n  ".join(lines))
+
+
+def nearest(name: str, names: Collection[str]) -> str:
+    """Return " (did you mean 'label'?)" for the most similar name whatever the case, "" if none is similar."""
+    by_lower = {known.lower(): known for known in names}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    return f" (did you mean {by_lower[close[0]]!r}?)" if close else ""
 
 
 def validation_problems(error: "ValidationError") -> str:

@@ -1,6 +1,5 @@
 """Records and helpers of the dataset modules: description, options, result, and the message for absent raw data."""
 
-import csv
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from preprocessing.bags.report import ListReport, omitted
 from preprocessing.bags.rows import BagRow
+from preprocessing.common.cli import nearest
 
 
 class MissingRaw(ValueError):
@@ -39,6 +39,8 @@ class Dataset:
         list_bags: `(root, options) -> BagTable`.
         reads: `(root, options) -> paths`, further tables and folders that the list of bags is made from.
         expected: known counts.
+        options: the record of its options.
+        parts: `(root, options) -> {(split, label): bags}` without opening an image; None = not known so early.
         released: quirk of `smmil.config.quirks.QUIRKS` -> the settings of training that it changes on this dataset.
         split_note: options -> how bags were sampled, printed under tables; "" where the split is given.
     """
@@ -52,6 +54,8 @@ class Dataset:
     list_bags: Callable[[Path, Mapping[str, object]], BagTable]
     reads: Callable[[Path, Mapping[str, object]], Iterable[Path]] = lambda root, options: ()
     expected: dict[str, int] = field(default_factory=dict)
+    options: "type[Options]" = field(default_factory=lambda: Options)
+    parts: Callable[[Path, Mapping[str, object]], Mapping[tuple[str, str], int]] | None = None
     released: Mapping[str, Mapping[str, bool | float | str]] = field(default_factory=dict)
     split_note: Callable[[Mapping[str, object]], str] = lambda options: ""
 
@@ -83,8 +87,9 @@ def parse_options(kind: str, record: type[OptionsT], values: Mapping[str, object
     """
     unknown = sorted(set(values) - set(record.model_fields))
     if unknown:
+        hint = "".join(nearest(name, record.model_fields) for name in unknown)
         raise ValueError(
-            f"dataset options of {kind!r}: unknown {unknown}, expected keys of {sorted(record.model_fields)}"
+            f"dataset options of {kind!r}: unknown {unknown}{hint}, expected keys of {sorted(record.model_fields)}"
         )
     try:
         return record.model_validate(values)
@@ -186,20 +191,3 @@ def find_below(root: Path, *parts: str) -> Path:
             path = min((p for p in root.iterdir() if p.name.casefold() == part.casefold()), default=path)
         root = path
     return root
-
-
-def read_table(path: Path, required: Iterable[str]) -> list[dict[str, str]]:
-    """Read a CSV file with a header (UTF-8, with or without a byte-order mark).
-
-    Raises:
-        ValueError: a required column is absent, or the file is not such a text.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
-            absent = [name for name in required if name not in (reader.fieldnames or ())]
-            if absent:
-                raise ValueError(f"{path}: found the columns {reader.fieldnames}, expected also {absent}")
-            return [{k: (v or "").strip() for k, v in row.items() if k is not None} for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: not a UTF-8 CSV file ({error}); save it again as CSV, comma separated") from None

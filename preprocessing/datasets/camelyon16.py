@@ -5,7 +5,6 @@ GigaDB 100439) and the challenge's announcements. Labels of the training slides 
 slides from `reference.csv` (no header: file name, Normal or Tumor, lesion type, lesion size). Annotations are ASAP XML.
 """
 
-import csv
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -15,6 +14,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from preprocessing.bags.rows import BagRow
+from preprocessing.common.csv_files import csv_rows
 from preprocessing.datasets.base import (
     BagTable,
     Dataset,
@@ -132,17 +132,14 @@ def read_reference(path: Path) -> dict[str, int]:
         ValueError: another word in the second column, or two different labels for one slide.
     """
     labels: dict[str, int] = {}
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        for number, row in enumerate(csv.reader(stream), start=1):
-            if not row or not row[0].strip():
-                continue
-            name = re.sub(r"\.tiff?$", "", row[0].strip().lower())
-            word = row[1].strip().lower() if len(row) > 1 else ""
-            if word not in ("normal", "tumor"):
-                raise ValueError(f"{path}, line {number}: found {word!r} for {name}, expected Normal or Tumor")
-            label = int(word == "tumor")
-            if labels.setdefault(name, label) != label:
-                raise ValueError(f"{path}, line {number}: {name} has two different labels")
+    for number, row in csv_rows(path):
+        name = re.sub(r"\.tiff?$", "", row[0].strip().lower())
+        word = row[1].strip().lower() if len(row) > 1 else ""
+        if word not in ("normal", "tumor"):
+            raise ValueError(f"{path}, line {number}: found {word!r} for {name}, expected Normal or Tumor")
+        label = int(word == "tumor")
+        if labels.setdefault(name, label) != label:
+            raise ValueError(f"{path}, line {number}: {name} has two different labels")
     return labels
 
 
@@ -234,6 +231,7 @@ def list_bags(root: Path, options: Mapping[str, object]) -> BagTable:
 
 DATASET = Dataset(
     *(KIND, "wsi", TITLE, SOURCE, LAYOUT, count, list_bags, reads, EXPECTED),
+    options=Camelyon16Options,
     released={
         "train_batch_size": {"batch_size": 1},
         "c16_patch_label": {"label_rule": "halving", "label_threshold": 0.5},

@@ -12,16 +12,22 @@ left out and named in note and report. Faulty files of a scan (mixed sizes, seve
 affect that bag only: it stays in the list with a note, and the instances stage records it as failed.
 """
 
-from collections.abc import Mapping, Sequence
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from pydantic import Field
 
-from preprocessing.bags.checks import raise_all, validate_bags
+from preprocessing.bags.checks import validate_bags
 from preprocessing.bags.overrides import COLUMNS, override, parse_overrides, read_overrides
-from preprocessing.bags.rows import FAULTY, SLICES, BagRow, relative, resolve
+from preprocessing.bags.rows import FAULTY, SLICES, BagRow, relative, resolve, similar_path
+from preprocessing.bags.shared_images import shared_images
+from preprocessing.common.cli import raise_all
+from preprocessing.common.csv_files import CsvLine, read_csv
 from preprocessing.datasets.base import (
     BagTable,
     Dataset,
@@ -30,8 +36,9 @@ from preprocessing.datasets.base import (
     missing_raw,
     option_file,
     parse_options,
-    read_table,
 )
+from preprocessing.datasets.shared import patient_groups, shared_annotations, shared_patients
+from preprocessing.datasets.slice_labels import slice_states
 from preprocessing.scans.dicom import read_identity
 from preprocessing.scans.folder import DICOM_SUFFIXES, is_dicom, read_folder
 from preprocessing.scans.series import FaultyScan
@@ -48,6 +55,8 @@ case_02,scans/case_02,0,test,,,patient_2
 REQUIRED = ("bag_id", "image", "label", "split")
 OPTIONAL = ("annotation", "annotation_complete", "mpp", "group", "modality", "note")
 OVERRIDES = tuple(name for name in COLUMNS if name not in OPTIONAL)
+# columns that name files
+FILES = ("image", "annotation", "mask")
 WSI_SUFFIXES = tuple(".svs .tif .tiff .ndpi .mrxs .scn .bif .vms .vmu .svslide .czi .qptiff".split())
 
 _missing = partial(missing_raw, title=TITLE, source=SOURCE, layout=LAYOUT)
@@ -68,15 +77,11 @@ def _manifest(root: Path, options: CustomOptions) -> Path:
     return path
 
 
-def _cells(path: Path) -> list[dict[str, str]]:
-    cells = read_table(path, REQUIRED)
-    unknown = sorted({name for row in cells for name in row} - {*REQUIRED, *OPTIONAL, *OVERRIDES})
-    if unknown:
-        allowed = f"required {', '.join(REQUIRED)}; optional {', '.join(OPTIONAL)}; overrides {', '.join(OVERRIDES)}"
-        raise ValueError(f"{path}: unknown columns {unknown}, allowed are: {allowed}")
-    if not cells:
+def _lines(path: Path) -> list[CsvLine]:
+    lines = read_csv(path, REQUIRED, optional=(*OPTIONAL, *OVERRIDES))
+    if not lines:
         raise ValueError(f"{path}: no rows, expected one per slide or scan")
-    return cells
+    return lines
 
 
 def count(root: Path, options: Mapping[str, object]) -> int:
@@ -84,9 +89,19 @@ def count(root: Path, options: Mapping[str, object]) -> int:
 
     Raises:
         MissingRaw: no root folder.
-        ValueError: an invalid option, no manifest, or other columns.
+        ValueError: an invalid option, no manifest, other columns, or lines with too few or too many cells.
     """
-    return len(_cells(_manifest(root, parse_options(KIND, CustomOptions, options))))
+    return len(_lines(_manifest(root, parse_options(KIND, CustomOptions, options))))
+
+
+def parts(root: Path, options: Mapping[str, object]) -> Counter[tuple[str, str]]:
+    """Count the bags of each split and label, skipped ones left out; raise as `count`."""
+    parsed = parse_options(KIND, CustomOptions, options)
+    overrides = option_file(KIND, "overrides", parsed.overrides, root)
+    skipped = {name for name, values in read_overrides(overrides).items() if values.skip} if overrides else set()
+    cells = [line.cells for line in _lines(_manifest(root, parsed))]
+    used = [row for row in cells if not row.get("skip") and row["bag_id"] not in skipped]
+    return Counter((row["split"], row["label"]) for row in used)
 
 
 def list_bags(root: Path, options: Mapping[str, object]) -> BagTable:
@@ -102,61 +117,56 @@ def list_bags(root: Path, options: Mapping[str, object]) -> BagTable:
     """
     parsed = parse_options(KIND, CustomOptions, options)
     manifest = _manifest(root, parsed)
-    cells = _cells(manifest)
-    groups = {name: f"g{i:05d}" for i, name in enumerate(sorted({r.get("group", "") for r in cells} - {""}))}
+    lines = _lines(manifest)
     findings = Findings()
-    rows: list[BagRow] = []
+    groups, problems = patient_groups(lines, findings)
+    rows: dict[int, BagRow] = {}
     patients: dict[str, list[BagRow]] = {}
-    problems: list[str] = []
     overrides = option_file(KIND, "overrides", parsed.overrides, root)
     # the images of skipped bags may be damaged or absent
     skipped = {name for name, values in read_overrides(overrides).items() if values.skip} if overrides else set()
-    for number, row in enumerate(cells, start=2):
+    for line in lines:
         try:
-            bag, images = _bag(root, row, groups, skipped=row["bag_id"] in skipped)
+            is_skipped = line.cells["bag_id"] in skipped
+            bag, images = _bag(root, line.cells, groups.get(line.number, ""), skipped=is_skipped)
         except ValueError as error:
-            problems.append(f"line {number} ({row['bag_id']!r}): {error}")
+            problems.append(f"line {line.number} ({line.cells['bag_id']!r}): {error}")
             continue
-        rows.append(bag)
+        rows[line.number] = bag
         if images.patient:
             patients.setdefault(images.patient, []).append(bag)
         findings.excluded |= images.left_out
         findings.notes += [f"{bag.bag_id}: {images.note}"] if images.note else []
+    used = {number: bag for number, bag in rows.items() if bag.bag_id not in skipped}
     try:
-        validate_bags([bag for bag in rows if bag.bag_id not in skipped], root, source="")
+        validate_bags([*used.values()], root, source="", lines=[*used])
     except ValueError as error:
         problems += [line.strip() for line in str(error).splitlines()[1:]]
-    raise_all(problems, str(manifest))
+    shared = shared_images([*used.values()], root, [*used])
+    raise_all(problems + shared.contradicting, str(manifest))
+    findings.notes += shared.repeated + shared_annotations(used.values())
     if not groups and len(patients) > 1:
-        findings.notes += _shared_patients(patients)
-    return findings.table(rows)
+        findings.notes += shared_patients(patients.values())
+    return findings.table([*rows.values()])
 
 
-def _shared_patients(patients: dict[str, list[BagRow]]) -> list[str]:
-    return [
-        f"{', '.join(sorted(b.bag_id for b in bags))}: one PatientID in different splits; if it is one patient, add a "
-        "`group` column"
-        for bags in patients.values()
-        if len({b.split for b in bags if b.split}) > 1
-    ]
-
-
-def _bag(root: Path, cells: dict[str, str], groups: dict[str, str], *, skipped: bool) -> "tuple[BagRow, _Images]":
+def _bag(root: Path, cells: dict[str, str], group: str, *, skipped: bool) -> "tuple[BagRow, _Images]":
     """Return one row and its images, whose PatientID serves for comparison only."""
+    cells = cells | {name: _as_on_disk(root, cells[name]) for name in FILES if cells.get(name)}
     if not cells["image"]:
         raise ValueError("image: empty, expected a slide, a .dcm file or a folder of DICOM files")
     if cells["label"] not in ("", "0", "1"):
         raise ValueError(f"label: found {cells['label']!r}, expected 0, 1 or nothing")
     overrides = parse_overrides({name: cells.get(name, "") for name in OVERRIDES})
     label = int(cells["label"]) if cells["label"] else None
-    images = _skipped_images(root, cells) if skipped or overrides.skip else _images(root, cells)
+    images = _skipped_images(root, cells) if skipped or overrides.skip else _images_or_fault(root, cells)
     row = BagRow(
         bag_id=cells["bag_id"],
         modality=images.modality,
         images=images.files,
         label=label,
         split=cells["split"],
-        group=groups.get(cells.get("group", ""), ""),
+        group=group,
         annotation=images.annotation,
         annotation_complete=_complete(cells, label, images.annotation),
         mpp=_mpp(cells.get("mpp", ""), images.modality),
@@ -196,23 +206,68 @@ def _images(root: Path, cells: dict[str, str]) -> _Images:
     return _Images("ct", files, slice_states(root, annotation, files), patient, scan.note, scan.left_out)
 
 
+def _images_or_fault(root: Path, cells: dict[str, str]) -> _Images:
+    """Return the files of a bag; files that cannot be opened are a fault of this bag, not of the manifest."""
+    try:
+        return _images(root, cells)
+    except (OSError, RuntimeError) as error:
+        stem, mark, number = cells["image"].rpartition("#")
+        image = stem if mark and number.isdigit() else cells["image"]
+        reason = str(error).replace(f"{root.resolve()}/", "")
+        return _Images(_guessed_modality(cells), (image,), note=f"{FAULTY}: {reason}")
+
+
+def _check_folder(path: Path) -> None:
+    """Raise `OSError` for a folder in place of a slide file, or if a folder in it cannot be listed.
+
+    The slices in it would be left out without a word.
+    """
+    if path.name.lower().endswith(WSI_SUFFIXES):
+        raise IsADirectoryError(f"{path}: a folder, expected a slide file")
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for _ in os.walk(path, onerror=refuse):
+        pass
+
+
 def _skipped_images(root: Path, cells: dict[str, str]) -> _Images:
     """Return the image of a skipped bag; no file is opened, and none has to exist."""
-    path = resolve(root, cells["image"])
-    is_slide = path.name.lower().endswith(WSI_SUFFIXES)
-    modality = cells.get("modality", "").lower() or ("wsi" if is_slide else "ct")
-    return _Images(modality, (relative(root, path),))
+    return _Images(_guessed_modality(cells), (relative(root, resolve(root, cells["image"])),))
+
+
+def _guessed_modality(cells: dict[str, str]) -> str:
+    is_slide = cells["image"].lower().endswith(WSI_SUFFIXES)
+    return cells.get("modality", "").lower() or ("wsi" if is_slide else "ct")
+
+
+def _as_on_disk(root: Path, name: str) -> str:
+    """Return a path as the file system spells it, if only the Unicode form differs."""
+    similar = similar_path(root, name)
+    same = similar is not None and unicodedata.normalize("NFC", similar) == unicodedata.normalize("NFC", name)
+    return similar if similar and same else name
 
 
 def _locate(root: Path, image: str) -> tuple[Path, int | None]:
     """Return the image's path, and the series number after `#` if the path exists only without it."""
+    link = root / image
+    if link.is_symlink() and not link.exists():
+        raise FileNotFoundError(f"{image}: a link to {os.readlink(link)}, which does not exist")
     path = resolve(root, image)
     if path.exists():
+        if path.is_dir():
+            _check_folder(path)
         return path, None
     stem, mark, number = image.rpartition("#")
-    if mark and number.isdecimal() and resolve(root, stem).is_dir():
-        return resolve(root, stem), int(number)
-    raise ValueError(f"missing file {image!r} (below {root})")
+    folder = resolve(root, _as_on_disk(root, stem))
+    if mark and number.isdecimal() and folder.is_dir():
+        _check_folder(folder)
+        return folder, int(number)
+    similar = similar_path(root, image)
+    hint = f"; on disk it is called {similar!r}" if similar else ""
+    hint = hint or ("; write / between folders" if "\\" in image else "")
+    raise ValueError(f"missing file {image!r} (below {root}){hint}")
 
 
 def _modality(path: Path, cells: dict[str, str]) -> str:
@@ -237,7 +292,8 @@ def _mpp(text: str, modality: str) -> float | None:
     if modality == "ct":
         raise ValueError("mpp: a CT scan has none, leave it empty")
     try:
-        return float(text)
+        # Python takes 0_25 for 25
+        return float(text.replace("_", "?"))
     except ValueError:
         raise ValueError(f"mpp: found {text!r}, expected um per px at level 0, with a decimal point") from None
 
@@ -249,35 +305,12 @@ def _complete(cells: dict[str, str], label: int | None, annotation: str) -> bool
     return stated == "true" if stated else bool(annotation) or label == 0
 
 
-def slice_states(root: Path, annotation: str, files: Sequence[str]) -> str:
-    """Return a CT annotation as "slices:...", from that form or from a CSV with the columns file and label."""
-    if not annotation or annotation.startswith(SLICES):
-        return annotation
-    table = resolve(root, annotation)
-    if table.suffix.lower() != ".csv" or not table.is_file():
-        raise ValueError(
-            f"annotation: found {annotation!r}; for CT expected a CSV file with the columns file and label, or "
-            f"'{SLICES}' and one of 0, 1, x per slice in anatomical order"
-        )
-    states = {name: "x" for name in files}
-    short = {Path(name).name: name for name in files}
-    for row in read_table(table, ("file", "label")):
-        name = row["file"] if row["file"] in states else short.get(row["file"], "")
-        if name not in states or row["label"] not in ("0", "1", "x", ""):
-            raise ValueError(
-                f"annotation {annotation!r}: found file {row['file']!r}, label {row['label']!r}; expected a file of "
-                "the series and 0, 1 or x"
-            )
-        states[name] = row["label"] or "x"
-    return SLICES + "".join(states.values())
-
-
 def reads(root: Path, options: Mapping[str, object]) -> list[Path]:
     """Return the folders of scans and the tables of slice labels that the manifest names."""
-    rows = _cells(_manifest(root, parse_options(KIND, CustomOptions, options)))
+    rows = [line.cells for line in _lines(_manifest(root, parse_options(KIND, CustomOptions, options)))]
     folders = {root / row["image"] for row in rows} | {root / row["image"].rpartition("#")[0] for row in rows}
     tables = {root / row["annotation"] for row in rows if row.get("annotation", "").lower().endswith(".csv")}
-    return sorted({path for path in folders - {root} if path.is_dir()} | tables)
+    return sorted({path for path in folders - {root} if os.path.isdir(path)} | tables)
 
 
-DATASET = Dataset(KIND, "any", TITLE, SOURCE, LAYOUT, count, list_bags, reads)
+DATASET = Dataset(KIND, "any", TITLE, SOURCE, LAYOUT, count, list_bags, reads, options=CustomOptions, parts=parts)

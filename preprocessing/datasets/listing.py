@@ -2,7 +2,9 @@
 
 import json
 import logging
-from collections.abc import Mapping
+import os
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,15 +12,26 @@ from preprocessing.bags.checks import validate_bags
 from preprocessing.bags.overrides import apply_overrides, read_overrides
 from preprocessing.bags.report import ListReport, omitted, summarise
 from preprocessing.bags.rows import BagRow
+from preprocessing.bags.shared_images import shared_images
 from preprocessing.bags.table import write_bags
 from preprocessing.datasets import get_dataset
 from preprocessing.datasets.base import option_file
+
+# of compressed slides, for tiles of 512 px: CAMELYON16 has 1.8 GB and 8,000 tiles a slide, PANDA 33 MB and 105
+SLIDE_BYTES_PER_INSTANCE = 250_000
 
 log = logging.getLogger(__name__)
 
 
 def list_bags(
-    dataset: str, kind: str, root: Path, options: Mapping[str, object], out: Path, *, max_bags: int | None = None
+    dataset: str,
+    kind: str,
+    root: Path,
+    options: Mapping[str, object],
+    out: Path,
+    *,
+    max_bags: int | None = None,
+    instance_bytes: int = 0,
 ) -> list[BagRow]:
     """List and check the bags of a dataset, and write `bags.csv` with a report beside it.
 
@@ -29,6 +42,7 @@ def list_bags(
         options: of this kind of dataset, as in the config.
         out: bags.csv; `NAME.report.json` is written beside it.
         max_bags: bags the workflow planned for; more is an error.
+        instance_bytes: of the features of one instance, all encoders together, to warn of a disk that is too small.
 
     Returns:
         The rows of `bags.csv`, overrides applied.
@@ -47,12 +61,37 @@ def list_bags(
             f"dataset {dataset!r}: found {len(rows)} bags, but the workflow planned for {max_bags}; "
             "the folder or the manifest grew after the start, run the workflow again"
         )
+    if get_dataset(kind).expected:
+        # nobody can correct a published dataset, so its duplicates are reported only; custom bags are checked by line
+        shared = shared_images(rows, root)
+        table.report.notes.extend(_first([*shared.contradicting, *shared.repeated], "images in several bags"))
     skipped = omitted({row.bag_id: row.skip for row in rows if row.skip})
     report = replace(table.report, dataset=dataset, kind=kind, found=summarise(rows), skipped=skipped)
     write_bags(out, rows)
     report.write(out.with_suffix(".report.json"))
     _log_report(report)
+    _check_disk(rows, root, out.parent, instance_bytes)
     return sorted(rows, key=lambda row: row.bag_id)
+
+
+def _first(texts: list[str], what: str, most: int = 10) -> list[str]:
+    return texts[:most] + ([f"and {len(texts) - most} more {what}"] if len(texts) > most else [])
+
+
+def _check_disk(rows: Sequence[BagRow], root: Path, folder: Path, instance_bytes: int) -> None:
+    """Warn if the disk of the results is too small for the features, estimated from the sizes of the raw files."""
+    instances = 0.0
+    for row in rows if instance_bytes else ():
+        if row.modality == "ct":
+            instances += len(row.images)
+        elif not row.skip and os.path.isfile(root / row.images[0]):
+            instances += os.path.getsize(root / row.images[0]) / SLIDE_BYTES_PER_INSTANCE
+    needed, free = instances * instance_bytes, shutil.disk_usage(folder).free
+    if needed > free:
+        log.warning(
+            "the features of these bags need roughly %.1f GB, but %s has %.1f GB free; make room or move `results`",
+            *(needed / 1e9, folder, free / 1e9),
+        )
 
 
 def _log_report(report: ListReport) -> None:

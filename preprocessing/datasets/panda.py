@@ -5,15 +5,16 @@ train and val of the table are the training part here (divided again by seed lat
 faulty images: the competition's data page and discussion.
 """
 
-import csv
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
 from pydantic import Field
 
-from preprocessing.bags.checks import raise_all
 from preprocessing.bags.rows import BagRow
+from preprocessing.common.cli import raise_all
+from preprocessing.common.csv_files import csv_rows, read_csv
 from preprocessing.datasets.base import (
     BagTable,
     Dataset,
@@ -23,7 +24,6 @@ from preprocessing.datasets.base import (
     missing_raw,
     option_file,
     parse_options,
-    read_table,
 )
 
 KIND = "panda"
@@ -71,7 +71,11 @@ class PandaOptions(Options):
 
 
 def _images(root: Path) -> dict[str, str]:
-    images = {Path(n).stem: f"train_images/{n}" for n in list_files(root / "train_images", (".tiff", ".tif"))}
+    names = list_files(root / "train_images", (".tiff", ".tif"))
+    images = {Path(name).stem: f"train_images/{name}" for name in names}
+    twice = [stem for stem, number in Counter(Path(name).stem for name in names).items() if number > 1]
+    if twice:
+        raise ValueError(f"{root}/train_images: slides with two files, .tif and .tiff: {twice[:5]}; keep one of each")
     if not images:
         raise _missing(root, "no slide in train_images")
     if not (root / "train.csv").is_file():
@@ -98,8 +102,7 @@ def reads(root: Path, _: Mapping[str, object]) -> list[Path]:
 
 def _table_rows(path: Path) -> Iterator[tuple[object, ...]]:
     if path.suffix.lower() != ".xlsx":
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            yield from (tuple(row) for row in csv.reader(stream))
+        yield from (tuple(row) for _, row in csv_rows(path))
         return
     import zipfile
 
@@ -161,7 +164,8 @@ def _labels(path: Path) -> dict[str, tuple[int, str]]:
     """Return image_id -> (ISUP grade, provider); report all faulty lines at once."""
     labels: dict[str, tuple[int, str]] = {}
     problems = []
-    for number, row in enumerate(read_table(path, ("image_id", "data_provider", "isup_grade")), start=2):
+    for line in read_csv(path, ("image_id", "data_provider", "isup_grade")):
+        number, row = line.number, line.cells
         grade, provider = row["isup_grade"], row["data_provider"].lower()
         if grade not in tuple("012345"):
             problems.append(f"line {number}: isup_grade: found {grade!r}, expected 0 to 5")
@@ -234,5 +238,6 @@ def list_bags(root: Path, options: Mapping[str, object]) -> BagTable:
 
 DATASET = Dataset(
     *(KIND, "wsi", TITLE, SOURCE, LAYOUT, count, list_bags, reads, EXPECTED),
+    options=PandaOptions,
     released={"panda_label_order": {"label_order": "by_name"}, "panda_discard": {"drop_inconsistent": True}},
 )

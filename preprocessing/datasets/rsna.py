@@ -8,7 +8,6 @@ all scans are sampled. Tables say what was sampled. All scans of a patient are i
 at one place is excluded. Patient identifiers become an index; scans are named by the list or a hash.
 """
 
-import csv
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from preprocessing.bags.rows import SLICES, BagRow, printable
+from preprocessing.common.csv_files import csv_rows, read_csv
 from preprocessing.datasets.base import (
     BagTable,
     Dataset,
@@ -24,7 +24,6 @@ from preprocessing.datasets.base import (
     missing_raw,
     option_file,
     parse_options,
-    read_table,
 )
 from preprocessing.datasets.rsna_select import Listed, RsnaOptions, Scan, choose, group_scans, scans_of_list
 from preprocessing.scans.dicom import read_header
@@ -108,9 +107,10 @@ def read_list(path: Path) -> tuple[Listed, ...]:
     """
     by_bag: dict[str, list[dict[str, str]]] = {}
     seen: set[str] = set()
-    for row in read_table(path, ("instance_name", "bag_name")):
+    for line in read_csv(path, ("instance_name", "bag_name")):
+        row = line.cells
         if row["instance_name"] in seen:
-            raise ValueError(f"{path}: {row['instance_name']} is listed twice")
+            raise ValueError(f"{path}, line {line.number}: {row['instance_name']} is listed twice")
         seen.add(row["instance_name"])
         by_bag.setdefault(row["bag_name"], []).append(row)
     scans = []
@@ -145,22 +145,21 @@ def read_labels(path: Path) -> tuple[dict[str, int], list[str]]:
     labels: dict[str, int] = {}
     positive: set[str] = set()
     repeated = 0
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        rows = csv.reader(stream)
-        header = next(rows, [])
-        if header[:2] != ["ID", "Label"]:
-            raise ValueError(f"{path}: found the columns {header[:5]}, expected ID, Label")
-        for row in rows:
-            match = _LABEL_ID.fullmatch(row[0]) if len(row) == 2 else None
-            if match is None or row[1] not in ("0", "1"):
-                raise ValueError(f"{path}, line {rows.line_num}: found {row}, expected ID_<slice>_<subtype>, 0 or 1")
-            name, subtype = match.groups()
-            if subtype != "any":
-                positive |= {name} if row[1] == "1" else set()
-                continue
-            repeated += name in labels
-            if labels.setdefault(name, int(row[1])) != int(row[1]):
-                raise ValueError(f"{path}, line {rows.line_num}: {name} has two different labels")
+    rows = csv_rows(path)
+    header = next(rows, (1, []))[1]
+    if header[:2] != ["ID", "Label"]:
+        raise ValueError(f"{path}: found the columns {header[:5]}, expected ID, Label")
+    for number, row in rows:
+        match = _LABEL_ID.fullmatch(row[0]) if len(row) == 2 else None
+        if match is None or row[1] not in ("0", "1"):
+            raise ValueError(f"{path}, line {number}: found {row}, expected ID_<slice>_<subtype>, 0 or 1")
+        name, subtype = match.groups()
+        if subtype != "any":
+            positive |= {name} if row[1] == "1" else set()
+            continue
+        repeated += name in labels
+        if labels.setdefault(name, int(row[1])) != int(row[1]):
+            raise ValueError(f"{path}, line {number}: {name} has two different labels")
     differing = sum((name in positive) != bool(label) for name, label in labels.items())
     notes = [f"{repeated} slices have duplicate label rows, dropped"] if repeated else []
     if differing:
@@ -281,6 +280,7 @@ def split_note(options: Mapping[str, object]) -> str:
 
 DATASET = Dataset(
     *(KIND, "ct", TITLE, SOURCE, LAYOUT, count, list_bags, reads, EXPECTED),
+    options=RsnaOptions,
     released={"graph_rsna_self_loop": {"self_loop": True}},
     split_note=split_note,
 )

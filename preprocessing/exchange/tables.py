@@ -15,10 +15,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from preprocessing.bags.checks import raise_all, validate_bags
+from preprocessing.bags.checks import validate_bags
 from preprocessing.bags.rows import BagRow
+from preprocessing.common.cli import raise_all
+from preprocessing.common.csv_files import read_csv
 from preprocessing.common.files import write_text
-from preprocessing.datasets.base import read_table
 
 NAME_COLUMNS = ("bag_id", "slide_id", "wsi", "bag_name", "name")
 GROUP_COLUMNS = ("group", "case_id")
@@ -59,21 +60,21 @@ def read_lines(labels: Path | None, splits: Path | None) -> dict[str, Line]:
 
 def _labels(path: Path) -> dict[str, Line]:
     _existing(path)
-    cells = read_table(path, ("label",))
-    column = next((name for name in NAME_COLUMNS if cells and name in cells[0]), None)
+    table = read_csv(path, ("label",))
+    column = next((name for name in NAME_COLUMNS if table and name in table[0].cells), None)
     if column is None:
         raise ValueError(f"{path}: no line, or none of the columns {', '.join(NAME_COLUMNS)} with the bags' names")
     lines: dict[str, Line] = {}
     problems: list[str] = []
-    for number, row in enumerate(cells, start=2):
-        name = _stem(row[column])
+    for row in table:
+        name = _stem(row.cells[column])
         try:
-            line = _line(row, name)
+            line = _line(row.cells, name)
         except ValueError as error:
-            problems.append(f"line {number}: {error}")
+            problems.append(f"line {row.number}: {error}")
             continue
         if name in lines:
-            problems.append(f"line {number}: {name!r} occurs twice")
+            problems.append(f"line {row.number}: {name!r} occurs twice")
         lines[name] = line
     raise_all(problems, str(path))
     return lines
@@ -93,7 +94,7 @@ def _line(row: Mapping[str, str], name: str) -> Line:
 
 def _splits(path: Path) -> dict[str, str]:
     _existing(path)
-    cells = read_table(path, ())
+    cells = [line.cells for line in read_csv(path)]
     splits: dict[str, str] = {}
     columns = set(cells[0]) if cells else set()
     column = next((name for name in NAME_COLUMNS if name in columns), None)

@@ -23,6 +23,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from preprocessing.common.cli import nearest
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -143,7 +145,7 @@ def get_encoder(name: str) -> Encoder:
     match = _TIMM_NAME.fullmatch(name)
     if match:
         return _timm_encoder(name, match[1])
-    raise ValueError(f"encoder {name!r}, expected one of {', '.join(ENCODERS)} or timm/NAME")
+    raise ValueError(f"encoder {name!r}{nearest(name, ENCODERS)}, expected one of {', '.join(ENCODERS)} or timm/NAME")
 
 
 def _timm_encoder(name: str, model_name: str) -> Encoder:

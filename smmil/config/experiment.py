@@ -5,18 +5,22 @@
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from preprocessing.common.cli import nearest
 from preprocessing.datasets import get_dataset
-from smmil.config.methods import known_methods
+from preprocessing.features.encoders import get_encoder
+from preprocessing.features.transforms import resolve_policy
+from smmil.config.methods import check_arguments, known_methods
 from smmil.config.quirks import method_changes
 from smmil.config.sections import (
     DatasetConfig,
     FeaturesConfig,
+    Folder,
     ReportConfig,
     SweepConfig,
     TrainingConfig,
@@ -29,7 +33,7 @@ from smmil.config.variants import Variant, base_method
 class Config(ProtocolOptions):
     """The whole experiment."""
 
-    results: str = Field(default="results", description="folder of everything that is computed")
+    results: Folder = Field(default="results", description="folder of everything that is computed")
     datasets: dict[str, DatasetConfig] = Field(description="name -> dataset")
     use: list[str] | None = Field(default=None, description="datasets of this run; null = all of them")
     methods: list[str] = Field(min_length=1, description="rows of Tables 1 and 2, keys of smmil.config.methods.METHODS")
@@ -45,23 +49,33 @@ class Config(ProtocolOptions):
     @classmethod
     def _methods(cls, methods: list[str]) -> list[str]:
         known_methods(methods)
+        twice = sorted({method for method in methods if methods.count(method) > 1})
+        if twice:
+            raise ValueError(f"found {', '.join(twice)} twice, expected each method once")
         return methods
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
         known_methods(self.method_options)
         for method, options in self.method_options.items():
+            check_arguments(method, options, f"method_options.{method}")
             method_changes(self.active_quirks, method, options)
         unknown = sorted(set(self.use or []) - set(self.datasets))
         if unknown:
             raise ValueError(f"use: unknown datasets {unknown}, expected some of {', '.join(self.datasets)}")
         for name, sweep in self.sweeps.items():
             known_methods([sweep.method])
+            for value in sweep.values:
+                check_arguments(sweep.method, {sweep.argument: value}, f"sweeps.{name}")
             unknown = sorted(set(sweep.datasets) - set(self.datasets))
             if unknown:
                 raise ValueError(
                     f"sweeps.{name}: unknown datasets {unknown}, expected some of {', '.join(self.datasets)}"
                 )
+        if not self.used:
+            raise ValueError(f"use: found [], expected some of {', '.join(self.datasets)}, or null for all of them")
+        for name, dataset in self.used.items():
+            self._check_encoders(name, dataset)
         for name, dataset in self.datasets.items():
             if not name.isascii() or not name.isidentifier():
                 raise ValueError(f"datasets.{name}: use letters, digits and _ in the name of a dataset")
@@ -79,6 +93,22 @@ class Config(ProtocolOptions):
                         f"datasets.{name}.score_with: {with_runs.encoder} is no encoder of the {role} dataset"
                     )
         return self
+
+    def _check_encoders(self, name: str, dataset: DatasetConfig) -> None:
+        for key in dataset.encoders:
+            where = f"datasets.{name}.encoders"
+            try:
+                encoder = get_encoder(key)
+            except ValueError as error:
+                # features of other programs are imported under names of their own
+                if Path(self.results, name, "features", key).is_dir():
+                    continue
+                raise ValueError(f"{where}: {error}") from None
+            published, fixed = encoder.published, encoder.fixed_input
+            try:
+                resolve_policy(self.features.resize_policy, published=published, fixed_input=fixed, encoder=key)
+            except ValueError as error:
+                raise ValueError(f"features.resize_policy, {where}: {error}") from None
 
     @property
     def trained(self) -> dict[str, DatasetConfig]:
@@ -126,9 +156,19 @@ def parse_config(values: Mapping[str, Any], source: str = "config") -> Config:
 def _problem(item: Any) -> str:
     key = ".".join(str(part) for part in item["loc"]) or "(whole file)"
     if item["type"] == "extra_forbidden":
-        return f"{key}: unknown key; `python -m smmil.config --schema` lists the keys"
+        hint = nearest(str(item["loc"][-1]), _all_keys())
+        return f"{key}: unknown key{hint}; `python -m smmil.config --schema` lists the keys"
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "value_error" and isinstance(item["input"], Mapping):
+        # a check of several keys names them
+        return f"{key}: {message}" if item["loc"] else message
     value = json.dumps(item["input"], default=str)
-    return f"{key}: {item['msg']} (found {value if len(value) < 120 else value[:120] + '...'})"
+    return f"{key}: {message} (found {value if len(value) < 120 else value[:120] + '...'})"
+
+
+def _all_keys() -> set[str]:
+    sections = Config.model_json_schema()
+    return {key for part in (sections, *sections["$defs"].values()) for key in part.get("properties", {})}
 
 
 def json_schema() -> str:
@@ -140,15 +180,49 @@ def json_schema() -> str:
     return json.dumps(schema, indent=1, sort_keys=True) + "\n"
 
 
-def load_yaml(path: Path) -> Any:
-    """Read a YAML file.
+def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of `base` with those of `override` in their place, section by section as Snakemake does."""
+    merged = dict(base)
+    for key, value in override.items():
+        before = merged.get(key)
+        nested = before if isinstance(before, Mapping) else {}
+        merged[key] = merge(nested, value) if isinstance(value, Mapping) else value
+    return merged
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file of settings; an empty one has none.
 
     Raises:
-        ValueError: not YAML.
+        ValueError: no such file, not YAML, no mapping, or a key twice, of which only the last would count.
     """
     import yaml
 
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; expected a configuration, e.g. config.yaml")
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML ({error})") from error
+        text = path.read_text(encoding="utf-8-sig")
+        values, twice = yaml.safe_load(text), [*_repeated(yaml.compose(text))]
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not YAML in UTF-8 ({error})") from error
+    if twice:
+        raise ValueError(
+            f"{path}: keys that stand twice in one section, where only the last counts: {', '.join(twice)}"
+        )
+    if values is not None and not isinstance(values, dict):
+        raise ValueError(f"{path}: found {type(values).__name__}, expected keys with values, e.g. `results: results`")
+    return dict(values or {})
+
+
+def _repeated(node: Any) -> Iterator[str]:
+    """Yield the keys that a node of YAML, or one in it, has twice."""
+    if node is None or node.id == "scalar":
+        return
+    pairs = node.value if node.id == "mapping" else [(None, part) for part in node.value]
+    seen: set[str] = set()
+    for key, part in pairs:
+        if key is not None and key.id == "scalar":
+            if key.value in seen:
+                yield f"{key.value} (line {key.start_mark.line + 1})"
+            seen.add(key.value)
+        yield from _repeated(part)

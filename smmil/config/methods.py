@@ -5,10 +5,14 @@ and the marks of the best and second-best values are taken within a group. Nothi
 method is named as text and imported by `smmil.models.build_model`.
 """
 
+import ast
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
+from preprocessing.common.cli import nearest
 from smmil.config.variants import SEPARATOR, Value, Variant, base_method
 
 WITHOUT_GLOBAL = "Without global interactions"
@@ -119,8 +123,88 @@ def get_method(key: str) -> Method:
         ValueError: the method is not registered.
     """
     if key not in METHODS:
-        raise ValueError(f"method: found {key!r}, expected one of {', '.join(sorted(METHODS))}")
+        raise ValueError(f"method: found {key!r}{nearest(key, METHODS)}, expected one of {', '.join(sorted(METHODS))}")
     return METHODS[key]
+
+
+def method_arguments(key: str) -> dict[str, str]:
+    """Return the arguments of a method by name, each with its type as written: `{"T": "int | str", ...}`.
+
+    The source is parsed and not imported, which would load torch.
+
+    Returns:
+        Arguments; the key "**" = others, too, which are checked when the model is built.
+    """
+    module, _, name = get_method(key).build.partition(":")
+    arguments = _arguments(module, name)
+    return {name: annotation for name, annotation in arguments.items() if name != "pos_weight"}
+
+
+@functools.cache
+def _source(module: str) -> ast.Module:
+    path = Path(__file__).parents[2].joinpath(*module.split("."))
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def _arguments(module: str, name: str) -> dict[str, str]:
+    """Return the keyword arguments of a function or class, or the keys of a `TypedDict`."""
+    for node in _source(module).body if module.split(".")[0] == "smmil" else []:
+        if isinstance(node, ast.ImportFrom) and node.module and name in {alias.name for alias in node.names}:
+            return _arguments(node.module, name)
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            return _keywords(node) | ({"**": "Any"} if node.args.kwarg else {})
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+            fields = {
+                ast.unparse(n.target): ast.unparse(n.annotation) for n in node.body if isinstance(n, ast.AnnAssign)
+            }
+            arguments = _keywords(init) if init is not None else fields
+            rest = init.args.kwarg if init is not None else None
+            if rest is not None and isinstance(rest.annotation, ast.Subscript):
+                return _arguments(module, ast.unparse(rest.annotation.slice)) | arguments
+            bases = [base.id for base in node.bases if isinstance(base, ast.Name)] if init is None or rest else []
+            inherited = [_arguments(module, base) for base in bases]
+            return {key: value for part in inherited for key, value in part.items()} | arguments
+    return {}
+
+
+def _keywords(function: ast.FunctionDef) -> dict[str, str]:
+    return {a.arg: ast.unparse(a.annotation) if a.annotation else "" for a in function.args.kwonlyargs}
+
+
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "str": (str,),
+    "None": (type(None),),
+}
+
+
+def check_arguments(key: str, values: Mapping[str, object], where: str) -> None:
+    """Raise if a method does not take an argument, or not a value of this type.
+
+    Args:
+        key: a method.
+        values: arguments by name.
+        where: key of the configuration, for messages.
+
+    Raises:
+        ValueError: naming the argument and what is expected.
+    """
+    arguments = method_arguments(key)
+    for name, value in values.items():
+        if name not in arguments and "**" not in arguments and name != "quirks":
+            raise ValueError(
+                f"{where}: {key} has no argument {name!r}{nearest(name, arguments)}, expected some of "
+                f"{', '.join(sorted(arguments))}"
+            )
+        kinds = [kind.strip() for kind in arguments.get(name, "").split("|")]
+        types = [_TYPES[kind] for kind in kinds if kind in _TYPES]
+        fits = any(type(value) in accepted for accepted in types)
+        if len(types) == len(kinds) and not fits:
+            raise ValueError(f"{where}.{name}: found {value!r}, expected {arguments[name]}")
 
 
 def known_methods(names: Iterable[str]) -> None:
@@ -131,7 +215,8 @@ def known_methods(names: Iterable[str]) -> None:
     """
     unknown = sorted(set(names) - set(METHODS))
     if unknown:
-        raise ValueError(f"unknown methods {unknown}, expected some of {', '.join(sorted(METHODS))}")
+        hint = "".join(nearest(name, METHODS) for name in unknown)
+        raise ValueError(f"unknown methods {unknown}{hint}, expected some of {', '.join(sorted(METHODS))}")
 
 
 def bases() -> dict[str, str]:

@@ -7,15 +7,34 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator, mod
 from preprocessing.bags.identity import Compare
 from preprocessing.common.options import Options, ct_options, wsi_options
 from preprocessing.datasets import DATASETS, get_dataset
+from preprocessing.datasets.base import parse_options
+from preprocessing.features.transforms import check_policy
 from smmil.config.methods import WITH_GLOBAL, group_of, known_methods
 from smmil.config.targets import FIGURES, TABLES
-from smmil.config.training_options import BagOptions, ScheduleOptions
+from smmil.config.training_options import DEVICES, BagOptions, ScheduleOptions
 from smmil.config.variants import Variant, base_method
 
 
 def _known_kind(kind: str) -> str:
     get_dataset(kind)
     return kind
+
+
+def _known_policy(policy: str) -> str:
+    check_policy(policy)
+    return policy
+
+
+def _folder(path: str) -> str:
+    if not path.strip() or any(ord(c) < 32 or ord(c) == 127 for c in path):
+        raise ValueError("expected the path of a folder, without line breaks or control characters")
+    if path.startswith(("-", "~")):
+        raise ValueError(f"write the whole path: {path[0]!r} at its start has another meaning on command lines")
+    return path
+
+
+Folder = Annotated[str, AfterValidator(_folder)]
+Positive = Annotated[int, Field(ge=1)]
 
 
 class InstancesConfig(Options):
@@ -45,7 +64,7 @@ class DatasetConfig(BagOptions):
     kind: Annotated[str, AfterValidator(_known_kind)] = Field(
         description="which module reads the raw folder", json_schema_extra={"enum": [*DATASETS]}
     )
-    root: str = Field(description="raw folder")
+    root: Folder = Field(description="raw folder")
     source: dict[str, Any] = Field(
         default={}, description="keys of the dataset module, e.g. manifest, partition, test_list"
     )
@@ -60,7 +79,7 @@ class DatasetConfig(BagOptions):
     batch_size_transformer: int | None = Field(
         default=None, ge=1, description="same for transformers; null = batch_size"
     )
-    batch_sizes: dict[str, int] = Field(default={}, description="bags per training step of single methods")
+    batch_sizes: dict[str, Positive] = Field(default={}, description="bags per training step of single methods")
     train: bool = Field(default=True, description="false = only preprocess, and score if score_with is given")
     score_with: ScoreWith | None = Field(default=None, description="score the bags with runs of another dataset")
 
@@ -71,6 +90,7 @@ class DatasetConfig(BagOptions):
         if len(set(self.encoders)) != len(self.encoders):
             raise ValueError(f"encoders {self.encoders} names one twice")
         known_methods(self.batch_sizes)
+        parse_options(self.kind, get_dataset(self.kind).options, self.source)
         return self
 
     @property
@@ -89,7 +109,7 @@ class DatasetConfig(BagOptions):
 class WeightsConfig(Options):
     """Where encoder weights come from."""
 
-    folder: str = Field(default="weights", description="folder of the checksummed weight files")
+    folder: Folder = Field(default="weights", description="folder of the checksummed weight files")
     mode: Literal["pretrained", "random"] = Field(
         default="pretrained", description="random = seeded random encoders for trials; marks every result as such"
     )
@@ -98,12 +118,14 @@ class WeightsConfig(Options):
 class FeaturesConfig(Options):
     """How features are computed and stored."""
 
-    resize_policy: str = Field(default="resize224", description="resize224 | weights | native | resize<px>")
+    resize_policy: Annotated[str, AfterValidator(_known_policy)] = Field(
+        default="resize224", description="resize224 | weights | native | resize<px>"
+    )
     dtype: Literal["float16", "float32"] = Field(default="float16", description="stored precision")
     precision: Literal["float32", "bf16"] = Field(default="float32", description="arithmetic of the encoder")
     batch_size: int = Field(default=64, ge=1, description="tiles per encoder step")
     workers: int = Field(default=2, ge=1, description="decode threads per job")
-    device: str = Field(default="auto", description="auto | cpu | cuda")
+    device: str = Field(default="auto", pattern=DEVICES, description="auto | cpu | cuda | cuda:1")
 
 
 class TrainingConfig(ScheduleOptions):

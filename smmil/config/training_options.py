@@ -18,6 +18,7 @@ from preprocessing.common.options import Options
 from smmil.config.quirks import SettingsByQuirk, active_quirks, training_changes
 
 RateChoice = Literal["split", "method"]
+DEVICES = r"^(auto|cpu|cuda(:[0-9]+)?)$"
 
 
 class ProtocolOptions(Options):
@@ -88,7 +89,7 @@ class ScheduleOptions(Options):
     splits: list[int] = Field(default=[1, 2, 3, 4, 5], min_length=1, description="seeds of the train/validation splits")
     warmup_epochs: int = Field(default=5, ge=0, description="epochs of the linear warm-up")
     warmup_start: float = Field(default=0.1, gt=0, le=1, description="first factor of the learning rate")
-    device: str = Field(default="auto", description="auto | cpu | cuda")
+    device: str = Field(default="auto", pattern=DEVICES, description="auto | cpu | cuda | cuda:1")
     precision: Literal["float32", "tf32", "bf16"] = Field(
         default="float32", description="arithmetic of a training step"
     )

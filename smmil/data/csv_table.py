@@ -8,7 +8,6 @@ The graph is an argument: `none`, or `chain` (neighbours i-1, i+1 in file order)
 are unknown (-1) unless given.
 """
 
-import csv
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from preprocessing.common.csv_files import csv_rows
 from smmil.data.batch import Bag
 
 GRAPHS = ("none", "chain")
@@ -39,10 +39,7 @@ def load_table(path: Path | str, *, graph: str = "none") -> list[Bag]:
     """
     if graph not in GRAPHS:
         raise ValueError(f"graph: found {graph!r}, expected one of {', '.join(GRAPHS)}")
-    if not Path(path).is_file():
-        raise ValueError(f"{path}: no such file; expected a CSV table with one instance per row")
-    with open(path, newline="", encoding="utf-8") as stream:
-        lines = [(number, cells) for number, cells in enumerate(csv.reader(stream), start=1) if cells]
+    lines = [*csv_rows(Path(path))]
     if not lines:
         raise ValueError(f"{path}: empty, expected one instance per row")
     header = _header(lines[0][1])

@@ -1,6 +1,7 @@
 """The configuration: schema and defaults in step, unknown keys refused, problems named by key."""
 
 import copy
+import inspect
 import json
 import re
 
@@ -9,7 +10,10 @@ import yaml
 from snakemake.utils import update_config
 
 from preprocessing.features.encoders import get_encoder
-from smmil.config.experiment import Config, json_schema, parse_config, training_options
+from smmil.config.__main__ import main
+from smmil.config.experiment import Config, json_schema, load_yaml, parse_config, training_options
+from smmil.config.methods import METHODS, method_arguments
+from smmil.models import build_model, model_factory
 
 
 @pytest.fixture
@@ -92,6 +96,32 @@ def test_the_paper_values(paper):
         (lambda c: c["datasets"]["rsna"].update(instances={"ct": {"preset": "lung"}}), r"preset: found 'lung'"),
         (lambda c: c["datasets"]["rsna"].update(instances={"wsi": {"tile": 3}}), r"tile: Extra inputs"),
         (
+            lambda c: c["datasets"]["panda"].update(encoders=["resnet-50"]),
+            r"datasets\.panda\.encoders: encoder 'resnet-50' \(did you mean 'resnet50'\?\), expected one of",
+        ),
+        (
+            lambda c: c["datasets"]["panda"].update(source={"partiton": "x"}),
+            r"datasets\.panda: .*unknown \['partiton'\] \(did you mean 'partition'\?\)",
+        ),
+        (lambda c: c["datasets"]["rsna"].update(source={"scans": "many"}), r"datasets\.rsna: .*scans: found 'many'"),
+        (lambda c: c["datasets"]["rsna"].update(root="a\nb"), r"datasets\.rsna\.root: .*without line breaks"),
+        (lambda c: c.update(results="~/results"), r"results: .*write the whole path"),
+        (lambda c: c["datasets"]["rsna"].update(batch_sizes={"abmil": 0}), r"batch_sizes\.abmil: .*greater than or"),
+        (lambda c: c["features"].update(device="gpu"), r"features\.device: .*found \"gpu\""),
+        (lambda c: c["features"].update(resize_policy="resize"), r"features\.resize_policy: .*expected resize224"),
+        (lambda c: c["features"].update(resize_policy="native"), r"encoders: encoder vit_b_32 takes 224 px only"),
+        (lambda c: c["training"].update(lerning_rates=[1]), r"unknown key \(did you mean 'learning_rates'\?\)"),
+        (lambda c: c.update(use=[]), r"use: found \[\], expected some of camelyon16"),
+        (lambda c: c.update(methods=["abmil", "abmil"]), r"methods: .*found abmil twice"),
+        (
+            lambda c: c.update(method_options={"abmil": {"foo": 1}}),
+            r"method_options\.abmil: abmil has no argument 'foo'",
+        ),
+        (lambda c: c.update(method_options={"abmil": {"gated": "yes"}}), r"abmil\.gated: found 'yes', expected bool"),
+        (lambda c: c.update(method_options={"abmil": {"pos_weight": 2}}), r"no argument 'pos_weight'"),
+        (lambda c: c["sweeps"]["steps"].update(argument="t"), r"sweeps\.steps: .*'t' \(did you mean 'T'\?\)"),
+        (lambda c: c["sweeps"]["alpha"].update(values=[True]), r"sweeps\.alpha\.alpha: found True, expected float"),
+        (
             lambda c: c["datasets"]["rsna"].update(score_with={"dataset": "x", "encoder": "y", "method": "abmil"}),
             r"no runs of x/abmil are trained",
         ),
@@ -103,6 +133,66 @@ def test_problems_are_named_by_key_with_what_was_found(paper, change, message):
     with pytest.raises(ValueError, match=message) as caught:
         parse_config(broken, "config.yaml")
     assert "config.yaml: 1 problem" in str(caught.value)
+
+
+def refusal(key: str, argument: str) -> str:
+    """What a method says to an argument with a value of no known type."""
+    try:
+        build_model(key, 8, **{argument: object()})
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("key", METHODS)
+def test_the_arguments_of_a_method_are_those_of_its_code(key):
+    signature = inspect.signature(model_factory(key)).parameters.values()
+    arguments = method_arguments(key)
+    assert {p.name for p in signature if p.kind is p.KEYWORD_ONLY} - {"pos_weight"} <= arguments.keys()
+    assert {"width", "embed_act"} <= arguments.keys() or "**" in arguments
+    assert not [name for name in arguments.keys() - {"**"} if "unexpected keyword" in refusal(key, name)]
+    assert "unexpected keyword" in refusal(key, "no_such_argument")
+
+
+OVERRIDE = """
+use: [mine]
+datasets:
+  mine: {kind: custom, root: slides, source: {manifest: m.csv}, encoders: [resnet18]}
+training: {splits: [1]}
+"""
+
+
+def test_an_override_file_is_checked_as_snakemake_merges_it(tmp_path, repository, capsys):
+    mine, more = tmp_path / "mine.yaml", tmp_path / "more.yaml"
+    mine.write_text(OVERRIDE)
+    more.write_text("training: {epochs: 3}\nmethods: [abmil]\n")
+    assert main([str(mine), str(more)]) == 0
+    merged = {}
+    for path in (repository / "config.yaml", mine, more):
+        update_config(merged, yaml.safe_load(path.read_text()))
+    assert json.loads(capsys.readouterr().out) == parse_config(merged).model_dump(mode="json")
+    mine.write_text(OVERRIDE.replace("resnet18", "uni"))
+    assert main([str(mine)]) == 2
+    assert "1 problem(s)\n  datasets.mine.encoders: encoder 'uni', expected" in capsys.readouterr().err
+    assert main([str(repository / "config.yaml")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("use: [rsna]\ntraining: {epochs: 1}\nuse: [panda]\n", r"twice in one section.*use \(line 3\)"),
+        ("training:\n  epochs: 1\n  epochs: 2\n", r"epochs \(line 3\)"),
+        ("- a\n", "found list, expected keys"),
+        ("a: [\n", "not YAML"),
+    ],
+)
+def test_files_that_yaml_would_read_otherwise_than_meant(tmp_path, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"mine.yaml: .*{message}"):
+        load_yaml(path)
+    path.write_text("# nothing\n")
+    assert load_yaml(path) == {}
 
 
 def test_every_problem_is_told_at_once(paper):

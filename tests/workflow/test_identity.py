@@ -28,7 +28,7 @@ def chain(folder: Path, marks: dict[str, str], *, broken: bool) -> Cohort:
     """List, cut, extract, draw and count a cohort of scans; some of them are damaged."""
     cohort = Cohort(folder)
     for k in range(2):
-        write_scan(cohort.raw / f"scan_{k}", **marks)
+        write_scan(cohort.raw / f"scan_{k}", **marks, KVP=100 + k)
         cohort.add(f"scan_{k}", f"scan_{k}", split=("train", "test")[k])
     if broken:
         write_scan(cohort.raw / "mr", **marks, Modality="MR")

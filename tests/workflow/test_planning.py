@@ -53,9 +53,64 @@ def test_extractors_of_a_shard_follow_one_another(plan: Plan) -> None:
     assert plan.earlier_encoder("rsna", "resnet18", "0001") == plan.earlier_encoder("rsna", "vit_b_32", "0001") == []
 
 
+SPLITS = {
+    "no test": ("train,0 train,0 train,1 train,1", "", "no bag has split test"),
+    "one class in test": ("train,0 train,0 train,1 train,1 test,1", "", "0 negative and 1 positive test bags"),
+    "few": ("train,0 train,0 train,1 train,1 test,1 test,0", "", "training bags for 5 splits"),
+    "one class": ("train,1 train,1 train,1 test,0 test,1", "found 0 negative and 3 positive bags with split train", ""),
+    "none for validation": ("train,1 train,0 test,0 test,1", "expected at least 2 of each", ""),
+    "given validation": ("train,1 train,0 val,1 val,0 test,0 test,1", "", ""),
+    "one class in validation": ("train,1 train,0 val,1 test,0 test,1", "", "0 negative and 1 positive validation bags"),
+    "unlabelled": (", ,", "found 0 negative and 0 positive", ""),
+    "skipped": ("train,1,pen train,1 train,0 train,0 test,0 test,1", "2 negative and 1 positive", ""),
+}
+
+
+@pytest.mark.parametrize("case", SPLITS)
+def test_labels_and_splits_that_leave_tables_empty_are_seen_before_the_first_job(plan: Plan, case: str) -> None:
+    lines, refusal, remark = SPLITS[case]
+    Path("slides").mkdir()
+    rows = [f"b{i},{i}.svs,{line}" for i, line in enumerate(lines.split())]
+    text = "bag_id,image,split,label,skip\n" + "".join(f"{row}{',' * (4 - row.count(','))}\n" for row in rows)
+    Path("slides/m.csv").write_text(text)
+    mine = {"kind": "custom", "root": "slides", "source": {"manifest": "m.csv"}, "encoders": ["resnet18"]}
+    custom = with_(plan, datasets={"mine": mine}, sweeps={}, weights={"mode": "random"})
+    if refusal:
+        with pytest.raises(ValueError, match=rf"datasets\.mine: .*{refusal}"):
+            custom.trained_bags("mine")
+    else:
+        assert custom.trained_bags("mine") == "out/mine/bags.csv"
+    assert "\n".join(custom.remarks()).count(remark) == 1 if remark else custom.remarks() == []
+    untrained = {"datasets": {"mine": {**mine, "train": False}}, "sweeps": {}, "weights": {"mode": "random"}}
+    assert with_(plan, **untrained).remarks() == []
+    assert plan.trained_bags("rsna") == "out/rsna/bags.csv"
+
+
+def test_a_folder_that_snakemake_would_take_for_a_wildcard_has_a_link(plan: Plan) -> None:
+    odd = with_(plan, results="out/{2020}/", weights={"folder": "{w}"})
+    for folder, link in (("out/{2020}", odd.results), ("{w}", odd.weights_folder)):
+        assert "{" not in link and Path(link).samefile(folder) and Path(link).is_symlink()
+    assert odd.results == odd.results and plan.results == "out"
+
+
 def test_random_weights_need_no_files(plan: Plan) -> None:
     assert plan.weights(["resnet18"]) == [f"{plan.config.weights.folder}/resnet18.pth"]
-    assert with_(plan, weights={"mode": "random"}).weights(["resnet18"]) == []
+    random = with_(plan, weights={"mode": "random"})
+    assert random.weights(["resnet18"]) == random.remarks() == []
+
+
+def test_weights_are_looked_at_before_the_first_job(plan: Plan) -> None:
+    file = Path(plan.weights(["resnet18"])[0])
+    assert [remark for remark in plan.remarks() if "needs a network" in remark and str(file) in remark]
+    file.parent.mkdir()
+    file.touch()
+    with pytest.raises(ValueError, match="not a weight file"):
+        plan.remarks()
+    file.write_bytes(b"weights")
+    assert str(file) not in plan.remarks()[0]
+    file.with_name(f"{file.name}.sha256").write_text("0123 resnet18.pth")
+    with pytest.raises(ValueError, match="SHA-256 is 0123, expected f37072fd"):
+        plan.remarks()
 
 
 def test_parts_and_options_of_variants_are_those_of_their_method(plan: Plan) -> None:

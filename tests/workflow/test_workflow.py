@@ -1,11 +1,13 @@
 """The workflow by dry run: size and cost of the plan of the paper, every target, and messages to users."""
 
+import csv
 import resource
 
 import pytest
 
 from smmil.config.experiment import load_yaml, parse_config
 from smmil.config.outputs import all_pairings
+from tests.helpers.cohorts import write_slide
 from tests.helpers.workflows import ROOT, fake_raw, planned, shell_rules, snakemake, touch, write_config
 
 PREPROCESSING = ("list_bags", "cut_instances", "extract_features", "draw_contact_sheet")
@@ -85,6 +87,42 @@ def test_own_slides_need_no_dataset_of_the_paper(tmp_path):
     config = write_config(tmp_path, {"use": ["mine"], "datasets": {"mine": {**custom, "encoders": ["resnet18"]}}})
     jobs = planned(tmp_path, "qc", "features", "--configfile", config)
     assert jobs["cut_instances"] == 1 and jobs["extract_features"] == 1 and jobs["fetch_weights"] == 1
+
+
+def test_slides_that_cannot_be_trained_on_are_refused_when_the_training_is_planned(tmp_path):
+    touch(tmp_path / "slides", ["a.svs", "b.svs"])
+    (tmp_path / "slides/m.csv").write_text("bag_id,image,label,split\na,a.svs,1,train\nb,b.svs,1,test\n")
+    custom = {"kind": "custom", "root": "slides", "source": {"manifest": "m.csv"}, "encoders": ["resnet18"]}
+    config = write_config(tmp_path, {"use": ["mine"], "datasets": {"mine": custom}})
+    run = snakemake(tmp_path, "--dry-run", "table1", "--configfile", config, check=False)
+    assert run.returncode != 0 and "datasets.mine: found 0 negative and 1 positive bags with split train" in run.stdout
+    assert "cut_instances" in planned(tmp_path, "qc", "--configfile", config)
+
+
+# what file systems allow, and shells, Snakemake, Python's formats and URLs read as something else
+ODD = '{2020} a\'b "c" $HOME %s [x] #1 ü {dataset};&'
+
+
+@pytest.mark.slow
+def test_folders_may_be_called_anything(tmp_path):
+    root = tmp_path / ODD / "raw"
+    root.mkdir(parents=True)
+    write_slide(root / f"{ODD}.tif")
+    rows = [["bag_id", "image", "label", "split"], ["a", f"{ODD}.tif", "1", "train"]]
+    with (root / f"{ODD}.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows(rows)
+    custom = {"kind": "custom", "root": f"{ODD}/raw", "source": {"manifest": f"{ODD}.csv"}, "encoders": ["resnet18"]}
+    wsi = {"preset": "20x", "tile_px": 64, "step_px": 64, "tissue": {"a_t": 0, "a_h": 0}}
+    given = {"use": ["mine"], "datasets": {"mine": {**custom, "train": False, "instances": {"wsi": wsi}}}}
+    folders = {"results": f"{ODD}/results", "weights": {"mode": "random", "folder": f"{ODD}/weights"}}
+    config = write_config(tmp_path, {**given, **folders}, name=f"{ODD}.yaml")
+    snakemake(tmp_path, "qc", "features", "--configfile", config)
+    made = ["bags.csv", "qc/index.html", "features/resnet18/shards/0000.json", "features/resnet18/store/a/zarr.json"]
+    assert all((tmp_path / ODD / "results/mine" / name).is_file() for name in made)
+    assert planned(tmp_path, "qc", "features", "--configfile", config) == {}
+    with (root / f"{ODD}.csv").open("a", newline="") as stream:
+        csv.writer(stream).writerow(["b", f"{ODD}.tif", "1", "train"])
+    assert "list_bags" in planned(tmp_path, "qc", "--configfile", config)
 
 
 def test_a_partial_report_is_made_of_the_finished_trainings_and_trains_nothing(tmp_path):

@@ -7,10 +7,11 @@ sys.path.insert(0, workflow.basedir)
 
 from preprocessing.common import stage_versions as preprocessing_versions
 from smmil.config import stage_versions
-from smmil.config.experiment import parse_config, training_options
+from smmil.config.experiment import load_yaml, parse_config, training_options
 from smmil.config.outputs import FIGURES, TABLES, all_pairings
 from smmil.planning import Plan
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 # --use-conda drops PYTHONPATH, so the prefix sets it. It replaces Snakemake's own prefix and repeats its strict mode:
 # without pipefail a failure would hide behind `tee`. SLURM signals every process of a job; bash and tee ignore the
@@ -21,11 +22,14 @@ shell.prefix(
 )
 
 try:
+    # Snakemake lets the last of two equal keys count
+    for file in workflow.configfiles:
+        load_yaml(Path(file))
     PLAN = Plan(parse_config(config, "config"))
 except ValueError as error:
     raise WorkflowError(str(error)) from None
 CONFIG = PLAN.config
-RESULTS = PLAN.results
+RESULTS, WEIGHTS = PLAN.results, PLAN.weights_folder
 
 
 wildcard_constraints:
@@ -38,6 +42,12 @@ wildcard_constraints:
 # Snakemake does not know its targets yet while it reads this file
 if not {"weights", "raw"} & {*sys.argv} and (problems := PLAN.raw_problems()):
     raise WorkflowError("\n\n".join(problems))
+if workflow.is_main_process and not {"weights", "raw"} & {*sys.argv}:
+    try:
+        for remark in PLAN.remarks():
+            logger.warning(remark)
+    except ValueError as error:
+        raise WorkflowError(str(error)) from None
 
 
 def dataset_of(wildcards):

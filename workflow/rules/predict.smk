@@ -26,7 +26,7 @@ rule predict_runs:
     shell:
         "python -m {params.module} --runs {input.runs:q} --bags {input.bags:q} --instances {params.folder:q}/instances "
         "--features {params.folder:q}/features/{wildcards.encoder} --manifests {input.manifests:q} "
-        "--out $(dirname {output:q}) {params.index:q} 2>&1 | tee {log:q}"
+        '--out "$(dirname {output:q})" {params.index:q} 2>&1 | tee {log:q}'
 
 
 use rule predict_runs as score_bags with:

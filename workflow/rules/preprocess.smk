@@ -15,6 +15,8 @@ rule list_bags:
     resources:
         mem_mb=memory(2000),
         runtime=120,
+        # not in params, whose changes redo jobs
+        instance_bytes=lambda w: PLAN.instance_bytes(w.dataset),
     params:
         kind=lambda w: dataset_of(w).kind,
         root=root_of,
@@ -24,7 +26,7 @@ rule list_bags:
         raw=lambda w: PLAN.listing_stamp(w.dataset),
     shell:
         "python -m preprocessing.bags --dataset {wildcards.dataset} --kind {params.kind} --root {params.root:q} "
-        "--options {params.options:q} --max-bags {params.capacity} --out {output.bags:q} 2>&1 | tee {log:q}"
+        "--options {params.options:q} --max-bags {params.capacity} --instance-bytes {resources.instance_bytes} --out {output.bags:q} 2>&1 | tee {log:q}"
 
 
 rule cut_instances:
@@ -86,7 +88,7 @@ rule extract_features:
         raw=lambda w: PLAN.raw_stamp(w.dataset, w.shard),
         stage_version=preprocessing_versions.FEATURES,
         folder=f"{RESULTS}/{{dataset}}",
-        weights=f"--weights {CONFIG.weights.folder} --weights-mode {CONFIG.weights.mode}",
+        weights=f"--weights {shlex.quote(WEIGHTS)} --weights-mode {CONFIG.weights.mode}",
         policy=f"--resize-policy {CONFIG.features.resize_policy} --dtype {CONFIG.features.dtype} "
         f"--precision {CONFIG.features.precision}",
     shell:

@@ -35,14 +35,14 @@ rule weights:
     input:
         expand(
             "{folder}/{encoder}.pth",
-            folder=CONFIG.weights.folder,
+            folder=WEIGHTS,
             encoder=sorted({e for d in CONFIG.used.values() for e in d.encoders}),
         ),
 
 
 rule fetch_weights:
     output:
-        protected(f"{CONFIG.weights.folder}/{{encoder}}.pth"),
+        protected(f"{WEIGHTS}/{{encoder}}.pth"),
     log:
         f"{RESULTS}/logs/fetch_weights/{{encoder}}.log",
     benchmark:
@@ -51,4 +51,4 @@ rule fetch_weights:
     conda:
         "../../envs/preprocess.yaml"
     shell:
-        "python -m preprocessing.weights --encoder {wildcards.encoder:q} --out {CONFIG.weights.folder:q} 2>&1 | tee {log:q}"
+        "python -m preprocessing.weights --encoder {wildcards.encoder:q} --out {WEIGHTS:q} 2>&1 | tee {log:q}"

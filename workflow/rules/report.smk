@@ -161,7 +161,7 @@ rule draw_maps:
         stage_version=stage_versions.MAPS,
     shell:
         "python -m smmil.maps --layout {params.layout:q} --instances {params.instances:q} {params.inputs:q} "
-        "--bags {params.bags} --out $(dirname {output:q}) 2>&1 | tee {log:q}"
+        '--bags {params.bags} --out "$(dirname {output:q})" 2>&1 | tee {log:q}'
 
 
 # one target per figure: `snakemake fig6a`

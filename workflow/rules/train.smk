@@ -11,7 +11,7 @@ TRAINING_CACHES = (
 
 rule train_runs:
     input:
-        bags=rules.list_bags.output.bags,
+        bags=lambda w: PLAN.trained_bags(w.dataset),
         manifests=features_of,
         parts=lambda w: PLAN.training_parts(w.dataset, w.encoder, w.method),
     output:
@@ -42,7 +42,7 @@ rule train_runs:
 
 use rule train_runs as train_part with:
     input:
-        bags=rules.list_bags.output.bags,
+        bags=lambda w: PLAN.trained_bags(w.dataset),
         manifests=features_of,
     output:
         f"{RESULTS}/{{dataset}}/runs/{{encoder}}/{{method}}/parts/split{{seed}}.json",

@@ -51,8 +51,8 @@ def test_a_list_without_overrides_is_written_as_before(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("bag_id,colour\na,red\n", "unknown: colour"),
-        ("name,mpp\na,0.5\n", "expected bag_id"),
+        ("bag_id,colour\na,red\n", r"unknown columns \['colour'\]"),
+        ("name,mpp\na,0.5\n", r"expected also \['bag_id'\]"),
         ("bag_id,mpp\na,0.5\na,0.4\n", r"line 3 \('a'\): bag_id occurs twice"),
         ("bag_id,mpp\n,0.5\n", "bag_id is empty"),
         ("bag_id,mpp\na,900\n", "mpp: found '900'.*less than or equal to 20"),

@@ -1,13 +1,16 @@
 """CAMELYON16 and PANDA on hand-made folders and on the published label tables and splits; what all modules share."""
 
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from preprocessing.bags.report import ListReport
+from preprocessing.common.csv_files import read_csv
 from preprocessing.datasets import DATASETS, MissingRaw, camelyon16, get_dataset, panda
-from preprocessing.datasets.base import read_table
+from preprocessing.datasets.listing import list_bags
 from tests.helpers.dataset_files import listed, names, table, touch
 
 PARTIAL = (10, 15, 18, 20, 25, 29, 33, 34, 44, 46, 51, 54, 55, 56, 67, 79, 85, 92, 95, 110)
@@ -131,7 +134,7 @@ def test_panda_partition_and_labels_as_published(tmp_path: Path, shared_data: Pa
     )
     assert names(report.excluded) == {panda.BLANK}
     assert all((row.split == "test") == (parts[n] == "test") for n, row in rows.items())
-    grades = {r["image_id"]: int(r["isup_grade"]) for r in read_table(source / "train.csv", ["isup_grade"])}
+    grades = {r.cells["image_id"]: int(r.cells["isup_grade"]) for r in read_csv(source / "train.csv", ["isup_grade"])}
     assert all(row.label == (grades[n] > 0) for n, row in rows.items())
     assert {row.provider for row in rows.values()} == {"radboud", "karolinska"}
     assert {n for n, row in rows.items() if not row.annotation} == {slides[0], *panda.BROKEN_MASKS}
@@ -157,6 +160,22 @@ def test_panda_small(tmp_path: Path) -> None:
     }
     assert rows["b"].annotation == "train_label_masks/b_mask.tiff" and rows["a"].annotation == ""
     assert names(report.excluded) == {"d", "extra"} and names(report.missing) == {"z"}
+    # a name in other bytes than UTF-8 is reported and stops nothing
+    touch(tmp_path, os.fsdecode(b"train_images/Sch\xe4del.tiff"))
+    list_bags("panda", "panda", tmp_path, {}, tmp_path / "bags.csv")
+    assert r"Sch\xe4del" in names(ListReport.read(tmp_path / "bags.report.json").excluded)
+    touch(tmp_path, "train_images/b.tif")
+    with pytest.raises(ValueError, match=r"slides with two files, .tif and .tiff: \['b'\]"):
+        DATASETS["panda"].count(tmp_path, {})
+
+
+def test_duplicates_of_a_published_dataset_are_noted(tmp_path: Path) -> None:
+    small_panda(tmp_path)
+    for name in "abc":
+        (tmp_path / f"train_images/{name}.tiff").write_bytes(b"one slide")
+    list_bags("panda", "panda", tmp_path, {}, tmp_path / "bags.csv")
+    (note,) = [n for n in ListReport.read(tmp_path / "bags.report.json").notes if "one image" in n]
+    assert "several splits or with several labels: 'a' (train_images/a.tiff, train, label 0)" in note
 
 
 def test_panda_damaged_tables(tmp_path: Path) -> None:

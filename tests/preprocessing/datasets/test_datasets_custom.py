@@ -22,6 +22,7 @@ def ct_folder(folder: Path, series: int = 1, patient: str = "SECRET1", slices: i
     for s in range(series):
         for z in range(slices):
             tags = {"SeriesInstanceUID": f"1.2.{s}", "SeriesNumber": s + 2, "PatientID": patient}
+            tags |= {"SOPInstanceUID": f"1.3.{s}.{z}.{sum(folder.name.encode())}"}
             write_slice(folder / f"{s}_{(z * 2) % slices}.dcm", z=5 * z, **tags)
 
 

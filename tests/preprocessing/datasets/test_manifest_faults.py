@@ -1,0 +1,188 @@
+"""What spreadsheets, file systems and people do to a manifest: read right, refused by line, or one bag that fails."""
+
+import json
+import os
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from preprocessing.bags.identity import image_identity
+from preprocessing.bags.report import ListReport
+from preprocessing.bags.rows import BagRow
+from preprocessing.datasets.listing import list_bags
+from tests.helpers.dataset_files import touch
+from tests.helpers.dicoms import write_slice
+
+HEAD = "bag_id,image,label,split"
+NFC, NFD = (unicodedata.normalize(form, "schädel.svs") for form in ("NFC", "NFD"))
+
+
+def listed(root: Path, text: str | bytes) -> tuple[dict[str, BagRow], ListReport]:
+    """The rows and the report of a manifest."""
+    content = text.encode() if isinstance(text, str) else text
+    (root / "m.csv").write_bytes(content)
+    rows = list_bags("mine", "custom", root, {"manifest": "m.csv"}, root / "bags.csv")
+    return {row.bag_id: row for row in rows}, ListReport.read(root / "bags.report.json")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Slides of different sizes, a link, a hard link and a copy of the first one, and a scan in two folders."""
+    for i, name in enumerate("abc"):
+        (tmp_path / f"{name}.svs").write_bytes(bytes(range(100 + i)))
+    (tmp_path / "link.svs").symlink_to("a.svs")
+    os.link(tmp_path / "a.svs", tmp_path / "hard.svs")
+    (tmp_path / "copy.svs").write_bytes(bytes(range(100)))
+    (tmp_path / "other.svs").write_bytes(bytes(range(99)) + b"z")
+    (tmp_path / "sub").mkdir()
+    touch(tmp_path, NFD, "a.geojson")
+    for z in range(4):
+        write_slice(tmp_path / f"cd/{z // 2}/{z % 2}.dcm", z=z, SOPInstanceUID=f"1.{z}")
+    return tmp_path
+
+
+REFUSED = {
+    "semicolons": (
+        HEAD.replace(",", ";") + "\na;a.svs;1;train\n",
+        "separated by semicolons, expected commas.*CSV UTF-8",
+    ),
+    "tabs": (HEAD.replace(",", "\t") + "\n", "separated by tabs"),
+    "sep line": (f"sep=;\n{HEAD}\n", "line 1: found 'sep=;'; remove this line"),
+    "utf-16": (f"{HEAD}\na,a.svs,1,train\n".encode("utf-16"), "m.csv: UTF-16.*expected UTF-8; save it as"),
+    "workbook": (b"PK\x03\x04" + bytes(99), "m.csv: a workbook of a spreadsheet program, expected a CSV"),
+    "latin-1": (f"{HEAD}\n\na,schädel.svs,1,train\n".encode("latin-1"), "not UTF-8 .byte 0xe4.*Latin-1.*save it as"),
+    "open quotes": (f'{HEAD}\na,"a.svs,1,train\nb,b.svs,0,test\n', "line 2: not a UTF-8 CSV file.*close every quot"),
+    "short row": (f"{HEAD}\na,a.svs\nb,b.svs\n", r"line 2 \('a'\): found 2 cells, expected 4.*line 3"),
+    "long row": (f"{HEAD}\na,a.svs,1,train,x,y\n", r"line 2 \('a'\): found 6 cells, expected 4.*in quotes"),
+    "semicolons in rows": (f"{HEAD}\na;a.svs;1;train\n", "found 1 cells, expected 4"),
+    "column twice": (f"{HEAD},label\na,a.svs,1,train,0\n", r"each once; twice: \['label'\]"),
+    "unknown column": (f"{HEAD},patient,Group\n", r"unknown columns \['patient', 'Group'\] \(did you mean 'group'\?\)"),
+    "column in capitals": ("bag_id,image,Label,split\n", r"also \['label'\]; unknown.*mean 'label'"),
+    "no rows": (f"{HEAD}\n\n,,,\n", "no rows"),
+    "decimal label": (f"{HEAD}\na,a.svs,1.0,train\n", r"line 2 \('a'\): label: found '1.0', expected 0, 1 or nothing"),
+    "label in words": (f"{HEAD}\na,a.svs,yes,train\n", "label: found 'yes'"),
+    "split in words": (f"{HEAD}\na,a.svs,1,Training\n", "split: found 'Training', expected train, val, test"),
+    "decimal comma": (f'{HEAD},mpp\na,a.svs,1,train,"0,25"\n', "mpp: found '0,25'.*decimal point"),
+    "underscore": (f"{HEAD},mpp\na,a.svs,1,train,0_25\n", "mpp: found '0_25'"),
+    "no number": (f"{HEAD},mpp\na,a.svs,1,train,nan\n", "mpp: found nan"),
+    "no reason": (f"{HEAD},skip\na,a.svs,1,train,no\n", "skip: found 'no', expected a reason"),
+    "slash in an id": (f"{HEAD}\na/b:c,a.svs,1,train\n", "bag_id: found 'a/b:c', expected letters"),
+    "number of a spreadsheet": (f"{HEAD}\n1.2E+15,a.svs,1,train\n", "bag_id: found '1.2E"),
+    "long id": (f"{HEAD}\n{'x' * 151},a.svs,1,train\n", "at most 150"),
+    "row twice": (f"{HEAD}\na,a.svs,1,train\n\na,a.svs,1,train\n", r"'a': bag_id occurs 2 times \(a\) \(lines 2, 4\)"),
+    "ids by case": (f"{HEAD}\na,a.svs,1,train\nA,b.svs,1,train\n", "occurs 2 times"),
+    "two splits": (f"{HEAD}\na,a.svs,1,train\nb,sub/../a.svs,1,test\n", r"one image in several.*line 2,.*line 3,"),
+    "two labels": (f"{HEAD}\na,a.svs,1,train\nb,link.svs,0,train\n", "one image in several splits or.*'a'.*'b'"),
+    "hard link": (f"{HEAD}\na,a.svs,1,train\nb,hard.svs,1,val\n", "one image in several.*hard.svs, val"),
+    "copy": (f"{HEAD}\na,a.svs,1,train\nb,copy.svs,1,test\n", "one image in several.*copy.svs, test"),
+    "scan in part": (f"{HEAD}\na,cd,1,train\nb,cd/0/0.dcm,1,test\n", "one image in several"),
+    "patient by case": (
+        f"{HEAD},group\na,a.svs,1,train,Kim\nb,b.svs,1,test,kim\n",
+        "'b' .test., 'a' .train.: the same",
+    ),
+    "patient by zeros": (f"{HEAD},group\na,a.svs,1,train,007\nb,b.svs,1,test,7.0\n", "the same group"),
+    "unknown patient": (f"{HEAD},group\na,a.svs,1,train,n/a\n", "line 2: group: found 'n/a'; leave it empty"),
+    "capital file": (f"{HEAD}\na,A.SVS,1,train\n", r"missing file 'A.SVS'.*on disk it is called 'a.svs'"),
+    "backslash": (f"{HEAD}\na,s\\a.svs,1,train\n", "missing file.*write / between folders"),
+    "long file name": (f"{HEAD}\na,{'x' * 300}.svs,1,train\n", "missing file 'xxx"),
+    "label against slices": (f"{HEAD},annotation\na,cd,0,train,slices:0100\n", "label: 0, but 1 of 4 slices"),
+}
+
+
+@pytest.mark.parametrize("fault", REFUSED)
+def test_refused_with_the_line(root: Path, fault: str) -> None:
+    text, message = REFUSED[fault]
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        listed(root, text)
+    assert not (root / "bags.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("0.dcm,1", "line 2: file '0.dcm' fits 2 slices, 'cd/0/0.dcm' and 'cd/1/0.dcm'; write the folder"),
+        ("0/0.dcm,1\ncd/0/0.dcm,0", "lines 2 and 3: 'cd/0/0.dcm' is labelled 1 and 0"),
+        ("0/0.dcm,yes", "label of '0/0.dcm': found 'yes'"),
+        ("9.dcm,1\n8.dcm,1", "(?s)2 problems.*'9.dcm' is no file of the series.*'8.dcm'"),
+    ],
+)
+def test_slice_labels_that_fit_nothing_or_too_much(root: Path, lines: str, message: str) -> None:
+    (root / "labels.csv").write_text(f"file,label\n{lines}\n")
+    with pytest.raises(ValueError, match=message):
+        listed(root, f"{HEAD},annotation\na,cd,1,train,labels.csv\n")
+
+
+def test_slice_labels_by_folder_and_twice_the_same(root: Path) -> None:
+    (root / "labels.csv").write_text("file,label\n0/1.dcm,1\ncd/0/1.dcm,1\n1\\0.dcm,0\n")
+    rows, _ = listed(root, f"{HEAD},annotation\na,cd,1,train,labels.csv\n")
+    assert rows["a"].annotation == "slices:x10x"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"\ufeff{HEAD}\r\na,a.svs,1,train\r\n",
+        f"{HEAD},,\n\n a , a.svs ,1,\ttrain,,\n,,,,,\n",
+        f'{HEAD}\n"a","a.svs","1","train"',
+        f"{HEAD}\ra,a.svs,1,train\r",
+    ],
+    ids=["byte-order mark and CRLF", "blanks and empty columns", "quotes", "CR"],
+)
+def test_harmless_forms_are_read(root: Path, text: str) -> None:
+    rows, report = listed(root, text)
+    assert rows == {"a": BagRow("a", "wsi", ("a.svs",), 1, "train", annotation_complete=False)} and not report.notes
+
+
+@pytest.mark.parametrize("name", [NFC, NFD], ids=["composed", "decomposed"])
+def test_unicode_forms_of_a_name_are_one(root: Path, name: str) -> None:
+    assert listed(root, f"{HEAD}\na,{name},1,train\n")[0]["a"].images == (NFD,)
+
+
+def test_what_is_no_fault_is_noted(root: Path) -> None:
+    text = (
+        f"{HEAD},annotation,group\na,a.svs,1,train,a.geojson,Kim \nb,copy.svs,1,train,a.geojson,KIM\nc,other.svs,1,,,\n"
+    )
+    _, report = listed(root, text)
+    assert any("one image in 2 bags" in note for note in report.notes)
+    assert any("a, b: one annotation, 'a.geojson'" in note for note in report.notes)
+    assert any(note.startswith("lines 2, 3: their groups differ only") for note in report.notes)
+    assert "kim" not in json.dumps(report.notes).lower() and len(report.notes) == 3
+
+
+def test_a_bag_that_cannot_be_read_fails_alone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / "gone.svs").symlink_to("nowhere/slide.svs")
+    (root / "away.tif").symlink_to("/nowhere/slide.tif")
+    (root / "loop.svs").symlink_to("loop.svs")
+    (root / "folder.svs").mkdir()
+    walk = os.scandir
+
+    def scandir(path: str) -> object:
+        if str(path).endswith("cd/1"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return walk(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    names = {"g": "gone.svs", "w": "away.tif", "l": "loop.svs", "f": "folder.svs", "p": "cd", "n": "cd#1", "a": "a.svs"}
+    rows, report = listed(root, HEAD + "\n" + "".join(f"{bag},{name},1,train\n" for bag, name in names.items()))
+    assert rows["a"].note == "" and len(report.notes) == 6
+    for bag, part in {
+        "g": "does not exist",
+        "w": "link to /nowhere",
+        "f": "a folder",
+        "p": "Permission denied",
+    }.items():
+        assert str(root) not in rows[bag].note
+        assert "no readable image: " in rows[bag].note and part in rows[bag].note and names[bag] in rows[bag].note
+        assert any(note.startswith(f"{bag}: no readable") for note in report.notes)
+        with pytest.raises((ValueError, OSError)):
+            image_identity(root, rows[bag].images)
+
+
+def test_a_disk_too_small_for_the_features_is_told_in_gb(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (root / "m.csv").write_text(f"{HEAD}\na,cd,1,train\nb,a.svs,0,test\n")
+    for instance_bytes, warned in ((4096, False), (10**15, True)):
+        caplog.clear()
+        out = root / "out/bags.csv"
+        list_bags("mine", "custom", root, {"manifest": "m.csv"}, out, instance_bytes=instance_bytes)
+        assert ("need roughly 4000" in caplog.text and "GB free" in caplog.text) == warned
