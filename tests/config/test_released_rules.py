@@ -116,7 +116,7 @@ def test_5_scores_of_bags_predicted_negative_are_minus_5_and_then_pooled():
     arrays = [as_evaluated(["eval_gate_by_bag"], part(bags)) for bags in (BAGS[2:], BAGS[:2])]
     found = run_metrics(*arrays)
     assert found.test.values["instance_auroc"] == pytest.approx(roc_auc_score(test_y, test_f))
-    assert found.thresholds["threshold"] == pytest.approx(thresholds[np.argmax(tpr * (1 - fpr))])
+    assert found.thresholds[""] == pytest.approx(thresholds[np.argmax(tpr * (1 - fpr))])
 
 
 def test_6_edge_weights_are_exp_of_minus_the_distance_over_the_features():
