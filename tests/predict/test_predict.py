@@ -297,7 +297,7 @@ def change_config(**values: object):
         (change_config(weights_sha256="random-7"), "the run learned from random-7"),
         (change_config(encoder="resnet18", weights_sha256="f3" * 32), "weights of encoder resnet18 are missing"),
         (change_config(weights_sha256="unknown"), "encoder or weights are not recorded"),
-        (change_config(encoder="resnet99"), "encoder 'resnet99', expected one of"),
+        (change_config(encoder="resnet99"), "encoder 'resnet99' (did you mean 'resnet50'?), expected one of"),
         (lambda run: (run / "done.json").unlink(), "not a finished run"),
     ],
 )
