@@ -8,6 +8,7 @@ which trainings have ended.
 import contextlib
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from pathlib import Path
 from preprocessing.bags.identity import listing_stamp, raw_stamp
 from preprocessing.bags.rows import BagRow
 from preprocessing.bags.table import read_bags, shard_rows
-from preprocessing.datasets import DATASETS
+from preprocessing.datasets import DATASETS, MissingRaw
 from preprocessing.datasets.base import source_files
 from preprocessing.features.encoders import ENCODERS, check_weights, get_encoder, recorded_hash
 from smmil.config.experiment import Config
@@ -25,6 +26,8 @@ from smmil.config.outputs import datasets, pairings, table_layout
 from smmil.config.targets import Pairing
 from smmil.config.variants import base_method
 from smmil.figures.job import figure_layout
+
+log = logging.getLogger(__name__)
 
 # the one file of a training in the folders of each kind
 RESULT_FILES = {"metrics": ".json", "runs": "/runs.json", "predictions": "/index.json"}
@@ -79,18 +82,18 @@ class Plan:
     # ---- preprocessing
 
     def shards(self, dataset: str) -> list[str]:
-        """Return the names of the shards of a dataset: `0000`, `0001`, ...
-
-        Raises:
-            ValueError: no raw data.
-        """
+        """Return the names of the shards of a dataset: `0000`, `0001`, ...; as many as published without raw data."""
         chosen = self.config.datasets[dataset]
         if dataset not in self.counts:
             try:
-                self.counts[dataset] = DATASETS[chosen.kind].count(Path(chosen.root), chosen.source)
-            except ValueError as error:
-                raise ValueError(f"datasets.{dataset}: {error}") from None
+                self.counts[dataset] = self._count(dataset)
+            except MissingRaw:
+                self.counts[dataset] = DATASETS[chosen.kind].expected.get("bags", 1)
         return [f"{i:04d}" for i in range(max(1, -(-self.counts[dataset] // chosen.bags_per_shard)))]
+
+    def _count(self, dataset: str) -> int:
+        chosen = self.config.datasets[dataset]
+        return DATASETS[chosen.kind].count(Path(chosen.root), chosen.source)
 
     def capacity(self, dataset: str) -> int:
         """Return the number of bags that the shards of a dataset can hold."""
@@ -110,15 +113,24 @@ class Plan:
         rows = _bags(bags, bags.stat().st_mtime_ns)
         return raw_stamp(chosen.root, shard_rows(rows, int(shard), chosen.bags_per_shard))
 
-    def raw_problems(self) -> list[str]:
-        """Return one message per dataset in use without raw data."""
-        problems = []
+    def missing_raw(self) -> list[str]:
+        """Return one message per dataset in use without raw data.
+
+        Raises:
+            ValueError: raw data that cannot be listed, for example a faulty manifest; one message for all datasets.
+        """
+        missing, faulty = [], []
         for dataset in self.config.used:
             try:
-                self.shards(dataset)
+                self.counts[dataset] = self._count(dataset)
+            except MissingRaw as error:
+                missing.append(f"datasets.{dataset}: {error}")
+                log.warning("datasets.%s: no raw data yet, planned for %d bags", dataset, self.capacity(dataset))
             except ValueError as error:
-                problems.append(str(error))
-        return problems
+                faulty.append(f"datasets.{dataset}: {error}")
+        if faulty:
+            raise ValueError("\n\n".join(faulty))
+        return missing
 
     def instances(self, *names: str) -> list[str]:
         """Return the instance manifests of datasets."""
@@ -174,7 +186,10 @@ class Plan:
         count = DATASETS[chosen.kind].parts
         if count is None:
             return None, []
-        parts = count(Path(chosen.root), chosen.source)
+        try:
+            parts = count(Path(chosen.root), chosen.source)
+        except MissingRaw:
+            return None, []
         train, val = ([parts.get((split, label), 0) for label in "01"] for split in ("train", "val"))
         # without given validation bags, some of each class are taken from the training part
         least = 1 if any(val) else 2

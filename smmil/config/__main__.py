@@ -34,8 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for file in files:
         values = merge(values, load_yaml(file))
     config = parse_config(values, ", ".join(map(str, args.file or files)))
-    for problem in Plan(config).raw_problems():
-        log.warning("%s", problem.splitlines()[0])
+    plan = Plan(config)
+    plan.missing_raw()
+    for remark in plan.remarks():
+        log.warning("%s", remark)
     print(config.model_dump_json(indent=1))
     return 0
 

@@ -42,9 +42,9 @@ def test_shards_hold_every_bag(plan: Plan) -> None:
 def test_missing_raw_data_is_one_message_per_dataset(plan: Plan) -> None:
     datasets = plan.config.model_dump()["datasets"]
     moved = {name: {**datasets["rsna"], "root": f"nowhere/{name}"} for name in ("a", "b")}
-    problems = with_(plan, datasets=moved, sweeps={}).raw_problems()
+    problems = with_(plan, datasets=moved, sweeps={}).missing_raw()
     assert [problem.split(":")[0] for problem in problems] == ["datasets.a", "datasets.b"]
-    assert "nowhere/b" in problems[1] and plan.raw_problems() == []
+    assert "nowhere/b" in problems[1] and plan.missing_raw() == []
 
 
 def test_extractors_of_a_shard_follow_one_another(plan: Plan) -> None:

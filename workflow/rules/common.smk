@@ -40,14 +40,21 @@ wildcard_constraints:
 
 
 # Snakemake does not know its targets yet while it reads this file
-if not {"weights", "raw"} & {*sys.argv} and (problems := PLAN.raw_problems()):
-    raise WorkflowError("\n\n".join(problems))
-if workflow.is_main_process and not {"weights", "raw"} & {*sys.argv}:
+FETCHING = bool({"weights", "raw"} & {*sys.argv})
+MISSING_RAW = []
+if workflow.is_main_process and not FETCHING:
     try:
+        MISSING_RAW = PLAN.missing_raw()
         for remark in PLAN.remarks():
             logger.warning(remark)
     except ValueError as error:
         raise WorkflowError(str(error)) from None
+
+
+# not while this file is read: plans, lists and environments need no raw data
+onstart:
+    if MISSING_RAW:
+        raise WorkflowError("\n\n".join(MISSING_RAW))
 
 
 def dataset_of(wildcards):
