@@ -125,7 +125,8 @@ class Plan:
                 self.counts[dataset] = self._count(dataset)
             except MissingRaw as error:
                 missing.append(f"datasets.{dataset}: {error}")
-                log.warning("datasets.%s: no raw data yet, planned for %d bags", dataset, self.capacity(dataset))
+                self.shards(dataset)
+                log.warning("datasets.%s: no raw data yet, planned for %d bags", dataset, self.counts[dataset])
             except ValueError as error:
                 faulty.append(f"datasets.{dataset}: {error}")
         if faulty:

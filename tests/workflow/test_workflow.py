@@ -71,6 +71,12 @@ def test_without_raw_data_the_plan_is_that_of_the_published_counts(tmp_path):
     assert jobs["cut_instances"] == 16 + 107 + 12 and jobs["train_runs"] == jobs["measure_runs"]
 
 
+@pytest.mark.parametrize("look", ["--lint", "--list", "--rulegraph"])
+def test_the_workflow_can_be_looked_at_without_raw_data(tmp_path, look):
+    run = snakemake(tmp_path, look)
+    assert "no raw data yet" in run.stdout and "Traceback" not in run.stdout
+
+
 def test_without_raw_data_the_user_is_told_what_belongs_where_before_the_first_job(tmp_path):
     run = snakemake(tmp_path, "table1", check=False)
     assert run.returncode != 0 and "rule list_bags" not in run.stdout

@@ -65,6 +65,10 @@ def root_of(wildcards):
     return dataset_of(wildcards).root
 
 
+def results_of(wildcards):
+    return f"{RESULTS}/{wildcards.dataset}"
+
+
 def instances_json(wildcards):
     return dataset_of(wildcards).instances.model_dump_json()
 
@@ -92,3 +96,19 @@ def configuration_arguments():
     arguments = ["--configfile", *files] if files else []
     arguments += ["--config", *settings.config_args] if settings.config_args else []
     return shlex.join(arguments)
+
+
+def of_figure(kind):
+    """Make an input function: one file per training of a figure."""
+    return lambda w: PLAN.of_target(kind, w.figure)
+
+
+def of_dataset(kind, figure):
+    """Make an input function: one file per method of a figure, on one dataset."""
+    return lambda w: PLAN.of_dataset(kind, figure, w.dataset, w.encoder)
+
+
+def input_options(wildcards, input):
+    """Return `--metrics FILES --index FILES`: an option for each input of a rule but the manifests."""
+    named = {name: files for name, files in input.items() if name != "manifests"}
+    return [word for name, files in named.items() for word in (f"--{name}", *files)]

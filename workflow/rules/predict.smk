@@ -20,7 +20,7 @@ rule predict_runs:
         runtime=120,
     params:
         module="smmil.predictions",
-        folder=f"{RESULTS}/{{dataset}}",
+        folder=results_of,
         index=lambda w, output: ["--index", output[0]],
         stage_version=stage_versions.PREDICTIONS,
     shell:

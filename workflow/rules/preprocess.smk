@@ -77,8 +77,10 @@ rule extract_features:
         gpu=1,
         mem_mb=memory(8000),
         runtime=480,
-        # not in params, whose changes redo jobs: a new encoder must leave finished shards alone
+        # not in params, whose changes redo jobs: these must leave finished shards alone
         encoders=lambda w: ",".join(dataset_of(w).encoders),
+        batch_size=CONFIG.features.batch_size,
+        device=CONFIG.features.device,
     params:
         root=root_of,
         options=instances_json,
@@ -87,7 +89,7 @@ rule extract_features:
         compare=lambda w: dataset_of(w).compare_files,
         raw=lambda w: PLAN.raw_stamp(w.dataset, w.shard),
         stage_version=preprocessing_versions.FEATURES,
-        folder=f"{RESULTS}/{{dataset}}",
+        folder=results_of,
         weights=f"--weights {shlex.quote(WEIGHTS)} --weights-mode {CONFIG.weights.mode}",
         policy=f"--resize-policy {CONFIG.features.resize_policy} --dtype {CONFIG.features.dtype} "
         f"--precision {CONFIG.features.precision}",
@@ -96,7 +98,7 @@ rule extract_features:
         "--shard {wildcards.shard} --bags-per-shard {params.size} --options {params.options:q} "
         "--instances {params.folder:q}/instances --instances-manifest {input.instances:q} "
         "--encoder {wildcards.encoder:q} --also {resources.encoders:q} "
-        "{params.weights} {params.policy} --batch-size {CONFIG.features.batch_size} --device {CONFIG.features.device} "
+        "{params.weights} {params.policy} --batch-size {resources.batch_size} --device {resources.device} "
         "--workers {threads} --compare-files {params.compare} --allowed-failures {params.allowed} "
         "--out {params.folder:q}/features --manifest {output:q} 2>&1 | tee {log:q}"
 
@@ -173,7 +175,7 @@ rule tabulate_status:
         mem_mb=memory(2000),
         runtime=30,
     params:
-        folder=f"{RESULTS}/{{dataset}}",
+        folder=results_of,
         encoders=lambda w: ",".join(dataset_of(w).encoders),
         stage_version=preprocessing_versions.STATUS,
     shell:

@@ -50,5 +50,7 @@ rule fetch_weights:
     localrule: True
     conda:
         "../../envs/preprocess.yaml"
+    params:
+        folder=lambda w: WEIGHTS,
     shell:
-        "python -m preprocessing.weights --encoder {wildcards.encoder:q} --out {WEIGHTS:q} 2>&1 | tee {log:q}"
+        "python -m preprocessing.weights --encoder {wildcards.encoder:q} --out {params.folder:q} 2>&1 | tee {log:q}"

@@ -1,26 +1,6 @@
 # Stored predictions, logs and thumbnails -> figures, attention maps -> the HTML report.
 
 
-def of_figure(kind):
-    """Make an input function: one file per training of a figure."""
-    return lambda w: PLAN.of_target(kind, w.figure)
-
-
-def of_dataset(kind, figure):
-    """Make an input function: one file per method of a figure, on one dataset."""
-    return lambda w: PLAN.of_dataset(kind, figure, w.dataset, w.encoder)
-
-
-def input_options(wildcards, input):
-    """Return `--metrics FILES --index FILES`: an option for each input of a rule but the manifests."""
-    named = {name: files for name, files in input.items() if name != "manifests"}
-    return [word for name, files in named.items() for word in (f"--{name}", *files)]
-
-
-# not in params: the name of a configfile changes no number
-CONFIGURATION = configuration_arguments()
-
-
 rule draw_figure:
     # from metrics: alpha, spectral normalisation, steps, mean ranks
     input:
@@ -205,6 +185,8 @@ rule write_report:
     resources:
         mem_mb=memory(2000),
         runtime=30,
+        # not in params: the name of a configfile changes no number
+        configuration=configuration_arguments(),
     params:
         layout=PLAN.table_layout("table1"),
         layouts=PLAN.table_layouts(),
@@ -214,7 +196,7 @@ rule write_report:
         "python -m smmil.report --title smmil --layout {params.layout:q} --metrics {input.metrics:q} "
         "--tables {input.tables:q} --qc {input.qc:q} --figures {input.figures:q} --maps {input.maps:q} "
         "--status {input.status:q} --runs {input.runs:q} --layouts {params.layouts:q} "
-        "--quirks {params.quirks:q} --configuration={CONFIGURATION:q} --out {output:q} 2>&1 | tee {log:q}"
+        "--quirks {params.quirks:q} --configuration={resources.configuration:q} --out {output:q} 2>&1 | tee {log:q}"
 
 
 rule report:

@@ -27,13 +27,14 @@ rule train_runs:
         mem_mb=memory(12000),
         runtime=720,
     params:
-        folder=f"{RESULTS}/{{dataset}}",
+        folder=results_of,
         training=lambda w: training_options(CONFIG, w.dataset, w.method).text,
         method=lambda w: PLAN.method_options(w.dataset, w.method),
         part="",
+        caches=TRAINING_CACHES,
         stage_version=stage_versions.RUNS,
     shell:
-        "{TRAINING_CACHES} python -m smmil.train --dataset {wildcards.dataset} --encoder {wildcards.encoder:q} --method {wildcards.method} "
+        "{params.caches} python -m smmil.train --dataset {wildcards.dataset} --encoder {wildcards.encoder:q} --method {wildcards.method} "
         "--bags {input.bags:q} --instances {params.folder:q}/instances "
         "--features {params.folder:q}/features/{wildcards.encoder} --manifests {input.manifests:q} "
         "--config-json {params.training:q} --method-options {params.method:q} "
