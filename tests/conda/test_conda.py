@@ -77,11 +77,13 @@ def ran(directory: Path) -> dict[str, set[str]]:
 
 @pytest.mark.slow
 def test_every_rule_runs_in_its_environment_and_imports_the_project_there(tmp_path):
-    make_cohorts(tmp_path, datasets=["camelyon16", "rsna"])
+    make_cohorts(tmp_path, datasets=["camelyon16"])
     config = demo_config()
-    config["use"] = ["camelyon16", "rsna"]
-    config["datasets"]["rsna"]["train"] = False
-    config["datasets"]["rsna"]["score_with"] = {"dataset": "camelyon16", "encoder": "resnet18", "method": "abmil"}
+    config["use"] = ["camelyon16", "scored"]
+    runs = {"dataset": "camelyon16", "encoder": "resnet18", "method": "abmil"}
+    config["datasets"]["scored"] = config["datasets"]["camelyon16"] | {
+        **{"kind": "camelyon16", "train": False, "score_with": runs}
+    }
     config["methods"] = ["abmil", "smap_early"]
     config["training"]["epochs"] = 2
     config["report"] = {"bootstrap": 20, "map_bags": 1}
