@@ -4,9 +4,9 @@
 lines that jobs append (the only trace of a job that failed), and writes into `results/panda/status/`:
 
 * `status.csv`: a row per stage and bag: state, instances, unreadable tiles, unused objects of the annotation, seconds,
-  tiles per second, reason;
+  tiles per second, reason, warnings;
 * `status.json`, `status.md`: a line per stage and one in all, counts against what the dataset is known to hold, and
-  every bag that is not ok, or whose image file is odd, with the reason.
+  every bag that is not ok with its reason, and what looks wrong with the others (`preprocessing.instances.checks`).
 
 States: ok, empty, skipped (as an override says), failed; interrupted (a job was at this bag when it was killed, or
 still is), pending (no job has come to it). A bag in a manifest is what the manifest says; otherwise its last status
@@ -52,6 +52,7 @@ class Outcome:
     bad_tiles: int = 0
     reason: str = ""
     unused_outlines: int = 0
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class BagState:
     seconds: float | None
     tiles_per_second: float | None
     reason: str
+    warnings: str
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,15 @@ class StageProblem:
 
 
 @dataclass(frozen=True)
+class StageWarning:
+    """What looks wrong with a bag although a stage stored it."""
+
+    stage: str
+    bag_id: str
+    warning: str
+
+
+@dataclass(frozen=True)
 class Status:
     """The content of `status.json`.
 
@@ -127,6 +138,7 @@ class Status:
         missing: listed, but not in the folder.
         excluded: left out on purpose.
         problems: bags that are not ok, or ok with a warning.
+        warnings: what looks wrong with bags, one entry each.
         unreadable_lines: status lines that are not JSON.
     """
 
@@ -138,6 +150,7 @@ class Status:
     missing: list[Omitted] = field(default_factory=list)
     excluded: list[Omitted] = field(default_factory=list)
     problems: list[StageProblem] = field(default_factory=list)
+    warnings: list[StageWarning] = field(default_factory=list)
     unreadable_lines: int = 0
 
 
@@ -183,7 +196,7 @@ def read_stage(folder: Path, stage: str) -> StageStatus:
 
 
 def _outcome(bag: BagOutcome) -> Outcome:
-    return Outcome(bag.state, bag.n, bag.bad_tiles, bag.reason, bag.unused_outlines)
+    return Outcome(bag.state, bag.n, bag.bad_tiles, bag.reason, bag.unused_outlines, bag.warnings)
 
 
 def bag_states(rows: Sequence[BagRow], stage: str, status: StageStatus) -> list[BagState]:
@@ -196,7 +209,8 @@ def bag_states(rows: Sequence[BagRow], stage: str, status: StageStatus) -> list[
         rate = round(n / seconds, 2) if seconds and n else None
         reason = outcome.reason or REASONS.get(state, "")
         counts = (n, outcome.bad_tiles, outcome.unused_outlines)
-        states.append(BagState(stage, row.bag_id, row.modality, state, *counts, seconds, rate, reason))
+        warnings = "; ".join(outcome.warnings)
+        states.append(BagState(stage, row.bag_id, row.modality, state, *counts, seconds, rate, reason, warnings))
     return states
 
 
@@ -245,10 +259,12 @@ def summarise(
         expected=compare(report.expected, facts),
         missing=report.missing,
         excluded=report.excluded,
-        problems=[
-            StageProblem(bag.stage, bag.bag_id, bag.state, bag.reason)
-            for bag in every
-            if bag.state != "ok" or bag.reason
+        problems=[StageProblem(bag.stage, bag.bag_id, bag.state, bag.reason) for bag in every if bag.state != "ok"],
+        warnings=[
+            StageWarning(stage, row.bag_id, text)
+            for stage, status in stages.items()
+            for row in rows
+            for text in status.outcomes.get(row.bag_id, Outcome("pending")).warnings
         ],
         unreadable_lines=sum(status.unreadable for status in stages.values()),
     )
@@ -274,6 +290,8 @@ def to_markdown(status: Status) -> str:
         lines += ["", *_table(("what", "published", "found"), status.expected)]
     if status.problems:
         lines += ["", *_table(("stage", "bag_id", "state", "reason"), status.problems)]
+    if status.warnings:
+        lines += ["", *_table(("stage", "bag_id", "warning"), status.warnings)]
     for name, omitted in (("excluded", status.excluded), ("missing", status.missing)):
         if omitted:
             more = len(omitted) - LISTED

@@ -20,9 +20,10 @@ class BagOutcome(BaseModel):
         bag_id: name of the bag.
         state: "ok", "empty" (no instances, which is not an error), "skipped" (by an override) or "failed".
         n: number of instances.
-        reason: one line; for "ok" the warnings about the image file, if any.
+        reason: one line, empty for "ok".
         bad_tiles: unreadable tiles that were replaced by white; left out of the file if there are none.
         unused_outlines: objects of the annotation that were not used; likewise.
+        warnings: what looks wrong with the bag although it was stored, one line each; likewise.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -33,10 +34,12 @@ class BagOutcome(BaseModel):
     reason: str = ""
     bad_tiles: int = 0
     unused_outlines: int = 0
+    warnings: tuple[str, ...] = ()
 
     @model_serializer
     def _serialised(self) -> dict[str, Any]:
-        return {name: value for name, value in self if name not in ("bad_tiles", "unused_outlines") or value}
+        rare = ("bad_tiles", "unused_outlines", "warnings")
+        return {name: value for name, value in self if name not in rare or value}
 
 
 class ManifestEntry(BagOutcome):

@@ -48,11 +48,12 @@ class Outcome:
         state: "ok", "empty" (no instances, which is not an error), "skipped" (by an override) or "failed".
         n: number of instances.
         hash: content hash of the stored bag.
-        reason: one line; for "ok" the warnings about the image file, if any.
+        reason: one line, empty for "ok".
         redone: False if the bag was already finished.
         counted: False for a failure that an earlier stage has already reported and allowed.
         bad_tiles: number of unreadable tiles of the image that were replaced by white.
         unused_outlines: number of objects of the annotation that were not used.
+        warnings: what looks wrong with the bag although it was stored, one line each.
     """
 
     state: State
@@ -63,12 +64,13 @@ class Outcome:
     counted: bool = True
     bad_tiles: int = 0
     unused_outlines: int = 0
+    warnings: tuple[str, ...] = ()
 
     def entry(self, bag_id: str) -> ManifestEntry:
         """Return the entry of the manifest."""
         facts = {"state": self.state, "n": self.n, "hash": self.hash, "reason": self.reason}
         counts = {"bad_tiles": self.bad_tiles, "unused_outlines": self.unused_outlines}
-        return ManifestEntry(bag_id=bag_id, **facts, **counts)
+        return ManifestEntry(bag_id=bag_id, **facts, **counts, warnings=self.warnings)
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,7 @@ def _record(status: TextIO, row: BagRow, outcome: Outcome, seconds: float) -> No
         reason=outcome.reason,
         bad_tiles=outcome.bad_tiles,
         unused_outlines=outcome.unused_outlines,
+        warnings=outcome.warnings,
         seconds=round(seconds, 3),
         redone=outcome.redone,
         time=datetime.now(UTC).isoformat(timespec="seconds"),

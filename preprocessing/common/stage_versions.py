@@ -1,7 +1,7 @@
 """The version of every preprocessing stage; incrementing one redoes what the stage stores, a cosmetic edit does not."""
 
-INSTANCES = 3
+INSTANCES = 4
 FEATURES = 2
 IMPORT = 1
-QC = 2
-STATUS = 1
+QC = 3
+STATUS = 2

@@ -15,11 +15,12 @@ import numpy.typing as npt
 from preprocessing.bags.rows import FAULTY, SLICES, BagRow, resolve
 from preprocessing.common.options import CtOptions
 from preprocessing.instances.graph import chain_neighbors
+from preprocessing.instances.statistics import scan_statistics, slice_values
 from preprocessing.scans.dicom import Header, read_header, read_slice
 from preprocessing.scans.series import choose_scan
 from preprocessing.scans.windows import kept_values, window_slice
 from preprocessing.store.arrays import Instances
-from preprocessing.store.attrs import InstanceAttrs, SliceSpacing
+from preprocessing.store.attrs import InstanceAttrs, ScanStatistics, SliceSpacing
 from preprocessing.store.outlines import Montage, Outlines
 
 Slice = npt.NDArray[np.float32]
@@ -60,7 +61,10 @@ def ct_instances(
     note = scan.note if FAULTY in row.note else row.note
     attrs = _attributes(scan.slices, along, options).updated(warnings=(note,) if note else ())
     coverage = _coverage(row)[[row.images.index(header.name) for header in scan.slices]]
-    picture, layout = montage([by_name[h.name] for h in scan.slices], attrs, coverage) if thumbnail else (None, None)
+    picture, layout = None, None
+    if thumbnail:
+        picture, layout, statistics = montage([by_name[h.name] for h in scan.slices], attrs, coverage)
+        attrs = attrs.updated(statistics=statistics)
     return Instances(
         coords=along.astype(np.float32)[:, None],
         grid=np.stack([np.arange(n, dtype=np.int32), np.zeros(n, dtype=np.int32)], axis=1),
@@ -148,7 +152,7 @@ def _resize(channels: npt.NDArray[np.float32], side: int) -> npt.NDArray[np.floa
 
 def montage(
     files: Sequence[Path], attrs: InstanceAttrs, coverage: npt.NDArray[np.float32]
-) -> tuple[npt.NDArray[np.uint8], Montage]:
+) -> tuple[npt.NDArray[np.uint8], Montage, ScanStatistics]:
     """Draw the slices in order, first window in grey, with a red frame around those known to be positive.
 
     Args:
@@ -157,7 +161,7 @@ def montage(
         coverage: (N,).
 
     Returns:
-        (h, w, 3) uint8 and its layout; at most 64 slices, evenly spaced.
+        (h, w, 3) uint8, its layout, and what its slices hold; at most 64 slices, evenly spaced.
     """
     import cv2
 
@@ -166,8 +170,10 @@ def montage(
     columns = math.ceil(math.sqrt(len(indices)))
     rows = -(-len(indices) // columns)
     picture = np.zeros((rows * CELL_PX, columns * CELL_PX, 3), dtype=np.uint8)
+    slices = []
     for cell, index in enumerate(indices):
         raw, header = read_slice(files[index], attrs.files[index])
+        slices.append(slice_values(raw, header))
         grey = _fit(window_slice(raw, header, attrs.windows[:1])[..., 0])
         tile = np.repeat(grey[..., None], 3, axis=2)
         cv2.putText(tile, str(index), (4, CELL_PX - 5), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (200, 200, 200), 1, cv2.LINE_AA)
@@ -175,7 +181,8 @@ def montage(
             cv2.rectangle(tile, (0, 0), (CELL_PX - 1, CELL_PX - 1), _FRAME, 2)
         y, x = cell // columns * CELL_PX, cell % columns * CELL_PX
         picture[y : y + CELL_PX, x : x + CELL_PX] = tile
-    return picture, Montage(columns=columns, cell_px=CELL_PX, slices=[int(i) for i in indices])
+    layout = Montage(columns=columns, cell_px=CELL_PX, slices=[int(i) for i in indices])
+    return picture, layout, scan_statistics(slices)
 
 
 def _fit(grey: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:

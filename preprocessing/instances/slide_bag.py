@@ -4,7 +4,6 @@
 (y, x). Shapes: coords, grid (N, 2) int32; neighbors (N, K) int32; coverage (N,) float32.
 """
 
-import logging
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from preprocessing.bags.overrides import overrides_of
 from preprocessing.bags.rows import BagRow, resolve
 from preprocessing.common.options import WsiOptions
 from preprocessing.instances.graph import distance_neighbors, grid_neighbors
+from preprocessing.instances.statistics import slide_statistics
 from preprocessing.slides.regions import TileReadError
 from preprocessing.slides.slide import Slide, open_slide
 from preprocessing.store.arrays import Instances
@@ -30,8 +30,6 @@ from preprocessing.tiling.tissue import Contour, Tissue, segment_tissue
 
 THUMBNAIL_PX = 1024
 _MASK_SUFFIXES = frozenset({".tif", ".tiff"})
-
-log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -67,22 +65,19 @@ def wsi_instances(path: Path | str, options: WsiOptions, row: BagRow, root: Path
         ValueError: unreadable slide, implausible resolution, bad annotation; the message names the file.
     """
     with open_slide(path, mpp_override=row.mpp) as slide:
-        for warning in slide.warnings:
-            log.warning("%s: %s", path, warning)
         mask = _override_mask(slide, row, root)
         recipe = _panda if options.recipe == "panda" else _clam
         geometry = recipe(slide, options, row, root, mask)
         neighbors = _neighbors(geometry, options)
         zero_edges = len(geometry.coords) > 1 and not (neighbors >= 0).any()
-        if zero_edges:
-            log.warning("%s: %d tiles and no two of them are neighbours", path, len(geometry.coords))
         attrs = _attrs(slide, options, row, geometry, zero_edges=bool(zero_edges))
         try:
             thumbnail, downsample = slide.thumbnail(THUMBNAIL_PX)
         except TileReadError as error:
             # the tiles are read from another level, so the bag is usable although a coarse level is damaged
-            log.warning("%s: no thumbnail (%s)", path, error)
             thumbnail, downsample = None, 1.0
+            attrs = attrs.updated(warnings=(*attrs.warnings, f"no thumbnail ({error})"))
+        attrs = attrs.updated(statistics=slide_statistics(slide, attrs, geometry.coords, thumbnail, downsample))
     outlines = _outlines(geometry, downsample)
     return Instances(geometry.coords, geometry.grid, neighbors, geometry.coverage, attrs, thumbnail, outlines)
 
@@ -107,11 +102,11 @@ def _clam(
     tissue = _tissue(slide, options, mask)
     place_tiles = global_tiles if options.lattice == "global" else contour_tiles
     tiles = place_tiles(tissue.contours, plan, slide.dimensions, options)
-    lesion = _lesion(slide, options, row, root)
+    lesion, warnings = _lesion(slide, options, row, root), list[str]()
     if lesion is None:
         share = _unannotated(len(tiles.coords), row)
     else:
-        share = _covered(lesion, tiles.coords, plan, slide, row)
+        share, warnings = _covered(lesion, tiles.coords, plan, slide, row)
     attrs = InstanceAttrs(
         lattice=options.lattice,
         contour_fn=options.contour_fn,
@@ -129,6 +124,7 @@ def _clam(
         unreadable_tiles=tissue.unreadable,
         contour_of_tile=tuple(tiles.contour.tolist()) if options.lattice == "contour" else None,
         annotation_counts=lesion.counts if lesion else AnnotationCounts(),
+        warnings=tuple(warnings),
     )
     reason = "no tile inside the tissue" if tissue.contours else "no tissue found"
     return _Geometry(plan, tiles.coords, tiles.grid, share, attrs, reason, tissue.contours, lesion)
@@ -148,7 +144,7 @@ def _panda(
     plan = plan_windows(options, str(slide.path))
     windows = _windows(slide, plan, options, mask)
     annotation = _annotation_path(row, root)
-    lesion, outlines = None, []
+    lesion, outlines, warnings = None, [], list[str]()
     if annotation is None:
         share = _unannotated(len(windows.coords), row)
     elif annotation.suffix.lower() in _MASK_SUFFIXES:
@@ -158,7 +154,7 @@ def _panda(
     else:
         lesion = _lesion(slide, options, row, root)
         assert lesion is not None
-        share = _covered(lesion, windows.coords, plan, slide, row)
+        share, warnings = _covered(lesion, windows.coords, plan, slide, row)
     attrs = InstanceAttrs(
         lattice="global",
         otsu_threshold=windows.threshold,
@@ -167,6 +163,7 @@ def _panda(
         marks=tuple(windows.marks),
         unreadable_tiles=windows.unreadable,
         annotation_counts=lesion.counts if lesion else AnnotationCounts(),
+        warnings=tuple(warnings),
     )
     reason = next((mark for mark in windows.marks if mark.startswith("too large")), "no window with enough tissue")
     return _Geometry(plan, windows.coords, windows.grid, share, attrs, reason, [], lesion, outlines)
@@ -190,10 +187,11 @@ def _lesion(slide: Slide, options: WsiOptions, row: BagRow, root: Path | str) ->
 
 def _covered(
     lesion: Lesion, coords: npt.NDArray[np.int32], plan: TilePlan, slide: Slide, row: BagRow
-) -> npt.NDArray[np.float32]:
-    """Return the lesion's share of each tile; warn if none has any, with the scale at which one would."""
+) -> tuple[npt.NDArray[np.float32], list[str]]:
+    """Return the lesion's share of each tile, and a warning if none has any, with the scale at which one would."""
+    warnings = []
     if lesion.geometry.is_empty and row.label == 1:
-        log.warning("%s: positive slide, but its annotation %s holds no lesion", slide.path, row.annotation)
+        warnings.append(f"positive slide, but its annotation {row.annotation} holds no lesion")
     share = coverage(lesion.geometry, coords, plan.footprint)
     if len(coords) and not lesion.geometry.is_empty and not share.any():
         scales = {f"px of level {i}": downsample for i, downsample in enumerate(slide.level_downsamples) if i}
@@ -201,8 +199,8 @@ def _covered(
         scaled = ((unit, affine_transform(lesion.geometry, [s, 0, 0, s, 0, 0])) for unit, s in scales.items())
         hits = [unit for unit, geometry in scaled if coverage(geometry, coords, plan.footprint).any()]
         hint = f"; it would as {' or '.join(hits)}: expected level-0 px" if hits else ""
-        log.warning("%s: the annotated lesion meets none of %d tiles%s", slide.path, len(coords), hint)
-    return share
+        warnings.append(f"the annotated lesion meets none of {len(coords)} tiles{hint}")
+    return share, warnings
 
 
 def _unannotated(n: int, row: BagRow) -> npt.NDArray[np.float32]:
@@ -237,7 +235,7 @@ def _attrs(slide: Slide, options: WsiOptions, row: BagRow, geometry: _Geometry, 
         dimensions=slide.dimensions,
         bounds=slide.bounds,
         vendor=slide.properties.get("openslide.vendor", ""),
-        warnings=slide.warnings,
+        warnings=(*slide.warnings, *geometry.attrs.warnings),
         max_bad_tiles=options.max_bad_tiles,
         provider=row.provider,
         annotation_present=bool(row.annotation),

@@ -1,17 +1,18 @@
 """The instances stage: cut bags, and redo those whose key has changed."""
 
 import json
+import logging
 from functools import partial
 from pathlib import Path
 
 from preprocessing.bags.identity import Compare, Images, annotation_identity, image_identity, image_times
-from preprocessing.bags.manifests import State
 from preprocessing.bags.overrides import bag_options, overrides_of
 from preprocessing.bags.rows import BagRow, resolve
 from preprocessing.bags.shards import Outcome, ShardJob
 from preprocessing.common import stage_versions
 from preprocessing.common.files import json_hash, software, write_jpeg
 from preprocessing.common.options import CtOptions, InstanceOptions, WsiOptions
+from preprocessing.instances.checks import warnings_of
 from preprocessing.instances.scan_bag import ct_instances
 from preprocessing.instances.slide_bag import wsi_instances
 from preprocessing.store.arrays import Instances
@@ -20,8 +21,10 @@ from preprocessing.store.bags import InstanceAttrs, clean_temporary, coords_hash
 STAGE = "instances"
 # Prefixes of attributes that do not affect the pixels of an instance; all others are part of `pixels_key`. `snap` acts
 # through the coordinates alone.
-NOT_PIXELS = ("annotation", "coverage", "lesion", "label", "empty_reason", "thumbnail", "snap", "warnings")
-_PACKAGES = ("numpy", "openslide-python", "opencv-python-headless", "pydicom", "shapely", "tifffile")
+NOT_PIXELS = tuple("annotation coverage lesion label empty_reason thumbnail snap statistics warnings".split())
+_PACKAGES = ("numpy", "openslide-python", "opencv-python-headless", "pydicom", "scikit-image", "shapely", "tifffile")
+
+log = logging.getLogger(__name__)
 
 
 def cut_bag(
@@ -61,7 +64,7 @@ def cut_bag(
     outlines = out / "thumbnails" / f"{row.bag_id}.json"
     stored = finished_attrs(out / "store", row.bag_id, key, InstanceAttrs)
     if stored is not None and outlines.is_file():
-        return _outcome(stored, stored.store.n, stored.store.content, redone=False)
+        return _outcome(stored, stored.store.n, stored.store.content, warnings_of(stored), redone=False)
     bag = compute(row, settings, root)
     attrs = bag.attrs.updated(
         dataset=dataset,
@@ -80,7 +83,11 @@ def cut_bag(
     else:
         write_jpeg(picture, bag.thumbnail)
     bag.outlines.write(outlines)
-    return _outcome(attrs, len(bag), write_bag(out / "store", row.bag_id, bag.arrays, attrs, key=key))
+    content = write_bag(out / "store", row.bag_id, bag.arrays, attrs, key=key)
+    warnings = warnings_of(attrs)
+    for warning in warnings:
+        log.warning("%s: %s", row.bag_id, warning)
+    return _outcome(attrs, len(bag), content, warnings)
 
 
 def cut_shard(job: ShardJob, options: InstanceOptions) -> int:
@@ -138,8 +145,14 @@ def _pixels_key(row: BagRow, bag: Instances, images: Images) -> str:
     return json_hash({"images": images, "mpp": row.mpp, "coords": coords, "attrs": attrs})
 
 
-def _outcome(attrs: InstanceAttrs, n: int, content: str, *, redone: bool = True) -> Outcome:
-    reason = "; ".join([*([] if n else [attrs.empty_reason or "no instances found"]), *attrs.warnings])
-    unused = attrs.annotation_counts.unused
-    state: State = "ok" if n else "empty"
-    return Outcome(state, n, content, reason, redone, bad_tiles=attrs.unreadable_tiles, unused_outlines=unused)
+def _outcome(attrs: InstanceAttrs, n: int, content: str, warnings: tuple[str, ...], *, redone: bool = True) -> Outcome:
+    return Outcome(
+        "ok" if n else "empty",
+        n,
+        content,
+        "" if n else attrs.empty_reason or "no instances found",
+        redone,
+        bad_tiles=attrs.unreadable_tiles,
+        unused_outlines=attrs.annotation_counts.unused,
+        warnings=warnings,
+    )

@@ -21,7 +21,7 @@ from preprocessing.store.outlines import Outlines
 Picture = npt.NDArray[np.uint8]
 
 COLOURS = {"tissue": (0, 114, 178), "holes": (136, 60, 180), "tiles": (230, 159, 0), "lesion": (213, 60, 20)}
-CELL_PX, CAPTION_PX, TITLE_PX, COLUMNS = 228, 58, 34, 6
+CELL_PX, CAPTION_PX, TITLE_PX, COLUMNS = 228, 88, 34, 6
 # names of the colours in the legend
 LEGEND = {"tissue": "tissue", "holes": "hole", "tiles": "kept tile", "lesion": "lesion"}
 ALERT = (179, 38, 30)
@@ -138,6 +138,8 @@ def _caption(draw: ImageDraw.ImageDraw, bag: BagFacts, x: int, y: int) -> None:
     draw.text((x, y), _cut(bag.bag_id, 28), fill=(154, 75, 0) if alert else "black", font=ImageFont.load_default(13))
     for j, line in enumerate((" · ".join(bag.chips), bag.summary)):
         draw.text((x, y + 17 + 15 * j), _cut(line, 36), fill=(90, 96, 104), font=ImageFont.load_default(12))
+    for j, line in enumerate(textwrap.wrap(next(iter(bag.warnings), ""), 36, max_lines=2, placeholder="…")):
+        draw.text((x, y + 47 + 15 * j), line, fill=(154, 75, 0), font=ImageFont.load_default(12))
 
 
 def _cut(text: str, length: int) -> str:

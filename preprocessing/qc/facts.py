@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from preprocessing.bags.manifests import ManifestEntry
 from preprocessing.bags.rows import BagRow
+from preprocessing.instances.checks import warnings_of
 from preprocessing.store.attrs import AnnotationCounts, InstanceAttrs, SliceSpacing
 from preprocessing.store.bags import read_arrays, read_instance_attrs, read_stored
 from preprocessing.store.outlines import Outlines, Ring
@@ -118,7 +119,8 @@ def collect(rows: Sequence[BagRow], instances: Path, entries: Mapping[str, Manif
         entries: entries of the manifests by bag id.
 
     Returns:
-        One `BagFacts` per row: bags without a picture to trust first (failed, missing, empty), then the oddest first.
+        One `BagFacts` per row: bags without a picture to trust first (failed, missing, empty), then those with most
+        warnings, then the oddest.
 
     Raises:
         ValueError: A stored bag is damaged or gone.
@@ -130,12 +132,12 @@ def collect(rows: Sequence[BagRow], instances: Path, entries: Mapping[str, Manif
         if not row.annotation_complete:
             warnings.append("annotation incomplete")
         outcome = ("missing", 0, "in no manifest") if entry is None else (entry.state, entry.n, entry.reason)
+        warnings += entry.warnings if entry else ()
         bag = BagFacts(row.bag_id, row.modality, row.label, row.split, *outcome, warnings=tuple(warnings))
         bags.append(_describe(bag, row, instances) if bag.state == "ok" else bag)
     first = {"failed": 0, "missing": 1, "empty": 2, "skipped": 3}
-    return sorted(
-        score_oddness(compare_resolution(bags)), key=lambda bag: (first.get(bag.state, 4), -bag.oddness, bag.bag_id)
-    )
+    scored = score_oddness(compare_resolution(bags))
+    return sorted(scored, key=lambda bag: (first.get(bag.state, 4), -len(bag.warnings), -bag.oddness, bag.bag_id))
 
 
 def _describe(bag: BagFacts, row: BagRow, instances: Path) -> BagFacts:
@@ -148,10 +150,9 @@ def _describe(bag: BagFacts, row: BagRow, instances: Path) -> BagFacts:
         "negative bag with lesion": bag.label == 0 and share,
         "positive bag, no instance inside the lesion": bag.label == 1 and annotated and share == 0,
     }
-    more, facts = _of_scan(attrs, coverage) if row.modality == "ct" else _of_slide(attrs)
-    bag = replace(
-        bag, lesion_share=share, warnings=(*bag.warnings, *_true({**warnings, **more})), facts=tuple(_true(facts))
-    )
+    facts = _of_scan(attrs, coverage) if row.modality == "ct" else _of_slide(attrs)
+    texts = dict.fromkeys((*bag.warnings, *warnings_of(attrs), *_true(warnings)))
+    bag = replace(bag, lesion_share=share, warnings=tuple(texts), facts=tuple(_true(facts)))
     if row.modality == "ct":
         return bag
     share = tissue_share(Outlines.read(instances, bag.bag_id), attrs, bag.n)
@@ -160,47 +161,27 @@ def _describe(bag: BagFacts, row: BagRow, instances: Path) -> BagFacts:
     )
 
 
-# warnings and facts, each with whether it applies
-_Applies = tuple[Mapping[str, object], Mapping[str, object]]
-
-
 def _true(texts: Mapping[str, object]) -> list[str]:
     return [text for text, applies in texts.items() if applies]
 
 
-def _of_slide(attrs: InstanceAttrs) -> _Applies:
-    """Return warnings and facts of a slide, each with whether it applies."""
-    marks = (*attrs.marks, *(attrs.tissue.marks if attrs.tissue else ()))
-    unreadable, counts = attrs.unreadable_tiles, attrs.annotation_counts
-    left_out = ", ".join(f"{n} {reason}" for reason, n in counts.left_out.items())
+def _of_slide(attrs: InstanceAttrs) -> Mapping[str, object]:
+    """Return facts of a slide, each with whether it applies."""
+    counts = attrs.annotation_counts
     overrides = ", ".join(f"{name} {value}" for name, value in sorted(attrs.overrides.items()))
     drawn = {"self-crossing": counts.self_crossing} | {
         f"{name} ignored": n for name, n in counts.ignored_classes.items()
     }
     outlines = ", ".join(f"{n} {text}" for text, n in drawn.items() if n)
-    warnings = {
-        f"{unreadable} unreadable places of the slide counted as white": unreadable,
-        "tissue found only with loosened thresholds": "fallback" in marks,
-        "no two tiles are neighbours": attrs.zero_edges,
-        "resolution unknown": attrs.mpp is None,
-        **dict.fromkeys(attrs.warnings, True),
-        f"annotation not used: {left_out}": left_out,
-    }
-    return warnings, {f"overrides: {overrides}": overrides, f"annotation: {outlines}": outlines}
+    return {f"overrides: {overrides}": overrides, f"annotation: {outlines}": outlines}
 
 
-def _of_scan(attrs: InstanceAttrs, coverage: npt.NDArray[np.float32]) -> _Applies:
-    """Return warnings and facts of a scan, each with whether it applies; `coverage` (N,)."""
+def _of_scan(attrs: InstanceAttrs, coverage: npt.NDArray[np.float32]) -> Mapping[str, object]:
+    """Return facts of a scan, each with whether it applies; `coverage` (N,)."""
     spacing = attrs.spacing_mm or SliceSpacing()
     low, middle, high = spacing.slices_min, spacing.slices_median, spacing.slices_max
-    double, repaired = attrs.slices_at_one_position, attrs.slices_repaired_12bit
-    warnings = {
-        "unequal slice spacing": low is not None and high is not None and high > 1.5 * max(low, 1e-6),
-        f"{double} slices at the position of another": double,
-        f"{repaired} slices repaired (12-bit)": repaired,
-    }
     apart = "" if middle is None else f"{middle:g} mm apart" if low == high else f"{low:g} to {high:g} mm apart"
-    return warnings, {apart: apart, f"{int(np.sum(coverage > 0))} of {len(coverage)} slices positive": True}
+    return {apart: apart, f"{int(np.sum(coverage > 0))} of {len(coverage)} slices positive": True}
 
 
 def tissue_share(outlines: Outlines, attrs: InstanceAttrs, n: int) -> float | None:

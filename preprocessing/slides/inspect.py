@@ -229,11 +229,7 @@ def _check_main(path: Path, pictures: Sequence[Picture], of_levels: Sequence[Pic
             f"{path}: {first} is grey, and there is {names}: channels or focal planes, expected one RGB picture; "
             f"{_SCRIPT}"
         )
-    grey = ["a grey picture: no threshold on saturation can find tissue, give a mask"]
-    return [
-        *([f"{first} is read, {names} of the same size is not"] if others else []),
-        *(grey if first.photometric in _GREY else []),
-    ]
+    return [f"{first} is read, {names} of the same size is not"] if others else []
 
 
 def _check_range(path: Path, probe: Probe, level: SlideLevel) -> None:

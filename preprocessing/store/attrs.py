@@ -63,6 +63,60 @@ class TissueAttrs(TissueOptions):
     holes: int = 0
 
 
+class SlideStatistics(Options):
+    """What the pixels of a slide look like; grey levels run from 0 to 255.
+
+    Attributes:
+        tiles: tiles looked at in the thumbnail, all of them; without a thumbnail, the sampled ones.
+        black: those that are black.
+        white: those that are white.
+        sampled: tiles whose middle is read, evenly spaced.
+        unreadable: those that cannot be decoded.
+        flat: those without contrast.
+        black_area: share of the slide that is black.
+        luminance: of the slide, its 0.1 and 99.9 percentiles.
+        channel_ranges: of red, green and blue, from the 0.1 to the 99.9 percentile.
+        colour: difference of the strongest and the weakest channel of a pixel, 99.9 percentile.
+        background: red, green and blue of the brightest tenth, their median.
+    """
+
+    tiles: int
+    black: int
+    white: int
+    sampled: int
+    unreadable: int
+    flat: int
+    black_area: Number
+    luminance: tuple[Number, Number]
+    channel_ranges: tuple[Number, Number, Number]
+    colour: Number
+    background: tuple[Number, Number, Number]
+
+
+class ScanStatistics(Options):
+    """What the pixels of a scan look like.
+
+    Attributes:
+        sampled: slices looked at, evenly spaced.
+        least: HU.
+        largest: HU.
+        air: share of the pixels below -500 HU.
+        soft: share of the pixels from -200 to 200 HU: fat, water, soft tissue, blood.
+        bone: share of the pixels above 300 HU.
+        clipped: slices of which 1 % and more has the largest value of the scan.
+        flat: slices that hold a single value.
+    """
+
+    sampled: int
+    least: Number
+    largest: Number
+    air: Number
+    soft: Number
+    bone: Number
+    clipped: int
+    flat: int
+
+
 @dataclass(frozen=True)
 class AnnotationCounts:
     """What became of the objects of a slide's annotation file.
@@ -191,12 +245,13 @@ class InstanceAttrs(BagAttrs):
         tiles_in_shared_cells: tiles that share a lattice cell with another.
         unreadable_tiles: unreadable places of the slide counted as white.
         marks: how the windows were found (recipe "panda").
-        warnings: what was odd about the image file, one line each.
+        warnings: what was odd about the image files or the annotation, one line each.
         files: slices in anatomical order, relative to the root.
         source_px: rows and columns of a slice in the file, px.
         slices_at_one_position: slices at the position of another.
         slices_repaired_12bit: slices whose 12-bit values were repaired.
         fill_values_kept: stored values that are Hounsfield units in this scan, but outside the field of view in others.
+        statistics: of the pixels, see `preprocessing.instances.statistics`; None = nobody looked (imported).
         target_magnification: nominal magnification of the tiles, as the tool of an imported bag has it.
         level0_magnification: likewise of level 0.
     """
@@ -256,6 +311,7 @@ class InstanceAttrs(BagAttrs):
     slices_at_one_position: int = 0
     slices_repaired_12bit: int = 0
     fill_values_kept: tuple[int, ...] = ()
+    statistics: SlideStatistics | ScanStatistics | None = None
     target_magnification: Number | None = None
     level0_magnification: Number | None = None
 

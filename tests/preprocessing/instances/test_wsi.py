@@ -130,17 +130,18 @@ def test_coverage_rules(slide_path, tmp_path) -> None:
         wsi_instances(slide_path, options, bag(annotation="slices:01"), root)
 
 
-def test_an_outline_on_no_tile_is_told_with_the_scale_that_fits(slide_path, caplog) -> None:
+def test_an_outline_on_no_tile_is_told_with_the_scale_that_fits(slide_path) -> None:
     """Tissue from (200, 150) to (900, 800) at 0.25 um/px; the outline is drawn in um, or around nothing."""
-    root, options = slide_path.parent, wsi_options(CLAM)
+    root, options, warnings = slide_path.parent, wsi_options(CLAM), []
     for name, ring in {"um": [(60, 45), (90, 45), (90, 90)], "off": [(1200, 950), (1270, 950), (1270, 1010)]}.items():
         (root / f"{name}.geojson").write_text(json.dumps(feature([ring])))
         found = wsi_instances(slide_path, options, bag(annotation=f"{name}.geojson"), root)
         assert not found.coverage.any() and found.attrs.annotation_counts.lesion == 1
+        warnings += found.attrs.warnings
     (root / "none.geojson").write_text("[]")
-    wsi_instances(slide_path, options, bag(annotation="none.geojson"), root)
-    assert caplog.messages[-1].endswith("positive slide, but its annotation none.geojson holds no lesion")
-    um, off = [record.message for record in caplog.records if "meets none" in record.message]
+    empty = wsi_instances(slide_path, options, bag(annotation="none.geojson"), root)
+    assert empty.attrs.warnings == ("positive slide, but its annotation none.geojson holds no lesion",)
+    um, off = warnings
     assert um.endswith("; it would as px of level 2 or um: expected level-0 px") and off.endswith("tiles")
 
 

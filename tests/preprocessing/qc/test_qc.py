@@ -159,6 +159,23 @@ def test_resolutions_far_from_the_cohort_are_named(mpp, named: list[str], caplog
     assert all("um/px, but the median of all slides is" in bag.warnings[0] for bag in compared if bag.warnings)
 
 
+def test_bags_with_warnings_come_before_odd_ones_and_say_why(cohort: Path) -> None:
+    text = "this slide has no colour: no threshold can find tissue"
+    manifest = json.loads((cohort / "0000.json").read_text())
+    for bag in manifest["bags"]:
+        if bag["bag_id"] in ("s6", "gone"):
+            bag["warnings"] = [text]
+    write_json(cohort / "0000.json", manifest)
+    put_slide(cohort / "instances", "s5", 8, 2, warnings=("level 1 is not used",))
+    counts = run(cohort)
+    page = (cohort / "qc" / "index.html").read_text()
+    assert page.count(f"⚠ {text}") == 2 and page.count("⚠ level 1 is not used") == 1
+    place = {name: page.index(f"<b>{name}</b>") for name in ("evil", "gone", "s0", "s3", "s5", "s6")}
+    assert place["evil"] < place["gone"] < min(place["s5"], place["s6"])
+    assert max(place["s5"], place["s6"]) < place["s3"] < place["s0"]
+    assert counts["warnings"][text] == 2 and counts["warnings"]["level 1 is not used"] == 1
+
+
 def test_scans_tell_their_spacing_and_positive_slices(tmp_path: Path) -> None:
     arrays = {
         "coords": np.array([[0], [5], [10], [30]], np.float32),
@@ -172,7 +189,7 @@ def test_scans_tell_their_spacing_and_positive_slices(tmp_path: Path) -> None:
     row = BagRow("c", "ct", ("1", "2", "3", "4"), 1, "test")
     bag = collect([row], tmp_path, {"c": ManifestEntry(bag_id="c", state="ok", n=4)})[0]
     assert bag.facts == ("5 to 20 mm apart", "2 of 4 slices positive") and bag.lesion_share == pytest.approx(2 / 3)
-    assert bag.warnings == ("unequal slice spacing", "1 slices at the position of another")
+    assert bag.warnings == ("1 slices at the position of another",)
 
 
 def test_a_missing_manifest_is_an_error_of_one_line(cohort: Path, capsys: pytest.CaptureFixture[str]) -> None:

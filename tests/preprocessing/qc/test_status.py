@@ -49,7 +49,7 @@ def folder(tmp_path: Path) -> Path:
     write_json(tmp_path / "bags.report.json", {**report, "missing": [{"name": "z.tif", "reason": "not on disk"}]})
     done = [
         entry("a", "ok", 10, bad_tiles=2, unused_outlines=3),
-        entry("b", "empty", 0, "no tissue"),
+        entry("b", "empty", 0, "no tissue", warnings=["this slide has no colour", "single|shade"]),
         entry("c", "skipped", 0, "pen|ink"),
     ]
     first = [line("a", "failed", 9.0), line("a", "ok", 4.0, 10), line("b", "empty", 0.5)]
@@ -77,6 +77,16 @@ def test_every_bag_has_one_state_per_stage(folder: Path) -> None:
     states = {(one["bag_id"], one["state"]): one["reason"] for one in found["problems"] if one["stage"] == "instances"}
     assert states["d", "failed"] == "broken" and states["c", "skipped"] == "pen|ink"
     assert "killed" in states["f", "interrupted"] and states["g", "pending"] == status.REASONS["pending"]
+
+
+def test_warnings_stand_in_every_form_of_the_status(folder: Path) -> None:
+    texts = ["this slide has no colour", "single|shade"]
+    warned = [{"stage": "instances", "bag_id": "b", "warning": text} for text in texts]
+    assert [entry for entry in run(folder)["warnings"] if entry["stage"] == "instances"] == warned
+    table = list(csv.DictReader((folder / "status/status.csv").read_text().splitlines()))
+    cells = {row["bag_id"]: row["warnings"] for row in table if row["stage"] == "instances"}
+    assert cells["b"] == "; ".join(texts) and not any(cells[name] for name in "acdefg")
+    assert "| instances | b | single\\|shade |" in (folder / "status/status.md").read_text()
 
 
 def test_times_are_those_of_the_work_and_rates_follow(folder: Path) -> None:

@@ -114,7 +114,6 @@ class Samples(NamedTuple):
     pixels: Array
     options: dict[str, Any]
     result: Array | str
-    warned: bool = False
 
 
 def with_alpha(value: int, kind: str) -> tuple[Array, dict[str, Any]]:
@@ -135,8 +134,8 @@ SAMPLES = {
     "planar": Samples(np.moveaxis(RGB, 2, 0), {"planarconfig": "separate"}, RGB),
     "predictor": Samples(RGB, {"predictor": True}, RGB),
     "16 bit": Samples(WIDE * 257, {}, RGB),
-    "grey": Samples(GREY, {"photometric": "minisblack"}, GREY_RGB, True),
-    "white is zero": Samples(255 - GREY, {"photometric": "miniswhite"}, GREY_RGB, True),
+    "grey": Samples(GREY, {"photometric": "minisblack"}, GREY_RGB),
+    "white is zero": Samples(255 - GREY, {"photometric": "miniswhite"}, GREY_RGB),
     "palette": Samples(GREY, {"photometric": "palette", "colormap": PALETTE * 257}, PALETTE.T[GREY].astype(np.uint8)),
     "opaque": Samples(*with_alpha(255, "unassalpha"), RGB),
     "half transparent": Samples(*with_alpha(128, "unassalpha"), on_white(128)),
@@ -178,7 +177,7 @@ def test_samples_are_read_right_or_refused(tmp_path: Path, name: str) -> None:
     with open_slide(path) as slide:
         region = slide.read(0, 0, 0, slide.dimensions)
         assert np.abs(region.astype(int) - case.result).max() <= 1
-        assert bool(slide.warnings) is case.warned
+        assert not slide.warnings
 
 
 def test_channels_in_separate_pictures_are_refused(tmp_path: Path) -> None:

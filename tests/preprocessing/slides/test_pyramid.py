@@ -102,8 +102,8 @@ def test_a_warning_is_stored_and_reaches_the_manifest(tmp_path: Path) -> None:
     options = parse_instance_options(json.dumps({"wsi": wsi}))
     for redone in (True, False):
         outcome = cut_bag(BagRow("a", "wsi", ("a.tif",)), options, tmp_path, tmp_path / "out", dataset="d")
-        assert outcome.redone is redone and outcome.state == "ok" and "150 x 300" in outcome.reason
-    assert read_instance_attrs(tmp_path / "out" / "store", "a").warnings == (outcome.reason,)
+        assert outcome.redone is redone and outcome.state == "ok" and "150 x 300" in outcome.warnings[0]
+    assert read_instance_attrs(tmp_path / "out" / "store", "a").warnings == outcome.warnings[:1]
 
 
 @pytest.mark.parametrize(("height", "width", "value"), [(1280, 1408, 0), (1280, 1408, 255), (1408, 1408, 0)])
