@@ -147,7 +147,9 @@ def draw_map(
     return ax.imshow(painted, cmap=colours, vmin=limits[0], vmax=limits[1], alpha=0.85, interpolation="nearest")
 
 
-def draw_slide(bag: MapBag, panels: Sequence[Panel], title: str, out: Path, *, max_cell: float = 2.6) -> None:
+def draw_slide(
+    bag: MapBag, panels: Sequence[Panel], title: str, out: Path, *, max_cell: float = 2.6, caption: Sequence[str] = ()
+) -> None:
     """Draw the thumbnail and every panel's scores; with the truth below, if it is known, and ranks within the bag.
 
     Args:
@@ -156,6 +158,7 @@ def draw_slide(bag: MapBag, panels: Sequence[Panel], title: str, out: Path, *, m
         title: heading of the picture.
         out: PNG to write.
         max_cell: largest width of a map, inches.
+        caption: lines below the maps, wrapped to the picture.
     """
     height = 1 if bag.coverage is None else 2
     blocks = -(-len(panels) // METHODS_PER_ROW)
@@ -164,7 +167,9 @@ def draw_slide(bag: MapBag, panels: Sequence[Panel], title: str, out: Path, *, m
     aspect = bag.picture.shape[0] / bag.picture.shape[1]
     cell = min(max_cell, 13.4 / columns)
     with style(grid=False):
-        figure = new_figure(cell * columns + 0.2, blocks * height * (cell * min(max(aspect, 0.3), 1.3) + 0.6) + 0.5)
+        rows = blocks * height * (cell * min(max(aspect, 0.3), 1.3) + 0.6)
+        figure = new_figure(cell * columns + 0.2, rows + 0.5)
+        _caption(figure, caption)
         axes = figure.subplots(height * blocks, columns, squeeze=False)
         for ax in axes.flat:
             ax.set_axis_off()
@@ -202,10 +207,20 @@ def _colour_bar(figure: Any, image: Any, label: str, limits: tuple[float, float]
     return bar
 
 
-def draw_scan(bag: MapBag, panels: Sequence[Panel], title: str, out: Path) -> None:
+def _caption(figure: Any, lines: Sequence[str]) -> None:
+    """Write lines below the maps of a figure, which grows by their height."""
+    width, height = figure.get_size_inches()
+    wrapped = [part for line in lines for part in textwrap.wrap(line, int(15 * width))]
+    if wrapped:
+        figure.set_size_inches(width, height + 0.16 * len(wrapped))
+        figure.supxlabel("\n".join(wrapped), x=0.01, ha="left", fontsize=8, color=POSITIVE)
+
+
+def draw_scan(bag: MapBag, panels: Sequence[Panel], title: str, out: Path, *, caption: Sequence[str] = ()) -> None:
     """Draw every panel's scores over the slices, and the montage with a bar per panel. Arguments as `draw_slide`."""
     with style(grid=False):
         figure = new_figure(13.2, max(4.6, 0.95 * len(panels) + 1.2))
+        _caption(figure, caption)
         left, right = figure.subfigures(1, 2, width_ratios=[1, 1.15])
         axes = left.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
         truth = np.zeros(bag.n) if bag.coverage is None else bag.coverage

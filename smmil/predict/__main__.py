@@ -14,6 +14,8 @@ the same dataset finds the bag finished; `DIR/bag` may be deleted at any time.
 | `heatmap.png`, `.pdf` | scores over the thumbnail or the slices; `--map signed`, `signed_sm`: signed ones |
 | `tiles.geojson` | slides: tiles with scores, to drop on QuPath |
 
+Warnings, e.g. of a slide without colour, are printed, too.
+
 A bag without tissue is an outcome: `state` is `empty`, there are no other files. Another encoder, other weights,
 another tile size or resolution than the run's are refused. Not for clinical use.
 """
@@ -62,7 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments["options"] is not None:
         parse_instance_options(arguments["options"])
         arguments["options"] = json.loads(arguments["options"])
-    predict(**arguments)
+    prediction = predict(**arguments)
+    for warning in prediction.warnings:
+        print(f"warning: {warning}")
     return 0
 
 

@@ -48,6 +48,7 @@ class Scored:
         random_weights: whether the encoder is untrained.
         signed: (N,) sign-aware scores by key of `SIGNED`, empty if the run has no direction.
         name: name of `scores` in pictures.
+        warnings: what looks wrong with the prediction, for the caption.
     """
 
     bag_id: str
@@ -61,6 +62,7 @@ class Scored:
     random_weights: bool
     signed: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     name: str = "raw score"
+    warnings: tuple[str, ...] = ()
 
     def as_signed(self, name: str) -> "Scored":
         """Return the bag with sign-aware scores in place of the raw ones, for a picture of them."""
@@ -105,16 +107,17 @@ def write_geojson(path: Path, bag: Scored) -> None:
 
 
 def draw_heatmap(path: Path, bag: Scored, thumbnails: Path) -> None:
-    """Draw the scores of a bag over its thumbnail or slices."""
+    """Draw the scores of a bag over its thumbnail or slices, with its warnings below."""
     name = marked_name(bag.method)
     title = f"{bag.bag_id}: probability {bag.probability:.3f}, {len(bag.scores)} instances, {name}"
     title += f"   {RANDOM_MARK}" if bag.random_weights else ""
     picture, outlines = read_thumbnail(thumbnails, bag.bag_id, bag.attrs)
     map_bag = MapBag(bag.bag_id, bag.attrs, bag.coords, None, picture, outlines)
+    caption = [f"Warning: {warning}" for warning in bag.warnings]
     line = "dashed" if bag.is_scan else "red"
     heading = "Instance scores" + ("" if bag.threshold is None else f"; {line} line: threshold from validation")
     panel = Panel(heading, bag.scores, "", name, colour_of(bag.method), bag.threshold, bag.name)
     if bag.is_scan:
-        draw_scan(map_bag, [panel], title, path)
+        draw_scan(map_bag, [panel], title, path, caption=caption)
     else:
-        draw_slide(map_bag, [panel], title, path, max_cell=5.8)
+        draw_slide(map_bag, [panel], title, path, max_cell=5.8, caption=caption)

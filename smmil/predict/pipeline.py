@@ -79,8 +79,8 @@ class Prediction(Record):
         mpp_source: where that comes from.
         tile_mpp: um per px of a tile.
         random_weights: whether the encoder is untrained.
-        warnings: what was odd about the image file, what could not be compared with the training, and a sign-aware
-            score not to be trusted.
+        warnings: what looks wrong with the image (`preprocessing.instances.checks`), what could not be compared with
+            the training, and a sign-aware score not to be trusted.
         options: how the image was cut.
         features: encoder, weights, dtype and precision.
         model: the run.
@@ -193,11 +193,13 @@ def predict(
     if outcome.state == "empty":
         log.warning("%s: %s; nothing to predict", row.bag_id, outcome.reason)
         nothing = {"probability": None, "logit": None, "predicted": None, "instances": 0}
-        empty = Prediction.model_validate({**shared, **nothing, "state": "empty", "reason": outcome.reason})
+        empty = Prediction.model_validate(
+            {**shared, **nothing, "state": "empty", "reason": outcome.reason, "warnings": outcome.warnings}
+        )
         empty.write(out / "prediction.json")
         return empty
     attrs = read_instance_attrs(instances / "store", row.bag_id)
-    warnings = [*attrs.warnings, *check_like_training(attrs, reference, any_resolution=any_resolution)]
+    warnings = [*outcome.warnings, *check_like_training(attrs, reference, any_resolution=any_resolution)]
     settings = FeatureSettings(weights, encoder.mode, encoder.seed, encoder.policy, dtype, precision)
     resources = Resources(device, batch_size, threads)
     places = (root, instances, features)
@@ -227,6 +229,7 @@ def predict(
             for name in SIGNED
             if f"{name}_score" in scores.arrays
         },
+        warnings=tuple(warnings),
     )
     write_text(out / "instances.csv", instances_csv(scored))
     draw_heatmap(out / "heatmap.png", scored if map == "score" else scored.as_signed(map), instances / "thumbnails")

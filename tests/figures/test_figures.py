@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from preprocessing.store.attrs import InstanceAttrs
 from smmil.artifacts.chosen_runs import load_chosen
 from smmil.artifacts.records import Metrics
 from smmil.config.layouts import FigureLayout
@@ -22,7 +23,7 @@ from smmil.figures.__main__ import main as figures_main
 from smmil.figures.histograms import histogram, panel_instances
 from smmil.figures.job import Job, by_key, describe, in_order, inverted_note, spread_text
 from smmil.figures.map_grids import strips_of
-from smmil.figures.map_panels import Panel
+from smmil.figures.map_panels import MapBag, Panel, draw_scan, draw_slide
 from smmil.figures.plotting import look_of
 from tests.helpers.predictions import log_row, metrics_object, metrics_record, runs_object, write_index, write_run
 
@@ -302,6 +303,26 @@ def test_strips_hold_truth_scores_and_a_white_gap() -> None:
     rows = strips_of(np.array([1.0, 0.0, np.nan]), panels)
     assert rows.shape == (3, 3, 3) and (rows[2] == 1).all() and len({tuple(c) for c in rows[0]}) == 3
     assert rows[1][0] == pytest.approx((0.267, 0.005, 0.329), abs=0.01) and rows[1][1][0] > 0.9
+
+
+@pytest.mark.parametrize("modality", ["wsi", "ct"])
+def test_a_map_has_room_for_every_line_of_its_caption(modality: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[Any] = []
+    monkeypatch.setattr("smmil.figures.map_panels.save", lambda figure, path: saved.append(figure))
+    attrs = InstanceAttrs(modality=modality, l0_footprint_px=10)
+    coords = np.array([[0.0, 0.0], [10.0, 10.0]] if modality == "wsi" else [[0.0], [5.0]])
+    outlines = {"downsample": 1.0, "montage": {"columns": 2, "cell_px": 20, "slices": [0, 1]}}
+    bag = MapBag("a", attrs, coords, None, np.zeros((40, 40, 3), np.uint8), outlines)
+    draw = draw_slide if modality == "wsi" else draw_scan
+    warnings = ["11 of 77 tiles are black", "a much longer line " * 20]
+    for caption in ([], warnings):
+        draw(bag, [Panel("m", np.array([0.1, 0.9]))], "title", Path("x.png"), caption=caption)
+    plain, warned = saved
+    assert plain.get_supxlabel() == "" and warned.get_supxlabel().split() == " ".join(warnings).split()
+    assert warned.get_size_inches()[1] > plain.get_size_inches()[1]
+    warned.canvas.draw()
+    text, (width, height) = warned._supxlabel.get_window_extent(), warned.canvas.get_width_height()
+    assert 0 <= text.x0 and text.x1 <= width and 0 <= text.y0 and text.y1 <= height
 
 
 def test_files_are_equal_when_drawn_twice_and_the_json_tells_how(tmp_path: Path) -> None:

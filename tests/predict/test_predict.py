@@ -362,7 +362,17 @@ def test_a_stage_that_fails_in_any_way_ends_in_one_line(slides, tmp_path, capsys
     assert not (tmp_path / "prediction.json").exists()
 
 
-def test_a_slide_without_tissue_is_an_outcome(slides, tmp_path):
+def test_warnings_about_the_pixels_are_predicted_with_printed_and_drawn(slides, tmp_path, monkeypatch, capsys):
+    drawn = []
+    monkeypatch.setattr("smmil.predict.pipeline.draw_heatmap", lambda path, bag, thumbnails: drawn.append(bag.warnings))
+    slide = write_tiff(tmp_path / "negative.tif", [255 - picture(), 255 - picture()[::2, ::2]], mpp=0.243)
+    assert run(slide, slides.run, tmp_path / "one") == 0
+    warnings = Prediction.read(tmp_path / "one/prediction.json").warnings
+    assert drawn == [warnings] and any("is it inverted" in text for text in warnings)
+    assert capsys.readouterr().out.splitlines() == [f"warning: {text}" for text in warnings]
+
+
+def test_a_slide_without_tissue_is_an_outcome(slides, tmp_path, capsys):
     level = np.full((512, 512, 3), 250, np.uint8)
     slide = write_tiff(tmp_path / "white.tif", [level, level[::2, ::2]], mpp=0.243)
     for name in FILES:
@@ -370,6 +380,8 @@ def test_a_slide_without_tissue_is_an_outcome(slides, tmp_path):
     assert run(slide, slides.run, tmp_path) == 0
     told = json.loads((tmp_path / "prediction.json").read_text())
     assert (told["state"], told["probability"]) == ("empty", None)
+    (warning,) = told["warnings"]
+    assert "single shade" in warning and capsys.readouterr().out == f"warning: {warning}\n"
     assert not any((tmp_path / name).exists() for name in FILES)
 
 
