@@ -38,8 +38,6 @@ ENHANCED = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
 LEAST_SPAN_HU = 1000
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
-# what pydicom and its decoders raise on damaged files, besides pydicom.errors.BytesLengthException
-_DAMAGED = (EOFError, OSError, struct.error, ValueError, TypeError, LookupError, AttributeError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -171,7 +169,7 @@ def read_slice(path: Path | str, name: str | None = None) -> tuple[npt.NDArray[A
         # out-of-field values lie in the bits that a mask of BitsStored would remove
         options: Any = {"correct_unused_bits": False}
         return decoder.as_array(data, decoding_plugin=plugin, **options)[0], header
-    except _DAMAGED as error:
+    except _damage() as error:
         raise ValueError(
             f"{name}: pixel data truncated or unreadable ({type(error).__name__}); copy the file again from its source"
         ) from None
@@ -240,10 +238,18 @@ def slice_normal(orientation: Sequence[float]) -> tuple[float, float, float]:
     return ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx
 
 
+def _damage() -> tuple[type[Exception], ...]:
+    """Return what pydicom and its decoders raise on damaged files."""
+    from pydicom.errors import BytesLengthException
+
+    values = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+    return (*values, EOFError, OSError, struct.error, zlib.error, BytesLengthException)
+
+
 def _open(path: Path | str, name: str, tags: Sequence[str], *, pixels: bool) -> Dataset:
     import pydicom
     from pydicom import config
-    from pydicom.errors import BytesLengthException, InvalidDicomError
+    from pydicom.errors import InvalidDicomError
 
     # pydicom's warnings quote odd values, identifiers included; the values that matter are checked by check_slice
     config.settings.reading_validation_mode = config.IGNORE
@@ -254,7 +260,7 @@ def _open(path: Path | str, name: str, tags: Sequence[str], *, pixels: bool) -> 
         raise ValueError(f"{name}: no such file") from None
     except InvalidDicomError:
         raise ValueError(f"{name}: not a DICOM file") from None
-    except (*_DAMAGED, BytesLengthException) as error:
+    except _damage() as error:
         raise ValueError(f"{name}: truncated or unreadable DICOM file ({type(error).__name__})") from None
 
 
@@ -309,11 +315,9 @@ def _header(data: Dataset, name: str) -> Header:
 
 
 def _value(data: Dataset, tag: str, name: str) -> Any:
-    from pydicom.errors import BytesLengthException
-
     try:
         return data.get(tag)
-    except (*_DAMAGED, BytesLengthException):
+    except _damage():
         raise ValueError(f"{name}: {tag} cannot be read; the header is broken") from None
 
 

@@ -97,7 +97,7 @@ def not_a_slice(header: Header) -> str:
     incomplete = None in (header.position, header.orientation, header.slope, header.intercept)
     if sop.startswith(_SECONDARY_CAPTURE) and incomplete:
         return "secondary capture"
-    if sop and not is_ct and not (header.rows and header.columns):
+    if sop and not is_ct and (header.modality or kind != sop) and not (header.rows and header.columns):
         return f"{kind}, no pixels"
     return ""
 

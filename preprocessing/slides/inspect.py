@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import re
 import shlex
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 import tifffile
 
 from preprocessing.slides.pyramid import DECLARED_TOLERANCE, Probe, SlideLevel, check_levels
+from preprocessing.slides.tiff_tiles import TIFF_DAMAGE
 
 # Formats whose levels are the tiled pictures of a TIFF; only Philips declares their geometry.
 _TIFF_VENDORS = frozenset({"generic-tiff", "aperio", "philips"})
@@ -55,6 +55,7 @@ class Picture:
 
     Attributes:
         reduced: whether NewSubfileType calls it a reduced version of another picture.
+        largest_tile: size of its largest file tile or strip, bytes.
         resolution: tags of the resolution under OpenSlide's names.
     """
 
@@ -70,6 +71,7 @@ class Picture:
     bits: int
     sample_format: int
     orientation: int
+    largest_tile: int
     resolution: Mapping[str, str]
 
     @property
@@ -117,11 +119,14 @@ def _inspect(path: Path, vendor: str) -> Inspection:
     pictures = read_pictures(path) if vendor in _TIFF_VENDORS else []
     of_levels, warnings, resolution = level_pictures(pictures, vendor), list[str](), None
     for picture in of_levels:
+        _check_tiles(path, picture)
         _check_samples(path, picture)
     if of_levels:
         warnings = _check_main(path, pictures, of_levels)
         if vendor == "generic-tiff" and of_levels[0].number > 0:
             resolution = of_levels[0].resolution
+    elif vendor in _TIFF_VENDORS:
+        warnings = ["its TIFF directories are damaged, so samples, orientation and the choice of level 0 are unchecked"]
     with Probe(path) as probe:
         levels, dropped = check_levels(probe, is_tiff=vendor in _TIFF_VENDORS, compare=vendor in _UNDECLARED_LEVELS)
         if of_levels and of_levels[0].bits == 16:
@@ -136,15 +141,7 @@ def read_pictures(path: Path) -> list[Picture]:
             pages = list(tiff.pages)
             parts = [part for page in pages for part in getattr(page, "pages", None) or ()]
             return [_picture(number, page) for number, page in enumerate([*pages, *parts])]
-    except (
-        tifffile.TiffFileError,
-        OSError,
-        ArithmeticError,
-        LookupError,
-        TypeError,
-        ValueError,
-        struct.error,
-    ) as error:
+    except TIFF_DAMAGE as error:
         log.info("%s: directories not understood (%s)", path, error)
         return []
 
@@ -167,6 +164,7 @@ def _picture(number: int, page: Any) -> Picture:
         bits=int(page.bitspersample),
         sample_format=int(page.sampleformat),
         orientation=int(page.tags.valueof(274, 1)),
+        largest_tile=max(map(int, page.databytecounts), default=0),
         resolution=resolution,
     )
 
@@ -186,6 +184,14 @@ def _convert(path: Path, number: int = 0) -> str:
         f"convert it with `vips tiffsave {source} NEW.tif --tile --pyramid --compression jpeg --bigtiff`, "
         "or without vips with the script in docs/input.md"
     )
+
+
+def _check_tiles(path: Path, picture: Picture) -> None:
+    """Raise if a tile claims more bytes than the file has: OpenSlide would end the process when it lacks memory."""
+    size = path.stat().st_size
+    if picture.largest_tile > size:
+        claim = f"{picture} claims a tile of {picture.largest_tile} bytes, but the file has {size}"
+        raise ValueError(f"{path}: damaged slide ({claim}); copy the file again or exclude it")
 
 
 def _check_samples(path: Path, picture: Picture) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import struct
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ _COLOURSPACE = {2: "RGB", 6: "YCBCR"}
 _CHECKED_TILES = 3
 _MAX_CHECK_PX = 1024
 _COMPARED: dict[tuple[int, ...], bool] = {}
+# What tifffile raises on damaged directories.
+TIFF_DAMAGE = (tifffile.TiffFileError, OSError, ArithmeticError, LookupError, TypeError, ValueError, struct.error)
 
 log = logging.getLogger(__name__)
 
@@ -297,7 +300,7 @@ def checked_tiles(slide: ReferenceSlide) -> TiffTiles | None:
         with tifffile.TiffFile(slide.path) as tiff:
             pages = [page for page in tiff.pages if getattr(page, "is_tiled", False)]
             levels = match_levels(slide, pages)
-    except (tifffile.TiffFileError, OSError, ValueError, KeyError, IndexError) as error:
+    except TIFF_DAMAGE as error:
         log.info("%s: directories not understood (%s); reading through OpenSlide", slide.path, error)
         return None
     return TiffTiles(slide.path, levels, vendor) if levels else None

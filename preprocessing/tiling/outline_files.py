@@ -338,7 +338,7 @@ def _areas(geometry: _Geometry, file: OutlineFile, where: str, *, has_class: boo
 def _ring(vertices: object, path: Path, where: str) -> Ring:
     try:
         ring = np.array(vertices, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         ring = np.empty(1)
     if ring.size and (ring.ndim != 2 or ring.shape[1] < 2):
         raise ValueError(f"{path}: {where}: an outline is no list of points [x, y], numbers with a decimal point")

@@ -14,6 +14,7 @@
 | two jobs on one shard | `test_jobs`, `test_shards` |
 | two Snakemakes on one results folder | `test_snakemake` |
 | damaged raw slides and scans | `test_survival` |
+| mutations of manifests, annotations, DICOM slices and TIFF slides | `test_fuzz` |
 | damaged bag: the store and its checker | `test_store`, `test_instances` |
 | damaged bag when training or extraction reads it | `test_damage` |
 | damaged state, weights of a run, predictions | `test_damage` |

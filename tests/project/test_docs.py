@@ -1,4 +1,4 @@
-"""The pages on adding a method, a dataset and an encoder: their code is put into the packages and used."""
+"""The pages on adding a method, a dataset and an encoder are tried out; the tables of input files follow the tests."""
 
 import csv
 import json
@@ -25,6 +25,7 @@ from smmil.config.quirks import QUIRKS, method_changes
 from smmil.data.batch import pack
 from smmil.models import MODEL_QUIRKS, build_model
 from smmil.sm.operator import Sm
+from tests import corpus
 from tests.helpers import grids
 from tests.helpers.cohorts import Cohort, write_scan
 from tests.helpers.graphs import make_bag
@@ -157,3 +158,8 @@ def test_a_new_encoder_computes_features(repository, tmp_path, monkeypatch, posi
     assert extract([*argv, "--out", str(out), "--manifest", str(out / "0000.json")]) == 0
     assert read_arrays(out / encoder.name / "store", "scan")["features"].shape == (2, dim)
     assert json.loads((out / "0000.json").read_text())["bags"][0]["state"] == "ok"
+
+
+def test_the_tables_of_input_files_are_those_of_the_tests():
+    page = corpus.PAGE.read_text(encoding="utf-8")
+    assert page == corpus.updated(page), "run python -m tests.corpus"

@@ -38,7 +38,9 @@ def litter(folder: Path) -> dict[str, str]:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"\0\5\x16\7 nothing of use")
     (folder / "loop").symlink_to(folder)
-    system = dict.fromkeys([".DS_Store", "._1.dcm", "Thumbs.db", "desktop.ini", "__MACOSX/._2.dcm"], "file of an oper")
+    system = dict.fromkeys(
+        [".DS_Store", "._1.dcm", "Thumbs.db", "desktop.ini", "__MACOSX/._2.dcm"], "file of an operating system"
+    )
     others = {"readme.txt": "no DICOM file", "DIRFILE": "no DICOM file", "loop": "link to a folder, not followed"}
     dicom = {"DICOMDIR": "directory of DICOM files", "sr.dcm": "Modality SR", "scout.dcm": "localizer"}
     return system | others | dicom
@@ -107,9 +109,18 @@ def test_a_folder_without_dicom_says_what_is_in_it(tmp_path: Path, capsys) -> No
     assert "no DICOM file in the folder 'x', only 1 x no DICOM file (x/head.nii.gz)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "name", [LATIN, "a|b.dcm", "a\nb.dcm", "a\u2028\u202e.dcm", "Schädel.dcm", "日本.dcm", r"a\xe4.dcm", "a,b;'\".dcm"]
-)
+NAMES = {
+    "bytes that are not UTF-8": LATIN,
+    "vertical bar": "a|b.dcm",
+    "line break": "a\nb.dcm",
+    "invisible characters": "a\u2028\u202e.dcm",
+    "letters of any script": "Schädel 日本.dcm",
+    "backslash": r"a\xe4.dcm",
+    "comma, semicolon and quotes": "a,b;'\".dcm",
+}
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
 def test_file_names_of_any_bytes(tmp_path: Path, name: str, caplog) -> None:
     cohort = Cohort(tmp_path)
     write_scan(cohort.raw / "good")

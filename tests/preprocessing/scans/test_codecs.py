@@ -168,9 +168,10 @@ def test_a_stream_of_another_size_is_refused(tmp_path: Path) -> None:
         read_slice(path)
 
 
-@pytest.mark.parametrize(
-    ("syntax", "name"), [(f"{JPEG}100", "MPEG2"), ("1.2.3.4", r"1\.2\.3\.4"), (f"{JPEG}94", "JPIP")]
-)
+NO_DECODER = {f"{JPEG}100": "MPEG2", "1.2.3.4": r"1\.2\.3\.4", f"{JPEG}94": "JPIP"}
+
+
+@pytest.mark.parametrize(("syntax", "name"), NO_DECODER.items())
 def test_a_syntax_without_a_decoder_is_named_with_the_way_round(tmp_path: Path, syntax: str, name: str) -> None:
     path = write(tmp_path / "a.dcm", picture(12), syntax, [b"\0" * 8])
     with pytest.raises(ValueError, match=rf"a\.dcm: transfer syntax .*{name}.*gdcmconv --raw.*dcmdjpeg") as caught:

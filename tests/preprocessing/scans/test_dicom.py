@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydicom import dcmread
 from pydicom.pixels import apply_rescale, apply_windowing
 from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -193,18 +194,24 @@ def test_order_is_along_the_normal(tmp_path_factory, order, tilt, shear):
 
 
 REFUSED = {
-    "position": ({"ImagePositionPatient": None}, "ImagePositionPatient"),
-    "orientation": ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "perpendicular"),
-    "modality": ({"Modality": "MR"}, "Modality is 'MR'"),
-    "frames": ({"NumberOfFrames": 2}, "2 frames"),
-    "rescale": ({"RescaleIntercept": None}, "RescaleIntercept"),
-    "enhanced": ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.2.1"}, "enhanced CT"),
-    "slope": ({"RescaleSlope": 0}, "RescaleSlope is 0"),
-    "rescale type": ({"RescaleType": "US"}, "RescaleType is 'US', expected HU"),
-    "high bit": ({"BitsStored": 12, "HighBit": 15}, "HighBit is 15, expected 11"),
-    "8 bits": ({"BitsStored": 8, "HighBit": 7}, "the values span 256 HU"),
-    "palette": ({"PhotometricInterpretation": "PALETTE COLOR"}, "'PALETTE COLOR'"),
-    "broken number": ({"ImagePositionPatient": [0, 0]}, "2 values"),
+    "no position": ({"ImagePositionPatient": None}, "no ImagePositionPatient or ImageOrientationPatient"),
+    "directions not perpendicular": (
+        {"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]},
+        "ImageOrientationPatient is not two perpendicular unit vectors",
+    ),
+    "MR": ({"Modality": "MR"}, "Modality is 'MR', expected CT"),
+    "several frames": ({"NumberOfFrames": 2}, "2 frames in one file (enhanced CT), expected one file per slice"),
+    "no rescale": ({"RescaleIntercept": None}, "no RescaleSlope or RescaleIntercept"),
+    "enhanced CT": ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.2.1"}, "enhanced CT"),
+    "slope of 0": ({"RescaleSlope": 0}, "RescaleSlope is 0, expected more than 0"),
+    "units other than HU": ({"RescaleType": "US"}, "RescaleType is 'US', expected HU"),
+    "HighBit that does not fit": ({"BitsStored": 12, "HighBit": 15}, "HighBit is 15, expected 11"),
+    "8 bits (an export as a picture)": ({"BitsStored": 8, "HighBit": 7}, "the values span 256 HU"),
+    "palette": (
+        {"PhotometricInterpretation": "PALETTE COLOR"},
+        "PhotometricInterpretation is 'PALETTE COLOR', expected MONOCHROME1",
+    ),
+    "position of two numbers": ({"ImagePositionPatient": [0, 0]}, "ImagePositionPatient has 2 values, expected 3"),
 }
 
 
@@ -235,6 +242,31 @@ def test_colour_mixed_sizes_and_two_series_are_refused(tmp_path: Path) -> None:
         check_series([first, read_header(scout)])
     with pytest.raises(ValueError, match="without slices"):
         check_series([])
+
+
+@pytest.mark.parametrize("kind", ["FD", "SQ", "US"])
+def test_a_value_of_another_kind_is_one_clear_error(tmp_path: Path, kind: str) -> None:
+    path = write_slice(tmp_path / "a.dcm")
+    content, element = path.read_bytes(), b"\x28\0\0\1US\2\0\x10\0"
+    assert content.count(element) == 1, "BitsAllocated"
+    odd = b"\x28\0\0\1SQ\0\0\2\0\0\0\x10\0" if kind == "SQ" else element.replace(b"US", kind.encode())
+    path.write_bytes(content.replace(element, odd))
+    if kind == "US":
+        assert read_slice(path)[0].shape == (16, 16)
+    else:
+        with pytest.raises(ValueError, match=r"a\.dcm: "):
+            read_slice(path)
+
+
+def test_a_deflated_file_that_is_damaged_is_one_clear_error(tmp_path: Path) -> None:
+    data = slice_dataset(np.zeros((16, 16), np.int16))
+    data.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    data.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    content = (tmp_path / "a.dcm").read_bytes()
+    assert read_slice(tmp_path / "a.dcm")[0].shape == (16, 16)
+    (tmp_path / "a.dcm").write_bytes(content[:-40] + b"\xff" * 40)
+    with pytest.raises(ValueError, match=r"a\.dcm: truncated or unreadable DICOM file"):
+        read_slice(tmp_path / "a.dcm")
 
 
 @pytest.mark.parametrize("keep", [0, 60, 200, 600, -100])
@@ -317,7 +349,10 @@ def test_missing_and_foreign_files(tmp_path: Path) -> None:
         read_header(tmp_path / "text.dcm")
 
 
-@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian])
+UNCOMPRESSED = [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian]
+
+
+@pytest.mark.parametrize("syntax", UNCOMPRESSED)
 def test_every_uncompressed_syntax(tmp_path: Path, syntax: str) -> None:
     pixels = np.arange(-128, 128, dtype=np.int16).reshape(16, 16)
     data = slice_dataset(pixels)

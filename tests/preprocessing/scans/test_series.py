@@ -50,24 +50,29 @@ def test_one_uid_with_different_content_is_refused(tmp_path: Path, other: dict[s
         read(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("tag", "one", "two"),
-    [
-        ("ConvolutionKernel", "H31s", "H70h"),
-        ("AcquisitionNumber", 1, 2),
-        ("ImageType", ["ORIGINAL", "PRIMARY", "AXIAL"], ["DERIVED", "SECONDARY", "AXIAL"]),
-        ("SliceThickness", 1.5, 5.0),
-        ("KVP", 80, 140),
-        ("NominalPercentageOfCardiacPhase", 30, 70),
-    ],
-)
+RECONSTRUCTIONS: dict[str, tuple[str, Any, Any]] = {
+    "two kernels": ("ConvolutionKernel", "H31s", "H70h"),
+    "two acquisitions": ("AcquisitionNumber", 1, 2),
+    "originals and reformats": (
+        "ImageType",
+        ["ORIGINAL", "PRIMARY", "AXIAL"],
+        ["DERIVED", "SECONDARY", "AXIAL"],
+    ),
+    "two slice thicknesses": ("SliceThickness", 1.5, 5.0),
+    "two voltages": ("KVP", 80, 140),
+    "two cardiac phases": ("NominalPercentageOfCardiacPhase", 30, 70),
+}
+
+
+@pytest.mark.parametrize("case", RECONSTRUCTIONS)
 @pytest.mark.parametrize("shift", [0.0, 1.0])
-def test_two_reconstructions_are_never_interleaved(tmp_path: Path, tag: str, one: Any, two: Any, shift: float) -> None:
+def test_two_reconstructions_are_never_interleaved(tmp_path: Path, case: str, shift: float) -> None:
     """At the same places, and between them; one after the other they are one scan."""
+    tag, one, two = RECONSTRUCTIONS[case]
     add(tmp_path, "a", [0, 5, 10, 15], **{tag: one})
     for i, z in enumerate([0, 5, 10, 15]):
         write_slice(tmp_path / f"b{i}.dcm", pixels(z + 50), z=z + shift, SOPInstanceUID=f"1.3.{i}", **{tag: two})
-    with pytest.raises(FaultyScan, match=f"{tag}.*two reconstructions") as caught:
+    with pytest.raises(FaultyScan, match=f"{tag}.*two reconstructions or acquisitions in one series") as caught:
         read(tmp_path)
     assert ("4 of 4 places" in str(caught.value)) == (shift == 0) and "(4 " in str(caught.value)
     for path in tmp_path.glob("b*"):
@@ -96,24 +101,39 @@ def test_a_gap_is_told_but_a_change_of_spacing_is_none(tmp_path: Path) -> None:
 
 
 LEFT_OUT: dict[str, tuple[dict[str, Any], str]] = {
-    "SR": ({"Modality": "SR", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.88.67", "Rows": None}, "Modality SR, X-Ray"),
-    "PR": ({"Modality": "PR", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.11.1", "Rows": None}, "Modality PR, Grays"),
-    "KO": ({"Modality": "KO", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.88.59", "Rows": None}, "Modality KO, Key O"),
-    "RTSTRUCT": ({"Modality": "RTSTRUCT", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.481.3"}, "Modality RTSTRUCT, RT"),
-    "SEG": (
+    "structured report (SR)": (
+        {"Modality": "SR", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.88.67", "Rows": None},
+        "Modality SR, X-Ray Radiation Dose SR",
+    ),
+    "presentation state (PR)": (
+        {"Modality": "PR", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.11.1", "Rows": None},
+        "Modality PR, Grayscale Softcopy Presentation State",
+    ),
+    "key images (KO)": (
+        {"Modality": "KO", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.88.59", "Rows": None},
+        "Modality KO, Key Object Selection Document",
+    ),
+    "contours for radiotherapy (RTSTRUCT)": (
+        {"Modality": "RTSTRUCT", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.481.3"},
+        "Modality RTSTRUCT, RT Structure Set",
+    ),
+    "segmentation (SEG)": (
         {"Modality": "SEG", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.66.4", "NumberOfFrames": 9},
         "Modality SEG",
     ),
-    "PDF": ({"Modality": "DOC", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.104.1", "Rows": None}, "Modality DOC, Enc"),
+    "PDF, e.g. a dose sheet": (
+        {"Modality": "DOC", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.104.1", "Rows": None},
+        "Modality DOC, Encapsulated PDF",
+    ),
     "raw data": ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.66", "Rows": None}, "Raw Data, no pixels"),
-    "PET": ({"Modality": "PT"}, "Modality PT"),
+    "image of another modality, e.g. PET": ({"Modality": "PT"}, "Modality PT"),
     "localizer": ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "localizer"),
-    "capture": (
+    "secondary capture": (
         {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7", "ImagePositionPatient": None, "RescaleSlope": None},
         "secondary capture",
     ),
-    "colour": ({"pixels": np.zeros((8, 8, 3), np.uint8)}, "colour picture"),
-    "slide": ({"Modality": "SM"}, "whole-slide image"),
+    "colour picture": ({"pixels": np.zeros((8, 8, 3), np.uint8)}, "colour picture"),
+    "whole-slide image": ({"Modality": "SM"}, "whole-slide image"),
 }
 
 
@@ -134,6 +154,13 @@ def test_what_is_no_slice_is_left_out_by_name(tmp_path: Path, case: str, same_se
     for path in tmp_path.glob("a*"):
         path.unlink()
     with pytest.raises(FaultyScan, match=f"no CT slice, only 1 x {reason}"):
+        read(tmp_path)
+
+
+def test_a_slice_cut_off_within_its_class_is_damaged_and_not_left_out(tmp_path: Path) -> None:
+    add(tmp_path, "a", [0, 5, 10])
+    write_slice(tmp_path / "cut.dcm", z=15, SOPClassUID="1.2", Modality=None, Rows=None, Columns=None)
+    with pytest.raises(FaultyScan, match=r"cut\.dcm: Modality is 'absent'"):
         read(tmp_path)
 
 

@@ -19,24 +19,44 @@ def test_openslide_property_wins_over_tags() -> None:
     assert resolve_mpp({**stated, **tags}, None, "a") == (0.5, "openslide.mpp", ())
 
 
-@pytest.mark.parametrize(
-    "properties",
-    [
-        {},
-        {"openslide.mpp-x": "unknown"},
+def ome(attributes: str) -> dict[str, str]:
+    """OpenSlide's properties of an OME-TIFF without tags of resolution."""
+    pixels = f'<Image ID="Image:0"><Pixels ID="Pixels:0" SizeX="640" {attributes}><Channel/></Pixels></Image>'
+    return {"tiff.ImageDescription": f'<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">{pixels}</OME>'}
+
+
+def both(mpp: str, other: str = "", **more: str) -> dict[str, str]:
+    return {"openslide.mpp-x": mpp, "openslide.mpp-y": other or mpp, **more}
+
+
+MISSING, ABSURD = r"no physical resolution found.*set `mpp`", r"expected 0\.1 to 20\.0 um/px"
+REFUSED = {
+    "no resolution": ({}, MISSING),
+    "resolution in words": ({"openslide.mpp-x": "unknown"}, MISSING),
+    "TIFF tags without a unit": (
         {"tiff.XResolution": "4e4", "tiff.YResolution": "4e4", "tiff.ResolutionUnit": "none"},
-        {"tiff.XResolution": "0", "tiff.YResolution": "0", "tiff.ResolutionUnit": "inch"},
-    ],
-)
-def test_missing_resolution_is_refused(properties: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match=r"slide\.svs: no physical resolution found.*expected.*set `mpp`"):
+        MISSING,
+    ),
+    "TIFF tags of 0": ({"tiff.XResolution": "0", "tiff.YResolution": "0", "tiff.ResolutionUnit": "inch"}, MISSING),
+    "only an objective, e.g. 40x": ({"openslide.objective-power": "40"}, r"objective of 40x is stated.*--mpp"),
+    "OME-XML in pixels": (ome('PhysicalSizeX="1" PhysicalSizeXUnit="pixel"'), MISSING),
+    "OME-XML in words": (ome('PhysicalSizeX="x"'), MISSING),
+    "OME-XML without a size": (ome(""), MISSING),
+    **{f"{mpp} um/px": (both(mpp), ABSURD) for mpp in ("0.01", "0.099", "20.1", "250", "0", "-0.5", "inf", "nan")},
+    "x and y more than 5 % different": (both("0.25", "0.30"), r"resolution 0\.25 x 0\.3 .*expected square pixels"),
+    "OME-XML and tags more than 5 % different": (
+        {**ome('PhysicalSizeX="0.5" PhysicalSizeY="0.5"'), "openslide.mpp-x": "0.25"},
+        r"resolution 0\.25 .*0\.5 um/px in the OME-XML.*`mpp`.*--mpp",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_missing_or_doubtful_resolution_is_refused_until_overridden(case: str) -> None:
+    properties, message = REFUSED[case]
+    with pytest.raises(ValueError, match=rf"slide\.svs: .*{message}"):
         resolve_mpp(properties, None, "slide.svs")
-
-
-@pytest.mark.parametrize("value", ["0.01", "0.099", "20.1", "250", "896", "0", "-0.5", "inf", "nan"])
-def test_absurd_resolution_is_refused(value: str) -> None:
-    with pytest.raises(ValueError, match=r"slide\.svs: resolution.*openslide\.mpp.*expected.*`mpp`"):
-        resolve_mpp({"openslide.mpp-x": value, "openslide.mpp-y": value}, None, "slide.svs")
+    assert resolve_mpp(properties, 0.5, "a") == (0.5, "manifest", ())
 
 
 @pytest.mark.parametrize("value", [0.0, 100.0, float("nan")])
@@ -45,21 +65,31 @@ def test_absurd_override_is_refused(value: float) -> None:
         resolve_mpp({}, value, "a")
 
 
-def test_anisotropic_pixels_are_refused_beyond_5_percent() -> None:
-    with pytest.raises(ValueError, match=r"a: resolution 0.25 x 0.3.*square"):
-        resolve_mpp({"openslide.mpp-x": "0.25", "openslide.mpp-y": "0.30"}, None, "a")
-    oblong = resolve_mpp({"openslide.mpp-x": "0.25", "openslide.mpp-y": "0.26"}, None, "a")
-    assert oblong.mpp == pytest.approx(0.255) and oblong.warnings == (
+ACCEPTED = {
+    "x and y less than 1 % different": (both("0.2277", "0.2272"), 0.22745, ""),
+    "x and y 1 to 5 % different": (
+        both("0.25", "0.26"),
+        0.255,
         "pixels are not square: 0.25 x 0.26 um/px, their mean is used",
-    )
-    assert not resolve_mpp({"openslide.mpp-x": "0.2277", "openslide.mpp-y": "0.2272"}, None, "a").warnings
-    assert resolve_mpp({"openslide.mpp-x": "0.25"}, None, "a")[0] == 0.25
+    ),
+    "resolution of one axis": ({"openslide.mpp-x": "0.25"}, 0.25, ""),
+    **{
+        f"{mpp} um/px and an objective of {power}x": (
+            both(mpp, **{"openslide.objective-power": power}),
+            float(mpp),
+            f"{mpp} um/px are stated for an objective of {power}x" if odd else "",
+        )
+        for mpp, power, odd in (("0.25", "40", 0), ("0.234", "20", 0), ("0.5", "40", 0), ("2.5", "40", 1))
+    },
+    "objective of 0 or in words": (both("0.25", **{"openslide.objective-power": "unknown"}), 0.25, ""),
+}
 
 
-def ome(attributes: str) -> dict[str, str]:
-    """OpenSlide's properties of an OME-TIFF without tags of resolution."""
-    pixels = f'<Image ID="Image:0"><Pixels ID="Pixels:0" SizeX="640" {attributes}><Channel/></Pixels></Image>'
-    return {"tiff.ImageDescription": f'<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">{pixels}</OME>'}
+@pytest.mark.parametrize("case", ACCEPTED)
+def test_an_odd_resolution_is_used_and_warned_about(case: str) -> None:
+    properties, mpp, warning = ACCEPTED[case]
+    expected = (pytest.approx(mpp), "openslide.mpp", (warning,) if warning else ())
+    assert resolve_mpp(properties, None, "a") == expected
 
 
 @pytest.mark.parametrize(
@@ -73,33 +103,3 @@ def ome(attributes: str) -> dict[str, str]:
 )
 def test_physical_size_of_ome_xml(attributes: str, mpp: float) -> None:
     assert resolve_mpp(ome(attributes), None, "a") == (pytest.approx(mpp), "ome.physical_size", ())
-
-
-@pytest.mark.parametrize("attributes", ['PhysicalSizeX="1" PhysicalSizeXUnit="pixel"', 'PhysicalSizeX="x"', ""])
-def test_physical_size_without_a_length_counts_as_missing(attributes: str) -> None:
-    with pytest.raises(ValueError, match="no physical resolution"):
-        resolve_mpp(ome(attributes), None, "a")
-
-
-def test_ome_xml_and_tags_that_disagree_are_refused_until_overridden() -> None:
-    properties = {**ome('PhysicalSizeX="0.5" PhysicalSizeY="0.5"'), "openslide.mpp-x": "0.25"}
-    with pytest.raises(ValueError, match=r"a: resolution 0\.25 .*0\.5 um/px in the OME-XML.*`mpp`.*--mpp"):
-        resolve_mpp(properties, None, "a")
-    assert resolve_mpp(properties, 0.5, "a").source == "manifest"
-
-
-@pytest.mark.parametrize(
-    ("mpp", "power", "warned"),
-    [("0.25", "40", False), ("0.234", "20", False), ("0.5", "40", False), ("2.5", "40", True), ("0.25", "2", True)]
-    + [("0.25", "0", False), ("0.25", "unknown", False)],
-)
-def test_a_resolution_that_does_not_fit_the_objective_is_warned_about(mpp: str, power: str, warned: bool) -> None:
-    properties = {"openslide.mpp-x": mpp, "openslide.mpp-y": mpp, "openslide.objective-power": power}
-    resolution = resolve_mpp(properties, None, "a")
-    assert resolution.mpp == float(mpp)
-    assert resolution.warnings == ((f"{mpp} um/px are stated for an objective of {power}x",) if warned else ())
-
-
-def test_an_objective_is_named_but_is_no_resolution() -> None:
-    with pytest.raises(ValueError, match=r"objective of 40x is stated.*smmil\.predict: --mpp"):
-        resolve_mpp({"openslide.objective-power": "40"}, None, "a")

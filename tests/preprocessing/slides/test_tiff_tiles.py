@@ -248,3 +248,17 @@ def test_slide_with_nothing_to_compare_is_left_to_openslide(tmp_path, monkeypatc
     monkeypatch.setattr(tiff_tiles, "probes", lambda level, dimensions: [])
     with open_slide(path) as slide:
         assert tiles_of(slide)._trusted == {0: False}
+
+
+def test_a_damaged_directory_is_left_to_openslide(tmp_path) -> None:
+    """A tile width of type BYTE is no number for tifffile, but OpenSlide reads the file."""
+    path = write_tiff(tmp_path / "a.tif", [texture(256, 256)])
+    with tifffile.TiffFile(path) as tiff:
+        offset = tiff.pages[0].tags["TileWidth"].offset
+    with path.open("r+b") as stream:
+        stream.seek(offset + 2)
+        stream.write((1).to_bytes(2, "little"))
+    with open_slide(path) as slide, openslide.OpenSlide(path) as plain:
+        assert "directories are damaged" in slide.warnings[0]
+        expected = np.asarray(plain.read_region((0, 0), 0, (256, 256)))[..., :3]
+        np.testing.assert_array_equal(slide.read(0, 0, 0, (256, 256)), expected)

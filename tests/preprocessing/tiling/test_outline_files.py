@@ -68,46 +68,100 @@ def test_entities_are_refused(tmp_path, doctype: str) -> None:
         read_lesion(write(tmp_path / "evil.xml", text))
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("a.xml", "<ASAP_Annotations>", "not well-formed XML after line 1"),
-        ("a.xml", asap([("_0", "Polygon", SQUARE)])[:200], "not well-formed XML after line 1: cut short"),
-        ("a.xml", '<?xml version="1.0" encoding="martian"?><ASAP_Annotations/>', "not well-formed XML"),
-        ("a.xml", "", r"empty file \(0 bytes\)"),
-        ("a.xml", "<svg/>", "root element 'svg'"),
-        (
-            "a.xml",
-            asap([("_0", "Polygon", SQUARE)]).replace('X="0"', 'X="left"'),
-            "X, Y = 0, left, 0; expected numbers",
-        ),
-        ("a.xml", asap([("_0", "Polygon", SQUARE)]).replace('X="100"', 'X="10,5"'), "10,5, 0; .* with a decimal point"),
-        ("a.xml", asap([("_0", "Polygon", SQUARE)]).replace('Order="0"', ""), "X, Y = absent, 0, 0; expected numbers"),
-        ("a.xml", asap([("_0", "Polygon", SQUARE)]).replace('X="0"', 'X="nan"'), "not finite"),
-        ("a.xml", asap([("_0", "Polygon", SQUARE)]).replace('X="0"', 'X="1e300"'), "not finite numbers below 1e.08 px"),
-        ("a.json", "{", "not JSON .*cut short or damaged"),
-        ("a.json", " \n", "empty file"),
-        ("a.json", "[" * 100_000, "not JSON .*recursion limit"),
-        ("a.json", '{"positive": [{"name": 1}]}', "positive.0.vertices: Field required"),
-        (
-            "a.json",
-            '{"positive": [{"vertices": [["1,5", 2]]}]}',
-            r"positive\[0\].vertices: an outline is no list of points",
-        ),
-        ("a.json", '{"features": null}', "features is null; expected GeoJSON features"),
-        ("a.json", '{"features": [{"name": 1}]}', r"features\[0\] is an object with the keys name; expected GeoJSON"),
-        ("a.json", '[{"geometry": {}}]', r"\[0\]: geometry.type: Field required"),
-        ("a.json", '[{"geometry": {"type": "Circle"}}]', r"\[0\]: geometry of type 'Circle', expected one of Polygon"),
-        ("a.json", '{"type": "Polygon", "coordinates": [[1, 2], [3, 4]]}', "an outline is no list of points"),
-        ("a.json", '{"type": "MultiPolygon", "coordinates": [1]}', "coordinates of a MultiPolygon are not lists"),
-        ("a.json", '{"type": "Polygon", "coordinates": 7}', "coordinates are 7, expected lists"),
-        ("a.json", '[{"properties": 3, "geometry": null}]', r"\[0\]: properties: Input should be an object"),
-        ("a.json", '[{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [', "not JSON in UTF-8 .*EOF"),
-        ("a.json", "3", "content is 3; expected GeoJSON"),
-        ("a.txt", "", "suffix '.txt'"),
-    ],
-)
-def test_bad_files_are_named(tmp_path, name: str, text: str, message: str) -> None:
+FAULTS = {
+    "XML that ends early": ("a.xml", "<ASAP_Annotations>", "not well-formed XML after line 1"),
+    "XML cut off within a line": (
+        "a.xml",
+        asap([("_0", "Polygon", SQUARE)])[:200],
+        "not well-formed XML after line 1: cut short",
+    ),
+    "XML in an unknown encoding": (
+        "a.xml",
+        '<?xml version="1.0" encoding="martian"?><ASAP_Annotations/>',
+        "not well-formed XML",
+    ),
+    "empty XML file": ("a.xml", "", r"empty file \(0 bytes\)"),
+    "XML of another program": ("a.xml", "<svg/>", "root element 'svg'"),
+    "coordinate in words": (
+        "a.xml",
+        asap([("_0", "Polygon", SQUARE)]).replace('X="0"', 'X="left"'),
+        "X, Y = 0, left, 0; expected numbers",
+    ),
+    "coordinate with a decimal comma": (
+        "a.xml",
+        asap([("_0", "Polygon", SQUARE)]).replace('X="100"', 'X="10,5"'),
+        "10,5, 0; .* with a decimal point",
+    ),
+    "point without Order": (
+        "a.xml",
+        asap([("_0", "Polygon", SQUARE)]).replace('Order="0"', ""),
+        "X, Y = absent, 0, 0; expected numbers",
+    ),
+    "coordinate nan": ("a.xml", asap([("_0", "Polygon", SQUARE)]).replace('X="0"', 'X="nan"'), "not finite"),
+    "coordinate beyond 1e8 px": (
+        "a.xml",
+        asap([("_0", "Polygon", SQUARE)]).replace('X="0"', 'X="1e300"'),
+        r"not finite numbers below 1e\+08 px",
+    ),
+    "integer of 400 digits": (
+        "a.json",
+        '{"type": "Polygon", "coordinates": [[[0, 0], [1%s, 0], [9, 9]]]}' % ("0" * 400),
+        "an outline is no list of points",
+    ),
+    "JSON cut off after the first character": ("a.json", "{", "not JSON .*cut short or damaged"),
+    "empty JSON file": ("a.json", " \n", "empty file"),
+    "JSON nested too deeply": ("a.json", "[" * 100_000, "not JSON .*recursion limit"),
+    "NCRF list without vertices": ("a.json", '{"positive": [{"name": 1}]}', "positive.0.vertices: Field required"),
+    "NCRF list with a decimal comma": (
+        "a.json",
+        '{"positive": [{"vertices": [["1,5", 2]]}]}',
+        r"positive\[0\].vertices: an outline is no list of points",
+    ),
+    "features that are null": ("a.json", '{"features": null}', "features is null; expected GeoJSON features"),
+    "object that is no feature": (
+        "a.json",
+        '{"features": [{"name": 1}]}',
+        r"features\[0\] is an object with the keys name; expected GeoJSON",
+    ),
+    "geometry without a type": ("a.json", '[{"geometry": {}}]', r"\[0\]: geometry.type: Field required"),
+    "unknown type of geometry": (
+        "a.json",
+        '[{"geometry": {"type": "Circle"}}]',
+        r"\[0\]: geometry of type 'Circle', expected one of Polygon",
+    ),
+    "polygon without rings": (
+        "a.json",
+        '{"type": "Polygon", "coordinates": [[1, 2], [3, 4]]}',
+        "an outline is no list of points",
+    ),
+    "multipolygon without polygons": (
+        "a.json",
+        '{"type": "MultiPolygon", "coordinates": [1]}',
+        "coordinates of a MultiPolygon are not lists",
+    ),
+    "coordinates that are one number": (
+        "a.json",
+        '{"type": "Polygon", "coordinates": 7}',
+        "coordinates are 7, expected lists",
+    ),
+    "properties that are a number": (
+        "a.json",
+        '[{"properties": 3, "geometry": null}]',
+        r"\[0\]: properties: Input should be an object",
+    ),
+    "JSON cut off within a feature": (
+        "a.json",
+        '[{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [',
+        "not JSON in UTF-8 .*EOF",
+    ),
+    "number instead of GeoJSON": ("a.json", "3", "content is 3; expected GeoJSON"),
+    "other suffix": ("a.txt", "", "suffix '.txt'"),
+}
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_bad_files_are_named(tmp_path, case: str) -> None:
+    name, text, message = FAULTS[case]
     with pytest.raises(ValueError, match=f"{name}: .*{message}") as error:
         read_lesion(write(tmp_path / name, text))
     assert not {"KeyError", "NoneType", "Expecting"} & set(str(error.value).replace(":", " ").split())
@@ -146,59 +200,71 @@ CHILD = feature(
 NAMES = {"classification": {"names": ["Tumor", "Positive"], "color": [1, 2, 3]}}
 
 SHAPES = {
-    "collection": ({"type": "FeatureCollection", "features": [feature([SQUARE])]}, WHOLE, {"lesion": 1}),
-    "empty collection": ({"type": "FeatureCollection", "features": []}, 0, {}),
-    "list": ([feature([SQUARE]), feature([far(INNER)])], WHOLE + BIT, {"lesion": 2}),
-    "nested lists": (
+    "FeatureCollection": ({"type": "FeatureCollection", "features": [feature([SQUARE])]}, WHOLE, {"lesion": 1}),
+    "FeatureCollection without features": ({"type": "FeatureCollection", "features": []}, 0, {}),
+    "list of features": ([feature([SQUARE]), feature([far(INNER)])], WHOLE + BIT, {"lesion": 2}),
+    "lists of lists of features": (
         [[feature([SQUARE])], [feature([INNER], "Exclusion")]],
         WHOLE - BIT,
         {"lesion": 1, "exclusion": 1},
     ),
-    "feature": (feature([SQUARE, INNER]), WHOLE - BIT, {"lesion": 1}),
-    "geometry": (feature([SQUARE])["geometry"], WHOLE, {"lesion": 1}),
-    "geometries": (COLLECTION, BIT, {"lesion": 1, "points": 1}),
-    "third coordinate": (feature([[(x, y, 0) for x, y in SQUARE]]), WHOLE, {"lesion": 1}),
-    "multipolygon": (feature([[SQUARE, INNER], [far(INNER)]], kind="MultiPolygon"), WHOLE, {"lesion": 2}),
-    "overlapping parts": (feature([[SQUARE], [INNER]], kind="MultiPolygon"), WHOLE, {"lesion": 2}),
-    "geometries of a feature": ([{**feature([]), "geometry": COLLECTION}], BIT, {"lesion": 1, "points": 1}),
-    "closed line": (feature(CLOSED, kind="LineString"), WHOLE, {"lesion": 1}),
-    "closed exclusion": (
+    "single feature": (feature([SQUARE, INNER]), WHOLE - BIT, {"lesion": 1}),
+    "geometry without a feature": (feature([SQUARE])["geometry"], WHOLE, {"lesion": 1}),
+    "GeometryCollection without a feature": (COLLECTION, BIT, {"lesion": 1, "points": 1}),
+    "points with a third coordinate": (feature([[(x, y, 0) for x, y in SQUARE]]), WHOLE, {"lesion": 1}),
+    "MultiPolygon": (feature([[SQUARE, INNER], [far(INNER)]], kind="MultiPolygon"), WHOLE, {"lesion": 2}),
+    "MultiPolygon of overlapping parts": (feature([[SQUARE], [INNER]], kind="MultiPolygon"), WHOLE, {"lesion": 2}),
+    "GeometryCollection of a feature": ([{**feature([]), "geometry": COLLECTION}], BIT, {"lesion": 1, "points": 1}),
+    "closed line with a class": (feature(CLOSED, kind="LineString"), WHOLE, {"lesion": 1}),
+    "closed line as an exclusion": (
         [feature([SQUARE]), feature([*INNER, INNER[0]], "Exclusion", "LineString")],
         WHOLE - BIT,
         None,
     ),
     "closed line without class": (feature(CLOSED, None, "LineString"), 0, {"open_lines": 1}),
     "open line": ([feature([SQUARE]), feature(OPEN, "Stroma", "LineString")], WHOLE, {"lesion": 1, "open_lines": 1}),
-    "lines": (feature([CLOSED, OPEN], kind="MultiLineString"), WHOLE, {"lesion": 1, "open_lines": 1}),
+    "closed and open lines together": (
+        feature([CLOSED, OPEN], kind="MultiLineString"),
+        WHOLE,
+        {"lesion": 1, "open_lines": 1},
+    ),
     "points": ([feature([SQUARE]), feature([1, 1], "Mitosis", "Point")], WHOLE, {"lesion": 1, "points": 1}),
-    "null in a collection": (
+    "null in a GeometryCollection": (
         [{**feature([]), "geometry": {"type": "GeometryCollection", "geometries": [None, COLLECTION]}}],
         BIT,
         {"lesion": 1, "points": 1, "null_geometries": 1},
     ),
-    "null": ([feature([SQUARE]), feature([], kind="null")], WHOLE, {"lesion": 1, "null_geometries": 1}),
-    "no coordinates": ([feature([SQUARE]), feature([], None)], WHOLE, {"lesion": 1, "null_geometries": 1}),
-    "hole of nothing": ([feature([[[1, 1], [2, 2]], INNER])], 0, {"without_area": 1}),
-    "id that is no type": ({**feature([SQUARE], objectType=None), "id": "cell"}, WHOLE, {"lesion": 1}),
-    "empty ring": ([feature([SQUARE]), feature([[]])], WHOLE, {"lesion": 1, "without_area": 1}),
-    "children": ([CHILD, feature([SQUARE])], WHOLE + BIT, {"lesion": 3, "exclusion": 1}),
-    "root": (
+    "feature without a geometry": (
+        [feature([SQUARE]), feature([], kind="null")],
+        WHOLE,
+        {"lesion": 1, "null_geometries": 1},
+    ),
+    "polygon without coordinates": ([feature([SQUARE]), feature([], None)], WHOLE, {"lesion": 1, "null_geometries": 1}),
+    "outline of two points with a hole": ([feature([[[1, 1], [2, 2]], INNER])], 0, {"without_area": 1}),
+    "any id": ({**feature([SQUARE], objectType=None), "id": "cell"}, WHOLE, {"lesion": 1}),
+    "ring without points": ([feature([SQUARE]), feature([[]])], WHOLE, {"lesion": 1, "without_area": 1}),
+    "children of QuPath objects": ([CHILD, feature([SQUARE])], WHOLE + BIT, {"lesion": 3, "exclusion": 1}),
+    "root object of QuPath": (
         feature([far(SQUARE)], None, objectType="root", childObjects=[CHILD]),
         2 * BIT,
         {"lesion": 2, "exclusion": 1},
     ),
-    "root without geometry": (
+    "root object without geometry": (
         {"properties": {"objectType": "root", "children": [feature([SQUARE])]}},
         WHOLE,
         {"lesion": 1},
     ),
-    "hierarchy": (
+    "hierarchy of QuPath": (
         {"root": feature([], None, "null", objectType="root", childObjects=[feature([SQUARE])])},
         WHOLE,
         None,
     ),
-    "version 0.2": ({**feature([SQUARE], objectType=None), "id": "PathAnnotationObject"}, WHOLE, {"lesion": 1}),
-    "cells": (
+    "objects of QuPath 0.2": (
+        {**feature([SQUARE], objectType=None), "id": "PathAnnotationObject"},
+        WHOLE,
+        {"lesion": 1},
+    ),
+    "cells of QuPath beside annotations": (
         [
             feature([SQUARE], childObjects=[feature([INNER], "Negative", objectType="cell")]),
             {**feature([INNER], "Negative", objectType=None), "id": "PathDetectionObject"},
@@ -206,11 +272,11 @@ SHAPES = {
         WHOLE,
         {"lesion": 1, "detections": 2},
     ),
-    "names": (feature([SQUARE], None, **NAMES), WHOLE, {"lesion": 1}),
-    "one name": (feature([SQUARE], None, classification={"names": ["Tumor"]}), WHOLE, {"lesion": 1}),
-    "derived": (feature([SQUARE], "Tumor: Positive"), WHOLE, {"lesion": 1}),
+    "class as several names": (feature([SQUARE], None, **NAMES), WHOLE, {"lesion": 1}),
+    "class as one name": (feature([SQUARE], None, classification={"names": ["Tumor"]}), WHOLE, {"lesion": 1}),
+    "derived class (Tumor: Positive)": (feature([SQUARE], "Tumor: Positive"), WHOLE, {"lesion": 1}),
     "class as text": (feature([SQUARE], None, classification="metastases"), WHOLE, {"lesion": 1}),
-    "ignored": (
+    "classes that end in *": (
         [feature([far(SQUARE)], "Region*"), feature([SQUARE]), feature([INNER], "Ignore*")],
         WHOLE,
         {"lesion": 1, "class Region*": 1, "class Ignore*": 1},
