@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from preprocessing.bags.rows import BagRow
 from preprocessing.bags.table import read_bags, shard_rows
 from preprocessing.datasets import DATASETS, MissingRaw
 from preprocessing.datasets.base import source_files
-from preprocessing.features.encoders import ENCODERS, check_weights, get_encoder, recorded_hash
+from preprocessing.features.encoders import ENCODERS, check_timm_name, check_weights, get_encoder, recorded_hash
 from smmil.config.experiment import Config
 from smmil.config.outputs import datasets, pairings, table_layout
 from smmil.config.targets import Pairing
@@ -207,12 +208,17 @@ class Plan:
         Only what is known without opening an image.
 
         Raises:
-            ValueError: a weight file is empty, or was recorded with another hash than the published one.
+            ValueError: a weight file is empty, or was recorded with another hash than the published one; timm does not
+                know an encoder; the folder of the results cannot be made.
         """
         remarks = []
+        self._check_results()
         # imported features have encoders of other names
         named = {name for dataset in self.config.used.values() for name in dataset.encoders}
         encoders = sorted(name for name in named if name in ENCODERS or name.startswith("timm/"))
+        for encoder in encoders:
+            if encoder.startswith("timm/"):
+                check_timm_name(encoder)
         absent = []
         for encoder, file in zip(encoders, map(Path, self.weights(encoders)), strict=False):
             if not file.exists():
@@ -246,6 +252,15 @@ class Plan:
                     "splits; their spread will say little (training.splits)"
                 )
         return remarks
+
+    def _check_results(self) -> None:
+        """Raise if the folder of the results is a file, lies in one, or cannot be written."""
+        folder = Path(self.config.results).absolute()
+        nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+        if not nearest.is_dir():
+            raise ValueError(f"results: {nearest} is no folder, so {folder} cannot be made; name another one")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise ValueError(f"results: no permission to write in {nearest}; name another folder")
 
     def training_parts(self, dataset: str, encoder: str, method: str) -> list[str]:
         """Return one file per split where `training.split_jobs` trains the splits of a method in jobs of their own."""

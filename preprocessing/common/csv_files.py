@@ -33,6 +33,8 @@ def csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         head = raw.read(4)
     if head.startswith(_UTF16) or b"\0" in head:
         raise ValueError(f"{path}: UTF-16 text (a spreadsheet's 'Unicode text'), expected UTF-8; {_SAVE_AGAIN}")
+    if not head:
+        raise ValueError(f"{path}: an empty file (0 bytes), expected a CSV table")
     if head in _WORKBOOKS:
         raise ValueError(f"{path}: a workbook of a spreadsheet program, expected a CSV table; {_SAVE_AGAIN}")
     number, first = 1, True
@@ -49,14 +51,20 @@ def csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         except UnicodeDecodeError as error:
             byte = error.object[error.start]
             raise ValueError(
-                f"{path}: not UTF-8 (byte 0x{byte:02x} after line {number - 1}), probably Latin-1 or Windows-1252; "
-                f"{_SAVE_AGAIN}"
+                f"{path}, line {_undecodable_line(path)}: not UTF-8 (byte 0x{byte:02x}), probably Latin-1 or "
+                f"Windows-1252; {_SAVE_AGAIN}"
             ) from None
         except csv.Error as error:
             raise ValueError(
                 f"{path}, line {number}: not a UTF-8 CSV file ({error}); close every quotation mark, and write one "
                 'inside a quoted cell twice ("")'
             ) from None
+
+
+def _undecodable_line(path: Path) -> int:
+    """Return the number of the first line that is not UTF-8."""
+    with path.open("rb") as stream:
+        return next(n for n, line in enumerate(stream, 1) if "\ufffd" in line.decode(errors="replace"))
 
 
 def _check_separator(path: Path, number: int, cells: Sequence[str]) -> None:

@@ -197,8 +197,9 @@ def _images(root: Path, cells: dict[str, str]) -> _Images:
             return _Images("wsi", (slide,), relative(root, resolve(root, annotation)) if annotation else "")
         scan = folder.scan(number)
     except FaultyScan as fault:
-        if modality == "wsi":
-            return _Images(modality, fault.files[:1], note=f"{FAULTY}: {fault}")
+        files = fault.files or (relative(root, path),)
+        if modality == "wsi" or not fault.files:
+            return _Images(modality or "ct", files[:1], note=f"{FAULTY}: {fault}")
         states = "" if annotation.startswith(SLICES) else slice_states(root, annotation, fault.files)
         return _Images("ct", fault.files, states, note=f"{FAULTY}: {fault}")
     files = tuple(header.name for header in scan.slices)
@@ -281,7 +282,7 @@ def _modality(path: Path, cells: dict[str, str]) -> str:
         return ""
     if path.name.lower().endswith(WSI_SUFFIXES):
         return "wsi"
-    if path.suffix.lower() in (*DICOM_SUFFIXES, "") and is_dicom(path):
+    if path.suffix.lower() in DICOM_SUFFIXES or is_dicom(path):
         return ""
     raise ValueError(f"image {cells['image']!r}: neither a known slide format nor DICOM; give `modality` (wsi or ct)")
 
@@ -306,11 +307,12 @@ def _complete(cells: dict[str, str], label: int | None, annotation: str) -> bool
 
 
 def reads(root: Path, options: Mapping[str, object]) -> list[Path]:
-    """Return the folders of scans and the tables of slice labels that the manifest names."""
+    """Return the folders of scans, those in them, and the tables of slice labels that the manifest names."""
     rows = [line.cells for line in _lines(_manifest(root, parse_options(KIND, CustomOptions, options)))]
     folders = {root / row["image"] for row in rows} | {root / row["image"].rpartition("#")[0] for row in rows}
     tables = {root / row["annotation"] for row in rows if row.get("annotation", "").lower().endswith(".csv")}
-    return sorted({path for path in folders - {root} if os.path.isdir(path)} | tables)
+    nested = {Path(path) for folder in folders - {root} for path, _, _ in os.walk(folder)}
+    return sorted(nested | tables)
 
 
 DATASET = Dataset(KIND, "any", TITLE, SOURCE, LAYOUT, count, list_bags, reads, options=CustomOptions, parts=parts)

@@ -148,12 +148,24 @@ def get_encoder(name: str) -> Encoder:
     raise ValueError(f"encoder {name!r}{nearest(name, ENCODERS)}, expected one of {', '.join(ENCODERS)} or timm/NAME")
 
 
+def check_timm_name(name: str) -> None:
+    """Raise if timm does not know the model of an encoder `timm/NAME`; import timm, which takes seconds.
+
+    Raises:
+        ValueError: the message says how to list the models.
+    """
+    import timm
+
+    model_name = name.removeprefix("timm/")
+    if not timm.is_model(model_name.split(".")[0]):
+        raise ValueError(f"encoder {name!r}: timm has no model {model_name!r}; see timm.list_models()")
+
+
 def _timm_encoder(name: str, model_name: str) -> Encoder:
     def build() -> nn.Module:
         import timm
 
-        if not timm.is_model(model_name.split(".")[0]):
-            raise ValueError(f"encoder {name!r}: timm has no model {model_name!r}; see timm.list_models()")
+        check_timm_name(name)
         model: nn.Module = timm.create_model(model_name, pretrained=False)
         return model
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from preprocessing.bags.identity import Compare, Images, annotation_identity, image_identity, image_times
 from preprocessing.bags.overrides import bag_options, overrides_of
-from preprocessing.bags.rows import BagRow, resolve
+from preprocessing.bags.rows import FAULTY, BagRow, resolve
 from preprocessing.bags.shards import Outcome, ShardJob
 from preprocessing.common import stage_versions
 from preprocessing.common.files import json_hash, software, write_jpeg
@@ -56,6 +56,9 @@ def cut_bag(
     """
     if row.skip:
         return Outcome("skipped", reason=row.skip, redone=False)
+    if FAULTY in row.note and resolve(root, row.images[0]).is_dir():
+        # the listing had no files to name, only the folder; with other files in it, bags are listed again
+        raise ValueError(row.note.rpartition(f"{FAULTY}: ")[2])
     settings = options.of(row.modality)
     if isinstance(settings, WsiOptions):
         settings = bag_options(settings, row)

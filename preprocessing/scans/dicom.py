@@ -28,8 +28,9 @@ TRAITS = (
     "SliceThickness KVP PixelSpacing"
 ).split()
 HEADER_TAGS = (
-    "SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID SeriesNumber SeriesDescription "
-    "Modality NumberOfFrames SamplesPerPixel PhotometricInterpretation Rows Columns BitsAllocated BitsStored HighBit "
+    "SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID SeriesNumber InstanceNumber "
+    "SeriesDescription Modality NumberOfFrames SamplesPerPixel PhotometricInterpretation "
+    "Rows Columns BitsAllocated BitsStored HighBit "
     "PixelRepresentation PlanarConfiguration PixelPaddingValue PixelPaddingRangeLimit RescaleSlope RescaleIntercept "
     "RescaleType ImagePositionPatient ImageOrientationPatient"
 ).split() + TRAITS
@@ -48,6 +49,7 @@ class Header:
         name: the file's name in error messages (a path relative to the dataset's root).
         study, series, instance: unique identifiers, used for grouping only.
         sop_class: UID of the kind of object.
+        number: InstanceNumber, for remarks only.
         description: the series' description, for messages that advise a series.
         traits: texts of `TRAITS`.
         position: (x, y, z) of the first pixel's centre, mm.
@@ -62,6 +64,7 @@ class Header:
     instance: str
     sop_class: str
     series_number: int | None
+    number: int | None
     description: str
     traits: tuple[str, ...]
     modality: str
@@ -104,6 +107,7 @@ class Header:
             self,
             **dict.fromkeys(("name", "study", "series", "instance", "description"), ""),  # type: ignore[arg-type]
             series_number=None,
+            number=None,
             position=(0.0, 0.0, 0.0),
             traits=(),
         )
@@ -211,7 +215,10 @@ def check_slice(header: Header) -> None:
 def _rescale_problem(header: Header) -> str:
     """Return why the stored values cannot be turned into Hounsfield units, or ""."""
     if header.slope is None or header.intercept is None:
-        return "no RescaleSlope or RescaleIntercept, the values cannot be turned into Hounsfield units"
+        return (
+            "no RescaleSlope or RescaleIntercept, the values cannot be turned into Hounsfield units; export the series "
+            "again, or add them where they are known, e.g. `dcmodify -i RescaleSlope=1 -i RescaleIntercept=-1024 FILE`"
+        )
     if header.slope <= 0:
         return f"RescaleSlope is {header.slope:g}, expected more than 0"
     if header.rescale_type not in ("HU", ""):
@@ -259,9 +266,19 @@ def _open(path: Path | str, name: str, tags: Sequence[str], *, pixels: bool) -> 
     except FileNotFoundError:
         raise ValueError(f"{name}: no such file") from None
     except InvalidDicomError:
-        raise ValueError(f"{name}: not a DICOM file") from None
+        raise ValueError(f"{name}: {_no_dicom(Path(path))}") from None
     except _damage() as error:
         raise ValueError(f"{name}: truncated or unreadable DICOM file ({type(error).__name__})") from None
+
+
+def _no_dicom(path: Path) -> str:
+    """Return why a file without DICOM's preamble is refused, and what to do."""
+    if not path.stat().st_size:
+        return "not a DICOM file but an empty one (0 bytes); copy it again from its source"
+    return (
+        "not a DICOM file, there is no 'DICM' at byte 128; take it out of the folder, copy it again, or if it is DICOM "
+        "without preamble, write it anew, e.g. `dcmconv +F IN OUT`"
+    )
 
 
 def _check_deflated(path: Path | str, name: str) -> None:
@@ -293,6 +310,7 @@ def _header(data: Dataset, name: str) -> Header:
         # a DICOMDIR has its class in the file's meta information alone
         sop_class=_text(data, "SOPClassUID", name) or _text(data.file_meta, "MediaStorageSOPClassUID", name),
         series_number=_integer(data, "SeriesNumber", name),
+        number=int(number) if (number := _text(data, "InstanceNumber", name)).isdecimal() else None,
         description=_text(data, "SeriesDescription", name),
         traits=tuple(_text(data, trait, name) for trait in TRAITS),
         modality=_text(data, "Modality", name),

@@ -69,8 +69,8 @@ def read_folder(root: Path, path: Path) -> Folder:
         path: the folder, or one file, below the root.
 
     Raises:
-        FaultyScan: a file cannot be read.
-        ValueError: no DICOM file in it, or a link leaves the root.
+        FaultyScan: no DICOM file in it, or a file that cannot be read.
+        ValueError: a link leaves the root.
     """
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_symlink() or not p.is_dir())
     paths: dict[str, Path] = {}
@@ -95,7 +95,7 @@ def read_folder(root: Path, path: Path) -> Folder:
     if not paths:
         only = f", only {summarise(left_out)}" if left_out else ""
         expected = "expected the files of one CT series or of one DICOM slide"
-        raise ValueError(f"image: no DICOM file in the folder {folder!r}{only}; {expected}")
+        raise FaultyScan(f"no DICOM file in the folder {folder!r}{only}; {expected}", [])
     if unreadable:
         raise FaultyScan(unreadable, paths)
     try:

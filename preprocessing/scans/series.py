@@ -7,6 +7,7 @@ reconstructions or acquisitions that alternate, are refused: interleaved they lo
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -161,10 +162,22 @@ def _advice(groups: Sequence[Sequence[Header]], paths: Mapping[str, Path], folde
             refused.append(f"{text}: {error}")
             continue
         if number is None or others or sum(number in _numbers(other) for other in groups) > 1:
-            refused.append(f"{text} such as {group[0].name}: no SeriesNumber of its own, give it a folder of its own")
+            place = _folder_of_its_own(group, groups)
+            text += f" such as {group[0].name}: no SeriesNumber of its own"
+            if place:
+                usable.append(f"'{place}' ({text})")
+            else:
+                refused.append(f"{text}, give it a folder of its own")
         else:
             usable.append(f"'{folder}#{number}' ({text})")
     return f"write {' or '.join(usable[:4])}" if usable else f"none can be used: {'; '.join(refused[:2])}"
+
+
+def _folder_of_its_own(group: Sequence[Header], groups: Sequence[Sequence[Header]]) -> str:
+    """Return the folder that holds a series and no other one, or ""."""
+    folder = os.path.commonpath([os.path.dirname(header.name) for header in group])
+    others = [header.name for other in groups if other is not group for header in other]
+    return "" if any(name.startswith(f"{folder}/") for name in others) else folder
 
 
 def order_series(headers: Sequence[Header], paths: Mapping[str, Path]) -> Scan:
@@ -197,7 +210,7 @@ def order_series(headers: Sequence[Header], paths: Mapping[str, Path]) -> Scan:
     stays = [header.name not in left_out for header in ordered]
     ordered, along = [header for header, stay in zip(ordered, stays, strict=True) if stay], along[stays]
     _check_alternating(ordered)
-    return Scan(tuple(ordered), along, left_out, (*_gaps(ordered, along), *_changes(ordered)))
+    return Scan(tuple(ordered), along, left_out, (*_gaps(ordered, along), *_changes(ordered), *_woven(ordered)))
 
 
 def _by_instance(headers: Sequence[Header]) -> list[list[Header]]:
@@ -286,6 +299,21 @@ def _changes(ordered: Sequence[Header]) -> list[str]:
     return remarks
 
 
+def _woven(ordered: Sequence[Header]) -> list[str]:
+    """Say if every other slice has a numbering of its own, as in two reconstructions that share all other values."""
+    numbers = [header.number for header in ordered if header.number is not None]
+
+    def runs(values: Sequence[int]) -> bool:
+        """Return whether numbers only rise or only fall."""
+        rises = {after > before for before, after in pairwise(values)}
+        return len(rises) == 1 and len(set(values)) == len(values)
+
+    if len(numbers) < max(len(ordered), 6) or runs(numbers) or not (runs(numbers[::2]) and runs(numbers[1::2])):
+        return []
+    listed = ", ".join(map(str, numbers[:6]))
+    return [f"two reconstructions or acquisitions in one series? InstanceNumber goes {listed}, ... along the scan"]
+
+
 def check_series(headers: Sequence[Header]) -> None:
     """Raise unless the slices form one series with one geometry.
 
@@ -315,7 +343,7 @@ def check_series(headers: Sequence[Header]) -> None:
         if max(abs(a - b) for a, b in zip(header.orientation, first.orientation, strict=True)) > 0.01:
             raise ValueError(
                 f"{header.name}: another slice orientation than {first.name} ({_directions(header)}, not "
-                f"{_directions(first)}); is a localizer or a reformatted image among them?"
+                f"{_directions(first)}); is a localizer or a reformatted image among them? Move it out of the folder"
             )
 
 

@@ -254,6 +254,17 @@ def _is_like(picture: Picture, main: Picture) -> bool:
     return not picture.area or abs(across - down) <= DECLARED_TOLERANCE * down
 
 
+def _is_whole(path: Path) -> bool:
+    """Return whether all pixels that the directories of a readable TIFF name lie within the file."""
+    size = path.stat().st_size
+    with tifffile.TiffFile(path) as tiff:
+        return all(
+            offset + count <= size
+            for page in tiff.pages
+            for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)
+        )
+
+
 def explain_refusal(path: Path, reason: str) -> str:
     """Return why OpenSlide does not open a file, and what to do.
 
@@ -303,6 +314,12 @@ def explain_refusal(path: Path, reason: str) -> str:
             return (
                 f"{path}: {', '.join(map(str, foreign))} is marked as a level but is no level of {largest}, so "
                 f"OpenSlide does not open the file; {_convert(path, largest.number)}"
+            )
+        if _is_whole(path):
+            order = "big-endian" if head.startswith(b"MM") else "little-endian"
+            return (
+                f"{path}: a form of TIFF that OpenSlide cannot read ({order}), the file itself may be whole; "
+                f"{_convert(path, largest.number)}"
             )
     if head.startswith(_TIFF):
         return f"{path}: damaged slide (a TIFF of {size} bytes, cut off); copy the file again or exclude it"

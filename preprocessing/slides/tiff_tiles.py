@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import struct
 import threading
 from collections import OrderedDict
@@ -35,6 +36,9 @@ _JPEG = 7
 _COLOURSPACE = {2: "RGB", 6: "YCBCR"}
 _CHECKED_TILES = 3
 _MAX_CHECK_PX = 1024
+_BLOCK_PX, _FILL = 8, 128
+# in coded data a byte 255 is followed by 0; besides, restarts and the end of the picture are allowed
+_FOREIGN_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd9\xff]")
 _COMPARED: dict[tuple[int, ...], bool] = {}
 # What tifffile raises on damaged directories.
 TIFF_DAMAGE = (tifffile.TiffFileError, OSError, ArithmeticError, LookupError, TypeError, ValueError, struct.error)
@@ -198,6 +202,10 @@ class TiffTiles:
             )
         except (imagecodecs.Jpeg8Error, ValueError) as error:
             raise _NotDirect(f"tile {index} does not decode ({error})") from error
+        # libjpeg skips markers that do not belong into a scan, and fills what is missing with mid-grey, without an
+        # error; OpenSlide refuses such a tile
+        if _FOREIGN_MARKER.search(data, data.rfind(b"\xff\xda") + 2) or (tile[-_BLOCK_PX:, -_BLOCK_PX:] == _FILL).all():
+            raise _NotDirect(f"tile {index} is damaged")
         return tile
 
     def _trust(self, slide: ReferenceSlide, level: int) -> bool:

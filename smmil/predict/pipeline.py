@@ -9,14 +9,16 @@ from typing import Literal
 import numpy as np
 from pydantic import JsonValue
 
-from preprocessing.bags.rows import BagRow, printable, resolve
+from preprocessing.bags.rows import FAULTY, BagRow, printable, resolve
 from preprocessing.bags.shards import Outcome, attempt
 from preprocessing.common.files import write_text
 from preprocessing.common.options import parse_instance_options
+from preprocessing.datasets.custom import WSI_SUFFIXES
 from preprocessing.datasets.listing import list_bags
 from preprocessing.exchange.tables import bag_id_of, write_csv
 from preprocessing.features.stage import FeatureSettings, Resources, extract
 from preprocessing.instances.stage import cut_bag
+from preprocessing.scans.folder import DICOM_SUFFIXES, is_dicom
 from preprocessing.store.bags import read_instance_attrs
 from smmil.artifacts.hashes import versions
 from smmil.artifacts.records import FeatureFacts, Json, Record, RunConfig, RunDone
@@ -178,7 +180,10 @@ def predict(
     dtype = _stated("dtype", dtype, reference.dtype)
     precision = _stated("precision", precision, reference.precision)
     bag, (root, name) = out / "bag", _located(image)
-    row = _list_image(root, name, bag, config.dataset, bag_id, mpp)
+    modality = next((attrs.modality for attrs in reference.instances), "wsi")
+    row = _list_image(root, name, bag, config.dataset, bag_id, mpp, modality)
+    if FAULTY in row.note:
+        raise ValueError(f"{image}: {row.note}")
     chosen = instance_options(row.modality, reference, options)
     shared = {
         "bag_id": row.bag_id,
@@ -264,7 +269,8 @@ def _attempt(row: BagRow, image: Path, work: Callable[[BagRow], Outcome]) -> Out
     """Run a stage on the image; a failure of any kind becomes a `ValueError` with its reason in one line."""
     outcome = attempt(row, work)
     if outcome.state == "failed":
-        raise ValueError(f"{image}: {outcome.reason}")
+        prefix = "" if str(image) in outcome.reason else f"{image}: "
+        raise ValueError(f"{prefix}{outcome.reason}")
     return outcome
 
 
@@ -289,15 +295,21 @@ def _located(image: Path) -> tuple[Path, str]:
     return path.parent, f"{printable(path.name)}{series}"
 
 
-def _list_image(root: Path, name: str, bag: Path, dataset: str, bag_id: str | None, mpp: float | None) -> BagRow:
-    """Write `bags.csv` of the one image, as for a custom dataset with a manifest."""
+def _list_image(
+    root: Path, name: str, bag: Path, dataset: str, bag_id: str | None, mpp: float | None, modality: str
+) -> BagRow:
+    """Write `bags.csv` of the one image, as for a custom dataset with a manifest.
+
+    A file that tells nothing of its kind has the run's `modality`; reading it then says what it is.
+    """
     path = resolve(root, name)
     if not path.exists():
         path = resolve(root, name.rpartition("#")[0])
     bag_id = bag_id or bag_id_of(path.name if path.is_dir() else path.stem)
     manifest = bag / "manifest.csv"
-    line = (bag_id, name, "", "", "" if mpp is None else repr(mpp))
-    write_csv(manifest, ("bag_id", "image", "label", "split", "mpp"), [line])
+    is_told = path.is_dir() or path.name.lower().endswith((*WSI_SUFFIXES, *DICOM_SUFFIXES)) or is_dicom(path)
+    line = (bag_id, name, "", "", "" if mpp is None else repr(mpp), "" if is_told else modality)
+    write_csv(manifest, ("bag_id", "image", "label", "split", "mpp", "modality"), [line])
     return list_bags(dataset, "custom", root, {"manifest": str(manifest.resolve())}, bag / "bags.csv")[0]
 
 

@@ -385,7 +385,7 @@ def scan_case(root: Path, out: Path, name: str) -> None:
     assert_private(f"{rows} {outcome} {(out / 'bags.report.json').read_text()}")
     try:
         where, image = pipeline._located(root / "scan")
-        row = pipeline._list_image(where, image, out / "predict", "mine", None, None)
+        row = pipeline._list_image(where, image, out / "predict", "mine", None, None, "ct")
     except ValueError as error:
         assert name in str(error), error
         return

@@ -349,6 +349,24 @@ def test_images_that_are_none_or_of_the_other_kind_are_refused(slides, scans, tm
     assert "a wsi image, but the run learned from ct bags" in errors[2]
 
 
+def test_a_refusal_says_what_the_file_is_and_names_it_once(slides, tmp_path, capsys):
+    (tmp_path / "photo.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (tmp_path / "empty.svs").mkdir()
+    (tmp_path / "scan").mkdir()
+    (tmp_path / "cut.dcm").write_bytes(b"")
+    reasons = {
+        "photo.png": "not a slide but a PNG picture; convert it",
+        "empty.svs": "a folder, expected a slide file",
+        "scan": "no DICOM file in the folder 'scan'",
+        "cut.dcm": "an empty one (0 bytes); copy it again",
+    }
+    for name, reason in reasons.items():
+        assert run(tmp_path / name, slides.run, tmp_path / "out") == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith(f"error: {tmp_path / name}: ") and reason in error and "modality" not in error
+        assert error.count(str(tmp_path)) == 1
+
+
 @pytest.mark.parametrize("stage", ["cut_bag", "extract"])
 def test_a_stage_that_fails_in_any_way_ends_in_one_line(slides, tmp_path, capsys, monkeypatch, stage):
     def fail(*arguments, **options):

@@ -265,7 +265,10 @@ def test_a_diverging_run_is_named_with_its_epoch(dataset, tmp_path, capsys):
         ({"--config-json": "{"}, "--config-json: not JSON"),
         ({"--learning-rates": "0.1,x"}, "--learning-rates: found '0.1,x'"),
         ({"--splits": "1,1"}, "expected each once"),
-        ({"--config-json": '{"device": "abacus"}'}, "device: found 'abacus'"),
+        (
+            {"--config-json": '{"device": "abacus"}'},
+            "device: String should match pattern '^(auto|cpu|cuda(:[0-9]+)?)$' (found 'abacus')",
+        ),
         ({"--table": "t.csv"}, "expected one of the two"),
     ],
 )

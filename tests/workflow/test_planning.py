@@ -93,6 +93,19 @@ def test_a_folder_that_snakemake_would_take_for_a_wildcard_has_a_link(plan: Plan
     assert odd.results == odd.results and plan.results == "out"
 
 
+def test_what_cannot_be_made_is_seen_before_the_first_job(plan: Plan) -> None:
+    Path("file").touch()
+    for folder in ("file", "file/out/x"):
+        with pytest.raises(ValueError, match=r"results: \S*/file is no folder"):
+            with_(plan, results=folder).remarks()
+    Path("link").symlink_to("nowhere")
+    with pytest.raises(ValueError, match=r"results: \S*/link is no folder"):
+        with_(plan, results="link/out").remarks()
+    mine = {"kind": "rsna", "root": "raw", "encoders": ["timm/resnet99"]}
+    with pytest.raises(ValueError, match="encoder 'timm/resnet99': timm has no model 'resnet99'"):
+        with_(plan, datasets={"mine": mine}, sweeps={}).remarks()
+
+
 def test_random_weights_need_no_files(plan: Plan) -> None:
     assert plan.weights(["resnet18"]) == [f"{plan.config.weights.folder}/resnet18.pth"]
     random = with_(plan, weights={"mode": "random"})

@@ -7,6 +7,7 @@ import pytest
 
 from preprocessing.bags.identity import annotation_identity, listing_stamp, raw_files, raw_stamp
 from preprocessing.bags.rows import BagRow
+from preprocessing.datasets import DATASETS
 
 ROWS = [
     BagRow("a", "wsi", ("a.tif",), annotation="a.xml", overrides='{"mask": "m.png"}'),
@@ -53,6 +54,15 @@ def test_a_list_depends_on_tables_by_content_and_folders_by_name(root: Path) -> 
     more = listing_stamp(paths)
     (root / "a.xml").write_text("another")
     assert len({before, more, listing_stamp(paths)}) == 3
+
+
+def test_a_slice_in_a_nested_folder_of_a_scan_is_seen(root: Path) -> None:
+    (root / "scan/a/b").mkdir(parents=True)
+    (root / "m.csv").write_text("bag_id,image,label,split\nx,scan,,\ny,scan/a#3,,\n")
+    options = {"manifest": "m.csv"}
+    before = listing_stamp(DATASETS["custom"].reads(root, options))
+    (root / "scan/a/b/1.dcm").write_text("")
+    assert listing_stamp(DATASETS["custom"].reads(root, options)) != before
 
 
 def test_a_large_mask_counts_by_time_or_by_every_byte(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,20 +93,31 @@ def test_a_scan_repaired_since_the_listing_is_cut(tmp_path: Path) -> None:
     (cohort.raw / "x/2.dcm").write_bytes(b"")
     cohort.add("x", "x")
     assert cohort.list_bags() == 0 and cohort.cut(allowed=1) == 0
-    assert cohort.entries()["x"].reason == "x/2.dcm: not a DICOM file"
+    assert cohort.entries()["x"].reason.startswith("x/2.dcm: not a DICOM file but an empty one")
     (cohort.raw / "x/2.dcm").write_bytes(sound)
     assert cohort.cut() == 0 and cohort.entries()["x"].n == 4
     left_out = "1 x directory of DICOM files (x/DICOMDIR), 1 x localizer (x/scout.dcm), 1 x Modality SR (x/sr.dcm)"
     assert f"left out: {left_out}" in cohort.entries()["x"].warnings
 
 
-def test_a_folder_without_dicom_says_what_is_in_it(tmp_path: Path, capsys) -> None:
+@pytest.mark.parametrize("modality", ["", "ct"])
+def test_a_folder_without_dicom_stops_no_other_bag(tmp_path: Path, modality: str) -> None:
     cohort = Cohort(tmp_path)
     (cohort.raw / "x").mkdir()
     (cohort.raw / "x/head.nii.gz").write_bytes(b"\x1f\x8b")
-    cohort.add("x", "x")
-    assert cohort.list_bags() == 2
-    assert "no DICOM file in the folder 'x', only 1 x no DICOM file (x/head.nii.gz)" in capsys.readouterr().err
+    (cohort.raw / "damaged.dcm").write_bytes(b"")
+    write_scan(cohort.raw / "good")
+    cohort.add("x", "x", modality=modality)
+    cohort.add("good", "good")
+    cohort.add("damaged", "damaged.dcm")
+    assert cohort.list_bags() == 0
+    only = "no DICOM file in the folder 'x', only 1 x no DICOM file (x/head.nii.gz)"
+    assert only in cohort.bags()["x"].note and cohort.cut(allowed=2) == 0
+    states = {name: entry.state for name, entry in cohort.entries().items()}
+    assert states == {"x": "failed", "good": "ok", "damaged": "failed"}
+    assert cohort.entries()["x"].reason.startswith(only)
+    write_scan(cohort.raw / "x")
+    assert cohort.list_bags() == 0 and cohort.cut(allowed=1) == 0 and cohort.entries()["x"].state == "ok"
 
 
 NAMES = {

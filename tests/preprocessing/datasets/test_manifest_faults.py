@@ -132,7 +132,6 @@ PATHS = {
     "path that leaves the root": (f"{HEAD}\na,../out.svs,1,train\n", "leaves the dataset's root"),
     "link that leaves the root": (f"{HEAD}\na,out.svs,1,train\n", "leaves the dataset's root"),
     "file of no known format": (f"{HEAD}\na,m.csv,1,train\n", "neither a known slide format nor DICOM"),
-    "folder without DICOM files": (f"{HEAD}\na,sub,1,train\n", "no DICOM file in the folder 'sub'"),
     "series that the folder does not hold": (f"{HEAD}\na,cd#7,1,train\n", "no CT series #7"),
     "missing annotation": (f"{HEAD},annotation\na,a.svs,1,train,gone.xml\n", "missing file 'gone.xml'"),
     "empty cell image": (f"{HEAD}\na,,1,train\n", "image: empty, expected a slide"),

@@ -71,6 +71,10 @@ ODD_SLIDES: dict[str, tuple[Callable[[Picture], Picture], str]] = {
     "part flat": (lambda picture: patched(picture, (230, 120, 200), 0.5), r"of \d+ tiles looked at have no contrast"),
     "no blue": (lambda picture: channel(picture, 2, 255), "blue hardly varies over this slide"),
     "YCbCr": (lambda picture: cv2.cvtColor(picture, cv2.COLOR_RGB2YCrCb), "not white: is this another colour space"),
+    "RGB as YCbCr": (
+        lambda picture: cv2.cvtColor(np.ascontiguousarray(picture[..., [0, 2, 1]]), cv2.COLOR_YCrCb2RGB),
+        "not white: is this another colour space",
+    ),
 }
 
 

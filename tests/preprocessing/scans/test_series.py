@@ -16,7 +16,7 @@ def pixels(z: float) -> np.ndarray:
 
 
 def read(folder: Path, number: int | None = None) -> Scan:
-    paths = {path.name: path for path in sorted(folder.iterdir())}
+    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*.dcm"))}
     return choose_scan([read_header(path, name) for name, path in paths.items()], paths, number, "exam")
 
 
@@ -89,6 +89,24 @@ def test_two_contents_at_one_place_are_refused_although_no_header_value_differs(
     write_slice(tmp_path / "b.dcm", pixels(50), z=5, SOPInstanceUID="1.3")
     with pytest.raises(FaultyScan, match=r"1 of 3 places.*a1\.dcm and b\.dcm; no header value tells them apart"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "odd"),
+    [
+        ([1, 2, 3, 4], [5, 6, 7, 8], True),
+        ([1, 2, 3, 4], [1, 2, 3, 4], True),
+        ([1, 3, 5, 7], [2, 4, 6, 8], False),
+        ([8, 6, 4, 2], [7, 5, 3, 1], False),
+        ([3, 1, 8, 5], [2, 7, 4, 6], False),
+    ],
+    ids=["one after the other", "repeated", "rising", "falling", "arbitrary"],
+)
+def test_two_numberings_in_turn_are_told(tmp_path: Path, first: list[int], second: list[int], odd: bool) -> None:
+    for i, (a, b) in enumerate(zip(first, second, strict=True)):
+        write_slice(tmp_path / f"a{i}.dcm", pixels(i), 10.0 * i, InstanceNumber=a)
+        write_slice(tmp_path / f"b{i}.dcm", pixels(i + 9), 10.0 * i + 5, InstanceNumber=b)
+    assert bool(read(tmp_path).remarks) is odd
 
 
 def test_a_gap_is_told_but_a_change_of_spacing_is_none(tmp_path: Path) -> None:
@@ -180,6 +198,16 @@ def test_the_advice_names_series_that_can_be_used(tmp_path: Path) -> None:
     with pytest.raises(FaultyScan, match="c0.dcm: no RescaleSlope") as caught:
         read(tmp_path, 3)
     assert caught.value.files == ("c0.dcm", "c1.dcm", "c2.dcm", "c3.dcm")
+
+
+def test_the_advice_names_folders_that_hold_one_series(tmp_path: Path) -> None:
+    add(tmp_path / "a", "i", [0, 5], SeriesNumber=None, SeriesInstanceUID="1.2.1")
+    add(tmp_path / "b", "i", [0, 5], SeriesNumber=None, SeriesInstanceUID="1.2.2")
+    with pytest.raises(FaultyScan, match=r"write '\S*a' \(2 CT images.*\) or '\S*b' \(2"):
+        read(tmp_path)
+    add(tmp_path / "a", "x", [0, 5], SeriesNumber=None, SeriesInstanceUID="1.2.2")
+    with pytest.raises(FaultyScan, match="none can be used.*give it a folder of its own"):
+        read(tmp_path)
 
 
 def test_a_number_that_two_series_share_chooses_none(tmp_path: Path) -> None:

@@ -270,6 +270,18 @@ def test_files_that_are_no_slides_are_named(tmp_path: Path, case: str) -> None:
         open_slide(tmp_path / name)
 
 
+def test_a_whole_file_in_a_form_that_openslide_does_not_know_is_not_called_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, MAIN, byteorder=">", tile=(128, 128), photometric="rgb", metadata=None)
+    with pytest.raises(
+        ValueError, match=r"a\.tif: .*\(big-endian\).*may be whole; convert it with `vips tiffsave a\.tif"
+    ):
+        open_slide(path)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"a\.tif: damaged slide .*cut off"):
+        open_slide(path)
+
+
 @pytest.mark.parametrize("share", [0.001, 0.2, 0.6, 0.9, 0.999])
 def test_a_slide_that_is_cut_off_is_damaged(tmp_path: Path, share: float) -> None:
     path = write_tiff(tmp_path / "a.tif", [MAIN, HALF, shrunk(MAIN, 4)])

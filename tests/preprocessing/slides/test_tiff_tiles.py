@@ -243,6 +243,18 @@ def test_shortened_and_garbled_tiles_never_differ_silently(tmp_path, keep: float
             np.testing.assert_array_equal(slide.read(256, 128, 0, (128, 128)), theirs)
 
 
+@pytest.mark.parametrize("start", [0.1, 0.5, 0.8])
+def test_bytes_lost_within_a_tile_are_an_error_as_in_openslide(tmp_path, start: float) -> None:
+    path = write_tiff(tmp_path / "a.tif", [texture(512, 512)])
+    with tifffile.TiffFile(path) as tiff:
+        offset, count = tiff.pages[0].dataoffsets[6], tiff.pages[0].databytecounts[6]
+    with path.open("r+b") as stream:
+        stream.seek(offset + int(count * start))
+        stream.write(bytes(count // 10))
+    with open_slide(path) as slide, pytest.raises(TileReadError, match=r"a\.tif: .*damaged there"):
+        slide.read(256, 128, 0, (128, 128))
+
+
 def test_slide_with_nothing_to_compare_is_left_to_openslide(tmp_path, monkeypatch) -> None:
     path = write_tiff(tmp_path / "a.tif", [texture(200, 200)])
     monkeypatch.setattr(tiff_tiles, "probes", lambda level, dimensions: [])
