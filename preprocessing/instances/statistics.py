@@ -139,6 +139,7 @@ def scan_statistics(slices: Sequence[SliceValues]) -> ScanStatistics:
     largest = hu.max()
 
     def share(where: npt.NDArray[np.bool_]) -> float:
+        """Return the share of the pixels whose value is in `where` (V,)."""
         return round(float(pixels[where].sum() / pixels.sum()), 3)
 
     return ScanStatistics(

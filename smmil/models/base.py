@@ -111,7 +111,7 @@ def smoother(sm: Sm | None, batch: BagBatch) -> Callable[[Tensor], Tensor]:
 
 
 def forward(model: MILModel, batch: BagBatch, precision: str) -> Output:
-    """Run the model in the given precision; logits and scores are returned in at least float32."""
+    """Run the model in the given precision; logits (B,) and scores (M,) are returned in at least float32."""
     with autocast(batch.x.device, precision):
         output: Output = model(batch)
     if output.bag_logit.dtype != torch.float64:

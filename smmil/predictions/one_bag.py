@@ -41,6 +41,9 @@ def score_bag(model: MILModel, batch: BagBatch, direction: Direction | None = No
         model: in eval mode.
         batch: one bag of N instances, on the device of the model.
         direction: for the sign-aware score, on any device; None = no sign-aware score.
+
+    Returns:
+        Logit and scores (N,) of the bag.
     """
     output, x = forward(model, batch, "float32"), batch.x
     score = output.instance_score.float()
