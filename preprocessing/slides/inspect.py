@@ -255,14 +255,17 @@ def _is_like(picture: Picture, main: Picture) -> bool:
 
 
 def _is_whole(path: Path) -> bool:
-    """Return whether all pixels that the directories of a readable TIFF name lie within the file."""
+    """Return whether all directories of a TIFF are readable and the pixels that they name lie within the file."""
     size = path.stat().st_size
-    with tifffile.TiffFile(path) as tiff:
-        return all(
-            offset + count <= size
-            for page in tiff.pages
-            for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)
-        )
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            return all(
+                offset + count <= size
+                for page in tiff.pages
+                for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)
+            )
+    except TIFF_DAMAGE:
+        return False
 
 
 def explain_refusal(path: Path, reason: str) -> str:

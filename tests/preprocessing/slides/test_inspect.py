@@ -302,6 +302,17 @@ def test_a_tile_larger_than_the_file_is_damaged(tmp_path: Path) -> None:
         open_slide(path)
 
 
+def test_a_slide_with_an_unreadable_second_directory_is_damaged(tmp_path: Path) -> None:
+    path = write_tiff(tmp_path / "a.tif", [MAIN, HALF])
+    with tifffile.TiffFile(path) as tiff:
+        second = tiff.pages[1].offset
+    content = bytearray(path.read_bytes())
+    content[second : second + 2] = b"\0\xfe"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.tif: damaged slide"):
+        open_slide(path)
+
+
 def test_a_replaced_file_is_checked_again(tmp_path: Path) -> None:
     path = write_pages(tmp_path / "a.tif", [(RGB, {})])
     open_slide(path).close()
