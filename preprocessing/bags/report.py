@@ -1,12 +1,11 @@
 """`bags.report.json`, the report of a listing: counts, what is missing or left out, and notes."""
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from preprocessing.bags.rows import SPLITS, BagRow
+from preprocessing.bags.rows import SPLITS, BagRow, printable
 from preprocessing.common.cli import read_record
 from preprocessing.common.files import write_json
 
@@ -20,9 +19,8 @@ class Omitted:
 
 
 def omitted(reasons: dict[str, str]) -> list[Omitted]:
-    """Return the omissions of a mapping name -> reason, sorted by name; bytes that are no UTF-8 are escaped."""
-    readable = {name: os.fsencode(name).decode("utf-8", "backslashreplace") for name in reasons}
-    return [Omitted(readable[name], reasons[name]) for name in sorted(reasons)]
+    """Return the omissions of a mapping name -> reason, sorted by name, as printable text."""
+    return [Omitted(printable(name), reasons[name]) for name in sorted(reasons)]
 
 
 @dataclass(frozen=True)
