@@ -1,9 +1,9 @@
-"""Write the table of paired comparisons: predictions of both methods of every pair in, CSV, MD, LaTeX and HTML out.
+"""Write the table of paired comparisons: predictions of both methods of every pair in; CSV, MD, LaTeX, HTML, JSON out.
 
 Run alone:
     python -m smmil.comparison_table --index results/*/predictions/*/*/index.json --layout layout.json
         --out-csv comparisons.csv --out-md comparisons.md --out-tex comparisons.tex --out-html comparisons.html
-        [--resamples 1000]
+        [--out-json comparisons.json] [--resamples 1000]
 """
 
 import argparse
@@ -26,15 +26,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out-md", type=Path, required=True, help="Markdown")
     parser.add_argument("--out-tex", type=Path, required=True, help="LaTeX, needs \\usepackage{booktabs}")
     parser.add_argument("--out-html", type=Path, required=True, help="fragment of HTML for the report")
+    parser.add_argument("--out-json", type=Path, help="every comparison with its splits, for smmil.findings")
     args = parser.parse_args(argv)
     from smmil.artifacts.hashes import json_argument
     from smmil.config.layouts import PairLayout
-    from smmil.tables.comparisons import build, by_pairing
+    from smmil.tables.comparisons import as_file, build, by_pairing, compare_pairs
     from smmil.tables.formats import write_table
 
     layout = PairLayout.parse(json_argument(args.layout, "--layout"))
-    table = build(by_pairing(args.index), layout, resamples=args.resamples, seed=args.seed)
+    results = compare_pairs(by_pairing(args.index), layout, resamples=args.resamples, seed=args.seed)
+    table = build(results, layout, resamples=args.resamples)
     write_table(table, {"csv": args.out_csv, "md": args.out_md, "tex": args.out_tex, "html": args.out_html})
+    if args.out_json:
+        as_file(results, layout).write(args.out_json)
     return 0
 
 

@@ -331,7 +331,8 @@ class Plan:
 
     def table_files(self, table: str) -> list[str]:
         """Return the files of a table."""
-        return [f"{self.results}/tables/{table}.{suffix}" for suffix in ("csv", "md", "tex", "html")]
+        suffixes = ["csv", "md", "tex", "html", *(["json"] if table == "comparisons" else [])]
+        return [f"{self.results}/tables/{table}.{suffix}" for suffix in suffixes]
 
     def figure_files(self, figure: str) -> list[str]:
         """Return the files of a figure and its companions; learning curves are drawn per dataset only."""

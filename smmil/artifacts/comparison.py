@@ -1,4 +1,4 @@
-"""Record of a comparison of two methods, written by `smmil.comparisons`."""
+"""Records of comparisons of two methods, written by `smmil.comparisons` and `smmil.comparison_table`."""
 
 from collections.abc import Mapping
 
@@ -18,12 +18,18 @@ class ComparedMethod(Record):
 
 
 class Difference(Record):
-    """Paired difference of a metric, see `smmil.evaluate.comparisons`; None with a `reason` where undefined."""
+    """Paired difference of a metric, see `smmil.evaluate.comparisons`; None with a `reason` where undefined.
+
+    `first` and `second` are means over the splits, `first_splits` and `second_splits` the values behind them, and
+    `splits` the differences.
+    """
 
     first: float | None = None
     second: float | None = None
     difference: float | None = None
     splits: tuple[float, ...] | None = None
+    first_splits: tuple[float, ...] | None = None
+    second_splits: tuple[float, ...] | None = None
     interval: tuple[float, float] | None = None
     p: float | None = None
     resamples: int
@@ -40,3 +46,10 @@ class Comparison(Record):
     metrics: Mapping[str, Difference]
     random_weights: bool
     bootstrap: Bootstrap
+
+
+class ComparisonsFile(Record):
+    """`comparisons.json`: every pair of the table `comparisons` that has predictions; `titles` name the datasets."""
+
+    titles: Mapping[str, str]
+    comparisons: tuple[Comparison, ...]

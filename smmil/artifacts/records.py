@@ -8,6 +8,7 @@
 | `predictions/E/M/RUN.npz` (array `meta`), `index.json` | `PredictionMeta`, `PredictionIndex` |
 | `metrics/E/M.json` | `Metrics` |
 | output of `smmil.comparisons` | `smmil.artifacts.comparison.Comparison` |
+| `tables/comparisons.json` | `smmil.artifacts.comparison.ComparisonsFile` |
 
 Optional fields that were not set are not written. Metrics that are undefined are None.
 """

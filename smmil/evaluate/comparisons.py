@@ -76,6 +76,8 @@ def _difference(first: Sequence[Floats | None], second: Sequence[Floats | None])
         second=float(np.mean(values[1, :, 0])),
         difference=float(splits[:, 0].mean()),
         splits=tuple(splits[:, 0].tolist()),
+        first_splits=tuple(values[0, :, 0].tolist()),
+        second_splits=tuple(values[1, :, 0].tolist()),
         interval=np.quantile(differences, (0.025, 0.975)).tolist() if resamples else None,
         p=min(1.0, 2 * (tail + 1) / (n + 1)) if resamples else None,
         resamples=n,
@@ -83,7 +85,7 @@ def _difference(first: Sequence[Floats | None], second: Sequence[Floats | None])
 
 
 def _undefined(resamples: int, reason: str) -> Difference:
-    names = ("first", "second", "difference", "splits", "interval", "p")
+    names = ("first", "second", "difference", "splits", "first_splits", "second_splits", "interval", "p")
     return Difference.model_validate({**dict.fromkeys(names), "resamples": resamples, "reason": reason})
 
 

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from smmil.artifacts.comparison import Comparison
+from smmil.artifacts.comparison import Comparison, ComparisonsFile
 from smmil.artifacts.records import PredictionIndex
 from smmil.config.definitions import definitions, rate_choice_text, shared_quirks
 from smmil.config.layouts import PairDataset, PairLayout
@@ -53,20 +53,17 @@ Pair = tuple[str, str]
 Results = Mapping[tuple[str, Pair], Comparison]
 
 
-def build(indexes: Mapping[PairingKey, Path], layout: PairLayout, *, resamples: int, seed: int = 0) -> Table:
-    """Compare every pair of a layout.
+def compare_pairs(indexes: Mapping[PairingKey, Path], layout: PairLayout, *, resamples: int, seed: int = 0) -> Results:
+    """Compare every pair of a layout that has predictions.
 
     Args:
-        indexes: `index.json` of the predictions by (dataset, encoder, method); missing ones give empty cells.
+        indexes: `index.json` of the predictions by (dataset, encoder, method); pairs with a missing one are left out.
         layout: the pairs of every dataset.
         resamples: draws of the bootstrap; 0 omits the intervals.
         seed: seed of the draws.
 
-    Returns:
-        The table. The section of a dataset has all rows, with "–" where the dataset has no such pair.
-
     Raises:
-        ValueError: no datasets, predictions of different bags, two protocols or different sets of quirks.
+        ValueError: no datasets, or predictions of different bags.
     """
     if not layout.datasets:
         raise ValueError(f"--layout: found no datasets, expected {layout.EXPECTED}")
@@ -77,6 +74,29 @@ def build(indexes: Mapping[PairingKey, Path], layout: PairLayout, *, resamples: 
             if first is not None and second is not None:
                 logger.info("%s: %s", dataset.name, _name(pair))
                 results[dataset.name, pair] = compare(first, second, [*METRICS], resamples=resamples, seed=seed)
+    return results
+
+
+def as_file(results: Results, layout: PairLayout) -> ComparisonsFile:
+    """Return the record of all comparisons, in the order of the layout."""
+    titles = {dataset.name: dataset.title for dataset in layout.datasets}
+    return ComparisonsFile(titles=titles, comparisons=tuple(results.values()))
+
+
+def build(results: Results, layout: PairLayout, *, resamples: int) -> Table:
+    """Build the table of all comparisons; pairs without one are empty cells.
+
+    Args:
+        results: of `compare_pairs`.
+        layout: the same layout.
+        resamples: draws of the bootstrap.
+
+    Returns:
+        The table. The section of a dataset has all rows, with "–" where the dataset has no such pair.
+
+    Raises:
+        ValueError: two protocols or different sets of quirks.
+    """
     sides = [side for result in results.values() for side in (result.first, result.second)]
     protocol, quirks = shared_quirks(sides, "table")
     random = {name for (name, _), result in results.items() if result.random_weights}

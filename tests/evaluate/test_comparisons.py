@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from smmil.artifacts.comparison import ComparisonsFile
 from smmil.artifacts.results import load_predictions
 from smmil.comparison_table import main as table_main
 from smmil.comparisons import main
@@ -216,7 +217,8 @@ def grid(tmp_path: Path) -> dict[tuple[str, str], Path]:
 
 
 def make_table(grid: dict[tuple[str, str], Path], out: Path, *more: str) -> int:
-    files = [f"--out-{kind}={out / f'tables/comparisons.{kind}'}" for kind in ("csv", "md", "tex", "html")]
+    kinds = ("csv", "md", "tex", "html", "json")
+    files = [f"--out-{kind}={out / f'tables/comparisons.{kind}'}" for kind in kinds]
     return table_main(["--index", *map(str, grid.values()), "--layout", json.dumps(TOYS), *files, *more])
 
 
@@ -236,6 +238,16 @@ def test_the_table_holds_the_paired_differences_and_their_intervals(
             assert float(row[f"{name}.mean"]) == pytest.approx(one.difference)
             assert [float(row[f"{name}.ci95_{end}"]) for end in ("low", "high")] == list(one.interval)
             assert row[f"{name}.n_splits"] == "2"
+    stored = ComparisonsFile.read(tmp_path / "tables/comparisons.json")
+    assert stored.titles == {"toy": "Toy", "other": "Other"}
+    assert [(c.dataset, c.first.method, c.second.method) for c in stored.comparisons] == [
+        (dataset, "smap_early", "abmil") for dataset in ("toy", "other")
+    ]
+    for comparison in stored.comparisons:
+        pair = (grid[comparison.dataset, method] for method in ("smap_early", "abmil"))
+        assert comparison == compare(*pair, [*METRICS], resamples=100)
+        values = comparison.metrics["instance_auroc"]
+        assert np.subtract(values.first_splits, values.second_splits) == pytest.approx(values.splits)
     assert rows["smtap"]["toy.resnet18.bag_auroc.difference.mean"] == ""
     # a cell leads back to the runs of the method with Sm, as in every other table
     place = locate(tmp_path / "tables/comparisons.csv", ["smap_early", "other"])

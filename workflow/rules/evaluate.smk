@@ -79,6 +79,17 @@ use rule make_table as make_comparisons with:
     # paired over the test bags, from the predictions of both methods
     input:
         lambda w: PLAN.of_table("predictions", w.table),
+    output:
+        csv=f"{RESULTS}/tables/{{table}}.csv",
+        md=f"{RESULTS}/tables/{{table}}.md",
+        tex=f"{RESULTS}/tables/{{table}}.tex",
+        html=report(
+            f"{RESULTS}/tables/{{table}}.html",
+            caption="../report/table.rst",
+            category="Tables",
+            labels={"table": "{table}"},
+        ),
+        json=f"{RESULTS}/tables/{{table}}.json",
     log:
         f"{RESULTS}/logs/make_{{table}}.log",
     benchmark:
@@ -89,7 +100,8 @@ use rule make_table as make_comparisons with:
         mem_mb=memory(4000),
         runtime=120,
     params:
-        command=f"smmil.comparison_table --resamples {CONFIG.report.bootstrap} --index",
+        command=f"smmil.comparison_table --out-json {shlex.quote(f'{RESULTS}/tables/comparisons.json')} "
+        f"--resamples {CONFIG.report.bootstrap} --index",
         stage_version=stage_versions.COMPARISONS,
 
 
