@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed-$(shell cksum requirements.lock | cut -d' ' -f1)
 CORES ?= 2
 SIZE ?= demo
 
-.PHONY: demo test lint bench schema
+.PHONY: demo test lint bench schema lock
 
 # The lock admits one demo at a time. Under it, locks that a killed Snakemake left are safe to remove.
 demo: $(STAMP)
@@ -34,6 +34,11 @@ lint: $(STAMP)
 
 schema: $(STAMP)
 	@$(RUN) python -m smmil.config --schema > workflow/schemas/config.schema.json
+
+# Versions in the present lock are kept where they satisfy pyproject.toml; delete the file to renew all of them.
+lock: $(STAMP)
+	@$(RUN) uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --all-extras \
+		--annotation-style line --custom-compile-command "make lock" --output-file requirements.lock pyproject.toml
 
 $(STAMP): requirements.lock
 	@echo "installing the locked packages into $(VENV) (a few minutes, once)"

@@ -45,7 +45,8 @@ def _build(source: Path, flags: Sequence[str], wished: Sequence[str]) -> Path:
     target = folder / f"{source.stem}-{hashlib.sha256(inputs).hexdigest()[:16]}.so"
     if target.exists():
         return target
-    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    # conda's compilers have no plain name; their environment sets CC
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", ""), "cc", "gcc", "clang"))), None)
     if compiler is None:
         raise OSError("no C compiler found")
     folder.mkdir(parents=True, exist_ok=True)
