@@ -10,10 +10,11 @@ from typing import Any
 
 from preprocessing.common.cli import guard
 from smmil.config.experiment import json_schema, load_yaml, merge, parse_config
+from smmil.installation import workflow_folder
 from smmil.planning import Plan
 
 log = logging.getLogger(__name__)
-BASE = Path(__file__).resolve().parents[2] / "config.yaml"
+BASE = workflow_folder() / "config.yaml"
 
 
 @guard
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.schema:
         print(json_schema(), end="")
         return 0
-    files = [BASE] * BASE.is_file() + [file for file in args.file if not BASE.is_file() or not _same(file, BASE)]
+    files = [BASE, *(file for file in args.file if not _same(file, BASE))]
     values: dict[str, Any] = {}
     for file in files:
         values = merge(values, load_yaml(file))

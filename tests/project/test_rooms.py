@@ -19,7 +19,7 @@ FLOORS = (
     "smmil.predict smmil.score smmil.comparisons smmil.comparison_table smmil.maps smmil.provenance smmil.protocol "
     "smmil.methods smmil.planning smmil.report smmil.findings smmil.figures smmil.tables "
     "smmil.train smmil.predictions smmil.evaluate smmil.models smmil.layers smmil.data smmil.artifacts smmil.config "
-    "smmil.compute smmil.sm smmil "
+    "smmil.compute smmil.sm smmil.installation smmil "
     "preprocessing.synthetic preprocessing.exchange preprocessing.status preprocessing.qc preprocessing.check "
     "preprocessing.raw preprocessing.weights preprocessing.features preprocessing.instances preprocessing.datasets "
     "preprocessing.tiling preprocessing.slides preprocessing.scans preprocessing.bags preprocessing.store "

@@ -3,12 +3,15 @@ import json
 import shlex
 from pathlib import Path
 
-sys.path.insert(0, workflow.basedir)
+# the code of this Snakefile: beside it in a checkout, around it in an installed package
+BASE = Path(workflow.basedir)
+sys.path.insert(0, str(BASE.parents[1] if BASE.name == "_pipeline" else BASE))
 
 from preprocessing.common import stage_versions as preprocessing_versions
 from smmil.config import stage_versions
 from smmil.config.experiment import load_yaml, parse_config, training_options
 from smmil.config.outputs import FIGURES, TABLES, all_pairings
+from smmil.installation import import_folder
 from smmil.planning import Plan
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
@@ -17,8 +20,9 @@ from snakemake.logging import logger
 # without pipefail a failure would hide behind `tee`. SLURM signals every process of a job; bash and tee ignore the
 # signal, so that they outlive Python while it saves its state.
 OUTLIVE_SIGNALS = "trap : TERM USR1; tee() (trap '' TERM USR1; exec tee \"$@\"); "
+IMPORTS = import_folder(BASE, Path(".snakemake/smmil"))
 shell.prefix(
-    f"set -euo pipefail; export PYTHONPATH={shlex.quote(workflow.basedir)}; {OUTLIVE_SIGNALS}"
+    f"set -euo pipefail; export PYTHONPATH={shlex.quote(str(IMPORTS))}; {OUTLIVE_SIGNALS}"
 )
 
 try:
