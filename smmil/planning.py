@@ -5,12 +5,9 @@ sizes and times of the raw files say what has changed, and under `report.partial
 which trainings have ended.
 """
 
-import contextlib
-import hashlib
 import json
 import logging
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -19,6 +16,7 @@ from pathlib import Path
 from preprocessing.bags.identity import listing_stamp, raw_stamp
 from preprocessing.bags.rows import BagRow
 from preprocessing.bags.table import read_bags, shard_rows
+from preprocessing.common.files import brace_free
 from preprocessing.datasets import DATASETS, MissingRaw
 from preprocessing.datasets.base import source_files
 from preprocessing.features.encoders import ENCODERS, check_timm_name, check_weights, get_encoder, recorded_hash
@@ -38,24 +36,6 @@ COMPANIONS = {
     "fig5": ("maps/{}/maps.json",),
     "curves": ("figures/{}/curves.json",),
 }
-
-
-def brace_free(path: str) -> str:
-    """Return a path, or a link to it in `.snakemake/folders` if Snakemake would take a part of it for a wildcard.
-
-    Snakemake has no escape for a name such as `{2020}`. A folder that does not exist yet is made.
-    """
-    if not re.search(r"[{}]", path):
-        return path
-    target = Path(path).absolute()
-    link = Path(".snakemake/folders") / hashlib.sha256(str(target).encode()).hexdigest()[:12]
-    if not link.is_symlink():
-        link.parent.mkdir(parents=True, exist_ok=True)
-        if not target.exists():
-            target.mkdir(parents=True)
-        with contextlib.suppress(FileExistsError):
-            link.symlink_to(target)
-    return str(link)
 
 
 @dataclass(frozen=True)
@@ -371,6 +351,10 @@ class Plan:
         """Return the files of all trainings that the tables of the report show."""
         trainings = [training for table in self.tables for training in pairings(self.config, table)]
         return self.files(kind, dict.fromkeys(trainings))
+
+    def bags_of_report(self) -> list[str]:
+        """Return `dataset=bags.csv` of every trained dataset."""
+        return [f"{dataset}={self.results}/{dataset}/bags.csv" for dataset in self.config.trained]
 
     def report_figures(self) -> list[str]:
         """Return the JSON files of the figures of the report; histograms and costs are always among them."""

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import platform
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -45,6 +46,24 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def brace_free(path: str) -> str:
+    """Return a path, or a link to it in `.snakemake/folders` if Snakemake would take a part of it for a wildcard.
+
+    Snakemake has no escape for a name such as `{2020}`. A folder that does not exist yet is made.
+    """
+    if not re.search(r"[{}]", path):
+        return path
+    target = Path(path).absolute()
+    link = Path(".snakemake/folders") / hashlib.sha256(str(target).encode()).hexdigest()[:12]
+    if not link.is_symlink():
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not target.exists():
+            target.mkdir(parents=True)
+        with contextlib.suppress(FileExistsError):
+            link.symlink_to(target)
+    return str(link)
 
 
 @contextmanager

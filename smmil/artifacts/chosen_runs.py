@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Protocol
 
-from smmil.artifacts.records import Metrics, SplitMetrics
+from smmil.artifacts.records import Metrics, PredictionIndex, SplitMetrics
 from smmil.artifacts.results import Predictions, load_predictions, read_index
 from smmil.config.methods import METHODS
 from smmil.config.training_options import RateChoice
@@ -53,6 +53,14 @@ def chosen_rates(runs: Iterable[Scored], choice: RateChoice) -> dict[int, float]
         means = {rate: fmean(rates[rate] for rates in scores.values()) for rate in next(iter(scores.values()), {})}
         scores = dict.fromkeys(scores, means)
     return {seed: max((score, rate) for rate, score in rates.items())[1] for seed, rates in sorted(scores.items())}
+
+
+def chosen_predictions(index: Path | str) -> dict[int, Predictions]:
+    """Load, by seed of the split, the predictions of the run that validation chose among those of an `index.json`."""
+    runs = [load_predictions(path) for path in read_index(index)]
+    rates = chosen_rates((run.meta for run in runs), PredictionIndex.read(index).learning_rate_choice)
+    chosen = {run.meta.seed: run for run in runs if run.meta.lr == rates[run.meta.seed]}
+    return dict(sorted(chosen.items()))
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,65 @@ to a few hundred bags, and trained logits lie near the ends. Bags with equal p s
 even for a calibrated model (a bin of 10 is off by about 0.1 by chance), so compare methods on the same bags only.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+Floats = npt.NDArray[np.float64]
+
 BAGS_PER_BIN = 10
 MOST_BINS = 15
+
+
+@dataclass(frozen=True)
+class Bins:
+    """Bags binned by probability, bins without a bag left out, by ascending probability.
+
+    Attributes:
+        probability: (K,) mean probability.
+        share: (K,) share of positive bags.
+        bags: (K,) number of bags.
+    """
+
+    probability: Floats
+    share: Floats
+    bags: npt.NDArray[np.int64]
+
+
+def sigmoid(logit: npt.NDArray[Any]) -> Floats:
+    """Compute 1 / (1 + exp(-logit)) without overflow, for any shape."""
+    return np.asarray(np.exp(-np.logaddexp(0.0, -np.asarray(logit, np.float64))), np.float64)
+
+
+def n_bins(n_bags: int) -> int:
+    """Return K for a number of bags, by the rule at the top of this file."""
+    return min(MOST_BINS, max(1, n_bags // BAGS_PER_BIN))
+
+
+def _bin_of(p: Floats, k: int) -> npt.NDArray[np.int64]:
+    """Return the bin (B,) of every probability p (B,)."""
+    _, group, counts = np.unique(p, return_inverse=True, return_counts=True)
+    # the middle of the ranks that equal probabilities share
+    middle = np.cumsum(counts) - counts / 2
+    return np.minimum((middle * k / len(p)).astype(np.int64), k - 1)[group]
+
+
+def bin_bags(y: npt.NDArray[Any], logit: npt.NDArray[Any], *, bins: int | None = None) -> Bins:
+    """Sort bags into bins of equally many.
+
+    Args:
+        y: (B,) labels in {0, 1}; B > 0.
+        logit: (B,) finite logits.
+        bins: K; None = the rule at the top of this file.
+    """
+    p, k = sigmoid(logit), bins or n_bins(len(y))
+    bin_of = _bin_of(p, k)
+    size = np.bincount(bin_of, minlength=k)
+    filled = size > 0
+    probability, share = (np.bincount(bin_of, v, k)[filled] / size[filled] for v in (p, np.asarray(y, np.float64)))
+    return Bins(probability, share, size[filled])
 
 
 def calibration_error(y: npt.NDArray[Any], logit: npt.NDArray[Any], *, bins: int | None = None) -> float | None:
@@ -31,12 +83,6 @@ def calibration_error(y: npt.NDArray[Any], logit: npt.NDArray[Any], *, bins: int
     n = len(y)
     if n == 0:
         return None
-    labels, z = np.asarray(y, np.float64), np.asarray(logit, np.float64)
-    p = np.exp(-np.logaddexp(0.0, -z))
-    k = bins or min(MOST_BINS, max(1, n // BAGS_PER_BIN))
-    _, group, counts = np.unique(p, return_inverse=True, return_counts=True)
-    # the middle of the ranks that equal probabilities share
-    middle = np.cumsum(counts) - counts / 2
-    bin_of = np.minimum((middle * k / n).astype(np.int64), k - 1)[group]
-    gap = np.bincount(bin_of, labels - p, minlength=k)
+    p, k = sigmoid(logit), bins or n_bins(n)
+    gap = np.bincount(_bin_of(p, k), np.asarray(y, np.float64) - p, minlength=k)
     return float(np.abs(gap).sum() / n)

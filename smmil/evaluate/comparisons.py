@@ -22,10 +22,10 @@ from pathlib import Path
 
 import numpy as np
 
-from smmil.artifacts.chosen_runs import chosen_rates
+from smmil.artifacts.chosen_runs import chosen_predictions
 from smmil.artifacts.comparison import ComparedMethod, Comparison, Difference
 from smmil.artifacts.records import Bootstrap, PredictionIndex
-from smmil.artifacts.results import SCORES, Predictions, load_predictions, read_index
+from smmil.artifacts.results import SCORES, Predictions
 from smmil.evaluate.bootstrap import EXTRA, LEVEL, METRICS, Floats, Run, draw_weights, run_resamples
 from smmil.evaluate.metrics import best_threshold, labelled
 from smmil.evaluate.runs import as_evaluated
@@ -107,7 +107,7 @@ def compare(
     unknown = sorted(set(metrics) - {*METRICS, *EXTRA})
     if unknown:
         raise ValueError(f"--metric: found {unknown}, expected some of {', '.join((*METRICS, *EXTRA))}")
-    sides = [_chosen(index) for index in (first, second)]
+    sides = [chosen_predictions(index) for index in (first, second)]
     datasets = {run.meta.dataset for side in sides for run in side.values()}
     if len(datasets) > 1:
         raise ValueError(f"{first} and {second}: of the datasets {sorted(datasets)}, expected one")
@@ -124,13 +124,6 @@ def compare(
         random_weights=any(run.meta.random_weights for side in sides for run in side.values()),
         bootstrap=Bootstrap(resamples=resamples, seed=seed, level=LEVEL, over="test bags, paired"),
     )
-
-
-def _chosen(index: Path | str) -> dict[int, Predictions]:
-    """Load, per split, the predictions of the run that validation chose."""
-    runs = [load_predictions(path) for path in read_index(index)]
-    rates = chosen_rates((run.meta for run in runs), PredictionIndex.read(index).learning_rate_choice)
-    return {run.meta.seed: run for run in runs if run.meta.lr == rates[run.meta.seed]}
 
 
 def _run(predictions: Predictions) -> Run:

@@ -26,12 +26,13 @@ from smmil.artifacts.results import SIGNED, Predictions, load_predictions
 from smmil.data.loading import BagInfo, Listing, feature_facts, load_listed
 from smmil.data.sources import Source
 from smmil.data.stored import read_geometry
+from smmil.evaluate.calibration import sigmoid
 from smmil.evaluate.signs import UNSUPPORTED, is_unsupported
 from smmil.predict.outputs import Scored, draw_heatmap, instances_csv, write_geojson
 from smmil.predict.settings import encoder_of, instance_options, read_run
 from smmil.predictions.reference import check_like_training, find_dataset, read_reference
 from smmil.predictions.runs import data_options
-from smmil.predictions.scoring import score_bags, sigmoid, single_run
+from smmil.predictions.scoring import score_bags, single_run
 from smmil.predictions.signed import DIRECTION_FILE, read_direction
 
 log = logging.getLogger(__name__)

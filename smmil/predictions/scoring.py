@@ -30,6 +30,7 @@ from smmil.compute.devices import choose_device, numerics
 from smmil.data.batch import Bag
 from smmil.data.cache import BagCache
 from smmil.data.sources import Source
+from smmil.evaluate.calibration import sigmoid
 from smmil.predictions.reference import check_like_training, find_dataset, read_reference
 from smmil.predictions.runs import check_features, load_run, predict_bags, write_predictions
 from smmil.predictions.signed import read_direction
@@ -235,8 +236,3 @@ def scores_csv(
     writer.writeheader()
     writer.writerows(sorted(rows, key=lambda row: str(row["bag_id"])))
     return stream.getvalue()
-
-
-def sigmoid(logit: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Compute 1 / (1 + exp(-logit)) without overflow, for any shape."""
-    return np.exp(-np.logaddexp(0.0, -logit))

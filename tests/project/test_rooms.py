@@ -17,7 +17,7 @@ PACKAGES = ("smmil", "preprocessing")
 # Top to bottom: a room imports only rooms that stand after it.
 FLOORS = (
     "smmil.predict smmil.score smmil.comparisons smmil.comparison_table smmil.maps smmil.provenance smmil.protocol "
-    "smmil.methods smmil.planning smmil.report smmil.findings smmil.figures smmil.tables "
+    "smmil.methods smmil.planning smmil.report smmil.findings smmil.analysis smmil.figures smmil.tables "
     "smmil.train smmil.predictions smmil.evaluate smmil.models smmil.layers smmil.data smmil.artifacts smmil.config "
     "smmil.compute smmil.sm smmil.installation smmil "
     "preprocessing.synthetic preprocessing.exchange preprocessing.status preprocessing.qc preprocessing.check "

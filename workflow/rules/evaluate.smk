@@ -115,7 +115,60 @@ for table in TABLES:
             PLAN.table_files(table),
 
 
+rule write_predictions:
+    # in long form: a row per test bag, split and method
+    input:
+        index=PLAN.of_report("predictions"),
+        bags=[f"{RESULTS}/{dataset}/bags.csv" for dataset in CONFIG.trained],
+    output:
+        f"{RESULTS}/tables/predictions.csv",
+    log:
+        f"{RESULTS}/logs/write_predictions.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/write_predictions.tsv"
+    conda:
+        "../../envs/report.yaml"
+    resources:
+        mem_mb=memory(4000),
+        runtime=60,
+    params:
+        bags=PLAN.bags_of_report(),
+        stage_version=stage_versions.ANALYSIS,
+    shell:
+        "python -m smmil.analysis predictions --index {input.index:q} --bags {params.bags:q} "
+        "--out {output:q} 2>&1 | tee {log:q}"
+
+
+rule write_metrics:
+    # in long form: a row per metric, split and method
+    input:
+        PLAN.of_report("metrics"),
+    output:
+        f"{RESULTS}/tables/metrics.csv",
+    log:
+        f"{RESULTS}/logs/write_metrics.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/write_metrics.tsv"
+    conda:
+        "../../envs/report.yaml"
+    resources:
+        mem_mb=memory(2000),
+        runtime=30,
+    params:
+        stage_version=stage_versions.ANALYSIS,
+    shell:
+        "python -m smmil.analysis metrics --metrics {input:q} --out {output:q} 2>&1 | tee {log:q}"
+
+
+rule numbers:
+    # everything that the report shows, as two tables in long form
+    input:
+        rules.write_predictions.output,
+        rules.write_metrics.output,
+
+
 rule tables:
     # the tables of report.tables
     input:
         [PLAN.table_files(table) for table in PLAN.tables],
+        rules.numbers.input,

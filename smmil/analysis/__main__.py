@@ -1,0 +1,55 @@
+"""Write results bag by bag: predictions and metrics as tables in long form, or the analysis of one dataset.
+
+Run alone:
+    python -m smmil.analysis predictions --index results/*/predictions/*/*/index.json --bags rsna=results/rsna/bags.csv
+        --out predictions.csv
+    python -m smmil.analysis metrics --metrics results/*/metrics/*/*.json --out metrics.csv
+"""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from preprocessing.common.cli import guard
+
+logger = logging.getLogger(__name__)
+
+
+def _dataset_file(text: str) -> tuple[str, Path]:
+    name, equals, path = text.partition("=")
+    if not equals:
+        raise ValueError(f"--bags: found {text!r}, expected dataset=bags.csv")
+    return name, Path(path)
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m smmil.analysis", description=(__doc__ or "").split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    predictions = commands.add_parser("predictions", help="CSV: a row per test bag, split and method")
+    predictions.add_argument("--index", nargs="*", default=[], type=Path, help="index.json of each training")
+    predictions.add_argument("--bags", nargs="*", default=[], help="dataset=bags.csv, for the patients")
+    predictions.add_argument("--out", required=True, type=Path, help="CSV to write")
+    metrics = commands.add_parser("metrics", help="CSV: a row per metric, split and method")
+    metrics.add_argument("--metrics", nargs="*", default=[], type=Path, help="metrics JSON of each training")
+    metrics.add_argument("--out", required=True, type=Path, help="CSV to write")
+    return parser.parse_args(argv)
+
+
+@guard
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    args = _arguments(argv)
+    from smmil.analysis.long_tables import write_metrics, write_predictions
+    from smmil.artifacts.records import Metrics
+
+    if args.command == "predictions":
+        write_predictions(args.out, args.index, dict(map(_dataset_file, args.bags)))
+    elif args.command == "metrics":
+        write_metrics(args.out, map(Metrics.read, args.metrics))
+    logger.info("%s", args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
