@@ -44,6 +44,11 @@ class Config(ProtocolOptions):
     features: FeaturesConfig = FeaturesConfig()
     training: TrainingConfig = TrainingConfig()
     report: ReportConfig = ReportConfig()
+    container: str | None = Field(
+        default=None,
+        min_length=1,
+        description="image for `--sdm apptainer`: a file or an address such as docker://NAME:TAG",
+    )
 
     @field_validator("methods", "more_methods")
     @classmethod

@@ -15,6 +15,7 @@ from smmil.installation import import_folder
 from smmil.planning import Plan
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
+from snakemake.settings.types import DeploymentMethod
 
 # --use-conda drops PYTHONPATH, so the prefix sets it. It replaces Snakemake's own prefix and repeats its strict mode:
 # without pipefail a failure would hide behind `tee`. SLURM signals every process of a job; bash and tee ignore the
@@ -34,6 +35,23 @@ except ValueError as error:
     raise WorkflowError(str(error)) from None
 CONFIG = PLAN.config
 RESULTS, WEIGHTS = PLAN.results, PLAN.weights_folder
+
+
+if DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method:
+    # without an image Snakemake would run the jobs outside of any
+    if CONFIG.container is None:
+        raise WorkflowError(
+            "container: found null, expected an image for --sdm apptainer, e.g. smmil.sif (docs/conda.md)"
+        )
+    if "://" not in CONFIG.container and not Path(CONFIG.container).exists():
+        raise WorkflowError(
+            f"container: found no file {CONFIG.container}; build it with `apptainer build` (docs/conda.md)"
+        )
+
+
+if CONFIG.container:
+
+    container: CONFIG.container
 
 
 wildcard_constraints:
