@@ -1,4 +1,4 @@
-"""Print what every method is compared with and where it departs from its original: `docs/methods.md`."""
+"""Print what every method is compared with and where it departs from its original: `docs/reference/methods.md`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COARSE = "1e-6 for the graphs, whose weights the original computes in float32"
 
 
 def page() -> str:
-    """Return `docs/methods.md`."""
+    """Return `docs/reference/methods.md`."""
     rows: dict[Original, list[str]] = {}
     for method in METHODS.values():
         original = original_of(method.key)

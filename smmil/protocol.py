@@ -1,4 +1,4 @@
-"""Print the differences between the paper's text and the authors' code: the table of `docs/protocol.md`."""
+"""Print the differences between the paper's text and the authors' code: the table of `docs/reference/protocol.md`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from smmil.config.quirks import QUIRKS
 
 
 def markdown_table() -> str:
-    """Return the table of `docs/protocol.md`."""
+    """Return the table of `docs/reference/protocol.md`."""
     heads = ("#", "`quirks:`", "acts in", "as written", "as released", "why it matters", "released code, file:line")
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, quirk in QUIRKS.items():

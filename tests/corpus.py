@@ -1,4 +1,7 @@
-"""The tables of docs/input.md, made from the cases of the tests: `python -m tests.corpus` writes them into the page."""
+"""The tables of docs/reference/input.md, made from the cases of the tests.
+
+`python -m tests.corpus` writes them into the page.
+"""
 
 import re
 import tempfile
@@ -18,7 +21,7 @@ from tests.preprocessing.slides import test_mpp as resolutions
 from tests.preprocessing.slides import test_pyramid as levels
 from tests.preprocessing.tiling import test_outline_files as outlines
 
-PAGE = Path(__file__).resolve().parents[1] / "docs/input.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs/reference/input.md"
 START, END = "<!-- tables of the tests: `python -m tests.corpus` -->\n", "<!-- end of the tables -->\n"
 READ = "read"
 Table = dict[str, str]

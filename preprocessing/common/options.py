@@ -62,7 +62,8 @@ class WsiOptions(Options):
     max_level2_px: int | None = Field(4_830_920, description="panda recipe: larger slides (level-2 px) are skipped")
     max_bad_tiles: int = Field(0, ge=0, description="unreadable tiles replaced by white before the bag fails")
     annotation_classes: dict[str, ClassRole] = Field(
-        {}, description="class or group of an annotation -> its role; '' = without class (docs/annotations.md)"
+        {},
+        description="class or group of an annotation -> its role; '' = without class (docs/reference/annotations.md)",
     )
     tissue: TissueOptions = TissueOptions()
 

@@ -2,7 +2,7 @@
 
 `FORMATS` is the register; a format module offers `open_source` (read) and `open_target` (write), see
 `preprocessing.exchange.model`. `python -m preprocessing.exchange import|export` is the command line. What a format
-cannot carry stands in its module and in `docs/exchange.md`.
+cannot carry stands in its module and in `docs/howto/exchange.md`.
 """
 
 from preprocessing.exchange import clam, qupath, torchmil, trident

@@ -1,7 +1,7 @@
 """`python -m preprocessing.exchange import|export --format clam|trident|torchmil|qupath`: other tools' files.
 
 import: their features become a dataset of the bag store, ready for `smmil.train`.
-export: stored bags become their files. See docs/exchange.md for what each format can carry.
+export: stored bags become their files. See docs/howto/exchange.md for what each format can carry.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ _ALPHA = ((1,), (2,))
 _UNITS = {2: "inch", 3: "centimeter"}
 # Bright-field scans have a background above half the range; values of 15 bits or fewer have not.
 _LEAST_BRIGHT = 128
-_SCRIPT = "convert it to 8-bit RGB with the script in docs/input.md"
+_SCRIPT = "convert it to 8-bit RGB with the script in docs/reference/input.md"
 _MAGIC = (
     (b"version https://git-lfs", "a Git LFS pointer instead of the slide; fetch the file with `git lfs pull`"),
     (b"PK\x03\x04", "a zip archive; unpack it"),
@@ -182,7 +182,7 @@ def _convert(path: Path, number: int = 0) -> str:
     source = shlex.quote(f"{path.name}[page={number}]" if number else path.name)
     return (
         f"convert it with `vips tiffsave {source} NEW.tif --tile --pyramid --compression jpeg --bigtiff`, "
-        "or without vips with the script in docs/input.md"
+        "or without vips with the script in docs/reference/input.md"
     )
 
 

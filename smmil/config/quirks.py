@@ -2,8 +2,8 @@
 
 `protocol: as_written | as_released` sets every row of `QUIRKS`, `quirks: {name: true | false}` sets single ones on top.
 All of them act on stored bags (loading, model, training, evaluation), none on preprocessing. `python -m smmil.protocol`
-prints the table of `docs/protocol.md`. What a quirk changes on one kind of dataset is in the entry of that dataset
-(`preprocessing.datasets.base.Dataset.released`). Nothing heavy is imported here.
+prints the table of `docs/reference/protocol.md`. What a quirk changes on one kind of dataset is in the entry of that
+dataset (`preprocessing.datasets.base.Dataset.released`). Nothing heavy is imported here.
 """
 
 from collections.abc import Collection, Mapping
@@ -26,7 +26,7 @@ class Quirk:
     """One difference between text and release.
 
     Attributes:
-        row: number in `docs/protocol.md`.
+        row: number in `docs/reference/protocol.md`.
         acts: stage it acts in: loading, model, training or evaluation; a run is trained again for the first three.
         written: what `as_written` does.
         released: what `as_released` does.

@@ -25,7 +25,7 @@ class ProtocolOptions(Options):
     """The paper's text or its released code."""
 
     protocol: Literal["as_written", "as_released"] = Field(
-        default="as_written", description="the paper's text, or its released code; docs/protocol.md"
+        default="as_written", description="the paper's text, or its released code; docs/reference/protocol.md"
     )
     quirks: dict[str, bool] = Field(
         default={}, description="single differences between the two, on top of protocol, e.g. {sm_alpha_rule: true}"

@@ -1,4 +1,4 @@
-"""The rules of instance labels (docs/protocol.md, rows 15 to 17).
+"""The rules of instance labels (docs/reference/protocol.md, rows 15 to 17).
 
 - Instance labels are a threshold on the stored coverage:
   `strict` = coverage > threshold; `halving` = for a positive bag without a positive instance the threshold is

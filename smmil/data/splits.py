@@ -89,7 +89,7 @@ def make_split(bags: Sequence[Splittable], seed: int, val_share: float, *, relea
                 " split large groups if they are not one patient, or name the validation bags with split 'val' in the"
                 " manifest"
             )
-    if released:  # the order decides which bags share a validation batch (row 14 of docs/protocol.md)
+    if released:  # the order decides which bags share a validation batch (row 14 of docs/reference/protocol.md)
         return Split(seed, tuple(bag.bag_id for bag in train), tuple(bag.bag_id for bag in val))
     return Split(seed, _ids(train), _ids(val))
 

@@ -221,7 +221,7 @@ class Sm(nn.Module):
         self.swapped = self.ratio = self.isolated = False
 
     def use_released(self, *, swapped: bool, ratio: bool, isolated: bool = False) -> None:
-        """Act as the released code does (docs/protocol.md). Call before training or loading weights.
+        """Act as the released code does (docs/reference/protocol.md). Call before training or loading weights.
 
         Args:
             swapped: use 1 - alpha for a fixed alpha above 0 in the T steps; 0 leaves U as it is. The exact solve is not

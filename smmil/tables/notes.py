@@ -266,7 +266,7 @@ def _departures(methods: Iterable[str]) -> str:
             if departure.note:
                 names.setdefault(departure.note, {})[display_name(base_method(method))] = None
     listed = "; ".join(f"{note}: {', '.join(methods)}" for note, methods in names.items())
-    return f"Chosen here, not the original's (docs/methods.md): {listed}." if listed else ""
+    return f"Chosen here, not the original's (docs/reference/methods.md): {listed}." if listed else ""
 
 
 def _one_scale(metrics: Sequence[str], methods: Iterable[str]) -> str:

@@ -1,7 +1,7 @@
 """The original of every method: paper, code, what ours does differently, and how that was checked.
 
-`original_of` finds the entry of a method. `python -m smmil.methods` prints them as `docs/methods.md`; tables name the
-departures of the methods that they show.
+`original_of` finds the entry of a method. `python -m smmil.methods` prints them as `docs/reference/methods.md`; tables
+name the departures of the methods that they show.
 """
 
 from dataclasses import dataclass

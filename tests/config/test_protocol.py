@@ -53,14 +53,14 @@ def spec_of(dataset, method="smap_early", options="{}", **training):
 
 def test_the_rows_are_the_references_and_the_docs_show_them(repository):
     assert [quirk.row for quirk in QUIRKS.values()] == list(range(1, 20))
-    page = (repository / "docs" / "protocol.md").read_text(encoding="utf-8")
-    assert markdown_table() in page, "paste `python -m smmil.protocol` into docs/protocol.md"
+    page = (repository / "docs/reference/protocol.md").read_text(encoding="utf-8")
+    assert markdown_table() in page, "paste `python -m smmil.protocol` into docs/reference/protocol.md"
 
 
 def test_every_row_cites_the_release_and_has_a_test(repository):
     place = r"[a-zA-Z_/]+/\w+\.(py|sh):\d+(-\d+)?(,\d+(-\d+)?)*"
     assert all(re.fullmatch(rf"{place}(; {place})*", quirk.source) for quirk in QUIRKS.values())
-    page = (repository / "docs" / "protocol.md").read_text(encoding="utf-8")
+    page = (repository / "docs/reference/protocol.md").read_text(encoding="utf-8")
     assert RELEASE.split(", ")[:2] == ["github.com/by-lin/SmMIL", "commit 4e2d1e0"]
     assert all(part in page for part in RELEASE.split(", ")[:2])
     tests = [path.read_text() for path in (repository / "tests/config").glob("test_*.py")]

@@ -1,6 +1,6 @@
 """The rules of the released code, written out from its lines, beside what this code does under each quirk.
 
-Names begin with the rows of docs/protocol.md, which cites the lines. Rows that change settings only are in
+Names begin with the rows of docs/reference/protocol.md, which cites the lines. Rows that change settings only are in
 `test_protocol.py`.
 """
 

@@ -1,4 +1,4 @@
-"""Row 1 of docs/protocol.md over a whole run: the release's fixed alpha = a is the paper's 1 - a, bit for bit."""
+"""Row 1 of docs/reference/protocol.md over a run: the release's fixed alpha = a is the paper's 1 - a, bit for bit."""
 
 import json
 from pathlib import Path

@@ -53,7 +53,7 @@ def add_module(package, name: str, source: str, folder: Path, monkeypatch):
 @pytest.fixture
 def lse(repository, tmp_path, monkeypatch) -> str:
     """The key of the method of the page, registered."""
-    source, entry = blocks(repository, "adding-a-method")
+    source, entry = blocks(repository, "howto/adding-a-method")
     add_module(smmil.models, "lse", source, tmp_path, monkeypatch)
     method = eval(entry, vars(methods))
     monkeypatch.setitem(METHODS, method.key, method)
@@ -122,7 +122,7 @@ def test_a_new_method_is_trained_and_shown_in_a_table(lse, tmp_path, monkeypatch
 
 
 def test_a_new_dataset_is_listed_and_accepted_by_the_configuration(repository, tmp_path, monkeypatch):
-    source, registration = blocks(repository, "adding-a-dataset")
+    source, registration = blocks(repository, "howto/adding-a-dataset")
     add_module(preprocessing.datasets, "folders", source, tmp_path, monkeypatch)
     registered: dict[str, object] = {}
     exec(registration, registered)
@@ -134,18 +134,18 @@ def test_a_new_dataset_is_listed_and_accepted_by_the_configuration(repository, t
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     monkeypatch.chdir(tmp_path)
-    (commands,) = blocks(repository, "adding-a-dataset", "bash")
+    (commands,) = blocks(repository, "howto/adding-a-dataset", "bash")
     assert list_bags(commands.splitlines()[0].split()[3:]) == 0
     bags = [(row.bag_id, row.label, row.split) for row in read_bags(tmp_path / "bags.csv")]
     assert bags == [("normal_a", 0, "test"), ("normal_b", 0, "train"), ("tumour_c", 1, "test")]
-    (section,) = blocks(repository, "adding-a-dataset", "yaml")
+    (section,) = blocks(repository, "howto/adding-a-dataset", "yaml")
     config = parse_config({**yaml.safe_load(section), "methods": ["abmil"]})
     assert config.datasets["biopsies"].kind == "folders"
 
 
 @pytest.mark.parametrize(("position", "dim", "title"), [(0, 576, "MobileNetV3-Small"), (1, 512, "Lab net")])
 def test_a_new_encoder_computes_features(repository, tmp_path, monkeypatch, position, dim, title):
-    encoder = eval(blocks(repository, "adding-an-encoder")[position], vars(encoders))
+    encoder = eval(blocks(repository, "howto/adding-an-encoder")[position], vars(encoders))
     monkeypatch.setitem(encoders.ENCODERS, encoder.name, encoder)
     assert encoders.encoder_title(encoder.name) == title
     cohort = Cohort(tmp_path)

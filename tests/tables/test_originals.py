@@ -14,8 +14,8 @@ from smmil.tables.originals import ORIGINALS, original_of
 
 
 def test_the_page_is_the_one_of_the_registry(repository: Path) -> None:
-    text = (repository / "docs" / "methods.md").read_text(encoding="utf-8")
-    assert text == page(), "run `python -m smmil.methods > docs/methods.md`"
+    text = (repository / "docs/reference/methods.md").read_text(encoding="utf-8")
+    assert text == page(), "run `python -m smmil.methods > docs/reference/methods.md`"
     assert all(f"`{key}`" in text for key in METHODS)
 
 

@@ -41,11 +41,11 @@ if DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method:
     # without an image Snakemake would run the jobs outside of any
     if CONFIG.container is None:
         raise WorkflowError(
-            "container: found null, expected an image for --sdm apptainer, e.g. smmil.sif (docs/conda.md)"
+            "container: found null, expected an image for --sdm apptainer, e.g. smmil.sif (docs/howto/conda.md)"
         )
     if "://" not in CONFIG.container and not Path(CONFIG.container).exists():
         raise WorkflowError(
-            f"container: found no file {CONFIG.container}; build it with `apptainer build` (docs/conda.md)"
+            f"container: found no file {CONFIG.container}; build it with `apptainer build` (docs/howto/conda.md)"
         )
 
 

@@ -188,7 +188,7 @@ def test_samples_are_read_right_or_refused(tmp_path: Path, name: str) -> None:
     case = SAMPLES[name]
     path = write_pages(tmp_path / "a.tif", [(case.pixels, case.options)])
     if isinstance(case.result, str):
-        with pytest.raises(ValueError, match=rf"a\.tif: .*{case.result}.*docs/input\.md"):
+        with pytest.raises(ValueError, match=rf"a\.tif: .*{case.result}.*docs/reference/input\.md"):
             open_slide(path)
         return
     with open_slide(path) as slide:
@@ -231,7 +231,7 @@ def test_a_compression_that_cannot_be_read_is_named(tmp_path: Path, compression:
         open_slide(path)
     text = str(caught.value)
     assert name in text and "`vips tiffsave 'my slide.tif' NEW.tif --tile --pyramid --compression jpeg" in text
-    assert "docs/input.md" in text and "damaged" not in text and "copy" not in text
+    assert "docs/reference/input.md" in text and "damaged" not in text and "copy" not in text
 
 
 def encoded(extension: str) -> bytes:
@@ -343,13 +343,13 @@ CONVERTED: dict[str, Callable[[Path], object]] = {
 
 
 def test_the_script_of_the_guide_converts_what_is_refused(tmp_path: Path, repository: Path) -> None:
-    text = (repository / "docs" / "input.md").read_text(encoding="utf-8")
+    text = (repository / "docs/reference/input.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     code = compile(block, "input.md", "exec")
     for name, make in CONVERTED.items():
         source, target = tmp_path / f"{name}.tif", tmp_path / f"{name}.new.tif"
         make(source)
-        with pytest.raises(ValueError, match=r"docs/input\.md"):
+        with pytest.raises(ValueError, match=r"docs/reference/input\.md"):
             open_slide(source)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", ["convert.py", str(source), str(target)])

@@ -353,7 +353,7 @@ def test_ncrf_lists(tmp_path) -> None:
 
 
 def test_the_guide_names_every_known_class(repository) -> None:
-    text = (repository / "docs/annotations.md").read_text(encoding="utf-8")
+    text = (repository / "docs/reference/annotations.md").read_text(encoding="utf-8")
     for role, classes in (("lesion", LESION_CLASSES), ("exclusion", EXCLUSION_CLASSES)):
         row = next(line for line in text.splitlines() if line.startswith(f"| {role} |"))
         assert set(re.findall(r"`([^`]+)`", row)) == classes
