@@ -21,6 +21,7 @@ import json
 import logging
 import os
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -173,8 +174,15 @@ def attempt(row: BagRow, work: Work) -> Outcome:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             raise Abort(f"bag {row.bag_id}: cannot write: {error}; {_MAKE_ROOM}") from error
-        log.exception("bag %s failed", row.bag_id)
+        expected = isinstance(error, ValueError) and _is_raised_here(error)
+        log.error("bag %s failed: %s", row.bag_id, one_line(error), exc_info=None if expected else error)
         return Outcome("failed", reason=one_line(error))
+
+
+def _is_raised_here(error: BaseException) -> bool:
+    """Return whether a line of this project raised an error, rather than a library that it called."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parents[1])
 
 
 @contextlib.contextmanager

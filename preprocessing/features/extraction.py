@@ -9,6 +9,8 @@ is collected after the next one has been sent.
 from __future__ import annotations
 
 import contextlib
+import io
+import logging
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 Features = npt.NDArray[np.float32]
 # rows of a batch that belong to one bag: (bag, first row in the batch, first row in the bag, number of rows)
 Part = tuple["BagPlan", int, int, int]
+SECONDS_BETWEEN_LINES = 5.0
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -198,6 +203,20 @@ def _forward(batch: npt.NDArray[Any], encoders: Mapping[str, LoadedEncoder]) -> 
 
 
 def _progress(total: int) -> Any:
+    """Return a bar on a terminal; a log gets a line at most every few seconds."""
     from tqdm import tqdm
 
-    return tqdm(total=total, unit="tile", smoothing=0.05, disable=not sys.stderr.isatty() or None)
+    if sys.stderr.isatty():
+        return tqdm(total=total, unit="tile", smoothing=0.05)
+    line = "{n_fmt}/{total_fmt} tiles, {rate_noinv_fmt}, left {remaining}"
+    return tqdm(total=total, file=_LogLines(), mininterval=SECONDS_BETWEEN_LINES, bar_format=line, unit=" tiles")
+
+
+class _LogLines(io.StringIO):
+    """A stream whose lines go to the log; tqdm starts its first one before there is a rate."""
+
+    def write(self, text: str) -> int:
+        line = text.strip()
+        if line and "?" not in line:
+            log.info("%s", line)
+        return len(text)
