@@ -20,7 +20,9 @@ from snakemake.settings.types import DeploymentMethod
 # --use-conda drops PYTHONPATH, so the prefix sets it. It replaces Snakemake's own prefix and repeats its strict mode:
 # without pipefail a failure would hide behind `tee`. SLURM signals every process of a job; bash and tee ignore the
 # signal, so that they outlive Python while it saves its state.
-OUTLIVE_SIGNALS = "trap : TERM USR1; tee() (trap '' TERM USR1; exec tee \"$@\"); "
+# Under `smmil run` the output of jobs goes to their logs alone, so that it does not break the live view.
+TEE = 'cat > "$1"' if os.environ.get("SMMIL_QUIET_JOBS") else 'tee "$@"'
+OUTLIVE_SIGNALS = f"trap : TERM USR1; tee() (trap '' TERM USR1; exec {TEE}); "
 IMPORTS = import_folder(BASE, Path(".snakemake/smmil"))
 shell.prefix(
     f"set -euo pipefail; export PYTHONPATH={shlex.quote(str(IMPORTS))}; {OUTLIVE_SIGNALS}"

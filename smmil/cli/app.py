@@ -1,0 +1,134 @@
+"""The command `smmil`.
+
+Commands import what they need when they run, so that help and shell completion are quick.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from preprocessing.common.cli import guard
+from smmil import __version__
+from smmil.cli.passing import VERBS, Verb
+
+
+class Verbs(TyperGroup):
+    """The verbs; whatever follows `--` is kept for the program that a verb starts."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Split the arguments at the first `--`."""
+        if "--" in args:
+            at = args.index("--")
+            ctx.obj, args = args[at + 1 :], args[:at]
+        rest: list[str] = super().parse_args(ctx, args)
+        return rest
+
+
+app = typer.Typer(
+    cls=Verbs,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Multiple-instance learning for slides and scans: from raw files to tables, figures and maps.",
+    epilog="Start with `smmil doctor`, then `smmil init FOLDER`, `smmil qc`, `smmil run`.",
+)
+
+
+def _complete_target(incomplete: str) -> list[str]:
+    from smmil.cli.pipeline import target_names
+
+    return [name for name in target_names() if name.startswith(incomplete)]
+
+
+ConfigFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "-c",
+        "--config",
+        "--configfile",
+        metavar="FILE",
+        help="Your settings, over those of the paper; repeatable. Default: mine.yaml in this folder.",
+    ),
+]
+Cores = Annotated[str, typer.Option("--cores", metavar="N", help="Cores to use at once.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show the output of Snakemake and of every job.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite files.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"smmil {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Take the options before the verb."""
+
+
+@app.command()
+def doctor(config: ConfigFiles = None) -> None:
+    """Look at this machine: is everything there that a run needs? Exit code 1 if something is missing."""
+    from smmil.cli.doctor import examine
+    from smmil.cli.screen import print_checks
+
+    raise typer.Exit(print_checks(examine(config or [])))
+
+
+@app.command()
+def run(
+    ctx: typer.Context,
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[TARGET]...",
+            help="What to make: all (default), qc, report, table1, fig5, ..., or a file.",
+            autocompletion=_complete_target,
+        ),
+    ] = None,
+    config: ConfigFiles = None,
+    cores: Cores = "all",
+    verbose: Verbose = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what it will take (bags, tiles, disk, hours) and run nothing.")
+    ] = False,
+) -> None:
+    """Run the workflow: from raw files to the report. What follows `--` goes to Snakemake, e.g. `-- -n`."""
+    from smmil.cli.pipeline import read_setup
+    from smmil.cli.run import run_workflow
+
+    setup = read_setup(config or [])
+    raise typer.Exit(run_workflow(setup, targets or [], ctx.obj or [], cores=cores, verbose=verbose))
+
+
+@app.command()
+def qc(ctx: typer.Context, config: ConfigFiles = None, cores: Cores = "all", verbose: Verbose = False) -> None:
+    """Cut every bag and draw contact sheets: look at the tissue masks before features are computed."""
+    run(ctx, ["qc"], config, cores, verbose)
+
+
+def _add_passing(name: str, verb: Verb) -> None:
+    def passing(ctx: typer.Context) -> None:
+        raise typer.Exit(verb.run(name, [*ctx.args, *(["--", *ctx.obj] if ctx.obj else [])]))
+
+    settings = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+    app.command(name, help=verb.summary, context_settings=settings, add_help_option=False)(passing)
+
+
+for _name, _verb in VERBS.items():
+    _add_passing(_name, _verb)
+
+
+@guard
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; it ends by raising `SystemExit`."""
+    app(args=None if argv is None else [*argv], prog_name="smmil")
+    return 0

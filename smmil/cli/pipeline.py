@@ -1,0 +1,111 @@
+"""The workflow behind `smmil run`: where its files are, which configuration counts, which targets exist."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from preprocessing.common.cli import nearest
+from smmil.config.experiment import Config, load_yaml, merge, parse_config
+from smmil.config.targets import FIGURES, TABLES
+
+PACKAGE = Path(__file__).resolve().parents[1]
+DEFAULT_CONFIG = Path("mine.yaml")
+_RULE = re.compile(r"^rule (\w+):", re.MULTILINE)
+
+
+def pipeline_folder() -> Path:
+    """Return the folder with the Snakefile: the root of a checkout, or a folder of the installed package.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    folders = (PACKAGE.parent, PACKAGE / "_pipeline")
+    for folder in folders:
+        if (folder / "workflow/rules/common.smk").is_file():
+            return folder
+    raise ValueError(f"found no Snakefile in {' or '.join(map(str, folders))}; install smmil again")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The configuration of a command.
+
+    Attributes:
+        files: given by the user, merged in this order over the config.yaml of the paper.
+        config: the result.
+    """
+
+    files: tuple[Path, ...]
+    config: Config
+
+    @property
+    def title(self) -> str:
+        """Return the names of the files, for messages."""
+        return ", ".join(map(str, self.files)) or "config.yaml of the paper"
+
+    @property
+    def options(self) -> str:
+        """Return the options with which a command has the same configuration."""
+        return "".join(f" -c {file}" for file in self.files if file != DEFAULT_CONFIG)
+
+
+def read_setup(files: Sequence[Path]) -> Setup:
+    """Read the configuration of a command.
+
+    Without files, `mine.yaml` in the current folder counts; in a checkout without one, the paper's settings do.
+
+    Raises:
+        ValueError: no configuration here, or an invalid one.
+    """
+    if not files:
+        if DEFAULT_CONFIG.is_file():
+            files = [DEFAULT_CONFIG]
+        elif Path.cwd() != pipeline_folder():
+            raise ValueError(
+                f"no configuration: found no {DEFAULT_CONFIG} in {Path.cwd()}; name one with -c FILE, or write one "
+                "with `smmil init FOLDER`"
+            )
+    return Setup(tuple(files), read_config(files))
+
+
+def read_config(files: Sequence[Path]) -> Config:
+    """Merge configuration files over the paper's settings in the order given, as Snakemake does, and check the result.
+
+    Raises:
+        ValueError: a file is missing, or the result is invalid.
+    """
+    base = pipeline_folder() / "config.yaml"
+    values: dict[str, Any] = load_yaml(base)
+    for file in files:
+        if not (file.is_file() and file.samefile(base)):
+            values = merge(values, load_yaml(file))
+    return parse_config(values, ", ".join(map(str, files or [base])))
+
+
+def target_names() -> list[str]:
+    """Return the targets that have a name: rules without wildcards, tables and figures."""
+    folder = pipeline_folder()
+    names: list[str] = []
+    for file in (folder / "Snakefile", *sorted((folder / "workflow/rules").glob("*.smk"))):
+        parts = re.split(r"^(?=(?:use )?rule )", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        for part in parts:
+            # rules with a command of their own make files with wildcards in their names
+            if (match := _RULE.match(part)) and "shell:" not in part:
+                names.append(match[1])
+    return [*names, *TABLES, *FIGURES]
+
+
+def check_targets(targets: Sequence[str]) -> None:
+    """Raise if a target is neither a known name nor the path of a file.
+
+    Raises:
+        ValueError: an unknown name; similar ones are given.
+    """
+    known = target_names()
+    for target in targets:
+        if target not in known and not set(target) & set("/."):
+            raise ValueError(
+                f"unknown target {target!r}{nearest(target, known)}; expected a file or one of {', '.join(known)}"
+            )

@@ -1,0 +1,1 @@
+"""Plugins for Snakemake, found because `smmil run` puts this folder on the path of its Snakemake."""

@@ -1,0 +1,5 @@
+"""The logger plugin `smmil` of Snakemake, under the name by which Snakemake finds it."""
+
+from smmil.cli.live import LogHandler
+
+__all__ = ["LogHandler"]

@@ -1,0 +1,115 @@
+"""Start Snakemake with sensible defaults, in a process of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+
+from smmil.cli.pipeline import PACKAGE, Setup, check_targets, pipeline_folder
+from smmil.config.experiment import load_yaml
+
+PLUGINS = Path(__file__).parent / "plugins"
+# options after `--` that replace a default
+REPLACES = {"--cores": ("-c", "--jobs", "-j"), "--keep-going": ("-k",), "--rerun-incomplete": ("--ri",)}
+# Snakemake then prints an answer instead of running jobs
+QUERIES = frozenset(
+    "-n --dry-run --dryrun --lint --list -l --list-target-rules --lt --rulegraph --dag --filegraph --summary -S "
+    "--detailed-summary -D --unlock --report --version --help -h --d3dag".split()
+)
+
+
+def snakemake_command(
+    setup: Setup, targets: Sequence[str], passed: Sequence[str], *, cores: str = "all", verbose: bool = False
+) -> list[str]:
+    """Return the command line of Snakemake.
+
+    Args:
+        setup: the configuration.
+        targets: names or files; none = the default target.
+        passed: further arguments for Snakemake; they replace defaults.
+        cores: a number or "all".
+        verbose: whether Snakemake shows its own output instead of the live view.
+    """
+    folder = pipeline_folder()
+    names = {argument.partition("=")[0] for argument in passed}
+    # the options of the profile by name, because Snakemake prints a line about every profile that it reads
+    profile = load_yaml(folder / "profiles/default/config.yaml") if "--workflow-profile" not in names else {}
+    defaults: dict[str, object] = {
+        "--workflow-profile": "none",
+        **{f"--{key}": value for key, value in profile.items()},
+    }
+    defaults["--cores"] = cores
+    if not verbose and not names & (QUERIES - {"-n", "--dry-run", "--dryrun"}):
+        defaults["--logger"] = "smmil"
+    # targets first, because `--configfile` takes every word that follows it
+    command = [sys.executable, "-m", "snakemake", *targets, "--snakefile", str(folder / "Snakefile")]
+    for option, value in defaults.items():
+        if not names & {option, *REPLACES.get(option, ())} and value is not False:
+            command += [option] if value is True else [option, str(value)]
+    if setup.files:
+        command += ["--configfile", *map(str, setup.files)]
+    return [*command, *passed]
+
+
+def snakemake_environment(environment: Mapping[str, str], *, verbose: bool = False) -> dict[str, str]:
+    """Return the environment of Snakemake: it finds this package, our plugin, and this Python for the jobs."""
+    paths = [str(PLUGINS), str(PACKAGE.parent), *filter(None, [environment.get("PYTHONPATH")])]
+    programs = [str(Path(sys.executable).parent), environment.get("PATH", os.defpath)]
+    changes = {"PYTHONPATH": os.pathsep.join(paths), "PATH": os.pathsep.join(programs)}
+    return {**environment, **changes, **({} if verbose else {"SMMIL_QUIET_JOBS": "1"})}
+
+
+def run_workflow(
+    setup: Setup, targets: Sequence[str], passed: Sequence[str], *, cores: str = "all", verbose: bool = False
+) -> int:
+    """Run the workflow and say where its results are.
+
+    Args:
+        setup: the configuration.
+        targets: names or files.
+        passed: further arguments for Snakemake.
+        cores: a number or "all".
+        verbose: whether Snakemake and its jobs show their own output.
+
+    Returns:
+        Snakemake's exit code.
+
+    Raises:
+        ValueError: an unknown target.
+    """
+    check_targets(targets)
+    command = snakemake_command(setup, targets, passed, cores=cores, verbose=verbose)
+    print(f"configuration: {setup.title}; results: {setup.config.results}", file=sys.stderr)
+    code = _wait(subprocess.Popen(command, env=snakemake_environment(os.environ, verbose=verbose)))
+    if code == 0 and not QUERIES & {*passed}:
+        _name_pages(setup, targets)
+    return code
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    """Wait for Snakemake, which ends its jobs in order when a signal comes; a terminal sends Ctrl-C to it as well."""
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        process.send_signal(number)
+
+    before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+    before[signal.SIGTERM] = signal.signal(signal.SIGTERM, forward)
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return code if code >= 0 else 128 - code
+
+
+def _name_pages(setup: Setup, targets: Sequence[str]) -> None:
+    results = Path(setup.config.results)
+    pages = [results / "report/index.html"] if not targets or {"all", "report"} & {*targets} else []
+    pages += [results / name / "qc/index.html" for name in setup.config.used if "qc" in targets]
+    pages += [results / "tables" / f"{target}.md" for target in targets]
+    for page in pages:
+        if page.is_file():
+            print(f"open {page.resolve()}")
