@@ -56,7 +56,6 @@ ConfigFiles = Annotated[
 ]
 Cores = Annotated[str, typer.Option("--cores", metavar="N", help="Cores to use at once.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show the output of Snakemake and of every job.")]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite files.")]
 
 
 def _version(asked: bool) -> None:
@@ -72,6 +71,25 @@ def _options(
     ] = False,
 ) -> None:
     """Take the options before the verb."""
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Slides, or folders of DICOM files, at any depth.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="Configuration to write.")] = Path(
+        "mine.yaml"
+    ),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the configuration and the manifests.")] = False,
+) -> None:
+    """Look at a folder of slides or scans; write a commented configuration and a manifest to fill in."""
+    from smmil.cli.init import write_study
+    from smmil.cli.screen import print_survey, with_bar
+    from smmil.cli.survey import Survey, find_images, survey
+
+    images, others, outlines = find_images(folder)
+    seen = Survey(folder, list(survey(folder, with_bar(images, "reading headers"), outlines)), others)
+    files = write_study(seen, out, force=force)
+    print_survey(seen, files)
 
 
 @app.command()
@@ -113,6 +131,19 @@ def run(
 def qc(ctx: typer.Context, config: ConfigFiles = None, cores: Cores = "all", verbose: Verbose = False) -> None:
     """Cut every bag and draw contact sheets: look at the tissue masks before features are computed."""
     run(ctx, ["qc"], config, cores, verbose)
+
+
+@app.command()
+def status(
+    config: ConfigFiles = None,
+    bags: Annotated[bool, typer.Option("--bags", help="List every bag, not only those that are not ok.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep showing it until Ctrl-C.")] = False,
+) -> None:
+    """Show the outcome of every bag and the state of the trainings."""
+    from smmil.cli.pipeline import read_setup
+    from smmil.cli.screen import print_status
+
+    print_status(read_setup(config or []), every_bag=bags, watch=watch)
 
 
 def _add_passing(name: str, verb: Verb) -> None:

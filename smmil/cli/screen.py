@@ -1,16 +1,29 @@
 """Tables and lines on the screen: coloured on a terminal, plain elsewhere."""
 
 import sys
-from collections.abc import Iterable
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TypeVar
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
+from preprocessing.status import STATES
 from smmil.cli.doctor import Check
+from smmil.cli.pipeline import Setup
+from smmil.cli.status import dataset_status, not_ok, training_states
+from smmil.cli.survey import Survey
 
+T = TypeVar("T")
 STYLES = {"ok": "green", "warning": "yellow", "missing": "bold red"}
 PLAIN_WIDTH = 160
+SHOWN_FAULTS = 20
+REFRESH_SECONDS = 3
 
 
 def console() -> Console:
@@ -40,3 +53,97 @@ def print_checks(checks: Iterable[Check]) -> int:
         if check.remedy and check.state != "ok":
             screen.print(Text(f"{'':<8} -> {check.remedy}", style="bold"), soft_wrap=True)
     return 1 if missing else 0
+
+
+def with_bar(items: Sequence[T], title: str) -> Iterable[T]:
+    """Iterate with a progress bar on a terminal."""
+    return track(items, title, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
+
+
+def print_survey(survey: Survey, files: Sequence[Path]) -> None:
+    """Print what is in a folder, what cannot be read and why, and what to do next.
+
+    Args:
+        survey: the content of the folder.
+        files: that were written, the configuration first.
+    """
+    screen, rows = console(), Counter[tuple[str, str]]()
+    for finding in survey.findings:
+        if not finding.fault:
+            resolution = (
+                "" if finding.modality == "ct" else f"{finding.mpp:.3g} um/px" if finding.mpp else "none stated"
+            )
+            rows[finding.format or "unknown", resolution or "slices"] += 1
+    sheet = table("format", "resolution", ">images")
+    for (name, resolution), count in sorted(rows.items()):
+        sheet.add_row(name, resolution, f"{count:,}")
+    screen.print(sheet)
+    for finding in survey.faulty[:SHOWN_FAULTS]:
+        screen.print(Text(f"cannot be read: {finding.image}: {finding.fault}", style="yellow"), soft_wrap=True)
+    if len(survey.faulty) > SHOWN_FAULTS:
+        screen.print(f"... and {len(survey.faulty) - SHOWN_FAULTS} more, see the column `skip` of the manifest")
+    if survey.others:
+        others = ", ".join(f"{count} x {suffix}" for suffix, count in survey.others.most_common(8))
+        screen.print(f"neither slide nor scan: {others}", soft_wrap=True)
+    option = "" if files[0].name == "mine.yaml" else f" -c {files[0]}"
+    screen.print(f"\nwritten: {', '.join(map(str, files))}", soft_wrap=True)
+    screen.print(
+        f"next: fill in `label` in {' and '.join(map(str, files[1:]))}, then `smmil qc{option}`", soft_wrap=True
+    )
+
+
+def status_view(setup: Setup, *, every_bag: bool = False) -> Group:
+    """Return the state of a study: a table of stages, what is not ok, and a table of trainings.
+
+    Args:
+        setup: the configuration.
+        every_bag: whether to list the bags that are ok, too.
+
+    Raises:
+        ValueError: a file of the results is damaged.
+    """
+    stages = table("dataset", "stage", ">bags", *(f">{state}" for state in STATES), ">instances", ">tiles/s")
+    lines: list[RenderableType] = []
+    for name in setup.config.used:
+        status = dataset_status(setup.config, name)
+        if status is None:
+            stages.add_row(name, "not listed yet")
+            continue
+        summary, bags = status
+        for row in summary.stages:
+            counts = [_number(getattr(row, state)) for state in STATES]
+            speed = f"{row.tiles_per_second:,.0f}" if row.tiles_per_second else ""
+            stages.add_row(name, row.stage, f"{row.bags:,}", *counts, _number(row.instances), speed)
+        chosen = bags if every_bag else not_ok(bags)[:SHOWN_FAULTS]
+        for bag in chosen:
+            style = {"ok": "", "failed": "red"}.get(bag.state, "yellow")
+            reason = bag.reason or bag.warnings or (f"{bag.n} instances" if bag.n else "")
+            lines.append(Text(f"{name} {bag.stage} {bag.bag_id}: {bag.state}, {reason}", style=style))
+        if not every_bag and (more := len(not_ok(bags)) - len(chosen)):
+            lines.append(Text(f"... and {more} more of {name}: --bags lists all"))
+        if summary.warnings:
+            lines.append(Text(f"{name}: warnings: {len(summary.warnings)}, see `smmil qc{setup.options}`"))
+    trainings = table("training", ">runs", "state", "")
+    for training in training_states(setup.config):
+        title = f"{training.dataset}/{training.encoder}/{training.method}"
+        trainings.add_row(title, f"{training.done} of {training.total}", training.state, training.text)
+    return Group(stages, "", *lines, *([""] if lines else []), trainings)
+
+
+def _number(count: int) -> str:
+    return f"{count:,}" if count else ""
+
+
+def print_status(setup: Setup, *, every_bag: bool = False, watch: bool = False) -> None:
+    """Print the state of a study, once or again and again until Ctrl-C; raises as `status_view`."""
+    screen = console()
+    if not watch or not screen.is_terminal:
+        screen.print(status_view(setup, every_bag=every_bag), soft_wrap=True)
+        return
+    with Live(status_view(setup), console=screen, auto_refresh=False, screen=False) as live:
+        try:
+            while True:
+                time.sleep(REFRESH_SECONDS)
+                live.update(status_view(setup, every_bag=every_bag), refresh=True)
+        except KeyboardInterrupt:
+            return

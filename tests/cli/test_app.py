@@ -40,7 +40,7 @@ def test_help_names_every_verb_and_is_quick():
     run = smmil("--help", folder=Path("/"))
     seconds = time.monotonic() - start
     assert run.returncode == 0 and seconds < 3, run.stdout
-    for verb in ("doctor", "run", "qc", *VERBS):
+    for verb in ("init", "doctor", "run", "qc", "status", *VERBS):
         assert f"\n  {verb} " in run.stdout
 
 

@@ -1,0 +1,212 @@
+"""Write a configuration and manifests for a folder of slides and scans."""
+
+import csv
+import io
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from preprocessing.bags.checks import MAX_ID
+from preprocessing.common.files import write_text
+from preprocessing.datasets.custom import REQUIRED, WSI_SUFFIXES
+from preprocessing.features.encoders import ENCODERS
+from preprocessing.scans.folder import DICOM_SUFFIXES
+from smmil.cli.survey import Finding, Survey
+from smmil.config.experiment import Config
+
+ENCODER_OF = {"wsi": "resnet50_bt", "ct": "resnet50"}
+NAME_OF = {"wsi": "slides", "ct": "scans"}
+SUFFIXES = (*WSI_SUFFIXES, *DICOM_SUFFIXES)
+MAX_SKIP = 300
+# um/px; a slide may be coarser by `mpp_tolerance` of its preset
+TARGET_MPP, TOLERANCE = 0.5, 1.1
+_KEPT = re.compile(r"[^A-Za-z0-9._-]+")
+# what `preset: study` stands for
+_STUDY = """methods: [abmil, smap_early]     # what is trained; docs/methods.md lists all
+more_methods: []
+sweeps: {}
+training: {learning_rates: [1.0e-4]}
+report: {tables: [table2, comparisons, table1, resources], figures: [fig5, fig4, curves]}
+"""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset to be written.
+
+    Attributes:
+        name: in the configuration.
+        modality: "wsi" or "ct".
+        manifest: its file.
+        findings: its images.
+    """
+
+    name: str
+    modality: str
+    manifest: Path
+    findings: Sequence[Finding]
+
+    @property
+    def usable(self) -> list[Finding]:
+        """Return the images that can be read."""
+        return [finding for finding in self.findings if not finding.fault]
+
+
+def plan_datasets(survey: Survey, config: Path) -> list[Dataset]:
+    """Make one dataset of the slides and one of the scans; a single one is called like the configuration file.
+
+    Raises:
+        ValueError: nothing that can be read.
+    """
+    modalities = [modality for modality in NAME_OF if survey.usable(modality)]
+    if not modalities:
+        reasons = "".join(f"\n  {finding.image}: {finding.fault}" for finding in survey.faulty[:5])
+        raise ValueError(f"{survey.root}: found no readable slide or scan{reasons}")
+    single = re.sub(r"\W+", "_", config.stem, flags=re.ASCII).strip("_")
+    single = single if single.isidentifier() else "mine"
+    result = []
+    for modality in modalities:
+        alone = len(modalities) == 1
+        manifest = config.with_name("manifest.csv" if alone else f"manifest_{NAME_OF[modality]}.csv")
+        # a damaged image of the other kind is named in the only manifest
+        findings = [finding for finding in survey.findings if alone or finding.modality == modality]
+        result.append(Dataset(single if alone else NAME_OF[modality], modality, manifest, findings))
+    return result
+
+
+def write_study(survey: Survey, config: Path, *, force: bool = False) -> list[Path]:
+    """Write the configuration and the manifests of a folder.
+
+    Args:
+        survey: what is in the folder.
+        config: the file to write; manifests lie beside it.
+        force: whether to overwrite files.
+
+    Returns:
+        The files, the configuration first.
+
+    Raises:
+        ValueError: nothing that can be read, or a file exists.
+    """
+    datasets = plan_datasets(survey, config)
+    files = [config, *(dataset.manifest for dataset in datasets)]
+    existing = [str(file) for file in files if file.exists()]
+    if existing and not force:
+        raise ValueError(f"{', '.join(existing)}: exists; labels may be filled in there, so --force is needed")
+    for dataset in datasets:
+        write_text(dataset.manifest, manifest_text(dataset.findings))
+    write_text(config, config_text(survey.root, config, datasets))
+    return files
+
+
+def manifest_text(findings: Sequence[Finding]) -> str:
+    """Return a manifest whose labels are to be filled in; images that cannot be read are skipped by name."""
+    columns = [*REQUIRED, "group", "annotation", "mpp", "skip", "note"]
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    names = bag_ids([finding.image for finding in findings])
+    for name, finding in zip(names, findings, strict=True):
+        group = f"patient_{finding.patient}" if finding.patient is not None else ""
+        row = {"bag_id": name, "image": finding.image, "annotation": finding.outlines, "group": group}
+        # the reason to skip a bag is short text without `|`
+        skip = finding.fault.replace("|", "/")[:MAX_SKIP]
+        writer.writerow({**row, "skip": skip, "note": "" if finding.fault else finding.note})
+    return stream.getvalue()
+
+
+def bag_ids(images: Sequence[str]) -> list[str]:
+    """Return a short unique name for each image: the file's, with the folders above it where needed."""
+    parts = [[_KEPT.sub("_", part).strip("._-") for part in _without_suffix(image).split("/")] for image in images]
+    depth = [1] * len(images)
+    while True:
+        names = [
+            "_".join(filter(None, part[-n:]))[-MAX_ID:].lstrip("._-") for part, n in zip(parts, depth, strict=True)
+        ]
+        names = [name or "bag" for name in names]
+        twice = {name for name, count in Counter(name.casefold() for name in names).items() if count > 1}
+        longer = [name.casefold() in twice and n < len(part) for name, n, part in zip(names, depth, parts, strict=True)]
+        if not any(longer):
+            break
+        depth = [n + more for n, more in zip(depth, longer, strict=True)]
+    counts: Counter[str] = Counter()
+    for i, name in enumerate(names):
+        counts[name.casefold()] += 1
+        if name.casefold() in twice:
+            names[i] = f"{name[: MAX_ID - 8]}_{counts[name.casefold()]}"
+    return names
+
+
+def _without_suffix(image: str) -> str:
+    lower = image.lower()
+    return image[: -max((len(suffix) for suffix in SUFFIXES if lower.endswith(suffix)), default=0) or None]
+
+
+def config_text(root: Path, config: Path, datasets: Sequence[Dataset]) -> str:
+    """Return the configuration as commented YAML."""
+    manifests = " and ".join(dataset.manifest.name for dataset in datasets)
+    option = "" if config.name == "mine.yaml" else f" -c {config.name}"
+    study = "preset: study                    # defaults for data of your own: two methods, one learning rate\n"
+    return (
+        f"# Settings of a study of {', '.join(_count(dataset) for dataset in datasets)} in {root}.\n"
+        f"# 1. Fill in `label` (0 or 1) in {manifests}; a bag without label is only scored.\n"
+        + ("#    `split` is train, val or test.\n" if "split" in REQUIRED else "")
+        + "#    `group` is the patient, so that no patient is on both sides of a split.\n"
+        f"# 2. smmil qc{option}            look at the tissue masks\n"
+        f"# 3. smmil run --plan{option}    what it will take\n"
+        f"# 4. smmil run{option}           training and report\n"
+        f"# `smmil config {config.name}` checks this file and prints every other key.\n\n"
+        + (study if "preset" in Config.model_fields else _STUDY)
+        + "results: results                 # folder of everything that is computed\n"
+        f"use: [{', '.join(dataset.name for dataset in datasets)}]\n"
+        "datasets:\n" + "".join(_section(root, dataset) for dataset in datasets)
+    )
+
+
+def _count(dataset: Dataset) -> str:
+    return f"{len(dataset.usable)} {NAME_OF[dataset.modality]}"
+
+
+def _section(root: Path, dataset: Dataset) -> str:
+    """Return the section of one dataset."""
+    encoder = ENCODER_OF[dataset.modality]
+    others = ", ".join(name for name in ENCODERS if name != encoder)
+    licence = "; non-commercial research only" if encoder == "resnet50_bt" else ""
+    cutting = _slides(dataset.usable) if dataset.modality == "wsi" else _scans()
+    # JSON strings are YAML
+    return (
+        f"  {dataset.name}:\n"
+        "    kind: custom\n"
+        f"    root: {json.dumps(str(root), ensure_ascii=False)}\n"
+        f"    source: {{manifest: {json.dumps(str(dataset.manifest), ensure_ascii=False)}}}\n"
+        f"    encoders: [{encoder}]    # feature extractor{licence}; others: {others}\n"
+        f"{cutting}"
+        "    bags_per_shard: 25           # bags per job\n"
+        "    batch_size: 4                # bags per training step\n"
+        "    allowed_failures: 0          # unreadable bags per job before it counts as failed\n"
+    )
+
+
+def _slides(findings: Sequence[Finding]) -> str:
+    known = [finding.mpp for finding in findings if finding.mpp is not None]
+    unknown = len(findings) - len(known)
+    lines = []
+    target = TARGET_MPP
+    if known:
+        # tiles are never enlarged, so the coarsest slide decides
+        target *= 2 ** max(0, math.ceil(math.log2(max(known) / (TARGET_MPP * TOLERANCE))))
+        lines.append(f"    # found {min(known):.3g} to {max(known):.3g} um/px at level 0\n")
+    if unknown:
+        lines.append(f"    # {unknown} slides state no resolution: fill in `mpp` (um/px at level 0) in the manifest\n")
+    coarser = "" if target == TARGET_MPP else f", target_mpp: {target:g}"
+    what = f"512 px tiles at {target:g} um/px on tissue"
+    lines.append(f"    instances: {{wsi: {{preset: 20x{coarser}}}}}    # {what}\n")
+    return "".join(lines)
+
+
+def _scans() -> str:
+    return "    instances: {ct: {preset: paper}}    # windows 40/80, 80/200, 40/380 HU (brain); others: sa_mil, bone\n"
