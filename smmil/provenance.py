@@ -1,20 +1,22 @@
 """Trace one result back to the raw files: the runs, weights, features, bags and images that it depends on.
 
 Run alone:
-    python -m smmil.provenance results/tables/table1.csv --cell smap_early camelyon16
+    python -m smmil.provenance results/tables/table1.csv --cell SmAP CAMELYON16
     python -m smmil.provenance results/camelyon16/metrics/resnet18/abmil.json --verify
     python -m smmil.provenance results/camelyon16/predictions/resnet18/abmil/split1_lr0.0001.npz --bag tumor_001
 
 RESULT is a table, a metrics file, a predictions file or a run directory below a results folder. `--verify` recomputes
 every recorded hash (files of runs and predictions, bag list, manifests, arrays of the bags); exit code 1 on a mismatch.
+`--cell` takes the keys of the CSV file or the names that the table prints. The last line is a verdict.
 All facts were recorded with the results; nothing is inferred.
 """
 
 import argparse
 import csv
 import json
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,13 @@ from typing import Any
 from preprocessing.bags.rows import BagRow
 from preprocessing.bags.table import read_bags
 from preprocessing.common.cli import guard
+from preprocessing.features.encoders import encoder_title
 from smmil.artifacts.hashes import hash_file, hash_files, read_json
 from smmil.artifacts.records import IndexEntry, Metrics, PredictionIndex, RunConfig, RunEntry, RunsFile, SplitMetrics
+from smmil.config.outputs import title_of
 
+# tables mark names, e.g. SmAP ◆ and CAMELYON16†
+_MARKS = re.compile(r"[^\w+−]")
 KINDS = ("metrics", "predictions", "runs")
 # What is recorded, as JSON values.
 Facts = dict[str, Any]
@@ -93,20 +99,35 @@ def locate(result: Path, cell: Sequence[str] | None) -> Place:
 
 
 def _cell_of(table: Path, cell: Sequence[str] | None) -> Place:
+    """Find a cell by the keys of the CSV file or by the names that the printed table has."""
     path = table.with_suffix(".csv")
     with open(path, encoding="utf-8", newline="") as stream:
         reader = csv.DictReader(stream)
-        methods = [row["method"] for row in reader]
+        methods = {row["method"]: row.get("name") or row["method"] for row in reader}
         columns = sorted({tuple(name.split(".")[:2]) for name in reader.fieldnames or () if name.count(".") >= 2})
-    options = f"methods {', '.join(dict.fromkeys(methods))}; columns {', '.join('/'.join(c) for c in columns)}"
+    datasets = {dataset: title_of(dataset) for dataset, _ in columns}
+    encoders = {encoder: encoder_title(encoder) for _, encoder in columns}
+    options = "; ".join(
+        f"{kind} {', '.join(f'{key} ({name})' if key != name else key for key, name in names.items())}"
+        for kind, names in (("methods", methods), ("datasets", datasets), ("encoders", encoders))
+    )
     if not cell or not 2 <= len(cell) <= 3:
         raise ValueError(f"{table}: a table has many cells; add --cell METHOD DATASET [ENCODER] ({options})")
-    encoders = [c[1] for c in columns if c[0] == cell[1] and (len(cell) == 2 or c[1] == cell[2])]
-    if cell[0] not in methods or len(encoders) != 1:
-        raise ValueError(
-            f"{table}: found {len(encoders)} columns for --cell {' '.join(cell)}, expected one of {options}"
-        )
-    return Place(table.parent.parent, cell[1], encoders[0], cell[0])
+    method, dataset = _key(cell[0], methods), _key(cell[1], datasets)
+    chosen = [c[1] for c in columns if c[0] == dataset and (len(cell) == 2 or c[1] == _key(cell[2], encoders))]
+    if not method or len(chosen) != 1:
+        found = f"{len(chosen)} columns" if method else f"no method {cell[0]!r}"
+        raise ValueError(f"{table}: found {found} for --cell {' '.join(cell)}, expected one of {options}")
+    return Place(table.parent.parent, dataset, chosen[0], method)
+
+
+def _key(name: str, titles: Mapping[str, str]) -> str:
+    """Return the key that a user means, by the key itself or by its title without marks, whatever the case; or ""."""
+
+    def plain(text: str) -> str:
+        return _MARKS.sub("", text.casefold())
+
+    return next((key for key, title in titles.items() if plain(name) in (plain(key), plain(title))), "")
 
 
 def trace(place: Place, *, verify: bool = False, bag: str | None = None) -> Facts:
@@ -251,6 +272,19 @@ def as_text(provenance: Facts) -> str:
     return "\n".join(lines) + "\n"
 
 
+def verdict(provenance: Facts) -> str:
+    """Return one line: what a result rests on, and whether its files are still those that were recorded."""
+    runs, bags = len(provenance["runs"]), provenance["bags"]["states"].get("ok", 0)
+    rests = f"{runs} run{'s' * (runs != 1)} on {bags} bag{'s' * (bags != 1)}"
+    checks = provenance["checks"]
+    if not checks:
+        return f"verdict: recorded with {rests}; --verify recomputes the hashes\n"
+    wrong, total = len(checks["different"]), checks["computed"]
+    if wrong:
+        return f"verdict: CHANGED, {wrong} of {total} hashes differ, so {rests} no longer give this result\n"
+    return f"verdict: unchanged, all {total} hashes of {rests} are as recorded\n"
+
+
 def _is_hash(text: str) -> bool:
     return len(text) == 64 and all(c in "0123456789abcdef" for c in text)
 
@@ -260,13 +294,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; exit code 1 if `--verify` finds a difference."""
     parser = argparse.ArgumentParser(prog="python -m smmil.provenance", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("result", type=Path, help="a table, metrics or predictions file, or a run directory")
-    parser.add_argument("--cell", nargs="+", metavar="NAME", help="of a table: METHOD DATASET [ENCODER]")
+    parser.add_argument(
+        "--cell", nargs="+", metavar="NAME", help="of a table: METHOD DATASET [ENCODER], e.g. SmAP CAMELYON16"
+    )
     parser.add_argument("--bag", help="describe this bag too, back to its images")
     parser.add_argument("--verify", action="store_true", help="recompute every hash")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)
     provenance = trace(locate(arguments.result, arguments.cell), verify=arguments.verify, bag=arguments.bag)
-    print(json.dumps(provenance, indent=1) if arguments.json else as_text(provenance), end="")
+    print(json.dumps(provenance, indent=1) if arguments.json else as_text(provenance) + verdict(provenance), end="")
     return 1 if provenance["checks"] and provenance["checks"]["different"] else 0
 
 
