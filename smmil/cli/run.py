@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-from smmil.cli.pipeline import PACKAGE, Setup, check_targets, pipeline_folder
+from smmil.cli.pipeline import Setup, check_targets
 from smmil.config.experiment import load_yaml
+from smmil.installation import workflow_folder
 
-PLUGINS = Path(__file__).parent / "plugins"
+PACKAGE = Path(__file__).resolve().parents[1]
+PLUGINS = PACKAGE / "cli/plugins"
 # options after `--` that replace a default
 REPLACES = {"--cores": ("-c", "--jobs", "-j"), "--keep-going": ("-k",), "--rerun-incomplete": ("--ri",)}
 # Snakemake then prints an answer instead of running jobs
@@ -33,7 +35,7 @@ def snakemake_command(
         cores: a number or "all".
         verbose: whether Snakemake shows its own output instead of the live view.
     """
-    folder = pipeline_folder()
+    folder = workflow_folder()
     names = {argument.partition("=")[0] for argument in passed}
     # the options of the profile by name, because Snakemake prints a line about every profile that it reads
     profile = load_yaml(folder / "profiles/default/config.yaml") if "--workflow-profile" not in names else {}

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 from smmil import __version__
 from smmil.cli.app import app, main
 from smmil.cli.passing import VERBS
-from smmil.cli.pipeline import check_targets, pipeline_folder, read_config, read_setup, target_names
+from smmil.cli.pipeline import check_targets, read_config, read_setup, target_names
 from smmil.cli.run import run_workflow, snakemake_command, snakemake_environment
+from smmil.installation import workflow_folder
 from tests.helpers.workflows import ROOT, make_cohorts, shell_rules, write_config
 
 
@@ -121,7 +122,7 @@ def test_the_configuration_is_merged_over_the_papers(tmp_path, monkeypatch):
     paper = read_config([])
     assert config.methods == ["abmil"] and config.training.epochs == 3 and config.training.splits == [7]
     assert config.datasets == paper.datasets
-    monkeypatch.chdir(pipeline_folder())
+    monkeypatch.chdir(workflow_folder())
     assert read_setup([]).config == paper
 
 
