@@ -1,4 +1,4 @@
-"""Download encoder weights and verify their SHA-256; nothing is downloaded again.
+"""Download encoder weights, or copy them from an installed package, and verify their SHA-256; nothing is fetched again.
 
 `python -m preprocessing.weights --encoder resnet18 --out weights` writes `weights/resnet18.pth` and its hash
 (`resnet18.pth.sha256`). Published hashes are checked; where none is published, the hash of the first download is
@@ -13,7 +13,14 @@ from pathlib import Path
 from preprocessing.common.cli import guard
 from preprocessing.common.download import download, file_hash
 from preprocessing.common.files import write_text
-from preprocessing.features.encoders import Encoder, check_weights, get_encoder, recorded_hash
+from preprocessing.features.encoders import (
+    PACKAGE,
+    Encoder,
+    check_weights,
+    get_encoder,
+    packaged_weights,
+    recorded_hash,
+)
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +56,8 @@ def fetch_weights(name: str, out: Path | str, *, url: str = "") -> Path:
 
 
 def _source(encoder: Encoder) -> str:
+    if packaged := packaged_weights(encoder):
+        return packaged.as_uri()
     if encoder.url:
         return encoder.url
     import timm
@@ -68,9 +77,14 @@ def _download(encoder: Encoder, source: str, path: Path, recorded: str) -> str:
         return download(source, path, recorded or encoder.sha256, "sha256", progress=True)
     except ValueError as error:
         origin = " (recorded at the first download)" if recorded else ""
+        again = (
+            f"Install {encoder.url.removeprefix(PACKAGE).partition('/')[0]} again"
+            if encoder.url.startswith(PACKAGE)
+            else "Run `snakemake weights --cores 1` on a machine with network"
+        )
         raise ValueError(
-            f"weights of encoder {encoder.name}: download of {source} failed: {error}{origin}. Run `snakemake weights "
-            f"--cores 1` on a machine with network, or copy the file to {path} by hand"
+            f"weights of encoder {encoder.name}: download of {source} failed: {error}{origin}. {again}, or copy the "
+            f"file to {path} by hand"
         ) from error
 
 

@@ -19,7 +19,7 @@ from preprocessing.bags.table import read_bags, shard_rows
 from preprocessing.common.files import brace_free
 from preprocessing.datasets import DATASETS, MissingRaw
 from preprocessing.datasets.base import source_files
-from preprocessing.features.encoders import ENCODERS, check_timm_name, check_weights, get_encoder, recorded_hash
+from preprocessing.features.encoders import ENCODERS, check_timm_name, needs_download
 from smmil.config.experiment import Config
 from smmil.config.outputs import datasets, pairings, table_layout
 from smmil.config.targets import Pairing
@@ -188,8 +188,9 @@ class Plan:
         Only what is known without opening an image.
 
         Raises:
-            ValueError: a weight file is empty, or was recorded with another hash than the published one; timm does not
-                know an encoder; the folder of the results cannot be made.
+            ValueError: a weight file is empty, or was recorded with another hash than the published one; the package
+                with the weights is not installed; timm does not know an encoder; the folder of the results cannot be
+                made.
         """
         remarks = []
         self._check_results()
@@ -199,15 +200,8 @@ class Plan:
         for encoder in encoders:
             if encoder.startswith("timm/"):
                 check_timm_name(encoder)
-        absent = []
-        for encoder, file in zip(encoders, map(Path, self.weights(encoders)), strict=False):
-            if not file.exists():
-                absent.append(str(file))
-            elif not file.is_file() or not file.stat().st_size:
-                raise ValueError(f"{file}: not a weight file; delete it and run the target `snakemake weights`")
-            elif recorded := recorded_hash(file):
-                check_weights(get_encoder(encoder), file, recorded, recorded)
-        if absent:
+        files = zip(encoders, self.weights(encoders), strict=False)
+        if absent := [file for encoder, file in files if needs_download(encoder, Path(file))]:
             remarks.append(f"encoder weights are downloaded first, which needs a network: {', '.join(absent)}")
         for dataset in self.config.trained:
             parts, problems = self._parts(dataset)

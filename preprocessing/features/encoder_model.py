@@ -147,8 +147,10 @@ def _load_state(encoder: Encoder, model: nn.Module, path: Path) -> None:
 
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     try:
+        if encoder.by_order:
+            state = dict(zip(model.state_dict(), state.values(), strict=True))
         model.load_state_dict(state, strict=True)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise ValueError(
             f"{path}: does not fit encoder {encoder.name}: {' '.join(str(error).split())[:300]}"
         ) from error

