@@ -7,12 +7,14 @@ which trainings have ended.
 
 import json
 import logging
+import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+from preprocessing.bags.cohort import Cohort
 from preprocessing.bags.identity import listing_stamp, raw_stamp
 from preprocessing.bags.rows import BagRow
 from preprocessing.bags.table import read_bags, shard_rows
@@ -22,12 +24,14 @@ from preprocessing.datasets.base import source_files
 from preprocessing.features.encoders import ENCODERS, check_timm_name, needs_download
 from smmil.config.experiment import Config
 from smmil.config.outputs import datasets, pairings, table_layout
-from smmil.config.targets import Pairing
+from smmil.config.targets import REPEATS, Pairing
 from smmil.config.variants import base_method
 from smmil.figures.job import figure_layout
 
 log = logging.getLogger(__name__)
 
+# steps per epoch, below which a study is warned
+FEWEST_STEPS = 3
 # the one file of a training in the folders of each kind
 RESULT_FILES = {"metrics": ".json", "runs": "/runs.json", "predictions": "/index.json"}
 # pictures of single datasets that belong to a figure
@@ -157,30 +161,24 @@ class Plan:
         Raises:
             ValueError: its labels and splits, where they are known without opening an image, cannot be trained on.
         """
-        _, problems = self._parts(dataset)
-        if problems:
-            raise ValueError(f"datasets.{dataset}: {'; '.join(problems)}")
+        cohort = self._cohort(dataset)
+        if cohort and cohort.problems:
+            raise ValueError(f"datasets.{dataset}: {'; '.join(cohort.problems)}")
         return f"{self.results}/{dataset}/bags.csv"
 
-    def _parts(self, dataset: str) -> tuple[Mapping[tuple[str, str], int] | None, list[str]]:
-        """Return the bags by (split, label), None if unknown, and why they cannot be trained on."""
+    def _cohort(self, dataset: str) -> Cohort | None:
+        """Return the counts of the bags, None where they are known only when the bags are listed."""
         chosen = self.config.datasets[dataset]
-        count = DATASETS[chosen.kind].parts
-        if count is None:
-            return None, []
+        count = DATASETS[chosen.kind].cohort
         try:
-            parts = count(Path(chosen.root), chosen.source)
+            return count(Path(chosen.root), chosen.source) if count else None
         except MissingRaw:
-            return None, []
-        train, val = ([parts.get((split, label), 0) for label in "01"] for split in ("train", "val"))
-        # without given validation bags, some of each class are taken from the training part
-        least = 1 if any(val) else 2
-        if min(train) >= least:
-            return parts, []
-        return parts, [
-            f"found {train[0]} negative and {train[1]} positive bags with split train, expected at least {least} of "
-            "each; add bags, or set `train: false` to preprocess and score only"
-        ]
+            return None
+
+    def listed_splits(self, dataset: str) -> int:
+        """Return the training splits that listing checks labels for; 0 where nothing is trained or it is done here."""
+        chosen = self.config.datasets[dataset]
+        return len(self.config.training.splits) if chosen.train and not DATASETS[chosen.kind].cohort else 0
 
     def remarks(self) -> list[str]:
         """Return what will need a network, and what will leave cells of the tables empty or weak.
@@ -204,27 +202,26 @@ class Plan:
         if absent := [file for encoder, file in files if needs_download(encoder, Path(file))]:
             remarks.append(f"encoder weights are downloaded first, which needs a network: {', '.join(absent)}")
         for dataset in self.config.trained:
-            parts, problems = self._parts(dataset)
-            if parts is None or problems:
-                continue
-            train, val, test = ([parts.get((split, label), 0) for label in "01"] for split in ("train", "val", "test"))
-            splits = len(self.config.training.splits)
-            if not any(test):
-                remarks.append(f"datasets.{dataset}: no bag has split test, so its tables and figures will be empty")
-            elif not all(test):
-                remarks.append(
-                    f"datasets.{dataset}: {test[0]} negative and {test[1]} positive test bags; AUROC needs both classes"
-                )
-            if any(val) and not all(val):
-                remarks.append(
-                    f"datasets.{dataset}: {val[0]} negative and {val[1]} positive validation bags; epochs and learning "
-                    "rates are chosen by the loss alone, because AUROC needs both classes"
-                )
-            if min(train) < splits and not any(val):
-                remarks.append(
-                    f"datasets.{dataset}: {train[0]} negative and {train[1]} positive training bags for {splits} "
-                    "splits; their spread will say little (training.splits)"
-                )
+            cohort = self._cohort(dataset)
+            if cohort and not cohort.problems:
+                lines = [*cohort.remarks(len(self.config.training.splits)), *self._study_remarks(dataset, cohort)]
+                remarks += [f"datasets.{dataset}: {line}" for line in lines]
+        return remarks
+
+    def _study_remarks(self, dataset: str, cohort: Cohort) -> list[str]:
+        """Return what the authors of a published dataset have settled, and those of an own study have to."""
+        if self.config.preset != "study":
+            return []
+        chosen, remarks = self.config.datasets[dataset], []
+        if not cohort.grouped:
+            remarks.append("no bag has a group, so slides of one patient can be on both sides of a split")
+        share = 1 if any(cohort.labels("val")) else 1 - chosen.val_share
+        steps = math.ceil(share * sum(cohort.labels("train")) / chosen.batch_size)
+        if steps < FEWEST_STEPS:
+            remarks.append(
+                f"{sum(cohort.labels('train'))} training bags make {steps} steps of {chosen.batch_size} bags per "
+                "epoch; methods may learn little, so lower batch_size, e.g. to 4"
+            )
         return remarks
 
     def _check_results(self) -> None:
@@ -333,8 +330,12 @@ class Plan:
 
     @property
     def tables(self) -> list[str]:
-        """Return the tables of `report.tables` that show any training."""
-        return [table for table in self.config.report.tables if pairings(self.config, table)]
+        """Return the tables of `report.tables` that show any training; a study repeats no table."""
+        config = self.config
+        tables = [table for table in config.report.tables if pairings(config, table)]
+        if config.preset != "study" or config.more_methods or any(len(d.encoders) > 1 for d in config.trained.values()):
+            return tables
+        return [table for table in tables if REPEATS.get(table) not in tables]
 
     @property
     def figures(self) -> list[str]:

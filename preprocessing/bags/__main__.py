@@ -20,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--instance-bytes", type=int, default=0, help="bytes of the features of one instance, to check the disk"
     )
+    parser.add_argument("--splits", type=int, default=0, help="training splits that the bags have to be enough for")
     parser.add_argument("--out", required=True, type=Path, help="bags.csv; NAME.report.json is written beside it")
     args = parser.parse_args(argv)
     from preprocessing.datasets.listing import list_bags
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError(f"--options: not JSON ({error}); found {args.options[:80]!r}") from error
     if not isinstance(options, dict):
         raise ValueError(f"--options: expected a JSON object, found {type(options).__name__}")
-    limits = {"max_bags": args.max_bags, "instance_bytes": args.instance_bytes}
+    limits = {"max_bags": args.max_bags, "instance_bytes": args.instance_bytes, "splits": args.splits}
     list_bags(args.dataset, args.kind, args.root, options, args.out, **limits)
     return 0
 

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from preprocessing.bags.cohort import Cohort
 from preprocessing.bags.report import ListReport, omitted
 from preprocessing.bags.rows import BagRow
 from preprocessing.common.cli import nearest
@@ -40,9 +41,9 @@ class Dataset:
         reads: `(root, options) -> paths`, further tables and folders that the list of bags is made from.
         expected: known counts.
         options: the record of its options.
-        parts: `(root, options) -> {(split, label): bags}` without opening an image; None = not known so early.
+        cohort: `(root, options) -> Cohort` without opening an image; None = known when the bags are listed.
         released: quirk of `smmil.config.quirks.QUIRKS` -> the settings of training that it changes on this dataset.
-        split_note: options -> how bags were sampled, printed under tables; "" where the split is given.
+        split_note: `(root, options)` -> how bags were sampled, printed under tables; "" where the split is given.
     """
 
     kind: str
@@ -55,9 +56,9 @@ class Dataset:
     reads: Callable[[Path, Mapping[str, object]], Iterable[Path]] = lambda root, options: ()
     expected: dict[str, int] = field(default_factory=dict)
     options: "type[Options]" = field(default_factory=lambda: Options)
-    parts: Callable[[Path, Mapping[str, object]], Mapping[tuple[str, str], int]] | None = None
+    cohort: Callable[[Path, Mapping[str, object]], Cohort] | None = None
     released: Mapping[str, Mapping[str, bool | float | str]] = field(default_factory=dict)
-    split_note: Callable[[Mapping[str, object]], str] = lambda options: ""
+    split_note: Callable[[Path, Mapping[str, object]], str] = lambda root, options: ""
 
 
 class Options(BaseModel):

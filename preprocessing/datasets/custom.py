@@ -1,11 +1,11 @@
 """Slides and scans of a user, listed in a CSV manifest.
 
-Columns: bag_id, image, label (0, 1, or empty to score only), split (train, val, test, or empty to score only); optional
-annotation, annotation_complete, mpp, group, modality, note, and the overrides of single bags
-(`preprocessing.bags.overrides`: skip, preset, sthresh, mask, ...). `image` is a slide file, a folder with the DICOM
-files of one CT series (`folder#3`: the series with SeriesNumber 3), one .dcm file (a scan of one slice), or a DICOM
-whole-slide image (its folder or one of its files). Paths are relative to the root folder and stay inside it. `group`
-keeps a patient's bags in one split; an index replaces it.
+Columns: bag_id, image, label (0, 1, or empty to score only); optional split (train, val, test, or empty to score only;
+without the column, test bags are drawn, `preprocessing.datasets.drawn_test`), annotation, annotation_complete, mpp,
+group, modality, note, and the overrides of single bags (`preprocessing.bags.overrides`: skip, preset, sthresh, mask,
+...). `image` is a slide file, a folder with the DICOM files of one CT series (`folder#3`: the series with SeriesNumber
+3), one .dcm file (a scan of one slice), or a DICOM whole-slide image (its folder or one of its files). Paths are
+relative to the root folder and stay inside it. `group` keeps a patient's bags in one split; an index replaces it.
 
 All errors in the manifest are reported at once, each with its line. Files in a folder that are no slice of the scan are
 left out and named in note and report. Faulty files of a scan (mixed sizes, several series, two slices at one place)
@@ -16,18 +16,19 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from pydantic import Field
 
 from preprocessing.bags.checks import validate_bags
+from preprocessing.bags.cohort import Cohort
 from preprocessing.bags.overrides import COLUMNS, override, parse_overrides, read_overrides
 from preprocessing.bags.rows import FAULTY, SLICES, BagRow, relative, resolve, similar_path
 from preprocessing.bags.shared_images import shared_images
 from preprocessing.common.cli import raise_all
-from preprocessing.common.csv_files import CsvLine, read_csv
+from preprocessing.common.csv_files import CsvLine, csv_rows, read_csv
 from preprocessing.datasets.base import (
     BagTable,
     Dataset,
@@ -37,6 +38,7 @@ from preprocessing.datasets.base import (
     option_file,
     parse_options,
 )
+from preprocessing.datasets.drawn_test import SHARE, Labelled, draw_splits
 from preprocessing.datasets.shared import patient_groups, shared_annotations, shared_patients
 from preprocessing.datasets.slice_labels import slice_states
 from preprocessing.scans.dicom import read_identity
@@ -52,8 +54,8 @@ bag_id,image,label,split,annotation,mpp,group
 case_01,slides/case_01.svs,1,train,slides/case_01.geojson,,patient_1
 case_02,scans/case_02,0,test,,,patient_2
 """
-REQUIRED = ("bag_id", "image", "label", "split")
-OPTIONAL = ("annotation", "annotation_complete", "mpp", "group", "modality", "note")
+REQUIRED = ("bag_id", "image", "label")
+OPTIONAL = ("split", "annotation", "annotation_complete", "mpp", "group", "modality", "note")
 OVERRIDES = tuple(name for name in COLUMNS if name not in OPTIONAL)
 # columns that name files
 FILES = ("image", "annotation", "mask")
@@ -66,6 +68,10 @@ class CustomOptions(Options):
     """Options of a manifest."""
 
     manifest: str | None = Field(None, description="the path of a CSV file")
+    test_share: float | None = Field(
+        None, ge=0, lt=1, description="a share of the bags from 0 to 1 for the test, where no column split names them"
+    )
+    seed: int = Field(0, ge=0, description="a number that seeds the draw of test bags, at least 0")
 
 
 def _manifest(root: Path, options: CustomOptions) -> Path:
@@ -77,11 +83,38 @@ def _manifest(root: Path, options: CustomOptions) -> Path:
     return path
 
 
-def _lines(path: Path) -> list[CsvLine]:
+def _lines(root: Path, parsed: CustomOptions) -> list[CsvLine]:
+    """Return the lines of the manifest; without a column `split`, theirs are drawn."""
+    path = _manifest(root, parsed)
     lines = read_csv(path, REQUIRED, optional=(*OPTIONAL, *OVERRIDES))
     if not lines:
         raise ValueError(f"{path}: no rows, expected one per slide or scan")
+    if "split" not in lines[0].cells:
+        return _with_drawn_splits(lines, parsed, _skipped(root, parsed))
+    if parsed.test_share is not None:
+        raise ValueError(f"{path}: the column split names the test bags, so remove it or `test_share`")
     return lines
+
+
+def _with_drawn_splits(lines: list[CsvLine], parsed: CustomOptions, skipped: set[str]) -> list[CsvLine]:
+    groups, _ = patient_groups(lines, Findings())
+    labelled = [
+        Labelled(line.cells["bag_id"], int(line.cells["label"]), groups.get(line.number, ""))
+        for line in lines
+        if line.cells["label"] in ("0", "1") and not line.cells.get("skip") and line.cells["bag_id"] not in skipped
+    ]
+    splits = draw_splits(labelled, share=_share(parsed), seed=parsed.seed)
+    return [replace(line, cells=line.cells | {"split": splits.get(line.cells["bag_id"], "")}) for line in lines]
+
+
+def _share(parsed: CustomOptions) -> float:
+    return SHARE if parsed.test_share is None else parsed.test_share
+
+
+def _skipped(root: Path, parsed: CustomOptions) -> set[str]:
+    """Return the bags that the file of overrides skips; their images may be damaged or absent."""
+    overrides = option_file(KIND, "overrides", parsed.overrides, root)
+    return {name for name, values in read_overrides(overrides).items() if values.skip} if overrides else set()
 
 
 def count(root: Path, options: Mapping[str, object]) -> int:
@@ -91,17 +124,32 @@ def count(root: Path, options: Mapping[str, object]) -> int:
         MissingRaw: no root folder.
         ValueError: an invalid option, no manifest, other columns, or lines with too few or too many cells.
     """
-    return len(_lines(_manifest(root, parse_options(KIND, CustomOptions, options))))
+    return len(_lines(root, parse_options(KIND, CustomOptions, options)))
 
 
-def parts(root: Path, options: Mapping[str, object]) -> Counter[tuple[str, str]]:
+def cohort(root: Path, options: Mapping[str, object]) -> Cohort:
     """Count the bags of each split and label, skipped ones left out; raise as `count`."""
     parsed = parse_options(KIND, CustomOptions, options)
-    overrides = option_file(KIND, "overrides", parsed.overrides, root)
-    skipped = {name for name, values in read_overrides(overrides).items() if values.skip} if overrides else set()
-    cells = [line.cells for line in _lines(_manifest(root, parsed))]
+    skipped = _skipped(root, parsed)
+    cells = [line.cells for line in _lines(root, parsed)]
     used = [row for row in cells if not row.get("skip") and row["bag_id"] not in skipped]
-    return Counter((row["split"], row["label"]) for row in used)
+    parts = Counter((row["split"], row["label"]) for row in used)
+    return Cohort(parts, grouped=sum(bool(row.get("group")) for row in used))
+
+
+def split_note(root: Path, options: Mapping[str, object]) -> str:
+    """Say how test bags are drawn, for the notes of tables; "" where the manifest names them or cannot be read."""
+    parsed = parse_options(KIND, CustomOptions, options)
+    try:
+        _, header = next(csv_rows(_manifest(root, parsed)), (0, ["split"]))
+    except ValueError:
+        return ""
+    if "split" in [name.strip() for name in header]:
+        return ""
+    return (
+        f"the manifest has no column split, so {100 * _share(parsed):g} % of the patients of each label are drawn for "
+        f"the test (seed {parsed.seed}); a bag without a group is a patient of its own"
+    )
 
 
 def list_bags(root: Path, options: Mapping[str, object]) -> BagTable:
@@ -117,14 +165,13 @@ def list_bags(root: Path, options: Mapping[str, object]) -> BagTable:
     """
     parsed = parse_options(KIND, CustomOptions, options)
     manifest = _manifest(root, parsed)
-    lines = _lines(manifest)
+    lines = _lines(root, parsed)
     findings = Findings()
+    findings.notes += [note] if (note := split_note(root, options)) else []
     groups, problems = patient_groups(lines, findings)
     rows: dict[int, BagRow] = {}
     patients: dict[str, list[BagRow]] = {}
-    overrides = option_file(KIND, "overrides", parsed.overrides, root)
-    # the images of skipped bags may be damaged or absent
-    skipped = {name for name, values in read_overrides(overrides).items() if values.skip} if overrides else set()
+    skipped = _skipped(root, parsed)
     for line in lines:
         try:
             is_skipped = line.cells["bag_id"] in skipped
@@ -308,11 +355,16 @@ def _complete(cells: dict[str, str], label: int | None, annotation: str) -> bool
 
 def reads(root: Path, options: Mapping[str, object]) -> list[Path]:
     """Return the folders of scans, those in them, and the tables of slice labels that the manifest names."""
-    rows = [line.cells for line in _lines(_manifest(root, parse_options(KIND, CustomOptions, options)))]
+    rows = [line.cells for line in _lines(root, parse_options(KIND, CustomOptions, options))]
     folders = {root / row["image"] for row in rows} | {root / row["image"].rpartition("#")[0] for row in rows}
     tables = {root / row["annotation"] for row in rows if row.get("annotation", "").lower().endswith(".csv")}
     nested = {Path(path) for folder in folders - {root} for path, _, _ in os.walk(folder)}
     return sorted(nested | tables)
 
 
-DATASET = Dataset(KIND, "any", TITLE, SOURCE, LAYOUT, count, list_bags, reads, options=CustomOptions, parts=parts)
+DATASET = Dataset(
+    *(KIND, "any", TITLE, SOURCE, LAYOUT, count, list_bags, reads),
+    options=CustomOptions,
+    cohort=cohort,
+    split_note=split_note,
+)

@@ -9,11 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from preprocessing.bags.checks import validate_bags
+from preprocessing.bags.cohort import Cohort
 from preprocessing.bags.overrides import apply_overrides, read_overrides
 from preprocessing.bags.report import ListReport, omitted, summarise
 from preprocessing.bags.rows import BagRow
 from preprocessing.bags.shared_images import shared_images
 from preprocessing.bags.table import write_bags
+from preprocessing.common.cli import raise_all
 from preprocessing.datasets import get_dataset
 from preprocessing.datasets.base import option_file
 
@@ -32,6 +34,7 @@ def list_bags(
     *,
     max_bags: int | None = None,
     instance_bytes: int = 0,
+    splits: int = 0,
 ) -> list[BagRow]:
     """List and check the bags of a dataset, and write `bags.csv` with a report beside it.
 
@@ -43,12 +46,14 @@ def list_bags(
         out: bags.csv; `NAME.report.json` is written beside it.
         max_bags: bags the workflow planned for; more is an error.
         instance_bytes: of the features of one instance, all encoders together, to warn of a disk that is too small.
+        splits: training splits that the bags have to be enough for; 0 = nothing is trained.
 
     Returns:
         The rows of `bags.csv`, overrides applied.
 
     Raises:
-        ValueError: missing raw data, invalid options, or bags with problems, all of them named.
+        ValueError: missing raw data, invalid options, bags with problems, all of them named, or bags that cannot be
+            trained on.
     """
     table = get_dataset(kind).list_bags(root, options)
     overrides = option_file(kind, "overrides", options.get("overrides"), root)
@@ -65,6 +70,8 @@ def list_bags(
         # nobody can correct a published dataset, so its duplicates are reported only; custom bags are checked by line
         shared = shared_images(rows, root)
         table.report.notes.extend(_first([*shared.contradicting, *shared.repeated], "images in several bags"))
+    if splits:
+        _check_cohort(dataset, rows, splits)
     skipped = omitted({row.bag_id: row.skip for row in rows if row.skip})
     report = replace(table.report, dataset=dataset, kind=kind, found=summarise(rows), skipped=skipped)
     write_bags(out, rows)
@@ -72,6 +79,14 @@ def list_bags(
     _log_report(report)
     _check_disk(rows, root, out.parent, instance_bytes)
     return sorted(rows, key=lambda row: row.bag_id)
+
+
+def _check_cohort(dataset: str, rows: Sequence[BagRow], splits: int) -> None:
+    """Raise if the bags cannot be trained on; warn of what will leave tables empty or weak."""
+    cohort = Cohort.of_rows(rows)
+    raise_all(cohort.problems, f"dataset {dataset!r}")
+    for remark in cohort.remarks(splits):
+        log.warning("%s: %s", dataset, remark)
 
 
 def _first(texts: list[str], what: str, most: int = 10) -> list[str]:

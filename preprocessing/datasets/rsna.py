@@ -266,7 +266,7 @@ def _rows(
     return rows
 
 
-def split_note(options: Mapping[str, object]) -> str:
+def split_note(root: Path, options: Mapping[str, object]) -> str:
     """Say which scans are sampled under these options, for the notes of tables."""
     parsed = parse_options(KIND, RsnaOptions, options)
     sampled = f"are a seeded sample (seed {parsed.seed}, up to {parsed.scans:,} scans in all)"

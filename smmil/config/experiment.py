@@ -1,13 +1,14 @@
 """The configuration of an experiment: `Config`, its validation and its JSON schema.
 
-`config.yaml` holds the paper's values; a second file given with `--configfile` overrides single keys. The JSON schema
-`workflow/schemas/config.schema.json` is generated with `python -m smmil.config --schema`.
+`config.yaml` holds the paper's values. The file of a preset, your files and `--config` items override single keys, in
+this order (`read_settings`). The JSON schema `workflow/schemas/config.schema.json` is generated with
+`python -m smmil.config --schema`.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -28,11 +29,19 @@ from smmil.config.sections import (
 )
 from smmil.config.training_options import ProtocolOptions, TrainingOptions
 from smmil.config.variants import Variant, base_method
+from smmil.installation import workflow_folder
+
+BASE = workflow_folder() / "config.yaml"
+# of `paper`, the settings are config.yaml; those of another one stand in workflow/NAME.yaml
+Preset = Literal["paper", "study"]
 
 
 class Config(ProtocolOptions):
     """The whole experiment."""
 
+    preset: Preset = Field(
+        default="paper", description="defaults below your own keys: the paper's, or workflow/study.yaml for own data"
+    )
     results: Folder = Field(default="results", description="folder of everything that is computed")
     datasets: dict[str, DatasetConfig] = Field(description="name -> dataset")
     use: list[str] | None = Field(default=None, description="datasets of this run; null = all of them")
@@ -77,6 +86,8 @@ class Config(ProtocolOptions):
                 raise ValueError(
                     f"sweeps.{name}: unknown datasets {unknown}, expected some of {', '.join(self.datasets)}"
                 )
+        if not self.datasets:
+            raise ValueError("datasets: found none, expected yours by name, with kind, root and encoders")
         if not self.used:
             raise ValueError(f"use: found [], expected some of {', '.join(self.datasets)}, or null for all of them")
         for name, dataset in self.used.items():
@@ -193,6 +204,32 @@ def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any
         nested = before if isinstance(before, Mapping) else {}
         merged[key] = merge(nested, value) if isinstance(value, Mapping) else value
     return merged
+
+
+def read_settings(files: Iterable[Path], items: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the settings of config.yaml, of the preset, of your files and of single items; the last one counts.
+
+    Args:
+        files: your files, in the order of `snakemake --configfile`; config.yaml among them is read once, below all.
+        items: keys given one by one, as `snakemake --config` takes them.
+
+    Raises:
+        ValueError: a file that cannot be read, or an unknown preset.
+    """
+    given: dict[str, Any] = {}
+    for file in files:
+        if not (BASE.is_file() and file.is_file() and file.samefile(BASE)):
+            given = merge(given, load_yaml(file))
+    given = merge(given, items or {})
+    values = load_yaml(BASE) if BASE.is_file() else {}
+    preset = given.get("preset", "paper")
+    if preset not in get_args(Preset):
+        raise ValueError(f"preset: found {preset!r}, expected one of {', '.join(get_args(Preset))}")
+    if preset != "paper":
+        for key, value in load_yaml(BASE.parent / f"workflow/{preset}.yaml").items():
+            # an empty section of a preset empties that of config.yaml
+            values[key] = merge(values.get(key, {}), value) if isinstance(value, Mapping) and value else value
+    return merge(values, given)
 
 
 def load_yaml(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ further training: its rows are the methods with Sm whose base is trained for ano
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from preprocessing.datasets import DATASETS
@@ -125,7 +126,7 @@ def table_layout(config: "Config", table: str) -> TableLayout | PairLayout:
     shown = []
     for name in datasets(config, table):
         chosen = config.datasets[name]
-        note = DATASETS[chosen.kind].split_note(chosen.source)
+        note = DATASETS[chosen.kind].split_note(Path(chosen.root), chosen.source)
         shown.append(
             TableDataset(name=name, title=title_of(name), split_note=note, encoders=encoders(config, table, name))
         )

@@ -34,3 +34,7 @@ ONLY_KIND = {"table4": "camelyon16"}
 
 
 EVERY_ENCODER = ("table6", "table7", "table8", "table9", "table10", "resources")
+
+
+# with one feature extractor, a table of every extractor -> the table that has its numbers, too
+REPEATS = {"table7": "table1", "table8": "table1", "table9": "table2", "table10": "table2"}

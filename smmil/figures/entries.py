@@ -49,11 +49,15 @@ class MissingRuns(Record):
 
 
 class FigureEntry(Picture):
-    """`{figure}.json`; `figure` is a key of `smmil.figures.__main__.DRAWERS`."""
+    """`{figure}.json`; `figure` is a key of `smmil.figures.__main__.DRAWERS`.
+
+    `empty` says why the picture of existing runs shows nothing, "" otherwise; the report leaves such a figure out.
+    """
 
     figure: str
     datasets: tuple[str, ...]
     missing: MissingRuns
+    empty: str = ""
 
 
 class MapEntry(Picture):

@@ -67,7 +67,8 @@ def draw(job: Job) -> PictureText:
     which = "instances of bags predicted positive" if positive_only else "all labelled test instances"
     rule = f"Scores of {which}; {RULE}; {BINS} bins, each class normalised."
     spread = "Under a name: instance AUROC over all splits (⇅: inverted runs, AUROC < 0.5)."
-    runs, height = [], 2.0 * sum(rows) + 0.3 * len(blocks) + 0.7
+    shown = dict[str, bool]()
+    height = 2.0 * sum(rows) + 0.3 * len(blocks) + 0.7
     with picture(job, 2.6 * columns, height, "Instance scores by label", rule, spread) as figure:
         parts = np.atleast_1d(figure.subfigures(len(blocks), 1, height_ratios=rows))
         for part, (dataset, methods), n_rows in zip(parts, blocks, rows, strict=True):
@@ -77,7 +78,7 @@ def draw(job: Job) -> PictureText:
                 if i >= len(methods):
                     ax.set_axis_off()
                     continue
-                runs += _panel(ax, job, dataset, methods[i], positive_only)
+                shown |= _panel(ax, job, dataset, methods[i], positive_only)
                 if i % columns == 0:
                     ax.set_ylabel("share of the class")
                 if i + columns >= len(methods):
@@ -89,26 +90,30 @@ def draw(job: Job) -> PictureText:
         notes.append(
             "Released code (eval_histogram): only bags predicted positive are shown, each class with bins of its own."
         )
-    return PictureText("Figure 4. Histograms of the instance scores", caption, notes, runs)
+    empty = "no run has test instances of both labels" if shown and not any(shown.values()) else ""
+    return PictureText("Figure 4. Histograms of the instance scores", caption, notes, [*shown], empty)
 
 
-def _panel(ax: Any, job: Job, dataset: FigureDataset, method: str, positive_only: bool) -> list[str]:
+def _panel(ax: Any, job: Job, dataset: FigureDataset, method: str, positive_only: bool) -> dict[str, bool]:
+    """Draw a run; return its name with whether it has instances of both labels, {} without a run."""
     run = chosen_run(job, dataset, method)
     ax.set_title(marked_name(method))
     ax.set_xlim(0, 1)
     if run is None:
         ax.text(0.5, 0.5, f"no run\n({job.n_splits} missing)", ha="center", va="center", color=NEUTRAL)
         ax.set_yticks([])
-        return []
+        return {}
     y, score = panel_instances(run, predicted_positive=positive_only)
     name = f"{dataset.name}/{dataset.encoder}/{method}/{run.run}"
     if len(y) == 0:
         text = "no bag predicted positive" if positive_only else "no labelled instance"
         ax.text(0.5, 0.5, text, ha="center", va="center", color=NEUTRAL)
-        return [name]
+        return {name: False}
     highest = 0.0
     for label, colour, class_name in ((0, NEGATIVE, "negative"), (1, POSITIVE, "positive")):
         count = int((y == label).sum())
+        if not count:
+            continue
         shares, edges = histogram(y, score, label, own_bins=positive_only)
         highest = max(highest, float(shares.max()))
         ax.stairs(shares, edges, color=colour, fill=True, alpha=0.5, label=f"{class_name} ({count:,})")
@@ -117,4 +122,4 @@ def _panel(ax: Any, job: Job, dataset: FigureDataset, method: str, positive_only
     ax.set_title(f"{marked_name(method)}\n", fontsize=9)
     text = spread_text(job.metrics_of(dataset, method))
     ax.text(0.5, 1.02, text, fontsize=7, ha="center", transform=ax.transAxes, color="#4a5158")
-    return [name]
+    return {name: 0 < int(y.sum()) < len(y)}

@@ -113,12 +113,16 @@ class Job:
 
 @dataclass(frozen=True)
 class PictureText:
-    """Texts of a finished picture; `runs` are the runs it shows, None = all runs of the layout."""
+    """Texts of a finished picture; `runs` are the runs it shows, None = all runs of the layout.
+
+    `empty` says why it shows nothing although there are runs, "" otherwise.
+    """
 
     title: str
     caption: str
     notes: Sequence[str]
     runs: Sequence[str] | None = None
+    empty: str = ""
 
 
 @contextmanager
@@ -232,6 +236,7 @@ def describe(job: Job, text: PictureText, command: str, version: int) -> FigureE
         protocol=job.protocol,
         random_weights=job.random_weights,
         missing=job.missing,
+        empty=text.empty,
         runs=tuple(runs if text.runs is None else text.runs),
         files=(job.out.name, job.out.with_suffix(".pdf").name),
         command=command,

@@ -43,6 +43,10 @@ def draw(job: Job) -> PictureText:
         for test, out in [test_of(job, metric)]
         if test.names or not metric.startswith("signed_")
     ]
+    ranked = [entry for entry in tests if entry[1].statistic is not None]
+    empty = "" if ranked or not job.metrics else "no test: it needs two methods that share a split"
+    # a level without any test says nothing beside one that has it
+    tests = ranked or tests
     tallest = max((len(test.names) for _, test, _ in tests), default=0)
     notes, height = [tests[0][1].warning], len(tests) * (1.5 + 0.13 * max(4, tallest)) + 0.8
     lines = ("Mean ranks and critical difference (Friedman, Nemenyi)", f"Warning: {WARNING}")
@@ -55,7 +59,7 @@ def draw(job: Job) -> PictureText:
         "Mean rank of every method over splits and datasets, 1 = best. Methods joined by a bar are closer than the "
         "critical difference (CD, Nemenyi, 95 %). The sign-aware score is not the paper's."
     )
-    return PictureText("Critical difference of mean ranks", caption, [*notes, *inverted_note(job)])
+    return PictureText("Critical difference of mean ranks", caption, [*notes, *inverted_note(job)], empty=empty)
 
 
 def _note(label: str, test: RankTest, out: list[str]) -> str:

@@ -15,7 +15,7 @@ from smmil.config.definitions import protocol_text, shared_quirks
 from smmil.config.layouts import TableDataset, TableLayout
 from smmil.config.methods import GROUPS, METHODS, display_name
 from smmil.evaluate.ranks import places
-from smmil.tables.cells import MARKED, MetricsByKey, Row, Section, Table, cells_of
+from smmil.tables.cells import MARKED, MetricsByKey, Row, Section, Table, cells_of, reason_empty
 from smmil.tables.notes import notes
 from smmil.tables.specs import TABLES, Column, Key, SectionSpec, TableSpec
 
@@ -53,19 +53,22 @@ def build_table(name: str, metrics: Sequence[Metrics], layout: TableLayout) -> T
             used[key] = entry
         else:
             logger.warning("%s: metrics of %s are not in the layout", name, " / ".join(key))
-    sections = tuple(
-        section
-        for section_spec, section_columns in zip(spec.sections, columns, strict=True)
-        for section in [_section(spec, section_spec, section_columns, blocks, used)]
-        if not section_spec.optional or any(cell.values for _, _, cell in section.cells())
-    )
+    every = [_section(spec, part, group, blocks, used) for part, group in zip(spec.sections, columns, strict=True)]
+    shown = [section for section in every if section.has_values]
+    # before the first run, the rows and columns say what is to come
+    expected = [section for section, part in zip(every, spec.sections, strict=True) if not part.optional]
+    sections = tuple(shown or expected)
     n_splits = layout.splits
     if n_splits is None:
         n_splits = max((len(entry.splits) for entry in used.values()), default=0)
     random = frozenset(key[:2] for key, entry in used.items() if entry.random_weights)
     protocol = protocol_text(*shared_quirks(used.values(), "table")) or "none (no metrics)"
+    empty = [f"{section.title} ({reason_empty([section])})" for section in expected if not section.has_values]
     lines = notes(sections, used, layout, n_splits)
-    return Table(name, spec.title, sections, n_splits, protocol, lines, random)
+    if shown and empty:
+        lines = (*lines, f"Left out, without any value: {'; '.join(empty)}.")
+    left_out = reason_empty(every[:1]) if used and not shown else ""
+    return Table(name, spec.title, sections, n_splits, protocol, lines, random, left_out)
 
 
 def columns_of(section: SectionSpec, datasets: Sequence[TableDataset]) -> tuple[Column, ...]:

@@ -6,7 +6,8 @@ are taken split by split, since the two methods share the split of a seed, and t
 """
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from smmil.artifacts.records import Metrics, PartMetrics
@@ -101,6 +102,19 @@ class Section:
             for column, cell in zip(self.columns, row.cells, strict=True):
                 yield row, column, cell
 
+    @property
+    def has_values(self) -> bool:
+        """Whether any cell has a value."""
+        return any(cell.values for _, _, cell in self.cells())
+
+
+def reason_empty(sections: Iterable[Section]) -> str:
+    """Return the most frequent reason why cells of sections are empty."""
+    notes = Counter(
+        cell.note for section in sections for _, _, cell in section.cells() if cell.note not in ("", NO_FILE)
+    )
+    return notes.most_common(1)[0][0] if notes else "no value"
+
 
 @dataclass(frozen=True)
 class Table:
@@ -114,6 +128,7 @@ class Table:
         protocol: protocol of the runs, with the quirks that differ from its preset.
         notes: lines under the table.
         random_keys: (dataset, encoder) pairs with an untrained encoder.
+        left_out: why no cell has a value although runs exist, "" otherwise; the report leaves such a table out.
     """
 
     name: str
@@ -123,6 +138,7 @@ class Table:
     protocol: str
     notes: tuple[str, ...] = ()
     random_keys: frozenset[Key] = frozenset()
+    left_out: str = ""
 
 
 def metric_cell(metrics: Metrics | None, metric: str) -> Cell:

@@ -100,10 +100,16 @@ def build(results: Results, layout: PairLayout, *, resamples: int) -> Table:
     sides = [side for result in results.values() for side in (result.first, result.second)]
     protocol, quirks = shared_quirks(sides, "table")
     random = {name for (name, _), result in results.items() if result.random_weights}
+    metrics = [
+        metric
+        for metric in METRICS
+        if not results or any(result.metrics[metric].splits is not None for result in results.values())
+    ]
     features = "; ".join(f"{dataset.title}: {dataset.encoder}" for dataset in layout.datasets)
     lines = (
         random_weights_note(dataset.title for dataset in layout.datasets if dataset.name in random),
-        _missing(layout, results),
+        _missing(layout, results, metrics),
+        _undefined(results, metrics),
         protocol_line(protocol, quirks),
         *split_notes(layout.datasets),
         f"Features: {features}.",
@@ -111,12 +117,12 @@ def build(results: Results, layout: PairLayout, *, resamples: int) -> Table:
         rate_choice_text(side.learning_rate_choice for side in sides),
         CHANCE,
         f"{PROPOSED} proposed in the paper; –: not trained here.",
-        *(definitions(quirks)[metric] for metric in METRICS),
+        *(definitions(quirks)[metric] for metric in metrics),
     )
     return Table(
         "comparisons",
         "Sm against its base",
-        tuple(_section(dataset, _groups(layout), results) for dataset in layout.datasets),
+        tuple(_section(dataset, _groups(layout), results, metrics) for dataset in layout.datasets),
         layout.splits,
         protocol or "none (no predictions)",
         tuple(filter(None, lines)),
@@ -152,20 +158,22 @@ def _groups(layout: PairLayout) -> dict[str, list[Pair]]:
     return {group: members for group, members in groups.items() if members}
 
 
-def _section(dataset: PairDataset, groups: Mapping[str, Sequence[Pair]], results: Results) -> Section:
+def _section(
+    dataset: PairDataset, groups: Mapping[str, Sequence[Pair]], results: Results, metrics: Sequence[str]
+) -> Section:
     key = (dataset.name, dataset.encoder)
     columns = tuple(
-        Column("paired", (metric,), "Δ (95 %)", f"{'.'.join(key)}.{metric}.difference", title, (key,))
-        for metric, title in METRICS.items()
+        Column("paired", (metric,), "Δ (95 %)", f"{'.'.join(key)}.{metric}.difference", METRICS[metric], (key,))
+        for metric in metrics
     )
-    blocks = {group: tuple(_row(dataset, pair, results) for pair in pairs) for group, pairs in groups.items()}
+    blocks = {group: tuple(_row(dataset, pair, results, metrics) for pair in pairs) for group, pairs in groups.items()}
     return Section(dataset.name, f"{dataset.title} ({dataset.encoder})", columns, blocks)
 
 
-def _row(dataset: PairDataset, pair: Pair, results: Results) -> Row:
+def _row(dataset: PairDataset, pair: Pair, results: Results, metrics: Sequence[str]) -> Row:
     result = results.get((dataset.name, pair))
-    cells = [_cell(result, metric) if pair in dataset.pairs else Cell(applies=False) for metric in METRICS]
-    return Row(pair[0], _name(pair), tuple(cells), (None,) * len(METRICS))
+    cells = [_cell(result, metric) if pair in dataset.pairs else Cell(applies=False) for metric in metrics]
+    return Row(pair[0], _name(pair), tuple(cells), (None,) * len(metrics))
 
 
 def _cell(result: Comparison | None, metric: str) -> Cell:
@@ -179,17 +187,26 @@ def _cell(result: Comparison | None, metric: str) -> Cell:
     return Cell(values.splits, len(result.seeds), values.interval, larger=larger)
 
 
-def _missing(layout: PairLayout, results: Results) -> str:
+def _undefined(results: Results, metrics: Sequence[str]) -> str:
+    """Name the metrics that no pair has, with the reason."""
+    reasons: dict[str, list[str]] = {}
+    for metric in METRICS.keys() - {*metrics}:
+        reasons.setdefault(next(iter(results.values())).metrics[metric].reason, []).append(METRICS[metric])
+    listed = "; ".join(f"{', '.join(sorted(names))} ({reason})" for reason, names in sorted(reasons.items()))
+    return f"Left out, without any value: {listed}." if listed else ""
+
+
+def _missing(layout: PairLayout, results: Results, metrics: Sequence[str]) -> str:
     """Count and name the empty differences."""
     pairs = [(dataset, pair) for dataset in layout.datasets for pair in dataset.pairs]
     empty, gaps = 0, dict[str, dict[str, None]]()
     for dataset, pair in pairs:
         result = results.get((dataset.name, pair))
-        for metric, title in METRICS.items():
+        for metric in metrics:
             cell = _cell(result, metric)
             if not cell.values:
                 empty += 1
-                label = f"{dataset.title} {_name(pair)}" + ("" if result is None else f" {title}")
+                label = f"{dataset.title} {_name(pair)}" + ("" if result is None else f" {METRICS[metric]}")
                 gaps.setdefault(cell.note, {})[label] = None
     listed = "; ".join(f"{reason}: {', '.join(names)}" for reason, names in gaps.items())
-    return f"{empty} of {len(pairs) * len(METRICS)} differences are empty. {listed}." if gaps else ""
+    return f"{empty} of {len(pairs) * len(metrics)} differences are empty. {listed}." if gaps else ""

@@ -6,6 +6,7 @@ underlined; notes follow the tables.
 """
 
 import csv
+import html
 import io
 import logging
 import re
@@ -200,8 +201,18 @@ def _pipes(text: str) -> str:
     return text.replace("|", "\\|")
 
 
+LEFT_OUT = '<p class="left-out">'
+
+
+def left_out(fragment: str) -> str:
+    """Return title and reason of a table that a fragment of `to_html` does not show, as text; "" where it shows one."""
+    return html.unescape(fragment.removeprefix(LEFT_OUT).split("</p>")[0]) if fragment.startswith(LEFT_OUT) else ""
+
+
 def to_html(table: Table) -> str:
-    """Return a fragment of HTML with the marks and notes of the Markdown."""
+    """Return a fragment of HTML with the marks and notes of the Markdown; one line for a table without any value."""
+    if table.left_out:
+        return f"{LEFT_OUT}{html.escape(f'{table.title}. No cell has a value: {table.left_out}.')}</p>\n"
     templates = Path(__file__).parent / "templates"
     return render("table.html.j2", templates, table=table, dagger=dagger, parts=parts, row_name=row_name)
 

@@ -11,8 +11,9 @@ from snakemake.utils import update_config
 
 from preprocessing.features.encoders import get_encoder
 from smmil.config.__main__ import main
-from smmil.config.experiment import Config, json_schema, load_yaml, parse_config, training_options
+from smmil.config.experiment import Config, json_schema, load_yaml, parse_config, read_settings, training_options
 from smmil.config.methods import METHODS, method_arguments
+from smmil.config.outputs import all_pairings
 from smmil.models import build_model, model_factory
 
 
@@ -165,6 +166,9 @@ training: {splits: [1]}
 def test_an_override_file_is_checked_as_snakemake_merges_it(tmp_path, repository, capsys):
     mine, more = tmp_path / "mine.yaml", tmp_path / "more.yaml"
     mine.write_text(OVERRIDE)
+    rows = [f"b{i},b{i}.svs,{i % 2},{'test' if i > 3 else 'train'}" for i in range(6)]
+    (tmp_path / "slides").mkdir()
+    (tmp_path / "slides/m.csv").write_text("bag_id,image,label,split\n" + "\n".join(rows) + "\n")
     more.write_text("training: {epochs: 3}\nmethods: [abmil]\n")
     assert main([str(mine), str(more)]) == 0
     merged = {}
@@ -200,3 +204,37 @@ def test_every_problem_is_told_at_once(paper):
     with pytest.raises(ValueError, match="2 problem") as caught:
         parse_config(paper)
     assert len(re.findall(r"^  ", str(caught.value), re.M)) == 2
+
+
+STUDY = """preset: study
+datasets:
+  mine: {kind: custom, root: slides, source: {manifest: m.csv}, encoders: [resnet18]}
+"""
+
+
+def test_a_study_has_its_own_datasets_two_methods_and_whatever_its_file_says(tmp_path, paper):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(STUDY)
+    study = parse_config(read_settings([mine]))
+    assert [*study.used] == ["mine"] and study.methods == ["abmil", "smap_early"] and not study.more_methods
+    assert study.sweeps == {} and study.training.learning_rates == [1e-4] and study.training.epochs == 50
+    assert {method for *_, method in all_pairings(study)} == {"abmil", "smap_early"}
+    assert study.report.tables[0] == "table2" and not {"table3", "table4", "table5"} & {*study.report.tables}
+    mine.write_text(STUDY + "methods: [clam]\ntraining: {learning_rates: [0.01], epochs: 3}\nreport: {map_bags: 1}\n")
+    more = tmp_path / "more.yaml"
+    more.write_text("training: {epochs: 4}\n")
+    changed = parse_config(read_settings([mine, more], {"results": "elsewhere"}))
+    assert (changed.methods, changed.training.learning_rates, changed.training.epochs) == (["clam"], [0.01], 4)
+    assert changed.report.map_bags == 1 and changed.report.tables == study.report.tables
+    assert changed.results == "elsewhere" and changed.features == study.features
+    assert parse_config(read_settings([])) == parse_config(paper)
+
+
+def test_config_yaml_among_the_files_stays_below_the_preset(tmp_path, repository):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(STUDY)
+    assert read_settings([repository / "config.yaml", mine]) == read_settings([mine])
+    with pytest.raises(ValueError, match="preset: found 'studdy', expected one of paper, study"):
+        read_settings([], {"preset": "studdy"})
+    with pytest.raises(ValueError, match=r"datasets: found none, expected yours"):
+        parse_config(read_settings([], {"preset": "study"}))

@@ -25,7 +25,7 @@ from smmil.figures.job import Job, by_key, describe, in_order, inverted_note, sp
 from smmil.figures.map_grids import strips_of
 from smmil.figures.map_panels import MapBag, Panel, draw_scan, draw_slide
 from smmil.figures.plotting import look_of
-from tests.helpers.predictions import log_row, metrics_object, metrics_record, runs_object, write_index, write_run
+from tests.helpers.predictions import BAGS, log_row, metrics_object, metrics_record, runs_object, write_index, write_run
 
 Values = Mapping[str, Mapping[str, Any]]
 
@@ -289,6 +289,19 @@ def test_figure_4_draws_the_stored_scores(
     entry = describe(job, result, "python", 1)
     assert entry.runs == ("toy/resnet18/abmil/split1_lr0.0001",) and entry.missing.missing == 1
     assert ("predicted positive" in entry.caption) == (protocol == "as_released")
+
+
+def test_figure_4_without_a_positive_instance_is_empty(tmp_path: Path, figures: list[Any]) -> None:
+    bags = [(*bag[:5], [0] * len(bag[5])) for bag in BAGS]
+    run = write_run(tmp_path / "predictions" / "resnet18" / "abmil", bags=bags)
+    index = write_index(run.parent, [run])
+    plan = layout(["abmil"], splits=1, figure="fig4")
+    (tmp_path / "abmil.json").write_text(json.dumps(metrics_object("toy", "abmil", {"instance_auroc": [None]})))
+    metrics, paths = by_key([tmp_path / "abmil.json"], plan)
+    job = Job("fig4", plan, metrics, Path("x.png"), paths, (index,))
+    assert fig_histograms.draw(job).empty == "no run has test instances of both labels"
+    assert "positive" not in {handle.get_label().split()[0] for handle in figures[0].axes[0].patches}
+    assert not fig_histograms.draw(Job("fig4", plan, {}, Path("x.png"))).empty
 
 
 def test_scores_of_a_panel_run_from_0_to_1(toy: tuple[list[Path], list[Path]]) -> None:

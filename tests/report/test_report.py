@@ -345,6 +345,8 @@ def test_miniature_cohorts_and_failures_are_announced() -> None:
     counts = Counts("c16", {"ok": 13, "failed": 1}, expected=[Expected("bags", 399, 14)])
     lines = report.automatic_warnings([metrics_record("c16", "abmil", {})], [counts])
     assert lines[0].startswith("Miniature cohorts (c16 14 bags)") and lines[1].startswith("Failed bags: c16 1")
+    # bags of one's own have no published count
+    assert not report.automatic_warnings([], [Counts("mine", {"ok": 14})])
     whole = Counts("c16", {"ok": 399}, expected=[Expected("bags", 399, 399)])
     assert report.automatic_warnings([], [whole]) == []
 

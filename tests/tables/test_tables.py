@@ -16,7 +16,7 @@ from smmil.evaluate.ranks import mean_ranks, places, rank_column
 from smmil.tables import build
 from smmil.tables.__main__ import main
 from smmil.tables.cells import Cell, Row, Table
-from smmil.tables.formats import cell_text
+from smmil.tables.formats import cell_text, left_out, to_csv, to_html
 from smmil.tables.specs import Column
 from tests.helpers.predictions import metrics_object
 
@@ -165,7 +165,8 @@ def test_the_sign_aware_score_has_a_section_of_its_own_and_leaves_the_papers_alo
     table = build_table("table1", signed, LAYOUT)
     beside = ["spread", "signed", "signed-spread", "more", "more-spread"]
     assert [section.key for section in table.sections] == ["", *beside]
-    assert [section.key for section in without.sections] == ["", "spread", "signed", "more"]
+    assert [section.key for section in without.sections] == ["", "spread"]
+    assert without.notes[-1].startswith("Left out, without any value: The same with the sign-aware score (")
     assert table.sections[0] == without.sections[0]
     # .95 and .85: median .9, none inverted
     assert texts(table, "signed-spread", "smap_early")[0] == "0.900 / 0.850 / 0"
@@ -174,11 +175,21 @@ def test_the_sign_aware_score_has_a_section_of_its_own_and_leaves_the_papers_alo
     assert rows(table, 2)["smap_early"].cells[0].mean == pytest.approx(0.9)
     # F1 0 against .1 on rsna, .2 against .3 on c16; AUROC is equal
     assert rows(table, 2)["abmil"].cells[-1].mean == pytest.approx((1.5 + 1 + 1.5 + 1) / 4)
-    # five files without the sign-aware scores (four metrics) and the further ones (three): counted, with the reason
-    notes = "\n".join(without.notes)
-    assert "Beside the paper's table, 35 of 35 values are missing." in notes
-    assert "signed_instance_auroc: SmAP, ABMIL, SmTAP (not in the metrics file)" in notes
-    assert "Beside" not in "\n".join(table.notes)
+    assert "Further metrics (not in the metrics file)" in without.notes[-1]
+    assert "Beside" not in "\n".join([*table.notes, *without.notes])
+
+
+def test_a_table_without_any_value_is_one_line_of_html_and_whole_elsewhere() -> None:
+    unlabelled: dict[str, list[float | None]] = {f"instance_{n}": [None] for n in ("auroc", "auroc_within", "f1")}
+    entries = [metrics_object("c16", method, unlabelled) for method in ("abmil", "smap_early")]
+    table = build_table("table1", entries, LAYOUT)
+    line = "Table 1. Localisation: instance level. No cell has a value: one class only."
+    assert table.left_out == "one class only" and left_out(to_html(table)) == line
+    assert "<table" not in to_html(table) and len(to_csv(table).splitlines()) == 1 + len(table.sections[0].rows)
+    bags = build_table("table2", entries, LAYOUT)
+    assert not bags.left_out and not left_out(to_html(bags))
+    # no run yet is no reason to leave a table out
+    assert not build_table("table1", [], LAYOUT).left_out
 
 
 def test_a_sign_that_validation_does_not_support_is_named_by_run() -> None:
@@ -202,9 +213,9 @@ def test_a_sign_that_validation_does_not_support_is_named_by_run() -> None:
 
 def test_bags_without_an_in_bag_auroc_are_counted() -> None:
     entries = [record for record in metrics() if record["method"] == "abmil"]
-    for record, (ranked, left_out) in zip(entries, ((4, 2), (3, 0)), strict=True):
+    for record, (ranked, unranked) in zip(entries, ((4, 2), (3, 0)), strict=True):
         for split in record["splits"]:
-            split["test"] |= {"n_in_bag": ranked, "n_not_in_bag": left_out}
+            split["test"] |= {"n_in_bag": ranked, "n_not_in_bag": unranked}
     notes = build_table("table1", entries, LAYOUT).notes
     counted = "In-bag AUROC over positive test bags: 4 of 6 (RSNA), 3 of 3 (CAMELYON16)"
     assert f"{counted}; the others lack labels or hold instances of one class." in notes

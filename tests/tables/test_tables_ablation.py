@@ -229,7 +229,8 @@ def test_records_that_are_missing_or_cut_off_leave_empty_cells(tmp_path: Path) -
     assert record.job == {"memory_mib": None, "device_memory_mib": None}
     table = build_table("resources", [record], TableLayout.parse({**KEYS, "methods": ["abmil"]}))
     assert "Fewer than 2 runs, number in brackets: ABMIL ResNet18 CAMELYON16 1." in table.notes
-    assert any(note.startswith("Peak memory: 1 of 1 cells are empty") for note in table.notes)
+    assert [section.key for section in table.sections] == [""]
+    assert table.notes[-1] == "Left out, without any value: Peak memory of the training process, MiB (not recorded)."
     (tmp_path / "runs.json").write_text("{}")
     with pytest.raises(ValueError, match=r"runs\.json: .*dataset: Field required"):
         read_resources(tmp_path / "runs.json")

@@ -153,7 +153,7 @@ def test_latex_marks_best_and_second_and_hides_no_missing_run() -> None:
     assert cells[4] == r"\textbf{0.400}{\tiny$\pm$-\,{[}1{]}}"
     assert r"\item 9 of 24 cells are empty." in text and r"as\_written" in text
     # LaTeX numbers the table itself
-    assert r"\caption{Localisation: instance level. Protocol" in text and r"\label{tab:table1-signed}" in text
+    assert r"\caption{Localisation: instance level. Protocol" in text and r"\label{tab:table1-spread}" in text
     assert next(line for line in text.splitlines() if line.startswith("CLAM")).count("&") == 7
 
 

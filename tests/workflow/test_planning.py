@@ -62,6 +62,7 @@ SPLITS = {
     "given validation": ("train,1 train,0 val,1 val,0 test,0 test,1", "", ""),
     "one class in validation": ("train,1 train,0 val,1 test,0 test,1", "", "0 negative and 1 positive validation bags"),
     "unlabelled": (", ,", "found 0 negative and 0 positive", ""),
+    "labelled, no split": ("train,1 train,1 train,0 train,0 test,0 test,1 ,1", "", "1 labelled bags have no split"),
     "skipped": ("train,1,pen train,1 train,0 train,0 test,0 test,1", "2 negative and 1 positive", ""),
 }
 
@@ -180,3 +181,43 @@ def test_scores_follow_the_runs_that_make_them(plan: Plan) -> None:
     assert scored.scores() == ["out/mine/scores/rsna/resnet18/abmil/scores.csv"] and plan.scores() == []
     partial = with_(plan, datasets=datasets, report=plan.config.report.model_dump() | {"partial": True})
     assert partial.scores() == []
+
+
+def study(plan: Plan, rows: str, header: str = "bag_id,image,label", **changes: object) -> Plan:
+    """A plan of `preset: study` with a manifest in the folder `slides`; rows are `label[,more]`."""
+    Path("slides").mkdir(exist_ok=True)
+    lines = [f"b{i},{i}.svs,{row}" for i, row in enumerate(rows.split())]
+    Path("slides/m.csv").write_text("\n".join([header, *lines]) + "\n")
+    mine = {"kind": "custom", "root": "slides", "source": {"manifest": "m.csv"}, "encoders": ["resnet18"], **changes}
+    report = {"tables": ["table2", "table1", "table9", "resources"], "figures": ["curves"]}
+    more = {"datasets": {"mine": mine}, "preset": "study", "sweeps": {}, "weights": {"mode": "random"}}
+    return with_(plan, **more, report=report)
+
+
+def test_a_study_repeats_no_table_and_is_told_of_patients_and_of_too_few_steps(plan: Plan) -> None:
+    one = study(plan, "0 0 0 0 0 0 0 0 1 1 1 1 1 1 1 1")
+    assert one.tables == ["table2", "table1", "resources"]
+    assert study(plan, "0 0 0 1 1 1", encoders=["resnet18", "resnet50"]).tables == one.config.report.tables
+    remarks = study(plan, "0 0 0 0 0 0 0 0 1 1 1 1 1 1 1 1").remarks()
+    assert [line.split(": ", 1)[1][:25] for line in remarks] == [
+        "no bag has a group, so sl",
+        "12 training bags make 1 s",
+    ]
+    grouped = study(plan, " ".join(f"{i % 2},p{i}" for i in range(16)), "bag_id,image,label,group", batch_size=4)
+    assert grouped.remarks() == []
+
+
+def test_without_a_column_split_test_bags_are_drawn_and_the_tables_say_so(plan: Plan) -> None:
+    drawn = study(plan, "0 0 0 0 1 1 1 1", batch_size=2)
+    assert drawn.trained_bags("mine") and not any("split test" in line for line in drawn.remarks())
+    layout = json.loads(drawn.table_layout("table2"))
+    assert "25 % of the patients of each label are drawn for the test (seed 0)" in layout["datasets"][0]["split_note"]
+    # two bags of a label are needed for training
+    few = study(plan, "0 0 1 1", batch_size=2)
+    assert few.trained_bags("mine") and any("no bag has split test" in line for line in few.remarks())
+    with pytest.raises(ValueError, match="found 0 negative and 2 positive bags with split train"):
+        study(plan, "1 1 1").trained_bags("mine")
+
+
+def test_listing_checks_what_planning_cannot_know(plan: Plan) -> None:
+    assert plan.listed_splits("rsna") == 5 and study(plan, "0 1").listed_splits("mine") == 0

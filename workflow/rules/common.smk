@@ -9,7 +9,7 @@ sys.path.insert(0, str(BASE.parents[1] if BASE.name == "_pipeline" else BASE))
 
 from preprocessing.common import stage_versions as preprocessing_versions
 from smmil.config import stage_versions
-from smmil.config.experiment import load_yaml, parse_config, training_options
+from smmil.config.experiment import parse_config, read_settings, training_options
 from smmil.config.outputs import FIGURES, TABLES, all_pairings
 from smmil.installation import import_folder
 from smmil.planning import Plan
@@ -29,9 +29,10 @@ shell.prefix(
 )
 
 try:
-    # Snakemake lets the last of two equal keys count
-    for file in workflow.configfiles:
-        load_yaml(Path(file))
+    # Snakemake's own `config` lets the last of two equal keys count, and knows no presets
+    settings = workflow.config_settings
+    if not workflow.modifier.skip_configfile:
+        config = read_settings(settings.configfiles, settings.config)
     PLAN = Plan(parse_config(config, "config"))
 except ValueError as error:
     raise WorkflowError(str(error)) from None

@@ -17,6 +17,7 @@ rule list_bags:
         runtime=120,
         # not in params, whose changes redo jobs
         instance_bytes=lambda w: PLAN.instance_bytes(w.dataset),
+        splits=lambda w: PLAN.listed_splits(w.dataset),
     params:
         kind=lambda w: dataset_of(w).kind,
         root=root_of,
@@ -26,7 +27,7 @@ rule list_bags:
         raw=lambda w: PLAN.listing_stamp(w.dataset),
     shell:
         "python -m preprocessing.bags --dataset {wildcards.dataset} --kind {params.kind} --root {params.root:q} "
-        "--options {params.options:q} --max-bags {params.capacity} --instance-bytes {resources.instance_bytes} --out {output.bags:q} 2>&1 | tee {log:q}"
+        "--options {params.options:q} --max-bags {params.capacity} --instance-bytes {resources.instance_bytes} --splits {resources.splits} --out {output.bags:q} 2>&1 | tee {log:q}"
 
 
 rule cut_instances:

@@ -7,6 +7,7 @@ import pytest
 from preprocessing.bags.report import ListReport
 from preprocessing.bags.rows import BagRow
 from preprocessing.datasets import DATASETS
+from preprocessing.datasets.drawn_test import Labelled, draw_splits
 from tests.helpers.dataset_files import listed, table, touch
 from tests.helpers.dicoms import write_slice
 
@@ -87,10 +88,10 @@ def test_custom_reports_every_problem(tmp_path: Path) -> None:
 
 
 def test_custom_columns(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"unknown columns \['colour'\].*optional annotation"):
+    with pytest.raises(ValueError, match=r"unknown columns \['colour'\].*optional split, annotation"):
         custom(tmp_path, "a,a.svs,1,train,red\n", "bag_id,image,label,split,colour\n")
-    with pytest.raises(ValueError, match=r"expected also \['split'\]"):
-        custom(tmp_path, "a,a.svs,1\n", "bag_id,image,label\n")
+    with pytest.raises(ValueError, match=r"expected also \['label'\]"):
+        custom(tmp_path, "a,a.svs\n", "bag_id,image\n")
     with pytest.raises(ValueError, match="no rows"):
         custom(tmp_path, "")
     with pytest.raises(ValueError, match="manifest: absent"):
@@ -105,3 +106,33 @@ def test_custom_shared_patient_is_noted_without_naming_it(tmp_path: Path) -> Non
     _, report = custom(tmp_path, text, "bag_id,image,label,split\n")
     assert len(report.notes) == 1 and report.notes[0].startswith("a, b: one PatientID")
     assert "SECRET" not in repr(report)
+
+
+def test_drawn_test_bags_are_seeded_stratified_and_keep_patients_together() -> None:
+    bags = [Labelled(f"b{i:03d}", i % 3 == 0, f"p{i // 2}" if i < 60 else "") for i in range(120)]
+    splits = draw_splits(bags, share=0.25, seed=1)
+    assert splits == draw_splits(bags[::-1], share=0.25, seed=1) != draw_splits(bags, share=0.25, seed=2)
+    for i in range(0, 60, 2):
+        assert splits[f"b{i:03d}"] == splits[f"b{i + 1:03d}"]
+    for label in (0, 1):
+        patients = {bag.group or bag.bag_id for bag in bags}
+        positive = {bag.group or bag.bag_id for bag in bags if bag.label}
+        same = positive if label else patients - positive
+        test = {bag.group or bag.bag_id for bag in bags if splits[bag.bag_id] == "test"} & same
+        assert len(test) == round(0.25 * len(same))
+    # one more patient elsewhere changes no more than the count
+    assert {*draw_splits(bags[:4], share=0.0, seed=1).values()} == {"train"}
+    assert {*draw_splits(bags[60:62], share=0.25, seed=1).values()} == {"train"}
+
+
+def test_a_manifest_without_a_column_split_says_what_was_drawn(tmp_path: Path) -> None:
+    names = [f"s{i}" for i in range(9)]
+    touch(tmp_path, *(f"{name}.svs" for name in names))
+    text = "".join(f"{name},{name}.svs,{i % 2 if i < 8 else ''}\n" for i, name in enumerate(names))
+    rows, report = custom(tmp_path, text, "bag_id,image,label\n")
+    assert sorted(row.split for row in rows.values()) == ["", *["test"] * 2, *["train"] * 6]
+    assert {row.label for row in rows.values() if row.split == "test"} == {0, 1} and rows["s8"].split == ""
+    assert "no column split, so 25 % of the patients" in report.notes[0]
+    with pytest.raises(ValueError, match="the column split names the test bags, so remove it or `test_share`"):
+        (tmp_path / "manifest.csv").write_text("bag_id,image,label,split\ns0,s0.svs,1,train\n")
+        listed("custom", tmp_path, {"manifest": "manifest.csv", "test_share": 0.5})

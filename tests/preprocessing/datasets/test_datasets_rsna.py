@@ -1,6 +1,7 @@
 """RSNA on hand-made folders and on the published lists of scans."""
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -115,7 +116,7 @@ def test_rsna_list_and_disk_differ(tmp_path: Path) -> None:
 
 
 def test_tables_are_told_what_of_rsna_is_sampled(tmp_path: Path) -> None:
-    note = DATASETS["rsna"].split_note
+    note = partial(DATASETS["rsna"].split_note, tmp_path)
     assert "the test scans among them, are a seeded sample (seed 3, up to 1,150 scans in all)" in note({"seed": 3})
     half = note({"test_list": "raw/rsna/testing_example.csv", "scans": 108})
     assert half.startswith(
