@@ -27,7 +27,7 @@ FLOORS = (
     "preprocessing.common preprocessing"
 ).split()
 MAX_FILES = 12
-ZOOS = {"smmil.models": 20, "preprocessing.exchange": 20, "preprocessing.synthetic": 20}
+ZOOS = {"smmil.models": 20, "smmil.figures": 20, "preprocessing.exchange": 20, "preprocessing.synthetic": 20}
 MAX_LINES = 400
 MAX_DEFERRED = 0.10
 
