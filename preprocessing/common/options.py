@@ -6,12 +6,22 @@ Sources: CLAM's preset table and patching rules; Silva-Rodriguez et al. 2021 for
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+)
 
 Window = tuple[float, float]
 ClassRole = Literal["lesion", "exclusion", "ignore"]
+# `preprocessing.tiling.artefacts.ARTEFACTS` says what each is.
+ArtefactName = Literal["pen", "blur", "fold", "pale", "air"]
 
 
 class Options(BaseModel):
@@ -35,6 +45,14 @@ class TissueOptions(Options):
         False, description="undo the shift of +1 px that even closing kernels cause (CLAM does not)"
     )
     fallback: bool = Field(False, description="where nothing is found, try once with loosened thresholds (marked)")
+    exclude: tuple[ArtefactName, ...] = Field((), description="artefacts whose tiles are left out: pen, blur, ...")
+    exclude_share: float = Field(0.5, ge=0, lt=1, description="share of a tile above which artefacts exclude it")
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out settings that change nothing, so that the keys of bags stored without them stay valid."""
+        values: dict[str, Any] = handler(self)
+        return values if self.exclude else {k: v for k, v in values.items() if not k.startswith("exclude")}
 
 
 OptionsT = TypeVar("OptionsT", bound=Options)

@@ -5,7 +5,7 @@
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +14,17 @@ from shapely.affinity import affine_transform
 
 from preprocessing.bags.overrides import overrides_of
 from preprocessing.bags.rows import BagRow, resolve
-from preprocessing.common.options import WsiOptions
+from preprocessing.common.options import ArtefactName, TissueOptions, WsiOptions
+from preprocessing.instances.artefacts import Artefacts, Cut, slide_artefacts, tiles_without_artefacts
 from preprocessing.instances.graph import distance_neighbors, grid_neighbors
 from preprocessing.instances.statistics import slide_statistics
-from preprocessing.slides.regions import TileReadError
+from preprocessing.slides.regions import Image, TileReadError
 from preprocessing.slides.slide import Slide, open_slide
 from preprocessing.store.arrays import Instances
 from preprocessing.store.attrs import AnnotationCounts, InstanceAttrs, TissueAttrs
-from preprocessing.store.outlines import Outlines, Ring
+from preprocessing.store.outlines import ArtefactArea, Outlines, Ring
 from preprocessing.tiling.annotations import Lesion, coverage, read_lesion
-from preprocessing.tiling.contour_tiles import TilePlan, contour_tiles, global_tiles, plan_tiles
+from preprocessing.tiling.contour_tiles import TilePlan, contour_tiles, count_shared, global_tiles, plan_tiles
 from preprocessing.tiling.mask_image import mask_contours, masked_windows, read_mask
 from preprocessing.tiling.panda_windows import PandaWindows, mask_coverage, mask_outlines, panda_windows, plan_windows
 from preprocessing.tiling.tissue import Contour, Tissue, segment_tissue
@@ -68,18 +69,65 @@ def wsi_instances(path: Path | str, options: WsiOptions, row: BagRow, root: Path
         mask = _override_mask(slide, row, root)
         recipe = _panda if options.recipe == "panda" else _clam
         geometry = recipe(slide, options, row, root, mask)
+        thumbnail, downsample, failure = _thumbnail(slide)
+        artefacts = None if thumbnail is None else slide_artefacts(slide, thumbnail, downsample, _cut(geometry))
+        if options.tissue.exclude:
+            if artefacts is None:
+                raise ValueError(f"{slide.path}: tissue.exclude needs a thumbnail to look at, but {failure}")
+            geometry = _without_artefacts(geometry, options.tissue, artefacts)
         neighbors = _neighbors(geometry, options)
         zero_edges = len(geometry.coords) > 1 and not (neighbors >= 0).any()
         attrs = _attrs(slide, options, row, geometry, zero_edges=bool(zero_edges))
-        try:
-            thumbnail, downsample = slide.thumbnail(THUMBNAIL_PX)
-        except TileReadError as error:
-            # the tiles are read from another level, so the bag is usable although a coarse level is damaged
-            thumbnail, downsample = None, 1.0
-            attrs = attrs.updated(warnings=(*attrs.warnings, f"no thumbnail ({error})"))
+        if failure:
+            attrs = attrs.updated(warnings=(*attrs.warnings, f"no thumbnail ({failure})"))
         attrs = attrs.updated(statistics=slide_statistics(slide, attrs, geometry.coords, thumbnail, downsample))
-    outlines = _outlines(geometry, downsample)
+    outlines = _outlines(geometry, downsample, artefacts)
     return Instances(geometry.coords, geometry.grid, neighbors, geometry.coverage, attrs, thumbnail, outlines)
+
+
+def _thumbnail(slide: Slide) -> tuple[Image | None, float, str]:
+    """Return the thumbnail (h, w, 3), its downsample, and why there is none.
+
+    The tiles are read from another level, so a bag is usable although a coarse level is damaged.
+    """
+    try:
+        return *slide.thumbnail(THUMBNAIL_PX), ""
+    except TileReadError as error:
+        return None, 1.0, str(error)
+
+
+def artefacts_of_stored(
+    path: Path, row: BagRow, attrs: InstanceAttrs, outlines: Outlines, coords: npt.NDArray[np.integer]
+) -> dict[ArtefactName, ArtefactArea] | None:
+    """Find the artefacts of a slide that was cut before; None if it has no thumbnail."""
+    with open_slide(path, mpp_override=row.mpp) as slide:
+        thumbnail, downsample, _ = _thumbnail(slide)
+        if thumbnail is None:
+            return None
+        cut = Cut(outlines.tissue, outlines.holes, coords, attrs.l0_footprint_px, attrs.otsu_threshold)
+        return slide_artefacts(slide, thumbnail, downsample, cut)
+
+
+def _cut(geometry: _Geometry) -> Cut:
+    contours, attrs = geometry.contours, geometry.attrs
+    holes = [hole for contour in contours for hole in contour.holes]
+    outer = [contour.outer for contour in contours]
+    return Cut(outer, holes, geometry.coords, geometry.plan.footprint, attrs.otsu_threshold)
+
+
+def _without_artefacts(geometry: _Geometry, options: TissueOptions, artefacts: Artefacts) -> _Geometry:
+    """Leave out the tiles that excluded artefacts cover; all other tiles stay as they are."""
+    keep = tiles_without_artefacts(artefacts, options, geometry.coords, geometry.plan.footprint)
+    grid, attrs = geometry.grid[keep], geometry.attrs
+    attrs = attrs.updated(excluded_tiles=int((~keep).sum()))
+    if attrs.contour_of_tile is not None:
+        contours = np.array(attrs.contour_of_tile, np.int64)[keep]
+        attrs = attrs.updated(contour_of_tile=tuple(contours.tolist()), tiles_in_shared_cells=count_shared(grid))
+    reason = geometry.empty_reason if keep.all() else f"every tile excluded: {', '.join(options.exclude)}"
+    coverage_kept = geometry.coverage[keep]
+    return replace(
+        geometry, coords=geometry.coords[keep], grid=grid, coverage=coverage_kept, attrs=attrs, empty_reason=reason
+    )
 
 
 def _override_mask(slide: Slide, row: BagRow, root: Path | str) -> npt.NDArray[np.bool_] | None:
@@ -245,7 +293,7 @@ def _attrs(slide: Slide, options: WsiOptions, row: BagRow, geometry: _Geometry, 
     )
 
 
-def _outlines(geometry: _Geometry, downsample: float) -> Outlines:
+def _outlines(geometry: _Geometry, downsample: float, artefacts: Artefacts | None) -> Outlines:
     """Return the polygons for the thumbnail, simplified to one of its pixels."""
     import cv2
     import shapely
@@ -265,4 +313,5 @@ def _outlines(geometry: _Geometry, downsample: float) -> Outlines:
         tissue=[simple(contour.outer) for contour in geometry.contours],
         holes=[simple(hole) for contour in geometry.contours for hole in contour.holes],
         lesion=lesion,
+        artefacts=None if artefacts is None else dict(artefacts),
     )

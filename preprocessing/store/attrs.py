@@ -262,6 +262,7 @@ class InstanceAttrs(BagAttrs):
             "annotation_counts",
             "contour_of_tile",
             "empty_reason",
+            "excluded_tiles",
             "fill_values_kept",
             "overrides",
             "unreadable_tiles",
@@ -276,6 +277,7 @@ class InstanceAttrs(BagAttrs):
     instance_options: WsiOptions | CtOptions | None = None
     pixels_key: str = ""
     empty_reason: str = ""
+    excluded_tiles: int = 0
     zero_edges: bool = False
     recipe: str = ""
     lattice: str = ""

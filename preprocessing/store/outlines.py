@@ -5,7 +5,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from preprocessing.common.cli import read_record
-from preprocessing.common.files import write_json
+from preprocessing.common.files import write_text
+from preprocessing.common.options import ArtefactName
 
 Ring = list[tuple[int | float, int | float]]
 
@@ -26,6 +27,20 @@ class Montage(BaseModel):
     slices: list[int]
 
 
+class ArtefactArea(BaseModel):
+    """Where a slide has artefacts of one kind.
+
+    Attributes:
+        share: of the tissue, 0 to 1.
+        areas: outer ring and holes of every area, level-0 px.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    share: float = 0.0
+    areas: list[list[Ring]] = []
+
+
 class Outlines(BaseModel):
     """Outlines of a slide in level-0 px, or the layout of a scan's montage.
 
@@ -34,6 +49,7 @@ class Outlines(BaseModel):
         tissue: rings of points (x, y).
         holes: rings inside the tissue.
         lesion: rings; empty where only a mask is known.
+        artefacts: by kind, see `preprocessing.tiling.artefacts`; None = nobody looked.
         montage: of a scan.
     """
 
@@ -43,6 +59,7 @@ class Outlines(BaseModel):
     tissue: list[Ring] = []
     holes: list[Ring] = []
     lesion: list[Ring] = []
+    artefacts: dict[ArtefactName, ArtefactArea] | None = None
     montage: Montage | None = None
 
     @classmethod
@@ -57,4 +74,4 @@ class Outlines(BaseModel):
 
     def write(self, path: Path) -> None:
         """Write the outlines atomically."""
-        write_json(path, self.model_dump(mode="json", exclude_none=True))
+        write_text(path, self.model_dump_json(exclude_none=True) + "\n")
