@@ -9,7 +9,7 @@ SIZE ?= demo
 .PHONY: demo test lint bench schema lock
 
 # The lock admits one demo at a time. Under it, locks that a killed Snakemake left are safe to remove.
-demo: $(STAMP)
+demo: $(STAMP) optional-viewer
 	@mkdir -p demo
 	@exec 9>demo/.lock; flock -w 300 9 || { echo "another make demo is running in this folder" >&2; exit 1; }; \
 	export PATH="$(CURDIR)/$(VENV)/bin:$$PATH"; set -e; \
@@ -18,11 +18,27 @@ demo: $(STAMP)
 	snakemake --workflow-profile workflow/profiles/demo --cores $(CORES) --configfile workflow/demo.yaml; \
 	echo "report: $(CURDIR)/demo/results/report/index.html"
 
+# OpenSeadragon for `smmil view`, at the version and hash of package-lock.json.
+OSD := smmil/view/static/vendor/openseadragon.min.js
+
+.PHONY: viewer optional-viewer
+viewer: $(STAMP) $(OSD)
+
+# without npm's registry, everything but the zoom into slides works
+optional-viewer: $(STAMP)
+	@test -f $(OSD) || $(MAKE) --no-print-directory viewer || echo "the viewer cannot zoom into slides: run make viewer"
+
+$(OSD): package.json package-lock.json
+	@$(RUN) npm ci --ignore-scripts --no-audit --no-fund --fetch-retries=1 --loglevel=error
+	@mkdir -p $(@D)
+	@cp node_modules/openseadragon/build/openseadragon/openseadragon.min.js node_modules/openseadragon/LICENSE.txt $(@D)
+	@touch $@
+
 bench: $(STAMP)
 	@$(RUN) python -m bench.sm
 	@$(RUN) python -m bench.methods
 
-test: $(STAMP) lint
+test: $(STAMP) optional-viewer lint
 	@$(RUN) OMP_NUM_THREADS=1 python -m pytest --numprocesses $(CORES) --dist loadfile -m "not slow and not slurm"
 	@$(RUN) python -m pytest -m "slow or slurm"
 

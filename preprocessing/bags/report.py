@@ -59,6 +59,7 @@ class ListReport:
         excluded: on disk, but left out.
         notes: remarks for readers.
         skipped: bags left out by an override.
+        root: folder of the raw data as it was given, relative to the folder of the workflow if it is relative.
     """
 
     dataset: str = ""
@@ -69,6 +70,7 @@ class ListReport:
     excluded: list[Omitted] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     skipped: list[Omitted] = field(default_factory=list)
+    root: str = ""
 
     @classmethod
     def read(cls, path: Path) -> "ListReport":
@@ -80,9 +82,14 @@ class ListReport:
         return read_record(cls, path)
 
     def write(self, path: Path) -> None:
-        """Write the report; counts and lists of overridden bags only where there are any."""
+        """Write the report; root, counts and lists of overridden bags only where there are any."""
         content = asdict(self)
-        for where, key in ((content, "skipped"), (content["found"], "skipped"), (content["found"], "overridden")):
+        for where, key in (
+            (content, "skipped"),
+            (content["found"], "skipped"),
+            (content["found"], "overridden"),
+            (content, "root"),
+        ):
             if not where[key]:
                 del where[key]
         write_json(path, content)

@@ -73,7 +73,7 @@ def list_bags(
     if splits:
         _check_cohort(dataset, rows, splits)
     skipped = omitted({row.bag_id: row.skip for row in rows if row.skip})
-    report = replace(table.report, dataset=dataset, kind=kind, found=summarise(rows), skipped=skipped)
+    report = replace(table.report, dataset=dataset, kind=kind, found=summarise(rows), skipped=skipped, root=str(root))
     write_bags(out, rows)
     report.write(out.with_suffix(".report.json"))
     _log_report(report)

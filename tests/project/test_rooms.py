@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("smmil", "preprocessing")
 # Top to bottom: a room imports only rooms that stand after it.
 FLOORS = (
-    "smmil.__main__ smmil.cli "
+    "smmil.__main__ smmil.cli smmil.view "
     "smmil.predict smmil.score smmil.comparisons smmil.comparison_table smmil.maps smmil.provenance smmil.protocol "
     "smmil.methods smmil.planning smmil.report smmil.findings smmil.analysis smmil.figures smmil.tables "
     "smmil.train smmil.predictions smmil.evaluate smmil.models smmil.layers smmil.data smmil.artifacts smmil.config "

@@ -1,0 +1,312 @@
+"""What a folder of results or predictions holds: cohorts of bags, where their raw files are, and the runs of each.
+
+A store is a folder with `bags.csv` and `instances/store`: `results/D` of the workflow, or `bag` in the folder of a
+prediction. `results/D` is a cohort of its own; the stores of predictions in one folder form one cohort.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from preprocessing.bags.manifests import ManifestEntry, read_entries
+from preprocessing.bags.report import ListReport
+from preprocessing.bags.rows import BagRow, resolve
+from preprocessing.bags.table import read_bags
+from preprocessing.common.files import json_hash
+from smmil.artifacts.records import Metrics, PredictionIndex, PredictionMeta
+from smmil.config.methods import METHODS, marked_name
+from smmil.config.outputs import title_of
+from smmil.config.variants import base_method
+from smmil.figures.plotting import colour_of
+from smmil.view.records import BagEntry, BagList, CohortEntry, RunEntry
+
+log = logging.getLogger(__name__)
+
+DEPTH = 3
+PREDICTION_STORE = "bag"
+
+
+@dataclass(frozen=True)
+class Store:
+    """One folder with `bags.csv` and stored bags.
+
+    Attributes:
+        folder: the folder, links resolved.
+        root: of the raw files, None = not found.
+    """
+
+    folder: Path
+    root: Path | None
+
+    @property
+    def instances(self) -> Path:
+        """Folder of the instances stage."""
+        return self.folder / "instances"
+
+    @cached_property
+    def rows(self) -> dict[str, BagRow]:
+        """Rows of `bags.csv` by bag id."""
+        return {row.bag_id: row for row in read_bags(self.folder / "bags.csv")}
+
+    @cached_property
+    def outcomes(self) -> dict[str, ManifestEntry]:
+        """What became of the bags; empty for a prediction, which has no manifests."""
+        return read_entries(sorted((self.instances / "shards").glob("*.json")))
+
+    def stored(self, bag_id: str) -> bool:
+        """Whether a bag was cut."""
+        return (self.instances / "store" / bag_id).is_dir()
+
+    def state(self, bag_id: str) -> str:
+        """Return the state of a bag: that of its manifest, else what is on disk."""
+        if outcome := self.outcomes.get(bag_id):
+            return outcome.state
+        return "ok" if self.stored(bag_id) else "skipped" if self.rows[bag_id].skip else "not cut yet"
+
+    def raw(self, name: str) -> Path:
+        """Return a raw file that `bags.csv` or a stored bag names.
+
+        Raises:
+            ValueError: the raw files were not found, the file is missing, or it leaves the root.
+        """
+        if self.root is None:
+            raise ValueError(f"the raw files of {self.folder} were not found; name their folder with --raw")
+        path = resolve(self.root, name)
+        if not path.exists():
+            raise ValueError(f"{name}: no such file below {self.root}; name the folder of the raw files with --raw")
+        return path
+
+    @property
+    def predictions(self) -> list[Path]:
+        """Files with the predictions of chosen runs."""
+        files = []
+        for kind in ("predictions", "scores"):
+            for path in sorted((self.folder / kind).glob("*/**/index.json")):
+                files += [path.parent / run.file for run in PredictionIndex.read(path).runs if run.chosen is not False]
+        return files + sorted((self.folder / "scores").glob("*.npz"))
+
+
+@dataclass(frozen=True)
+class Head:
+    """What the predictions of a run say about bags, without their instances."""
+
+    meta: PredictionMeta
+    logits: Mapping[str, float]
+    parts: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run with its predictions file in each store; `id` names it in addresses."""
+
+    id: str
+    meta: PredictionMeta
+    files: Mapping[Path, Path]
+
+
+@dataclass
+class Cohort:
+    """Bags that are listed together.
+
+    Attributes:
+        key: in addresses.
+        title: in the menu.
+        bags: store by name of the bag; in a cohort of predictions a repeated name gets a number.
+        ids: name in the store by name here.
+    """
+
+    key: str
+    title: str
+    bags: dict[str, Store] = field(default_factory=dict)
+    ids: dict[str, str] = field(default_factory=dict)
+
+    def add(self, store: Store) -> None:
+        """Add the bags of a store."""
+        for bag_id in store.rows:
+            name, number = bag_id, 2
+            while name in self.bags:
+                name, number = f"{bag_id}-{number}", number + 1
+            self.bags[name], self.ids[name] = store, bag_id
+
+    def row(self, name: str) -> BagRow:
+        """Return the row of a bag."""
+        return self.bags[name].rows[self.ids[name]]
+
+    @property
+    def stores(self) -> list[Store]:
+        """The stores, each once."""
+        return list({store.folder: store for store in self.bags.values()}.values())
+
+    @property
+    def entry(self) -> CohortEntry:
+        """What the menu shows."""
+        modality = next((self.row(name).modality for name in self.bags), "wsi")
+        return CohortEntry(self.key, self.title, modality, len(self.bags))
+
+    def runs(self) -> list[Run]:
+        """Return the runs in the order of the tables; read anew, so that a finished run appears without a restart."""
+        found: dict[tuple[str, ...], dict[Path, Path]] = {}
+        metas: dict[tuple[str, ...], PredictionMeta] = {}
+        for store in self.stores:
+            for path in store.predictions:
+                meta = read_head(path, path.stat().st_mtime_ns).meta
+                key = (meta.dataset, meta.encoder, meta.method, meta.run)
+                found.setdefault(key, {})[store.folder] = path
+                metas[key] = meta
+        runs = [Run(json_hash(key)[:12], metas[key], files) for key, files in found.items()]
+        order = list(METHODS)
+
+        def place(run: Run) -> tuple[object, ...]:
+            """Sort by encoder, then as in the tables."""
+            base = base_method(run.meta.method)
+            rank = order.index(base) if base in order else len(order)
+            return run.meta.encoder, rank, run.meta.method, run.meta.dataset, run.meta.seed
+
+        return sorted(runs, key=place)
+
+    def listing(self) -> BagList:
+        """Return all bags and what every run says about them."""
+        position = {(self.bags[name].folder, self.ids[name]): i for i, name in enumerate(self.bags)}
+        runs = self.runs()
+        several = len({run.meta.dataset for run in runs}) > 1
+        entries = tuple(self._run(run, position, several) for run in runs)
+        return BagList(tuple(self._bag(name) for name in self.bags), entries)
+
+    def _bag(self, name: str) -> BagEntry:
+        row, store = self.row(name), self.bags[name]
+        state = store.state(row.bag_id)
+        picture = (store.instances / "thumbnails" / f"{row.bag_id}.jpg").is_file()
+        return BagEntry(name, row.label, row.split, state, picture)
+
+    def _run(self, run: Run, position: Mapping[tuple[Path, str], int], several: bool) -> RunEntry:
+        """Describe a run; its dataset is named if the runs learned from `several`."""
+        meta, bags = run.meta, dict[int, tuple[float, str]]()
+        for folder, path in run.files.items():
+            head = read_head(path, path.stat().st_mtime_ns)
+            for bag_id, logit in head.logits.items():
+                if (folder, bag_id) in position:
+                    bags[position[folder, bag_id]] = logit, head.parts[bag_id]
+        name = marked_name(meta.method)
+        return RunEntry(
+            id=run.id,
+            encoder=meta.encoder,
+            method=f"{meta.dataset}/{meta.method}" if several else meta.method,
+            name=f"{name} ({title_of(meta.dataset)})" if several else name,
+            colour=colour_of(meta.method),
+            seed=meta.seed,
+            random_weights=meta.random_weights,
+            bags=tuple(bags),
+            logits=tuple(logit for logit, _ in bags.values()),
+            parts=tuple(part for _, part in bags.values()),
+            thresholds=_thresholds(next(iter(run.files)), meta),
+        )
+
+
+def _thresholds(folder: Path, meta: PredictionMeta) -> dict[str, float]:
+    path = folder / "metrics" / meta.encoder / f"{meta.method}.json"
+    splits = Metrics.read(path).splits if path.is_file() else ()
+    split = next((split for split in splits if split.run == meta.run), None)
+    if split is None:
+        return {}
+    kinds = {
+        "score": split.threshold,
+        "signed": split.signed_threshold,
+        "signed_sm": split.signed_sm_threshold,
+    }
+    return {kind: value for kind, value in kinds.items() if value is not None}
+
+
+@lru_cache(maxsize=4096)
+def read_head(path: Path, mtime_ns: int) -> Head:
+    """Read what a predictions file says about bags; `mtime_ns` ends the validity of a stored answer.
+
+    Raises:
+        ValueError: not a predictions file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            meta = PredictionMeta.parse(str(archive["meta"]), f"{path}: meta")
+            ids, parts = archive["bag_id"].tolist(), archive["split"].tolist()
+            logits = archive["bag_logit"].astype(float).tolist()
+    except (OSError, KeyError, EOFError) as error:
+        raise ValueError(f"{path}: not a readable predictions file ({error}); run the workflow again") from error
+    return Head(meta, dict(zip(ids, logits, strict=True)), dict(zip(ids, parts, strict=True)))
+
+
+def find_cohorts(folder: Path, raw: Sequence[str] = ()) -> dict[str, Cohort]:
+    """Find what a folder holds.
+
+    Args:
+        folder: `results`, one dataset of it, or the folder of one or more predictions.
+        raw: folders of raw files, `DATASET=FOLDER` or `FOLDER`, where those that are recorded have moved.
+
+    Returns:
+        Cohorts by key.
+
+    Raises:
+        ValueError: no such folder, nothing in it, or a link that leads out of it.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder, expected results/ of the workflow or --out of a prediction")
+    base = folder.resolve()
+    roots: dict[str, str] = {}
+    for entry in raw:
+        dataset, separator, place = entry.partition("=")
+        roots[dataset if separator else ""] = place = place if separator else entry
+        if not Path(place).is_dir():
+            raise ValueError(f"--raw {place}: no such folder")
+    cohorts: dict[str, Cohort] = {}
+    for path in _stores(base, DEPTH):
+        if not path.resolve().is_relative_to(base):
+            raise ValueError(f"{path}: a link that leads out of {folder}; name {path.resolve()} itself")
+        named = path.parent if path.name == PREDICTION_STORE else path
+        title = named.name
+        if named != path and named != base:
+            # predictions beside one another are listed together
+            named, title = named.parent, named.parent.name
+        relative = named.relative_to(base).as_posix()
+        key = re.sub(r"[^A-Za-z0-9_-]+", "_", named.name if relative == "." else relative).strip("_") or "bags"
+        root = roots.get(path.name, roots.get("")) if roots else None
+        store = Store(path.resolve(), Path(root) if root else find_root(path.resolve()))
+        cohorts.setdefault(key, Cohort(key, title_of(title))).add(store)
+    if not cohorts:
+        raise ValueError(
+            f"{folder}: no bags.csv with instances/store in it or {DEPTH} folders down; expected results/ of the "
+            "workflow (after `snakemake qc` at least), or the folder of a prediction"
+        )
+    unknown = sorted(roots.keys() - {"", *(store.folder.name for c in cohorts.values() for store in c.stores)})
+    if unknown:
+        raise ValueError(f"--raw {unknown[0]}=...: no such dataset, found {', '.join(cohorts)}")
+    return cohorts
+
+
+def _stores(folder: Path, depth: int) -> Iterator[Path]:
+    if (folder / "bags.csv").is_file() and (folder / "instances" / "store").is_dir():
+        yield folder
+    elif depth:
+        for child in sorted(Path(entry.path) for entry in os.scandir(folder) if entry.is_dir()):
+            if not child.name.startswith("."):
+                yield from _stores(child, depth - 1)
+
+
+def find_root(store: Path) -> Path | None:
+    """Return the folder of the raw files of a store, None if it is not recorded or has moved.
+
+    A relative folder counts from the working directory, then from the folders above the store.
+    """
+    report = store / "bags.report.json"
+    recorded = ListReport.read(report).root if report.is_file() else ""
+    if not recorded:
+        return None
+    image = next((row.images[0] for row in read_bags(store / "bags.csv") if row.images), "")
+    candidates = [Path(recorded), *(parent / recorded for parent in store.parents)]
+    # an absolute path replaces its parents
+    return next((path.resolve() for path in candidates if path.is_dir() and (path / image).exists()), None)

@@ -1,0 +1,200 @@
+"""What is drawn over a bag: its tiles or slices, outlines, and the stored scores of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+
+from preprocessing.common.options import WsiOptions
+from preprocessing.instances.checks import warnings_of
+from preprocessing.slides.slide import open_slide
+from preprocessing.store.attrs import InstanceAttrs
+from preprocessing.store.outlines import Outlines
+from preprocessing.store.schema import Array
+from preprocessing.tiling.annotations import read_lesion
+from preprocessing.tiling.panda_windows import mask_outlines
+from smmil.artifacts.results import SIGNED, Predictions, load_predictions
+from smmil.data.stored import read_geometry
+from smmil.view.catalogue import Cohort, Run, Store
+from smmil.view.images import slide_zoom
+from smmil.view.records import BagView, Packed, Rings, ScanView, Score, Scores, SlideView
+
+# key -> name and array of instance scores
+KINDS = {"score": ("raw score", "instance_score")} | {key: (name, f"{key}_score") for key, name in SIGNED.items()}
+_MASKS = (".tif", ".tiff")
+
+
+def bag_view(cohort: Cohort, name: str) -> BagView:
+    """Return one bag; what cannot be read becomes a warning."""
+    row, store, bag_id = cohort.row(name), cohort.bags[name], cohort.ids[name]
+    outcome = store.outcomes.get(bag_id)
+    state = store.state(bag_id)
+    reason = outcome.reason if outcome else row.skip
+    warnings = list(outcome.warnings if outcome else ())
+    if not store.stored(bag_id):
+        shared = (name, row.label, row.split, state, reason, 0, Packed.of(np.zeros(0), "f4"))
+        return BagView(*shared, facts=(), warnings=tuple(warnings))
+    attrs, arrays = read_geometry(store.instances, bag_id, ["coords", "grid", "coverage"])
+    warnings = list(warnings_of(attrs)) if outcome is None else warnings
+    slide = scan = None
+    if attrs.modality == "ct":
+        scan = _scan(store, attrs, arrays, warnings)
+    else:
+        slide = _slide(store, bag_id, attrs, arrays, warnings)
+    return BagView(
+        id=name,
+        label=row.label,
+        split=row.split,
+        state=state,
+        reason=reason or attrs.empty_reason,
+        n=len(arrays["coords"]),
+        # JSON has no NaN, but packed arrays have
+        coverage=Packed.of(arrays["coverage"], "f4"),
+        facts=tuple(_facts(attrs, row.note, len(arrays["coords"]))),
+        warnings=tuple(dict.fromkeys(warnings)),
+        slide=slide,
+        scan=scan,
+    )
+
+
+def _slide(store: Store, bag_id: str, attrs: InstanceAttrs, arrays: dict[str, Array], warnings: list[str]) -> SlideView:
+    try:
+        zoom = slide_zoom(store, bag_id).record
+    except ValueError as error:
+        zoom = None
+        warnings.append(f"the slide cannot be shown: {error}")
+    lesion, tissue = _outlines(store, bag_id, attrs, warnings)
+    width, height = attrs.dimensions or (zoom.width if zoom else 1, zoom.height if zoom else 1)
+    return SlideView(
+        width=width,
+        height=height,
+        zoom=zoom,
+        bounds=attrs.bounds or (0, 0, width, height),
+        mpp=None if attrs.mpp is None else float(attrs.mpp),
+        footprint=attrs.l0_footprint_px,
+        step=attrs.l0_step_px or attrs.l0_footprint_px,
+        coords=Packed.of(arrays["coords"], "i4"),
+        grid=Packed.of(arrays["grid"], "i4"),
+        lesion=_rings(lesion),
+        tissue=_rings(tissue),
+    )
+
+
+def _scan(store: Store, attrs: InstanceAttrs, arrays: dict[str, Array], warnings: list[str]) -> ScanView:
+    try:
+        readable = all(store.raw(name) for name in attrs.files)
+    except ValueError as error:
+        readable = False
+        warnings.append(f"the slices cannot be shown: {error}")
+    pixel = attrs.spacing_mm.pixel if attrs.spacing_mm else None
+    rows, columns = attrs.source_px or (attrs.slice_px, attrs.slice_px)
+    return ScanView(
+        rows=rows,
+        columns=columns,
+        aspect=float(pixel[0]) / float(pixel[1]) if pixel and pixel[1] else 1.0,
+        positions=Packed.of(arrays["coords"][:, 0], "f4"),
+        files=tuple(Path(name).name for name in attrs.files),
+        readable=readable,
+        windows=tuple((float(level), float(width)) for level, width in attrs.windows),
+    )
+
+
+def _facts(attrs: InstanceAttrs, note: str, n: int) -> Iterable[tuple[str, str]]:
+    if attrs.modality == "ct":
+        rows, columns = attrs.source_px or (0, 0)
+        yield "Slices", f"{n} of {rows} × {columns} px"
+        if attrs.spacing_mm and attrs.spacing_mm.slices_median is not None:
+            yield "Slice distance", f"{attrs.spacing_mm.slices_median:.4g} mm"
+        if attrs.spacing_mm and attrs.spacing_mm.pixel:
+            yield "Pixel", " × ".join(f"{side:.4g}" for side in attrs.spacing_mm.pixel) + " mm"
+    else:
+        yield "Tiles", f"{n} of {attrs.tile_px} px" + (f", {attrs.tile_mpp:.4g} µm/px" if attrs.tile_mpp else "")
+        if attrs.dimensions:
+            yield "Level 0", f"{attrs.dimensions[0]} × {attrs.dimensions[1]} px"
+        if attrs.mpp:
+            yield "Resolution", f"{attrs.mpp:.4g} µm/px ({attrs.mpp_source})"
+        if attrs.vendor:
+            yield "Format", attrs.vendor
+    if note:
+        yield "Note", note
+
+
+def _outlines(store: Store, bag_id: str, attrs: InstanceAttrs, warnings: list[str]) -> tuple[list[Array], list[Array]]:
+    """Return the rings of lesion and tissue; the lesion is that of the annotation, not its simplified copy."""
+    drawn = Outlines.read(store.instances, bag_id)
+    tissue = [np.array(ring, np.float32) for ring in [*drawn.tissue, *drawn.holes]]
+    row = store.rows[bag_id]
+    if not row.annotation:
+        return [], tissue
+    try:
+        return _lesion(store.raw(row.annotation), row.provider, attrs), tissue
+    except ValueError as error:
+        warnings.append(f"the lesion is outlined coarsely: {error}")
+        return [np.array(ring, np.float32) for ring in drawn.lesion], tissue
+
+
+def _lesion(path: Path, provider: str, attrs: InstanceAttrs) -> list[Array]:
+    if path.suffix.lower() in _MASKS:
+        with open_slide(path, require_mpp=False) as labels:
+            return list(mask_outlines(labels, provider))
+    options = attrs.instance_options
+    classes = options.annotation_classes if isinstance(options, WsiOptions) else {}
+    origin = attrs.bounds[:2] if attrs.bounds else (0, 0)
+    lesion = read_lesion(path, classes=classes, origin=origin, dimensions=attrs.dimensions).geometry
+    parts = shapely.get_parts(lesion)
+    return [np.asarray(ring.coords, np.float32)[:, :2] for part in parts for ring in (part.exterior, *part.interiors)]
+
+
+def _rings(rings: Sequence[Array]) -> Rings:
+    points = np.concatenate(rings) if rings else np.zeros((0, 2))
+    return Rings(Packed.of(points, "f4"), tuple(len(ring) for ring in rings))
+
+
+@lru_cache(maxsize=16)
+def _load(path: Path, mtime_ns: int) -> Predictions:
+    return load_predictions(path)
+
+
+def instance_scores(cohort: Cohort, name: str, run: Run) -> dict[str, npt.NDArray[np.float32]]:
+    """Return the stored scores (N,) of a bag by a run, by key of `KINDS`; {} if the run does not predict it.
+
+    Raises:
+        ValueError: a damaged file, or a bag that was cut again since it was predicted.
+    """
+    store, bag_id = cohort.bags[name], cohort.ids[name]
+    path = run.files.get(store.folder)
+    if path is None:
+        return {}
+    predictions = _load(path, path.stat().st_mtime_ns)
+    if bag_id not in predictions.arrays["bag_id"]:
+        return {}
+    bag = predictions.bag(bag_id)
+    grid = read_geometry(store.instances, bag_id, ["grid"])[1]["grid"]
+    predicted = bag["instance_score"]
+    if len(predicted) != len(grid) or ("grid" in bag and not np.array_equal(bag["grid"], grid)):
+        raise ValueError(
+            f"{path}: {bag_id} was predicted with {len(predicted)} instances in other places than the {len(grid)} that"
+            " are stored now; run the workflow again"
+        )
+    return {key: bag[array] for key, (_, array) in KINDS.items() if array in bag}
+
+
+def scores(cohort: Cohort, name: str, run: Run) -> Scores:
+    """Return the scores of a bag by a run with their range over all bags of the run; raises as `instance_scores`."""
+    found = instance_scores(cohort, name, run)
+    path = run.files.get(cohort.bags[name].folder)
+    if not found or path is None:
+        return Scores({})
+    everything = _load(path, path.stat().st_mtime_ns).arrays
+    result = {}
+    for key, values in found.items():
+        title, array = KINDS[key]
+        finite = everything[array][np.isfinite(everything[array])]
+        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+        result[key] = Score(title, Packed.of(values, "f4"), low, high)
+    return Scores(result)

@@ -1,0 +1,242 @@
+"""Records that the page receives as JSON; `viewer.js` reads the fields by these names."""
+
+import base64
+import json
+import zlib
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class Packed:
+    """An array: its little-endian bytes, compressed by zlib, as base64.
+
+    Attributes:
+        kind: "f4", "i4" or "i2".
+        data: the bytes.
+    """
+
+    kind: str
+    data: str
+
+    @classmethod
+    def of(cls, array: npt.NDArray[Any], kind: str, level: int = 1) -> Self:
+        """Pack an array of any shape in C order; `level` is that of zlib."""
+        payload = np.ascontiguousarray(array, f"<{kind}").tobytes()
+        return cls(kind, base64.b64encode(zlib.compress(payload, level)).decode("ascii"))
+
+
+@dataclass(frozen=True)
+class Rings:
+    """Outlines in level-0 px.
+
+    Attributes:
+        points: (P,2) "f4" points (x, y) of all rings.
+        lengths: points of each ring.
+    """
+
+    points: Packed
+    lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class CohortEntry:
+    """One dataset, or the images of a prediction, in the menu of the page."""
+
+    key: str
+    title: str
+    modality: str
+    bags: int
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What can be looked at.
+
+    Attributes:
+        title: name of the folder.
+        cohorts: in the order of the menu.
+        start: `cohort/bag` to open first, "" = the first bag of the list.
+        notes: what could not be opened, one line each.
+    """
+
+    title: str
+    cohorts: tuple[CohortEntry, ...]
+    start: str
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RunEntry:
+    """One run and what it predicts for the bags of a cohort.
+
+    Attributes:
+        id: in addresses.
+        encoder, method, seed: what was trained.
+        name: of the method in the tables.
+        colour: of the method in all figures.
+        random_weights: whether the encoder is untrained.
+        bags: positions in `BagList.bags`.
+        logits: of these bags.
+        parts: "val", "test" or "score" for each of them.
+        thresholds: of instance scores from validation, by score.
+    """
+
+    id: str
+    encoder: str
+    method: str
+    name: str
+    colour: str
+    seed: int
+    random_weights: bool
+    bags: tuple[int, ...]
+    logits: tuple[float, ...]
+    parts: tuple[str, ...]
+    thresholds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BagEntry:
+    """One line of the list: name, label (None = unknown), split of the dataset, state, and whether it has a picture."""
+
+    id: str
+    label: int | None
+    split: str
+    state: str
+    thumbnail: bool
+
+
+@dataclass(frozen=True)
+class BagList:
+    """The bags of a cohort and the runs that predict them."""
+
+    bags: tuple[BagEntry, ...]
+    runs: tuple[RunEntry, ...]
+
+
+@dataclass(frozen=True)
+class Zoom:
+    """The deep-zoom pyramid of a slide: size of level 0, levels, and side and overlap of its picture tiles, px."""
+
+    width: int
+    height: int
+    levels: int
+    tile: int
+    overlap: int
+
+
+@dataclass(frozen=True)
+class SlideView:
+    """Geometry of a slide in level-0 px.
+
+    Attributes:
+        width, height: of level 0.
+        zoom: None if the slide cannot be opened.
+        bounds: scanned region (x, y, width, height).
+        mpp: um per px, None = unknown.
+        footprint: side of a tile.
+        step: distance of neighbouring tiles.
+        coords: (N,2) "i4" top-left corners (x, y).
+        grid: (N,2) "i4" row and column.
+        lesion: outlines.
+        tissue: outlines, holes included.
+    """
+
+    width: int
+    height: int
+    zoom: Zoom | None
+    bounds: tuple[int, int, int, int]
+    mpp: float | None
+    footprint: int
+    step: int
+    coords: Packed
+    grid: Packed
+    lesion: Rings
+    tissue: Rings
+
+
+@dataclass(frozen=True)
+class ScanView:
+    """Geometry of a scan.
+
+    Attributes:
+        rows, columns: of a slice.
+        aspect: height of a pixel divided by its width.
+        positions: (N,) "f4" mm along the slice normal.
+        files: name of each slice.
+        readable: whether the slices were found.
+        windows: (level, width) that the encoder saw, HU.
+    """
+
+    rows: int
+    columns: int
+    aspect: float
+    positions: Packed
+    files: tuple[str, ...]
+    readable: bool
+    windows: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class BagView:
+    """One bag.
+
+    Attributes:
+        id, label, split: as in the list.
+        state, reason: of cutting.
+        n: number of instances.
+        coverage: (N,) "f4" lesion share, NaN = unknown.
+        facts: name and value, for the panel.
+        warnings: one line each, what cannot be shown included.
+        slide, scan: exactly one, or none if nothing is stored.
+    """
+
+    id: str
+    label: int | None
+    split: str
+    state: str
+    reason: str
+    n: int
+    coverage: Packed
+    facts: tuple[tuple[str, str], ...]
+    warnings: tuple[str, ...]
+    slide: SlideView | None = None
+    scan: ScanView | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """One kind of instance scores: the stored values (N,) "f4", and their range over all bags of the run."""
+
+    name: str
+    values: Packed
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The instance scores of one bag by one run, by key of `smmil.view.layers.KINDS`."""
+
+    scores: dict[str, Score]
+
+
+@dataclass(frozen=True)
+class SliceView:
+    """One slice.
+
+    Attributes:
+        hu: (rows, columns) "i2" Hounsfield units, rounded.
+        sides: letters of the body's directions on the left, right, top and bottom.
+    """
+
+    hu: Packed
+    sides: tuple[str, str, str, str]
+
+
+def as_json(record: Any) -> bytes:
+    """Return a record as JSON; NaN and infinity are refused."""
+    return json.dumps(asdict(record), separators=(",", ":"), allow_nan=False).encode()

@@ -1,0 +1,959 @@
+// The viewer. Data come as JSON from the server, or as scripts in an exported folder (smmil/view/site.py, records.py).
+"use strict";
+(() => {
+const $ = (id) => document.getElementById(id);
+const IS_STATIC = document.documentElement.dataset.mode === "static";
+const EXTREMES = 8;
+const LISTED = 300;
+const POSITIVE = "#e03c14";
+const KINDS = { score: "raw score", signed: "sign-aware score", signed_sm: "smoothed sign-aware score" };
+const WINDOWS = { Brain: [40, 80], Subdural: [80, 200], Bone: [600, 2800], "Soft tissue": [40, 380] };
+const MAPS = {
+  viridis: "440154 482878 3e4989 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725",
+  magma: "000004 180f3d 440f76 721f81 9e2f7f cd4071 f1605d fd9668 feca8d fcfdbf",
+  cividis: "00224e 123570 3b496c 575d6d 707173 8a8678 a59c74 c3b369 e1cc55 fee838",
+  "blue to red": "2166ac 4393c3 92c5de d1e5f0 f7f7f7 fddbc7 f4a582 d6604d b2182b",
+};
+
+const state = {
+  catalogue: null, cohort: null, list: null, summary: [], bag: null, opening: 0,
+  panes: [], active: 0, leader: null, n: 1, choices: [], tile: null, shown: LISTED,
+  colours: "viridis", values: "score", opacity: 0.55, lesion: true, tissue: false, borders: false, hide: false,
+  slice: 0, level: 40, width: 80, methods: null,
+};
+
+// ---------------------------------------------------------------- data
+const waiting = new Map();
+const loaded = new Map();
+window.smmilData = (address, value) => waiting.get(address)?.(value);
+
+function request(address) {
+  if (!IS_STATIC) {
+    return fetch(address).then(async (reply) => {
+      const value = await reply.json();
+      if (!reply.ok) throw new Error(value.error || reply.statusText);
+      return value;
+    });
+  }
+  return new Promise((resolve, reject) => {
+    const script = document.createElement("script");
+    waiting.set(address, resolve);
+    script.src = `${address}.js`;
+    script.onload = () => script.remove();
+    script.onerror = () => reject(new Error(`${address} is not in this export`));
+    document.head.append(script);
+  });
+}
+
+function load(address) {
+  if (!loaded.has(address)) {
+    const answer = request(address);
+    loaded.set(address, answer);
+    answer.catch(() => loaded.delete(address));
+  }
+  return loaded.get(address);
+}
+
+async function unpack(packed) {
+  const bytes = Uint8Array.from(atob(packed.data), (c) => c.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  const buffer = await new Response(stream).arrayBuffer();
+  return packed.kind === "f4" ? new Float32Array(buffer)
+    : packed.kind === "i4" ? new Int32Array(buffer) : new Int16Array(buffer);
+}
+
+// ---------------------------------------------------------------- small helpers
+function el(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (name === "class") node.className = value;
+    else if (name in node && typeof value !== "string") node[name] = value;
+    else if (value !== null && value !== undefined) node.setAttribute(name, value);
+  }
+  node.append(...children.filter((child) => child !== null && child !== undefined));
+  return node;
+}
+
+function say(text) {
+  const line = el("div", {}, text);
+  $("messages").append(line);
+  setTimeout(() => line.remove(), 9000);
+}
+
+const labelName = (label) => (label === null ? "unlabelled" : label ? "positive" : "negative");
+const sigmoid = (x) => 1 / (1 + Math.exp(-x));
+const exact = (x) => (Number.isFinite(x) ? String(Number(x.toPrecision(9))) : "unknown");
+const short = (x) => (Math.abs(x) >= 1e4 || (x !== 0 && Math.abs(x) < 1e-3) ? x.toExponential(1) : x.toPrecision(3));
+const range = (n) => Array.from({ length: n }, (_, i) => i);
+
+function table(name) {
+  const stops = MAPS[name].split(" ").map((hex) => [0, 2, 4].map((i) => parseInt(hex.slice(i, i + 2), 16)));
+  return range(256).map((i) => {
+    const place = (i / 255) * (stops.length - 1), k = Math.min(Math.floor(place), stops.length - 2);
+    const mixed = stops[k].map((value, c) => Math.round(value + (stops[k + 1][c] - value) * (place - k)));
+    return `rgb(${mixed.join(",")})`;
+  });
+}
+const tables = Object.fromEntries(Object.keys(MAPS).map((name) => [name, table(name)]));
+const colourIndex = (value, low, high) =>
+  high > low ? Math.max(0, Math.min(255, Math.round((255 * (value - low)) / (high - low)))) : 128;
+
+function ranked(values) {
+  // order: highest first, equal values as stored; percentile: share of the others below, equal ones count one half
+  const finite = range(values.length).filter((i) => Number.isFinite(values[i]));
+  const order = [...finite].sort((a, b) => values[b] - values[a] || a - b);
+  const percentile = new Float64Array(values.length).fill(NaN), place = new Int32Array(values.length);
+  for (let i = 0, n = order.length; i < n; ) {
+    let end = i;
+    while (end < n && values[order[end]] === values[order[i]]) end++;
+    for (let k = i; k < end; k++) {
+      percentile[order[k]] = n > 1 ? (n - end + (end - i - 1) / 2) / (n - 1) : 0.5;
+      place[order[k]] = i + 1;
+    }
+    i = end;
+  }
+  const rising = [...finite].sort((a, b) => values[a] - values[b] || a - b);
+  return { order, rising, percentile, place };
+}
+
+function select(options, value, onchange, label) {
+  const node = el("select", { onchange: () => onchange(node.value), "aria-label": label });
+  const groups = new Map();
+  for (const [key, text, group] of options) {
+    const option = el("option", { value: key }, text);
+    option.selected = key === value;
+    if (!group) node.append(option);
+    else {
+      if (!groups.has(group)) node.append(groups.set(group, el("optgroup", { label: group })).get(group));
+      groups.get(group).append(option);
+    }
+  }
+  return node;
+}
+
+// ---------------------------------------------------------------- methods and runs
+const methodKey = (run) => `${run.encoder}|${run.method}`;
+
+function methodsOf(runs) {
+  const methods = new Map();
+  for (const run of runs) {
+    if (!methods.has(methodKey(run))) methods.set(methodKey(run), { key: methodKey(run), name: run.name, encoder: run.encoder, colour: run.colour, runs: [] });
+    methods.get(methodKey(run)).runs.push(run);
+  }
+  return [...methods.values()];
+}
+
+function methodOptions(methods) {
+  const several = new Set(methods.map((method) => method.encoder)).size > 1;
+  return methods.map((method) => [method.key, method.name, several ? method.encoder : ""]);
+}
+
+function runsOfBag() {
+  if (!state.bag) return [];
+  const position = state.list.bags.findIndex((bag) => bag.id === state.bag.id);
+  return state.list.runs.filter((run) => run.bags.includes(position));
+}
+
+function prediction(run) {
+  const k = run.bags.indexOf(state.list.bags.findIndex((bag) => bag.id === state.bag.id));
+  return { probability: sigmoid(run.logits[k]), part: run.parts[k] };
+}
+
+// ---------------------------------------------------------------- list of bags
+function summarise() {
+  // mean over the splits that test a bag; without a test, over those that validate it
+  const sums = state.list.bags.map(() => ({ test: [], val: [] }));
+  for (const run of state.list.runs) {
+    if (methodKey(run) !== $("ranking").value) continue;
+    run.bags.forEach((bag, k) => sums[bag][run.parts[k] === "val" ? "val" : "test"].push(sigmoid(run.logits[k])));
+  }
+  const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
+  state.summary = state.list.bags.map((bag, i) => {
+    const part = sums[i].test.length ? "test" : sums[i].val.length ? "val" : "";
+    const probability = part ? mean(sums[i][part]) : null;
+    const error = part && bag.label !== null ? Math.abs(probability - bag.label) : null;
+    return { bag, part, probability, error, splits: part ? sums[i][part].length : 0 };
+  });
+}
+
+function drawList() {
+  const filter = $("filter").value.trim().toLowerCase(), order = $("order").value;
+  const first = (value) => (value === null ? -1 : value);
+  // validation bags took part in choosing the runs, so they come after the test bags
+  const group = (entry) => (entry.part === "test" ? 0 : entry.part === "val" ? 1 : 2);
+  const rows = state.summary.filter((entry) => entry.bag.id.toLowerCase().includes(filter));
+  const byName = (a, b) => a.bag.id.localeCompare(b.bag.id, "en", { numeric: true });
+  if (order === "name") rows.sort(byName);
+  else if (order === "score") rows.sort((a, b) => first(b.probability) - first(a.probability) || byName(a, b));
+  else rows.sort((a, b) => group(a) - group(b) || first(b.error) - first(a.error) || byName(a, b));
+  state.rows = rows;
+  const wrong = rows.filter((entry) => entry.part === "test" && entry.error !== null && isWrong(entry)).length;
+  const tested = rows.filter((entry) => entry.part === "test" && entry.error !== null).length;
+  $("count").textContent = `${rows.length} of ${state.list.bags.length}` + (tested ? `; ${wrong} of ${tested} test bags wrong` : "");
+  $("bags").replaceChildren(...rows.slice(0, state.shown).map(row));
+  if (rows.length > state.shown) {
+    const more = el("button", { class: "more", onclick: () => { state.shown += LISTED; drawList(); } }, `${rows.length - state.shown} more`);
+    $("bags").append(el("li", {}, more));
+  }
+}
+
+const isWrong = (entry) => (entry.probability > 0.5 ? 1 : 0) !== entry.bag.label;
+
+function row(entry) {
+  const { bag } = entry, kind = labelName(bag.label), label = bag.label === null ? "" : kind;
+  const picture = bag.thumbnail
+    ? el("img", { src: `images/${state.cohort.key}/${bag.id}/thumbnail.jpg`, loading: "lazy", alt: "" })
+    : el("span", { class: "none" });
+  const where = entry.part === "test" ? "" : entry.part === "val" ? "validation" : bag.split || "";
+  const score = entry.probability === null
+    ? el("span", {}, bag.state === "ok" ? "not predicted" : bag.state)
+    : el("span", { class: bag.label !== null && isWrong(entry) ? "wrong" : "" }, `${bag.label !== null && isWrong(entry) ? "✗ " : ""}${entry.probability.toFixed(3)}`);
+  const button = el("button", { class: `bag ${state.cohort.modality === "ct" ? "dark" : ""}`, onclick: () => { location.hash = `${state.cohort.key}/${bag.id}`; $("list").classList.remove("open"); } },
+    picture, el("span", { class: "name", title: bag.id }, bag.id),
+    el("span", { class: "what" }, el("span", {}, el("b", { class: label }, kind), where ? ` · ${where}` : ""), score));
+  if (entry.probability !== null) {
+    const fill = el("i", { class: label });
+    fill.style.width = `${100 * entry.probability}%`;
+    button.append(el("span", { class: "meter" }, fill));
+  }
+  button.dataset.bag = bag.id;
+  if (state.bag && state.bag.id === bag.id) button.setAttribute("aria-current", "true");
+  return el("li", {}, button);
+}
+
+function step(by) {
+  const at = state.rows.findIndex((entry) => entry.bag.id === state.bag?.id), next = state.rows[at + by];
+  if (next) location.hash = `${state.cohort.key}/${next.bag.id}`;
+}
+
+// ---------------------------------------------------------------- one bag
+async function openCohort(key) {
+  state.cohort = state.catalogue.cohorts.find((cohort) => cohort.key === key) || state.catalogue.cohorts[0];
+  state.list = await load(`data/${state.cohort.key}/bags`);
+  closePanes();
+  state.bag = null;
+  state.choices = [];
+  state.methods = null;
+  const methods = methodsOf(state.list.runs);
+  $("cohort").value = state.cohort.key;
+  const ranking = select(methodOptions(methods), methods[0]?.key, () => { summarise(); drawList(); }, "Method of the list");
+  ranking.id = "ranking";
+  $("ranking").replaceWith(ranking);
+  ranking.closest("label").hidden = !methods.length;
+  summarise();
+  drawList();
+}
+
+async function openAddress() {
+  const [key, ...rest] = decodeURIComponent(location.hash.slice(1)).split("/");
+  const ticket = ++state.opening;
+  try {
+    if (!state.cohort || (key && key !== state.cohort.key)) await openCohort(key);
+    if (ticket !== state.opening) return;
+    const id = rest.join("/") || state.rows[0]?.bag.id;
+    if (!id) return void $("stage").replaceChildren(el("div", { class: "empty" }, "No bags."));
+    const view = await load(`data/${state.cohort.key}/${id}/bag`);
+    const bag = { ...view, key: state.cohort.key, coverage: await unpack(view.coverage), scores: new Map() };
+    if (bag.slide) {
+      const { slide } = bag;
+      bag.slide = { ...slide, coords: await unpack(slide.coords), grid: await unpack(slide.grid), lesion: await path(slide.lesion), tissue: await path(slide.tissue) };
+    }
+    if (bag.scan) bag.scan = { ...bag.scan, positions: await unpack(bag.scan.positions) };
+    if (ticket === state.opening) await showBag(bag);
+  } catch (error) {
+    if (ticket === state.opening) say(error.message);
+  }
+}
+
+async function path(rings) {
+  const points = await unpack(rings.points), outline = new Path2D();
+  let at = 0;
+  for (const length of rings.lengths) {
+    for (let k = 0; k < length; k++, at++) outline[k ? "lineTo" : "moveTo"](points[2 * at], points[2 * at + 1]);
+    outline.closePath();
+  }
+  return { outline, n: rings.lengths.length };
+}
+
+async function showBag(bag) {
+  state.bag = bag;
+  state.tile = null;
+  for (const address of [...loaded.keys()]) {
+    if (/\/(scores|slice)-/.test(address) && !address.includes(`/${bag.id}/`)) loaded.delete(address);
+  }
+  document.title = `${bag.id} · smmil`;
+  $("title").textContent = bag.id;
+  $("badges").replaceChildren(el("span", { class: `badge ${labelName(bag.label)}` }, labelName(bag.label)));
+  if (bag.split) $("badges").append(el("span", { class: "badge" }, bag.split));
+  if (runsOfBag().some((run) => run.random_weights)) {
+    $("badges").append(el("span", { class: "badge alert", title: "The features come from an untrained encoder: the scores only show that the pipeline runs." }, "random encoder weights"));
+  }
+  for (const button of document.querySelectorAll(".bag")) button.toggleAttribute("aria-current", false);
+  for (const button of document.querySelectorAll(".bag")) if (button.dataset.bag === bag.id) button.setAttribute("aria-current", "true");
+  closePanes();
+  $("layout").hidden = !bag.slide;
+  if (bag.slide) await showSlide();
+  else if (bag.scan) await showScan();
+  else $("stage").replaceChildren(el("div", { class: "empty" }, `${bag.id}: ${bag.state}.\n${bag.reason || "Nothing is stored for it."}`));
+  drawPanel();
+}
+
+async function scoresOf(run) {
+  const { bag } = state;
+  if (!bag.scores.has(run.id)) {
+    const { scores } = await load(`data/${bag.key}/${bag.id}/scores-${run.id}`);
+    const kinds = {};
+    for (const [kind, score] of Object.entries(scores)) {
+      const values = await unpack(score.values);
+      kinds[kind] = { ...score, values, ...ranked(values), threshold: run.thresholds[kind] ?? null };
+    }
+    bag.scores.set(run.id, kinds);
+  }
+  return bag.scores.get(run.id);
+}
+
+// ---------------------------------------------------------------- slides
+class Pane {
+  constructor(index) {
+    this.index = index;
+    this.bag = state.bag;
+    this.choice = state.choices[index];
+    this.layer = null;
+    this.deep = el("div", { class: "deep" });
+    this.canvas = el("canvas", { "aria-hidden": "true" });
+    this.head = el("div", { class: "head chip" });
+    this.legend = el("div", { class: "legend chip" });
+    this.scale = el("div", { class: "scale chip" });
+    this.node = el("section", { class: "pane", "aria-label": `View ${index + 1}`, onpointerenter: () => { state.leader = this; }, onpointerdown: () => activate(index) },
+      this.deep, this.canvas, this.head, this.legend, this.scale);
+  }
+
+  open(bounds) {
+    const { slide } = this.bag;
+    if (!slide.zoom || !window.OpenSeadragon) {
+      const picture = el("img", { src: `images/${this.bag.key}/${this.bag.id}/thumbnail.jpg`, alt: `Thumbnail of ${this.bag.id}`, onload: () => this.draw() });
+      this.picture = picture;
+      this.deep.append(picture);
+      this.deep.addEventListener("click", (event) => {
+        const box = this.deep.getBoundingClientRect();
+        this.pick({ x: event.clientX - box.left, y: event.clientY - box.top });
+      });
+      new ResizeObserver(() => this.draw()).observe(this.deep);
+      return;
+    }
+    const { width, height, levels, tile, overlap } = slide.zoom;
+    if (state.n === 1) this.node.append(el("div", { id: "overview" }));
+    this.osd = OpenSeadragon({
+      element: this.deep, drawer: "canvas", prefixUrl: "", showNavigationControl: false, animationTime: 0.5,
+      showNavigator: state.n === 1, navigatorId: "overview", navigatorBackground: "#fff", maxZoomPixelRatio: 6, minZoomImageRatio: 0.7, visibilityRatio: 0.3,
+      gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true }, gestureSettingsTouch: { dblTapToZoom: true },
+      tileSources: {
+        width, height, tileSize: tile, tileOverlap: overlap, minLevel: 0, maxLevel: levels - 1,
+        getTileUrl: (level, x, y) => `images/${this.bag.key}/${this.bag.id}/${level}/${x}_${y}.jpg`,
+      },
+    });
+    const { osd } = this;
+    osd.addHandler("open", () => {
+      const [x, y, w, h] = slide.bounds;
+      this.home = osd.viewport.imageToViewportRectangle(x - 0.03 * w, y - 0.03 * h, 1.06 * w, 1.06 * h);
+      osd.viewport.fitBounds(bounds || this.home, true);
+      this.ready = true;
+      this.draw();
+    });
+    osd.addHandler("open-failed", (event) => say(`${this.bag.id}: ${event.message}`));
+    osd.addHandler("tile-load-failed", () => {
+      if (!this.complained) say(`${this.bag.id}: parts of the slide cannot be read`);
+      this.complained = true;
+    });
+    osd.addHandler("update-viewport", () => this.draw());
+    for (const event of ["animation", "animation-finish", "resize"]) {
+      osd.addHandler(event, () => { if (state.leader === this) follow(this); });
+    }
+    osd.addHandler("canvas-click", (event) => { if (event.quick) this.pick(event.position); });
+    const buttons = [["+", "Zoom in", () => osd.viewport.zoomBy(1.6)], ["−", "Zoom out", () => osd.viewport.zoomBy(1 / 1.6)], ["⌂", "Whole slide", () => osd.viewport.fitBounds(this.home)]];
+    this.node.append(el("div", { class: "zoom" }, ...buttons.map(([text, label, act]) =>
+      el("button", { "aria-label": label, title: label, onclick: () => { state.leader = this; act(); osd.viewport.applyConstraints(); } }, text))));
+  }
+
+  transform() {
+    const { slide } = this.bag;
+    if (this.osd) {
+      const item = this.osd.world.getItemAt(0);
+      if (!item) return null;
+      const a = item.imageToViewerElementCoordinates(new OpenSeadragon.Point(0, 0));
+      const b = item.imageToViewerElementCoordinates(new OpenSeadragon.Point(slide.width, 0));
+      return { s: (b.x - a.x) / slide.width, x: a.x, y: a.y };
+    }
+    const { clientWidth: w, clientHeight: h } = this.deep, s = Math.min(w / slide.width, h / slide.height);
+    return s > 0 ? { s, x: (w - s * slide.width) / 2, y: (h - s * slide.height) / 2 } : null;
+  }
+
+  async refresh() {
+    const { choice, node } = this, runs = runsOfBag();
+    this.layer = null;
+    if (choice.method === "truth") {
+      this.layer = { name: "lesion share", values: this.bag.coverage, ...ranked(this.bag.coverage), low: 0, high: 1, threshold: null };
+    } else if (choice.method !== "none") {
+      const method = methodsOf(runs).find((entry) => entry.key === choice.method);
+      this.run = method?.runs.find((run) => run.seed === choice.seed) || method?.runs[0];
+      if (this.run) {
+        try {
+          const kinds = await scoresOf(this.run);
+          this.layer = kinds[choice.kind] || kinds.score || null;
+        } catch (error) { say(error.message); }
+      }
+    }
+    if (!node.isConnected || this.bag !== state.bag) return;
+    this.setRange(choice.range);
+    this.drawHead();
+    this.draw();
+  }
+
+  setRange(kind) {
+    const { layer, choice } = this;
+    choice.range = kind;
+    if (!layer) return;
+    const finite = layer.values.filter(Number.isFinite);
+    if (choice.method === "truth") [this.low, this.high] = [0, 1];
+    else if (kind === "all") [this.low, this.high] = [layer.low, layer.high];
+    else if (kind === "custom") [this.low, this.high] = choice.limits;
+    else [this.low, this.high] = finite.length ? [finite.reduce((a, b) => Math.min(a, b)), finite.reduce((a, b) => Math.max(a, b))] : [0, 1];
+  }
+
+  drawHead() {
+    const { choice } = this;
+    this.head.replaceChildren(this.methodMenu());
+    if (this.run && this.layer && !["truth", "none"].includes(choice.method)) {
+      const { probability, part } = prediction(this.run);
+      this.head.append(el("span", {}, `split ${this.run.seed}${part === "val" ? " (validation)" : ""} · ${probability.toFixed(3)} `));
+    }
+  }
+
+  methodMenu() {
+    const { choice } = this, methods = methodsOf(runsOfBag());
+    const options = [...methodOptions(methods), ["truth", "Lesion share (truth)"], ["none", "Slide only"]];
+    if (!options.some(([key]) => key === choice.method)) options.unshift([choice.method, "not predicted"]);
+    return select(options, choice.method, (key) => { choice.method = key; this.refresh().then(drawPanel); }, "Method");
+  }
+
+  paint() {
+    // values that the colours stand for, and their limits
+    const isRank = state.values === "rank" && this.choice.method !== "truth";
+    return isRank ? { values: this.layer.percentile, low: 0, high: 1, text: "rank in this slide" } : { values: this.layer.values, low: this.low, high: this.high, text: this.layer.name };
+  }
+
+  draw() {
+    const { canvas, layer } = this, { slide } = this.bag, t = this.transform();
+    if (!t || !slide) return;
+    const ratio = window.devicePixelRatio || 1, w = this.deep.clientWidth, h = this.deep.clientHeight;
+    if (canvas.width !== Math.round(w * ratio) || canvas.height !== Math.round(h * ratio)) [canvas.width, canvas.height] = [Math.round(w * ratio), Math.round(h * ratio)];
+    const ctx = canvas.getContext("2d"), s = t.s * ratio, ox = t.x * ratio, oy = t.y * ratio;
+    ctx.setTransform(1, 0, 0, 1, 0, 0);
+    ctx.clearRect(0, 0, canvas.width, canvas.height);
+    const { coords } = slide, inset = (slide.footprint - slide.step) / 2, side = slide.step;
+    const shown = [];
+    for (let i = 0; i < coords.length / 2; i++) {
+      const x0 = Math.round((coords[2 * i] + inset) * s + ox), y0 = Math.round((coords[2 * i + 1] + inset) * s + oy);
+      const x1 = Math.round((coords[2 * i] + inset + side) * s + ox), y1 = Math.round((coords[2 * i + 1] + inset + side) * s + oy);
+      if (x1 >= 0 && y1 >= 0 && x0 <= canvas.width && y0 <= canvas.height) shown.push([i, x0, y0, Math.max(1, x1 - x0), Math.max(1, y1 - y0)]);
+    }
+    if (layer) {
+      const { values, low, high } = this.paint(), colours = tables[state.colours];
+      const least = state.hide ? this.cut() : -Infinity;
+      ctx.globalAlpha = state.opacity;
+      for (const [i, x, y, dx, dy] of shown) {
+        if (!Number.isFinite(values[i]) || layer.values[i] < least) continue;
+        ctx.fillStyle = colours[colourIndex(values[i], low, high)];
+        ctx.fillRect(x, y, dx, dy);
+      }
+      ctx.globalAlpha = 1;
+    }
+    if (state.borders && side * s > 5) {
+      ctx.strokeStyle = "rgb(30 40 60 / .55)";
+      ctx.lineWidth = 1;
+      for (const [, x, y, dx, dy] of shown) ctx.strokeRect(x + 0.5, y + 0.5, dx, dy);
+    }
+    ctx.setTransform(s, 0, 0, s, ox, oy);
+    const stroke = (outline, colour, width) => { ctx.strokeStyle = colour; ctx.lineWidth = (width * ratio) / s; ctx.stroke(outline); };
+    if (state.tissue) stroke(slide.tissue.outline, "#00a86b", 1.5);
+    if (state.lesion && slide.lesion.n) { stroke(slide.lesion.outline, "rgb(255 255 255 / .8)", 3); stroke(slide.lesion.outline, POSITIVE, 1.6); }
+    if (state.tile !== null) {
+      const box = new Path2D();
+      box.rect(coords[2 * state.tile], coords[2 * state.tile + 1], slide.footprint, slide.footprint);
+      stroke(box, "#000", 5);
+      stroke(box, "#ffe14d", 2.5);
+    }
+    this.drawScale(t.s);
+    this.drawLegend();
+  }
+
+  cut() {
+    // what "hide low scores" hides: below the threshold of validation, or without one below the middle of the range
+    return this.layer.threshold ?? (this.low + this.high) / 2;
+  }
+
+  drawScale(s) {
+    const { mpp } = this.bag.slide;
+    this.scale.hidden = !mpp;
+    if (!mpp) return;
+    const most = (mpp / s) * 120, power = 10 ** Math.floor(Math.log10(most));
+    const length = [5, 2, 1].map((k) => k * power).find((value) => value <= most);
+    const text = length >= 1000 ? `${length / 1000} mm` : `${Number(length.toPrecision(2))} µm`;
+    const bar = el("i");
+    bar.style.width = `${(length * s) / mpp}px`;
+    this.scale.replaceChildren(text, bar);
+  }
+
+  drawLegend() {
+    this.legend.hidden = !this.layer;
+    if (!this.layer) return;
+    const { low, high, text } = this.paint(), key = [low, high, text, state.colours].join();
+    if (this.legendKey === key) return;
+    this.legendKey = key;
+    const canvas = el("canvas", { width: 256, height: 1 }), ctx = canvas.getContext("2d");
+    tables[state.colours].forEach((colour, i) => { ctx.fillStyle = colour; ctx.fillRect(i, 0, 1, 1); });
+    this.legend.replaceChildren(el("div", {}, text), canvas, el("div", {}, el("span", {}, short(low)), el("span", {}, short(high))));
+  }
+
+  pick(position) {
+    const { slide } = this.bag, t = this.transform(), { coords, footprint, step: side } = slide;
+    const x = (position.x - t.x) / t.s, y = (position.y - t.y) / t.s, half = footprint / 2;
+    let best = null, least = Infinity;
+    for (let i = 0; i < coords.length / 2; i++) {
+      const distance = Math.max(Math.abs(coords[2 * i] + half - x), Math.abs(coords[2 * i + 1] + half - y));
+      if (distance < least && distance <= Math.max(half, side / 2)) [best, least] = [i, distance];
+    }
+    choose(best, false);
+  }
+
+  close() {
+    this.osd?.destroy();
+  }
+}
+
+function follow(leader) {
+  const bounds = leader.osd.viewport.getBounds(true);
+  for (const pane of state.panes) if (pane !== leader && pane.ready) pane.osd.viewport.fitBounds(bounds, true);
+}
+
+function activate(index) {
+  state.active = index;
+  state.panes.forEach((pane, i) => pane.node.classList.toggle("active", i === index));
+  drawPanel();
+}
+
+function closePanes() {
+  for (const pane of state.panes) pane.close();
+  state.panes = [];
+  state.scan = null;
+}
+
+async function showSlide(bounds = null) {
+  const methods = methodsOf(runsOfBag());
+  for (const index of range(state.n)) {
+    // a slide that the chosen method does not predict shows another one; a slide without any keeps the choice
+    const used = state.choices.filter((choice, i) => choice && i < state.n).map((choice) => choice.method);
+    const fresh = methods.find((method) => !used.includes(method.key)) || methods[0];
+    const choice = (state.choices[index] ||= { method: "", kind: "score", range: "bag" });
+    const fits = ["truth", "none"].includes(choice.method) || methods.some((method) => method.key === choice.method);
+    if (!fits && fresh) choice.method = fresh.key;
+  }
+  state.active = Math.min(state.active, state.n - 1);
+  state.panes = range(state.n).map((index) => new Pane(index));
+  state.leader = state.panes[0];
+  const grid = el("div", { class: "panes" }, ...state.panes.map((pane) => pane.node));
+  grid.dataset.n = state.n;
+  $("stage").replaceChildren(grid);
+  for (const pane of state.panes) pane.open(bounds);
+  await Promise.all(state.panes.map((pane) => pane.refresh()));
+  activate(state.active);
+}
+
+function setLayout(n) {
+  const bounds = state.panes[0]?.osd?.viewport.getBounds(true) || null;
+  state.n = n;
+  for (const button of $("layout").children) button.setAttribute("aria-pressed", String(Number(button.textContent) === n));
+  if (!state.bag?.slide) return;
+  closePanes();
+  showSlide(bounds).then(drawPanel);
+}
+
+const redraw = () => state.panes.forEach((pane) => pane.draw());
+
+function choose(index, move) {
+  const { bag } = state;
+  state.tile = index;
+  if (bag.scan) return void goTo(index);
+  if (move && index !== null) {
+    const { coords, footprint } = bag.slide, pane = state.panes[state.active];
+    if (pane.osd) {
+      state.leader = pane;
+      pane.osd.viewport.fitBounds(pane.osd.viewport.imageToViewportRectangle(coords[2 * index] - 2 * footprint, coords[2 * index + 1] - 2 * footprint, 5 * footprint, 5 * footprint));
+    }
+  }
+  redraw();
+  drawPanel();
+}
+
+// ---------------------------------------------------------------- scans
+async function showScan() {
+  const { bag } = state, { scan } = bag;
+  if (state.tile === null) state.slice = Math.floor((bag.n - 1) / 2);
+  const canvas = el("canvas"), readout = el("div", { class: "readout" }), truth = el("span", { class: "truth badge" });
+  const sides = ["left", "right", "top", "bottom"].map((side) => el("span", { class: `side ${side}` }));
+  const view = el("div", { class: "view" }, canvas, readout, truth, ...sides);
+  const tracks = el("div", { class: "tracks" });
+  $("stage").replaceChildren(el("div", { class: "scan" }, view, tracks));
+  state.scan = { canvas, readout, truth, sides, view, tracks, rows: [], hu: null };
+  view.addEventListener("wheel", (event) => { event.preventDefault(); goTo(state.slice + Math.sign(event.deltaY || event.deltaX)); }, { passive: false });
+  view.addEventListener("pointerdown", startDrag);
+  view.addEventListener("pointermove", readHu);
+  view.addEventListener("contextmenu", (event) => event.preventDefault());
+  new ResizeObserver(fitScan).observe(view);
+  const methods = methodsOf(runsOfBag());
+  const rows = [];
+  for (const method of methods) {
+    for (const run of method.runs) {
+      if (run.seed !== (state.choices[0]?.seed ?? methods[0].runs[0].seed) && method.runs.some((other) => other.seed === (state.choices[0]?.seed ?? methods[0].runs[0].seed))) continue;
+      if (rows.some((entry) => entry.method === method)) continue;
+      rows.push({ method, run });
+    }
+  }
+  await Promise.all(rows.map(async (entry) => {
+    try { entry.kinds = await scoresOf(entry.run); } catch (error) { say(error.message); }
+  }));
+  if (state.bag !== bag) return;
+  state.scan.rows = rows.filter((entry) => entry.kinds?.score);
+  drawTracks();
+  if (scan.readable) await goTo(state.slice);
+  else view.append(el("div", { class: "empty" }, bag.warnings.at(-1)));
+}
+
+function layerOf(entry) {
+  const kind = state.choices[0]?.kind;
+  return entry.kinds[kind] || entry.kinds.score;
+}
+
+function drawTracks() {
+  const { tracks, rows } = state.scan, { bag } = state;
+  const slider = el("input", { type: "range", min: "0", max: String(bag.n - 1), step: "1", "aria-label": "Slice", oninput: () => goTo(Number(slider.value)) });
+  slider.value = state.slice;
+  state.scan.slider = slider;
+  state.scan.place = el("span", { class: "value" });
+  const nodes = [el("span", { class: "label" }, "Slice"), slider, state.scan.place];
+  const known = Array.from(bag.coverage).some(Number.isFinite);
+  const strips = [...(known ? [{ name: "Truth", values: bag.coverage, truth: true }] : []),
+    ...rows.map((entry) => ({ name: entry.method.name, colour: entry.method.colour, entry, values: layerOf(entry).values }))];
+  state.scan.strips = strips;
+  for (const strip of strips) {
+    strip.canvas = el("canvas", { onpointerdown: (event) => scrub(event, strip.canvas) });
+    strip.value = el("span", { class: "value" });
+    const mark = el("i");
+    mark.style.background = strip.truth ? POSITIVE : strip.colour;
+    const split = strip.entry ? `, split ${strip.entry.run.seed}: probability ${prediction(strip.entry.run).probability.toFixed(3)}` : "";
+    nodes.push(el("span", { class: "label", title: strip.name + split }, mark, strip.name), strip.canvas, strip.value);
+  }
+  tracks.replaceChildren(...nodes);
+  paintTracks();
+  new ResizeObserver(paintTracks).observe(tracks);
+}
+
+function paintTracks() {
+  if (!state.scan?.strips) return;
+  const { bag } = state, ratio = window.devicePixelRatio || 1, n = bag.n;
+  for (const { canvas, values, truth, value, entry } of state.scan.strips) {
+    const w = Math.round(canvas.clientWidth * ratio), h = Math.round(15 * ratio);
+    [canvas.width, canvas.height] = [Math.max(w, 1), h];
+    const ctx = canvas.getContext("2d"), finite = Array.from(values).filter(Number.isFinite);
+    const low = Math.min(...finite), high = Math.max(...finite), percentile = entry ? layerOf(entry).percentile : null;
+    for (let i = 0; i < n; i++) {
+      const x0 = Math.round((i * w) / n), x1 = Math.round(((i + 1) * w) / n);
+      if (truth) ctx.fillStyle = !Number.isFinite(values[i]) ? "#9aa3ad" : values[i] > 0 ? POSITIVE : "rgb(150 160 170 / .25)";
+      else if (state.values === "rank") ctx.fillStyle = tables[state.colours][colourIndex(percentile[i], 0, 1)];
+      else ctx.fillStyle = tables[state.colours][colourIndex(values[i], low, high)];
+      ctx.fillRect(x0, 0, Math.max(1, x1 - x0 - (w / n > 6 ? 1 : 0)), h);
+    }
+    const x = ((state.slice + 0.5) * w) / n, half = Math.max(w / n / 2, 2 * ratio);
+    ctx.lineWidth = 2 * ratio;
+    ctx.strokeStyle = "#fff";
+    ctx.strokeRect(x - half, 0, 2 * half, h);
+    ctx.strokeStyle = "#000";
+    ctx.lineWidth = ratio;
+    ctx.strokeRect(x - half - ratio, 0, 2 * half + 2 * ratio, h);
+    const at = values[state.slice];
+    value.textContent = truth ? (Number.isFinite(at) ? (at > 0 ? "positive" : "negative") : "unknown") : short(at);
+    if (!truth) value.title = `${exact(at)}, rank ${layerOf(entry).place[state.slice]} of ${n}`;
+  }
+  state.scan.place.textContent = `${state.slice + 1} / ${n}`;
+  state.scan.slider.value = state.slice;
+}
+
+function scrub(event, canvas) {
+  const move = (e) => {
+    const box = canvas.getBoundingClientRect();
+    goTo(Math.floor(((e.clientX - box.left) / box.width) * state.bag.n));
+  };
+  canvas.setPointerCapture(event.pointerId);
+  move(event);
+  canvas.onpointermove = move;
+  canvas.onpointerup = canvas.onpointercancel = () => { canvas.onpointermove = null; };
+}
+
+async function goTo(index) {
+  const { bag } = state;
+  if (!bag?.scan) return;
+  const at = (state.slice = state.tile = Math.max(0, Math.min(bag.n - 1, index)));
+  paintTracks();
+  const known = bag.coverage[at], badge = state.scan.truth;
+  badge.textContent = !Number.isFinite(known) ? "truth unknown" : known > 0 ? "positive slice" : "negative slice";
+  badge.className = `truth badge ${Number.isFinite(known) ? (known > 0 ? "positive" : "negative") : ""}`;
+  drawTile();
+  if (!bag.scan.readable) return;
+  const slice = (i) => load(`data/${bag.key}/${bag.id}/slice-${i}`);
+  try {
+    const view = await slice(at);
+    const hu = await unpack(view.hu);
+    if (state.bag !== bag || state.slice !== at) return;
+    state.scan.hu = hu;
+    state.scan.shown = at;
+    state.scan.sides.forEach((node, k) => { node.textContent = view.sides[k]; });
+    drawSlice();
+    for (const next of [at + 1, at - 1, at + 2]) if (next >= 0 && next < bag.n) slice(next).catch(() => {});
+  } catch (error) {
+    state.scan.hu = null;
+    state.scan.canvas.width = 0;
+    say(error.message);
+  }
+}
+
+function drawSlice() {
+  if (!state.scan) return;
+  const { hu, canvas } = state.scan, { rows, columns } = state.bag.scan;
+  if (!hu) return;
+  [canvas.width, canvas.height] = [columns, hu.length / columns];
+  const ctx = canvas.getContext("2d"), picture = ctx.createImageData(columns, hu.length / columns), pixels = new Uint32Array(picture.data.buffer);
+  const low = state.level - state.width / 2, scale = 255 / state.width;
+  for (let i = 0; i < hu.length; i++) {
+    const grey = Math.max(0, Math.min(255, Math.round((hu[i] - low) * scale)));
+    pixels[i] = 0xff000000 | (grey << 16) | (grey << 8) | grey;
+  }
+  ctx.putImageData(picture, 0, 0);
+  fitScan();
+}
+
+function fitScan() {
+  if (!state.scan || !state.bag?.scan) return;
+  const { view, canvas } = state.scan, { rows, columns, aspect } = state.bag.scan;
+  const s = Math.min(view.clientWidth / columns, view.clientHeight / (rows * aspect));
+  canvas.style.width = `${s * columns}px`;
+  canvas.style.height = `${s * rows * aspect}px`;
+  showReadout("");
+}
+
+function showReadout(more) {
+  const { bag } = state, mm = bag.scan.positions[state.slice];
+  state.scan.readout.textContent = `slice ${state.slice + 1} of ${bag.n}, ${short(mm)} mm\nL ${Math.round(state.level)}  W ${Math.round(state.width)} HU${more ? `\n${more}` : ""}`;
+}
+
+function readHu(event) {
+  if (!state.scan) return;
+  const { canvas, hu } = state.scan, box = canvas.getBoundingClientRect(), { columns } = state.bag.scan;
+  if (!hu || !box.width) return;
+  const x = Math.floor(((event.clientX - box.left) / box.width) * columns), y = Math.floor(((event.clientY - box.top) / box.height) * canvas.height);
+  showReadout(x >= 0 && y >= 0 && x < columns && y < canvas.height ? `${hu[y * columns + x]} HU` : "");
+}
+
+function startDrag(event) {
+  // a drag sets the window; on a touch screen it scrolls
+  const { view } = state.scan, from = { x: event.clientX, y: event.clientY, level: state.level, width: state.width, slice: state.slice };
+  const touch = event.pointerType === "touch";
+  view.setPointerCapture(event.pointerId);
+  const move = (e) => {
+    if (touch) return void goTo(from.slice + Math.round((e.clientY - from.y) / 12));
+    setWindow(from.level + (e.clientY - from.y), from.width + 2 * (e.clientX - from.x));
+  };
+  const end = () => { view.removeEventListener("pointermove", move); view.removeEventListener("pointerup", end); view.removeEventListener("pointercancel", end); };
+  view.addEventListener("pointermove", move);
+  view.addEventListener("pointerup", end);
+  view.addEventListener("pointercancel", end);
+}
+
+function setWindow(level, width) {
+  state.level = Math.max(-1500, Math.min(3000, Math.round(level)));
+  state.width = Math.max(1, Math.min(5000, Math.round(width)));
+  for (const [id, value] of [["level", state.level], ["width", state.width]]) if ($(id) && document.activeElement !== $(id)) $(id).value = value;
+  for (const button of document.querySelectorAll("[data-window]")) button.setAttribute("aria-pressed", String(button.dataset.window === `${state.level}/${state.width}`));
+  drawSlice();
+}
+
+// ---------------------------------------------------------------- panel
+const section = (title, ...children) => el("section", {}, el("h2", {}, title), ...children);
+const field = (name, node) => el("label", { class: "row" }, el("span", {}, name), node);
+
+function drawPanel() {
+  const { bag } = state;
+  if (!bag) return;
+  const parts = [];
+  if (bag.slide) parts.push(layerSection(), displaySection());
+  if (bag.scan) parts.push(windowSection(), scanSection());
+  const tile = el("section", { id: "tile" });
+  parts.push(tile, extremesSection(), factsSection());
+  $("panel").replaceChildren(...parts.filter(Boolean));
+  drawTile();
+}
+
+function layerSection() {
+  const pane = state.panes[state.active];
+  if (!pane) return null;
+  const { choice } = pane, runs = runsOfBag(), methods = methodsOf(runs), method = methods.find((entry) => entry.key === choice.method);
+  const title = state.n > 1 ? `Layer of view ${state.active + 1}` : "Layer";
+  const again = () => pane.refresh().then(drawPanel);
+  const rows = [field("Method", pane.methodMenu())];
+  if (method) {
+    const splits = method.runs.map((run) => [String(run.seed), `${run.seed}${prediction(run).part === "val" ? " (validation)" : ""}`]);
+    rows.push(field("Split", select(splits, String(pane.run?.seed), (seed) => { choice.seed = Number(seed); again(); }, "Split")));
+    const kinds = Object.keys(state.bag.scores.get(pane.run?.id) || {});
+    if (kinds.length > 1) rows.push(field("Score", select(kinds.map((kind) => [kind, KINDS[kind] || kind]), kinds.includes(choice.kind) ? choice.kind : "score", (kind) => { choice.kind = kind; again(); }, "Score")));
+  }
+  if (pane.layer && choice.method !== "truth" && state.values === "score") {
+    const limits = ["low", "high"].map((end) => el("input", { type: "number", step: "any", value: short(pane[end]), "aria-label": end === "low" ? "Lowest colour" : "Highest colour", onchange: (event) => {
+      choice.limits = [pane.low, pane.high];
+      choice.limits[end === "low" ? 0 : 1] = Number(event.target.value);
+      pane.setRange("custom");
+      pane.draw();
+    } }));
+    rows.push(field("Range", el("span", { class: "pair" }, ...limits)));
+    const buttons = [["bag", "this slide"], ["all", "all slides"]].map(([kind, text]) => el("button", { "aria-pressed": String(choice.range === kind), onclick: () => { pane.setRange(kind); pane.draw(); drawPanel(); } }, text));
+    rows.push(field("", el("span", { class: "segments" }, ...buttons)));
+  }
+  if (!methods.length) rows.push(el("p", { class: "note" }, state.list.runs.length ? "No run predicts this slide: it is used for training." : "Nothing has been trained or predicted yet."));
+  return section(title, ...rows);
+}
+
+function displaySection() {
+  const { slide } = state.bag;
+  const opacity = el("input", { type: "range", min: "0", max: "1", step: "0.05", id: "opacity", oninput: () => { state.opacity = Number(opacity.value); redraw(); } });
+  opacity.value = state.opacity;
+  const check = (key, text, disabled = false) => {
+    const box = el("input", { type: "checkbox", id: key, onchange: () => { state[key] = box.checked; redraw(); } });
+    box.checked = state[key];
+    box.disabled = disabled;
+    return el("label", { class: "check" }, box, text);
+  };
+  return section("Display", ...colourFields(() => { redraw(); drawPanel(); }), field("Opacity", opacity),
+    check("lesion", slide.lesion.n ? "Lesion outlines" : "Lesion outlines (none known)", !slide.lesion.n), check("tissue", "Tissue outlines"), check("borders", "Tile borders"),
+    check("hide", state.panes.some((pane) => pane.layer?.threshold != null) ? "Hide scores below the validation threshold" : "Hide the lower half of the range"),
+    slide.step < slide.footprint ? el("p", { class: "note" }, "Tiles overlap: each is painted on its middle.") : null);
+}
+
+function colourFields(change) {
+  const values = [["score", "stored"], ["rank", "rank"]].map(([key, text]) => el("button", { "aria-pressed": String(state.values === key), onclick: () => { state.values = key; change(); } }, text));
+  return [field("Colours", select(Object.keys(MAPS).map((name) => [name, name]), state.colours, (name) => { state.colours = name; change(); }, "Colours")),
+    field("Values", el("span", { class: "segments" }, ...values))];
+}
+
+function windowSection() {
+  const buttons = Object.entries(WINDOWS).map(([name, [level, width]], i) => {
+    const button = el("button", { title: `level ${level}, width ${width} HU, key ${i + 1}`, onclick: () => setWindow(level, width) }, name);
+    button.dataset.window = `${level}/${width}`;
+    button.setAttribute("aria-pressed", String(state.level === level && state.width === width));
+    return button;
+  });
+  const number = (id, text, set) => {
+    const input = el("input", { type: "number", id, "aria-label": text, onchange: () => set(Number(input.value)) });
+    input.value = state[id];
+    return input;
+  };
+  return section("Window, HU", el("div", { class: "buttons" }, ...buttons),
+    field("Level", number("level", "Level", (value) => setWindow(value, state.width))), field("Width", number("width", "Width", (value) => setWindow(state.level, value))),
+    el("p", { class: "note" }, "Wheel, ", el("kbd", {}, "↑"), " ", el("kbd", {}, "↓"), ": slices. Drag: level and width. ", el("kbd", {}, "1"), "–", el("kbd", {}, "4"), ": windows."));
+}
+
+function scanSection() {
+  const seeds = [...new Set(runsOfBag().map((run) => run.seed))].sort((a, b) => a - b);
+  const choice = (state.choices[0] ||= { method: "", seed: seeds[0], kind: "score", range: "bag" });
+  const rows = [];
+  if (seeds.length > 1) rows.push(field("Split", select(seeds.map((seed) => [String(seed), String(seed)]), String(choice.seed), (seed) => { choice.seed = Number(seed); showScan().then(drawPanel); }, "Split")));
+  const kinds = [...new Set(state.scan.rows.flatMap((entry) => Object.keys(entry.kinds)))];
+  if (kinds.length > 1) rows.push(field("Score", select(kinds.map((kind) => [kind, KINDS[kind] || kind]), choice.kind, (kind) => { choice.kind = kind; drawTracks(); drawPanel(); }, "Score")));
+  rows.push(...colourFields(() => { paintTracks(); drawPanel(); }));
+  const table = el("table", {}, ...state.scan.rows.map((entry) => el("tr", {}, el("th", {}, entry.method.name), el("td", {}, `probability ${prediction(entry.run).probability.toFixed(3)}`))));
+  return section("Scores", ...rows, table);
+}
+
+function chosenLayers() {
+  if (state.bag.scan) return state.scan.rows.map((entry) => ({ name: entry.method.name, layer: layerOf(entry) }));
+  return state.panes.filter((pane) => pane.layer && pane.choice.method !== "truth").map((pane) => ({ name: `${pane.run.name}, split ${pane.run.seed}`, layer: pane.layer }));
+}
+
+function drawTile() {
+  const node = $("tile"), { bag } = state, index = bag.scan ? state.slice : state.tile;
+  if (!node) return;
+  if (index === null) {
+    node.replaceChildren(el("h2", {}, "Tile"), el("p", { class: "note" }, "Click a tile for its score, rank and position."));
+    return;
+  }
+  const share = bag.coverage[index], facts = [];
+  if (bag.slide) {
+    const { coords, grid, footprint, mpp } = bag.slide;
+    facts.push(["x, y", `${coords[2 * index]}, ${coords[2 * index + 1]} px`], ["Side", `${footprint} px${mpp ? `, ${short(footprint * mpp)} µm` : ""}`], ["Row, column", `${grid[2 * index]}, ${grid[2 * index + 1]}`]);
+    facts.push(["Lesion share", Number.isFinite(share) ? `${(100 * share).toFixed(1)} %` : "unknown"]);
+  } else facts.push(["File", bag.scan.files[index]], ["Position", `${short(bag.scan.positions[index])} mm`]);
+  const list = el("dl", {}, ...facts.flatMap(([name, text]) => [el("dt", {}, name), el("dd", {}, text)]));
+  const rows = chosenLayers().map(({ name, layer }) => {
+    const cell = el("td", { class: "score" }, exact(layer.values[index]));
+    return el("tr", {}, el("th", {}, name), cell, el("td", {}, `${layer.place[index]} of ${layer.order.length}`));
+  });
+  const head = rows.length ? [el("tr", {}, el("th", {}, ""), el("td", {}, "score"), el("td", {}, "rank"))] : [];
+  const picture = bag.slide && bag.slide.zoom && !IS_STATIC ? el("img", { src: `images/${bag.key}/${bag.id}/instance-${index}.jpg`, alt: `Tile ${index}` }) : null;
+  node.replaceChildren(el("h2", {}, bag.slide ? `Tile ${index}` : `Slice ${index + 1}`), picture ? el("div", { class: "tile" }, picture, list) : list, el("table", {}, ...head, ...rows));
+}
+
+function extremesSection() {
+  const { bag } = state, layers = chosenLayers();
+  const source = bag.slide ? (state.panes[state.active]?.layer && state.panes[state.active].choice.method !== "truth" ? { layer: state.panes[state.active].layer } : null) : layers[0];
+  if (!source || !bag.n || (bag.scan ? !bag.scan.readable : !bag.slide.zoom)) return null;
+  const strip = (indices) => el("div", { class: "strip" }, ...indices.map((index) => el("button", { title: exact(source.layer.values[index]), "aria-label": `${bag.slide ? "Tile" : "Slice"} ${index}`, onclick: () => choose(index, true) },
+    el("img", { src: `images/${bag.key}/${bag.id}/instance-${index}.jpg`, loading: "lazy", alt: "" }), el("span", {}, short(source.layer.values[index])))));
+  const what = bag.slide ? "tiles" : "slices", name = bag.scan ? ` of ${layers[0].name}` : "";
+  return section(`Highest ${what}${name}`, strip(source.layer.order.slice(0, EXTREMES)), el("h2", {}, `Lowest ${what}`), strip(source.layer.rising.slice(0, EXTREMES)));
+}
+
+function factsSection() {
+  const { bag } = state;
+  const facts = [["Label", labelName(bag.label)], ["Split", bag.split || "–"], ...bag.facts];
+  return section("About", el("dl", {}, ...facts.flatMap(([name, text]) => [el("dt", {}, name), el("dd", {}, text)])),
+    ...[...bag.warnings, ...state.catalogue.notes].map((text) => el("p", { class: "warning" }, text)));
+}
+
+// ---------------------------------------------------------------- start
+document.addEventListener("keydown", (event) => {
+  if (event.target.matches("input:not([type=range]), select, textarea") || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.key === "[" || event.key === "]") return step(event.key === "]" ? 1 : -1);
+  if (event.key === "Escape") for (const id of ["list", "panel"]) $(id).classList.remove("open");
+  if (!state.bag?.scan) return;
+  const moves = { ArrowDown: 1, ArrowRight: 1, ArrowUp: -1, ArrowLeft: -1, PageDown: 5, PageUp: -5, Home: -1e6, End: 1e6 };
+  if (event.key in moves) { event.preventDefault(); goTo(state.slice + moves[event.key]); }
+  const preset = Object.values(WINDOWS)[Number(event.key) - 1];
+  if (preset) setWindow(...preset);
+});
+
+async function start() {
+  state.catalogue = await load("data/catalogue");
+  const { cohorts } = state.catalogue;
+  const menu = select(cohorts.map((cohort) => [cohort.key, `${cohort.title} (${cohort.bags})`]), "", (key) => { location.hash = key; }, "Dataset");
+  menu.id = "cohort";
+  $("cohort").replaceWith(menu);
+  $("cohort-field").hidden = cohorts.length < 2;
+  $("layout").append(...[1, 2, 4].map((n) => el("button", { "aria-pressed": String(n === state.n), title: `${n} view${n > 1 ? "s, synchronised" : ""}`, onclick: () => setLayout(n) }, String(n))));
+  $("menu").onclick = () => { $("list").classList.toggle("open"); $("panel").classList.remove("open"); };
+  $("settings").onclick = () => { $("panel").classList.toggle("open"); $("list").classList.remove("open"); };
+  $("filter").oninput = () => { state.shown = LISTED; drawList(); };
+  $("order").onchange = drawList;
+  window.addEventListener("hashchange", openAddress);
+  if (!location.hash && state.catalogue.start) history.replaceState(null, "", `#${state.catalogue.start}`);
+  await openAddress();
+}
+start().catch((error) => say(error.message));
+})();
