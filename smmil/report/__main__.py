@@ -4,7 +4,7 @@ Run alone:
     python -m smmil.report --title "smmil demo" --layout layout.json --tables results/tables/*.html
         --metrics results/*/metrics/*/*.json --figures results/figures/*.json results/*/figures/*/*.json
         --maps results/*/maps/*/maps.json --qc results/*/qc/counts.json --status results/*/status/status.json
-        --runs results/*/runs/*/*/runs.json --out report.html
+        --runs results/*/runs/*/*/runs.json --comparisons results/tables/comparisons.json --out report.html
 """
 
 import argparse
@@ -36,6 +36,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "maps": "maps.json files, with the pictures beside",
         "status": "status.json files",
         "runs": "runs.json files, for the training settings",
+        "comparisons": "comparisons.json, for the findings on the first screen",
     }
     for name, text in files.items():
         parser.add_argument(f"--{name}", nargs="*", default=[], type=Path, help=text)
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _arguments(argv)
     from preprocessing.qc.counts import Counts
     from preprocessing.status import Status
+    from smmil.artifacts.comparison import ComparisonsFile
     from smmil.artifacts.hashes import code_version, json_argument
     from smmil.artifacts.records import Metrics, RunsFile
     from smmil.config.layouts import TableLayout, parse_table_layout
@@ -62,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         maps={path: MapsFile.read(path) for path in args.maps},
         status=[read_record(Status, path) for path in args.status],
         trainings=[RunsFile.read(path) for path in args.runs],
+        comparisons=next((ComparisonsFile.read(path) for path in args.comparisons), None),
     )
     layouts = json_argument(args.layouts, "--layouts")
     text = build_page(

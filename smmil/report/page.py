@@ -6,22 +6,33 @@ again. Templates: `smmil/report/templates`, and those of `preprocessing.common.w
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import re
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import quote
 
+from markupsafe import Markup, escape
+
 from preprocessing.common.webpage import render, thumbnail
 from preprocessing.qc.counts import Counts
 from preprocessing.status import Status
+from smmil.artifacts.comparison import ComparisonsFile
 from smmil.artifacts.records import Metrics, RunsFile, SplitMetrics
 from smmil.config.layouts import PairLayout, TableLayout
 from smmil.config.methods import METHODS, display_name, marked_name
-from smmil.figures.entries import FigureEntry, MapsFile
+from smmil.config.targets import EVERY_ENCODER
+from smmil.figures.entries import FigureEntry, MapEntry, MapsFile
 from smmil.figures.job import in_order
+from smmil.findings import findings
+from smmil.report import forest
+from smmil.report.overview import overview
 from smmil.tables import formats
 from smmil.tables.notes import MOST_NAMED
 
+# figures of one dataset -> their entry in the navigation
+OF_DATASET = {"histograms": "Scores by label", "curves": "Learning curves", "resources": "Time and memory"}
 Layouts = Mapping[str, TableLayout | PairLayout]
 
 
@@ -37,6 +48,7 @@ class Inputs:
         maps: `maps.json` files with the pictures beside.
         status: of the datasets.
         trainings: of the methods.
+        comparisons: of the methods with Sm and their bases, None without any.
     """
 
     metrics: Sequence[Metrics] = ()
@@ -46,6 +58,16 @@ class Inputs:
     maps: Mapping[Path, MapsFile] = field(default_factory=dict)
     status: Sequence[Status] = ()
     trainings: Sequence[RunsFile] = ()
+    comparisons: ComparisonsFile | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An entry of the navigation: `target` is an id of the page, "" for a heading; `title` is HTML."""
+
+    target: str
+    title: Markup
+    children: Sequence["Entry"] = ()
 
 
 def build_page(
@@ -77,22 +99,36 @@ def build_page(
     missing = [path for path in inputs.tables if not path.is_file()]
     if missing:
         raise ValueError(f"{missing[0]}: no such table; write it with python -m smmil.tables --out-html")
-    fragments = {path: path.read_text("utf-8") for path in inputs.tables}
-    left_out = [*filter(None, map(formats.left_out, fragments.values()))]
+    texts = {path: path.read_text("utf-8") for path in inputs.tables}
+    left_out = [*filter(None, map(formats.left_out, texts.values()))]
     left_out += [f"{entry.title}. {entry.empty.capitalize()}." for entry in inputs.figures.values() if entry.empty]
     inputs = replace(
         inputs,
-        tables=[path for path in inputs.tables if not formats.left_out(fragments[path])],
+        tables=[path for path in inputs.tables if not formats.left_out(texts[path])],
         figures={path: entry for path, entry in inputs.figures.items() if not entry.empty},
     )
     protocol = ", ".join(sorted({entry.protocol for entry in metrics})) or "none (no metrics)"
     version, datasets = code_version or "unknown", datasets_of(layout, inputs)
+    repeated = repeated_tables(layouts)
+    # costs come after all results
+    tables = sorted(inputs.tables, key=lambda path: path.stem == "resources")
+    fragments = {path: Markup(texts[path]) for path in tables if path.stem not in repeated}
+    pictures = figures_of_page(inputs.figures)
+    lines = [*warnings, *filter(None, [missing_runs(layouts, metrics)])]
+    outcomes = findings(inputs.comparisons) if inputs.comparisons else ()
     return render(
         "report.html.j2",
         Path(__file__).parent / "templates",
         title=title,
         inputs=inputs,
-        warnings=[*warnings, *automatic_warnings(metrics, inputs.qc.values())],
+        overview=overview(layout, metrics, outcomes, list(inputs.qc.values()), inputs.status, lines),
+        contents_of_page=contents(fragments, pictures, inputs, datasets),
+        fragments=fragments,
+        repeated=[path for path in inputs.tables if path.stem in repeated],
+        pictures=pictures,
+        of_dataset=OF_DATASET,
+        first_map=first_map(inputs.maps),
+        width=forest.WIDTH,
         summary=summary(layout, metrics, quirks, protocol, version),
         protocol=protocol,
         code_version=version,
@@ -100,12 +136,75 @@ def build_page(
         configuration=configuration,
         runs=run_groups(metrics),
         left_out=list(dict.fromkeys(left_out)),
-        gap=missing_runs(layouts, metrics),
         datasets=datasets,
         trainings={name: [training_row(t) for t in inputs.trainings if t.dataset == name] for name in datasets},
         thumbnail=thumbnail,
         target=lambda path: quote(Path(os.path.relpath(path.resolve(), page.resolve().parent)).as_posix()),
+        view_command=view_command,
     )
+
+
+def repeated_tables(layouts: Layouts) -> set[str]:
+    """Return Tables 6 to 10 where they show no run but those of Tables 1 and 2."""
+    first = layouts.get("table1") or layouts.get("table2")
+    if first is None:
+        return set()
+    return {
+        table
+        for table in EVERY_ENCODER
+        if table != "resources" and table in layouts and {*layouts[table].pairings} <= {*first.pairings}
+    }
+
+
+def figures_of_page(figures: Mapping[Path, FigureEntry]) -> dict[Path, FigureEntry]:
+    """Return the figures without histograms of a dataset that is in figure 4."""
+    shown = {name for entry in figures.values() if entry.figure == "fig4" for name in entry.datasets}
+    return {p: entry for p, entry in figures.items() if entry.figure != "histograms" or not shown >= {*entry.datasets}}
+
+
+def first_map(maps: Mapping[Path, MapsFile]) -> tuple[Path, MapsFile, MapEntry] | None:
+    """Return a positive bag for the first screen, or any; None without maps."""
+    drawn = [(path, record, entry) for path, record in maps.items() for entry in record.maps]
+    return next((triple for triple in drawn if triple[2].label == 1), next(iter(drawn), None))
+
+
+def view_command(maps: Path, bag_id: str) -> str:
+    """Return the command that opens a bag in the viewer; `maps` is RESULTS/DATASET/maps/ENCODER/maps.json."""
+    # an encoder of timm has a folder of its own: maps/timm/NAME
+    folder = next((parent for parent in maps.parents if parent.name == "maps"), maps).parent.parent
+    return shlex.join(["smmil", "view", str(folder), "--bag", bag_id])
+
+
+def contents(
+    fragments: Mapping[Path, Markup], pictures: Mapping[Path, FigureEntry], inputs: Inputs, datasets: Mapping[str, str]
+) -> list[Entry]:
+    """Return the navigation: results, figures, datasets with what there is of them, and how it was run."""
+    tables = [Entry(path.stem, _heading(text)) for path, text in fragments.items()]
+    figures = [Entry(f.figure, escape(f.title)) for f in pictures.values() if f.figure not in OF_DATASET]
+    parts = []
+    for name, title in datasets.items():
+        children = (
+            [Entry(f"maps-{name}", Markup("Maps"))] if any(m.dataset == name for m in inputs.maps.values()) else []
+        )
+        children += [
+            Entry(f"{entry.figure}-{name}", Markup(OF_DATASET[entry.figure]))
+            for entry in pictures.values()
+            if entry.figure in OF_DATASET and name in entry.datasets
+        ]
+        if any(counts.dataset == name for counts in inputs.qc.values()):
+            children.append(Entry(f"bags-{name}", Markup("Bags")))
+        parts.append(Entry(f"data-{name}", escape(title), children))
+    groups = {"Results": tables, "Figures": figures, "Datasets": parts}
+    entries = [Entry("overview", Markup("Overview"))]
+    for heading, members in groups.items():
+        entries += [Entry("", Markup(heading)), *members] if members else []
+    return [*entries, Entry("", Markup("Background")), Entry("runs", Markup("Runs")), Entry("made", Markup("Settings"))]
+
+
+def _heading(fragment: Markup) -> Markup:
+    """Return the heading of a table's fragment."""
+    match = re.search("<h2>(.*?)</h2>", fragment)
+    return Markup(match[1]) if match else Markup("Table")
 
 
 def datasets_of(layout: TableLayout, inputs: Inputs) -> dict[str, str]:
@@ -114,27 +213,6 @@ def datasets_of(layout: TableLayout, inputs: Inputs) -> dict[str, str]:
     others = {counts.dataset for counts in inputs.qc.values()} | {maps.dataset for maps in inputs.maps.values()}
     others |= {status.dataset for status in inputs.status}
     return titles | {name: name for name in sorted(others - titles.keys())}
-
-
-def automatic_warnings(metrics: Sequence[Metrics], counts: Iterable[Counts]) -> list[str]:
-    """Return what a reader must know before any number: random encoders, miniature cohorts, failed bags."""
-    counts, lines = list(counts), []
-    random = sorted({entry.dataset for entry in metrics if entry.random_weights})
-    if random:
-        lines.append(f"Random encoder weights ({', '.join(random)}): the numbers only show that the pipeline runs.")
-    small = [f"{cohort.dataset} {cohort.bags} bags" for cohort in counts if _is_miniature(cohort)]
-    if small:
-        lines.append(f"Miniature cohorts ({', '.join(small)}): far smaller than the published datasets.")
-    failed = [f"{cohort.dataset} {n}" for cohort in counts if (n := cohort.states.get("failed", 0))]
-    if failed:
-        lines.append(f"Failed bags: {', '.join(failed)}; they are missing from every number below.")
-    return lines
-
-
-def _is_miniature(counts: Counts) -> bool:
-    # a dataset of one's own has no published count
-    published = next((entry.published for entry in counts.expected if entry.name == "bags"), 0)
-    return counts.bags < published / 2
 
 
 def summary(

@@ -14,7 +14,7 @@ from smmil.artifacts.records import Metrics, PartMetrics
 from smmil.artifacts.results import split_values
 from smmil.config.methods import bases
 from smmil.evaluate.ranks import mean_ranks
-from smmil.tables.specs import Column, Key, style
+from smmil.tables.specs import TABS, Column, Key, style
 
 # (dataset, encoder, method) -> metrics
 MetricsByKey = Mapping[tuple[str, str, str], Metrics]
@@ -90,6 +90,16 @@ class Section:
     title: str
     columns: tuple[Column, ...]
     blocks: dict[str, tuple[Row, ...]]
+
+    @property
+    def tab(self) -> str:
+        """Short title, for a row of tabs."""
+        return TABS.get(self.key, self.title)
+
+    @property
+    def has_intervals(self) -> bool:
+        """Whether any mean has a bootstrap interval."""
+        return any(column.kind == "mean" and cell.ci for _, column, cell in self.cells())
 
     @property
     def rows(self) -> tuple[Row, ...]:

@@ -111,6 +111,12 @@ def cell_text(column: Column, cell: Cell, n_splits: int) -> str:
     return " ".join(part for part in parts(column, cell, n_splits) if part)
 
 
+def interval(column: Column, cell: Cell) -> str:
+    """Return the bootstrap interval of a cell as `0.812–0.955`, "" without one."""
+    form = style(column.metrics[0])[0]
+    return "" if cell.ci is None else "–".join(_number(end, form) for end in cell.ci)
+
+
 def dagger(table: Table, column: Column) -> str:
     """Return a mark for columns with an untrained encoder, else ""."""
     return DAGGER if table.random_keys & set(column.keys) else ""
@@ -214,7 +220,8 @@ def to_html(table: Table) -> str:
     if table.left_out:
         return f"{LEFT_OUT}{html.escape(f'{table.title}. No cell has a value: {table.left_out}.')}</p>\n"
     templates = Path(__file__).parent / "templates"
-    return render("table.html.j2", templates, table=table, dagger=dagger, parts=parts, row_name=row_name)
+    functions = {"heads": _heads, "dagger": dagger, "parts": parts, "interval": interval, "row_name": row_name}
+    return render("table.html.j2", templates, table=table, **functions)
 
 
 def to_latex(table: Table) -> str:

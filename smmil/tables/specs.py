@@ -90,6 +90,13 @@ SHORT = {
     **{"auroc": "AUROC", "f1": "F1", "auprc": "AUPRC", "froc": "FROC", "dice": "Dice", "ece": "ECE"},
     **{"raw": "Energy", "normalised": "Normalised energy", "within": "In-bag AUROC"},
 }
+# key of a section -> its title in a row of tabs; others show their title
+TABS = {
+    **{"": "Table", "spread": "Median and worst run", "signed": "Sign-aware score", "more": "Further metrics"},
+    **{"signed-spread": "Sign-aware: median and worst", "more-spread": "Further: median and worst"},
+    **{"within": "Within bags", "signed-sm": "Smoothed sign-aware", "energy": "Scale-free energy"},
+    **{"energy-spread": "Energy: median and worst", "memory": "Memory", "gpu": "GPU memory"},
+}
 
 
 def style(metric: str) -> tuple[str, bool]:

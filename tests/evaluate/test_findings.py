@@ -82,7 +82,9 @@ def test_without_interval_or_splits_nothing_is_clear() -> None:
         n, first, second = values
         (finding,) = findings(comparisons(difference([first] * int(n), [second] * int(n), interval)))
         assert finding.verdict == "no clear difference"
-        assert "no clear difference between SmAP and ABMIL in localising lesions" in finding.text and text in finding.text
+        assert (
+            "no clear difference between SmAP and ABMIL in localising lesions" in finding.text and text in finding.text
+        )
 
 
 def test_a_spread_over_splits_above_the_difference_is_shown() -> None:

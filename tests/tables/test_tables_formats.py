@@ -58,12 +58,28 @@ def test_markdown_is_a_rectangle_with_marks_and_definitions() -> None:
 
 def test_html_marks_the_cells_of_the_markdown() -> None:
     text = to_html(build_table("table1", metrics(), LAYOUT))
-    assert '<td class="second">0.500<small> ± 0.000</small></td>' in text and '<td class="empty">·</td>' in text
-    assert '<td class="best"><strong>0.400 ± - [1]</strong></td>' in text and "<td>0.800<small> ± 0.141</small>" in text
+    assert '">0.500<small> ± 0.000</small></td>' in text and '<td class="empty">·</td>' in text
+    assert '<td class="second"' in text and "<strong>0.400 ± - [1]</strong></td>" in text
     assert '<tr class="group"><th colspan="8" scope="rowgroup">' in text and "<h3>Spread over the runs</h3>" in text
     first = LAYOUT.datasets[0].model_copy(update={"title": NASTY})
     title = LAYOUT.model_copy(update={"datasets": (first, *LAYOUT.datasets[1:])})
-    assert "[a] &lt;b&gt;<br>AUROC</th>" in to_html(build_table("table1", metrics(), title))
+    assert "[a] &lt;b&gt;</th>" in to_html(build_table("table1", metrics(), title))
+
+
+def test_html_has_the_intervals_on_hover_and_in_a_tab() -> None:
+    text = to_html(build_table("table2", metrics(), LAYOUT))
+    assert 'title="95 % interval 0.250–0.750"' in text
+    tab = text.split('<section data-tab="95 % intervals">')[1].split("</section>")[0]
+    assert "<td>0.500<small> 0.250–0.750</small></td>" in tab
+    without = [{**record, "bootstrap": None} for record in metrics()]
+    assert "95 % intervals" not in to_html(build_table("table2", without, LAYOUT))
+
+
+def test_html_marks_nothing_in_a_block_of_one_and_leaves_out_empty_sections_with_a_reason() -> None:
+    one = TableLayout.parse({"datasets": [{"name": "rsna", "encoder": "resnet18"}], "methods": ["abmil"]})
+    text = to_html(build_table("table2", [metrics_object("rsna", "abmil", {"bag_auroc": [0.9]})], one))
+    assert 'class="best"' not in text and "0.900" in text
+    assert "Left out, without any value: Further metrics (not in the metrics file)." in text
 
 
 def test_csv_holds_every_number_in_full() -> None:
@@ -116,10 +132,12 @@ def check_html(text: str) -> None:
     """Nested tags, rows of one length, names escaped."""
     Page(text)
     for part in text.split("<table")[1:]:
-        width = re.search(r"<tr>(.*?)</tr>", part)[1].count("<th")
+        head = part.split("</thead>")[0]
+        first = re.findall(r"<th ([^>]*)>", re.search(r"<tr>(.*?)</tr>", head)[1])
+        width = sum(int(match[1]) if (match := re.search(r'colspan="(\d+)"', text)) else 1 for text in first)
         rows = re.findall(r'<tr><th scope="row">.*?</tr>', part)
         assert {row.count("<td") for row in rows} == {width - 1}
-        assert set(re.findall(r'colspan="(\d+)"', part)) == {str(width)}
+        assert set(re.findall(r'colspan="(\d+)" scope="rowgroup"', part)) == {str(width)}
     assert "[a] <b>" not in text
 
 

@@ -169,6 +169,11 @@ rule write_report:
         figures=PLAN.report_figures(),
         maps=PLAN.companions("fig5"),
         runs=PLAN.of_report("runs"),
+        comparisons=[
+            f"{RESULTS}/tables/{table}.json"
+            for table in PLAN.tables
+            if table == "comparisons"
+        ],
     output:
         report(
             f"{RESULTS}/report/index.html",
@@ -195,7 +200,7 @@ rule write_report:
     shell:
         "python -m smmil.report --title smmil --layout {params.layout:q} --metrics {input.metrics:q} "
         "--tables {input.tables:q} --qc {input.qc:q} --figures {input.figures:q} --maps {input.maps:q} "
-        "--status {input.status:q} --runs {input.runs:q} --layouts {params.layouts:q} "
+        "--status {input.status:q} --runs {input.runs:q} --comparisons {input.comparisons:q} --layouts {params.layouts:q} "
         "--quirks {params.quirks:q} --configuration={resources.configuration:q} --out {output:q} 2>&1 | tee {log:q}"
 
 

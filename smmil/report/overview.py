@@ -1,0 +1,212 @@
+"""The first screen of the report: what was run, what came out in words and one plot, and what to be careful about."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean, median
+
+from preprocessing.features.encoders import encoder_title
+from preprocessing.qc.counts import Counts
+from preprocessing.status import Status
+from smmil.artifacts.records import Metrics
+from smmil.artifacts.results import inverted, split_values
+from smmil.config.layouts import TableLayout
+from smmil.config.methods import METHODS, display_name
+from smmil.figures.job import in_order
+from smmil.findings import METRICS, Finding
+from smmil.report.forest import Forest, Mark
+
+FEWEST_SPLITS = 3
+# longer lists of names are cut
+MOST_NAMES = 5
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A sentence of the first screen; `verdict` is a class of the stylesheet."""
+
+    text: str
+    verdict: str = ""
+
+
+@dataclass(frozen=True)
+class Overview:
+    """The first screen.
+
+    Attributes:
+        lead: what was run on what.
+        statements: what came out.
+        details: the same in full, with every number.
+        plot: what came out as a plot, None without any result.
+        care: what a reader must know before any number.
+    """
+
+    lead: str
+    statements: Sequence[Statement]
+    details: Sequence[str]
+    plot: Forest | None
+    care: Sequence[str]
+
+
+def overview(
+    layout: TableLayout,
+    metrics: Sequence[Metrics],
+    findings: Sequence[Finding],
+    counts: Sequence[Counts],
+    status: Sequence[Status],
+    warnings: Sequence[str],
+) -> Overview:
+    """Assemble the first screen.
+
+    Args:
+        layout: datasets and methods.
+        metrics: of every pairing in the tables.
+        findings: outcomes of the comparisons; without any, the methods themselves are shown.
+        counts: of the datasets.
+        status: of the datasets.
+        warnings: further lines to show first.
+    """
+    compared = [finding for finding in findings if finding.difference is not None]
+    statements, plot = _compared(compared) if compared else _scored(layout, metrics)
+    return Overview(
+        lead(layout, metrics, counts),
+        statements,
+        [f"{finding.text}." for finding in findings],
+        plot,
+        [*warnings, *cautions(metrics, counts, status, {d.name: d.title for d in layout.datasets})],
+    )
+
+
+def lead(layout: TableLayout, metrics: Sequence[Metrics], counts: Iterable[Counts]) -> str:
+    """Return in two sentences what was run on what."""
+    bags = {cohort.dataset: cohort.bags for cohort in counts}
+    tests = {m.dataset: m.splits[0].test.n_bags for m in metrics if m.splits}
+    names = []
+    for dataset in layout.datasets:
+        known = [f"{bags[dataset.name]} bags"] if dataset.name in bags else []
+        known += [f"{tests[dataset.name]} for test"] if dataset.name in tests else []
+        names.append(dataset.title + (f" ({', '.join(known)})" if known else ""))
+    methods = [display_name(method) for method in METHODS if method in layout.methods]
+    splits = len({split.seed for entry in metrics for split in entry.splits})
+    encoders = dict.fromkeys(encoder_title(encoder) for d in layout.datasets for encoder in d.encoders)
+    what = f"{enumerate_names(methods)} on {enumerate_names(names)}" if methods and names else "Nothing was trained"
+    runs = f", {splits} training split{'s' * (splits > 1)} each" if splits else ""
+    features = f" Features: {enumerate_names(list(encoders))}." if encoders else ""
+    return f"{what}{runs}.{features}"
+
+
+def enumerate_names(names: Sequence[str]) -> str:
+    """Return `a, b and c`."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+
+
+def _compared(findings: Sequence[Finding]) -> tuple[list[Statement], Forest]:
+    """Return a sentence per method with Sm and its base, over all datasets, and the plot of the differences."""
+    pairs: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        pairs.setdefault((finding.method, finding.base), []).append(finding)
+    statements = []
+    for (method, base), members in pairs.items():
+        outcomes: dict[tuple[str, str], list[str]] = {}
+        for finding in members:
+            outcomes.setdefault((finding.verdict, finding.metric), []).append(finding.dataset)
+        parts = [
+            f"no clear difference {METRICS[metric][2]} on {enumerate_names(titles)}"
+            if verdict == "no clear difference"
+            else f"{METRICS[metric][1]} {verdict} on {enumerate_names(titles)}"
+            for (verdict, metric), titles in outcomes.items()
+        ]
+        verdicts = {finding.verdict for finding in members}
+        statements.append(
+            Statement(f"{method} against {base}: {'; '.join(parts)}.", verdicts.pop() if len(verdicts) == 1 else "")
+        )
+    names = dict.fromkeys(METRICS[finding.metric][0] for finding in findings)
+    groups = {f"{m} − {b}": [_difference(f, several=len(names) > 1) for f in members]
+              for (m, b), members in pairs.items()}  # fmt: skip
+    return statements, Forest(groups, f"Difference in {' or '.join(names)} (right: better with Sm)", 0.0)
+
+
+def _difference(finding: Finding, *, several: bool) -> Mark:
+    assert finding.difference is not None
+    numbers = f"{finding.difference:+.3f}"
+    if finding.interval:
+        numbers += " ({:+.3f} to {:+.3f})".format(*finding.interval)
+    label = finding.dataset + (f", {METRICS[finding.metric][0]}" if several else "")
+    look = finding.verdict if finding.verdict in ("better", "worse") else ""
+    return Mark(label, finding.difference, finding.interval, finding.splits, numbers, look)
+
+
+def _scored(layout: TableLayout, metrics: Sequence[Metrics]) -> tuple[list[Statement], Forest | None]:
+    """Return the best method of every dataset by bag AUROC, and the plot of all of them."""
+    statements, groups = [], dict[str, list[Mark]]()
+    for dataset in layout.datasets:
+        rows = {m.method: m for m in metrics if (m.dataset, m.encoder) == (dataset.name, dataset.encoders[0])}
+        marks = {}
+        for method in in_order(list(rows)):
+            values = [value for _, value in split_values(rows[method], "bag_auroc")]
+            if values:
+                ends = bootstrap.intervals.get("bag_auroc") if (bootstrap := rows[method].bootstrap) else None
+                text = f"{mean(values):.3f}" + (" ({:.3f} to {:.3f})".format(*ends) if ends else "")
+                marks[method] = Mark(display_name(method), mean(values), ends, values, text)
+        if marks:
+            best = max(marks, key=lambda method: marks[method].value)
+            test = rows[best].splits[0].test
+            what = "bag AUROC" if len(marks) == 1 else "the highest bag AUROC"
+            numbers = marks[best].text.replace("(", "(95 % interval ")
+            bags = f"over {test.n_bags} test bags, {test.n_positive_bags} of them positive"
+            statements.append(Statement(f"{dataset.title}: {marks[best].label} has {what}, {numbers} {bags}."))
+            groups[dataset.title] = list(marks.values())
+    return statements, Forest(groups, "Bag AUROC", 0.5) if groups else None
+
+
+def cautions(
+    metrics: Sequence[Metrics], counts: Sequence[Counts], status: Sequence[Status], titles: Mapping[str, str]
+) -> list[str]:
+    """Return what a reader must know before any number, with names.
+
+    Random encoders, small cohorts, few splits, failed bags, inverted runs and bags that preprocessing warns of.
+    """
+    random = dict.fromkeys(titles.get(entry.dataset, entry.dataset) for entry in metrics if entry.random_weights)
+    published = {cohort.dataset: _published_bags(cohort) for cohort in counts}
+    small = [
+        f"{titles.get(cohort.dataset, cohort.dataset)} ({cohort.bags} of {published[cohort.dataset]} bags)"
+        for cohort in counts
+        if cohort.bags < published[cohort.dataset] / 2
+    ]
+    splits = {entry.dataset: len(entry.splits) for entry in metrics}
+    areas = {entry.method: list[str]() for entry in metrics}
+    for entry in metrics:
+        pairs = split_values(entry, "instance_auroc")
+        if n := len(inverted(pairs)):
+            areas[entry.method].append(f"{titles.get(entry.dataset, entry.dataset)} {n} of {len(pairs)}")
+    turned = [
+        f"{display_name(method)} ({', '.join(areas[method])})" for method in in_order(list(areas)) if areas[method]
+    ]
+    failed = [f"{p.bag_id} ({p.reason})" for record in status for p in record.problems if p.state == "failed"]
+    failed = list(dict.fromkeys(failed)) or [
+        f"{problem.bag_id} ({problem.reason})"
+        for cohort in counts
+        for problem in cohort.problems
+        if problem.state == "failed"
+    ]
+    odd = dict.fromkeys(f"{w.bag_id} ({w.warning})" for record in status for w in record.warnings)
+    lines = {
+        "Random encoder weights, so the numbers only show that the pipeline runs": list(random),
+        "Small cohorts, far from the published datasets": small,
+        "Failed bags, missing from every number": failed,
+        "Inverted runs, whose scores point away from the lesions (instance AUROC below 0.5)": turned,
+        "Bags to look at": list(odd),
+    }
+    texts = [f"{text}: {_first(names)}." for text, names in lines.items() if names]
+    if splits and median(splits.values()) < FEWEST_SPLITS:
+        texts.append(f"Fewer than {FEWEST_SPLITS} splits: the spread says nothing about the chance of training.")
+    return texts
+
+
+def _published_bags(counts: Counts) -> int:
+    """Return the number of bags of the published dataset, 0 if there is none."""
+    return next((entry.published for entry in counts.expected if entry.name == "bags"), 0)
+
+
+def _first(names: Sequence[str]) -> str:
+    more = [f"{len(names) - MOST_NAMES} more"] if len(names) > MOST_NAMES else []
+    return "; ".join([*names[:MOST_NAMES], *more])
