@@ -37,8 +37,8 @@ def data_uri(data: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def thumbnail(path: Path, box: tuple[int, int] = (1000, 1800)) -> tuple[str, int, int]:
-    """Return a small WebP copy of a picture as (data URI, width, height).
+def thumbnail(path: Path, box: tuple[int, int] = (2200, 4400)) -> tuple[str, int, int]:
+    """Return a WebP copy of a picture as (data URI, width, height): lossless for drawings, the smaller one else.
 
     Args:
         path: PNG or JPEG.
@@ -57,6 +57,9 @@ def thumbnail(path: Path, box: tuple[int, int] = (1000, 1800)) -> tuple[str, int
     except UnidentifiedImageError as error:
         raise ValueError(f"{path}: not a picture, expected PNG or JPEG") from error
     small.thumbnail(box, Image.Resampling.LANCZOS)
-    stream = io.BytesIO()
-    small.save(stream, format="WEBP", quality=62, method=6)
-    return data_uri(stream.getvalue(), "webp"), *small.size
+    copies = []
+    for lossless, quality in ((True, 60), (False, 76)):
+        stream = io.BytesIO()
+        small.save(stream, format="WEBP", lossless=lossless, quality=quality, method=4)
+        copies.append(stream.getvalue())
+    return data_uri(min(copies, key=len), "webp"), *small.size

@@ -1,8 +1,8 @@
 """Attention maps beside the ground truth (paper figure 5), drawn from saved predictions and stored geometry.
 
 Some test bags of a dataset have a PNG, a PDF and a `{bag}.json` each; `maps.json` lists them. Slides: thumbnail, lesion
-share of the tiles, and for each method the raw score (colours from the bag's minimum to its maximum) and its rank
-within the bag. Scans: the score over the slices for each method, with positive slices shaded, and the montage with a
+share of the tiles, and for each method the raw score over the tissue, coloured from the bag's minimum to its maximum.
+Scans: the score over the slices for each method, with positive slices shaded, and the montage with a
 coloured bar for each method. The last two maps are the sign-aware score, as it is and smoothed by Sm, of the run with
 the best selection score on validation.
 
@@ -138,11 +138,11 @@ def draw_bag(
     if bag.is_scan:
         draw_scan(bag, panels, title, out)
     else:
-        note = "AUROC: instances of this bag only; red line on a bar: threshold from validation"
-        draw_slide(bag, panels, f"{title}\n{note}", out)
+        draw_slide(bag, panels, title, out)
     share = float(np.mean(first["y_inst"] == 1))
     caption = f"{bag_id}: {truth} test bag, {100 * share:.3g} % of its {bag.n} instances positive."
-    caption += " Raw scores of the saved predictions, overlapping tiles averaged; colours as stated under each bar."
+    caption += " Colours run from the lowest to the highest raw score of each map, the numbers below it; overlapping "
+    caption += "tiles are averaged. AUROC: instances of this bag only. Threshold: from validation."
     if signed:
         caption += " Last: sign-aware scores of the run that validation prefers, as they are and smoothed by Sm."
     return MapEntry(

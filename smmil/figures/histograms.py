@@ -67,9 +67,8 @@ def draw(job: Job) -> PictureText:
     which = "instances of bags predicted positive" if positive_only else "all labelled test instances"
     rule = f"Scores of {which}; {RULE}; {BINS} bins, each class normalised."
     spread = "Under a name: instance AUROC over all splits (⇅: inverted runs, AUROC < 0.5)."
-    shown = dict[str, bool]()
-    height = 2.0 * sum(rows) + 0.3 * len(blocks) + 0.7
-    with picture(job, 2.6 * columns, height, "Instance scores by label", rule, spread) as figure:
+    shown, height = dict[str, bool](), 2.0 * sum(rows) + 0.3 * len(blocks) + 0.7
+    with picture(job, 2.4 * columns, height) as figure:
         parts = np.atleast_1d(figure.subfigures(len(blocks), 1, height_ratios=rows))
         for part, (dataset, methods), n_rows in zip(parts, blocks, rows, strict=True):
             part.suptitle(dataset.title, fontsize=10, fontweight="bold")
@@ -91,7 +90,10 @@ def draw(job: Job) -> PictureText:
             "Released code (eval_histogram): only bags predicted positive are shown, each class with bins of its own."
         )
     empty = "no run has test instances of both labels" if shown and not any(shown.values()) else ""
-    return PictureText("Figure 4. Histograms of the instance scores", caption, notes, [*shown], empty)
+    title = "Figure 4. Histograms of the instance scores"
+    if job.figure != "fig4":
+        title = f"{', '.join(dataset.title for dataset in datasets)}: instance scores by label"
+    return PictureText(title, caption, notes, [*shown], empty)
 
 
 def _panel(ax: Any, job: Job, dataset: FigureDataset, method: str, positive_only: bool) -> dict[str, bool]:

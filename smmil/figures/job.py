@@ -127,7 +127,10 @@ class PictureText:
 
 @contextmanager
 def picture(job: Job, width: float, height: float, *lines: str, grid: bool = True) -> Iterator[Any]:
-    """Yield an empty figure (sizes in inches) to draw into; then add the headline and missing runs, and save it."""
+    """Yield an empty figure (sizes in inches) to draw into; then add warnings and missing runs on top, and save it.
+
+    A title would repeat that of the page; `lines` are what a reader of the picture alone must know.
+    """
     with style(grid=grid):
         figure = new_figure(width, height)
         yield figure

@@ -18,11 +18,12 @@ from smmil.config.methods import marked_name
 from smmil.config.variants import Variant
 from smmil.figures.bag_maps import bag_scores, select_bags
 from smmil.figures.job import Job, PictureText, chosen_run, in_order, inverted_note, picture
-from smmil.figures.map_panels import TRUTH, Array, MapBag, Panel, draw_map, draw_thumbnail, montage_cell, read_map_bag
-from smmil.figures.plotting import CONTINUOUS, NEUTRAL, POSITIVE, min_max
+from smmil.figures.map_panels import Array, MapBag, Panel, cells_of_slide, fill_slide, montage_cell, read_map_bag
+from smmil.figures.plotting import CONTINUOUS, MAX_WIDTH, NEUTRAL, POSITIVE, min_max
 from smmil.figures.sweeps import BASELINE, series
 
-PER_ROW, SLICES = 6, 10
+# side of a square map in inches, and slices of a scan
+MAP, SLICES = 1.9, 10
 RULE = "Colours: smallest to largest raw score of each panel's own bag and method, both printed there"
 
 # title of a map, and its run
@@ -66,7 +67,7 @@ def _draw(
     loaded = [(dataset, rows, _load(job, dataset, rows)) for dataset, rows in blocks]
     heights = [_height(rows, bag) for _, rows, bag in loaded] or [1.0]
     runs, notes = [], []
-    with picture(job, 13.2, sum(heights) + 0.7, title, f"{RULE}.", *rule, grid=False) as figure:
+    with picture(job, MAX_WIDTH, sum(heights) + 0.3, *rule, grid=False) as figure:
         parts = np.atleast_1d(figure.subfigures(len(heights), 1, height_ratios=heights))
         for part, (dataset, rows, bag) in zip(parts, loaded, strict=False):
             if bag is None:
@@ -74,7 +75,10 @@ def _draw(
                 continue
             part.suptitle(f"{dataset.title}: {bag.bag_id} ({bag.n} instances)", fontsize=10, fontweight="bold")
             panels = [_panel(*row, bag) for row in rows]
-            (scan_block if bag.is_scan else slide_block)(part, bag, panels)
+            if bag.is_scan:
+                scan_block(part, bag, panels)
+            else:
+                fill_slide(part, bag, panels, cells_of_slide(bag, len(panels) + 2, MAP)[2])
             runs += [f"{dataset.name}/{dataset.encoder}/{run.method}/{run.run}" for _, run in rows if run]
             notes.append(f"{dataset.title}: bag {bag.bag_id}.")
         if not blocks:
@@ -102,10 +106,9 @@ def _height(rows: Sequence[MapRow], bag: MapBag | None) -> float:
     if bag is None:
         return 0.5
     if bag.is_scan:
-        return 2.6 + 0.27 * (len(rows) + 1)
-    wide, high = bag.attrs.dimensions or (1, 1)
-    aspect = min(max(float(high) / float(wide), 0.3), 1.2)
-    return (2.1 * aspect + 0.6) * -(-(len(rows) + 2) // PER_ROW) + 0.5
+        return 2.4 + 0.25 * (len(rows) + 1)
+    _, height, per_row = cells_of_slide(bag, len(rows) + 2, MAP)
+    return (height + 0.7) * -(-(len(rows) + 2) // per_row) + 0.6
 
 
 def _panel(title: str, run: ChosenRun | None, bag: MapBag) -> Panel:
@@ -115,30 +118,6 @@ def _panel(title: str, run: ChosenRun | None, bag: MapBag) -> Panel:
     _, scores, area = bag_scores(run, bag)
     text = f"{scores.min():.3g} to {scores.max():.3g}" + ("" if area is None else f" · AUROC {area:.2f}")
     return Panel(title, scores, text)
-
-
-def slide_block(part: Any, bag: MapBag, panels: Sequence[Panel]) -> None:
-    """Draw the thumbnail, the truth and one map per panel into a subfigure."""
-    axes = part.subplots(-(-(len(panels) + 2) // PER_ROW), PER_ROW, squeeze=False).ravel()
-    for ax in axes:
-        ax.set_xticks([])
-        ax.set_yticks([])
-        for spine in ax.spines.values():
-            spine.set_visible(False)
-    for ax in axes[len(panels) + 2 :]:
-        ax.set_axis_off()
-    assert bag.coverage is not None
-    draw_thumbnail(axes[0], bag, 8.5)
-    draw_map(axes[1], bag, bag.coverage, colours=TRUTH)
-    axes[1].set_title("Not annotated" if np.isnan(bag.coverage).all() else "Ground truth", fontsize=8.5)
-    axes[1].set_xlabel("lesion share of the tile, 0 to 1", fontsize=7.5)
-    for ax, panel in zip(axes[2:], panels, strict=False):
-        draw_map(ax, bag, None if panel.scores is None else min_max(panel.scores))
-        ax.set_title(panel.title, fontsize=8.5)
-        if panel.scores is None:
-            ax.set_xlabel("no run", fontsize=7.5, color=NEUTRAL)
-        else:
-            ax.set_xlabel(panel.text, fontsize=7.5)
 
 
 def scan_block(part: Any, bag: MapBag, panels: Sequence[Panel]) -> None:

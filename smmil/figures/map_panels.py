@@ -12,11 +12,16 @@ import numpy.typing as npt
 
 from preprocessing.store.attrs import InstanceAttrs
 from smmil.data.stored import read_geometry
-from smmil.figures.plotting import CONTINUOUS, NEUTRAL, POSITIVE, min_max, new_figure, percentile_rank, save, style
+from smmil.figures.plotting import CONTINUOUS, MAX_WIDTH, NEUTRAL, POSITIVE, min_max, new_figure, save, style
 
 Array = npt.NDArray[Any]
-METHODS_PER_ROW = 6
 TRUTH = "Reds"
+INK = "#1c1f23"
+# narrowest map with room for its title, inches
+MIN_CELL = 2.05
+# of the tiles, so that the tissue stays visible
+OPACITY = 0.55
+BAR: dict[str, float] = {"shrink": 0.3, "aspect": 40, "pad": 0.02}
 
 
 @dataclass(frozen=True)
@@ -133,78 +138,138 @@ def draw_thumbnail(ax: Any, bag: MapBag, size: float = 9) -> None:
 def draw_map(
     ax: Any, bag: MapBag, values: Array | None, limits: tuple[float, float] = (0, 1), colours: str = CONTINUOUS
 ) -> Any:
-    """Paint values (N,) of the tiles of a slide over its pale grey thumbnail; None = only the thumbnail.
+    """Lay values (N,) of the tiles of a slide over its grey thumbnail; None = only the thumbnail.
 
     `limits` are the values of the first and last colour. Return the image of the tiles, for a colour bar.
     """
     grey = bag.picture[..., :3].mean(axis=2) / (255 if bag.picture.dtype == np.uint8 else 1)
-    ax.imshow(0.55 + 0.45 * grey, cmap="gray", vmin=0, vmax=1)
+    ax.imshow(grey, cmap="gray", vmin=0, vmax=1)
     if values is None:
         return None
     downsample = float(bag.outlines["downsample"])
     side = bag.attrs.l0_footprint_px / downsample
     painted = paint(bag.coords / downsample, side, values.astype(np.float64), grey.shape)
-    return ax.imshow(painted, cmap=colours, vmin=limits[0], vmax=limits[1], alpha=0.85, interpolation="nearest")
+    return ax.imshow(painted, cmap=colours, vmin=limits[0], vmax=limits[1], alpha=OPACITY, interpolation="nearest")
+
+
+def view_of(bag: MapBag) -> tuple[float, float, float, float]:
+    """Return the part of a slide's thumbnail to show, (left, top, right, bottom) in px: its tiles with a margin."""
+    downsample = float(bag.outlines["downsample"])
+    low, high = bag.coords.min(axis=0) / downsample, (bag.coords.max(axis=0) + bag.attrs.l0_footprint_px) / downsample
+    margin = 0.05 * float(max(high - low))
+    height, width = bag.picture.shape[:2]
+    left, top = (max(0.0, float(end) - margin) for end in low)
+    right, bottom = (min(float(size), float(end) + margin) for end, size in zip(high, (width, height), strict=True))
+    return left, top, right, bottom
+
+
+def scale_bar(bag: MapBag, width: float) -> tuple[float, str] | None:
+    """Return length in thumbnail px and text of a scale bar of at most a quarter of `width`; None without a scale."""
+    if not bag.attrs.mpp:
+        return None
+    mm_per_px = float(bag.attrs.mpp) * float(bag.outlines["downsample"]) / 1000
+    longest = width * mm_per_px / 4
+    power = 10.0 ** np.floor(np.log10(longest))
+    length = max(step * power for step in (1, 2, 5) if step * power <= longest)
+    return length / mm_per_px, f"{length:g} mm"
+
+
+def cells_of_slide(bag: MapBag, n: int, max_cell: float) -> tuple[float, float, int]:
+    """Return width and height in inches of n maps of a slide, and how many stand in a row.
+
+    Maps have about the area of a square of `max_cell`, whatever their shape, and room for their titles.
+    """
+    left, top, right, bottom = view_of(bag)
+    aspect = min(max((bottom - top) / (right - left), 0.2), 4.0)
+    width = max(MIN_CELL, max_cell / aspect**0.5)
+    rows = -(-n // max(1, int(MAX_WIDTH / width)))
+    per_row = -(-n // rows)
+    width = min(width, MAX_WIDTH / per_row)
+    return width, min(width * aspect, 1.7 * max_cell), per_row
+
+
+def fill_slide(figure: Any, bag: MapBag, panels: Sequence[Panel], per_row: int) -> None:
+    """Draw a slide, the truth if it is known, and a map per panel into a figure or subfigure, on one scale of colours.
+
+    Colours run from the lowest to the highest score of each panel; both ends stand below it.
+    """
+    from matplotlib.cm import ScalarMappable
+
+    truth = [] if bag.coverage is None else [bag.coverage]
+    n = 1 + len(truth) + len(panels)
+    axes = figure.subplots(-(-n // per_row), per_row, squeeze=False).ravel()
+    for ax in axes:
+        ax.set_xticks([])
+        ax.set_yticks([])
+        ax.spines[:].set_visible(False)
+    draw_thumbnail(axes[0], bag, 8.5)
+    for ax, coverage in zip(axes[1:], truth, strict=False):
+        draw_map(ax, bag, coverage, colours=TRUTH)
+        ax.set_title("Not annotated" if np.isnan(coverage).all() else "Ground truth", fontsize=8.5)
+        ax.set_xlabel("darker: more lesion", fontsize=7.5)
+    for ax, panel in zip(axes[1 + len(truth) :], panels, strict=False):
+        draw_map(ax, bag, None if panel.scores is None else min_max(panel.scores))
+        ax.set_title(panel.title, fontsize=8.5)
+        ax.set_xlabel(panel.text or _range_of(panel), fontsize=7.5, color=NEUTRAL if panel.scores is None else INK)
+    left, top, right, bottom = view_of(bag)
+    for ax in axes[:n]:
+        ax.set_xlim(left, right)
+        ax.set_ylim(bottom, top)
+    if bar := scale_bar(bag, right - left):
+        x, y = left + 0.03 * (right - left), bottom - 0.03 * (bottom - top)
+        axes[0].plot([x, x + bar[0]], [y, y], color="black", linewidth=2.5, solid_capstyle="butt")
+        axes[0].text(x, y - 0.015 * (bottom - top), bar[1], va="bottom", fontsize=7)
+    for ax in axes[n:]:
+        ax.set_axis_off()
+    scored = [panel for panel in panels if panel.scores is not None]
+    if scored:
+        colours = figure.colorbar(ScalarMappable(cmap=CONTINUOUS), ax=list(axes), location="bottom", **BAR)
+        colours.set_ticks([0, 1], labels=["lowest", "highest score of each map"])
+        colours.ax.tick_params(labelsize=7.5, length=0)
+        colours.outline.set_visible(False)
+        _mark_threshold(colours, scored)
+
+
+def _range_of(panel: Panel) -> str:
+    """Return the range of a panel's scores and how many are above the threshold, "no run" without scores."""
+    if panel.scores is None:
+        return "no run"
+    text = f"{panel.scores.min():.3g} to {panel.scores.max():.3g}"
+    if panel.threshold is None:
+        return text
+    return f"{text}\n{int((panel.scores > panel.threshold).sum())} of {len(panel.scores)} above threshold"
+
+
+def _mark_threshold(bar: Any, panels: Sequence[Panel]) -> None:
+    """Mark the threshold on the colour bar of a single map."""
+    panel = panels[0]
+    if len(panels) == 1 and panel.scores is not None and panel.threshold is not None:
+        low, high = float(panel.scores.min()), float(panel.scores.max())
+        if low < panel.threshold < high:
+            bar.ax.axvline((panel.threshold - low) / (high - low), color=POSITIVE, linewidth=1.6)
 
 
 def draw_slide(
-    bag: MapBag, panels: Sequence[Panel], title: str, out: Path, *, max_cell: float = 2.6, caption: Sequence[str] = ()
+    bag: MapBag, panels: Sequence[Panel], title: str, out: Path, *, max_cell: float = 2.0, caption: Sequence[str] = ()
 ) -> None:
-    """Draw the thumbnail and every panel's scores; with the truth below, if it is known, and ranks within the bag.
+    """Draw the slide, the truth if it is known, and the scores of every panel over the tissue.
 
     Args:
         bag: a slide.
         panels: one per method, with scores.
         title: heading of the picture.
         out: PNG to write.
-        max_cell: largest width of a map, inches.
+        max_cell: side of a square map, inches; others have its area.
         caption: lines below the maps, wrapped to the picture.
     """
-    height = 1 if bag.coverage is None else 2
-    blocks = -(-len(panels) // METHODS_PER_ROW)
-    per_row = -(-len(panels) // blocks)
-    columns = 1 + per_row
-    aspect = bag.picture.shape[0] / bag.picture.shape[1]
-    cell = min(max_cell, 13.4 / columns)
+    n = 1 + (bag.coverage is not None) + len(panels)
+    width, height, per_row = cells_of_slide(bag, n, max_cell)
     with style(grid=False):
-        rows = blocks * height * (cell * min(max(aspect, 0.3), 1.3) + 0.6)
-        figure = new_figure(cell * columns + 0.2, rows + 0.5)
+        figure = new_figure(max(5.0, width * per_row + 0.1), -(-n // per_row) * (height + 0.85) + 0.7)
         _caption(figure, caption)
-        axes = figure.subplots(height * blocks, columns, squeeze=False)
-        for ax in axes.flat:
-            ax.set_axis_off()
-        draw_thumbnail(axes[0, 0], bag)
-        if bag.coverage is not None:
-            image = draw_map(axes[1, 0], bag, bag.coverage, colours=TRUTH)
-            if np.isnan(bag.coverage).all():
-                axes[1, 0].set_title("Ground truth: not annotated")
-            else:
-                axes[1, 0].set_title("Ground truth", fontsize=8)
-            _colour_bar(figure, image, "lesion share of the tile", (0, 1))
-        for i, panel in enumerate(panels):
-            assert panel.scores is not None
-            ax, rank_ax = axes[height * (i // per_row) :, 1 + i % per_row][[0, height - 1]]
-            low, high = float(panel.scores.min()), float(panel.scores.max())
-            image = draw_map(ax, bag, panel.scores, (low, high) if high > low else (low - 0.5, low + 0.5))
-            ax.set_title(panel.title, fontsize=8)
-            bar = _colour_bar(figure, image, f"{panel.quantity},\nmin to max of this bag", (low, high))
-            if panel.threshold is not None and low < panel.threshold < high:
-                bar.ax.axvline(panel.threshold, color=POSITIVE, linewidth=1.6)
-            if bag.coverage is not None:
-                image = draw_map(rank_ax, bag, percentile_rank(panel.scores))
-                rank_ax.set_title("", fontsize=8)
-                _colour_bar(figure, image, "rank within this bag, 1 = highest", (0, 1))
+        fill_slide(figure, bag, panels, per_row)
         figure.suptitle(title, fontsize=9.5, x=0.01, ha="left")
         save(figure, out)
-
-
-def _colour_bar(figure: Any, image: Any, label: str, limits: tuple[float, float]) -> Any:
-    bar = figure.colorbar(image, ax=image.axes, orientation="horizontal", fraction=0.05, pad=0.02, aspect=28)
-    bar.set_ticks(image.get_clim(), labels=[f"{limit:.3g}" for limit in limits])
-    bar.ax.tick_params(labelsize=7, length=2)
-    bar.set_label(label, fontsize=7, labelpad=1)
-    bar.outline.set_linewidth(0.4)
-    return bar
 
 
 def _caption(figure: Any, lines: Sequence[str]) -> None:
@@ -219,7 +284,7 @@ def _caption(figure: Any, lines: Sequence[str]) -> None:
 def draw_scan(bag: MapBag, panels: Sequence[Panel], title: str, out: Path, *, caption: Sequence[str] = ()) -> None:
     """Draw every panel's scores over the slices, and the montage with a bar per panel. Arguments as `draw_slide`."""
     with style(grid=False):
-        figure = new_figure(13.2, max(4.6, 0.95 * len(panels) + 1.2))
+        figure = new_figure(MAX_WIDTH, max(4.2, 0.9 * len(panels) + 1))
         _caption(figure, caption)
         left, right = figure.subfigures(1, 2, width_ratios=[1, 1.15])
         axes = left.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
@@ -256,7 +321,7 @@ def _montage(figure: Any, bag: MapBag, panels: Sequence[Panel]) -> None:
     quantities = {panel.quantity for panel in panels}
     quantity = quantities.pop() if len(quantities) == 1 else "scores"
     names = "bars below a slice, from the top: " + ", ".join(panel.name for panel in panels)
-    lines = [f"{quantity}, min to max of this scan", *textwrap.wrap(names, 100, break_on_hyphens=False)]
+    lines = [f"{quantity}, min to max of this scan", *textwrap.wrap(names, 80, break_on_hyphens=False)]
     bar.set_label("\n".join(lines), fontsize=7.5)
 
 

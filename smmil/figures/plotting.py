@@ -12,8 +12,10 @@ from preprocessing.common.files import write_bytes
 from smmil.config.methods import METHODS, WITH_GLOBAL, WITHOUT_GLOBAL
 from smmil.config.variants import base_method
 
-DPI = 110
-MAX_WIDTH_PX, MAX_HEIGHT_PX = 1500, 2400
+# twice the 100 px per inch at which a page shows the pictures
+DPI = 200
+# inches; the width of a text column, so that fonts keep their size
+MAX_WIDTH, MAX_HEIGHT = 11.0, 22.0
 RANDOM_MARK = "† RANDOM ENCODER WEIGHTS"
 POSITIVE, NEGATIVE, NEUTRAL = "#c8401f", "#2f6db3", "#8a9199"
 CONTINUOUS = "viridis"
@@ -46,11 +48,10 @@ STYLE: dict[str, Any] = {
 
 
 def new_figure(width: float, height: float) -> Any:
-    """Return an empty figure of at most 1500 x 2400 px, sizes in inches; without pyplot, hence without global state."""
+    """Return an empty figure of at most 11 x 22 inches; without pyplot, hence without global state."""
     from matplotlib.figure import Figure
 
-    size = (min(width, MAX_WIDTH_PX / DPI), min(height, MAX_HEIGHT_PX / DPI))
-    return Figure(figsize=size, layout="constrained")
+    return Figure(figsize=(min(width, MAX_WIDTH), min(height, MAX_HEIGHT)), layout="constrained")
 
 
 def style(*, grid: bool = True) -> Any:
@@ -62,13 +63,14 @@ def style(*, grid: bool = True) -> Any:
 
 
 def headline(figure: Any, *lines: str, random: bool = False) -> None:
-    """Write lines on top of a figure, wrapped to its width; random encoder weights are marked in the first line."""
-    first, *rest = lines
-    wrapped = [first + (f"   {RANDOM_MARK}" if random else ""), *rest]
+    """Write lines on top of a figure, wrapped to its width, random encoder weights first; nothing without any line."""
+    marked = [*([RANDOM_MARK] if random else []), *filter(None, lines)]
+    if not marked:
+        return
     # 13 characters an inch of DejaVu Sans at 9.5 pt
     columns = max(30, int(13 * figure.get_figwidth()))
-    text = "\n".join(part for line in wrapped if line for part in textwrap.wrap(line, columns))
-    figure.suptitle(text, fontsize=9.5, x=0.01, ha="left")
+    text = "\n".join(part for line in marked for part in textwrap.wrap(line, columns))
+    figure.suptitle(text, fontsize=9, x=0.01, ha="left", color=POSITIVE)
 
 
 def save(figure: Any, path: Path) -> None:

@@ -19,6 +19,7 @@ METRICS = (
     ("signed_instance_auroc", "Localisation: instance AUROC of the sign-aware score"),
     ("bag_auroc", "Classification: bag AUROC"),
 )
+INK = "#1c1f23"
 WARNING = "Splits share one test set and most training bags: differences look surer than they are."
 
 
@@ -49,8 +50,7 @@ def draw(job: Job) -> PictureText:
     tests = ranked or tests
     tallest = max((len(test.names) for _, test, _ in tests), default=0)
     notes, height = [tests[0][1].warning], len(tests) * (1.5 + 0.13 * max(4, tallest)) + 0.8
-    lines = ("Mean ranks and critical difference (Friedman, Nemenyi)", f"Warning: {WARNING}")
-    with picture(job, 9.0, height, *lines, grid=False) as figure:
+    with picture(job, 9.0, height, WARNING, grid=False) as figure:
         axes = figure.subplots(len(tests), 1, squeeze=False)[:, 0]
         for ax, (label, test, out) in zip(axes, tests, strict=True):
             _diagram(ax, label, test, out)
@@ -89,17 +89,19 @@ def _diagram(ax: Any, label: str, test: RankTest, out: list[str]) -> None:
         ax.text(0.02, 0.5, "no test: two methods with runs on the same split are needed", color=NEUTRAL)
         return
     half = -(-n // 2)
-    bottom = 0.55 + 0.22 * len(test.groups) + 0.45 * half
+    # room between the axis and the first name: one line per group
+    first = 0.4 + 0.22 * len(test.groups)
     ax.set_xlim(1 - 0.45 * (n - 1) - 0.2, n + 0.45 * (n - 1) + 0.2)
-    ax.set_ylim(-bottom - 0.2, 1.25)
-    ax.plot([1, n], [0, 0], color="#1c1f23", linewidth=1)
+    ax.set_ylim(-first - 0.45 * half - 0.2, 1.1)
+    ax.plot([1, n], [0, 0], color=INK, linewidth=1)
     for tick in range(1, n + 1):
-        ax.plot([tick, tick], [0, 0.1], color="#1c1f23", linewidth=0.8)
+        ax.plot([tick, tick], [0, 0.1], color=INK, linewidth=0.8)
         ax.text(tick, 0.16, str(tick), ha="center", va="bottom", fontsize=7.5)
+    # the bar is measured on the axis below it and ends with it
     wide = min(test.critical_difference, n - 1)
-    ax.plot([1, 1 + wide], [0.85, 0.85], color="#1c1f23", linewidth=2, solid_capstyle="butt")
-    more = "" if wide == test.critical_difference else " (longer than the axis)"
-    ax.text(1 + wide + 0.03 * n, 0.85, f"CD = {test.critical_difference:.2f}{more}", va="center", fontsize=7.5)
+    more = "" if wide == test.critical_difference else ", longer than the axis"
+    ax.plot([1, 1 + wide], [0.62, 0.62], "|-", color=INK, linewidth=1.6, markersize=6, clip_on=False)
+    ax.text(1 + wide / 2, 0.7, f"CD = {test.critical_difference:.2f}{more}", ha="center", va="bottom", fontsize=7.5)
     dropped = f", {test.dropped} left out for a missing run" if test.dropped else ""
     ax.set_title(f"Friedman p = {test.p:.2g}, {test.columns} columns{dropped}", loc="right", fontsize=7.5)
     order = sorted(range(n), key=lambda j: (test.mean_ranks[j], j))
@@ -107,18 +109,37 @@ def _diagram(ax: Any, label: str, test: RankTest, out: list[str]) -> None:
         ranks = [test.mean_ranks[test.names.index(name)] for name in group]
         y = -0.25 - 0.22 * i
         ax.plot([min(ranks) - 0.03, max(ranks) + 0.03], [y, y], color=NEUTRAL, linewidth=3, solid_capstyle="butt")
+    places = _apart([test.mean_ranks[j] for j in order], 0.035 * (n - 1))
     for place, j in enumerate(order):
         left = place < half
         level = place if left else n - 1 - place
-        y = -(0.45 + 0.22 * len(test.groups)) - 0.45 * level
-        _name(ax, test.names[j], test.mean_ranks[j], y, n, left=left)
+        _name(ax, test.names[j], test.mean_ranks[j], places[place], -first - 0.45 * level, n, left=left)
 
 
-def _name(ax: Any, method: str, rank: float, y: float, n: int, *, left: bool) -> None:
+def _apart(ranks: list[float], gap: float) -> list[float]:
+    """Move sorted ranks that are closer than `gap` apart, so that no mark hides another.
+
+    The exact rank stands beside the name.
+    """
+    clusters: list[list[float]] = []
+    for rank in ranks:
+        clusters.append([rank])
+        while len(clusters) > 1 and _ends(clusters[-2], gap)[1] + gap > _ends(clusters[-1], gap)[0] + 1e-9:
+            clusters[-2:] = [clusters[-2] + clusters[-1]]
+    return [_ends(cluster, gap)[0] + gap * i for cluster in clusters for i in range(len(cluster))]
+
+
+def _ends(cluster: list[float], gap: float) -> tuple[float, float]:
+    """Return first and last place of a cluster that keeps its mean."""
+    middle, reach = sum(cluster) / len(cluster), gap * (len(cluster) - 1) / 2
+    return middle - reach, middle + reach
+
+
+def _name(ax: Any, method: str, rank: float, place: float, y: float, n: int, *, left: bool) -> None:
     colour, marker = look_of(method)
     end = 0.9 - 0.04 * n if left else n + 0.1 + 0.04 * n
-    ax.plot([rank, rank, end], [0, y, y], color=colour, linewidth=1)
-    ax.plot(rank, 0, marker, color=colour, markersize=5, clip_on=False)
+    ax.plot([place, place, end], [0, y, y], color=colour, linewidth=1)
+    ax.plot(place, 0, marker, color=colour, markersize=5, clip_on=False)
     text = f"{marked_name(method)}  {rank:.2f}" if left else f"{rank:.2f}  {marked_name(method)}"
     gap = -0.02 * n if left else 0.02 * n
     ax.text(end + gap, y, text, ha="right" if left else "left", va="center", fontsize=8)

@@ -143,7 +143,7 @@ def _category_axis(label: str) -> Axis:
 
 def _draw(job: Job, argument: str, title: str, rule: str, notes: list[str], axis: Axis) -> PictureText:
     datasets = [(dataset, curves) for dataset in job.layout.datasets if (curves := series(job, dataset, argument))]
-    with picture(job, 13.2, 3.1 * max(1, len(datasets)) + 0.9, title, rule) as figure:
+    with picture(job, 11, 2.7 * max(1, len(datasets)) + 0.8, rule) as figure:
         axes = figure.subplots(max(1, len(datasets)), len(METRICS), squeeze=False)
         for row, (dataset, curves) in zip(axes, datasets, strict=False):
             baseline = Point(BASELINE, 0.0, job.metrics_of(dataset, BASELINE))

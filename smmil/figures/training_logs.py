@@ -5,9 +5,9 @@ the validation AUROC of bags and instances over epochs: a thin line per split, t
 weights were kept. Splits whose validation bags do not define a quantity (instances of a single class) have no line and
 are not in the mean; panel and notes count the others.
 
-Time and memory: a dot is one run (median over its epochs, including validation), the bar the median of the runs. Memory
-is the largest resident memory of a process that trained the method, including the dataset; a third panel shows GPU
-memory where a GPU was used.
+Time and memory: a ring is one run (median over its epochs, including validation), the line the median of the runs.
+Memory is the largest resident memory of a process that trained the method, including the dataset; a third panel shows
+GPU memory where a GPU was used.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,12 +19,13 @@ from smmil.artifacts.records import LogRow, RunsFile
 from smmil.artifacts.runs import read_log
 from smmil.config.methods import marked_name
 from smmil.figures.job import Job, PictureText, in_order, picture
-from smmil.figures.plotting import NEGATIVE, NEUTRAL, POSITIVE, colour_of
+from smmil.figures.plotting import NEGATIVE, NEUTRAL, POSITIVE, look_of
 from smmil.tables.resources import numbers
 
 PANELS_PER_ROW = 5
-LOSSES = (("loss", "training"), ("val_loss", "validation"))
-AREAS = (("val_bag_auroc", "bags"), ("val_instance_auroc", "instances"))
+# (field of a row, label, colour); a colour means the same in both panels
+LOSSES = (("loss", "training", "#4a5158"), ("val_loss", "validation", NEGATIVE))
+AREAS = (("val_bag_auroc", "bags", NEGATIVE), ("val_instance_auroc", "instances", POSITIVE))
 MEMORY = {"memory_mib": "peak memory, MiB", "device_memory_mib": "peak GPU memory, MiB"}
 # run -> rows of its log
 Logs = dict[str, list[LogRow]]
@@ -66,7 +67,7 @@ def draw_curves(job: Job) -> PictureText:
     methods, title = list(logs), f"{job.layout.single().title}: learning curves"
     blocks, few = max(1, -(-len(methods) // PANELS_PER_ROW)), []
     columns = max(1, -(-len(methods) // blocks))
-    with picture(job, max(4.5, 2.7 * columns), 3.9 * blocks + 0.6, title) as figure:
+    with picture(job, max(4.5, 2.6 * columns), 3.9 * blocks + 0.4) as figure:
         axes = figure.subplots(2 * blocks, columns, squeeze=False, sharex=True)
         for i in range(blocks * columns):
             pair = [axes[2 * (i // columns) + half, i % columns] for half in (0, 1)]
@@ -108,13 +109,13 @@ def _pair(axes: Sequence[Any], method: str, logs: Logs, *, first: bool) -> list[
     return few
 
 
-def _curves(ax: Any, logs: Logs, series: Sequence[tuple[str, str]]) -> list[str]:
-    """Draw two quantities, (field of a row, label), of all runs and their means over the runs that define them.
+def _curves(ax: Any, logs: Logs, series: Sequence[tuple[str, str, str]]) -> list[str]:
+    """Draw two quantities, (field of a row, label, colour), of all runs and their means over the runs that define them.
 
     Return a text for each quantity that some runs never define, e.g. `instances in 1 of 2 splits`.
     """
     few = []
-    for (name, label), colour in zip(series, (NEGATIVE, POSITIVE), strict=True):
+    for name, label, colour in series:
         lines: list[dict[int, float]] = []
         for rows in logs.values():
             line = {row.epoch: float(value) for row in rows if (value := getattr(row, name)) is not None}
@@ -148,17 +149,17 @@ def draw_resources(job: Job) -> PictureText:
         for name in MEMORY
     }
     measured = [name for name in MEMORY if name == "memory_mib" or any(peaks[name].values())]
-    with picture(job, 5.5 + 4 * len(measured), 0.3 * max(3, len(methods)) + 1.5, title) as figure:
+    with picture(job, 3.5 + 3 * len(measured), 0.3 * max(3, len(methods)) + 1) as figure:
         left, *others = figure.subplots(1, 1 + len(measured), sharey=True)
-        _bars(left, {m: [value for value in epochs[m] if value > 0] for m in methods}, "no run", log_scale=True)
+        _dots(left, {m: [value for value in epochs[m] if value > 0] for m in methods}, "no run", log_scale=True)
         left.set_xlabel("seconds per epoch")
         for panel, name in zip(others, measured, strict=True):
-            _bars(panel, peaks[name], "not measured", log_scale=False)
+            _dots(panel, peaks[name], "not measured", log_scale=False)
             panel.set_xlabel(MEMORY[name])
         left.set_yticks(range(len(methods)), labels=[marked_name(method) for method in methods])
         left.invert_yaxis()
     caption = (
-        "Left: seconds per training epoch with its validation; a dot is a run (median of its epochs), the bar their "
+        "Left: seconds per training epoch with its validation; a ring is a run (median of its epochs), the line their "
         "median. Beside it: largest resident memory of a process that trained the method, its dataset included, and "
         "the most that its tensors took on a GPU, if there was one. Times are on a logarithmic axis."
     )
@@ -166,10 +167,10 @@ def draw_resources(job: Job) -> PictureText:
     return PictureText(title, caption, notes, _runs(job, logs))
 
 
-def _bars(ax: Any, values: Mapping[str, Sequence[float]], nothing: str, *, log_scale: bool) -> None:
-    """Draw a bar from the left edge to the median of every method, and a dot for every run."""
+def _dots(ax: Any, values: Mapping[str, Sequence[float]], nothing: str, *, log_scale: bool) -> None:
+    """Draw a ring for every run of a method and a line at their median; linear axes start at 0."""
     every = [value for row in values.values() for value in row]
-    ax.grid(axis="y", visible=False)
+    ax.grid(axis="y", visible=True)
     if not every:
         ax.text(0.5, 0.5, nothing, ha="center", va="center", color=NEUTRAL, transform=ax.transAxes)
         ax.set_xticks([])
@@ -181,13 +182,12 @@ def _bars(ax: Any, values: Mapping[str, Sequence[float]], nothing: str, *, log_s
     ax.set_ylim(-0.6, len(values) - 0.4)
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_formatter("")
-    left = (low * 1.05) if log_scale else high * 0.01
     for i, (method, row) in enumerate(values.items()):
         if not row:
-            ax.text(left, i, nothing, va="center", color=NEUTRAL, fontsize=7)
+            ax.text(low * 1.05 if log_scale else high * 0.01, i, nothing, va="center", color=NEUTRAL, fontsize=7)
             continue
-        middle, colour = float(np.median(row)), colour_of(method)
-        ax.barh(i, middle - low, left=low, height=0.62, color=colour, alpha=0.55)
-        ax.plot(row, [i] * len(row), ".", color=colour, markersize=5)
+        middle, (colour, marker) = float(np.median(row)), look_of(method)
+        ax.plot(row, [i] * len(row), marker, color=colour, fillstyle="none", markersize=5)
+        ax.plot([middle, middle], [i - 0.3, i + 0.3], color=colour, linewidth=2)
         text = f"{middle:,.0f}" if middle >= 100 else f"{middle:.2g}"
-        ax.text(max(row) * 1.06, i, text, va="center", fontsize=7)
+        ax.annotate(text, (max(row), i), xytext=(7, 0), textcoords="offset points", va="center", fontsize=7)

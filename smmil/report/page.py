@@ -192,7 +192,7 @@ def contents(
             if entry.figure in OF_DATASET and name in entry.datasets
         ]
         if any(counts.dataset == name for counts in inputs.qc.values()):
-            children.append(Entry(f"bags-{name}", Markup("Bags")))
+            children.append(Entry(f"qc-{name}", Markup("Bags")))
         parts.append(Entry(f"data-{name}", escape(title), children))
     groups = {"Results": tables, "Figures": figures, "Datasets": parts}
     entries = [Entry("overview", Markup("Overview"))]

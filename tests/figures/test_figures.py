@@ -23,7 +23,7 @@ from smmil.figures.__main__ import main as figures_main
 from smmil.figures.histograms import histogram, panel_instances
 from smmil.figures.job import Job, by_key, describe, in_order, inverted_note, spread_text
 from smmil.figures.map_grids import strips_of
-from smmil.figures.map_panels import MapBag, Panel, draw_scan, draw_slide
+from smmil.figures.map_panels import MapBag, Panel, cells_of_slide, draw_scan, draw_slide, scale_bar, view_of
 from smmil.figures.plotting import look_of
 from tests.helpers.predictions import BAGS, log_row, metrics_object, metrics_record, runs_object, write_index, write_run
 
@@ -368,3 +368,46 @@ def test_wrong_input_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFi
     assert "ends in .png" in capsys.readouterr().err
     assert figures_main([*given[:2], "--layout", '{"datasets": [{"name": "x"}]}', *given[4:]]) == 2
     assert "expected datasets (each with name, encoder, methods" in capsys.readouterr().err
+
+
+def test_marks_of_tied_ranks_are_moved_apart_around_their_place() -> None:
+    assert fig_ranks._apart([1.0, 2.0, 3.0], 0.5) == [1.0, 2.0, 3.0]
+    assert fig_ranks._apart([1.0, 2.0, 2.0], 0.2) == pytest.approx([1.0, 1.9, 2.1])
+    places = fig_ranks._apart([1.0, 1.05, 1.1, 1.1, 1.3], 0.2)
+    assert np.diff(places) == pytest.approx([0.2] * 4) and np.mean(places) == pytest.approx(1.11)
+
+
+def slide(mpp: float | None, wide: float, high: float) -> MapBag:
+    """A slide of two tiles of 100 px, this far apart, on a thumbnail at 1/10."""
+    attrs = InstanceAttrs(modality="wsi", l0_footprint_px=100, mpp=mpp)
+    coords = np.array([[100.0, 100.0], [wide, high]])
+    return MapBag("a", attrs, coords, None, np.zeros((500, 500, 3), np.uint8), {"downsample": 10.0})
+
+
+def test_a_scale_bar_is_a_round_length_of_at_most_a_quarter() -> None:
+    # 0.5 um at level 0 are 5 um per px of the thumbnail: 1 mm are 200 px
+    assert scale_bar(slide(0.5, 900, 900), 400) == (pytest.approx(100), "0.5 mm")
+    assert scale_bar(slide(0.5, 900, 900), 800) == (pytest.approx(200), "1 mm")
+    assert scale_bar(slide(None, 900, 900), 800) is None
+
+
+def test_the_view_is_the_tissue_and_maps_have_equal_areas() -> None:
+    left, top, right, bottom = view_of(slide(0.5, 900, 400))
+    assert (left, top) == pytest.approx((5.5, 5.5)) and (right, bottom) == pytest.approx((104.5, 54.5))
+    for wide, high in ((900, 400), (400, 900), (900, 900)):
+        width, height, per_row = cells_of_slide(slide(0.5, wide, high), 3, 3.0)
+        assert width * height == pytest.approx(9.0) and per_row * width <= 11
+
+
+def test_a_map_says_its_range_and_how_many_are_above_the_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[Any] = []
+    monkeypatch.setattr("smmil.figures.map_panels.save", lambda figure, path: saved.append(figure))
+    panels = [Panel("m", np.array([-1.0, 3.0]), threshold=2.0), Panel("n", np.array([5.0, 7.0]))]
+    draw_slide(slide(0.5, 900, 900), panels, "title", Path("x.png"))
+    slide_ax, first, second, bar = saved[0].get_axes()
+    assert first.get_xlabel() == "-1 to 3\n1 of 2 above threshold" and second.get_xlabel() == "5 to 7"
+    assert [text.get_text() for text in slide_ax.texts] == ["0.1 mm"]
+    # both maps share one scale, from the lowest to the highest score of each
+    painted = [np.asarray(ax.get_images()[1].get_array()) for ax in (first, second)]
+    assert all((np.nanmin(values), np.nanmax(values)) == (0, 1) for values in painted)
+    assert bar.get_xticklabels()[0].get_text() == "lowest"

@@ -1,5 +1,7 @@
 """Report and maps on hand-made results: what is drawn, what is escaped, what is missing, how large the page is."""
 
+import base64
+import io
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -341,12 +343,17 @@ def test_a_file_of_another_kind_is_refused_with_its_key(tmp_path: Path, capsys: 
     assert "table1.html: no such table" in capsys.readouterr().err
 
 
-def test_pictures_in_the_page_are_small(tmp_path: Path) -> None:
-    noise = np.random.default_rng(0).integers(0, 255, (500, 1500, 3), np.uint8)
+def test_pictures_in_the_page_are_small_and_drawings_are_exact(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (500, 3000, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.png")
     source, width, height = thumbnail(tmp_path / "a.png")
-    assert (width, height) == (1000, 333) and source.startswith("data:image/webp")
+    assert (width, height) == (2200, 367) and source.startswith("data:image/webp")
     assert len(source) < (tmp_path / "a.png").stat().st_size / 4
+    drawing = np.full((60, 200, 3), 255, np.uint8)
+    drawing[10:50:7, 20:180] = (200, 64, 31)
+    Image.fromarray(drawing).save(tmp_path / "c.png")
+    copy = Image.open(io.BytesIO(base64.b64decode(thumbnail(tmp_path / "c.png")[0].split(",")[1])))
+    assert (np.array(copy.convert("RGB")) == drawing).all()
     (tmp_path / "b.png").write_text("no")
     with pytest.raises(ValueError, match="b.png: not a picture"):
         thumbnail(tmp_path / "b.png")
