@@ -67,7 +67,8 @@ def draw(job: Job) -> PictureText:
     which = "instances of bags predicted positive" if positive_only else "all labelled test instances"
     rule = f"Scores of {which}; {RULE}; {BINS} bins, each class normalised."
     spread = "Under a name: instance AUROC over all splits (⇅: inverted runs, AUROC < 0.5)."
-    shown, height = dict[str, bool](), 2.0 * sum(rows) + 0.3 * len(blocks) + 0.7
+    shown = dict[str, bool]()
+    height = 2.0 * sum(rows) + 0.3 * len(blocks) + 0.7
     with picture(job, 2.4 * columns, height) as figure:
         parts = np.atleast_1d(figure.subfigures(len(blocks), 1, height_ratios=rows))
         for part, (dataset, methods), n_rows in zip(parts, blocks, rows, strict=True):

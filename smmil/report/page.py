@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
@@ -22,7 +22,7 @@ from smmil.artifacts.comparison import ComparisonsFile
 from smmil.artifacts.records import Metrics, RunsFile, SplitMetrics
 from smmil.config.layouts import PairLayout, TableLayout
 from smmil.config.methods import METHODS, display_name, marked_name
-from smmil.config.targets import EVERY_ENCODER
+from smmil.config.targets import REPEATS
 from smmil.figures.entries import FigureEntry, MapEntry, MapsFile
 from smmil.figures.job import in_order
 from smmil.findings import findings
@@ -99,21 +99,15 @@ def build_page(
     missing = [path for path in inputs.tables if not path.is_file()]
     if missing:
         raise ValueError(f"{missing[0]}: no such table; write it with python -m smmil.tables --out-html")
-    texts = {path: path.read_text("utf-8") for path in inputs.tables}
-    left_out = [*filter(None, map(formats.left_out, texts.values()))]
-    left_out += [f"{entry.title}. {entry.empty.capitalize()}." for entry in inputs.figures.values() if entry.empty]
-    inputs = replace(
-        inputs,
-        tables=[path for path in inputs.tables if not formats.left_out(texts[path])],
-        figures={path: entry for path, entry in inputs.figures.items() if not entry.empty},
-    )
     protocol = ", ".join(sorted({entry.protocol for entry in metrics})) or "none (no metrics)"
     version, datasets = code_version or "unknown", datasets_of(layout, inputs)
-    repeated = repeated_tables(layouts)
     # costs come after all results
     tables = sorted(inputs.tables, key=lambda path: path.stem == "resources")
-    fragments = {path: Markup(texts[path]) for path in tables if path.stem not in repeated}
+    texts = {path: Markup(path.read_text("utf-8")) for path in tables}
+    fragments = {path: text for path, text in texts.items() if not formats.left_out(text)}
     pictures = figures_of_page(inputs.figures)
+    left_out = [*filter(None, map(formats.left_out, texts.values()))]
+    left_out += [f"{entry.title}. {entry.empty.capitalize()}." for entry in inputs.figures.values() if entry.empty]
     lines = [*warnings, *filter(None, [missing_runs(layouts, metrics)])]
     outcomes = findings(inputs.comparisons) if inputs.comparisons else ()
     return render(
@@ -124,7 +118,7 @@ def build_page(
         overview=overview(layout, metrics, outcomes, list(inputs.qc.values()), inputs.status, lines),
         contents_of_page=contents(fragments, pictures, inputs, datasets),
         fragments=fragments,
-        repeated=[path for path in inputs.tables if path.stem in repeated],
+        repeats=repeats(layout, [path.stem for path in inputs.tables]),
         pictures=pictures,
         of_dataset=OF_DATASET,
         first_map=first_map(inputs.maps),
@@ -144,22 +138,18 @@ def build_page(
     )
 
 
-def repeated_tables(layouts: Layouts) -> set[str]:
-    """Return Tables 6 to 10 where they show no run but those of Tables 1 and 2."""
-    first = layouts.get("table1") or layouts.get("table2")
-    if first is None:
-        return set()
-    return {
-        table
-        for table in EVERY_ENCODER
-        if table != "resources" and table in layouts and {*layouts[table].pairings} <= {*first.pairings}
-    }
+def repeats(layout: TableLayout, tables: Sequence[str]) -> list[str]:
+    """Return the tables that are not on the page since with one feature extractor another one has their numbers."""
+    if any(len(dataset.encoders) > 1 for dataset in layout.datasets):
+        return []
+    return [table for table, first in REPEATS.items() if table not in tables and first in tables]
 
 
 def figures_of_page(figures: Mapping[Path, FigureEntry]) -> dict[Path, FigureEntry]:
-    """Return the figures without histograms of a dataset that is in figure 4."""
-    shown = {name for entry in figures.values() if entry.figure == "fig4" for name in entry.datasets}
-    return {p: entry for p, entry in figures.items() if entry.figure != "histograms" or not shown >= {*entry.datasets}}
+    """Return the figures that show something, without histograms of a dataset that is in figure 4."""
+    filled = {path: entry for path, entry in figures.items() if not entry.empty}
+    shown = {name for entry in filled.values() if entry.figure == "fig4" for name in entry.datasets}
+    return {p: entry for p, entry in filled.items() if entry.figure != "histograms" or not shown >= {*entry.datasets}}
 
 
 def first_map(maps: Mapping[Path, MapsFile]) -> tuple[Path, MapsFile, MapEntry] | None:
