@@ -344,8 +344,23 @@ class Plan:
 
     def of_report(self, kind: str) -> list[str]:
         """Return the files of all trainings that the tables of the report show."""
-        trainings = [training for table in self.tables for training in pairings(self.config, table)]
-        return self.files(kind, dict.fromkeys(trainings))
+        return self.files(kind, self._trainings)
+
+    @property
+    def _trainings(self) -> tuple[Pairing, ...]:
+        """Return the trainings that the tables of the report show."""
+        return tuple(dict.fromkeys(training for table in self.tables for training in pairings(self.config, table)))
+
+    def of_analysis(self, dataset: str, encoder: str) -> list[str]:
+        """Return the prediction indexes that the analysis of a dataset shows: `methods` of it that the report shows."""
+        trainings = [training for training in self._trainings if training[:2] == (dataset, encoder)]
+        main = [training for training in trainings if training[2] in self.config.methods]
+        return self.files("predictions", main or trainings)
+
+    def analyses(self) -> list[str]:
+        """Return the analyses of the report: of every dataset with results, at its main encoder."""
+        main = [(dataset, chosen.table_encoder) for dataset, chosen in self.config.trained.items()]
+        return [f"{self.results}/{d}/analysis/{e}/analysis.json" for d, e in main if self.of_analysis(d, e)]
 
     def bags_of_report(self) -> list[str]:
         """Return `dataset=bags.csv` of every trained dataset."""

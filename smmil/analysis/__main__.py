@@ -4,10 +4,14 @@ Run alone:
     python -m smmil.analysis predictions --index results/*/predictions/*/*/index.json --bags rsna=results/rsna/bags.csv
         --out predictions.csv
     python -m smmil.analysis metrics --metrics results/*/metrics/*/*.json --out metrics.csv
+    python -m smmil.analysis dataset --index results/rsna/predictions/E/*/index.json --bags rsna=results/rsna/bags.csv
+        --instances results/rsna/instances --out results/rsna/analysis/E/analysis.json
 """
 
 import argparse
 import logging
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,13 +37,20 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     metrics = commands.add_parser("metrics", help="CSV: a row per metric, split and method")
     metrics.add_argument("--metrics", nargs="*", default=[], type=Path, help="metrics JSON of each training")
     metrics.add_argument("--out", required=True, type=Path, help="CSV to write")
+    dataset = commands.add_parser("dataset", help="JSON and pictures: curves, calibration, confusion, wrong bags")
+    dataset.add_argument("--index", nargs="+", required=True, type=Path, help="index.json of each method")
+    dataset.add_argument("--bags", nargs="*", default=[], help="dataset=bags.csv, for the patients")
+    dataset.add_argument("--instances", type=Path, help="folder of the instances stage, for the thumbnails")
+    dataset.add_argument("--out", required=True, type=Path, help="JSON to write; pictures are written beside it")
     return parser.parse_args(argv)
 
 
 @guard
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line."""
+    argv = sys.argv[1:] if argv is None else argv
     args = _arguments(argv)
+    from smmil.analysis.job import write_analysis
     from smmil.analysis.long_tables import write_metrics, write_predictions
     from smmil.artifacts.records import Metrics
 
@@ -47,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_predictions(args.out, args.index, dict(map(_dataset_file, args.bags)))
     elif args.command == "metrics":
         write_metrics(args.out, map(Metrics.read, args.metrics))
+    else:
+        command = shlex.join(["python", "-m", "smmil.analysis", *argv])
+        write_analysis(args.out, args.index, dict(map(_dataset_file, args.bags)), args.instances, command)
     logger.info("%s", args.out)
     return 0
 

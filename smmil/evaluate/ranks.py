@@ -1,4 +1,4 @@
-"""Ranks of methods: mean ranks, places, Friedman's test and Nemenyi's critical difference (Demsar, JMLR 7, 2006).
+"""Ranks of methods: mean ranks, Friedman's test and Nemenyi's critical difference (Demsar, JMLR 7, 2006).
 
 Shapes: K columns (dataset x metric, or dataset x split) of N values, one per method, None = missing; tied methods share
 the average of the ranks they cover (1, 2.5, 2.5, 4).
@@ -53,27 +53,12 @@ def mean_ranks(columns: Sequence[Column]) -> list[float | None]:
     return [None if math.isnan(mean) else float(mean) for mean in _ranks(counted).mean(0)]
 
 
-def places(values: Column, *, larger: bool = True) -> list[int | None]:
-    """Return competition places for marking best (1) and second (2); tied methods share the better place (1, 1, 3).
-
-    Args:
-        values: (N,) values, None = missing.
-        larger: whether the largest value is the best one (False for ranks).
-
-    Returns:
-        (N,) places; all None where fewer than two methods have a value or all are equal: nothing to mark then.
-    """
-    if len({value for value in values if value is not None}) < 2:
-        return [None for _ in values]
-    return [None if math.isnan(rank) else int(rank) for rank in _ranks([values], larger=larger, method="min")[0]]
-
-
-def _ranks(columns: Sequence[Column], *, larger: bool = True, method: str = "average") -> Floats:
+def _ranks(columns: Sequence[Column], *, larger: bool = True) -> Floats:
     """Rank every column, 1 = the best: (K, N), NaN where the value is missing."""
     from scipy.stats import rankdata
 
     values = np.array(columns, np.float64)
-    return np.asarray(rankdata(-values if larger else values, method=method, axis=1, nan_policy="omit"), np.float64)
+    return np.asarray(rankdata(-values if larger else values, axis=1, nan_policy="omit"), np.float64)
 
 
 @dataclass(frozen=True)

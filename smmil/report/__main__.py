@@ -33,6 +33,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "metrics": "metrics JSON files, for the list of runs",
         "qc": "counts.json files, with contact-sheet.jpg beside",
         "figures": "JSON of figures, with the pictures beside",
+        "analysis": "analysis.json files, with the pictures beside",
         "maps": "maps.json files, with the pictures beside",
         "status": "status.json files",
         "runs": "runs.json files, for the training settings",
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _arguments(argv)
     from preprocessing.qc.counts import Counts
     from preprocessing.status import Status
+    from smmil.analysis.records import Analysis
     from smmil.artifacts.comparison import ComparisonsFile
     from smmil.artifacts.hashes import code_version, json_argument
     from smmil.artifacts.records import Metrics, RunsFile
@@ -61,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tables=args.tables,
         qc={path: read_record(Counts, path) for path in args.qc},
         figures={path: FigureEntry.read(path) for path in args.figures},
+        analyses={path: Analysis.read(path) for path in args.analysis},
         maps={path: MapsFile.read(path) for path in args.maps},
         status=[read_record(Status, path) for path in args.status],
         trainings=[RunsFile.read(path) for path in args.runs],

@@ -18,6 +18,7 @@ from markupsafe import Markup, escape
 from preprocessing.common.webpage import render, thumbnail
 from preprocessing.qc.counts import Counts
 from preprocessing.status import Status
+from smmil.analysis.records import Analysis
 from smmil.artifacts.comparison import ComparisonsFile
 from smmil.artifacts.records import Metrics, RunsFile, SplitMetrics
 from smmil.config.layouts import PairLayout, TableLayout
@@ -27,6 +28,7 @@ from smmil.figures.entries import FigureEntry, MapEntry, MapsFile
 from smmil.figures.job import in_order
 from smmil.findings import findings
 from smmil.report import forest
+from smmil.report.analysis import bag_results
 from smmil.report.overview import overview
 from smmil.tables import formats
 from smmil.tables.notes import MOST_NAMED
@@ -45,6 +47,7 @@ class Inputs:
         tables: HTML fragments of tables, with CSV, Markdown and LaTeX beside.
         qc: `counts.json`, with the contact sheet beside.
         figures: JSON files with the pictures beside.
+        analyses: `analysis.json` files with the pictures beside.
         maps: `maps.json` files with the pictures beside.
         status: of the datasets.
         trainings: of the methods.
@@ -55,6 +58,7 @@ class Inputs:
     tables: Sequence[Path] = ()
     qc: Mapping[Path, Counts] = field(default_factory=dict)
     figures: Mapping[Path, FigureEntry] = field(default_factory=dict)
+    analyses: Mapping[Path, Analysis] = field(default_factory=dict)
     maps: Mapping[Path, MapsFile] = field(default_factory=dict)
     status: Sequence[Status] = ()
     trainings: Sequence[RunsFile] = ()
@@ -131,6 +135,7 @@ def build_page(
         runs=run_groups(metrics),
         left_out=list(dict.fromkeys(left_out)),
         datasets=datasets,
+        bag_results=[bag_results(path, analysis, datasets) for path, analysis in inputs.analyses.items()],
         trainings={name: [training_row(t) for t in inputs.trainings if t.dataset == name] for name in datasets},
         thumbnail=thumbnail,
         target=lambda path: quote(Path(os.path.relpath(path.resolve(), page.resolve().parent)).as_posix()),
@@ -184,7 +189,8 @@ def contents(
         if any(counts.dataset == name for counts in inputs.qc.values()):
             children.append(Entry(f"qc-{name}", Markup("Bags")))
         parts.append(Entry(f"data-{name}", escape(title), children))
-    groups = {"Results": tables, "Figures": figures, "Datasets": parts}
+    bags = [Entry("bags", Markup("Bag by bag"))] if inputs.analyses else []
+    groups = {"Results": [*tables, *bags], "Figures": figures, "Datasets": parts}
     entries = [Entry("overview", Markup("Overview"))]
     for heading, members in groups.items():
         entries += [Entry("", Markup(heading)), *members] if members else []

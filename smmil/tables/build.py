@@ -14,8 +14,8 @@ from smmil.artifacts.records import Metrics
 from smmil.config.definitions import protocol_text, shared_quirks
 from smmil.config.layouts import TableDataset, TableLayout
 from smmil.config.methods import GROUPS, METHODS, display_name
-from smmil.evaluate.ranks import places
 from smmil.tables.cells import MARKED, MetricsByKey, Row, Section, Table, cells_of, reason_empty
+from smmil.tables.marks import clear_places
 from smmil.tables.notes import notes
 from smmil.tables.specs import TABLES, Column, Key, SectionSpec, TableSpec
 
@@ -116,9 +116,7 @@ def _section(
     for title, methods in blocks.items():
         cells = [cells_of(column, methods, metrics) for column in columns]
         marks = [
-            places([cell.mean for cell in group], larger=group[0].larger)
-            if column.kind in MARKED
-            else [None] * len(methods)
+            clear_places(group) if column.kind in MARKED else [None] * len(methods)
             for column, group in zip(columns, cells, strict=True)
         ]
         names = [table.names.get(method, display_name(method)) for method in methods]

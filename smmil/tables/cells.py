@@ -8,17 +8,20 @@ are taken split by split, since the two methods share the split of a seed, and t
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from statistics import fmean
 
 from smmil.artifacts.records import Metrics, PartMetrics
-from smmil.artifacts.results import split_values
+from smmil.artifacts.results import inverted, split_values
 from smmil.config.methods import bases
 from smmil.evaluate.ranks import mean_ranks
-from smmil.tables.specs import TABS, Column, Key, style
+from smmil.tables.specs import TABS, Column, Key, bounds, style
 
 # (dataset, encoder, method) -> metrics
 MetricsByKey = Mapping[tuple[str, str, str], Metrics]
 NO_FILE = "no metrics file"
+# signs beside a value
+INVERTED, NO_CALL = "⇅", "‡"
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Cell:
         fewest: for a rank, the smallest number of splits of a value it is computed from.
         agreement: for a sign-aware metric, agreement of its score with the bag logit per run
             (`smmil.predictions.signed`).
+        by_split: value by seed, for paired comparisons (`smmil.tables.marks`); of a rank, the rank on that split.
+        signs: `INVERTED` and `NO_CALL` where they apply.
     """
 
     values: tuple[float, ...] = ()
@@ -45,6 +50,8 @@ class Cell:
     larger: bool = True
     fewest: int | None = None
     agreement: tuple[float, ...] = ()
+    by_split: Mapping[int, float] = field(default_factory=dict)
+    signs: str = ""
 
     @property
     def mean(self) -> float | None:
@@ -74,7 +81,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One method: its name in this table, its cells, and the place of each cell in its block (1 = best, 2 = second)."""
+    """One method: its name in this table, its cells, and their places in the block (`smmil.tables.marks`)."""
 
     method: str
     name: str
@@ -156,7 +163,11 @@ def metric_cell(metrics: Metrics | None, metric: str) -> Cell:
     larger = style(metric)[1]
     if metrics is None:
         return Cell(note=NO_FILE, larger=larger)
-    values = tuple(value for _, value in split_values(metrics, metric))
+    pairs = split_values(metrics, metric)
+    values = tuple(value for _, value in pairs)
+    by_seed: dict[int, list[float]] = {}
+    for seed, value in pairs:
+        by_seed.setdefault(seed, []).append(value)
     reasons = "; ".join(sorted({_reason(split.test, metric) for split in metrics.splits})) or "no split"
     splits = sorted(metrics.splits, key=lambda split: (split.seed, split.run)) if metric.startswith("signed_") else []
     return Cell(
@@ -166,7 +177,26 @@ def metric_cell(metrics: Metrics | None, metric: str) -> Cell:
         "" if values else reasons,
         larger=larger,
         agreement=tuple(split.signed_agreement for split in splits if split.signed_agreement is not None),
+        by_split={seed: fmean(of_seed) for seed, of_seed in by_seed.items()},
+        signs=_signs(metrics, metric),
     )
+
+
+def _signs(metrics: Metrics, metric: str) -> str:
+    """Return `INVERTED` where a run's AUROC is below .5, `NO_CALL` where its F1 is 0 at an AUROC above."""
+    values = split_values(metrics, metric)
+    if metric.endswith("_auroc"):
+        return INVERTED if inverted(values) else ""
+    areas = dict(split_values(metrics, metric.removesuffix("_f1") + "_auroc")) if metric.endswith("_f1") else {}
+    return NO_CALL if any(value == 0 and areas.get(seed, 0) > 0.5 for seed, value in values) else ""
+
+
+def leaves_range(column: Column, cell: Cell) -> bool:
+    """Return whether mean ± deviation reaches values that the metric cannot take."""
+    if column.kind != "mean" or cell.mean is None or cell.std is None:
+        return False
+    low, high = bounds(column.metrics[0])
+    return cell.mean - cell.std < low - 1e-9 or cell.mean + cell.std > high + 1e-9
 
 
 def _reason(test: PartMetrics, metric: str) -> str:
@@ -224,14 +254,21 @@ def cells_of(column: Column, methods: Sequence[str], metrics: MetricsByKey) -> l
         for metric in column.metrics
     ]
     ranks = mean_ranks([[cell.mean for cell in cells] for cells in ranked]) if ranked else [None for _ in methods]
+    seeds = sorted({seed for cells in ranked for cell in cells for seed in cell.by_split})
+    by_seed = {s: mean_ranks([[cell.by_split.get(s) for cell in cells] for cells in ranked]) for s in seeds}
     # columns without any value do not count
     return [
         Cell(note="a cell behind it is empty", larger=False)
         if rank is None
-        else Cell((rank,), larger=False, fewest=min(len(cells[i].values) for cells in ranked if cells[i].values))
+        else Cell(
+            (rank,),
+            larger=False,
+            fewest=min(len(cells[i].values) for cells in ranked if cells[i].values),
+            by_split={seed: value for seed, column in by_seed.items() if (value := column[i]) is not None},
+        )
         for i, rank in enumerate(ranks)
     ]
 
 
 # kinds whose best and second-best values are marked in each block
-MARKED = frozenset({"mean", "rank", "job"})
+MARKED = frozenset({"mean", "rank"})

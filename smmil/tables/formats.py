@@ -2,7 +2,7 @@ r"""Write tables as CSV (every number, one row per method), Markdown (one table 
 
 The HTML is a fragment that the report embeds. LaTeX needs `\usepackage{booktabs}`: every section is a float; wide
 sections are split between headings into panels that fit an upright page. The best value of a block is bold, the second
-underlined; notes follow the tables.
+underlined (`smmil.tables.marks`); notes follow the tables.
 """
 
 import csv
@@ -18,7 +18,7 @@ from statistics import median
 from preprocessing.common.files import write_text
 from preprocessing.common.webpage import render
 from smmil.config.methods import METHODS, PROPOSED
-from smmil.tables.cells import Cell, Row, Section, Table
+from smmil.tables.cells import INVERTED, NO_CALL, Cell, Row, Section, Table, leaves_range
 from smmil.tables.specs import Column, style
 
 logger = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ SPECIAL = {
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
     **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "[": "{[}", "]": "{]}", "–": "--"},
     **{"±": r"$\pm$", "×": r"$\times$", "−": r"$-$", "†": r"$\dagger$", "◆": r"$\diamond$", "Δ": r"$\Delta$"},
+    **{INVERTED: r"$\updownarrow$", NO_CALL: r"$\ddagger$"},
     **{"α": r"$\alpha$", "≥": r"$\geq$", "≤": r"$\leq$", "µ": r"$\mu$"},
 }
 
@@ -66,9 +67,10 @@ def write_table(table: Table, files: Mapping[str, Path | None]) -> None:
 def parts(column: Column, cell: Cell, n_splits: int) -> tuple[str, str, str]:
     """Return number, deviation and number of splits, e.g. `("0.912", "± 0.010", "[3]")`; all "" for an empty cell.
 
-    The deviation of a single split is "± -". Ranks, counts and spreads have no deviation; that of a paired difference
-    includes its interval. The number of splits is "" where none is missing; for a rank it is that of the value with the
-    fewest splits.
+    The deviation of a single split is "± -"; where it leaves the range of the metric, it is the range of the splits,
+    "(0.041–0.963)". Ranks, counts and spreads have no deviation; that of a paired difference includes its interval.
+    The number of splits is "" where none is missing; for a rank it is that of the value with the fewest splits. Signs
+    of `smmil.tables.cells` follow it.
     """
     if not cell.applies:
         return NOT_APPLICABLE, "", ""
@@ -90,7 +92,9 @@ def parts(column: Column, cell: Cell, n_splits: int) -> tuple[str, str, str]:
     deviation = f"± {_number(cell.std, form)}"
     if column.kind == "paired" and cell.ci is not None:
         deviation += " ({}, {})".format(*(_number(end, sign + form) for end in cell.ci))
-    return _number(cell.mean, sign + form), deviation, few
+    if leaves_range(column, cell):
+        deviation = f"({_number(min(cell.values), form)}–{_number(max(cell.values), form)})"
+    return _number(cell.mean, sign + form), deviation, " ".join(filter(None, (few, cell.signs)))
 
 
 def _number(value: float | None, form: str) -> str:

@@ -11,7 +11,7 @@ from smmil.config.layouts import Dataset, TableLayout
 from smmil.config.methods import METHODS, display_name
 from smmil.config.variants import SEPARATOR, Variant, base_method
 from smmil.evaluate.signs import LEAST_SUPPORT, UNSUPPORTED, sign_support
-from smmil.tables.cells import NO_FILE, Cell, MetricsByKey, Section, metric_cell
+from smmil.tables.cells import INVERTED, NO_CALL, NO_FILE, Cell, MetricsByKey, Section, leaves_range, metric_cell
 from smmil.tables.originals import original_of
 from smmil.tables.specs import Column, Key
 
@@ -30,7 +30,16 @@ SPREAD = (
     "wrong way."
 )
 DIFFERENCE = "Δ: the method with Sm minus the one without, split by split, mean ± standard deviation."
-BEST = "Best of the block in bold, second underlined. ◆ proposed in the paper."
+BEST = (
+    "Best of the block in bold, second underlined, where the gap to the next value exceeds its uncertainty: the 95 % "
+    "t-interval of the paired difference over the splits excludes 0; with two splits, each mean also lies outside the "
+    "other's bootstrap interval; one split is never marked. ◆ proposed in the paper."
+)
+RANGE = "(a–b): smallest and largest split, where mean ± deviation would leave the range of the metric."
+SIGNS = {
+    INVERTED: "⇅ AUROC below 0.5 in at least one run: it ranks upside down, or worse than chance.",
+    NO_CALL: "‡ F1 of 0 in at least one run with an AUROC above 0.5: the fault is the threshold's, not the ranking's.",
+}
 CELLS = (
     "Cells: {cells} over the training/validation splits; all splits share one test set, so they are not independent."
 )
@@ -99,6 +108,7 @@ def notes(sections: Sequence[Section], metrics: MetricsByKey, layout: TableLayou
         _departures(value.method for value in values),
         _one_scale(names, (value.method for value in values)),
         BEST if "train_seconds" in names else " ".join(filter(None, (cells, rates, BEST))),
+        *_signs(sections),
         SPREAD if "spread" in kinds else "",
         DIFFERENCE if "difference" in kinds else "",
         *(known[name] for name in names if name in known),
@@ -107,6 +117,13 @@ def notes(sections: Sequence[Section], metrics: MetricsByKey, layout: TableLayou
         _no_interval(columns, values, metrics),
     ]
     return tuple(filter(None, lines))
+
+
+def _signs(sections: Sequence[Section]) -> list[str]:
+    """Return what signs and ranges mean, as far as the table has any."""
+    means = [(column, cell) for section in sections for _, column, cell in section.cells() if column.kind == "mean"]
+    lines = [RANGE] if any(leaves_range(column, cell) for column, cell in means) else []
+    return lines + [text for sign, text in SIGNS.items() if any(sign in cell.signs for _, cell in means)]
 
 
 def _bags_within(metrics: MetricsByKey, titles: Mapping[str, str]) -> str:

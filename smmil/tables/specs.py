@@ -86,6 +86,10 @@ STYLES: dict[str, tuple[str, bool]] = {
     "memory_mib": (".0f", False),
     "device_memory_mib": (".0f", False),
 }
+# metrics that can be above 1
+LARGEST = {"dirichlet_normalised": 2.0} | dict.fromkeys(
+    ("dirichlet_raw", "train_seconds", "memory_mib", "device_memory_mib"), float("inf")
+)
 SHORT = {
     **{"auroc": "AUROC", "f1": "F1", "auprc": "AUPRC", "froc": "FROC", "dice": "Dice", "ece": "ECE"},
     **{"raw": "Energy", "normalised": "Normalised energy", "within": "In-bag AUROC"},
@@ -102,6 +106,11 @@ TABS = {
 def style(metric: str) -> tuple[str, bool]:
     """Return the format of a metric's numbers and whether larger is better."""
     return STYLES.get(metric, (".3f", True))
+
+
+def bounds(metric: str) -> tuple[float, float]:
+    """Return the smallest and the largest value that a metric can take."""
+    return 0.0, LARGEST.get(metric, 1.0)
 
 
 def _columns(metrics: Sequence[str], kind: str = "mean", prefix: str = "") -> list[Column]:

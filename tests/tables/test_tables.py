@@ -4,19 +4,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import ttest_rel
 
 from smmil.artifacts.records import Metrics
 from smmil.config.layouts import TableLayout
 from smmil.config.methods import GROUPS, METHODS
 from smmil.config.quirks import active_quirks
-from smmil.evaluate.ranks import mean_ranks, places, rank_column
+from smmil.evaluate.ranks import mean_ranks, rank_column
 from smmil.tables import build
 from smmil.tables.__main__ import main
 from smmil.tables.cells import Cell, Row, Table
 from smmil.tables.formats import cell_text, left_out, to_csv, to_html
+from smmil.tables.marks import clear_places, is_clear
 from smmil.tables.specs import Column
 from tests.helpers.predictions import metrics_object
 
@@ -85,11 +88,62 @@ def test_ranks_sum_to_the_triangle_number_and_equal_scipy(values: list[float]) -
     assert sum(r for r in ranks if r is not None) == len(values) * (len(values) + 1) / 2
 
 
-def test_marks_share_the_better_place_and_need_company() -> None:
-    assert places([0.9, 0.9, 0.8]) == [1, 1, 3]
-    assert places([1.5, 2.0, None], larger=False) == [1, 2, None]
-    assert places([0.9, None]) == [None, None]
-    assert places([0.0, 0.0, 0.0]) == [None, None, None]
+def over_splits(*values: float, ci: tuple[float, float] | None = None, larger: bool = True) -> Cell:
+    """A cell of seeds 1, 2, ..."""
+    return Cell(values, len(values), ci, larger=larger, by_split=dict(enumerate(values, 1)))
+
+
+def test_only_gaps_that_exceed_their_uncertainty_are_marked() -> None:
+    high, middle, low = over_splits(0.9, 0.91, 0.92), over_splits(0.8, 0.81, 0.82), over_splits(0.5, 0.51, 0.52)
+    assert clear_places([middle, low, high]) == [2, None, 1]
+    # two methods: a second one that is the last is not marked
+    assert clear_places([high, low]) == [1, None] and clear_places([high]) == [None] == clear_places([Cell()])
+    # paired: the splits differ more than the methods, which agree about them
+    assert clear_places([over_splits(0.6, 0.7, 0.9), over_splits(0.5, 0.6, 0.8)]) == [1, None]
+    # the order of the splits decides: the same values, unpaired
+    assert clear_places([over_splits(0.9, 0.7, 0.6), over_splits(0.5, 0.6, 0.8)]) == [None, None]
+    assert clear_places([high, high, low]) == [None, None, None], "a tie at the top is no best one"
+    down = [over_splits(*(1 - value for value in cell.values), larger=False) for cell in (high, middle, low)]
+    assert clear_places(down) == [1, 2, None]
+
+
+def test_a_gap_is_judged_as_scipy_judges_it() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(60):
+        a, b = random.normal(0.55, 0.1, 5), random.normal(0.5, 0.1, 5)
+        low = ttest_rel(a, b).confidence_interval(0.95).low
+        assert is_clear(over_splits(*a), over_splits(*b)) == (low > 0)
+
+
+def test_two_splits_need_the_test_bags_to_agree_and_one_is_never_marked() -> None:
+    better, worse = (0.98, 1.0), (0.48, 0.5)
+    apart, wide = ((0.9, 1.0), (0.4, 0.6)), ((0.5, 1.0), (0.4, 0.8))
+    assert not is_clear(over_splits(*better), over_splits(*worse)), "no bootstrap"
+    assert is_clear(over_splits(*better, ci=apart[0]), over_splits(*worse, ci=apart[1]))
+    assert not is_clear(over_splits(1.0, 1.0, ci=(1.0, 1.0)), over_splits(0.918, 0.918, ci=(0.7, 1.0)))
+    assert is_clear(over_splits(*better, ci=wide[0]), over_splits(*worse, ci=wide[1])), "no mean in the other's"
+    # a spread above the gap
+    assert not is_clear(over_splits(0.041, 0.963, ci=(0.4, 0.6)), over_splits(0.4, 0.42, ci=(0.3, 0.45)))
+    assert not is_clear(over_splits(0.9, ci=apart[0]), over_splits(0.1, ci=apart[1]))
+
+
+def test_signs_name_inverted_runs_and_thresholds_that_call_nothing() -> None:
+    entry = metrics_object("rsna", "abmil", {"bag_auroc": [0.9, 0.4], "bag_f1": [0.0, 0.5], "instance_f1": [0.0, 0.2]})
+    table = build_table("table2", [entry], LAYOUT)
+    assert texts(table, "", "abmil")[:2] == ["0.650 (0.400–0.900) ⇅", "0.250 (0.000–0.500) ‡"]
+    notes = "\n".join(table.notes)
+    assert "⇅ AUROC below 0.5" in notes and "‡ F1 of 0" in notes and "(a–b): smallest and largest split" in notes
+    # an F1 of 0 where nothing is ranked right, either
+    poor = metrics_object("rsna", "abmil", {"bag_auroc": [0.5, 0.5], "bag_f1": [0.0, 0.5]})
+    table = build_table("table2", [poor], LAYOUT)
+    assert "‡" not in "".join([*texts(table, "", "abmil"), *table.notes])
+
+
+def test_a_spread_that_leaves_the_range_of_a_metric_is_shown_as_range() -> None:
+    assert cell_text(column(), Cell((0.041, 0.963), 2), 2) == "0.502 (0.041–0.963)"
+    assert cell_text(column(), Cell((1.0, 1.0), 2), 2) == "1.000 ± 0.000"
+    assert cell_text(column(metric="dirichlet_normalised"), Cell((1.0, 1.5), 2), 2) == "1.25 ± 0.354"
+    assert cell_text(column("difference"), Cell((-0.5, 0.7), 2), 2) == "+0.100 ± 0.849"
 
 
 def test_cells_show_mean_and_sample_deviation() -> None:
@@ -106,11 +160,11 @@ def test_cells_show_mean_and_sample_deviation() -> None:
 def test_energies_have_three_digits_and_no_point_at_the_end() -> None:
     energy = column(metric="dirichlet_raw")
     assert cell_text(energy, Cell((123.4,), 1), 1) == "123 ± -"
-    assert cell_text(energy, Cell((0.0, 400.0), 2), 2) == "200 ± 283"
+    assert cell_text(energy, Cell((0.0, 400.0), 2), 2) == "200 (0.00–400)"
     assert cell_text(energy, Cell((2.0, 2.0), 2), 2) == "2.00 ± 0.00"
     assert cell_text(column("spread", "dirichlet_raw"), Cell((100.0, 999.0), 2, larger=False), 2) == "550 / 999"
     assert cell_text(energy, Cell((1000.0, 2820.0), 2), 2) == "1910 ± 1287"
-    assert cell_text(energy, Cell((999.7, 2e6), 2), 2) == "1.00e+06 ± 1.41e+06"
+    assert cell_text(energy, Cell((999.7, 2e6), 2), 2) == "1.00e+06 (1000–2.00e+06)"
     assert cell_text(column("difference", "dirichlet_raw"), Cell((1234.0, 1234.0), 2), 2) == "+1234 ± 0.00"
 
 
@@ -140,7 +194,7 @@ def test_table_by_hand_with_ties_missing_runs_and_undefined_splits() -> None:
     # rsna AUROC .8 tie (1.5 each, nothing to mark), F1 2 and 1; c16 AUROC 1 and 2, F1 1 and 2
     assert entries["smap_early"].cells[-1].mean == pytest.approx((1.5 + 2 + 1 + 1) / 4)
     assert entries["abmil"].cells[-1].mean == pytest.approx((1.5 + 1 + 2 + 2) / 4)
-    assert entries["smap_early"].places == (None, None, 2, 1, None, 1, 1)
+    assert entries["smap_early"].places == (None,) * 7, "two splits and intervals that overlap"
     assert entries["clam"].cells[-1].mean is None and entries["clam"].cells[0].values == ()
     # alone in its group: ranked 1 where it has values; c16 is empty for the whole group and does not count
     assert entries["smtap"].cells[-1].mean == 1 and entries["smtap"].places == (None,) * 7
@@ -287,11 +341,12 @@ def test_a_missing_interval_is_told_and_a_present_one_is_not() -> None:
 
 
 def test_a_calibration_error_is_better_when_it_is_smaller() -> None:
-    entries = [with_values(record, bag_ece=[e, e]) for record, e in zip(metrics()[:2], (0.3, 0.1), strict=True)]
+    three = [metrics_object("rsna", method, {"bag_f1": [0.5] * 3}) for method in ("smap_early", "abmil")]
+    entries = [with_values(record, bag_ece=[e, e + 0.01, e]) for record, e in zip(three, (0.3, 0.1), strict=True)]
     table = build_table("table2", entries, TableLayout.parse({**KEYS, "datasets": KEYS["datasets"][:1]}))
     cells = {row.method: row for row in table.sections[1].blocks[GROUPS[0]]}
     assert [column.label for column in table.sections[1].columns] == ["AUPRC", "ECE"]
-    assert (cells["smap_early"].places[1], cells["abmil"].places[1]) == (2, 1)
+    assert (cells["smap_early"].places[1], cells["abmil"].places[1]) == (None, 1)
     assert any(note.startswith("Bag calibration error") for note in table.notes)
 
 

@@ -46,20 +46,29 @@ def everything(title: str = NASTY) -> tuple[list[dict[str, Any]], TableLayout]:
     return entries[1:], TableLayout.parse({"datasets": datasets, "methods": methods, "note": "[see] 5 %"})
 
 
+def marked() -> list[dict[str, Any]]:
+    """Three methods whose AUROCs differ by more than their splits, the last with inverted runs."""
+    values = {"smap_early": [0.89, 0.9, 0.91], "abmil": [0.79, 0.8, 0.81], "clam": [0.2, 0.35, 0.45]}
+    return [metrics_object("rsna", method, {"instance_auroc": [*areas]}) for method, areas in values.items()]
+
+
 def test_markdown_is_a_rectangle_with_marks_and_definitions() -> None:
     text = to_markdown(build_table("table1", metrics(), LAYOUT))
     first = text.split("### ")[0]
     lines = [line for line in first.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in lines}) == 1 and len(lines) == 2 + 2 + 4
-    assert "| SmAP ◆ | 0.800 ± 0.141 | 0.500 ± 0.000 | <u>0.500 ± 0.000</u> | **0.400 ± - [1]** |" in text
+    assert "| SmAP ◆ | 0.800 ± 0.141 | 0.500 ± 0.000 | 0.500 ± 0.000 | 0.400 ± - [1] ⇅ |" in text
     assert "| CLAM |  |  |  |  |  |  |  |" in text and "- Instance AUROC: raw, ungated" in text
     assert "### Spread over the runs" in text and "| SmAP ◆ | 0.800 / 0.700 / 0 | 0.500 / 0.500 / 0 |" in text
 
 
 def test_html_marks_the_cells_of_the_markdown() -> None:
-    text = to_html(build_table("table1", metrics(), LAYOUT))
-    assert '">0.500<small> ± 0.000</small></td>' in text and '<td class="empty">·</td>' in text
-    assert '<td class="second"' in text and "<strong>0.400 ± - [1]</strong></td>" in text
+    table = build_table("table1", marked(), LAYOUT)
+    markdown, text = to_markdown(table), to_html(table)
+    assert "| SmAP ◆ | **0.900 ± 0.010** |" in markdown and "| ABMIL | <u>0.800 ± 0.010</u> |" in markdown
+    assert "| CLAM | 0.333 ± 0.126 ⇅ |" in markdown
+    assert "<strong>0.900 ± 0.010</strong></td>" in text and '<td class="empty">·</td>' in text
+    assert ">0.800<small> ± 0.010</small></td>" in text and "<small> ± 0.126 ⇅</small>" in text
     assert '<tr class="group"><th colspan="8" scope="rowgroup">' in text and "<h3>Spread over the runs</h3>" in text
     first = LAYOUT.datasets[0].model_copy(update={"title": NASTY})
     title = LAYOUT.model_copy(update={"datasets": (first, *LAYOUT.datasets[1:])})
@@ -75,11 +84,10 @@ def test_html_has_the_intervals_on_hover_and_in_a_tab() -> None:
     assert "95 % intervals" not in to_html(build_table("table2", without, LAYOUT))
 
 
-def test_html_marks_nothing_in_a_block_of_one_and_leaves_out_empty_sections_with_a_reason() -> None:
+def test_html_marks_nothing_in_a_block_of_one() -> None:
     one = TableLayout.parse({"datasets": [{"name": "rsna", "encoder": "resnet18"}], "methods": ["abmil"]})
     text = to_html(build_table("table2", [metrics_object("rsna", "abmil", {"bag_auroc": [0.9]})], one))
-    assert 'class="best"' not in text and "0.900" in text
-    assert "Left out, without any value: Further metrics (not in the metrics file)." in text
+    assert 'class="best"' not in text and "0.900" in text and "Further metrics" not in text.split("<ul")[0]
 
 
 def test_csv_holds_every_number_in_full() -> None:
@@ -163,16 +171,19 @@ def check_latex(text: str) -> None:
 
 
 def test_latex_marks_best_and_second_and_hides_no_missing_run() -> None:
+    lines = to_latex(build_table("table1", marked(), LAYOUT)).splitlines()
+    cells = [
+        next(line for line in lines if line.startswith(name)).split(" & ")[:2] for name in ("SmAP", "ABMIL", "CLAM")
+    ]
+    assert cells[0] == [r"SmAP $\diamond$", r"\textbf{0.900}{\tiny$\pm$0.010}"]
+    assert cells[1][1] == r"\underline{0.800}{\tiny$\pm$0.010}"
+    assert cells[2][1] == r"0.333{\tiny$\pm$0.126\,$\updownarrow$}"
     text = to_latex(build_table("table1", metrics(), LAYOUT))
-    line: str = next(line for line in text.splitlines() if line.startswith("SmAP"))
-    cells = line.removesuffix(r" \\").split(" & ")
-    assert cells[0] == r"SmAP $\diamond$" and cells[1] == r"0.800{\tiny$\pm$0.141}"
-    assert cells[3] == r"\underline{0.500}{\tiny$\pm$0.000}"
-    assert cells[4] == r"\textbf{0.400}{\tiny$\pm$-\,{[}1{]}}"
+    assert r" & 0.400{\tiny$\pm$-\,{[}1{]} $\updownarrow$} & " in text
     assert r"\item 9 of 24 cells are empty." in text and r"as\_written" in text
     # LaTeX numbers the table itself
     assert r"\caption{Localisation: instance level. Protocol" in text and r"\label{tab:table1-spread}" in text
-    assert next(line for line in text.splitlines() if line.startswith("CLAM")).count("&") == 7
+    assert next(line for line in lines if line.startswith("CLAM")).count("&") == 7
 
 
 def test_latex_signs_a_negative_difference() -> None:
@@ -225,10 +236,9 @@ def test_random_encoders_are_marked_in_every_format_where_they_were_used() -> No
 
 
 def test_long_cells_make_narrower_panels() -> None:
-    text = to_latex(build_table("table1", metrics(), LAYOUT))
-    main, spread = (
-        text[text.index(label) :].split(r"\end{table}")[0] for label in ("tab:table1}", "tab:table1-spread}")
-    )
+    short, long = (to_latex(build_table("table1", entries, LAYOUT)) for entries in (marked(), metrics()))
+    main = short[short.index("tab:table1}") :].split(r"\end{table}")[0]
+    spread = long[long.index("tab:table1-spread}") :].split(r"\end{table}")[0]
     assert main.count(r"\begin{tabular}{lrrrrrrr}") == 1 and main.count(r"\begin{tabular}") == 1
     assert spread.count(r"\begin{tabular}{lrrr}") == 2
 

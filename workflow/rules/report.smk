@@ -144,6 +144,36 @@ rule draw_maps:
         '--bags {params.bags} --out "$(dirname {output:q})" 2>&1 | tee {log:q}'
 
 
+rule analyse:
+    # curves, calibration, confusion and wrong bags of one dataset
+    input:
+        manifests=instances_of,
+        bags=f"{RESULTS}/{{dataset}}/bags.csv",
+        index=lambda w: PLAN.of_analysis(w.dataset, w.encoder),
+    output:
+        f"{RESULTS}/{{dataset}}/analysis/{{encoder}}/analysis.json",
+    log:
+        f"{RESULTS}/logs/analyse/{{dataset}}/{{encoder}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/analyse/{{dataset}}/{{encoder}}.tsv"
+    conda:
+        "../../envs/report.yaml"
+    resources:
+        mem_mb=memory(4000),
+        runtime=60,
+    params:
+        instances=f"{RESULTS}/{{dataset}}/instances",
+        stage_version=stage_versions.ANALYSIS,
+    shell:
+        "python -m smmil.analysis dataset --index {input.index:q} --bags {wildcards.dataset}={input.bags:q} "
+        "--instances {params.instances:q} --out {output:q} 2>&1 | tee {log:q}"
+
+
+rule analysis:
+    input:
+        PLAN.analyses(),
+
+
 # one target per figure: `snakemake fig6a`
 for name in FIGURES:
 
@@ -167,6 +197,8 @@ rule write_report:
         status=rules.status.input,
         qc=expand(f"{RESULTS}/{{dataset}}/qc/counts.json", dataset=CONFIG.used),
         figures=PLAN.report_figures(),
+        analysis=PLAN.analyses(),
+        numbers=rules.numbers.input,
         maps=PLAN.companions("fig5"),
         runs=PLAN.of_report("runs"),
         comparisons=[
@@ -200,7 +232,7 @@ rule write_report:
     shell:
         "python -m smmil.report --title smmil --layout {params.layout:q} --metrics {input.metrics:q} "
         "--tables {input.tables:q} --qc {input.qc:q} --figures {input.figures:q} --maps {input.maps:q} "
-        "--status {input.status:q} --runs {input.runs:q} --comparisons {input.comparisons:q} --layouts {params.layouts:q} "
+        "--analysis {input.analysis:q} --status {input.status:q} --runs {input.runs:q} --comparisons {input.comparisons:q} --layouts {params.layouts:q} "
         "--quirks {params.quirks:q} --configuration={resources.configuration:q} --out {output:q} 2>&1 | tee {log:q}"
 
 
