@@ -64,7 +64,7 @@ def _looks(methods: Sequence[MethodAnalysis]) -> Iterator[tuple[MethodAnalysis, 
 
 def _square(x: str, y: str, rows: int) -> tuple[Any, Any]:
     """Return a figure with square axes from 0 to 1 and room for a legend of `rows` rows below."""
-    figure = new_figure(WIDTH, WIDTH + 0.35 + 0.17 * rows)
+    figure = new_figure(WIDTH, WIDTH + 0.17 * rows)
     axes = figure.add_subplot(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel=x, ylabel=y, aspect="equal")
     return figure, axes
 

@@ -196,7 +196,7 @@ def _mean_row(entry: Metrics, metric: str) -> MetricRow:
 
 
 def _inverted(metric: str, values: Sequence[float]) -> int | None:
-    return sum(value < 0.5 for value in values) if metric.endswith("_auroc") and values else None
+    return sum(value < 0.5 for value in values) if "_auroc" in metric and values else None
 
 
 def to_csv(kind: type[Row], rows: Iterable[Row]) -> str:

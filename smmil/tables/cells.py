@@ -185,7 +185,7 @@ def metric_cell(metrics: Metrics | None, metric: str) -> Cell:
 def _signs(metrics: Metrics, metric: str) -> str:
     """Return `INVERTED` where a run's AUROC is below .5, `NO_CALL` where its F1 is 0 at an AUROC above."""
     values = split_values(metrics, metric)
-    if metric.endswith("_auroc"):
+    if "_auroc" in metric:
         return INVERTED if inverted(values) else ""
     areas = dict(split_values(metrics, metric.removesuffix("_f1") + "_auroc")) if metric.endswith("_f1") else {}
     return NO_CALL if any(value == 0 and areas.get(seed, 0) > 0.5 for seed, value in values) else ""

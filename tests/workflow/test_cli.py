@@ -81,6 +81,7 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
         "predictions": ["smmil.predictions", into(new / "predictions"), 2000],
         "evaluate": ["smmil.evaluate", [*index, "--out", str(new / "metrics.json")], 2000],
         "score": ["smmil.score", [*listed, "--out", str(new / "scores")], 2000],
+        "analysis": ["smmil.analysis", ["predictions", *index[:2], "--out", str(new / "predictions.csv")], 300],
         "tables": ["smmil.tables", table_arguments(new), 300],
         "figures": ["smmil.figures", figure_arguments(new), 2000],
         "report": ["smmil.report", report_arguments(new), 2000],

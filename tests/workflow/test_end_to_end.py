@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from smmil.analysis.records import Analysis
+from smmil.artifacts.results import load_predictions
 from tests.helpers.workflows import (
     ROOT,
     add_custom_dataset,
@@ -94,6 +96,32 @@ def test_tables_hold_every_method_and_dataset(directory):
         text = (directory / f"results/tables/{name}.md").read_text()
         assert "±" in text or "+-" in text
         assert "random" in text.lower()
+
+
+def test_every_prediction_of_a_test_bag_is_a_row_and_equals_the_stored_one(directory):
+    rows = read_rows(directory / "results/tables/predictions.csv")
+    logits = {tuple(row[key] for key in ("dataset", "method", "run", "bag")): float(row["logit"]) for row in rows}
+    assert len(logits) == len(rows)
+    stored = {}
+    for path in directory.glob("results/*/predictions/resnet18/*/*.npz"):
+        run = load_predictions(path)
+        test = run.part("test")
+        names = (run.meta.dataset, run.meta.method, run.meta.run)
+        stored |= {(*names, bag): z for bag, z in zip(test["bag_id"].tolist(), test["bag_logit"].tolist(), strict=True)}
+    assert logits == {key: value for key, value in stored.items() if key[1] in METHODS}
+    # scans have a patient, one each
+    assert all(bool(row["patient"]) == (row["dataset"] == "rsna") for row in rows)
+    metrics = [row for row in read_rows(directory / "results/tables/metrics.csv") if row["statistic"] == "mean"]
+    assert {row["dataset"] for row in metrics} == {"camelyon16", "panda", "rsna"}
+
+
+def test_the_report_shows_results_bag_by_bag(directory):
+    page = (directory / "results/report/index.html").read_text()
+    for dataset in ("camelyon16", "panda", "rsna"):
+        analysis = Analysis.read(directory / f"results/{dataset}/analysis/resnet18/analysis.json")
+        assert {method.method for method in analysis.methods} == set(METHODS) and analysis.random_weights
+        assert f'id="bags-{dataset}"' in page and all(bag.picture for bag in analysis.wrong_bags)
+        assert all(f"--bag {bag.bag}" in page for bag in analysis.wrong_bags[:3])
 
 
 def test_sm_is_compared_with_its_base_on_every_dataset(directory):
