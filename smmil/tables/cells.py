@@ -9,7 +9,6 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean
 
 from smmil.artifacts.records import Metrics, PartMetrics
 from smmil.artifacts.results import inverted, split_values
@@ -177,7 +176,7 @@ def metric_cell(metrics: Metrics | None, metric: str) -> Cell:
         "" if values else reasons,
         larger=larger,
         agreement=tuple(split.signed_agreement for split in splits if split.signed_agreement is not None),
-        by_split={seed: fmean(of_seed) for seed, of_seed in by_seed.items()},
+        by_split={seed: statistics.fmean(of_seed) for seed, of_seed in by_seed.items()},
         signs=_signs(metrics, metric),
     )
 
@@ -270,5 +269,5 @@ def cells_of(column: Column, methods: Sequence[str], metrics: MetricsByKey) -> l
     ]
 
 
-# kinds whose best and second-best values are marked in each block
+# kinds whose best and second-best values are marked in each block; single measurements are not
 MARKED = frozenset({"mean", "rank"})
