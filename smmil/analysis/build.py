@@ -41,19 +41,20 @@ class Scores:
     logits: Mapping[int, npt.NDArray[np.float64]]
 
 
-def analyse(rows: Iterable[PredictionRow]) -> Analysis:
+def analyse(dataset: str, encoder: str, rows: Iterable[PredictionRow]) -> Analysis:
     """Analyse predictions.
 
     Args:
-        rows: of one dataset and encoder, every method on the same test bags; their order does not matter.
+        dataset: its name.
+        encoder: name of the feature extractor.
+        rows: of this dataset and encoder, every method on the same test bags; their order does not matter.
 
     Raises:
-        ValueError: no rows, rows of several datasets or encoders, or methods that were tested on other bags.
+        ValueError: rows of another dataset or encoder, or methods that were tested on other bags.
     """
     rows = list(rows)
-    sources = sorted({(row.dataset, row.encoder) for row in rows})
-    if len(sources) != 1:
-        raise ValueError(f"found predictions of {sources or 'no dataset'}, expected one dataset and encoder")
+    if others := {(row.dataset, row.encoder) for row in rows} - {(dataset, encoder)}:
+        raise ValueError(f"found predictions of {sorted(others)}, expected {dataset} / {encoder} alone")
     order = list(METHODS)
     labelled = [row for row in rows if row.label is not None]
     bags = {row.bag: row for row in sorted(rows, key=lambda row: row.bag)}
@@ -64,8 +65,8 @@ def analyse(rows: Iterable[PredictionRow]) -> Analysis:
     patients, patient_notes = _patients(by_method)
     positive = _grouped([row for row in bags.values() if row.label is not None], _patient)
     return Analysis(
-        dataset=sources[0][0],
-        encoder=sources[0][1],
+        dataset=dataset,
+        encoder=encoder,
         splits=tuple(sorted({row.split for row in rows})),
         n_bags=len(labels),
         n_positive=sum(labels),
@@ -75,7 +76,7 @@ def analyse(rows: Iterable[PredictionRow]) -> Analysis:
         n_patients=len(positive) if patients else 0,
         n_positive_patients=sum(any(row.label for row in entries) for entries in positive.values()) if patients else 0,
         patients=tuple(patients),
-        notes=(*_class_notes(labels), *patient_notes),
+        notes=(*_class_notes(len(bags), labels), *patient_notes),
     )
 
 
@@ -85,7 +86,9 @@ def _check_bags(rows: Sequence[PredictionRow], bags: set[str]) -> None:
             raise ValueError(f"{method}, split {split}: tested on other bags than the rest, e.g. {differing[:5]}")
 
 
-def _class_notes(labels: Sequence[int]) -> list[str]:
+def _class_notes(n_bags: int, labels: Sequence[int]) -> list[str]:
+    if not n_bags:
+        return ["No bag has the split test, so nothing is predicted."]
     if not labels:
         return ["No test bag has a label, so there is nothing to compare the predictions with."]
     if len(set(labels)) == 1:

@@ -19,13 +19,14 @@ def write_analysis(
 
     Args:
         out: JSON to write; the pictures are written beside it.
-        indexes: `index.json` of each method, on one dataset and encoder.
+        indexes: `index.json` of each method, at least one, on one dataset and encoder.
         bags: bags.csv by dataset, for the patients.
         instances: folder with `thumbnails/`; None = no thumbnails.
         command: command line, for the record.
     """
-    analysis = analyse(prediction_rows(indexes, bags))
-    random = any(PredictionIndex.read(index).random_weights for index in indexes)
+    records = [PredictionIndex.read(index) for index in indexes]
+    analysis = analyse(records[0].dataset, records[0].encoder, prediction_rows(indexes, bags))
+    random = any(record.random_weights for record in records)
     wrong = tuple(_with_picture(bag, instances, out.parent) for bag in analysis.wrong_bags)
     analysis = analysis.model_copy(update={"random_weights": random, "wrong_bags": wrong})
     out.parent.mkdir(parents=True, exist_ok=True)

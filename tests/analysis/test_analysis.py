@@ -1,5 +1,6 @@
 """Analysis of predictions: curves against scikit-learn, limits, invariances, calls and patients by hand."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,16 +11,19 @@ import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
-from smmil.analysis.build import analyse
+from smmil.analysis import build
 from smmil.analysis.charts import draw_charts
 from smmil.analysis.curves import mean_precision_recall, mean_roc
 from smmil.analysis.long_tables import PredictionRow
 from smmil.analysis.records import Analysis, Curve
 from smmil.evaluate.calibration import bin_bags, sigmoid
+from smmil.report.__main__ import main as report
 from smmil.report.analysis import bag_results, inline_svg
 from tests.helpers.pages import Page
 
-Logits = dict[str, Sequence[float]]
+
+def analyse(entries: Sequence[PredictionRow]) -> Analysis:
+    return build.analyse("toy", "resnet18", entries)
 
 
 def rows(
@@ -132,6 +136,8 @@ def test_bags_without_a_label_are_left_out_and_counted(tmp_path: Path) -> None:
     none = analyse(rows([None, None], {"abmil": [[-1, 5]]}))
     assert none.methods == () and none.n_unlabelled == 2 and "No test bag has a label" in none.notes[0]
     assert draw_charts(none, tmp_path) == ()
+    empty = analyse([])
+    assert empty.n_bags == 0 and empty.notes == ("No bag has the split test, so nothing is predicted.",)
 
 
 def test_a_patient_is_as_positive_as_its_most_positive_bag() -> None:
@@ -149,13 +155,11 @@ def test_a_patient_is_as_positive_as_its_most_positive_bag() -> None:
     assert analyse(rows([0, 1], {"abmil": [[1, 2]]})).notes == ()
 
 
-def test_methods_on_other_bags_and_no_predictions_are_refused() -> None:
+def test_methods_on_other_bags_and_other_encoders_are_refused() -> None:
     entries = rows([0, 1], {"abmil": [[1, 2]], "t_ap": [[1, 2]]})
     with pytest.raises(ValueError, match=r"t_ap, split 1: tested on other bags than the rest, e.g. \['b1'\]"):
         analyse(entries[:-1])
-    with pytest.raises(ValueError, match="found predictions of no dataset"):
-        analyse([])
-    with pytest.raises(ValueError, match="expected one dataset and encoder"):
+    with pytest.raises(ValueError, match=r"found predictions of \[\('toy', 'resnet50'\)\], expected toy / resnet18"):
         analyse([*entries, replace(entries[0], encoder="resnet50")])
 
 
@@ -189,5 +193,17 @@ def test_the_section_is_well_formed_and_names_every_wrong_bag_with_its_command(d
         for picture in pictures:
             Page(f"<div>{picture.svg}</div>")
             assert 'role="img"' in picture.svg and "<?xml" not in picture.svg and "figure_1" not in picture.svg
+    analysis.write(path)
+    empty = path.parents[2] / "other.json"
+    analyse(rows([None], {"abmil": [[1]]})).write(empty)
+    page = path.parents[3] / "report/index.html"
+    layout = '{"datasets": [], "methods": []}'
+    assert report(["--layout", layout, "--analysis", str(path), str(empty), "--out", str(page)]) == 0
+    text = page.read_text()
+    Page(text)
+    assert text.count("<svg") == len(analysis.charts) and "No test bag has a label" in text
+    assert all(bag.bag in text for bag in analysis.wrong_bags[:12]) and "http" not in re.sub(
+        "http://www.w3.org", "", text
+    )
     with pytest.raises(ValueError, match="no such picture"):
         inline_svg(path.parent / "gone.svg", "x")

@@ -162,6 +162,18 @@ def test_tables_and_figures_without_trainings_are_left_out_of_the_report(plan: P
         untrained.of_table("metrics", "table1")
 
 
+def test_the_analysis_shows_the_methods_of_the_report_and_asks_for_no_other_training(plan: Plan) -> None:
+    (file,) = plan.analyses()
+    assert file == "out/rsna/analysis/resnet18/analysis.json"
+    methods = ("abmil", "smap_early")
+    expected = [f"out/rsna/predictions/resnet18/{method}/index.json" for method in methods]
+    assert plan.of_analysis("rsna", "resnet18") == expected
+    ablation = with_(plan, report={"tables": ["table5"], "figures": []})
+    shown = ablation.of_analysis("rsna", "resnet18")
+    assert shown == expected[::-1] and set(shown) < set(ablation.of_report("predictions"))
+    assert with_(plan, report={"tables": [], "figures": ["fig4"]}).analyses() == []
+
+
 def test_the_report_shows_every_picture_once_and_maps_apart(plan: Plan) -> None:
     pictures = plan.report_figures()
     assert len(pictures) == len(set(pictures))
