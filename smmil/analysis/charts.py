@@ -25,17 +25,16 @@ MOST_BANDS = 4
 
 
 def draw_charts(analysis: Analysis, folder: Path) -> tuple[Chart, ...]:
-    """Draw every chart that the analysis has numbers for, and delete those of an earlier one."""
-    for old in folder.glob("*.svg"):
-        old.unlink()
+    """Draw every chart that the analysis has numbers for, and delete those of an earlier one that it has none for."""
     charts = []
-    for group in GROUPS:
+    for number, group in enumerate(GROUPS, start=1):
         methods = [method for method in analysis.methods if group_of(method.method) == group]
         for kind, (title, draw) in KINDS.items():
+            name = f"{kind}-{number}.svg"
+            (folder / name).unlink(missing_ok=True)
             with style():
                 figure = draw(analysis, methods) if methods else None
                 if figure is not None:
-                    name = f"{kind}-{GROUPS.index(group) + 1}.svg"
                     mark = f" {RANDOM_MARK}" if analysis.random_weights else ""
                     figure.suptitle(title + mark, fontsize=9, x=0.02, ha="left")
                     _save(figure, folder / name)

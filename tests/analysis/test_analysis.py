@@ -178,9 +178,12 @@ def test_charts_are_drawn_twice_the_same_and_old_ones_go(drawn: tuple[Path, Anal
     path, analysis = drawn
     before = {chart.file: (path.parent / chart.file).read_bytes() for chart in analysis.charts}
     assert len(before) == 10 and all(b"RANDOM ENCODER WEIGHTS" in data for data in before.values())
-    (path.parent / "old-1.svg").write_text("<svg/>")
     draw_charts(analysis, path.parent)
     assert {file.name: file.read_bytes() for file in path.parent.glob("*.svg")} == before
+    (path.parent / "mine.svg").write_text("<svg/>")
+    draw_charts(analysis.model_copy(update={"methods": analysis.methods[:1]}), path.parent)
+    kept = {file.name for file in path.parent.glob("*.svg")}
+    assert kept == {name for name in before if name.endswith("-1.svg")} | {"mine.svg"}
 
 
 def test_the_section_is_well_formed_and_names_every_wrong_bag_with_its_command(drawn: tuple[Path, Analysis]) -> None:
