@@ -124,6 +124,12 @@ def run(
     from smmil.cli.run import run_workflow
 
     setup = read_setup(config or [])
+    if plan:
+        from smmil.cli.probe import measured
+        from smmil.cli.screen import print_estimate
+
+        print_estimate(measured(setup.config, cores))
+        return
     raise typer.Exit(run_workflow(setup, targets or [], ctx.obj or [], cores=cores, verbose=verbose))
 
 

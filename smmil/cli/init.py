@@ -16,7 +16,6 @@ from preprocessing.datasets.custom import REQUIRED, WSI_SUFFIXES
 from preprocessing.features.encoders import ENCODERS
 from preprocessing.scans.folder import DICOM_SUFFIXES
 from smmil.cli.survey import Finding, Survey
-from smmil.config.experiment import Config
 
 ENCODER_OF = {"wsi": "resnet50_bt", "ct": "resnet50"}
 NAME_OF = {"wsi": "slides", "ct": "scans"}
@@ -25,13 +24,6 @@ MAX_SKIP = 300
 # um/px; a slide may be coarser by `mpp_tolerance` of its preset
 TARGET_MPP, TOLERANCE = 0.5, 1.1
 _KEPT = re.compile(r"[^A-Za-z0-9._-]+")
-# what `preset: study` stands for
-_STUDY = """methods: [abmil, smap_early]     # what is trained; docs/methods.md lists all
-more_methods: []
-sweeps: {}
-training: {learning_rates: [1.0e-4]}
-report: {tables: [table2, comparisons, table1, resources], figures: [fig5, fig4, curves]}
-"""
 
 
 @dataclass(frozen=True)
@@ -150,18 +142,16 @@ def config_text(root: Path, config: Path, datasets: Sequence[Dataset]) -> str:
     """Return the configuration as commented YAML."""
     manifests = " and ".join(dataset.manifest.name for dataset in datasets)
     option = "" if config.name == "mine.yaml" else f" -c {config.name}"
-    study = "preset: study                    # defaults for data of your own: two methods, one learning rate\n"
     return (
         f"# Settings of a study of {', '.join(_count(dataset) for dataset in datasets)} in {root}.\n"
         f"# 1. Fill in `label` (0 or 1) in {manifests}; a bag without label is only scored.\n"
-        + ("#    `split` is train, val or test.\n" if "split" in REQUIRED else "")
-        + "#    `group` is the patient, so that no patient is on both sides of a split.\n"
+        "#    `group` is the patient, so that no patient is on both sides of a split.\n"
         f"# 2. smmil qc{option}            look at the tissue masks\n"
         f"# 3. smmil run --plan{option}    what it will take\n"
         f"# 4. smmil run{option}           training and report\n"
         f"# `smmil config {config.name}` checks this file and prints every other key.\n\n"
-        + (study if "preset" in Config.model_fields else _STUDY)
-        + "results: results                 # folder of everything that is computed\n"
+        "preset: study                    # defaults for data of your own; workflow/study.yaml lists them\n"
+        "results: results                 # folder of everything that is computed\n"
         f"use: [{', '.join(dataset.name for dataset in datasets)}]\n"
         "datasets:\n" + "".join(_section(root, dataset) for dataset in datasets)
     )

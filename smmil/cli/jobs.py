@@ -1,4 +1,4 @@
-"""How far a running job is, read from the last lines of its log."""
+"""How far a running job is, read from the last lines of its log, and durations for people."""
 
 import os
 import re
@@ -61,3 +61,14 @@ def fault(text: str) -> str:
     """Return the last lines of a log that say why a job failed, "" if none do."""
     matches = _FAULT.findall(text)
     return str(matches[-1]).strip() if matches else ""
+
+
+def as_duration(seconds: float) -> str:
+    """Format a duration as a person would say it: 40 s, 12 min, 3.5 h, 2 days."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 48 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:.0f} days"

@@ -4,10 +4,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from preprocessing.common.cli import nearest
-from smmil.config.experiment import Config, load_yaml, merge, parse_config
+from smmil.config.experiment import Config, parse_config, read_settings
 from smmil.config.targets import FIGURES, TABLES
 from smmil.installation import workflow_folder
 
@@ -58,17 +57,12 @@ def read_setup(files: Sequence[Path]) -> Setup:
 
 
 def read_config(files: Sequence[Path]) -> Config:
-    """Merge configuration files over the paper's settings in the order given, as Snakemake does, and check the result.
+    """Merge configuration files over the settings of the paper or a preset, as the workflow does, and check the result.
 
     Raises:
         ValueError: a file is missing, or the result is invalid.
     """
-    base = workflow_folder() / "config.yaml"
-    values: dict[str, Any] = load_yaml(base)
-    for file in files:
-        if not (file.is_file() and file.samefile(base)):
-            values = merge(values, load_yaml(file))
-    return parse_config(values, ", ".join(map(str, files or [base])))
+    return parse_config(read_settings(files), ", ".join(map(str, files)) or "config.yaml")
 
 
 def target_names() -> list[str]:

@@ -15,6 +15,8 @@ from rich.text import Text
 
 from preprocessing.status import STATES
 from smmil.cli.doctor import Check
+from smmil.cli.estimate import Estimate, as_bytes, rounded
+from smmil.cli.jobs import as_duration
 from smmil.cli.pipeline import Setup
 from smmil.cli.status import dataset_status, not_ok, training_states
 from smmil.cli.survey import Survey
@@ -147,3 +149,16 @@ def print_status(setup: Setup, *, every_bag: bool = False, watch: bool = False) 
                 live.update(status_view(setup, every_bag=every_bag), refresh=True)
         except KeyboardInterrupt:
             return
+
+
+def print_estimate(estimate: Estimate) -> None:
+    """Print what a run will take, and what that rests on."""
+    screen = console()
+    sheet = table("stage", "dataset", "amount", ">files", ">disk", ">time")
+    for item in (*estimate.items, estimate.total):
+        disk = [rounded(item.files), as_bytes(item.bytes)] if item.bytes else ["", ""]
+        style = "bold" if item is not estimate.items[-1] and item.stage == "in all" else ""
+        sheet.add_row(item.stage, item.dataset, item.amount, *disk, as_duration(item.seconds), style=style)
+    screen.print(sheet)
+    for line in estimate.basis:
+        screen.print(Text(line, style="dim"), soft_wrap=True)

@@ -80,7 +80,8 @@ def test_init_writes_a_configuration_that_is_valid_and_manifests_that_can_be_rea
     assert {row["bag_id"] for row in slides.values()} == {"case_1", "slides_case_2", "more_case_2", "broken"}
     assert slides["slides/broken.tif"]["skip"] and not slides["slides/case_2.tif"]["skip"]
     assert slides["slides/case_2.tif"]["note"] == "generic-tiff, 0.5 um/px, 640 x 512 px"
-    assert code_of("config", "mine.yaml") == 0
+    assert code_of("config", "mine.yaml") == 2
+    assert "found 0 negative and 0 positive bags" in capsys.readouterr().err, "labels are to be filled in"
     # the run reads the same manifests
     for name, dataset in config.used.items():
         rows = list_bags(Path(dataset.root), dataset.source).rows

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from preprocessing.features import extraction
 from smmil.artifacts.records import LogRow
-from smmil.cli.jobs import fault, read_progress
-from smmil.cli.live import Job, Jobs, as_duration, plain_error
+from smmil.cli.jobs import as_duration, fault, read_progress
+from smmil.cli.plugins.live import Job, Jobs, plain_error
 from smmil.train.progress import Progress
 from tests.helpers.cohorts import Cohort, write_slide
 

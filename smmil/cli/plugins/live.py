@@ -17,7 +17,7 @@ from rich.text import Text
 from snakemake_logger_plugin_rich import LogHandler as RichPlugin
 from snakemake_logger_plugin_rich.event_handler import EventHandler
 
-from smmil.cli.jobs import fault, read_progress, tail
+from smmil.cli.jobs import as_duration, fault, read_progress, tail
 
 SHOWN_JOBS = 8
 _HEADER = re.compile(r"(?:\w*(?:Error|Exception)(?: in (?:file|rule)[^\n]*)?:\s+)+")
@@ -110,17 +110,6 @@ class Jobs:
         return Group(table, Text(f"{self.done} of {self.total} jobs{failed}; {self.time_left()}", style="bold"))
 
 
-def as_duration(seconds: float) -> str:
-    """Format a duration as a person would say it: 40 s, 12 min, 3.5 h, 2 days."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    if seconds < 48 * 3600:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 86400:.0f} days"
-
-
 def plain_error(message: str) -> str:
     """Return what an error of Snakemake says, without where in the workflow it was noticed."""
     return _HEADER.sub("", _TRAILER.sub("", message.strip()), count=1).strip()
@@ -132,6 +121,7 @@ class Events(EventHandler):  # type: ignore[misc]
     def __init__(self, jobs: Jobs, **settings: Any) -> None:
         super().__init__(**settings)
         self.jobs = jobs
+        self.last_message = ""
 
     def handle_workflow_started(self, event_data: Any, **kwargs: Any) -> None:
         """Show nothing: `smmil run` has said what it runs."""
@@ -179,8 +169,9 @@ class Events(EventHandler):  # type: ignore[misc]
             self._print(f"error: {message}", "red")
 
     def should_log_message(self, record: Any, message: str) -> bool:
-        """Leave out what repeats the report of a failed job."""
-        return not _NOISE.match(message.strip()) and bool(super().should_log_message(record, message))
+        """Leave out what repeats the report of a failed job, or the last message."""
+        repeated, self.last_message = message == self.last_message, message
+        return not repeated and not _NOISE.match(message.strip()) and bool(super().should_log_message(record, message))
 
     def close(self) -> None:
         """End the display; after failures, say how to go on. Snakemake calls this more than once."""
