@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import typer
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+from smmil.cli.app import app
+from smmil.cli.passing import VERBS
 from smmil.config.experiment import Config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -98,15 +101,15 @@ def modules() -> list[str]:
     return sorted(name.removesuffix(".__main__") for name in names)
 
 
-def help_text(module: str) -> str:
-    """Return what `python -m MODULE --help` prints."""
+def help_text(module: str, *first: str) -> str:
+    """Return what `python -m MODULE FIRST --help` prints."""
     try:
         main = importlib.import_module(f"{module}.__main__").main
     except ModuleNotFoundError:
         main = importlib.import_module(module).main
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-        main(["--help"])
+        main([*first, "--help"])
     return text.getvalue()
 
 
@@ -114,6 +117,10 @@ def commands() -> str:
     """Return the help of every command line as Markdown."""
     os.environ["COLUMNS"] = "100"
     lines = []
+    for verb in typer.main.get_command(app).commands:
+        # the others pass their arguments to a module
+        if verb not in VERBS:
+            lines += [f"## `smmil {verb}`", "", "```text", help_text("smmil", verb).rstrip(), "```", ""]
     for module in modules():
         text = help_text(module)
         lines += [f"## `python -m {module}`", "", "```text", text.rstrip(), "```", ""]

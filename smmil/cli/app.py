@@ -3,6 +3,7 @@
 Commands import what they need when they run, so that help and shell completion are quick.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,7 +32,8 @@ app = typer.Typer(
     cls=Verbs,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    # boxes and colours on a terminal, plain text elsewhere
+    rich_markup_mode="markdown" if sys.stdout.isatty() else None,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Multiple-instance learning for slides and scans: from raw files to tables, figures and maps.",
     epilog="Start with `smmil doctor`, then `smmil init FOLDER`, `smmil qc`, `smmil run`.",
@@ -107,7 +109,7 @@ def run(
     targets: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[TARGET]...",
+            metavar="TARGET",
             help="What to make: all (default), qc, report, table1, fig5, ..., or a file.",
             autocompletion=_complete_target,
         ),
