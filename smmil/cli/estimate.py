@@ -5,11 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
+from smmil.cli.jobs import as_duration
 from smmil.config.experiment import Config
 from smmil.config.outputs import all_pairings
 
 # a forward pass alone beside a training step, which adds the backward pass of about twice its cost
 FORWARD_SHARE = 1 / 3
+# below it, the machine is busy with something else
+BUSY_SHARE = 0.7
 # arrays and attributes of a bag's features in the store
 FILES_PER_FEATURES = 4
 # config, log, weights, direction, done
@@ -86,11 +89,13 @@ class Machine:
         cores: used at once.
         device: name of the GPU, or "CPU".
         start_seconds: until a job that needs torch begins to work.
+        share: of the elapsed time in which the measurements had a processor, at most 1.
     """
 
     cores: int
     device: str
     start_seconds: float
+    share: float = 1.0
 
     @property
     def has_gpu(self) -> bool:
@@ -172,11 +177,18 @@ def estimate(
             items.append(Item("training", probe.name, amount, seconds, size, runs * len(methods) * FILES_PER_RUN))
     start = jobs * machine.start_seconds / machine.cores
     items.append(Item("jobs", "", f"start of about {jobs} jobs, {machine.start_seconds:.1f} s each", start))
-    return Estimate(tuple(items), tuple(_basis(probes, machine)))
+    seconds = sum(item.seconds for item in items)
+    return Estimate(tuple(items), tuple(_basis(probes, machine, seconds)))
 
 
-def _basis(probes: Sequence[DatasetProbe], machine: Machine) -> list[str]:
+def _basis(probes: Sequence[DatasetProbe], machine: Machine, seconds: float) -> list[str]:
     lines = [f"machine: {machine.cores} cores, {machine.device}, as busy as it was while this was measured"]
+    if machine.share < BUSY_SHARE and not machine.has_gpu:
+        alone = as_duration(seconds * machine.share)
+        lines.append(
+            f"the measurements had a processor in {100 * machine.share:.0f} % of the time; if other programs had the "
+            f"rest, an idle machine takes {alone}, if the disk is slow, it does not"
+        )
     for probe in probes:
         counts = [bag.instances for bag in probe.sample]
         spread = "unknown" if math.isinf(probe.spread) else f"± {100 * probe.spread:.0f} %"

@@ -83,9 +83,11 @@ def probe(config: Config, cores: int, report: Report) -> tuple[list[DatasetProbe
     device = choose_device(config.features.device)
     name = "CPU" if device == "cpu" else torch.cuda.get_device_name(device)
     report("start of a job")
-    machine = Machine(cores, name, _start_seconds())
+    start, wall, processor = _start_seconds(), time.perf_counter(), time.process_time()
     load = cache(partial(_load, config, device))
-    return [_dataset(config, dataset, load, report) for dataset in config.used], machine
+    probes = [_dataset(config, dataset, load, report) for dataset in config.used]
+    share = (time.process_time() - processor) / (time.perf_counter() - wall)
+    return probes, Machine(cores, name, start, min(1.0, share))
 
 
 def _start_seconds() -> float:

@@ -85,7 +85,8 @@ def run_workflow(
     check_targets(targets)
     command = snakemake_command(setup, targets, passed, cores=cores, verbose=verbose)
     print(f"configuration: {setup.title}; results: {setup.config.results}", file=sys.stderr)
-    code = _wait(subprocess.Popen(command, env=snakemake_environment(os.environ, verbose=verbose)))
+    environment = {**snakemake_environment(os.environ, verbose=verbose), "SMMIL_OPTIONS": setup.options}
+    code = _wait(subprocess.Popen(command, env=environment))
     if code == 0 and not QUERIES & {*passed}:
         _name_pages(setup, targets)
     return code

@@ -10,6 +10,7 @@ import torch
 from preprocessing.features.encoders import ENCODERS
 from smmil.cli import probe as probing
 from smmil.cli.estimate import BagProbe, DatasetProbe, Machine, StepProbe, as_bytes, estimate, rounded
+from smmil.cli.jobs import as_duration
 from smmil.cli.pipeline import read_config
 from smmil.config.outputs import all_pairings
 from smmil.planning import Plan
@@ -79,6 +80,14 @@ def test_what_was_not_measured_is_said(config, measured):
     result = estimate(config, [replace(measured, steps=steps, sample=SAMPLE[:1])], Machine(1, "CPU", 0), {"mine": 1})
     assert "error of the sum unknown" in result.basis[1] and "smap_early" in result.basis[2]
     assert replace(measured, bags=2).spread == 0 and math.isinf(replace(measured, sample=SAMPLE[:1]).spread)
+
+
+def test_a_busy_machine_is_named(config, measured):
+    machine = Machine(1, "CPU", 0.0, share=0.2)
+    result = estimate(config, [measured], machine, {"mine": 1})
+    assert "in 20 % of the time; if other programs had the rest, an idle machine takes" in result.basis[1]
+    assert as_duration(result.total.seconds / 5) in result.basis[1]
+    assert len(estimate(config, [measured], replace(machine, share=0.9), {"mine": 1}).basis) == len(result.basis) - 1
 
 
 def test_numbers_are_rounded_to_two_digits():

@@ -4,6 +4,7 @@ It builds on snakemake-logger-plugin-rich, which draws a bar for each rule. On a
 and the time left stand below the bars; elsewhere a line is printed when a job ends.
 """
 
+import os
 import re
 import time
 from collections import defaultdict
@@ -178,7 +179,8 @@ class Events(EventHandler):  # type: ignore[misc]
         super().close()
         if self.jobs.failed:
             count = len(self.jobs.failed)
-            self._print(f"{count} job{'s' * (count > 1)} failed. `smmil status` shows the outcome of every bag.")
+            status = f"smmil status{os.environ.get('SMMIL_OPTIONS', '')}"
+            self._print(f"{count} job{'s' * (count > 1)} failed. `{status}` shows the outcome of every bag.")
             self._print("The same command continues: what is finished is kept.")
         self.jobs.failed = []
 
