@@ -13,7 +13,7 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from preprocessing.status import STATES
+from preprocessing.status import STATES, Total
 from smmil.cli.doctor import Check
 from smmil.cli.estimate import Estimate, as_bytes, rounded
 from smmil.cli.jobs import as_duration
@@ -104,18 +104,15 @@ def status_view(setup: Setup, *, every_bag: bool = False) -> Group:
     Raises:
         ValueError: a file of the results is damaged.
     """
-    stages = table("dataset", "stage", ">bags", *(f">{state}" for state in STATES), ">instances", ">tiles/s")
     lines: list[RenderableType] = []
+    totals: list[tuple[str, Total]] = []
     for name in setup.config.used:
         status = dataset_status(setup.config, name)
         if status is None:
-            stages.add_row(name, "not listed yet")
+            lines.append(Text(f"{name}: bags are not listed yet"))
             continue
         summary, bags = status
-        for row in summary.stages:
-            counts = [_number(getattr(row, state)) for state in STATES]
-            speed = f"{row.tiles_per_second:,.0f}" if row.tiles_per_second else ""
-            stages.add_row(name, row.stage, f"{row.bags:,}", *counts, _number(row.instances), speed)
+        totals += [(name, row) for row in summary.stages]
         chosen = bags if every_bag else not_ok(bags)[:SHOWN_FAULTS]
         for bag in chosen:
             style = {"ok": "", "failed": "red"}.get(bag.state, "yellow")
@@ -125,11 +122,22 @@ def status_view(setup: Setup, *, every_bag: bool = False) -> Group:
             lines.append(Text(f"... and {more} more of {name}: --bags lists all"))
         if summary.warnings:
             lines.append(Text(f"{name}: warnings: {len(summary.warnings)}, see `smmil qc{setup.options}`"))
-    trainings = table("training", ">runs", "state", "")
+    trainings = table("training", ">runs", "state", "last report")
     for training in training_states(setup.config):
         title = f"{training.dataset}/{training.encoder}/{training.method}"
         trainings.add_row(title, f"{training.done} of {training.total}", training.state, training.text)
-    return Group(stages, "", *lines, *([""] if lines else []), trainings)
+    return Group(_stages(totals), "", *lines, *([""] if lines else []), trainings)
+
+
+def _stages(totals: Sequence[tuple[str, Total]]) -> Table:
+    """Return a table with a row per dataset and stage, without states in which no bag is."""
+    states = [state for state in STATES if any(getattr(row, state) for _, row in totals)]
+    sheet = table("dataset", "stage", ">bags", *(f">{state}" for state in states), ">tiles", ">tiles/s")
+    for name, row in totals:
+        counts = [_number(getattr(row, state)) for state in states]
+        speed = f"{row.tiles_per_second:,.0f}" if row.tiles_per_second else ""
+        sheet.add_row(name, row.stage, f"{row.bags:,}", *counts, _number(row.instances), speed)
+    return sheet
 
 
 def _number(count: int) -> str:
