@@ -113,7 +113,8 @@ class Jobs:
 
 def plain_error(message: str) -> str:
     """Return what an error of Snakemake says, without where in the workflow it was noticed."""
-    return _HEADER.sub("", _TRAILER.sub("", message.strip()), count=1).strip()
+    text = _HEADER.sub("", _TRAILER.sub("", message.strip()), count=1).strip()
+    return text.replace("with the --unlock argument", "with `smmil run -- --unlock`")
 
 
 class Events(EventHandler):  # type: ignore[misc]
