@@ -14,6 +14,11 @@ RUN pip install --no-cache-dir --requirement /opt/smmil/requirements.lock
 FROM base AS build
 WORKDIR /src
 COPY . .
+# as `make viewer`
+RUN npm ci --ignore-scripts --no-audit --no-fund \
+    && mkdir -p smmil/view/static/vendor \
+    && cp node_modules/openseadragon/build/openseadragon/openseadragon.min.js node_modules/openseadragon/LICENSE.txt \
+        smmil/view/static/vendor
 RUN python -m build --wheel --no-isolation --outdir /wheel
 
 FROM base

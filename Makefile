@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed-$(shell cksum requirements.lock | cut -d' ' -f1)
 CORES ?= 2
 SIZE ?= demo
 
-.PHONY: demo test lint bench schema lock
+.PHONY: demo test lint bench schema lock docs
 
 # The lock admits one demo at a time. Under it, locks that a killed Snakemake left are safe to remove.
 demo: $(STAMP) optional-viewer
@@ -38,7 +38,7 @@ bench: $(STAMP)
 	@$(RUN) python -m bench.sm
 	@$(RUN) python -m bench.methods
 
-test: $(STAMP) optional-viewer lint
+test: $(STAMP) optional-viewer lint docs
 	@$(RUN) OMP_NUM_THREADS=1 python -m pytest --numprocesses $(CORES) --dist loadfile -m "not slow and not slurm"
 	@$(RUN) python -m pytest -m "slow or slurm"
 
@@ -47,6 +47,10 @@ lint: $(STAMP)
 	@$(RUN) ruff check .
 	@$(RUN) mypy
 	@$(RUN) snakefmt --check Snakefile workflow
+
+docs: $(STAMP)
+	@$(RUN) OMP_NUM_THREADS=1 sphinx-build -q -W --keep-going -n -b html docs build/docs
+	@echo "documentation: $(CURDIR)/build/docs/index.html"
 
 schema: $(STAMP)
 	@$(RUN) python -m smmil.config --schema > workflow/schemas/config.schema.json

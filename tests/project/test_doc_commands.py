@@ -160,11 +160,7 @@ def test_pages_that_are_named_exist():
     assert not missing
 
 
-BASE = {
-    "datasets": {
-        "mine": {"kind": "custom", "root": "data", "source": {"manifest": "manifest.csv"}, "encoders": ["resnet50_bt"]}
-    }
-}
+MINE = {"kind": "custom", "root": "data", "source": {"manifest": "manifest.csv"}, "encoders": ["resnet50_bt"]}
 
 
 def test_settings_in_examples_are_accepted():
@@ -175,7 +171,9 @@ def test_settings_in_examples_are_accepted():
             if language == "yaml" and "adding-" not in page.name:
                 values = yaml.safe_load(text)
                 values = values if "instances" not in values else {"datasets": {"mine": values}}
-                parse_config(merge(merge(paper, BASE), values), str(page))
+                used = {*values.get("datasets", ()), *values.get("use", ())}
+                datasets = {"mine": MINE} | {name: paper["datasets"][name] for name in used & {*paper["datasets"]}}
+                parse_config(merge({**paper, "sweeps": {}, "datasets": datasets}, values), str(page))
 
 
 def test_a_wrong_command_is_seen(tmp_path):
