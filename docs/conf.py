@@ -14,7 +14,7 @@ copyright = "the authors of smmil"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "generated"]
 html_theme = "furo"
 html_title = "smmil"
-html_static_path: list[str] = []
+html_copy_source = html_show_sourcelink = False
 
 myst_enable_extensions = ["colon_fence", "dollarmath", "attrs_inline"]
 myst_heading_anchors = 4

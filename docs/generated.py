@@ -4,7 +4,7 @@ import contextlib
 import importlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,29 +101,37 @@ def modules() -> list[str]:
     return sorted(name.removesuffix(".__main__") for name in names)
 
 
-def help_text(module: str, *first: str) -> str:
-    """Return what `python -m MODULE FIRST --help` prints."""
-    try:
-        main = importlib.import_module(f"{module}.__main__").main
-    except ModuleNotFoundError:
-        main = importlib.import_module(module).main
+def printed(command: Callable[[], object]) -> str:
+    """Return what a command prints before it ends."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-        main([*first, "--help"])
+        command()
     return text.getvalue()
 
 
+def module_help(name: str) -> str:
+    """Return what `python -m NAME --help` prints."""
+    path = ROOT / name.replace(".", "/")
+    main = importlib.import_module(f"{name}.__main__" if path.is_dir() else name).main
+    return printed(lambda: main(["--help"]))
+
+
+def verb_help(name: str) -> str:
+    """Return what `smmil NAME --help` prints."""
+    if name in VERBS:
+        return printed(lambda: VERBS[name].run(name, ["--help"]))
+    return printed(lambda: app([name, "--help"], prog_name="smmil"))
+
+
 def commands() -> str:
-    """Return the help of every command line as Markdown."""
-    os.environ["COLUMNS"] = "100"
+    """Return the help of every command line as Markdown: the verbs of `smmil`, then the modules."""
+    os.environ["COLUMNS"] = "88"
+    group: Any = typer.main.get_command(app)
+    helps = {f"smmil {name}": verb_help(name) for name in group.commands}
+    helps |= {f"python -m {name}": module_help(name) for name in modules() if not name.startswith("smmil.cli")}
     lines = []
-    for verb in typer.main.get_command(app).commands:
-        # the others pass their arguments to a module
-        if verb not in VERBS:
-            lines += [f"## `smmil {verb}`", "", "```text", help_text("smmil", verb).rstrip(), "```", ""]
-    for module in modules():
-        text = help_text(module)
-        lines += [f"## `python -m {module}`", "", "```text", text.rstrip(), "```", ""]
+    for command, text in helps.items():
+        lines += [f"## `{command}`", "", "```text", text.rstrip(), "```", ""]
     return "\n".join(lines)
 
 

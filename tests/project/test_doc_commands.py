@@ -9,7 +9,6 @@ from functools import cache
 from pathlib import Path
 from unittest import mock
 
-import click
 import pytest
 import typer
 import yaml
@@ -100,7 +99,7 @@ def run_parser(main, arguments: list[str]) -> None:
 
 
 @cache
-def verbs() -> click.Group:
+def verbs():
     return typer.main.get_command(app)
 
 
@@ -116,7 +115,7 @@ def check_smmil(arguments: list[str]) -> None:
             run_parser(importlib.import_module(verb.module).main, [*verb.first, *rest])
         return
     command = verbs().commands[name]
-    values, _, _ = command.make_parser(click.Context(command, info_name=name)).parse_args(rest)
+    values, _, _ = command.make_parser(command.context_class(command, info_name=name)).parse_args(rest)
     check_targets(values.get("targets") or [])
     check_snakemake(passed)
 
