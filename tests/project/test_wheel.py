@@ -77,12 +77,12 @@ def test_an_installed_package_runs_the_workflow_and_predicts_anywhere(wheel, tmp
     command = ["-m", "snakemake", "--snakefile", str(pipeline / "Snakefile"), "--configfile", "mine.yaml"]
     text = python(*command, "--dry-run", "--workflow-profile", str(pipeline / "workflow/profiles/demo"), "--cores", "1")
     assert "write_report" in text
-    # the profile of the installation sets the cores
-    python(*command, "--", f"{RUNS}/runs.json")
+    assert (site / "bin/smmil").is_file() and "doctor" in python("-m", "smmil", "--help")
+    python("-m", "smmil", "run", f"{RUNS}/runs.json")
     assert json.loads((work / RUNS / "runs.json").read_text())["method"] == "abmil"
     slide = next((work / "raw/camelyon16/images").glob("test_*.tif"))
     model = f"{RUNS}/split1_lr0.001"
-    python("-m", "smmil.predict", str(slide), "--model", model, "--out", "one", "--device", "cpu", "--threads", "1")
+    python("-m", "smmil", "predict", str(slide), "--model", model, "--out", "one", "--device", "cpu", "--threads", "1")
     assert 0 < json.loads((work / "one/prediction.json").read_text())["probability"] < 1
 
 
