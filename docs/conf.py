@@ -16,7 +16,6 @@ html_theme = "furo"
 html_title = "smmil"
 html_copy_source = html_show_sourcelink = False
 
-myst_enable_extensions = ["colon_fence", "dollarmath", "attrs_inline"]
 myst_heading_anchors = 4
 # shown as written: commands and their output, not Python
 highlight_language = "text"

@@ -10,9 +10,12 @@ from typing import Any
 
 import typer
 from docutils import nodes
+from pydantic import BaseModel
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+from preprocessing.common.options import CT_PRESETS, WSI_PRESETS, CtOptions, WsiOptions
+from preprocessing.datasets import DATASETS
 from smmil.cli.app import app
 from smmil.cli.passing import VERBS
 from smmil.config.experiment import Config
@@ -79,18 +82,32 @@ def default_text(schema: dict[str, Any], required: bool) -> str:
 
 def configuration() -> str:
     """Return every key of the configuration as Markdown: one table per section."""
-    schema = Config.model_json_schema()
+    wsi, ct = "datasets.NAME.instances.wsi", "datasets.NAME.instances.ct"
+    presets = {
+        wsi: f"Slides. `preset` is one of {', '.join(f'`{name}`' for name in WSI_PRESETS)}; other keys override it.",
+        ct: f"Head CT. `preset` is one of {', '.join(f'`{name}`' for name in CT_PRESETS)}; other keys override it.",
+    }
+    models: list[tuple[str, type[BaseModel]]] = [("", Config), (wsi, WsiOptions), (ct, CtOptions)]
+    for kind, dataset in DATASETS.items():
+        path = f"datasets.NAME.source, kind {kind}"
+        presets[path] = f"Options of {dataset.title}."
+        models.append((path, dataset.options))
+    return "\n".join(line for path, model in models for line in model_tables(path, model, presets.get(path, "")))
+
+
+def model_tables(start: str, model: type[BaseModel], about: str) -> Iterator[str]:
+    """Yield the tables of a model and of the models inside it."""
+    schema = model.model_json_schema()
     definitions = schema.get("$defs", {})
-    lines = []
-    for path, section in sections(schema, definitions):
-        lines += [f"## `{path}`" if path else "## Top level", "", section.get("description", ""), ""]
-        lines += ["| key | value | default | meaning |", "|---|---|---|---|"]
+    for path, section in sections(schema, definitions, start):
+        yield from [f"## `{path}`" if path else "## Top level", ""]
+        yield from [about if path == start and about else section.get("description", ""), ""]
+        yield from ["| key | value | default | meaning |", "|---|---|---|---|"]
         for key, value in section["properties"].items():
             text = default_text(value, key in section.get("required", ()))
             meaning = resolve(value, definitions).get("description", "")
-            lines.append(f"| `{key}` | {cell(type_text(value, definitions))} | {cell(text)} | {cell(meaning)} |")
-        lines.append("")
-    return "\n".join(lines)
+            yield f"| `{key}` | {cell(type_text(value, definitions))} | {cell(text)} | {cell(meaning)} |"
+        yield ""
 
 
 def modules() -> list[str]:
@@ -141,7 +158,8 @@ class Generated(SphinxDirective):
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        """Parse the text in place."""
+        """Parse the text in place, in every build, because the code may have changed."""
+        self.env.note_reread()
         text = {"configuration": configuration, "commands": commands}[self.arguments[0]]()
         return self.parse_text_to_nodes(text, allow_section_headings=True)
 
