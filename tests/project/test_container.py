@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from hatch_build import FILES
 from tests.helpers.workflows import ROOT, demo_config, make_cohorts, snakemake, write_config
 
 STAND_IN = """#!/bin/bash
@@ -30,9 +31,8 @@ def copied(definition: str) -> set[str]:
 
 
 def test_images_hold_what_the_wheel_is_built_from():
-    build = (ROOT / "pyproject.toml").read_text()
-    workflow = set(re.findall(r'^"(.+)" = "smmil/_pipeline/', build, re.M))
-    needed = workflow | {"smmil", "preprocessing", "pyproject.toml", "requirements.lock", "README.md", "LICENSE"}
+    needed = {*FILES, "smmil", "preprocessing"}
+    needed |= {"pyproject.toml", "hatch_build.py", "requirements.lock", "README.md", "LICENSE"}
     assert needed <= copied((ROOT / "apptainer.def").read_text()) and needed <= IGNORED
     for name in copied((ROOT / "apptainer.def").read_text()) | IGNORED:
         assert (ROOT / name).exists(), name

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from hatch_build import FILES
 from smmil.installation import import_folder, workflow_folder
 from tests.helpers.workflows import ROOT
 
 RUNS = "results/camelyon16/runs/resnet18/abmil"
-TRACKED = ("Snakefile", "config.yaml", "workflow", "profiles", "envs")
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +38,17 @@ def names(*patterns: str) -> set[str]:
 def test_the_wheel_holds_every_file_of_package_and_workflow(wheel):
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     static = {str(path.relative_to(ROOT)) for path in (ROOT / "smmil/view/static").rglob("*") if path.is_file()}
-    workflow = {f"smmil/_pipeline/{name}" for name in names(*TRACKED)}
+    workflow = {f"smmil/_pipeline/{name}" for name in names(*FILES)}
     assert packed == names("smmil", "preprocessing") | static | workflow
+
+
+def test_an_editable_installation_is_a_path_to_this_checkout(tmp_path):
+    code = f"from hatchling.build import build_editable; build_editable({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    (path,) = tmp_path.glob("*.whl")
+    archive = zipfile.ZipFile(path)
+    (name,) = (name for name in archive.namelist() if ".dist-info/" not in name)
+    assert name.endswith(".pth") and archive.read(name).decode() == str(ROOT)
 
 
 @pytest.mark.slow
