@@ -15,8 +15,10 @@ demo: $(STAMP) optional-viewer
 	export PATH="$(CURDIR)/$(VENV)/bin:$$PATH"; set -e; \
 	python -m preprocessing.synthetic --out demo/raw --size $(SIZE); \
 	if [ -n "$$(ls .snakemake/locks 2>/dev/null)" ]; then snakemake --unlock --configfile workflow/demo.yaml; fi; \
-	snakemake --workflow-profile workflow/profiles/demo --cores $(CORES) --configfile workflow/demo.yaml; \
-	echo "report: $(CURDIR)/demo/results/report/index.html"
+	python -m smmil run --config workflow/demo.yaml --cores $(CORES); \
+	printf '\n'; python -m smmil.findings demo/results/tables/comparisons.json; \
+	printf '\n%s\n%s\n' "report: $(CURDIR)/demo/results/report/index.html" \
+		"slides and scans with their maps: $(VENV)/bin/smmil view demo/results"
 
 # OpenSeadragon for `smmil view`, at the version and hash of package-lock.json.
 OSD := smmil/view/static/vendor/openseadragon.min.js

@@ -100,8 +100,12 @@ def write_config(directory: Path, values: dict[str, Any], name: str = "mine.yaml
 
 
 def demo_config() -> dict[str, Any]:
-    """Return the overrides of the demo, for raw data in `raw` and results in `results`."""
-    config: dict[str, Any] = yaml.safe_load((ROOT / "workflow/demo.yaml").read_text().replace("demo/", ""))
+    """Return the overrides of the demo, for raw data in `raw`, results in `results` and random weights."""
+    text = (ROOT / "workflow/demo.yaml").read_text().replace("demo/", "").replace("efficientnet_lite0", "resnet18")
+    config: dict[str, Any] = yaml.safe_load(text)
+    config["weights"] = {"mode": "random"}
+    config["training"] |= {"splits": [1, 2]}
+    config["report"]["tables"] += ["table6", "table7", "table8", "table9", "table10"]
     return config
 
 
