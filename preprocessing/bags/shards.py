@@ -160,8 +160,11 @@ def run_shard(
     return 0
 
 
-def attempt(row: BagRow, work: Work) -> Outcome:
+def attempt(row: BagRow, work: Work, *, quiet: bool = False) -> Outcome:
     """Work on one bag; the only place where an error of any kind becomes the outcome "failed" of a bag.
+
+    The log has one line for a `ValueError`, whose message is for the user, and the traceback of any other error; with
+    `quiet`, nothing of the former.
 
     Raises:
         Abort: the disk is full or read-only, so that every other bag would fail, too.
@@ -175,7 +178,8 @@ def attempt(row: BagRow, work: Work) -> Outcome:
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             raise Abort(f"bag {row.bag_id}: cannot write: {error}; {_MAKE_ROOM}") from error
         expected = isinstance(error, ValueError) and _is_raised_here(error)
-        log.error("bag %s failed: %s", row.bag_id, one_line(error), exc_info=None if expected else error)
+        if not (expected and quiet):
+            log.error("bag %s failed: %s", row.bag_id, one_line(error), exc_info=None if expected else error)
         return Outcome("failed", reason=one_line(error))
 
 

@@ -1,20 +1,28 @@
-"""One new slide or scan with one finished run: label and probability, instance scores, a map, GeoJSON for QuPath.
+"""New slides or scans with finished runs: label and probability, instance scores, maps, GeoJSON for QuPath.
 
-    python -m smmil.predict SLIDE --model results/D/runs/E/M/split1_lr0.0001 --out DIR
+    python -m smmil.predict IMAGE ... --model RUN ... --out DIR
 
-SLIDE may be a slide file, a folder with one CT series (`FOLDER#3`: the series with SeriesNumber 3) or one DICOM slide,
-or a .dcm file. It becomes a bag store in `DIR/bag` through the same stages as every dataset, cut and encoded exactly as
-the run's dataset was (`smmil.predict.settings`), and is scored as by `smmil.score`. A second call with another run of
-the same dataset finds the bag finished; `DIR/bag` may be deleted at any time.
+| argument | may be |
+|---|---|
+| `IMAGE` | a slide file, a folder with one CT series (`FOLDER#3`: SeriesNumber 3) or one DICOM slide, or a .dcm file |
+| | a folder of slides and scans, at any depth; a CSV table with the column `image` (optional: `bag_id`, `mpp`) |
+| `--model` | a run (`results/D/runs/E/M/split1_lr0.0001`), several, or the folder of a method: all its chosen runs |
+
+Images are cut and encoded exactly as the run's dataset was (`smmil.predict.settings`), and scored as by `smmil.score`.
+`DIR/predictions.csv` has a row per image: state, probability, call at 0.5, reason, warnings. With several runs of one
+dataset the probability is their mean, and each has a column. An image that is refused has its row with the reason, and
+the others go on; the exit code is then 2.
 
 | file | content |
 |---|---|
 | `prediction.json` | probability, label at 0.5, model, encoder, settings and where they come from, warnings |
 | `instances.csv` | one line per tile or slice: place, score, rank, signed scores (`smmil.predict.outputs`) |
 | `heatmap.png`, `.pdf` | scores over the thumbnail or the slices; `--map signed`, `signed_sm`: signed ones |
+| `top_tiles.png`, `.pdf` | tiles or slices with the highest and the lowest of these scores |
 | `tiles.geojson` | slides: tiles with scores, to drop on QuPath |
 
-Warnings, e.g. of a slide without colour, are printed, too.
+They lie in `DIR` for one image, else in `DIR/NAME`; with several runs in a folder per run below. `--keep-bag` also
+keeps the tiles and features (`bag/`), for the viewer and a quick second call.
 
 A bag without tissue is an outcome: `state` is `empty`, there are no other files. Another encoder, other weights,
 another tile size or resolution than the run's are refused. Not for clinical use.
@@ -22,6 +30,8 @@ another tile size or resolution than the run's are refused. Not for clinical use
 
 import argparse
 import json
+import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,20 +41,21 @@ from preprocessing.common.cli import guard
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m smmil.predict", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "image", type=Path, help="slide file, folder of one CT series (FOLDER#3: SeriesNumber 3), or .dcm"
-    )
-    parser.add_argument("--model", required=True, type=Path, help="directory of a finished run")
+    image = "slide, folder of one CT series (FOLDER#3: SeriesNumber 3), .dcm; folder of these, or CSV with column image"
+    model = "finished runs, or the folder of a method: all its chosen runs; several give their mean"
+    parser.add_argument("image", nargs="+", type=Path, help=image)
+    parser.add_argument("--model", required=True, nargs="+", type=Path, help=model)
     parser.add_argument("--out", required=True, type=Path, help="folder to write to")
     parser.add_argument("--mpp", type=float, help="um per px at level 0, where the file has none or a wrong one")
     parser.add_argument("--weights", type=Path, default=Path("weights"), help="folder of the encoder's weights")
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda")
     parser.add_argument("--threads", type=int, default=2, help="threads for decoding and torch")
     parser.add_argument("--batch-size", type=int, default=64, help="tiles per encoder step")
-    parser.add_argument("--bag-id", help="name of the bag (default: of the file or folder)")
+    parser.add_argument("--bag-id", help="name of a single image (default: of the file or folder)")
     parser.add_argument(
         "--map", choices=("score", "signed", "signed_sm"), default="score", help="scores in the picture"
     )
+    parser.add_argument("--keep-bag", action="store_true", help="keep tiles and features, for the viewer")
     group = parser.add_argument_group("only where the run's dataset is not beside it, or did not record it")
     group.add_argument("--dataset-folder", type=Path, help="results/D of the run's dataset")
     group.add_argument("--options", help='how it was cut, as in the config: {"wsi": {...}} or {"ct": {...}}')
@@ -56,18 +67,46 @@ def build_parser() -> argparse.ArgumentParser:
 
 @guard
 def main(argv: Sequence[str] | None = None) -> int:
-    """Predict one image; see the top of this file."""
-    arguments = vars(build_parser().parse_args(argv))
+    """Predict images; see the top of this file."""
+    args = build_parser().parse_args(argv)
+    from preprocessing.bags.rows import printable
     from preprocessing.common.options import parse_instance_options
-    from smmil.predict.pipeline import predict
+    from smmil.predict.batch import TABLE, find_images, predict_images
+    from smmil.predict.pipeline import Preparation
+    from smmil.predict.settings import load_model, runs_in
 
-    if arguments["options"] is not None:
-        parse_instance_options(arguments["options"])
-        arguments["options"] = json.loads(arguments["options"])
-    prediction = predict(**arguments)
-    for warning in prediction.warnings:
-        print(f"warning: {warning}")
-    return 0
+    options = None
+    if args.options is not None:
+        parse_instance_options(args.options)
+        options = json.loads(args.options)
+    settings = Preparation(
+        weights=args.weights,
+        device=args.device,
+        threads=args.threads,
+        batch_size=args.batch_size,
+        map=args.map,
+        options=options,
+        any_resolution=args.any_resolution,
+        keep_bag=args.keep_bag,
+    )
+    images = find_images(args.image, bag_id=args.bag_id, mpp=args.mpp)
+    models = [
+        load_model(run, args.weights, args.dataset_folder, args.dtype, args.precision) for run in runs_in(args.model)
+    ]
+    single = len(images) == 1 and images[0].path == args.image[0]
+    rows = predict_images(images, models, args.out, settings, flat=single)
+    for row in rows:
+        name = "" if single else f"{row.image.bag_id}: "
+        for warning in row.warnings:
+            print(f"{name}warning: {warning}")
+    wrong = [row for row in rows if row.state in ("refused", "failed")]
+    for row in wrong:
+        path = printable(str(row.image.path))
+        print(f"error: {'' if path in row.reason else path + ': '}{row.reason}", file=sys.stderr)
+    if not single:
+        states = ", ".join(f"{n} {state}" for state, n in Counter(row.state for row in rows).items())
+        print(f"{args.out / TABLE}: {len(rows)} images, {states}")
+    return 2 if wrong else 0
 
 
 if __name__ == "__main__":

@@ -25,10 +25,12 @@ from preprocessing.exchange.qupath import write_tiles
 from preprocessing.store.attrs import InstanceAttrs
 from preprocessing.store.schema import Array
 from smmil.artifacts.results import SIGNED
-from smmil.config.methods import marked_name
+from smmil.config.methods import display_name
 from smmil.figures.map_panels import MapBag, Panel, draw_scan, draw_slide, read_thumbnail
 from smmil.figures.plotting import RANDOM_MARK, colour_of, percentile_rank
+from smmil.figures.top_tiles import draw_top_tiles, read_top_tiles
 
+RANDOM_MEANING = "† The encoder is untrained: the picture shows that the pipeline runs, and nothing about the image."
 MEASUREMENTS = {"signed": "Signed score", "signed_sm": "Smoothed signed score"}
 
 
@@ -108,12 +110,12 @@ def write_geojson(path: Path, bag: Scored) -> None:
 
 def draw_heatmap(path: Path, bag: Scored, thumbnails: Path) -> None:
     """Draw the scores of a bag over its thumbnail or slices, with its warnings below."""
-    name = marked_name(bag.method)
+    name = display_name(bag.method)
     title = f"{bag.bag_id}: probability {bag.probability:.3f}, {len(bag.scores)} instances, {name}"
     title += f"   {RANDOM_MARK}" if bag.random_weights else ""
     picture, outlines = read_thumbnail(thumbnails, bag.bag_id, bag.attrs)
     map_bag = MapBag(bag.bag_id, bag.attrs, bag.coords, None, picture, outlines)
-    caption = [f"Warning: {warning}" for warning in bag.warnings]
+    caption = [RANDOM_MEANING] * bag.random_weights + [f"Warning: {warning}" for warning in bag.warnings]
     line = "dashed" if bag.is_scan else "red"
     heading = "Instance scores" + ("" if bag.threshold is None else f"; {line} line: threshold from validation")
     panel = Panel(heading, bag.scores, "", name, colour_of(bag.method), bag.threshold, bag.name)
@@ -121,3 +123,10 @@ def draw_heatmap(path: Path, bag: Scored, thumbnails: Path) -> None:
         draw_scan(map_bag, [panel], title, path, caption=caption)
     else:
         draw_slide(map_bag, [panel], title, path, max_cell=5.8, caption=caption)
+
+
+def draw_extremes(path: Path, bag: Scored, source: Path) -> None:
+    """Draw the tiles or slices of a bag with the highest and lowest scores, read from the slide or folder `source`."""
+    tiles = read_top_tiles(source, bag.attrs, bag.coords, bag.scores)
+    title = f"{bag.bag_id}: highest and lowest {bag.name} of {display_name(bag.method)}"
+    draw_top_tiles(tiles, bag.attrs, title, path, random=bag.random_weights)

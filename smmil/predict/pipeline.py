@@ -1,13 +1,15 @@
-"""Predict one new slide or scan with one finished run, through the stages that every dataset goes through."""
+"""Predict one new slide or scan with finished runs, through the stages that every dataset goes through."""
 
+import contextlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import JsonValue
 
 from preprocessing.bags.rows import FAULTY, BagRow, printable, resolve
 from preprocessing.bags.shards import Outcome, attempt
@@ -19,98 +21,42 @@ from preprocessing.exchange.tables import bag_id_of, write_csv
 from preprocessing.features.stage import FeatureSettings, Resources, extract
 from preprocessing.instances.stage import cut_bag
 from preprocessing.scans.folder import DICOM_SUFFIXES, is_dicom
+from preprocessing.store.attrs import InstanceAttrs
 from preprocessing.store.bags import read_instance_attrs
 from smmil.artifacts.hashes import versions
-from smmil.artifacts.records import FeatureFacts, Json, Record, RunConfig, RunDone
+from smmil.artifacts.records import Json
 from smmil.artifacts.results import SIGNED, Predictions, load_predictions
 from smmil.data.loading import BagInfo, Listing, feature_facts, load_listed
 from smmil.data.sources import Source
 from smmil.data.stored import read_geometry
 from smmil.evaluate.calibration import sigmoid
 from smmil.evaluate.signs import UNSUPPORTED, is_unsupported
-from smmil.predict.outputs import Scored, draw_heatmap, instances_csv, write_geojson
-from smmil.predict.settings import encoder_of, instance_options, read_run
-from smmil.predictions.reference import check_like_training, find_dataset, read_reference
+from smmil.predict.outputs import Scored, draw_extremes, draw_heatmap, instances_csv, write_geojson
+from smmil.predict.records import ModelFacts, Prediction
+from smmil.predict.settings import Model, instance_options, load_model
+from smmil.predictions.reference import check_like_training
 from smmil.predictions.runs import data_options
 from smmil.predictions.scoring import score_bags, single_run
 from smmil.predictions.signed import DIRECTION_FILE, read_direction
 
 log = logging.getLogger(__name__)
 
-FILES = ("instances.csv", "heatmap.png", "heatmap.pdf", "tiles.geojson")
+FILES = ("instances.csv", "heatmap.png", "heatmap.pdf", "top_tiles.png", "top_tiles.pdf", "tiles.geojson")
+Map = Literal["score", "signed", "signed_sm"]
 
 
-class ModelFacts(Record):
-    """The run that made a prediction."""
+@dataclass(frozen=True)
+class Preparation:
+    """How an image is prepared and what is drawn; see the arguments of `predict`."""
 
-    dataset: str
-    encoder: str
-    method: str
-    seed: int
-    learning_rate: float
-    run: str
-    protocol: str
-    selection_score: float
-    weights_sha256: str
-
-
-class StoredFeatures(FeatureFacts):
-    """Identity of the features, and how they were computed and stored."""
-
-    dtype: str
-    precision: str
-
-
-class Prediction(Record):
-    """`prediction.json`: the prediction of one image.
-
-    Attributes:
-        bag_id: name of the image.
-        modality: "wsi" or "ct".
-        state: "ok", or "empty" without tissue; then there are no scores.
-        reason: why it is empty.
-        probability: probability that the image is positive.
-        logit: logit of the bag.
-        predicted: 1 if the probability is above 0.5.
-        instances: number of tiles or slices.
-        instance_threshold: threshold of instance scores from validation, None if unknown.
-        instances_above_threshold: number of instances above it.
-        signed_agreement: correlation of the sign-aware score with the logit over validation bags, None if the run has
-            no direction.
-        map: scores in the picture, "score", "signed" or "signed_sm".
-        mpp: um per px at level 0.
-        mpp_source: where that comes from.
-        tile_mpp: um per px of a tile.
-        random_weights: whether the encoder is untrained.
-        warnings: what looks wrong with the image (`preprocessing.instances.checks`), what could not be compared with
-            the training, and a sign-aware score not to be trusted.
-        options: how the image was cut.
-        features: encoder, weights, dtype and precision.
-        model: the run.
-        versions: of the software.
-    """
-
-    bag_id: str
-    modality: str
-    state: Literal["ok", "empty"]
-    reason: str = ""
-    probability: float | None
-    logit: float | None
-    predicted: int | None
-    instances: int
-    instance_threshold: float | None = None
-    instances_above_threshold: int | None = None
-    signed_agreement: float | None = None
-    map: str = ""
-    mpp: int | float | None = None
-    mpp_source: str = ""
-    tile_mpp: int | float | None = None
-    random_weights: bool = False
-    warnings: tuple[str, ...] = ()
-    options: Mapping[str, JsonValue]
-    features: StoredFeatures
-    model: ModelFacts
-    versions: Mapping[str, str] = {}
+    weights: Path = Path("weights")
+    device: str = "auto"
+    threads: int = 2
+    batch_size: int = 64
+    map: Map = "score"
+    options: Json | None = None
+    any_resolution: bool = False
+    keep_bag: bool = False
 
 
 def predict(
@@ -124,19 +70,20 @@ def predict(
     threads: int = 2,
     batch_size: int = 64,
     bag_id: str | None = None,
-    map: Literal["score", "signed", "signed_sm"] = "score",
+    map: Map = "score",
     dataset_folder: Path | str | None = None,
     options: Json | None = None,
     dtype: str | None = None,
     precision: str | None = None,
     any_resolution: bool = False,
+    keep_bag: bool = False,
 ) -> Prediction:
-    """Predict one slide or scan and write the files of the command `python -m smmil.predict`.
+    """Predict one slide or scan with one run; `smmil.predict.batch.predict_images` takes many of both.
 
     Args:
         image: slide file, folder of one CT series (`FOLDER#3`: SeriesNumber 3) or one DICOM slide, or a .dcm file.
         model: directory of a finished run.
-        out: folder to write to; `out/bag` keeps the bag store for a second call.
+        out: folder to write to.
         mpp: um per px at level 0, where the file has none or a wrong one.
         weights: folder of the encoder's weights.
         device: auto, cpu or cuda.
@@ -149,6 +96,7 @@ def predict(
         dtype: of its stored features, where it is not recorded.
         precision: of its encoder, where it is not recorded.
         any_resolution: accept a resolution that the run has never seen.
+        keep_bag: keep the tiles and features in `out/bag`, for the viewer and a quick second call.
 
     Returns:
         The content of `prediction.json`.
@@ -163,72 +111,121 @@ def predict(
         >>> smmil.predict("slide.svs", run, "slide").probability
         0.8731
     """
-    image, model, out, weights = Path(image), Path(model), Path(out), Path(weights)
-    if threads < 1:
-        raise ValueError(f"--threads: found {threads}, expected at least 1")
-    config, done = read_run(model)
-    encoder = encoder_of(config, model, weights)
+    weights = Path(weights)
+    settings = Preparation(weights, device, threads, batch_size, map, options, any_resolution, keep_bag)
     folder = None if dataset_folder is None else Path(dataset_folder)
-    reference = read_reference(find_dataset(model, folder), config, model)
-    if map != "score" and read_direction(model, done.weights_sha256) is None:
-        raise ValueError(
-            f"--map {map}: {model / DIRECTION_FILE} is missing or not of this run, so it has no sign-aware score; "
-            "train the run again, or leave the argument out"
-        )
+    loaded = load_model(Path(model), weights, folder, dtype, precision)
+    check_settings([loaded], settings)
+    return predict_runs(Path(image), {Path(out): loaded}, Path(out), settings, bag_id=bag_id, mpp=mpp)[0]
+
+
+def check_settings(models: Iterable[Model], settings: Preparation) -> None:
+    """Raise if an argument fits no image at all, before the first one is opened."""
+    if settings.threads < 1:
+        raise ValueError(f"--threads: found {settings.threads}, expected at least 1")
+    for model in models if settings.map != "score" else ():
+        if read_direction(model.run, model.done.weights_sha256) is None:
+            raise ValueError(
+                f"--map {settings.map}: {model.run / DIRECTION_FILE} is missing or not of this run, so it has no "
+                "sign-aware score; train the run again, or leave the argument out"
+            )
+
+
+def predict_runs(
+    image: Path,
+    models: Mapping[Path, Model],
+    out: Path,
+    settings: Preparation,
+    *,
+    bag_id: str | None = None,
+    mpp: float | None = None,
+) -> list[Prediction]:
+    """Predict one image with several runs of one dataset; it is cut and encoded once.
+
+    Args:
+        image: as for `predict`.
+        models: folder to write to -> run.
+        out: folder of the image, for its bag.
+        settings: how it is prepared.
+        bag_id: name of the bag; None = that of the file or folder.
+        mpp: um per px at level 0, where the file has none or a wrong one.
+
+    Raises:
+        ValueError: the image cannot be read, or was not made like the bags the runs learned from.
+    """
     # Files of an earlier prediction must not remain if this one fails.
-    for name in ("prediction.json", *FILES):
-        (out / name).unlink(missing_ok=True)
-    dtype = _stated("dtype", dtype, reference.dtype)
-    precision = _stated("precision", precision, reference.precision)
-    bag, (root, name) = out / "bag", _located(image)
-    modality = next((attrs.modality for attrs in reference.instances), "wsi")
-    row = _list_image(root, name, bag, config.dataset, bag_id, mpp, modality)
-    if FAULTY in row.note:
-        raise ValueError(f"{image}: {row.note}")
-    chosen = instance_options(row.modality, reference, options)
-    shared = {
-        "bag_id": row.bag_id,
-        "modality": row.modality,
-        "options": chosen,
-        "features": {**config.features.as_json(), "dtype": dtype, "precision": precision},
-        "model": _model_facts(model, config, done),
-    }
-    instances, features = bag / "instances", bag / "features"
-    cut_options = parse_instance_options(json.dumps(chosen))
-    outcome = _attempt(row, image, lambda row: cut_bag(row, cut_options, root, instances, dataset=config.dataset))
-    if outcome.state == "empty":
-        log.warning("%s: %s; nothing to predict", row.bag_id, outcome.reason)
-        nothing = {"probability": None, "logit": None, "predicted": None, "instances": 0}
-        empty = Prediction.model_validate(
-            {**shared, **nothing, "state": "empty", "reason": outcome.reason, "warnings": outcome.warnings}
+    for folder in models:
+        for name in ("prediction.json", *FILES):
+            (folder / name).unlink(missing_ok=True)
+    root, name = _located(image)
+    first = next(iter(models.values()))
+    with _bag_folder(out, keep=settings.keep_bag) as bag:
+        row = _list_image(root, name, bag, first.config.dataset, bag_id, mpp, first.modality)
+        if FAULTY in row.note:
+            raise ValueError(f"{image}: {row.note}")
+        chosen = instance_options(row.modality, first.reference, settings.options)
+        cut_options = parse_instance_options(json.dumps(chosen))
+        instances, features = bag / "instances", bag / "features"
+        dataset = first.config.dataset
+        outcome = _attempt(row, image, lambda row: cut_bag(row, cut_options, root, instances, dataset=dataset))
+        if outcome.state == "empty":
+            log.warning("%s: %s; nothing to predict", row.bag_id, outcome.reason)
+            return [_empty(row, chosen, model, outcome, folder) for folder, model in models.items()]
+        attrs = read_instance_attrs(instances / "store", row.bag_id)
+        like_training = check_like_training(attrs, first.reference, any_resolution=settings.any_resolution)
+        encoder = first.encoder
+        stage = FeatureSettings(
+            settings.weights, encoder.mode, encoder.seed, encoder.policy, first.dtype, first.precision
         )
-        empty.write(out / "prediction.json")
-        return empty
-    attrs = read_instance_attrs(instances / "store", row.bag_id)
-    warnings = [*outcome.warnings, *check_like_training(attrs, reference, any_resolution=any_resolution)]
-    settings = FeatureSettings(weights, encoder.mode, encoder.seed, encoder.policy, dtype, precision)
-    resources = Resources(device, batch_size, threads)
-    places = (root, instances, features)
-    _attempt(
-        row,
-        image,
-        lambda row: extract(row, encoder.name, settings, *places, dataset=config.dataset, resources=resources),
+        resources = Resources(settings.device, settings.batch_size, settings.threads)
+        places = (root, instances, features)
+        _attempt(
+            row,
+            image,
+            lambda row: extract(row, encoder.name, stage, *places, dataset=dataset, resources=resources),
+        )
+        cut = _Cut(row, root, attrs, chosen, (*outcome.warnings, *like_training), bag)
+        return [_predict_cut(cut, model, folder, settings) for folder, model in models.items()]
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """An image that is cut and encoded in the folder `bag`."""
+
+    row: BagRow
+    root: Path
+    attrs: InstanceAttrs
+    options: Json
+    warnings: tuple[str, ...]
+    bag: Path
+
+    @property
+    def source(self) -> Path:
+        """The slide, or the folder that the files of a scan are relative to."""
+        return self.root if self.attrs.modality == "ct" else resolve(self.root, self.row.images[0])
+
+
+def _predict_cut(cut: _Cut, model: Model, out: Path, settings: Preparation) -> Prediction:
+    """Score an image with one run, and write its files."""
+    instances, attrs = cut.bag / "instances", cut.attrs
+    features = cut.bag / "features" / model.encoder.name
+    scores = _score(
+        model.run, cut.row.bag_id, instances, features, cut.bag / "scores", settings.device, settings.threads
     )
-    scores = _score(model, row.bag_id, instances, features / encoder.name, bag / "scores", device, threads)
-    coords, grid = (read_geometry(instances, row.bag_id, ["coords", "grid"])[1][name] for name in ("coords", "grid"))
+    arrays = read_geometry(instances, cut.row.bag_id, ["coords", "grid"])[1]
     logit = float(scores.arrays["bag_logit"][0])
-    split = reference.split
+    warnings, split = [*cut.warnings], model.reference.split
     if "signed_score" in scores.arrays and split is not None and is_unsupported(split):
         warnings.append(UNSUPPORTED)
     scored = Scored(
-        bag_id=row.bag_id,
+        bag_id=cut.row.bag_id,
         attrs=attrs,
-        coords=coords,
-        grid=grid,
+        coords=arrays["coords"],
+        grid=arrays["grid"],
         scores=scores.arrays["instance_score"].astype(np.float64),
         probability=float(sigmoid(np.array([logit]))[0]),
         threshold=split.threshold if split is not None else None,
-        method=config.method,
+        method=model.config.method,
         random_weights=scores.meta.random_weights,
         signed={
             name: scores.arrays[f"{name}_score"].astype(np.float64)
@@ -238,13 +235,15 @@ def predict(
         warnings=tuple(warnings),
     )
     write_text(out / "instances.csv", instances_csv(scored))
-    draw_heatmap(out / "heatmap.png", scored if map == "score" else scored.as_signed(map), instances / "thumbnails")
+    shown = scored if settings.map == "score" else scored.as_signed(settings.map)
+    draw_heatmap(out / "heatmap.png", shown, instances / "thumbnails")
+    draw_extremes(out / "top_tiles.png", shown, cut.source)
     if not scored.is_scan:
         write_geojson(out / "tiles.geojson", scored)
     resolution = {name: getattr(attrs, name) for name in ("mpp", "mpp_source", "tile_mpp")}
     prediction = Prediction.model_validate(
         {
-            **shared,
+            **_facts(cut.row, cut.options, model),
             **{name: value for name, value in resolution.items() if name in attrs.model_fields_set},
             "warnings": warnings,
             "state": "ok",
@@ -256,32 +255,68 @@ def predict(
             "instance_threshold": scored.threshold,
             "instances_above_threshold": scored.above_threshold,
             "signed_agreement": scores.meta.signed_agreement,
-            "map": map,
+            "map": settings.map,
             "versions": versions(),
         }
     )
     # Written last: a folder with this file is complete.
     prediction.write(out / "prediction.json")
-    log.info("%s: probability %.4f, %d instances; %s", row.bag_id, scored.probability, len(scored.scores), out)
+    log.info("%s: probability %.4f, %d instances; %s", scored.bag_id, scored.probability, len(scored.scores), out)
     return prediction
+
+
+def _facts(row: BagRow, options: Json, model: Model) -> dict[str, object]:
+    """Return what `prediction.json` says of every image, with or without tissue."""
+    config, done = model.config, model.done
+    features = {**config.features.as_json(), "dtype": model.dtype, "precision": model.precision}
+    facts = ModelFacts(
+        dataset=config.dataset,
+        encoder=config.encoder,
+        method=config.method,
+        seed=config.seed,
+        learning_rate=config.learning_rate,
+        run=model.run.resolve().name,
+        protocol=config.protocol,
+        selection_score=done.selection_score,
+        weights_sha256=done.weights_sha256,
+    )
+    image = {"bag_id": row.bag_id, "modality": row.modality, "options": options}
+    return {**image, "features": features, "model": facts}
+
+
+def _empty(row: BagRow, options: Json, model: Model, outcome: Outcome, out: Path) -> Prediction:
+    """Write and return the prediction of an image without tissue."""
+    nothing = {"probability": None, "logit": None, "predicted": None, "instances": 0, "state": "empty"}
+    facts = {**_facts(row, options, model), **nothing, "reason": outcome.reason, "warnings": outcome.warnings}
+    empty = Prediction.model_validate(facts)
+    empty.write(out / "prediction.json")
+    return empty
+
+
+@contextlib.contextmanager
+def _bag_folder(out: Path, *, keep: bool) -> Iterator[Path]:
+    """Yield the folder for the bag of an image: `out/bag`, or one that is removed afterwards."""
+    if keep:
+        yield out / "bag"
+        return
+    present = out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".bag-", dir=out) as folder:
+            yield Path(folder)
+    finally:
+        # nothing is left of an image that is refused
+        if not present and not any(out.iterdir()):
+            out.rmdir()
 
 
 def _attempt(row: BagRow, image: Path, work: Callable[[BagRow], Outcome]) -> Outcome:
     """Run a stage on the image; a failure of any kind becomes a `ValueError` with its reason in one line."""
-    outcome = attempt(row, work)
+    outcome = attempt(row, work, quiet=True)
     if outcome.state == "failed":
         prefix = "" if str(image) in outcome.reason else f"{image}: "
         raise ValueError(f"{prefix}{outcome.reason}")
     return outcome
-
-
-def _stated(name: str, argument: str | None, recorded: str) -> str:
-    """Return a setting of the run's features, given or recorded."""
-    if argument and recorded and argument != recorded:
-        raise ValueError(f"--{name} {argument}: the run's features are {recorded}; leave the argument out")
-    if not (argument or recorded):
-        raise ValueError(f"the {name} of the run's features is not recorded with the run; give --{name}")
-    return argument or recorded
 
 
 def _located(image: Path) -> tuple[Path, str]:
@@ -329,17 +364,3 @@ def _score(
     )
     score_bags(training, source, out, where=str(features), device=device, threads=threads)
     return load_predictions(out / f"{run.resolve().name}.npz")
-
-
-def _model_facts(run: Path, config: RunConfig, done: RunDone) -> ModelFacts:
-    return ModelFacts(
-        dataset=config.dataset,
-        encoder=config.encoder,
-        method=config.method,
-        seed=config.seed,
-        learning_rate=config.learning_rate,
-        run=run.resolve().name,
-        protocol=config.protocol,
-        selection_score=done.selection_score,
-        weights_sha256=done.weights_sha256,
-    )

@@ -8,6 +8,7 @@ not guessed: the error names the argument that states them.
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from pydantic import JsonValue
 
 from preprocessing.features.encoders import weights_hash
 from smmil.artifacts.records import Json, RunConfig, RunDone, RunsFile
-from smmil.predictions.reference import Reference
+from smmil.predictions.reference import Reference, find_dataset, read_reference
 
 _RANDOM = re.compile(r"(.+)@random-(\d+)")
 
@@ -35,6 +36,74 @@ class Encoder:
     mode: str
     seed: int
     policy: str
+
+
+@dataclass(frozen=True)
+class Model:
+    """A finished run, and how an image has to be prepared for it.
+
+    Attributes:
+        run: its directory.
+        config: how it was trained.
+        done: its result.
+        encoder: of its features.
+        reference: bags of its dataset.
+        dtype: of its stored features.
+        precision: of its encoder.
+    """
+
+    run: Path
+    config: RunConfig
+    done: RunDone
+    encoder: Encoder
+    reference: Reference
+    dtype: str
+    precision: str
+
+    @property
+    def name(self) -> str:
+        """Method and run, `smap_early/split1_lr0.0001`."""
+        return f"{self.run.resolve().parent.name}/{self.run.resolve().name}"
+
+    @property
+    def modality(self) -> str:
+        """Modality of its bags; that of a slide if they are not at hand."""
+        return next((attrs.modality for attrs in self.reference.instances), "wsi")
+
+
+def load_model(
+    run: Path, weights: Path, dataset_folder: Path | None = None, dtype: str | None = None, precision: str | None = None
+) -> Model:
+    """Read a run with what an image needs to be scored by it.
+
+    Raises:
+        ValueError: no finished run, other weights, or a setting of its features that is neither recorded nor given.
+    """
+    config, done = read_run(run)
+    encoder = encoder_of(config, run, weights)
+    reference = read_reference(find_dataset(run, dataset_folder), config, run)
+    stated = (_stated("dtype", dtype, reference.dtype), _stated("precision", precision, reference.precision))
+    return Model(run, config, done, encoder, reference, *stated)
+
+
+def _stated(name: str, argument: str | None, recorded: str) -> str:
+    """Return a setting of the run's features, given or recorded."""
+    if argument and recorded and argument != recorded:
+        raise ValueError(f"--{name} {argument}: the run's features are {recorded}; leave the argument out")
+    if not (argument or recorded):
+        raise ValueError(f"the {name} of the run's features is not recorded with the run; give --{name}")
+    return argument or recorded
+
+
+def runs_in(folders: Iterable[Path]) -> list[Path]:
+    """Return the runs of a command line, in its order; the folder of a method stands for its chosen runs."""
+    runs: list[Path] = []
+    for folder in folders:
+        if (folder / "runs.json").is_file():
+            runs += [folder / run.run for run in RunsFile.read(folder / "runs.json").chosen]
+        else:
+            runs.append(folder)
+    return list(dict.fromkeys(runs))
 
 
 def read_run(folder: Path) -> tuple[RunConfig, RunDone]:

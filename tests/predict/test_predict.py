@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,8 @@ from preprocessing.synthetic.__main__ import main as synthesise
 from smmil.artifacts.results import load_predictions
 from smmil.evaluate.signs import UNSUPPORTED
 from smmil.predict import __main__ as predict
-from smmil.predict.pipeline import FILES, Prediction
+from smmil.predict.pipeline import FILES
+from smmil.predict.records import Prediction
 from smmil.predict.settings import instance_options
 from smmil.predictions.__main__ import main as predict_main
 from smmil.predictions.reference import Reference, check_like_training
@@ -65,7 +67,7 @@ class House:
         return load_predictions(self.results / "predictions/resnet18/smap_early" / f"{RUN}.npz")
 
 
-def build(folder: Path, dataset: str) -> House:
+def build(folder: Path, dataset: str, splits: Sequence[int] = (1,)) -> House:
     """Raw files to predictions by the command lines that the workflow runs."""
     size = ["--slides", "8", "--side", "512"] if dataset == "camelyon16" else ["--scans", "8", "--matrix", "64"]
     assert synthesise(["--out", str(folder / "raw"), "--size", "tiny", "--datasets", dataset, *size]) == 0
@@ -83,7 +85,14 @@ def build(folder: Path, dataset: str) -> House:
     assert features.main([*shard, *argv]) == 0
     source = ["--bags", str(out / "bags.csv"), "--instances", str(out / "instances")]
     source += ["--features", str(out / "features/resnet18"), "--manifests", str(encoded)]
-    config = {"epochs": 2, "splits": [1], "learning_rates": [1e-3], "val_share": 0.4, "device": "cpu", "threads": 1}
+    config = {
+        "epochs": 2,
+        "splits": [*splits],
+        "learning_rates": [1e-3],
+        "val_share": 0.4,
+        "device": "cpu",
+        "threads": 1,
+    }
     runs = out / "runs/resnet18/smap_early"
     argv = ["--dataset", dataset, "--encoder", "resnet18", "--method", "smap_early", *source]
     argv += ["--config-json", json.dumps(config), "--out", str(runs), "--done", str(runs / "runs.json")]
@@ -107,7 +116,8 @@ def scans(tmp_path_factory) -> House:
 @pytest.fixture
 def no_picture(monkeypatch):
     """For tests of other things: drawing takes most of the time."""
-    monkeypatch.setattr("smmil.predict.pipeline.draw_heatmap", lambda path, bag, thumbnails: None)
+    for name in ("draw_heatmap", "draw_extremes"):
+        monkeypatch.setattr(f"smmil.predict.pipeline.{name}", lambda path, bag, place: None)
 
 
 def run(image: Path | str, model: Path, out: Path, *more: str) -> int:
@@ -150,7 +160,8 @@ def test_a_slide_gets_the_numbers_of_the_workflow(slides, tmp_path):
     corner = tiles[3]["geometry"]["coordinates"][0][0]
     assert corner == [int(lines[3]["x"]), int(lines[3]["y"])]
     assert tiles[3]["properties"]["measurements"]["Score"] == pytest.approx(scores[3], rel=1e-6)
-    assert is_png(tmp_path / "one/heatmap.png")
+    assert is_png(tmp_path / "one/heatmap.png") and is_png(tmp_path / "one/top_tiles.png")
+    assert not (tmp_path / "one/bag").exists() and len(read_table(tmp_path / "one/predictions.csv")) == 1
     assert Prediction.read(tmp_path / "one/prediction.json").logit == found["logit"]
 
 
@@ -172,12 +183,14 @@ def test_a_scan_gets_the_numbers_of_the_workflow(scans, tmp_path):
     order = [row.images[::-1].index(name) for name in stored]
     assert [line["file"] for line in lines] == [rf"Sch\xe4del/{i:03d}\xe4.dcm" for i in order]
     assert found["warnings"] == [r"left out: 1 x Modality SR (Sch\xe4del/sr.dcm)"]
-    assert is_png(tmp_path / "one/heatmap.png") and not (tmp_path / "one/tiles.geojson").exists()
+    assert is_png(tmp_path / "one/heatmap.png") and is_png(tmp_path / "one/top_tiles.png")
+    assert not (tmp_path / "one/tiles.geojson").exists()
 
 
 def test_the_map_may_show_the_signed_score_where_the_run_has_one(slides, tmp_path, monkeypatch, capsys):
     shown = []
     monkeypatch.setattr("smmil.predict.pipeline.draw_heatmap", lambda path, bag, thumbnails: shown.append(bag))
+    monkeypatch.setattr("smmil.predict.pipeline.draw_extremes", lambda path, bag, source: None)
     image, signed = slides.raw / slides.row().images[0], ["--map", "signed"]
     for more in ([], signed, ["--map", "signed_sm"]):
         assert run(image, slides.run, tmp_path / "a", *more) == 0
@@ -229,20 +242,20 @@ def test_a_full_disk_leaves_no_prediction_behind_and_says_so_in_one_line(
 
 def test_a_damaged_bag_of_the_image_is_named_and_not_scored(slides, tmp_path, capsys, no_picture):
     image = slides.raw / slides.row().images[0]
-    assert run(image, slides.run, tmp_path) == 0
+    assert run(image, slides.run, tmp_path, "--keep-bag") == 0
     (chunk,) = (tmp_path / "bag/instances/store").glob("*/coords/c.*")
     flip(chunk, 0)
-    assert run(image, slides.run, tmp_path) == 2
+    assert run(image, slides.run, tmp_path, "--keep-bag") == 2
     assert str(chunk) in capsys.readouterr().err and not (tmp_path / "prediction.json").exists()
 
 
 def test_a_second_run_of_the_same_image_cuts_and_encodes_nothing_again(slides, tmp_path, no_picture):
     image = slides.raw / slides.row().images[0]
-    assert run(image, slides.run, tmp_path) == 0
+    assert run(image, slides.run, tmp_path, "--keep-bag") == 0
     files = [*(tmp_path / "bag/instances/store").rglob("zarr.json"), *(tmp_path / "bag/features").rglob("zarr.json")]
     before = {path: path.stat().st_mtime_ns for path in files}
     first = (tmp_path / "instances.csv").read_bytes()
-    assert run(image, slides.run, tmp_path) == 0
+    assert run(image, slides.run, tmp_path, "--keep-bag") == 0
     assert before == {path: path.stat().st_mtime_ns for path in files}
     assert (tmp_path / "instances.csv").read_bytes() == first
 
@@ -317,11 +330,6 @@ def test_a_dicom_slide_is_a_slide_by_its_folder_and_its_file(slides, scans, tmp_
         assert found.modality == "wsi" and found.instances > 5
         assert run(image, scans.run, tmp_path / "b") == 2
         assert "a wsi image, but the run learned from ct bags" in capsys.readouterr().err
-
-
-def test_the_folder_of_all_runs_is_not_a_run(slides, tmp_path, capsys):
-    assert run(slides.raw / slides.row().images[0], slides.run.parent, tmp_path) == 2
-    assert f"chosen on validation: {RUN}" in capsys.readouterr().err
 
 
 def test_an_odd_slide_file_is_read_right_and_said_in_the_prediction(slides, tmp_path, capsys, no_picture):
