@@ -192,6 +192,7 @@ def predict_images(
     for image in images:
         folder = out if flat and len(images) == 1 else out / image.bag_id
         rows.append(_predict_image(image, models, folder, settings))
+        log.info("%d of %d images, %s: %s", len(rows), len(images), image.bag_id, rows[-1].state)
         write_text(out / TABLE, to_csv(rows, models))
     return rows
 
