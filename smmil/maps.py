@@ -20,9 +20,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="split whose chosen runs are shown (default: the first)")
     parser.add_argument("--bags", type=int, default=3, help="number of test bags, chosen by lesion share")
     parser.add_argument("--bag-id", nargs="*", default=[], help="these bags instead")
+    parser.add_argument("--bag-list", type=Path, help="bags.csv, to show tiles of these bags from their images")
+    parser.add_argument("--root", type=Path, default=Path(), help="raw folder that the images are relative to")
     parser.add_argument("--out", required=True, type=Path, help="folder for the PNG files and maps.json")
     argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
+    from preprocessing.bags.table import read_bags
     from smmil.artifacts.chosen_runs import load_chosen
     from smmil.artifacts.hashes import json_argument
     from smmil.config.layouts import FigureLayout
@@ -31,7 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     dataset = FigureLayout.parse(json_argument(args.layout, "--layout")).single()
     runs = load_chosen(args.index, args.metrics, dataset=dataset.name, seed=args.seed)
     command = shlex.join(["python", "-m", "smmil.maps", *argv])
-    draw_maps(dataset, args.instances, runs, args.out, command, n_bags=args.bags, bag_ids=args.bag_id)
+    rows = read_bags(args.bag_list) if args.bag_list else []
+    images = {row.bag_id: args.root if row.modality == "ct" else args.root / row.images[0] for row in rows}
+    chosen = {"n_bags": args.bags, "bag_ids": args.bag_id, "images": images}
+    draw_maps(dataset, args.instances, runs, args.out, command, **chosen)
     return 0
 
 

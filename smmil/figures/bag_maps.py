@@ -27,12 +27,13 @@ from smmil.artifacts.chosen_runs import ChosenRun
 from smmil.artifacts.results import SIGNED
 from smmil.config import stage_versions
 from smmil.config.layouts import FigureDataset
-from smmil.config.methods import marked_name
+from smmil.config.methods import display_name, marked_name
 from smmil.evaluate.metrics import auroc, labelled
 from smmil.figures.entries import MapEntry, MapsFile
 from smmil.figures.job import in_order
 from smmil.figures.map_panels import MapBag, Panel, draw_scan, draw_slide, read_map_bag
 from smmil.figures.plotting import colour_of
+from smmil.figures.top_tiles import draw_top_tiles, read_top_tiles
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ def draw_maps(
     *,
     n_bags: int = 3,
     bag_ids: Sequence[str] = (),
+    images: Mapping[str, Path] | None = None,
 ) -> None:
     """Draw some test bags with all methods, and write `{bag}.json` and `maps.json`.
 
@@ -91,18 +93,27 @@ def draw_maps(
         command: command line, for the JSON files.
         n_bags: number of bags, chosen by lesion share.
         bag_ids: these bags instead.
+        images: bag -> its slide, or the folder that the files of a scan are relative to, for a strip of its tiles.
 
     Raises:
         ValueError: predictions and store hold different numbers of instances, or a stored bag is damaged.
     """
     absent = in_order([method for method in dataset.methods if method not in {run.method for run in runs}])
     made = {"command": command, "stage_version": stage_versions.MAPS}
-    maps = []
+    maps: list[MapEntry] = []
+    unreadable: list[str] = []
     for bag_id in bag_ids or (select_bags(runs[0].predictions.part("test"), n_bags) if runs else []):
         maps.append(draw_bag(instances, bag_id, runs, out / f"{bag_id}.png", absent))
         logger.info("%s", out / f"{bag_id}.png")
         MapEntry.model_validate({**maps[-1].as_json(), **made}).write(out / f"{bag_id}.json")
-    notes = absent_methods(absent, len(runs) + len(absent))
+        if images and bag_id in images:
+            try:
+                maps.append(draw_tiles(instances, bag_id, runs, images[bag_id], out / f"{bag_id}.tiles.png"))
+            except (OSError, ValueError) as error:
+                # raw files may have moved away since
+                logger.warning("no tiles of %s: %s", bag_id, error)
+                unreadable.append(f"No tiles of {bag_id}: {error}")
+    notes = [*absent_methods(absent, len(runs) + len(absent)), *unreadable]
     MapsFile(dataset=dataset.name, encoder=dataset.encoder, maps=tuple(maps), notes=tuple(notes), **made).write(
         out / "maps.json"
     )
@@ -156,6 +167,41 @@ def draw_bag(
         notes=(*absent_methods(absent, len(runs) + len(absent)), *inverted_runs(runs)),
         caption=caption + (" Random encoder weights." if random else ""),
         runs=tuple(f"{run.method}/{run.run}" for run in runs),
+    )
+
+
+def draw_tiles(instances: Path, bag_id: str, runs: Sequence[ChosenRun], image: Path, out: Path) -> MapEntry:
+    """Draw the tiles or slices of a bag with the highest and lowest scores of the run that validation prefers.
+
+    Args:
+        instances: folder with `store/` and `thumbnails/`.
+        bag_id: name of the bag.
+        runs: runs to choose from, at least one.
+        image: the slide, or the folder that the files of a scan are relative to.
+        out: PNG to write.
+
+    Raises:
+        ValueError: the image cannot be read or is another one, or a damaged bag.
+    """
+    run = max(runs, key=lambda run: run.predictions.meta.selection_score)
+    bag = read_map_bag(instances, bag_id)
+    part, scores, _ = bag_scores(run, bag)
+    label, what = float(part["y"][0]), "slices" if bag.is_scan else "tiles"
+    title = f"{bag_id}: {what} with the highest and the lowest scores of {display_name(run.method)}"
+    draw_top_tiles(
+        read_top_tiles(image, bag.attrs, bag.coords, scores), bag.attrs, title, out, random=run.random_weights
+    )
+    return MapEntry(
+        bag_id=bag_id,
+        label=None if np.isnan(label) else int(label),
+        title=title,
+        file=out.name,
+        files=(out.name, out.with_suffix(".pdf").name),
+        protocol=run.predictions.meta.protocol,
+        random_weights=run.random_weights,
+        caption=f"{title}, the run that validation prefers; score above, rank below. Tiles do not overlap."
+        + (" Random encoder weights." if run.random_weights else ""),
+        runs=(f"{run.method}/{run.run}",),
     )
 
 

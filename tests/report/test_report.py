@@ -13,6 +13,8 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from PIL import Image
 
+from preprocessing.bags.rows import BagRow
+from preprocessing.bags.table import write_bags
 from preprocessing.common.files import write_json
 from preprocessing.common.webpage import thumbnail
 from preprocessing.status import StageProblem, Status, Total
@@ -29,6 +31,7 @@ from smmil.figures.bag_maps import select_bags
 from smmil.figures.entries import MapsFile
 from smmil.figures.map_panels import montage_with_bars, paint
 from smmil.figures.plotting import CONTINUOUS, NEUTRAL, POSITIVE, min_max, percentile_rank
+from smmil.figures.top_tiles import TopTile, TopTiles
 from smmil.maps import main as maps_main
 from smmil.report import page as report
 from smmil.report.__main__ import main as report_main
@@ -139,6 +142,29 @@ def test_maps_draw_saved_predictions_twice_the_same(results: Path) -> None:
     assert json.loads((results / "maps" / "t1.json").read_text())["files"] == ["t1.png", "t1.pdf"]
     assert first[:4] == b"\x89PNG" and draw_maps(results, "--bag-id", "t1") == 0
     assert (results / "maps" / "t1.png").read_bytes() == first
+
+
+def test_tiles_follow_the_map_of_their_bag_and_an_absent_slide_is_a_note(
+    results: Path, drawn_maps: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [BagRow(bag_id, "wsi", (f"{bag_id}.svs",), 1, "test") for bag_id in ("t0", "t1", "t2")]
+    write_bags(results / "bags.csv", rows)
+    listed = ["--bag-list", str(results / "bags.csv"), "--root", str(results / "raw")]
+    assert draw_maps(results, *listed) == 0
+    record = MapsFile.read(results / "maps/maps.json")
+    assert len(record.maps) == 3 and len(record.notes) == 1 + 3 and "t1.svs: no such file" in record.notes[1]
+    read: list[tuple[Path, list[float]]] = []
+
+    def tiles(source: Path, attrs: Any, coords: Any, scores: Any) -> TopTiles:
+        read.append((source, scores.tolist()))
+        return TopTiles((TopTile(0, 1, 0.5, np.zeros((4, 4, 3), np.uint8)),), ())
+
+    monkeypatch.setattr(maps, "read_top_tiles", tiles)
+    assert draw_maps(results, *listed) == 0
+    record = MapsFile.read(results / "maps/maps.json")
+    assert [entry.bag_id for entry in record.maps] == ["t1", "t1", "t2", "t2", "t0", "t0"]
+    assert record.maps[1].files[0] == "t1.tiles.png" and (results / "maps/t1.tiles.png").is_file()
+    assert read[0] == (results / "raw/t1.svs", pytest.approx([0.8, 0.1, 0.95]))
 
 
 def test_the_sign_aware_scores_of_the_run_that_validation_prefers_come_last(

@@ -136,4 +136,11 @@ def of_dataset(kind, figure):
 def input_options(wildcards, input):
     """Return `--metrics FILES --index FILES`: an option for each input of a rule but the manifests."""
     named = {name: files for name, files in input.items() if name != "manifests"}
-    return [word for name, files in named.items() for word in (f"--{name}", *files)]
+    return [
+        word
+        for name, files in named.items()
+        for word in (
+            f"--{name.replace('_', '-')}",
+            *([files] if isinstance(files, str) else files),
+        )
+    ]

@@ -122,6 +122,7 @@ rule draw_maps:
         manifests=instances_of,
         index=of_dataset("predictions", "fig5"),
         metrics=of_dataset("metrics", "fig5"),
+        bag_list=rules.list_bags.output.bags,
     output:
         f"{RESULTS}/{{dataset}}/maps/{{encoder}}/maps.json",
     log:
@@ -138,9 +139,10 @@ rule draw_maps:
         layout=lambda w: PLAN.figure_layout("fig5", w.dataset, w.encoder),
         inputs=input_options,
         bags=CONFIG.report.map_bags,
+        root=root_of,
         stage_version=stage_versions.MAPS,
     shell:
-        "python -m smmil.maps --layout {params.layout:q} --instances {params.instances:q} {params.inputs:q} "
+        "python -m smmil.maps --layout {params.layout:q} --instances {params.instances:q} {params.inputs:q} --root {params.root:q} "
         '--bags {params.bags} --out "$(dirname {output:q})" 2>&1 | tee {log:q}'
 
 
