@@ -15,7 +15,7 @@ import numpy.typing as npt
 from preprocessing.instances.scan_bag import read_slices
 from preprocessing.slides.tile_reader import iter_tiles
 from preprocessing.store.attrs import InstanceAttrs
-from smmil.figures.plotting import headline, new_figure, save, style
+from smmil.figures.plotting import RANDOM_MARK, new_figure, save, style
 
 Array = npt.NDArray[Any]
 
@@ -107,7 +107,8 @@ def draw_top_tiles(tiles: TopTiles, attrs: InstanceAttrs, title: str, out: Path,
     scale = f"; a tile is {attrs.tile_mpp * attrs.tile_px / 1000:.3g} mm wide" if attrs.tile_mpp else ""
     with style(grid=False):
         figure = new_figure(1.3 * columns + 0.3, 4.2)
-        headline(figure, f"{title}{scale}", random=random)
+        mark = f"   {RANDOM_MARK}" if random else ""
+        figure.suptitle(f"{title}{scale}{mark}", fontsize=9.5, x=0.01, ha="left")
         axes = figure.subplots(2, columns, squeeze=False)
         for row, name, strip in zip(axes, ("highest", "lowest"), (tiles.highest, tiles.lowest), strict=True):
             for ax in row:

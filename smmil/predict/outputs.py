@@ -122,7 +122,7 @@ def draw_heatmap(path: Path, bag: Scored, thumbnails: Path) -> None:
     if bag.is_scan:
         draw_scan(map_bag, [panel], title, path, caption=caption)
     else:
-        draw_slide(map_bag, [panel], title, path, max_cell=5.8, caption=caption)
+        draw_slide(map_bag, [panel], title, path, max_cell=4.8, caption=caption)
 
 
 def draw_extremes(path: Path, bag: Scored, source: Path) -> None:
