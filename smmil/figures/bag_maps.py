@@ -17,6 +17,7 @@ Run alone:
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,9 @@ def draw_bag(
         ValueError: predictions and store hold different numbers of instances, or the stored bag is damaged.
     """
     bag = read_map_bag(instances, bag_id)
+    if bag.coverage is not None and np.isnan(bag.coverage).all():
+        # nothing is known to compare with
+        bag = replace(bag, coverage=None)
     loaded = [bag_scores(run, bag) for run in runs]
     panels = [_panel(run, *part) for run, part in zip(runs, loaded, strict=True)]
     signed = signed_panels(max(runs, key=lambda run: run.predictions.meta.selection_score), bag_id)
@@ -150,8 +154,8 @@ def draw_bag(
         draw_scan(bag, panels, title, out)
     else:
         draw_slide(bag, panels, title, out)
-    share = float(np.mean(first["y_inst"] == 1))
-    caption = f"{bag_id}: {truth} test bag, {100 * share:.3g} % of its {bag.n} instances positive."
+    lesion = "not annotated" if bag.coverage is None else f"{100 * float(np.mean(first['y_inst'] == 1)):.3g} % positive"
+    caption = f"{bag_id}: {truth} test bag of {bag.n} instances, {lesion}."
     caption += " Colours run from the lowest to the highest raw score of each map, the numbers below it; overlapping "
     caption += "tiles are averaged. AUROC: instances of this bag only. Threshold: from validation."
     if signed:

@@ -115,6 +115,22 @@ def test_camelyon16_bad_options_and_reference(tmp_path: Path) -> None:
         DATASETS["camelyon16"].list_bags(tmp_path, {"reference": "labels.csv"})
 
 
+def test_bags_that_cannot_be_trained_on_are_refused_when_they_are_listed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    touch(tmp_path, *(f"images/normal_00{n}.tif" for n in range(1, 4)), "images/tumor_001.tif", "annotations/x.txt")
+    out = tmp_path / "bags.csv"
+    with pytest.raises(ValueError, match="found 3 negative and 1 positive bags with split train, expected at least 2"):
+        list_bags("c16", "camelyon16", tmp_path, {}, out, splits=5)
+    assert not out.exists()
+    # for contact sheets and scores any bag will do
+    list_bags("c16", "camelyon16", tmp_path, {}, out)
+    assert out.is_file() and "no bag has split test" not in caplog.text
+    touch(tmp_path, "images/tumor_002.tif")
+    list_bags("c16", "camelyon16", tmp_path, {}, out, splits=5)
+    assert "c16: no bag has split test" in caplog.text and "training bags for 5 splits" in caplog.text
+
+
 def test_panda_partition_and_labels_as_published(tmp_path: Path, shared_data: Path) -> None:
     source = shared_data / "panda"
     parts = panda.read_partition(source / "partition_PANDA.xlsx")
