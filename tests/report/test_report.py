@@ -144,6 +144,23 @@ def test_maps_draw_saved_predictions_twice_the_same(results: Path) -> None:
     assert (results / "maps" / "t1.png").read_bytes() == first
 
 
+def test_a_bag_without_annotation_is_not_called_free_of_lesions(
+    results: Path, drawn_maps: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = maps.read_map_bag
+    unknown = {"t1": np.full(3, np.nan, np.float32)}
+    monkeypatch.setattr(
+        maps, "read_map_bag", lambda i, b: replace(bag := read(i, b), coverage=unknown.get(b, bag.coverage))
+    )
+    assert draw_maps(results) == 0
+    captions = {entry.bag_id: entry.caption for entry in MapsFile.read(results / "maps/maps.json").maps}
+    assert captions["t1"].startswith("t1: positive test bag of 3 instances, not annotated.")
+    assert "50 % positive" in captions["t2"]
+    titles = [[ax.get_title() for ax in figure.axes] for figure in drawn_maps]
+    assert not any("ruth" in title or "annotated" in title for title in titles[0])
+    assert any("Ground truth" in title for title in titles[1])
+
+
 def test_tiles_follow_the_map_of_their_bag_and_an_absent_slide_is_a_note(
     results: Path, drawn_maps: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
