@@ -11,7 +11,8 @@ They are further columns of a custom manifest or, for every kind of dataset, a C
 | `sthresh`, `use_otsu`, `mthresh`, `close`, `seg_level` | tissue mask: threshold, Otsu's, filters, pyramid level |
 | `a_t`, `a_h`, `max_n_holes`, `fallback` | tissue mask: areas, holes, a second try with loosened thresholds |
 | `min_tissue` | PANDA's windows: minimum tissue share of a window |
-| `mask` | tissue mask, a PNG below the root of any size with the slide's aspect ratio, more than 0 = tissue |
+| `exclude` | artefacts whose tiles are left out, such as `pen blur`; `none` = none; see docs/quality-control.md |
+| `mask` | tissue mask below the root: GeoJSON, or PNG of any size with the slide's aspect ratio, more than 0 = tissue |
 
 Overrides cannot change tile size, level or lattice: all bags of a dataset have one scale. Unknown columns, bags and
 values are rejected when the bags are listed. Overrides are part of the bag's key, so only that bag is redone.
@@ -21,7 +22,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -29,9 +30,11 @@ from preprocessing.bags.rows import BagRow, resolve
 from preprocessing.common.cli import nearest, raise_all
 from preprocessing.common.csv_files import read_csv
 from preprocessing.common.limits import MPP_MAX, MPP_MIN
-from preprocessing.common.options import TISSUE_PRESETS, Options, TissueOptions, WsiOptions
+from preprocessing.common.options import TISSUE_PRESETS, ArtefactName, Options, TissueOptions, WsiOptions
 
-_TISSUE = tuple(name for name in TissueOptions.model_fields if name != "anchor_corrected")
+# `exclude` applies to tiles of any origin, all others to the thresholded mask.
+_TISSUE = tuple(n for n in TissueOptions.model_fields if n not in ("anchor_corrected", "exclude", "exclude_share"))
+_MASKS = (".png", ".geojson")
 
 
 class BagOverrides(Options):
@@ -40,7 +43,8 @@ class BagOverrides(Options):
     skip: str = Field("", max_length=300, description="reason to leave the bag out")
     mpp: float | None = Field(None, ge=MPP_MIN, le=MPP_MAX, description="um per px at level 0")
     preset: str | None = Field(None, description="name of a set of tissue thresholds")
-    mask: str = Field("", description="tissue mask, PNG, path relative to the root")
+    mask: str = Field("", description="tissue mask, PNG or GeoJSON, path relative to the root")
+    exclude: str = Field("", description="artefacts whose tiles are left out, separated by spaces; none = none")
     min_tissue: float | None = Field(None, ge=0, le=1, description="panda recipe: minimum tissue share of a window")
     seg_level: int | None = Field(None, ge=-1, description="pyramid level of the tissue mask; -1 = chosen")
     sthresh: int | None = Field(None, ge=0, le=255, description="saturation threshold, grey levels")
@@ -65,6 +69,14 @@ class BagOverrides(Options):
         if reason.lower() in ("0", "no", "false", "n", "nan", "none", "null", "na", "n/a", "-"):
             raise ValueError("expected a reason to leave the bag out, or nothing to keep it")
         return reason
+
+    @field_validator("exclude")
+    @classmethod
+    def _artefacts(cls, names: str) -> str:
+        kinds = get_args(ArtefactName)
+        if names != "none" and set(names.split()) - set(kinds):
+            raise ValueError(f"expected some of {' '.join(kinds)}, separated by spaces, or none")
+        return " ".join(names.split())
 
     @field_validator("mthresh")
     @classmethod
@@ -176,8 +188,8 @@ def override(row: BagRow, overrides: BagOverrides, root: Path) -> BagRow:
         raise ValueError(f"{', '.join(sorted(set(values) - {'skip'}))}: a CT scan takes no override but skip")
     if overrides.mask:
         path = resolve(root, overrides.mask)
-        if not path.is_file() or path.suffix.lower() != ".png":
-            raise ValueError(f"mask: found {overrides.mask!r}, expected a PNG file below {root}")
+        if not path.is_file() or path.suffix.lower() not in _MASKS:
+            raise ValueError(f"mask: found {overrides.mask!r}, expected a PNG or GeoJSON file below {root}")
         values["mask"] = path.relative_to(Path(root).resolve()).as_posix()
     skip, mpp = values.pop("skip", row.skip), values.pop("mpp", row.mpp)
     merged = {**json.loads(row.overrides or "{}"), **values}
@@ -221,5 +233,8 @@ def bag_options(options: WsiOptions, row: BagRow) -> WsiOptions:
         )
     preset = TISSUE_PRESETS[overrides.preset].model_dump(exclude_unset=True) if overrides.preset else {}
     tissue = {**options.tissue.model_dump(), **preset, **{name: values[name] for name in _TISSUE if name in values}}
+    tissue["exclude_share"] = options.tissue.exclude_share
+    if overrides.exclude:
+        tissue["exclude"] = () if overrides.exclude == "none" else tuple(overrides.exclude.split())
     share = {"min_tissue": values["min_tissue"]} if "min_tissue" in values else {}
     return WsiOptions.model_validate({**options.model_dump(), **share, "tissue": tissue})

@@ -18,6 +18,7 @@ from preprocessing.common.cli import guard
 from preprocessing.common.files import write_json
 from preprocessing.exchange import FORMATS, get_format
 from preprocessing.exchange.model import ExportOptions, Format, ImportOptions
+from preprocessing.exchange.qupath import OBJECT_TYPES, TISSUE
 
 log = logging.getLogger("preprocessing.exchange")
 
@@ -59,7 +60,8 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, help="folder to fill")
     parser.add_argument("--bag-id", nargs="*", default=[], help="these bags only")
     parser.add_argument("--predictions", type=Path, help="qupath: npz of a run, adds the score of every tile")
-    parser.add_argument("--object-type", default="tile", choices=("tile", "detection", "annotation"), help="qupath")
+    parser.add_argument("--object-type", default="tile", choices=(*OBJECT_TYPES, TISSUE), help="qupath")
+    parser.add_argument("--root", type=Path, help="qupath, tissue: the dataset's root folder, which holds the slides")
     parser.add_argument("--label-threshold", type=float, default=0.5, help="lesion share of a positive instance")
     parser.add_argument("--magnification", type=int, help="trident: of level 0, where the resolution is unknown")
 
@@ -126,7 +128,8 @@ def _write_all(form: Format, rows: Sequence[BagRow], args: argparse.Namespace) -
 
     encoder = args.features.resolve().name if args.features is not None else ""
     target = form.open_target(
-        args.out, ExportOptions(encoder, args.label_threshold, args.object_type, args.magnification)
+        args.out,
+        ExportOptions(encoder, args.label_threshold, args.object_type, args.magnification, args.root, args.instances),
     )
     scores = read_scores(args.predictions) if args.predictions is not None else None
     features = args.features if form.needs_features else None

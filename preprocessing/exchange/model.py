@@ -141,14 +141,18 @@ class ExportOptions:
     Attributes:
         encoder: name of the features.
         label_threshold: coverage above which an instance counts as positive (torchmil, QuPath classes).
-        object_type: QuPath: tile, detection or annotation.
+        object_type: QuPath: tile, detection or annotation; or tissue, the outlines instead of the tiles.
         magnification: TRIDENT: nominal magnification of level 0, where the resolution is unknown.
+        root: folder of the slides (tissue).
+        instances: folder of the instances stage (tissue).
     """
 
     encoder: str = ""
     label_threshold: float = 0.5
     object_type: str = "tile"
     magnification: int | None = None
+    root: Path | None = None
+    instances: Path | None = None
 
 
 class Source(Protocol):

@@ -1,4 +1,4 @@
-"""QuPath: the tiles of a slide as GeoJSON objects with measurements (written only).
+"""QuPath: the tiles of a slide as GeoJSON objects with measurements, or its tissue to edit (`qupath_tissue`).
 
 One `{bag}.geojson` per slide, a FeatureCollection of rectangles in level-0 px (x, y), one object per line, written as
 it goes. `objectType` tile (default), detection or annotation; `measurements` name -> number (QuPath 0.4 and later read
@@ -20,6 +20,7 @@ from preprocessing.common.files import whole_file
 from preprocessing.exchange.model import Array, Bag, ExportOptions, Format
 
 OBJECT_TYPES = ("tile", "detection", "annotation")
+TISSUE = "tissue"
 POSITIVE = {"name": "Lesion", "color": [200, 64, 31]}
 _NAMESPACE = uuid.UUID("6ba7b812-9dad-11d1-80b4-00c04fd430c8")
 
@@ -82,6 +83,13 @@ class QupathTarget:
         """Write one slide."""
         options = self.options
         path = self.out / f"{bag.row.bag_id}.geojson"
+        if options.object_type == TISSUE:
+            from preprocessing.exchange.qupath_tissue import write_tissue
+
+            if options.root is None or options.instances is None:
+                raise ValueError("--root: tissue outlines come from the slides, give the dataset's root folder")
+            write_tissue(path, bag, options.root, options.instances)
+            return
         write_tiles(path, bag, object_type=options.object_type, label_threshold=options.label_threshold)
 
     def finish(self, rows: list[BagRow]) -> None:

@@ -25,7 +25,8 @@ from preprocessing.store.attrs import AnnotationCounts, InstanceAttrs, TissueAtt
 from preprocessing.store.outlines import ArtefactArea, Outlines, Ring
 from preprocessing.tiling.annotations import Lesion, coverage, read_lesion
 from preprocessing.tiling.contour_tiles import TilePlan, contour_tiles, count_shared, global_tiles, plan_tiles
-from preprocessing.tiling.mask_image import mask_contours, masked_windows, read_mask
+from preprocessing.tiling.mask_image import Mask, mask_contours, masked_windows, read_mask
+from preprocessing.tiling.mask_outlines import MaskOutlines, outline_mask, read_mask_outlines
 from preprocessing.tiling.panda_windows import PandaWindows, mask_coverage, mask_outlines, panda_windows, plan_windows
 from preprocessing.tiling.tissue import Contour, Tissue, segment_tissue
 
@@ -70,7 +71,9 @@ def wsi_instances(path: Path | str, options: WsiOptions, row: BagRow, root: Path
         recipe = _panda if options.recipe == "panda" else _clam
         geometry = recipe(slide, options, row, root, mask)
         thumbnail, downsample, failure = _thumbnail(slide)
-        artefacts = None if thumbnail is None else slide_artefacts(slide, thumbnail, downsample, _cut(geometry))
+        artefacts = mask.artefacts if isinstance(mask, MaskOutlines) else None
+        if artefacts is None and thumbnail is not None:
+            artefacts = slide_artefacts(slide, thumbnail, downsample, _cut(geometry))
         if options.tissue.exclude:
             if artefacts is None:
                 raise ValueError(f"{slide.path}: tissue.exclude needs a thumbnail to look at, but {failure}")
@@ -130,21 +133,33 @@ def _without_artefacts(geometry: _Geometry, options: TissueOptions, artefacts: A
     )
 
 
-def _override_mask(slide: Slide, row: BagRow, root: Path | str) -> npt.NDArray[np.bool_] | None:
-    """Read the tissue mask of the bag's overrides, (h, w)."""
+def _override_mask(slide: Slide, row: BagRow, root: Path | str) -> Mask | MaskOutlines | None:
+    """Read the tissue mask of the bag's overrides, (h, w) or outlines."""
     name = overrides_of(row).mask
-    return read_mask(resolve(Path(root), name), slide.dimensions) if name else None
+    if not name:
+        return None
+    path = resolve(Path(root), name)
+    if path.suffix.lower() == ".geojson":
+        return read_mask_outlines(path, slide.dimensions, slide.bounds[:2])
+    return read_mask(path, slide.dimensions)
 
 
-def _tissue(slide: Slide, options: WsiOptions, mask: npt.NDArray[np.bool_] | None) -> Tissue:
+def slide_tissue(slide: Slide, options: WsiOptions, row: BagRow, root: Path | str) -> Tissue:
+    """Return the tissue of a slide, from the mask of the bag's overrides if there is one."""
+    return _tissue(slide, options, _override_mask(slide, row, root))
+
+
+def _tissue(slide: Slide, options: WsiOptions, mask: Mask | MaskOutlines | None) -> Tissue:
     if mask is None:
         return segment_tissue(slide, options.tissue, max_bad_tiles=options.max_bad_tiles)
+    if isinstance(mask, MaskOutlines):
+        return Tissue(mask.contours, -1, (1.0, 1.0), ["own mask"])
     contours, downsample = mask_contours(mask, slide.dimensions)
     return Tissue(contours, -1, downsample, ["own mask"])
 
 
 def _clam(
-    slide: Slide, options: WsiOptions, row: BagRow, root: Path | str, mask: npt.NDArray[np.bool_] | None
+    slide: Slide, options: WsiOptions, row: BagRow, root: Path | str, mask: Mask | MaskOutlines | None
 ) -> _Geometry:
     plan = plan_tiles(slide.level_downsamples, slide.mpp, options, str(slide.path))
     tissue = _tissue(slide, options, mask)
@@ -178,16 +193,18 @@ def _clam(
     return _Geometry(plan, tiles.coords, tiles.grid, share, attrs, reason, tissue.contours, lesion)
 
 
-def _windows(slide: Slide, plan: TilePlan, options: WsiOptions, mask: npt.NDArray[np.bool_] | None) -> PandaWindows:
+def _windows(slide: Slide, plan: TilePlan, options: WsiOptions, mask: Mask | MaskOutlines | None) -> PandaWindows:
     if mask is None:
         return panda_windows(slide, plan, options)
+    if isinstance(mask, MaskOutlines):
+        mask = outline_mask(mask.contours, slide.dimensions)
     windows = masked_windows(mask, slide.dimensions, plan, options.min_tissue)
     windows.marks.append("own mask")
     return windows
 
 
 def _panda(
-    slide: Slide, options: WsiOptions, row: BagRow, root: Path | str, mask: npt.NDArray[np.bool_] | None
+    slide: Slide, options: WsiOptions, row: BagRow, root: Path | str, mask: Mask | MaskOutlines | None
 ) -> _Geometry:
     plan = plan_windows(options, str(slide.path))
     windows = _windows(slide, plan, options, mask)

@@ -1,5 +1,6 @@
 """Counts of a dataset against those of the published one."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,6 +9,21 @@ from typing import NamedTuple
 
 from preprocessing.bags.report import ListReport, Omitted
 from preprocessing.qc.facts import LABELS, BagFacts
+
+# Counts whose names do not consist of split, label and unit.
+_PLAIN = {
+    "paper_bags": "bags with instances",
+    "paper_instances": "instances",
+    "table_train": "rows of the list, train",
+    "table_val": "rows of the list, validation",
+    "table_test": "rows of the list, test",
+}
+_DIGITS = re.compile(r"\d[\d.,]*")
+
+
+def plain_name(key: str) -> str:
+    """Return the name of a count for people: `train_negative` -> "train, negative"."""
+    return _PLAIN.get(key, key.replace("_", ", "))
 
 
 class Expected(NamedTuple):
@@ -43,6 +59,9 @@ class Counts:
         excluded: left out on purpose.
         notes: of the list of bags.
         warnings: text -> bags.
+        warned: text without its numbers -> names of the bags.
+        artefacts: bag -> kind of artefact -> share of its tissue, if there is any.
+        not_looked_at: slides in which nobody has looked for artefacts.
         annotation_objects: objects of all annotation files by what became of them, see `AnnotationCounts.numbers`.
         shown: bags with a picture in the sheet.
         command: that made the sheet.
@@ -59,6 +78,9 @@ class Counts:
     excluded: list[Omitted] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     warnings: dict[str, int] = field(default_factory=dict)
+    warned: dict[str, list[str]] = field(default_factory=dict)
+    artefacts: dict[str, dict[str, float]] = field(default_factory=dict)
+    not_looked_at: int = 0
     annotation_objects: dict[str, int] = field(default_factory=dict)
     shown: int = 0
     command: str = ""
@@ -72,9 +94,14 @@ class Counts:
     def rows(self) -> list[tuple[str, float]]:
         """The table of counts."""
         states = [(f"… {state}", n) for state, n in sorted(self.states.items())]
-        splits = [(name.replace("_", ", "), n) for name, n in self.splits.items()]
+        splits = [(plain_name(name), n) for name, n in self.splits.items()]
         instances = [("instances", self.instances), ("median per bag", self.median_instances)]
         return [("bags", self.bags), *states, *instances, *splits]
+
+    @property
+    def published(self) -> list[tuple[str, int, int | None]]:
+        """Published counts beside those of the list, by names for people."""
+        return [(plain_name(entry.name), entry.published, entry.counted) for entry in self.expected]
 
     @property
     def without_instances(self) -> str:
@@ -102,6 +129,20 @@ def compare(published: Mapping[str, int], bags: Sequence[BagFacts]) -> list[Expe
     return [Expected(name, number, tallied.get(name)) for name, number in published.items()]
 
 
+def without_numbers(text: str) -> str:
+    """Return a warning with its numbers replaced, by which bags with the same warning are grouped."""
+    return _DIGITS.sub("…", text)
+
+
+def name_warned(bags: Sequence[BagFacts]) -> dict[str, list[str]]:
+    """Return the bags of every warning, by its text without numbers."""
+    named: dict[str, list[str]] = {}
+    for bag in bags:
+        for text in dict.fromkeys(map(without_numbers, bag.warnings)):
+            named.setdefault(text, []).append(bag.bag_id)
+    return named
+
+
 def count(dataset: str, bags: Sequence[BagFacts], report: ListReport, *, shown: int = 0, command: str = "") -> Counts:
     """Count all bags of a dataset; `shown` and `command` are recorded."""
     sizes = [bag.n for bag in bags if bag.state == "ok"]
@@ -118,6 +159,9 @@ def count(dataset: str, bags: Sequence[BagFacts], report: ListReport, *, shown: 
         excluded=report.excluded,
         notes=report.notes,
         warnings=dict(Counter(text for bag in bags for text in bag.warnings)),
+        warned=name_warned(bags),
+        artefacts={bag.bag_id: {k: v for k, v in bag.artefacts.items() if v} for bag in bags if bag.artefacts},
+        not_looked_at=sum(bag.modality == "wsi" and bag.state == "ok" and bag.artefacts is None for bag in bags),
         annotation_objects=dict(sum((Counter(bag.annotation.numbers) for bag in bags), Counter())),
         shown=shown,
         command=command,

@@ -1,7 +1,8 @@
 """Pictures of the quality-control sheet: a bag's thumbnail with what was made of it, and the contact sheet.
 
-Colours (RGB, told apart without red-green vision): tissue blue, holes violet, kept tiles as thin amber squares, lesion
-vermilion (a bar at the foot of a tile where only a mask is known); CT montages come with positive slices framed.
+Colours (RGB, told apart without red-green vision): tissue blue, holes violet, the border of the kept tiles amber,
+lesion vermilion (a bar at the foot of a tile where only a mask is known), artefacts that are warned about hatched in
+the colours of `ARTEFACTS`; CT montages come with positive slices framed.
 """
 
 import io
@@ -17,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from preprocessing.qc.facts import BagFacts
 from preprocessing.store.bags import read_arrays, read_instance_attrs, read_stored
 from preprocessing.store.outlines import Outlines
+from preprocessing.tiling.artefacts import ARTEFACTS
 
 Picture = npt.NDArray[np.uint8]
 
@@ -25,7 +27,7 @@ CELL_PX, CAPTION_PX, TITLE_PX, COLUMNS = 228, 88, 34, 6
 # names of the colours in the legend
 LEGEND = {"tissue": "tissue", "holes": "hole", "tiles": "kept tile", "lesion": "lesion"}
 ALERT = (179, 38, 30)
-SHEET_BAGS = 48
+SHEET_BAGS, HATCH_PX = 48, 7
 
 
 def draw_bag(instances: Path, bag: BagFacts, max_px: int) -> Picture | None:
@@ -57,6 +59,7 @@ def draw_bag(instances: Path, bag: BagFacts, max_px: int) -> Picture | None:
         scale = small.shape[1] / (width * outlines.downsample)
         _draw_tiles(small, instances / "store", bag, scale, mark_lesion=not outlines.lesion)
         draw_outlines(small, outlines, scale)
+        draw_artefacts(small, outlines, scale)
     return small
 
 
@@ -72,17 +75,33 @@ def draw_outlines(picture: Picture, outlines: Outlines, scale: float) -> None:
             cv2.polylines(picture, shapes, True, COLOURS[name], width, cv2.LINE_AA, 4)
 
 
+def draw_artefacts(picture: Picture, outlines: Outlines, scale: float) -> None:
+    """Hatch the artefacts that are warned about in a picture (h, w, 3); `scale` is in picture px per level-0 px."""
+    stripes = np.add.outer(np.arange(picture.shape[0]), np.arange(picture.shape[1])) % HATCH_PX < 2
+    for name, found in (outlines.artefacts or {}).items():
+        if not ARTEFACTS[name].warning(found.share):
+            continue
+        colour = ARTEFACTS[name].colour
+        mask = np.zeros(picture.shape[:2], np.uint8)
+        for rings in found.areas:
+            shapes = [np.round(np.array(ring, np.float64) * scale).astype(np.int32) for ring in rings]
+            cv2.fillPoly(mask, shapes, 1)
+            cv2.polylines(picture, shapes, True, colour, 2, cv2.LINE_AA)
+        picture[(mask > 0) & stripes] = colour
+
+
 def _draw_tiles(picture: Picture, store: Path, bag: BagFacts, scale: float, *, mark_lesion: bool) -> None:
     if bag.state != "ok":
         return
     side = read_stored(read_instance_attrs, store, bag.bag_id).l0_footprint_px * scale
     arrays = read_stored(read_arrays, store, bag.bag_id, ["coords", "coverage"], verify=True)
     corners = arrays["coords"] * scale
-    tint = picture.copy()
+    kept = np.zeros(picture.shape[:2], np.uint8)
     for x, y in corners:
-        low, high = (round(x), round(y)), (round(x + side), round(y + side))
-        cv2.rectangle(tint, low, high, COLOURS["tiles"], -1 if side < 5 else 1)
-    picture[:] = cv2.addWeighted(tint, 0.55, picture, 0.45, 0)
+        cv2.rectangle(kept, (round(x), round(y)), (round(x + side), round(y + side)), 1, -1)
+    # The border of all tiles together: a lattice would hide the tissue.
+    borders, _ = cv2.findContours(kept, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(picture, borders, -1, COLOURS["tiles"], 1)
     # A mask has no outline: draw a bar at the foot of the tile, as long as the lesion's share of it.
     for (x, y), share in zip(corners, arrays["coverage"], strict=True):
         if mark_lesion and share > 0:

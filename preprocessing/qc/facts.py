@@ -17,10 +17,12 @@ import numpy.typing as npt
 
 from preprocessing.bags.manifests import ManifestEntry
 from preprocessing.bags.rows import BagRow
+from preprocessing.common.options import ArtefactName
 from preprocessing.instances.checks import warnings_of
 from preprocessing.store.attrs import AnnotationCounts, InstanceAttrs, SliceSpacing
 from preprocessing.store.bags import read_arrays, read_instance_attrs, read_stored
 from preprocessing.store.outlines import Outlines, Ring
+from preprocessing.tiling.artefacts import ARTEFACTS, warnings_of_artefacts
 
 ODD = 3.5
 # Objectives of 40x and 20x differ by 2, of 40x and 10x by 4; mistaken units by 10 or 2.54.
@@ -50,6 +52,10 @@ class BagFacts:
         warnings: texts.
         oddness: largest robust z-score.
         odd_in: what is odd, e.g. "tissue share".
+        odd_value, odd_median: of the bag and of the bags it was compared with.
+        recipe: "clam" or "panda", "" if unknown.
+        artefacts: share of the tissue by kind; None = nobody looked.
+        odd_resolution: whether its resolution is far from that of the others.
         facts: further lines for the caption.
         annotation: what became of the objects of its annotation file.
     """
@@ -68,6 +74,11 @@ class BagFacts:
     warnings: tuple[str, ...] = ()
     oddness: float = 0.0
     odd_in: str = ""
+    odd_value: float = 0.0
+    odd_median: float = 0.0
+    recipe: str = ""
+    artefacts: Mapping[ArtefactName, float] | None = None
+    odd_resolution: bool = False
     facts: tuple[str, ...] = ()
     annotation: AnnotationCounts = AnnotationCounts()
 
@@ -75,6 +86,30 @@ class BagFacts:
     def is_odd(self) -> bool:
         """Whether it differs from the other bags."""
         return self.oddness >= ODD
+
+    @property
+    def is_low(self) -> bool:
+        """Whether it is odd because of too little."""
+        return self.odd_value < self.odd_median
+
+    @property
+    def why_odd(self) -> str:
+        """Why it is odd, in words; "" if it is not."""
+        if not self.is_odd:
+            return ""
+        sizes = self.odd_in not in ("tissue share", "lesion share")
+        value, median = (f"{v:,.0f}" if sizes else f"{v:.2g}" for v in (self.odd_value, self.odd_median))
+        return f"{self.odd_in} {value}, median of the cohort {median}"
+
+    @property
+    def artefact_warnings(self) -> list[ArtefactName]:
+        """Kinds of artefacts that cover much of the tissue."""
+        return [name for name, share in (self.artefacts or {}).items() if ARTEFACTS[name].warning(share)]
+
+    @property
+    def label_text(self) -> str:
+        """Its label for people."""
+        return LABELS[self.label]
 
     @property
     def chips(self) -> list[str]:
@@ -91,23 +126,29 @@ class BagFacts:
 
     @property
     def summary(self) -> str:
-        """Shares and oddness in one line, or the state of a bag that is not ok."""
+        """Shares in one line, or the state of a bag that is not ok."""
         if self.state != "ok":
-            return self.state.upper()
-        remark = [f"odd (z {self.oddness:.1f})"] if self.is_odd else []
-        return " · ".join([*self.shares, *remark] or self.facts[:1])
+            return self.state
+        return " · ".join(self.shares or self.facts[:1])
+
+    @property
+    def seen_artefacts(self) -> str:
+        """Artefacts of at least one percent, in one line."""
+        shares = [(ARTEFACTS[name].title, share) for name, share in (self.artefacts or {}).items()]
+        return ", ".join(f"{title} {100 * share:.2g} %" for title, share in shares if share >= 0.01)
 
     @property
     def lines(self) -> list[str]:
         """What its card says, without the alerts."""
-        mpp = [] if self.mpp is None else [f"{self.mpp:.4g} µm/px ({self.mpp_source or 'source unknown'})"]
+        source = "from the file" if self.mpp_source.startswith("openslide") else self.mpp_source or "source unknown"
+        mpp = [] if self.mpp is None else [f"{self.mpp:.4g} µm/px ({source})"]
         more = self.facts[:2] if self.state == "ok" else [self.reason]
-        return [line for line in dict.fromkeys([self.summary, *more, *mpp]) if line]
+        return [line for line in dict.fromkeys([self.summary, self.seen_artefacts, *more, *mpp]) if line]
 
     @property
     def alerts(self) -> list[str]:
         """What is odd about it, and its warnings."""
-        return [*([f"odd {self.odd_in}: z = {self.oddness:.1f}"] if self.is_odd else []), *self.warnings]
+        return [*([self.why_odd] if self.is_odd else []), *self.warnings]
 
 
 def collect(rows: Sequence[BagRow], instances: Path, entries: Mapping[str, ManifestEntry]) -> list[BagFacts]:
@@ -155,9 +196,17 @@ def _describe(bag: BagFacts, row: BagRow, instances: Path) -> BagFacts:
     bag = replace(bag, lesion_share=share, warnings=tuple(texts), facts=tuple(_true(facts)))
     if row.modality == "ct":
         return bag
-    share = tissue_share(Outlines.read(instances, bag.bag_id), attrs, bag.n)
+    outlines = Outlines.read(instances, bag.bag_id)
+    texts |= dict.fromkeys(warnings_of_artefacts(outlines.artefacts))
     return replace(
-        bag, mpp=attrs.mpp, mpp_source=attrs.mpp_source, tissue_share=share, annotation=attrs.annotation_counts
+        bag,
+        warnings=tuple(texts),
+        mpp=attrs.mpp,
+        mpp_source=attrs.mpp_source,
+        tissue_share=tissue_share(outlines, attrs, bag.n),
+        annotation=attrs.annotation_counts,
+        recipe=attrs.recipe,
+        artefacts=None if outlines.artefacts is None else {k: area.share for k, area in outlines.artefacts.items()},
     )
 
 
@@ -180,7 +229,8 @@ def _of_scan(attrs: InstanceAttrs, coverage: npt.NDArray[np.float32]) -> Mapping
     """Return facts of a scan, each with whether it applies; `coverage` (N,)."""
     spacing = attrs.spacing_mm or SliceSpacing()
     low, middle, high = spacing.slices_min, spacing.slices_median, spacing.slices_max
-    apart = "" if middle is None else f"{middle:g} mm apart" if low == high else f"{low:g} to {high:g} mm apart"
+    texts = [f"{value:.4g}" for value in (low, high) if value is not None]
+    apart = "" if middle is None else f"{' to '.join(dict.fromkeys(texts))} mm apart"
     return {apart: apart, f"{int(np.sum(coverage > 0))} of {len(coverage)} slices positive": True}
 
 
@@ -215,7 +265,7 @@ def compare_resolution(bags: Sequence[BagFacts]) -> list[BagFacts]:
         if bag.mpp is not None and not 1 / far <= bag.mpp / median <= far:
             warning = f"{bag.mpp:.4g} um/px, but the median of all slides is {median:.4g}: is the resolution right?"
             log.warning("%s: %s", bag.bag_id, warning)
-            bag = replace(bag, warnings=(*bag.warnings, warning))
+            bag = replace(bag, warnings=(*bag.warnings, warning), odd_resolution=True)
         compared.append(bag)
     return compared
 
@@ -249,9 +299,12 @@ def score_oddness(bags: Sequence[BagFacts]) -> list[BagFacts]:
             values = np.array(column, np.float64)
             if np.sum(~np.isnan(values)) < LEAST_BAGS:
                 continue
-            for i, z in zip(where, robust_z(values), strict=True):
+            middle = float(np.nanmedian(values))
+            for i, z, value in zip(where, robust_z(values), values.tolist(), strict=True):
                 if z > scored[i].oddness:
-                    scored[i] = replace(scored[i], oddness=float(z), odd_in=name)
+                    logarithmic = name == "number of instances"
+                    of_bag, of_all = (math.exp(value), math.exp(middle)) if logarithmic else (value, middle)
+                    scored[i] = replace(scored[i], oddness=float(z), odd_in=name, odd_value=of_bag, odd_median=of_all)
     return scored
 
 

@@ -11,22 +11,27 @@ Run alone:
 """
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from preprocessing.bags.manifests import read_entries
 from preprocessing.bags.report import ListReport
+from preprocessing.bags.rows import SPLITS
 from preprocessing.bags.table import read_bags
 from preprocessing.common.files import write_bytes, write_json, write_text
 from preprocessing.common.webpage import data_uri, render
-from preprocessing.qc.counts import Counts, count
+from preprocessing.qc.corrections import corrections, header
+from preprocessing.qc.counts import Counts, count, without_numbers
 from preprocessing.qc.draw import COLOURS, LEGEND, contact_sheet, draw_bag, jpeg
-from preprocessing.qc.facts import BagFacts, choose_shown, collect
+from preprocessing.qc.facts import LABELS, BagFacts, choose_shown, collect
+from preprocessing.qc.plots import HEIGHT, WIDTH, plots
+from preprocessing.tiling.artefacts import ARTEFACTS
 
 log = logging.getLogger(__name__)
 
-THUMBNAIL_PX = 440
+THUMBNAIL_PX = 640
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,11 @@ def sheet_page(sheet: Sheet, instances: Path) -> str:
     """Return the HTML of a sheet; `instances` is the folder with `store/` and `thumbnails/`."""
     intact = [bag for bag in sheet.cards if bag.state in ("ok", "empty")]
     thumbnails = {bag.bag_id: draw_bag(instances, bag, THUMBNAIL_PX) for bag in intact}
+    recipe = next((bag.recipe for bag in sheet.bags if bag.recipe), "clam")
+    mpp = sorted(bag.mpp for bag in sheet.bags if bag.mpp is not None)
+    median_mpp = mpp[(len(mpp) - 1) // 2] if mpp else None
+    kinds = {name for bag in sheet.cards for name in bag.artefact_warnings}
+    artefacts = {kind.title: kind.colour for name, kind in ARTEFACTS.items() if name in kinds}
     return render(
         "sheet.html.j2",
         Path(__file__).parent / "templates",
@@ -93,4 +103,26 @@ def sheet_page(sheet: Sheet, instances: Path) -> str:
         **vars(sheet),
         pictures={name: data_uri(jpeg(picture), "jpeg") for name, picture in thumbnails.items() if picture is not None},
         colours={text: COLOURS[name] for name, text in LEGEND.items()},
+        artefacts=artefacts,
+        places={bag.bag_id: number for number, bag in enumerate(sheet.cards)},
+        plots=plots(sheet.bags),
+        plot_size=(WIDTH, HEIGHT),
+        header=header(),
+        corrections={bag.bag_id: corrections(bag, recipe, median_mpp) for bag in sheet.cards},
+        groups={bag.bag_id: [without_numbers(text) for text in bag.warnings] for bag in sheet.cards},
+        warned=sorted(sheet.counts.warned.items(), key=lambda item: (-len(item[1]), item[0])),
+        table=split_table(sheet.bags),
     )
+
+
+def split_table(bags: Sequence[BagFacts]) -> list[tuple[str | int, ...]]:
+    """Count bags by split and label: a row of headings, one row per split, and the sum if there are several."""
+    counted = Counter((bag.split or "no split", LABELS[bag.label]) for bag in bags)
+    labels = [label for label in LABELS.values() if any(key[1] == label for key in counted)]
+    known = {split: place for place, split in enumerate(SPLITS)}
+    splits = sorted({split for split, _ in counted}, key=lambda split: (known.get(split, len(known)), split))
+    rows: list[tuple[str | int, ...]] = [("", *labels)]
+    rows += [(split, *(counted[split, label] for label in labels)) for split in splits]
+    if len(splits) > 1:
+        rows.append(("all", *(sum(counted[split, label] for split in splits) for label in labels)))
+    return rows

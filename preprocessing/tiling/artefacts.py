@@ -97,7 +97,7 @@ class Artefact:
 
     def warning(self, share: float) -> str:
         """Return the warning for its share of the tissue, "" if the share is small."""
-        return f"{self.title} on {share:.2g} of the tissue: {self.advice}" if share > self.warn_above else ""
+        return f"{self.title} on {100 * share:.2g} % of the tissue: {self.advice}" if share > self.warn_above else ""
 
 
 def find_pen(view: View) -> Mask:

@@ -44,10 +44,12 @@ class Outline:
     Attributes:
         role: "lesion" or "exclusion".
         rings: (V, 2) each, level-0 px (x, y); further ones are holes of the first.
+        name: of its class or group, "" without one.
     """
 
     role: ClassRole
     rings: list[Ring]
+    name: str = ""
 
 
 @dataclass
@@ -80,7 +82,7 @@ class OutlineFile:
         elif role == "ignore":
             self.ignored_classes[names[0]] += len(areas)
         else:
-            self.outlines += [Outline(role, rings) for rings in areas]
+            self.outlines += [Outline(role, rings, names[0]) for rings in areas]
 
     def _role(self, name: str) -> ClassRole | None:
         key = name.strip().lower()
@@ -105,22 +107,7 @@ def read_outlines(path: Path, classes: Mapping[str, ClassRole], origin: tuple[in
     Raises:
         ValueError: an unreadable file, a class without a role, or non-numeric coordinates; the message names the file.
     """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such annotation file")
-    suffix = path.suffix.lower()
-    if suffix not in {".xml", ".json", ".geojson"}:
-        raise ValueError(
-            f"{path}: annotation with suffix {path.suffix!r}, expected .xml (ASAP), .geojson or .json "
-            "(label masks: recipe panda)"
-        )
-    content = path.read_bytes()
-    if not content.strip(b"\xef\xbb\xbf \t\r\n\0"):
-        raise ValueError(f"{path}: empty file ({len(content)} bytes), expected outlines; export the annotation again")
-    file = OutlineFile(path, {name.strip().lower(): role for name, role in classes.items()})
-    if suffix == ".xml":
-        _read_asap(content, file)
-    else:
-        _read_json(content, file, np.array(origin, np.float64))
+    file = parse_outlines(path, classes, origin)
     if file.unknown:
         names = list(file.unknown)
         listing = [f"{file.unknown[name]} " + (f"of class {name!r}" if name else "without class") for name in names]
@@ -137,6 +124,27 @@ def read_outlines(path: Path, classes: Mapping[str, ClassRole], origin: tuple[in
             f"{path}: {file.skipped['detections']} detections, cells, tiles or cores of QuPath and no outline of a "
             "lesion or exclusion; export annotations, or convert detections to annotations in QuPath"
         )
+    return file
+
+
+def parse_outlines(path: Path, classes: Mapping[str, ClassRole], origin: tuple[int, int] = (0, 0)) -> OutlineFile:
+    """Read a file like `read_outlines`, but leave classes without a role in `unknown`."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such annotation file")
+    suffix = path.suffix.lower()
+    if suffix not in {".xml", ".json", ".geojson"}:
+        raise ValueError(
+            f"{path}: annotation with suffix {path.suffix!r}, expected .xml (ASAP), .geojson or .json "
+            "(label masks: recipe panda)"
+        )
+    content = path.read_bytes()
+    if not content.strip(b"\xef\xbb\xbf \t\r\n\0"):
+        raise ValueError(f"{path}: empty file ({len(content)} bytes), expected outlines; export the annotation again")
+    file = OutlineFile(path, {name.strip().lower(): role for name, role in classes.items()})
+    if suffix == ".xml":
+        _read_asap(content, file)
+    else:
+        _read_json(content, file, np.array(origin, np.float64))
     return file
 
 

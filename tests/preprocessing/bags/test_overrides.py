@@ -62,7 +62,7 @@ def test_a_list_without_overrides_is_written_as_before(tmp_path) -> None:
         ("bag_id,preset\na,20x\n", "preset: found '20x', expected one of bwh_biopsy"),
         ("bag_id,use_otsu,sthresh\na,true,8\n", "leave sthresh empty"),
         ("bag_id,mask,close\na,m.png,2\n", "mask replaces the whole tissue mask: leave close empty"),
-        ("bag_id,mask\na,gone.png\n", "mask: found 'gone.png', expected a PNG file"),
+        ("bag_id,mask\na,gone.png\n", "mask: found 'gone.png', expected a PNG or GeoJSON file"),
         ("bag_id,mask\na,../m.png\n", "leaves the dataset's root"),
         ("bag_id,skip\nz,bad\n", "'z': no such bag, expected one of the 1 listed"),
     ],

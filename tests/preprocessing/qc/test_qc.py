@@ -1,21 +1,27 @@
 """The quality-control sheet on a hand-made store: oddness, counts, pictures, failed and empty bags."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from preprocessing.bags.manifests import ManifestEntry
+from preprocessing.bags.overrides import apply_overrides, bag_options, read_overrides
 from preprocessing.bags.rows import BagRow
 from preprocessing.bags.table import write_bags
 from preprocessing.common.files import write_json
+from preprocessing.common.options import WSI_PRESETS
 from preprocessing.qc.__main__ import main
+from preprocessing.qc.corrections import corrections, header
 from preprocessing.qc.draw import COLOURS, draw_bag
 from preprocessing.qc.facts import BagFacts, choose_shown, collect, compare_resolution, robust_z, tissue_share
+from preprocessing.qc.plots import HEIGHT, WIDTH, plots
 from preprocessing.store.attrs import AnnotationCounts
 from preprocessing.store.bags import InstanceAttrs, write_bag
-from preprocessing.store.outlines import Outlines
+from preprocessing.store.outlines import ArtefactArea, Outlines
+from preprocessing.tiling.artefacts import ARTEFACTS
 from tests.helpers.pages import Page, put_slide
 
 
@@ -79,15 +85,81 @@ def test_sheet_shows_every_bag_with_reasons_first(cohort: Path) -> None:
         < text.index("<b>s3</b>")
         < text.index("<b>s0</b>")
     )
-    assert page.tags.count("img") == 8 and all(source.startswith("data:image/jpeg") for source in page.sources)
+    links = {source for source in page.sources if not source.startswith("data:image/jpeg")}
+    assert page.tags.count("img") == 8 and links == {f"#bag-{i}" for i in range(10) if f'href="#bag-{i}"' in text}
     assert "<script>alert" not in text and "&lt;script&gt;" in text and "http" not in text
-    assert "odd number of instances" in text and "0.25 µm/px (manifest)" in text
+    assert "number of instances 19, median of the cohort 9" in text and "0.25 µm/px (manifest)" in text
     assert counts["states"] == {"failed": 1, "empty": 1, "ok": 8}
     assert counts["expected"] == [["bags", 12, 10], ["other", 3, None], ["train_positive", 4, 3]]
     assert (
         "not counted here" in text and "1 empty, 1 failed" in text and counts["command"].startswith("python -m preproc")
     )
     assert (cohort / "qc" / "contact-sheet.jpg").read_bytes()[:2] == b"\xff\xd8"
+
+
+def test_names_are_plain_and_warnings_name_their_bags(cohort: Path) -> None:
+    pen = {"pen": ArtefactArea(share=0.04, areas=[[[(0, 0), (900, 0), (900, 900)]]]), "air": ArtefactArea(share=0.1)}
+    for name in ("s2", "s4"):
+        put_slide(cohort / "instances", name, 9, 0)
+        outlines = Outlines.read(cohort / "instances", name).model_copy(update={"artefacts": pen})
+        outlines.write(cohort / "instances/thumbnails" / f"{name}.json")
+    counts = run(cohort)
+    text = (cohort / "qc" / "index.html").read_text()
+    assert "train, positive" in text and "train_positive" not in text
+    assert counts["warned"]["pen or ink on … % of the tissue: the ink hides the tissue"] == ["s2", "s4"]
+    assert counts["artefacts"] == {name: {"pen": 0.04, "air": 0.1} for name in ("s2", "s4")}
+    assert counts["not_looked_at"] == 6 and "in 6 slides cut by an earlier version" in text
+    assert "glass or air 10 %" in text and text.count("pen or ink on 4 % of the tissue") == 2
+    seen = draw_bag(cohort / "instances", BagFacts("s2", "wsi", 0, "train", "ok", 9), 400)
+    clean = draw_bag(cohort / "instances", BagFacts("s6", "wsi", 0, "train", "ok", 9), 400)
+    assert seen is not None and clean is not None
+    ink = (np.abs(seen.astype(int) - ARTEFACTS["pen"].colour).sum(axis=2) < 30).mean()
+    assert ink > 0.01 and not (np.abs(clean.astype(int) - ARTEFACTS["pen"].colour).sum(axis=2) < 30).any()
+
+
+def facts_of(name: str, **more: object) -> BagFacts:
+    bag = BagFacts(name, "wsi", 0, "train", "ok", 9, recipe="clam")
+    return replace(bag, **more)
+
+
+@pytest.mark.parametrize("recipe", ["clam", "panda"])
+def test_every_correction_is_a_line_that_the_overrides_take(tmp_path: Path, recipe: str) -> None:
+    odd = {"oddness": 9.0, "odd_in": "tissue share"}
+    bags = [
+        facts_of("pen, blur", artefacts={"pen": 0.1, "blur": 0.5, "air": 0.01}),
+        facts_of("low", **odd, odd_value=0.02, odd_median=0.3),
+        facts_of("high", **odd, odd_value=0.9, odd_median=0.3),
+        facts_of("coarse", odd_resolution=True, mpp=5.0),
+        facts_of("empty", state="empty", reason="no tissue found", n=0),
+        BagFacts("scan", "ct", 0, "test", "failed", reason='file "a", cut short'),
+    ]
+    slides = {b.bag_id: BagRow(b.bag_id, b.modality, ("a",), 0, "train") for b in bags}
+    most = {b.bag_id: corrections(b, recipe, 0.25) for b in bags}
+    assert [len(ways) for ways in most.values()] == ([3, 3, 3, 3, 3, 1] if recipe == "clam" else [3, 2, 2, 3, 2, 1])
+    (tmp_path / "masks").mkdir()
+    for position in range(3):
+        lines = [ways[position].line for ways in most.values() if position < len(ways)]
+        for name in slides:
+            (tmp_path / "masks" / f"{name}.geojson").touch()
+        (tmp_path / "o.csv").write_text("\n".join([header(), *lines]) + "\n")
+        given = read_overrides(tmp_path / "o.csv")
+        rows = apply_overrides(slides.values(), given, tmp_path, "o.csv")
+        for row in rows:
+            if row.modality == "wsi":
+                bag_options(WSI_PRESETS["paper" if recipe == "clam" else "panda"], row)
+    assert '"pen, blur",,pen blur,,,,' in most["pen, blur"][0].line
+
+
+@pytest.mark.parametrize("n", [1, 30, 700])
+def test_plots_hold_every_bag_inside_the_frame(n: int) -> None:
+    bags = [facts_of(f"b{i}", n=10 + i % 7, tissue_share=None if i == 0 else i / n) for i in range(n)]
+    drawn = plots(bags)
+    assert len(drawn) == (1 if n == 1 else 2)
+    for plot in drawn:
+        assert all(0 <= dot.x <= WIDTH and 0 <= dot.y <= HEIGHT for dot in plot.dots)
+        assert all(0 <= bar.x < WIDTH and 0 < bar.height <= HEIGHT for bar in plot.bars)
+        assert len(plot.dots) + sum(bar.n for bar in plot.bars) == (n if plot.title == "Tiles per bag" else n - 1)
+    assert plots([]) == []
 
 
 def test_what_an_annotation_held_and_was_not_used_is_shown_and_counted(cohort: Path) -> None:
