@@ -11,7 +11,7 @@ They are further columns of a custom manifest or, for every kind of dataset, a C
 | `sthresh`, `use_otsu`, `mthresh`, `close`, `seg_level` | tissue mask: threshold, Otsu's, filters, pyramid level |
 | `a_t`, `a_h`, `max_n_holes`, `fallback` | tissue mask: areas, holes, a second try with loosened thresholds |
 | `min_tissue` | PANDA's windows: minimum tissue share of a window |
-| `exclude` | artefacts whose tiles are left out, such as `pen blur`; `none` = none; see docs/quality-control.md |
+| `exclude` | artefacts whose tiles are left out, such as `pen blur`; `none` = none; see docs/howto/quality-control.md |
 | `mask` | tissue mask below the root: GeoJSON, or PNG of any size with the slide's aspect ratio, more than 0 = tissue |
 
 Overrides cannot change tile size, level or lattice: all bags of a dataset have one scale. Unknown columns, bags and

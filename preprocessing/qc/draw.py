@@ -7,7 +7,7 @@ the colours of `ARTEFACTS`; CT montages come with positive slices framed.
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -131,7 +131,8 @@ def contact_sheet(instances: Path, bags: Sequence[BagFacts], title: str) -> Pict
     draw = ImageDraw.Draw(sheet)
     draw.text((8, 7), title, fill="black", font=ImageFont.load_default(17))
     if any(bag.modality == "wsi" for bag in bags):
-        _legend(draw)
+        kinds = [kind for name, kind in ARTEFACTS.items() if any(name in bag.artefact_warnings for bag in bags)]
+        _legend(draw, {LEGEND[name]: COLOURS[name] for name in LEGEND} | {kind.title: kind.colour for kind in kinds})
     for i, (bag, tile) in enumerate(zip(bags, tiles, strict=True)):
         x, y, height = i % COLUMNS * CELL_PX, int(tops[i // COLUMNS]), rows[i // COLUMNS]
         if tile is None:
@@ -145,10 +146,10 @@ def contact_sheet(instances: Path, bags: Sequence[BagFacts], title: str) -> Pict
     return np.array(sheet)
 
 
-def _legend(draw: ImageDraw.ImageDraw) -> None:
-    for i, (name, text) in enumerate(LEGEND.items()):
-        left = COLUMNS * CELL_PX - 330 + 82 * i
-        draw.rectangle((left, 11, left + 14, 21), outline=COLOURS[name], width=2)
+def _legend(draw: ImageDraw.ImageDraw, entries: Mapping[str, tuple[int, int, int]]) -> None:
+    for i, (text, colour) in enumerate(entries.items()):
+        left = COLUMNS * CELL_PX - 98 * (len(entries) - i)
+        draw.rectangle((left, 11, left + 14, 21), outline=colour, width=2)
         draw.text((left + 20, 8), text, fill="black", font=ImageFont.load_default(13))
 
 
@@ -157,7 +158,7 @@ def _caption(draw: ImageDraw.ImageDraw, bag: BagFacts, x: int, y: int) -> None:
     draw.text((x, y), _cut(bag.bag_id, 28), fill=(154, 75, 0) if alert else "black", font=ImageFont.load_default(13))
     for j, line in enumerate((" · ".join(bag.chips), bag.summary)):
         draw.text((x, y + 17 + 15 * j), _cut(line, 36), fill=(90, 96, 104), font=ImageFont.load_default(12))
-    for j, line in enumerate(textwrap.wrap(next(iter(bag.warnings), ""), 36, max_lines=2, placeholder="…")):
+    for j, line in enumerate(textwrap.wrap(next(iter(bag.alerts), ""), 36, max_lines=2, placeholder="…")):
         draw.text((x, y + 47 + 15 * j), line, fill=(154, 75, 0), font=ImageFont.load_default(12))
 
 

@@ -4,7 +4,7 @@ All but blur are looked for in the thumbnail (1024 px) by colour and shape; blur
 1 um/px (`preprocessing.tiling.focus`). Colours are optical densities (OD) relative to the glass of the same slide, so
 that neither exposure nor the tint of the glass matters. In haematoxylin and eosin green light is absorbed most:
 inks are recognised by what they absorb instead. Sizes count in px of the thumbnail. `ARTEFACTS` has one entry per kind;
-docs/quality-control.md says how well each is found. Masks are (h, w) bool.
+docs/howto/quality-control.md says how well each is found. Masks are (h, w) bool.
 """
 
 from __future__ import annotations
