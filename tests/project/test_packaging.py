@@ -149,8 +149,8 @@ def test_environments_that_build_kernels_have_a_compiler():
 
 
 # imported inside functions that the rules of these environments never call: listing raw data, reading a YAML file,
-# finding artefacts, building a graph or an encoder, reading through Zarr's own API (the stages read by path), and the parts of the run
-# store that need tensors
+# finding artefacts, building a graph or an encoder, reading through Zarr's own API (the stages read by path), and the
+# parts of the run store that need tensors
 NEVER_CALLED = {
     "report": {"pydicom", "imagecodecs", "openpyxl", "torch", "safetensors", "skimage", "torchvision", "timm", "yaml"},
     "train": {"pydicom", "openpyxl", "scipy", "PIL", "yaml"},
