@@ -10,6 +10,8 @@ found through the records of the results; --raw names their folder if they have 
 """
 
 import argparse
+import os
+import sys
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,7 +61,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"note: {note}")
     print(f"{server.url}  (Ctrl-C ends it)", flush=True)
     if not arguments.no_browser:
-        webbrowser.open(server.url)
+        # without a screen, Python would start a browser in the terminal
+        if sys.platform in ("darwin", "win32") or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
+            webbrowser.open(server.url)
+        else:
+            port = server.server_address[1]
+            print(
+                f"no screen here: on your own computer run `ssh -L {port}:127.0.0.1:{port} HOST`, then open the address"
+            )
     try:
         server.serve_forever()
     except KeyboardInterrupt:

@@ -26,7 +26,7 @@ from smmil.config.methods import METHODS, marked_name
 from smmil.config.outputs import title_of
 from smmil.config.variants import base_method
 from smmil.figures.plotting import colour_of
-from smmil.view.records import BagEntry, BagList, CohortEntry, RunEntry
+from smmil.view.records import BagEntry, BagList, CohortEntry, Packed, RunEntry
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +110,11 @@ class Run:
     id: str
     meta: PredictionMeta
     files: Mapping[Path, Path]
+
+    def predicts(self, store: Store, bag_id: str) -> bool:
+        """Whether the run predicts a bag."""
+        path = self.files.get(store.folder)
+        return path is not None and bag_id in read_head(path, path.stat().st_mtime_ns).logits
 
 
 @dataclass
@@ -203,9 +208,9 @@ class Cohort:
             colour=colour_of(meta.method),
             seed=meta.seed,
             random_weights=meta.random_weights,
-            bags=tuple(bags),
-            logits=tuple(logit for logit, _ in bags.values()),
-            parts=tuple(part for _, part in bags.values()),
+            bags=Packed.of(np.array([*bags], np.int32), "i4"),
+            logits=Packed.of(np.array([logit for logit, _ in bags.values()]), "f8"),
+            parts="".join(part[0] for _, part in bags.values()),
             thresholds=_thresholds(next(iter(run.files)), meta),
         )
 

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 # most and least attended instances that the page shows; also in viewer.js
 EXTREMES = 8
-_SAMPLED = 24
+_SAMPLED = 9
 _ASK_BYTES = 2_000_000_000
 
 
@@ -64,14 +64,23 @@ def expected_size(site: Site) -> Size:
     """Estimate files and bytes: of a slide from a sample of its tiles, of a scan from its pixels."""
     bags = files = size = 0
     for cohort in site.cohorts.values():
+        runs = cohort.runs()
         for name, store in cohort.bags.items():
-            bags, files = bags + 1, files + 3
-            if cohort.row(name).modality == "ct":
-                attrs = read_instance_attrs(store.instances / "store", cohort.ids[name]) if store.stored(name) else None
-                rows, columns = (attrs.source_px if attrs else None) or (512, 512)
-                n = attrs.store.n if attrs else 0
+            bags += 1
+            if not store.stored(cohort.ids[name]):
+                files += 2
+                continue
+            attrs = read_instance_attrs(store.instances / "store", cohort.ids[name])
+            n = attrs.store.n
+            layers = sum(run.predicts(store, cohort.ids[name]) for run in runs)
+            pictures = min(n, 2 * EXTREMES * layers)
+            files += 2 + layers + pictures
+            # three kinds of scores of 4 bytes each, as text
+            size += 16 * n * layers + 6000 * pictures
+            if attrs.modality == "ct":
+                rows, columns = attrs.source_px or (attrs.slice_px, attrs.slice_px)
                 # half of 16 bits after compression, four thirds as text
-                files, size = files + n, size + int(n * rows * columns * 2 * 0.5 * 4 / 3)
+                files, size = files + n, size + int(n * rows * columns * 4 / 3)
                 continue
             try:
                 zoom = slide_zoom(store, cohort.ids[name])

@@ -39,7 +39,7 @@ def bag_view(cohort: Cohort, name: str) -> BagView:
     if not store.stored(bag_id):
         shared = (name, row.label, row.split, state, reason, 0, Packed.of(np.zeros(0), "f4"))
         return BagView(*shared, facts=(), warnings=tuple(warnings))
-    attrs, arrays = read_geometry(store.instances, bag_id, ["coords", "grid", "coverage"])
+    attrs, arrays = _geometry(store, bag_id)
     warnings = list(warnings_of(attrs)) if outcome is None else warnings
     slide = scan = None
     if attrs.modality == "ct":
@@ -60,6 +60,16 @@ def bag_view(cohort: Cohort, name: str) -> BagView:
         slide=slide,
         scan=scan,
     )
+
+
+def _geometry(store: Store, bag_id: str) -> tuple[InstanceAttrs, dict[str, Array]]:
+    written = (store.instances / "store" / bag_id / "zarr.json").stat().st_mtime_ns
+    return _stored(store.instances, bag_id, written)
+
+
+@lru_cache(maxsize=64)
+def _stored(instances: Path, bag_id: str, mtime_ns: int) -> tuple[InstanceAttrs, dict[str, Array]]:
+    return read_geometry(instances, bag_id, ["coords", "grid", "coverage"])
 
 
 def _slide(store: Store, bag_id: str, attrs: InstanceAttrs, arrays: dict[str, Array], warnings: list[str]) -> SlideView:
@@ -167,14 +177,11 @@ def instance_scores(cohort: Cohort, name: str, run: Run) -> dict[str, npt.NDArra
         ValueError: a damaged file, or a bag that was cut again since it was predicted.
     """
     store, bag_id = cohort.bags[name], cohort.ids[name]
-    path = run.files.get(store.folder)
-    if path is None:
+    if not run.predicts(store, bag_id):
         return {}
-    predictions = _load(path, path.stat().st_mtime_ns)
-    if bag_id not in predictions.arrays["bag_id"]:
-        return {}
-    bag = predictions.bag(bag_id)
-    grid = read_geometry(store.instances, bag_id, ["grid"])[1]["grid"]
+    path = run.files[store.folder]
+    bag = _load(path, path.stat().st_mtime_ns).bag(bag_id)
+    grid = _geometry(store, bag_id)[1]["grid"]
     predicted = bag["instance_score"]
     if len(predicted) != len(grid) or ("grid" in bag and not np.array_equal(bag["grid"], grid)):
         raise ValueError(
@@ -187,9 +194,9 @@ def instance_scores(cohort: Cohort, name: str, run: Run) -> dict[str, npt.NDArra
 def scores(cohort: Cohort, name: str, run: Run) -> Scores:
     """Return the scores of a bag by a run with their range over all bags of the run; raises as `instance_scores`."""
     found = instance_scores(cohort, name, run)
-    path = run.files.get(cohort.bags[name].folder)
-    if not found or path is None:
+    if not found:
         return Scores({})
+    path = run.files[cohort.bags[name].folder]
     everything = _load(path, path.stat().st_mtime_ns).arrays
     result = {}
     for key, values in found.items():

@@ -15,7 +15,7 @@ class Packed:
     """An array: its little-endian bytes, compressed by zlib, as base64.
 
     Attributes:
-        kind: "f4", "i4" or "i2".
+        kind: "f4", "f8", "i4" or "i2".
         data: the bytes.
     """
 
@@ -79,9 +79,9 @@ class RunEntry:
         name: of the method in the tables.
         colour: of the method in all figures.
         random_weights: whether the encoder is untrained.
-        bags: positions in `BagList.bags`.
-        logits: of these bags.
-        parts: "val", "test" or "score" for each of them.
+        bags: (B,) "i4" positions in `BagList.bags`.
+        logits: (B,) "f8", of these bags.
+        parts: first letter of "val", "test" or "score" for each of them.
         thresholds: of instance scores from validation, by score.
     """
 
@@ -92,9 +92,9 @@ class RunEntry:
     colour: str
     seed: int
     random_weights: bool
-    bags: tuple[int, ...]
-    logits: tuple[float, ...]
-    parts: tuple[str, ...]
+    bags: Packed
+    logits: Packed
+    parts: str
     thresholds: dict[str, float] = field(default_factory=dict)
 
 

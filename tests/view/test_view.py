@@ -50,8 +50,10 @@ def test_the_list_has_every_bag_and_every_run(site):
         *[("smap_early", 1), ("smap_early", 2), ("abmil", 1), ("abmil", 2)]
     ]
     for run in listing["runs"]:
-        named = {listing["bags"][i]["id"]: logit for i, logit in zip(run["bags"], run["logits"], strict=True)}
-        assert named == pytest.approx({bag: v + run["seed"] / 10 for bag, v in LOGITS[run["method"]].items()})
+        places, logits = unpack(run["bags"]), unpack(run["logits"])
+        named = {listing["bags"][i]["id"]: logit for i, logit in zip(places, logits, strict=True)}
+        assert named == {bag: v + run["seed"] / 10 for bag, v in LOGITS[run["method"]].items()}
+        assert run["parts"] == "tt"
         assert run["thresholds"] == {"score": 0.5} or run["seed"] > 2
 
 
@@ -268,7 +270,7 @@ def test_an_export_holds_what_the_server_sends(site, results, tmp_path, capsys):
     for address in ("data/slides/tumour/bag", "data/scans/bleed/slice-2"):
         assert exported(out, address) == json.loads(site.get(address).body)
     runs = exported(out, "data/slides/bags")["runs"]
-    assert [run["bags"] for run in runs] == [[0]] * 4
+    assert [unpack(run["bags"]).tolist() for run in runs] == [[0]] * 4
     for run in runs:
         address = f"data/slides/tumour/scores-{run['id']}"
         assert exported(out, address) == json.loads(site.get(address).body)

@@ -70,7 +70,7 @@ def open_bag(page, url: str, bag: str) -> None:
 
 def test_a_slide_zooms_and_a_tile_tells_its_stored_score(page, server, results):
     open_bag(page, server.url, "slides/tumour")
-    page.wait_for_function("document.querySelector('.pane .scale i')")
+    page.locator(".pane .scale i").wait_for()
     page.wait_for_timeout(300)
     before = scale(page)
     page.get_by_label("Zoom in").click()
@@ -120,7 +120,7 @@ def test_layers_are_switched_and_show_the_scores(page, server, results):
 def test_four_views_move_together(page, server):
     open_bag(page, server.url, "slides/tumour")
     page.locator("#layout button", has_text="4").click()
-    page.wait_for_function("document.querySelectorAll('.pane .scale i').length === 4")
+    page.locator(".pane .scale i").nth(3).wait_for()
     page.wait_for_timeout(500)
     box = page.locator(".pane").nth(2).bounding_box()
     before = scale(page, 0)
@@ -140,11 +140,11 @@ def test_the_list_sorts_and_filters(page, server):
     assert rows.count() == 4
     page.locator("#ranking").select_option("resnet18|abmil")
     # ABMIL misses the tumour: probability 0.3; the failed and the unused slide come last
-    assert rows.first.locator(".name").inner_text() == "tumour"
-    assert "✗ 0.3" in rows.first.inner_text() and "failed" in page.locator(".bag", has_text="broken").inner_text()
+    assert rows.first.locator(".name").text_content() == "tumour"
+    assert "✗ 0.3" in rows.first.text_content() and "failed" in page.locator(".bag", has_text="broken").text_content()
     assert "1 of 2 test bags wrong" in page.locator("#count").inner_text()
     page.locator("#filter").fill("NOR")
-    assert [name for name in rows.locator(".name").all_inner_texts()] == ["normal"]
+    assert rows.locator(".name").all_text_contents() == ["normal"]
     rows.first.click()
     page.locator("#title", has_text="normal").wait_for()
     page.locator("#filter").fill("broken")
@@ -156,7 +156,7 @@ def test_a_scan_scrolls_and_its_window_changes(page, server, results):
     open_bag(page, server.url, "scans/bleed")
     attrs = read_instance_attrs(results.store("scans"), "bleed")
     canvas = "document.querySelector('.scan .view canvas')"
-    page.wait_for_function(f"{canvas}.width === 16")
+    page.locator(".scan .side.left", has_text="R").wait_for()
 
     def shown() -> np.ndarray:
         page.wait_for_timeout(250)
@@ -203,4 +203,4 @@ def test_an_export_opens_from_a_folder(page, results, tmp_path):
     loaded = page.locator(".strip img").first.evaluate("node => node.decode().then(() => node.naturalWidth)")
     assert loaded == 64
     open_bag(page, f"file://{out}/index.html", "scans/bleed")
-    page.wait_for_function("document.querySelector('.scan .view canvas').width === 16")
+    page.locator(".scan .side.left", has_text="R").wait_for()

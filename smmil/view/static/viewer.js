@@ -5,6 +5,7 @@ const $ = (id) => document.getElementById(id);
 const IS_STATIC = document.documentElement.dataset.mode === "static";
 const EXTREMES = 8;
 const LISTED = 300;
+const KEPT_SLICES = 120;
 const POSITIVE = "#e03c14";
 const KINDS = { score: "raw score", signed: "sign-aware score", signed_sm: "smoothed sign-aware score" };
 const WINDOWS = { Brain: [40, 80], Subdural: [80, 200], Bone: [600, 2800], "Soft tissue": [40, 380] };
@@ -47,6 +48,9 @@ function request(address) {
 
 function load(address) {
   if (!loaded.has(address)) {
+    // a scan of many slices must not fill the memory
+    const slices = [...loaded.keys()].filter((key) => key.includes("/slice-"));
+    if (slices.length > KEPT_SLICES) loaded.delete(slices[0]);
     const answer = request(address);
     loaded.set(address, answer);
     answer.catch(() => loaded.delete(address));
@@ -58,8 +62,7 @@ async function unpack(packed) {
   const bytes = Uint8Array.from(atob(packed.data), (c) => c.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
   const buffer = await new Response(stream).arrayBuffer();
-  return packed.kind === "f4" ? new Float32Array(buffer)
-    : packed.kind === "i4" ? new Int32Array(buffer) : new Int16Array(buffer);
+  return new { f4: Float32Array, f8: Float64Array, i4: Int32Array, i2: Int16Array }[packed.kind](buffer);
 }
 
 // ---------------------------------------------------------------- small helpers
@@ -92,7 +95,7 @@ function table(name) {
   return range(256).map((i) => {
     const place = (i / 255) * (stops.length - 1), k = Math.min(Math.floor(place), stops.length - 2);
     const mixed = stops[k].map((value, c) => Math.round(value + (stops[k + 1][c] - value) * (place - k)));
-    return `rgb(${mixed.join(",")})`;
+    return mixed;
   });
 }
 const tables = Object.fromEntries(Object.keys(MAPS).map((name) => [name, table(name)]));
@@ -157,7 +160,7 @@ function runsOfBag() {
 
 function prediction(run) {
   const k = run.bags.indexOf(state.list.bags.findIndex((bag) => bag.id === state.bag.id));
-  return { probability: sigmoid(run.logits[k]), part: run.parts[k] };
+  return { probability: sigmoid(run.logits[k]), isValidation: run.parts[k] === "v" };
 }
 
 // ---------------------------------------------------------------- list of bags
@@ -166,7 +169,7 @@ function summarise() {
   const sums = state.list.bags.map(() => ({ test: [], val: [] }));
   for (const run of state.list.runs) {
     if (methodKey(run) !== $("ranking").value) continue;
-    run.bags.forEach((bag, k) => sums[bag][run.parts[k] === "val" ? "val" : "test"].push(sigmoid(run.logits[k])));
+    run.bags.forEach((bag, k) => sums[bag][run.parts[k] === "v" ? "val" : "test"].push(sigmoid(run.logits[k])));
   }
   const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
   state.summary = state.list.bags.map((bag, i) => {
@@ -205,7 +208,7 @@ function row(entry) {
   const picture = bag.thumbnail
     ? el("img", { src: `images/${state.cohort.key}/${bag.id}/thumbnail.jpg`, loading: "lazy", alt: "" })
     : el("span", { class: "none" });
-  const where = entry.part === "test" ? "" : entry.part === "val" ? "validation" : bag.split || "";
+  const where = entry.part === "test" ? "" : entry.part === "val" ? "val" : bag.split || "";
   const score = entry.probability === null
     ? el("span", {}, bag.state === "ok" ? "not predicted" : bag.state)
     : el("span", { class: bag.label !== null && isWrong(entry) ? "wrong" : "" }, `${bag.label !== null && isWrong(entry) ? "✗ " : ""}${entry.probability.toFixed(3)}`);
@@ -230,7 +233,9 @@ function step(by) {
 // ---------------------------------------------------------------- one bag
 async function openCohort(key) {
   state.cohort = state.catalogue.cohorts.find((cohort) => cohort.key === key) || state.catalogue.cohorts[0];
-  state.list = await load(`data/${state.cohort.key}/bags`);
+  const list = await load(`data/${state.cohort.key}/bags`);
+  const runs = list.runs.map(async (run) => ({ ...run, bags: await unpack(run.bags), logits: await unpack(run.logits) }));
+  state.list = { bags: list.bags, runs: await Promise.all(runs) };
   closePanes();
   state.bag = null;
   state.choices = [];
@@ -262,7 +267,11 @@ async function openAddress() {
     if (bag.scan) bag.scan = { ...bag.scan, positions: await unpack(bag.scan.positions) };
     if (ticket === state.opening) await showBag(bag);
   } catch (error) {
-    if (ticket === state.opening) say(error.message);
+    if (ticket !== state.opening) return;
+    closePanes();
+    state.bag = null;
+    $("panel").replaceChildren();
+    $("stage").replaceChildren(el("div", { class: "empty" }, error.message));
   }
 }
 
@@ -332,7 +341,9 @@ class Pane {
   open(bounds) {
     const { slide } = this.bag;
     if (!slide.zoom || !window.OpenSeadragon) {
-      const picture = el("img", { src: `images/${this.bag.key}/${this.bag.id}/thumbnail.jpg`, alt: `Thumbnail of ${this.bag.id}`, onload: () => this.draw() });
+      // without a thumbnail the map stands alone
+      const known = state.list.bags.find((bag) => bag.id === this.bag.id)?.thumbnail;
+      const picture = el("img", { src: known ? `images/${this.bag.key}/${this.bag.id}/thumbnail.jpg` : "data:,", hidden: !known, alt: `Thumbnail of ${this.bag.id}`, onload: () => this.draw() });
       this.picture = picture;
       this.deep.append(picture);
       this.deep.addEventListener("click", (event) => {
@@ -425,8 +436,8 @@ class Pane {
     const { choice } = this;
     this.head.replaceChildren(this.methodMenu());
     if (this.run && this.layer && !["truth", "none"].includes(choice.method)) {
-      const { probability, part } = prediction(this.run);
-      this.head.append(el("span", {}, `split ${this.run.seed}${part === "val" ? " (validation)" : ""} · ${probability.toFixed(3)} `));
+      const { probability, isValidation } = prediction(this.run);
+      this.head.append(el("span", {}, `split ${this.run.seed}${isValidation ? " (validation)" : ""} · p ${probability.toFixed(3)} `));
     }
   }
 
@@ -459,15 +470,19 @@ class Pane {
       if (x1 >= 0 && y1 >= 0 && x0 <= canvas.width && y0 <= canvas.height) shown.push([i, x0, y0, Math.max(1, x1 - x0), Math.max(1, y1 - y0)]);
     }
     if (layer) {
-      const { values, low, high } = this.paint(), colours = tables[state.colours];
-      const least = state.hide ? this.cut() : -Infinity;
-      ctx.globalAlpha = state.opacity;
+      const { values, low, high } = this.paint(), alpha = Math.round(255 * state.opacity) << 24;
+      const colours = tables[state.colours].map(([r, g, b]) => (alpha | (b << 16) | (g << 8) | r) >>> 0);
+      const least = state.hide ? this.cut() : -Infinity, { width, height } = canvas;
+      // pixels are written directly: twenty thousand tiles must follow the mouse
+      if (this.raster?.width !== width || this.raster?.height !== height) this.raster = ctx.createImageData(width, height);
+      const pixels = new Uint32Array(this.raster.data.buffer);
+      pixels.fill(0);
       for (const [i, x, y, dx, dy] of shown) {
         if (!Number.isFinite(values[i]) || layer.values[i] < least) continue;
-        ctx.fillStyle = colours[colourIndex(values[i], low, high)];
-        ctx.fillRect(x, y, dx, dy);
+        const colour = colours[colourIndex(values[i], low, high)], left = Math.max(0, x), right = Math.min(width, x + dx);
+        for (let line = Math.max(0, y); line < Math.min(height, y + dy); line++) pixels.fill(colour, line * width + left, line * width + right);
       }
-      ctx.globalAlpha = 1;
+      ctx.putImageData(this.raster, 0, 0);
     }
     if (state.borders && side * s > 5) {
       ctx.strokeStyle = "rgb(30 40 60 / .55)";
@@ -508,12 +523,19 @@ class Pane {
   drawLegend() {
     this.legend.hidden = !this.layer;
     if (!this.layer) return;
-    const { low, high, text } = this.paint(), key = [low, high, text, state.colours].join();
+    const { low, high, text, values } = this.paint(), { threshold } = this.layer, key = [low, high, text, threshold, state.colours].join();
     if (this.legendKey === key) return;
     this.legendKey = key;
     const canvas = el("canvas", { width: 256, height: 1 }), ctx = canvas.getContext("2d");
-    tables[state.colours].forEach((colour, i) => { ctx.fillStyle = colour; ctx.fillRect(i, 0, 1, 1); });
-    this.legend.replaceChildren(el("div", {}, text), canvas, el("div", {}, el("span", {}, short(low)), el("span", {}, short(high))));
+    tables[state.colours].forEach((colour, i) => { ctx.fillStyle = `rgb(${colour})`; ctx.fillRect(i, 0, 1, 1); });
+    const bar = el("span", { class: "bar" }, canvas);
+    if (values === this.layer.values && threshold !== null && threshold >= low && threshold <= high) {
+      const mark = el("i", { title: `threshold from validation ${short(threshold)}` });
+      mark.style.left = `${(100 * (threshold - low)) / (high - low || 1)}%`;
+      bar.append(mark);
+      this.legend.replaceChildren(el("div", {}, text, el("span", {}, "┆ threshold")), bar);
+    } else this.legend.replaceChildren(el("div", {}, text), bar);
+    this.legend.append(el("div", {}, el("span", {}, short(low)), el("span", {}, short(high))));
   }
 
   pick(position) {
@@ -670,8 +692,10 @@ function paintTracks() {
     for (let i = 0; i < n; i++) {
       const x0 = Math.round((i * w) / n), x1 = Math.round(((i + 1) * w) / n);
       if (truth) ctx.fillStyle = !Number.isFinite(values[i]) ? "#9aa3ad" : values[i] > 0 ? POSITIVE : "rgb(150 160 170 / .25)";
-      else if (state.values === "rank") ctx.fillStyle = tables[state.colours][colourIndex(percentile[i], 0, 1)];
-      else ctx.fillStyle = tables[state.colours][colourIndex(values[i], low, high)];
+      else {
+        const place = state.values === "rank" ? colourIndex(percentile[i], 0, 1) : colourIndex(values[i], low, high);
+        ctx.fillStyle = `rgb(${tables[state.colours][place]})`;
+      }
       ctx.fillRect(x0, 0, Math.max(1, x1 - x0 - (w / n > 6 ? 1 : 0)), h);
     }
     const x = ((state.slice + 0.5) * w) / n, half = Math.max(w / n / 2, 2 * ratio);
@@ -789,12 +813,12 @@ function setWindow(level, width) {
 
 // ---------------------------------------------------------------- panel
 const section = (title, ...children) => el("section", {}, el("h2", {}, title), ...children);
-const field = (name, node) => el("label", { class: "row" }, el("span", {}, name), node);
+const field = (name, node) => el(node.matches("input, select") ? "label" : "div", { class: "row" }, el("span", {}, name), node);
 
 function drawPanel() {
   const { bag } = state;
   if (!bag) return;
-  const parts = [];
+  const parts = state.catalogue.notes.map((text) => el("p", { class: "warning" }, text));
   if (bag.slide) parts.push(layerSection(), displaySection());
   if (bag.scan) parts.push(windowSection(), scanSection());
   const tile = el("section", { id: "tile" });
@@ -811,7 +835,7 @@ function layerSection() {
   const again = () => pane.refresh().then(drawPanel);
   const rows = [field("Method", pane.methodMenu())];
   if (method) {
-    const splits = method.runs.map((run) => [String(run.seed), `${run.seed}${prediction(run).part === "val" ? " (validation)" : ""}`]);
+    const splits = method.runs.map((run) => [String(run.seed), `${run.seed}${prediction(run).isValidation ? " (validation)" : ""}`]);
     rows.push(field("Split", select(splits, String(pane.run?.seed), (seed) => { choice.seed = Number(seed); again(); }, "Split")));
     const kinds = Object.keys(state.bag.scores.get(pane.run?.id) || {});
     if (kinds.length > 1) rows.push(field("Score", select(kinds.map((kind) => [kind, KINDS[kind] || kind]), kinds.includes(choice.kind) ? choice.kind : "score", (kind) => { choice.kind = kind; again(); }, "Score")));
@@ -924,7 +948,7 @@ function factsSection() {
   const { bag } = state;
   const facts = [["Label", labelName(bag.label)], ["Split", bag.split || "–"], ...bag.facts];
   return section("About", el("dl", {}, ...facts.flatMap(([name, text]) => [el("dt", {}, name), el("dd", {}, text)])),
-    ...[...bag.warnings, ...state.catalogue.notes].map((text) => el("p", { class: "warning" }, text)));
+    ...bag.warnings.map((text) => el("p", { class: "warning" }, text)));
 }
 
 // ---------------------------------------------------------------- start
