@@ -45,6 +45,18 @@ class TopTiles:
     lowest: tuple[TopTile, ...]
 
 
+def extremes(attrs: InstanceAttrs, coords: Array, scores: Array, n: int = 8) -> tuple[list[int], list[int]]:
+    """Return the instances with the highest scores, highest first, and with the lowest, lowest first.
+
+    No instance is in both; tiles do not overlap within a list. Arguments as in `read_top_tiles`.
+    """
+    order = np.argsort(-np.asarray(scores, np.float64), kind="stable")
+    side = 0 if attrs.modality == "ct" else attrs.l0_footprint_px
+    highest = _apart(order, coords, side, min(n, -(-len(order) // 2)))
+    lowest = _apart([i for i in order[::-1] if i not in highest], coords, side, min(n, len(order) - len(highest)))
+    return highest, lowest
+
+
 def read_top_tiles(source: Path, attrs: InstanceAttrs, coords: Array, scores: Array, *, n: int = 8) -> TopTiles:
     """Read the tiles of a slide, or slices of a scan, with the highest and the lowest scores.
 
@@ -62,10 +74,7 @@ def read_top_tiles(source: Path, attrs: InstanceAttrs, coords: Array, scores: Ar
         raise ValueError(f"{source}: {len(scores)} scores of {len(coords)} instances")
     order = np.argsort(-np.asarray(scores, np.float64), kind="stable")
     ranks = {int(index): rank for rank, index in enumerate(order, 1)}
-    side = 0 if attrs.modality == "ct" else attrs.l0_footprint_px
-    most = min(n, -(-len(order) // 2))
-    highest = _apart(order, coords, side, most)
-    lowest = _apart([i for i in order[::-1] if i not in highest], coords, side, min(n, len(order) - len(highest)))
+    highest, lowest = extremes(attrs, coords, scores, n)
     chosen = [*highest, *lowest]
     if attrs.modality == "ct":
         slices = [next(read_slices(source, attrs, i, i + 1)) for i in chosen]

@@ -18,14 +18,15 @@ import numpy as np
 from preprocessing.common.files import write_bytes
 from preprocessing.slides.regions import TileReadError
 from preprocessing.store.bags import read_instance_attrs
+from smmil.figures.top_tiles import extremes
 from smmil.view.catalogue import Cohort
 from smmil.view.images import SlideZoom, slide_zoom
-from smmil.view.layers import instance_scores
+from smmil.view.layers import geometry, instance_scores
 from smmil.view.site import OPENSEADRAGON, Site
 
 log = logging.getLogger(__name__)
 
-# most and least attended instances that the page shows; also in viewer.js
+# instances in each strip of the page; also in viewer.js
 EXTREMES = 8
 _SAMPLED = 9
 _ASK_BYTES = 2_000_000_000
@@ -149,18 +150,17 @@ def _addresses(key: str, cohort: Cohort, name: str) -> Iterator[str]:
     yield f"images/{place}/thumbnail.jpg"
     if not store.stored(bag_id):
         return
-    extremes: set[int] = set()
+    attrs, arrays = geometry(store, bag_id)
+    shown: set[int] = set()
     for run in cohort.runs():
         scores = instance_scores(cohort, name, run)
         if scores:
             yield f"data/{place}/scores-{run.id}"
         for values in scores.values():
-            extremes |= {*np.argsort(-values, kind="stable")[:EXTREMES].tolist()}
-            extremes |= {*np.argsort(values, kind="stable")[:EXTREMES].tolist()}
-    yield from (f"images/{place}/instance-{index}.jpg" for index in sorted(extremes))
+            shown.update(*extremes(attrs, arrays["coords"], values, EXTREMES))
+    yield from (f"images/{place}/instance-{index}.jpg" for index in sorted(shown))
     if cohort.row(name).modality == "ct":
-        n = read_instance_attrs(store.instances / "store", bag_id).store.n
-        yield from (f"data/{place}/slice-{index}" for index in range(n))
+        yield from (f"data/{place}/slice-{index}" for index in range(attrs.store.n))
         return
     try:
         generator = slide_zoom(store, bag_id).generator

@@ -14,7 +14,7 @@ from preprocessing.common.options import WsiOptions
 from preprocessing.instances.checks import warnings_of
 from preprocessing.slides.slide import open_slide
 from preprocessing.store.attrs import InstanceAttrs
-from preprocessing.store.outlines import Outlines
+from preprocessing.store.outlines import Outlines, Ring
 from preprocessing.store.schema import Array
 from preprocessing.tiling.annotations import read_lesion
 from preprocessing.tiling.panda_windows import mask_outlines
@@ -22,7 +22,7 @@ from smmil.artifacts.results import SIGNED, Predictions, load_predictions
 from smmil.data.stored import read_geometry
 from smmil.view.catalogue import Cohort, Run, Store
 from smmil.view.images import slide_zoom
-from smmil.view.records import BagView, Packed, Rings, ScanView, Score, Scores, SlideView
+from smmil.view.records import Artefact, BagView, Packed, Rings, ScanView, Score, Scores, SlideView
 
 # key -> name and array of instance scores
 KINDS = {"score": ("raw score", "instance_score")} | {key: (name, f"{key}_score") for key, name in SIGNED.items()}
@@ -39,7 +39,7 @@ def bag_view(cohort: Cohort, name: str) -> BagView:
     if not store.stored(bag_id):
         shared = (name, row.label, row.split, state, reason, 0, Packed.of(np.zeros(0), "f4"))
         return BagView(*shared, facts=(), warnings=tuple(warnings))
-    attrs, arrays = _geometry(store, bag_id)
+    attrs, arrays = geometry(store, bag_id)
     warnings = list(warnings_of(attrs)) if outcome is None else warnings
     slide = scan = None
     if attrs.modality == "ct":
@@ -62,7 +62,8 @@ def bag_view(cohort: Cohort, name: str) -> BagView:
     )
 
 
-def _geometry(store: Store, bag_id: str) -> tuple[InstanceAttrs, dict[str, Array]]:
+def geometry(store: Store, bag_id: str) -> tuple[InstanceAttrs, dict[str, Array]]:
+    """Return attributes, `coords`, `grid` and `coverage` of a stored bag."""
     written = (store.instances / "store" / bag_id / "zarr.json").stat().st_mtime_ns
     return _stored(store.instances, bag_id, written)
 
@@ -78,7 +79,7 @@ def _slide(store: Store, bag_id: str, attrs: InstanceAttrs, arrays: dict[str, Ar
     except ValueError as error:
         zoom = None
         warnings.append(f"the slide cannot be shown: {error}")
-    lesion, tissue = _outlines(store, bag_id, attrs, warnings)
+    drawn = Outlines.read(store.instances, bag_id)
     width, height = attrs.dimensions or (zoom.width if zoom else 1, zoom.height if zoom else 1)
     return SlideView(
         width=width,
@@ -90,8 +91,13 @@ def _slide(store: Store, bag_id: str, attrs: InstanceAttrs, arrays: dict[str, Ar
         step=attrs.l0_step_px or attrs.l0_footprint_px,
         coords=Packed.of(arrays["coords"], "i4"),
         grid=Packed.of(arrays["grid"], "i4"),
-        lesion=_rings(lesion),
-        tissue=_rings(tissue),
+        lesion=_rings(_lesion(store, bag_id, attrs, drawn, warnings)),
+        tissue=_rings([*drawn.tissue, *drawn.holes]),
+        artefacts={
+            kind: Artefact(found.share, _rings([ring for area in found.areas for ring in area]))
+            for kind, found in (drawn.artefacts or {}).items()
+            if found.areas
+        },
     )
 
 
@@ -134,34 +140,31 @@ def _facts(attrs: InstanceAttrs, note: str, n: int) -> Iterable[tuple[str, str]]
         yield "Note", note
 
 
-def _outlines(store: Store, bag_id: str, attrs: InstanceAttrs, warnings: list[str]) -> tuple[list[Array], list[Array]]:
-    """Return the rings of lesion and tissue; the lesion is that of the annotation, not its simplified copy."""
-    drawn = Outlines.read(store.instances, bag_id)
-    tissue = [np.array(ring, np.float32) for ring in [*drawn.tissue, *drawn.holes]]
+def _lesion(
+    store: Store, bag_id: str, attrs: InstanceAttrs, drawn: Outlines, warnings: list[str]
+) -> Sequence[Array | Ring]:
+    """Return the rings of the lesion: those of the annotation, without it those drawn on the thumbnail."""
     row = store.rows[bag_id]
     if not row.annotation:
-        return [], tissue
+        return []
     try:
-        return _lesion(store.raw(row.annotation), row.provider, attrs), tissue
+        path = store.raw(row.annotation)
+        if path.suffix.lower() in _MASKS:
+            with open_slide(path, require_mpp=False) as labels:
+                return mask_outlines(labels, row.provider)
+        options = attrs.instance_options
+        classes = options.annotation_classes if isinstance(options, WsiOptions) else {}
+        origin = attrs.bounds[:2] if attrs.bounds else (0, 0)
+        lesion = read_lesion(path, classes=classes, origin=origin, dimensions=attrs.dimensions).geometry
     except ValueError as error:
         warnings.append(f"the lesion is outlined coarsely: {error}")
-        return [np.array(ring, np.float32) for ring in drawn.lesion], tissue
-
-
-def _lesion(path: Path, provider: str, attrs: InstanceAttrs) -> list[Array]:
-    if path.suffix.lower() in _MASKS:
-        with open_slide(path, require_mpp=False) as labels:
-            return list(mask_outlines(labels, provider))
-    options = attrs.instance_options
-    classes = options.annotation_classes if isinstance(options, WsiOptions) else {}
-    origin = attrs.bounds[:2] if attrs.bounds else (0, 0)
-    lesion = read_lesion(path, classes=classes, origin=origin, dimensions=attrs.dimensions).geometry
+        return drawn.lesion
     parts = shapely.get_parts(lesion)
-    return [np.asarray(ring.coords, np.float32)[:, :2] for part in parts for ring in (part.exterior, *part.interiors)]
+    return [np.asarray(ring.coords)[:, :2] for part in parts for ring in (part.exterior, *part.interiors)]
 
 
-def _rings(rings: Sequence[Array]) -> Rings:
-    points = np.concatenate(rings) if rings else np.zeros((0, 2))
+def _rings(rings: Sequence[Array | Ring]) -> Rings:
+    points = np.concatenate([np.asarray(ring, np.float32) for ring in rings]) if rings else np.zeros((0, 2))
     return Rings(Packed.of(points, "f4"), tuple(len(ring) for ring in rings))
 
 
@@ -181,7 +184,7 @@ def instance_scores(cohort: Cohort, name: str, run: Run) -> dict[str, npt.NDArra
         return {}
     path = run.files[store.folder]
     bag = _load(path, path.stat().st_mtime_ns).bag(bag_id)
-    grid = _geometry(store, bag_id)[1]["grid"]
+    grid = geometry(store, bag_id)[1]["grid"]
     predicted = bag["instance_score"]
     if len(predicted) != len(grid) or ("grid" in bag and not np.array_equal(bag["grid"], grid)):
         raise ValueError(

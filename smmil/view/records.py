@@ -43,6 +43,14 @@ class Rings:
 
 
 @dataclass(frozen=True)
+class Artefact:
+    """Areas of pen, blur and the like on a slide, and their share of the tissue."""
+
+    share: float
+    rings: Rings
+
+
+@dataclass(frozen=True)
 class CohortEntry:
     """One dataset, or the images of a prediction, in the menu of the page."""
 
@@ -143,6 +151,7 @@ class SlideView:
         grid: (N,2) "i4" row and column.
         lesion: outlines.
         tissue: outlines, holes included.
+        artefacts: by kind, those that were found.
     """
 
     width: int
@@ -156,6 +165,7 @@ class SlideView:
     grid: Packed
     lesion: Rings
     tissue: Rings
+    artefacts: dict[str, Artefact]
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,8 @@ class Server(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    # a browser opens several connections at once
+    request_queue_size = 64
 
     def __init__(self, site: Site, port: int = 0) -> None:
         self.site, self.token = site, secrets.token_urlsafe(24)
@@ -63,6 +65,8 @@ class Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "smmil", ""
+    # idle connections do not keep their threads
+    timeout = 60
     server: Server
 
     def do_GET(self) -> None:

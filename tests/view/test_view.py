@@ -143,6 +143,26 @@ def test_a_relative_root_counts_from_the_folders_above_the_results(results, tmp_
     assert data(site, "slides/tumour/bag")["slide"]["zoom"]
 
 
+def test_artefacts_are_outlined(results, tmp_path):
+    shutil.copytree(results.folder, tmp_path / "copy")
+    path = tmp_path / "copy/slides/instances/thumbnails/tumour.json"
+    ring, hole = [[0, 0], [90, 0], [90, 90]], [[20, 10], [40, 10], [40, 20]]
+    found = {"pen": {"share": 0.25, "areas": [[ring, hole]]}, "blur": {"share": 0.0, "areas": []}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "artefacts": found}))
+    artefacts = data(Site("copy", find_cohorts(tmp_path / "copy")), "slides/tumour/bag")["slide"]["artefacts"]
+    assert [*artefacts] == ["pen"] and artefacts["pen"]["share"] == 0.25
+    assert artefacts["pen"]["rings"]["lengths"] == [3, 3]
+    assert unpack(artefacts["pen"]["rings"]["points"]).reshape(-1, 2).tolist() == [*ring, *hole]
+
+
+def test_openseadragon_is_pinned_by_its_hash(repository):
+    (wanted,) = json.loads((repository / "package.json").read_text())["dependencies"].items()
+    packages = json.loads((repository / "package-lock.json").read_text())["packages"]
+    locked = {path.removeprefix("node_modules/"): entry for path, entry in packages.items() if path}
+    assert {name: entry["version"] for name, entry in locked.items()} == dict([wanted])
+    assert all(entry["integrity"].startswith("sha512-") and "resolved" not in entry for entry in locked.values())
+
+
 def test_another_slide_in_the_place_of_the_first_is_not_shown(results, tmp_path):
     raw = tmp_path / "raw"
     shutil.copytree(results.raw, raw)
@@ -286,7 +306,8 @@ def test_an_export_holds_what_the_server_sends(site, results, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["nowhere"], "no such folder"),
-        (["."], "no bags.csv"),
+        (["EMPTY"], "no bags.csv"),
+        (["PREDICTION"], "--keep-bag"),
         (["RESULTS", "--bag", "tumor"], "no bag 'tumor' (did you mean 'tumour'?)"),
         (["RESULTS", "--raw", "other=."], "--raw other=...: no such dataset"),
         (["RESULTS", "--raw", "nowhere"], "--raw nowhere: no such folder"),
@@ -295,6 +316,9 @@ def test_an_export_holds_what_the_server_sends(site, results, tmp_path, capsys):
 )
 def test_expected_refusals_are_one_line(results, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "EMPTY").mkdir()
+    (tmp_path / "PREDICTION/slide").mkdir(parents=True)
+    (tmp_path / "PREDICTION/slide/prediction.json").touch()
     argv = [argument.replace("RESULTS", str(results.folder)) for argument in arguments]
     assert main([*argv, "--no-browser"]) == 2
     error = capsys.readouterr().err

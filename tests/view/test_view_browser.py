@@ -13,6 +13,7 @@ from PIL import Image
 from preprocessing.scans.dicom import read_slice
 from preprocessing.scans.windows import to_hu, window
 from preprocessing.store.bags import read_arrays, read_instance_attrs
+from smmil.figures.top_tiles import extremes
 from smmil.view.__main__ import main
 from smmil.view.site import OPENSEADRAGON, STATIC
 
@@ -65,7 +66,7 @@ def scale(page, pane: int = 0) -> float:
 def open_bag(page, url: str, bag: str) -> None:
     page.goto(f"{url}#{bag}")
     page.locator("#title", has_text=bag.split("/")[1]).wait_for()
-    page.locator("#panel dl").first.wait_for()
+    page.locator("#tile h2", has_text="Slice" if bag.startswith("scans") else "Tile").wait_for()
 
 
 def test_a_slide_zooms_and_a_tile_tells_its_stored_score(page, server, results):
@@ -93,6 +94,18 @@ def test_a_slide_zooms_and_a_tile_tells_its_stored_score(page, server, results):
     assert f"{rank} of {len(scores)}" in page.locator("#tile table").inner_text()
     assert f"{arrays['coords'][index][0]}, {arrays['coords'][index][1]} px" in page.locator("#tile").inner_text()
     assert page.locator("#tile img").evaluate("node => node.decode().then(() => node.naturalWidth)") == 64
+
+
+def test_the_strips_are_those_of_the_figures(page, server, results):
+    for key, bag, method in (("slides", "tumour", "smap_early"), ("scans", "bleed", "abmil")):
+        open_bag(page, server.url, f"{key}/{bag}")
+        store = results.store(key)
+        coords, scores = read_arrays(store, bag, ["coords"])["coords"], results.scores[method, 1][bag]
+        expected = extremes(read_instance_attrs(store, bag), coords, scores)
+        page.locator(".strip button").first.wait_for()
+        strips = [page.locator(".strip").nth(i).locator("button") for i in range(2)]
+        shown = [buttons.evaluate_all("nodes => nodes.map(n => n.getAttribute('aria-label'))") for buttons in strips]
+        assert shown == [[f"{'Tile' if key == 'slides' else 'Slice'} {i}" for i in strip] for strip in expected]
 
 
 def test_layers_are_switched_and_show_the_scores(page, server, results):
@@ -143,6 +156,7 @@ def test_the_list_sorts_and_filters(page, server):
     assert rows.first.locator(".name").text_content() == "tumour"
     assert "✗ 0.3" in rows.first.text_content() and "failed" in page.locator(".bag", has_text="broken").text_content()
     assert "1 of 2 test bags wrong" in page.locator("#count").inner_text()
+    assert page.locator(".pane .head select").input_value() == "resnet18|abmil"
     page.locator("#filter").fill("NOR")
     assert rows.locator(".name").all_text_contents() == ["normal"]
     rows.first.click()

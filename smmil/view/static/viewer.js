@@ -19,7 +19,7 @@ const MAPS = {
 const state = {
   catalogue: null, cohort: null, list: null, summary: [], bag: null, opening: 0,
   panes: [], active: 0, leader: null, n: 1, choices: [], tile: null, shown: LISTED,
-  colours: "viridis", values: "score", opacity: 0.55, lesion: true, tissue: false, borders: false, hide: false,
+  colours: "viridis", values: "score", opacity: 0.55, lesion: true, tissue: false, artefacts: false, borders: false, hide: false,
   slice: 0, level: 40, width: 80, methods: null,
 };
 
@@ -116,8 +116,7 @@ function ranked(values) {
     }
     i = end;
   }
-  const rising = [...finite].sort((a, b) => values[a] - values[b] || a - b);
-  return { order, rising, percentile, place };
+  return { order, percentile, place };
 }
 
 function select(options, value, onchange, label) {
@@ -201,6 +200,16 @@ function drawList() {
   }
 }
 
+function rank(method) {
+  // the first view follows the list
+  summarise();
+  drawList();
+  const pane = state.panes[0];
+  if (!pane || !runsOfBag().some((run) => methodKey(run) === method)) return;
+  pane.choice.method = method;
+  pane.refresh().then(drawPanel);
+}
+
 const isWrong = (entry) => (entry.probability > 0.5 ? 1 : 0) !== entry.bag.label;
 
 function row(entry) {
@@ -242,7 +251,7 @@ async function openCohort(key) {
   state.methods = null;
   const methods = methodsOf(state.list.runs);
   $("cohort").value = state.cohort.key;
-  const ranking = select(methodOptions(methods), methods[0]?.key, () => { summarise(); drawList(); }, "Method of the list");
+  const ranking = select(methodOptions(methods), methods[0]?.key, rank, "Method of the list");
   ranking.id = "ranking";
   $("ranking").replaceWith(ranking);
   ranking.closest("label").hidden = !methods.length;
@@ -262,7 +271,8 @@ async function openAddress() {
     const bag = { ...view, key: state.cohort.key, coverage: await unpack(view.coverage), scores: new Map() };
     if (bag.slide) {
       const { slide } = bag;
-      bag.slide = { ...slide, coords: await unpack(slide.coords), grid: await unpack(slide.grid), lesion: await path(slide.lesion), tissue: await path(slide.tissue) };
+      bag.slide = { ...slide, coords: await unpack(slide.coords), grid: await unpack(slide.grid), lesion: await path(slide.lesion), tissue: await path(slide.tissue), artefacts: {} };
+      for (const [kind, { share, rings }] of Object.entries(slide.artefacts)) bag.slide.artefacts[kind] = { share, ...(await path(rings)) };
     }
     if (bag.scan) bag.scan = { ...bag.scan, positions: await unpack(bag.scan.positions) };
     if (ticket === state.opening) await showBag(bag);
@@ -491,6 +501,7 @@ class Pane {
     }
     ctx.setTransform(s, 0, 0, s, ox, oy);
     const stroke = (outline, colour, width) => { ctx.strokeStyle = colour; ctx.lineWidth = (width * ratio) / s; ctx.stroke(outline); };
+    if (state.artefacts) for (const { outline } of Object.values(slide.artefacts)) { stroke(outline, "rgb(255 255 255 / .8)", 3); stroke(outline, "#7a2fd0", 1.6); }
     if (state.tissue) stroke(slide.tissue.outline, "#00a86b", 1.5);
     if (state.lesion && slide.lesion.n) { stroke(slide.lesion.outline, "rgb(255 255 255 / .8)", 3); stroke(slide.lesion.outline, POSITIVE, 1.6); }
     if (state.tile !== null) {
@@ -856,7 +867,7 @@ function layerSection() {
 }
 
 function displaySection() {
-  const { slide } = state.bag;
+  const { slide } = state.bag, found = Object.entries(slide.artefacts);
   const opacity = el("input", { type: "range", min: "0", max: "1", step: "0.05", id: "opacity", oninput: () => { state.opacity = Number(opacity.value); redraw(); } });
   opacity.value = state.opacity;
   const check = (key, text, disabled = false) => {
@@ -866,7 +877,8 @@ function displaySection() {
     return el("label", { class: "check" }, box, text);
   };
   return section("Display", ...colourFields(() => { redraw(); drawPanel(); }), field("Opacity", opacity),
-    check("lesion", slide.lesion.n ? "Lesion outlines" : "Lesion outlines (none known)", !slide.lesion.n), check("tissue", "Tissue outlines"), check("borders", "Tile borders"),
+    check("lesion", slide.lesion.n ? "Lesion outlines" : "Lesion outlines (none known)", !slide.lesion.n), check("tissue", "Tissue outlines"),
+    found.length ? check("artefacts", `Artefacts: ${found.map(([kind, { share }]) => `${kind} ${(100 * share).toPrecision(2)} %`).join(", ")}`) : null, check("borders", "Tile borders"),
     check("hide", state.panes.some((pane) => pane.layer?.threshold != null) ? "Hide scores below the validation threshold" : "Hide the lower half of the range"),
     slide.step < slide.footprint ? el("p", { class: "note" }, "Tiles overlap: each is painted on its middle.") : null);
 }
@@ -934,14 +946,32 @@ function drawTile() {
   node.replaceChildren(el("h2", {}, bag.slide ? `Tile ${index}` : `Slice ${index + 1}`), picture ? el("div", { class: "tile" }, picture, list) : list, el("table", {}, ...head, ...rows));
 }
 
+// as smmil.figures.top_tiles: no instance in both strips, and tiles of a strip do not overlap
+function extremes(order) {
+  const { slide } = state.bag;
+  const apart = (indices, n) => {
+    const kept = [];
+    for (const i of indices) {
+      if (kept.length === n) break;
+      const gap = (k) => Math.max(Math.abs(slide.coords[2 * i] - slide.coords[2 * k]), Math.abs(slide.coords[2 * i + 1] - slide.coords[2 * k + 1]));
+      if (!slide || kept.every((k) => gap(k) >= slide.footprint)) kept.push(i);
+    }
+    return kept;
+  };
+  const highest = apart(order, Math.min(EXTREMES, Math.ceil(order.length / 2)));
+  const lowest = apart([...order].reverse().filter((i) => !highest.includes(i)), Math.min(EXTREMES, order.length - highest.length));
+  return { highest, lowest };
+}
+
 function extremesSection() {
   const { bag } = state, layers = chosenLayers();
   const source = bag.slide ? (state.panes[state.active]?.layer && state.panes[state.active].choice.method !== "truth" ? { layer: state.panes[state.active].layer } : null) : layers[0];
   if (!source || !bag.n || (bag.scan ? !bag.scan.readable : !bag.slide.zoom)) return null;
+  const { highest, lowest } = extremes(source.layer.order);
   const strip = (indices) => el("div", { class: "strip" }, ...indices.map((index) => el("button", { title: exact(source.layer.values[index]), "aria-label": `${bag.slide ? "Tile" : "Slice"} ${index}`, onclick: () => choose(index, true) },
     el("img", { src: `images/${bag.key}/${bag.id}/instance-${index}.jpg`, loading: "lazy", alt: "" }), el("span", {}, short(source.layer.values[index])))));
   const what = bag.slide ? "tiles" : "slices", name = bag.scan ? ` of ${layers[0].name}` : "";
-  return section(`Highest ${what}${name}`, strip(source.layer.order.slice(0, EXTREMES)), el("h2", {}, `Lowest ${what}`), strip(source.layer.rising.slice(0, EXTREMES)));
+  return section(`Highest ${what}${name}`, strip(highest), el("h2", {}, `Lowest ${what}`), strip(lowest));
 }
 
 function factsSection() {
