@@ -311,6 +311,7 @@ async function showBag(bag) {
   for (const button of document.querySelectorAll(".bag")) button.toggleAttribute("aria-current", false);
   for (const button of document.querySelectorAll(".bag")) if (button.dataset.bag === bag.id) button.setAttribute("aria-current", "true");
   closePanes();
+  $("panel").replaceChildren();
   $("layout").hidden = !bag.slide;
   if (bag.slide) await showSlide();
   else if (bag.scan) await showScan();
