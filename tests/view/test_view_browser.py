@@ -156,7 +156,7 @@ def test_the_list_sorts_and_filters(page, server):
     assert rows.first.locator(".name").text_content() == "tumour"
     assert "✗ 0.3" in rows.first.text_content() and "failed" in page.locator(".bag", has_text="broken").text_content()
     assert "1 of 2 test bags wrong" in page.locator("#count").inner_text()
-    assert page.locator(".pane .head select").input_value() == "resnet18|abmil"
+    playwright.expect(page.locator(".pane .head select")).to_have_value("resnet18|abmil")
     page.locator("#filter").fill("NOR")
     assert rows.locator(".name").all_text_contents() == ["normal"]
     rows.first.click()
