@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -84,14 +85,24 @@ class Store:
             raise ValueError(f"{name}: no such file below {self.root}; name the folder of the raw files with --raw")
         return path
 
-    @property
-    def predictions(self) -> list[Path]:
-        """Files with the predictions of chosen runs."""
-        files = []
+    def predictions(self, problems: list[str]) -> list[tuple[Path, Head]]:
+        """Return the files with the predictions of chosen runs; what cannot be read is added to `problems`."""
+        files: list[Path] = []
         for kind in ("predictions", "scores"):
             for path in sorted((self.folder / kind).glob("*/**/index.json")):
-                files += [path.parent / run.file for run in PredictionIndex.read(path).runs if run.chosen is not False]
-        return files + sorted((self.folder / "scores").glob("*.npz"))
+                try:
+                    runs = PredictionIndex.read(path).runs
+                except ValueError as error:
+                    problems.append(str(error))
+                    continue
+                files += [path.parent / run.file for run in runs if run.chosen is not False]
+        heads = []
+        for path in (*files, *sorted((self.folder / "scores").glob("*.npz"))):
+            try:
+                heads.append((path, read_head(path, path.stat().st_mtime_ns)))
+            except (ValueError, OSError) as error:
+                problems.append(str(error))
+        return heads
 
 
 @dataclass(frozen=True)
@@ -156,16 +167,19 @@ class Cohort:
         modality = next((self.row(name).modality for name in self.bags), "wsi")
         return CohortEntry(self.key, self.title, modality, len(self.bags))
 
-    def runs(self) -> list[Run]:
-        """Return the runs in the order of the tables; read anew, so that a finished run appears without a restart."""
+    def runs(self, problems: list[str] | None = None) -> list[Run]:
+        """Return the runs in the order of the tables; read anew, so that a finished run appears without a restart.
+
+        Runs that cannot be read are left out and named in `problems`.
+        """
+        problems = [] if problems is None else problems
         found: dict[tuple[str, ...], dict[Path, Path]] = {}
         metas: dict[tuple[str, ...], PredictionMeta] = {}
         for store in self.stores:
-            for path in store.predictions:
-                meta = read_head(path, path.stat().st_mtime_ns).meta
-                key = (meta.dataset, meta.encoder, meta.method, meta.run)
+            for path, head in store.predictions(problems):
+                key = (head.meta.dataset, head.meta.encoder, head.meta.method, head.meta.run)
                 found.setdefault(key, {})[store.folder] = path
-                metas[key] = meta
+                metas[key] = head.meta
         runs = [Run(json_hash(key)[:12], metas[key], files) for key, files in found.items()]
         order = list(METHODS)
 
@@ -180,10 +194,11 @@ class Cohort:
     def listing(self) -> BagList:
         """Return all bags and what every run says about them."""
         position = {(self.bags[name].folder, self.ids[name]): i for i, name in enumerate(self.bags)}
-        runs = self.runs()
+        problems: list[str] = []
+        runs = self.runs(problems)
         several = len({run.meta.dataset for run in runs}) > 1
-        entries = tuple(self._run(run, position, several) for run in runs)
-        return BagList(tuple(self._bag(name) for name in self.bags), entries)
+        entries = tuple(self._run(run, position, several, problems) for run in runs)
+        return BagList(tuple(self._bag(name) for name in self.bags), entries, tuple(problems))
 
     def _bag(self, name: str) -> BagEntry:
         row, store = self.row(name), self.bags[name]
@@ -191,7 +206,7 @@ class Cohort:
         picture = (store.instances / "thumbnails" / f"{row.bag_id}.jpg").is_file()
         return BagEntry(name, row.label, row.split, state, picture)
 
-    def _run(self, run: Run, position: Mapping[tuple[Path, str], int], several: bool) -> RunEntry:
+    def _run(self, run: Run, position: Mapping[tuple[Path, str], int], several: bool, problems: list[str]) -> RunEntry:
         """Describe a run; its dataset is named if the runs learned from `several`."""
         meta, bags = run.meta, dict[int, tuple[float, str]]()
         for folder, path in run.files.items():
@@ -211,13 +226,17 @@ class Cohort:
             bags=Packed.of(np.array([*bags], np.int32), "i4"),
             logits=Packed.of(np.array([logit for logit, _ in bags.values()]), "f8"),
             parts="".join(part[0] for _, part in bags.values()),
-            thresholds=_thresholds(next(iter(run.files)), meta),
+            thresholds=_thresholds(next(iter(run.files)), meta, problems),
         )
 
 
-def _thresholds(folder: Path, meta: PredictionMeta) -> dict[str, float]:
+def _thresholds(folder: Path, meta: PredictionMeta, problems: list[str]) -> dict[str, float]:
     path = folder / "metrics" / meta.encoder / f"{meta.method}.json"
-    splits = Metrics.read(path).splits if path.is_file() else ()
+    try:
+        splits = Metrics.read(path).splits if path.is_file() else ()
+    except ValueError as error:
+        problems.append(str(error))
+        return {}
     split = next((split for split in splits if split.run == meta.run), None)
     if split is None:
         return {}
@@ -241,8 +260,9 @@ def read_head(path: Path, mtime_ns: int) -> Head:
             meta = PredictionMeta.parse(str(archive["meta"]), f"{path}: meta")
             ids, parts = archive["bag_id"].tolist(), archive["split"].tolist()
             logits = archive["bag_logit"].astype(float).tolist()
-    except (OSError, KeyError, EOFError) as error:
-        raise ValueError(f"{path}: not a readable predictions file ({error}); run the workflow again") from error
+    except (OSError, KeyError, EOFError, ValueError, BadZipFile) as error:
+        reason = "no archive of arrays" if "pickle" in str(error) else str(error)
+        raise ValueError(f"{path}: not a readable predictions file ({reason}); run the workflow again") from error
     return Head(meta, dict(zip(ids, logits, strict=True)), dict(zip(ids, parts, strict=True)))
 
 

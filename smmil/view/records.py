@@ -119,10 +119,11 @@ class BagEntry:
 
 @dataclass(frozen=True)
 class BagList:
-    """The bags of a cohort and the runs that predict them."""
+    """The bags of a cohort, the runs that predict them, and what could not be read, one line each."""
 
     bags: tuple[BagEntry, ...]
     runs: tuple[RunEntry, ...]
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -172,6 +172,20 @@ def test_another_slide_in_the_place_of_the_first_is_not_shown(results, tmp_path)
     assert view["slide"]["zoom"] is None and any("was replaced" in line for line in view["warnings"])
 
 
+def test_a_damaged_run_does_not_stop_the_others(results, tmp_path):
+    shutil.copytree(results.folder, tmp_path / "copy")
+    folder = tmp_path / "copy/slides/predictions/resnet18"
+    (folder / "abmil/split1_lr0.0001.npz").write_bytes(b"no archive")
+    (folder / "smap_early/split2_lr0.0001.npz").unlink()
+    site = Site("copy", find_cohorts(tmp_path / "copy"))
+    listing = data(site, "slides/bags")
+    assert [(run["method"], run["seed"]) for run in listing["runs"]] == [("smap_early", 1), ("abmil", 2)]
+    assert len(listing["notes"]) == 2 and all("split" in note for note in listing["notes"])
+    assert data(site, f"slides/tumour/scores-{listing['runs'][0]['id']}")["scores"]["score"]
+    (folder / "abmil/index.json").write_text("{}")
+    assert any("index.json" in note for note in data(site, "slides/bags")["notes"])
+
+
 def test_predictions_of_an_earlier_cut_are_refused(results, tmp_path):
     shutil.copytree(results.folder, tmp_path / "copy")
     store = tmp_path / "copy/slides/instances/store"

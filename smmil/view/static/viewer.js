@@ -244,7 +244,7 @@ async function openCohort(key) {
   state.cohort = state.catalogue.cohorts.find((cohort) => cohort.key === key) || state.catalogue.cohorts[0];
   const list = await load(`data/${state.cohort.key}/bags`);
   const runs = list.runs.map(async (run) => ({ ...run, bags: await unpack(run.bags), logits: await unpack(run.logits) }));
-  state.list = { bags: list.bags, runs: await Promise.all(runs) };
+  state.list = { ...list, runs: await Promise.all(runs) };
   closePanes();
   state.bag = null;
   state.choices = [];
@@ -830,7 +830,7 @@ const field = (name, node) => el(node.matches("input, select") ? "label" : "div"
 function drawPanel() {
   const { bag } = state;
   if (!bag) return;
-  const parts = state.catalogue.notes.map((text) => el("p", { class: "warning" }, text));
+  const parts = [...state.catalogue.notes, ...state.list.notes].map((text) => el("p", { class: "warning" }, text));
   if (bag.slide) parts.push(layerSection(), displaySection());
   if (bag.scan) parts.push(windowSection(), scanSection());
   const tile = el("section", { id: "tile" });
