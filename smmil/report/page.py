@@ -23,7 +23,7 @@ from smmil.artifacts.comparison import ComparisonsFile
 from smmil.artifacts.records import Metrics, RunsFile, SplitMetrics
 from smmil.config.layouts import PairLayout, TableLayout
 from smmil.config.methods import METHODS, display_name, marked_name
-from smmil.config.targets import REPEATS
+from smmil.config.targets import EVERY_ENCODER
 from smmil.figures.entries import FigureEntry, MapEntry, MapsFile
 from smmil.figures.job import in_order
 from smmil.findings import findings
@@ -105,9 +105,10 @@ def build_page(
         raise ValueError(f"{missing[0]}: no such table; write it with python -m smmil.tables --out-html")
     protocol = ", ".join(sorted({entry.protocol for entry in metrics})) or "none (no metrics)"
     version, datasets = code_version or "unknown", datasets_of(layout, inputs)
+    repeated = repeated_tables(layouts)
     # costs come after all results
     tables = sorted(inputs.tables, key=lambda path: path.stem == "resources")
-    texts = {path: Markup(path.read_text("utf-8")) for path in tables}
+    texts = {path: Markup(path.read_text("utf-8")) for path in tables if path.stem not in repeated}
     fragments = {path: text for path, text in texts.items() if not formats.left_out(text)}
     pictures = figures_of_page(inputs.figures)
     left_out = [*filter(None, map(formats.left_out, texts.values()))]
@@ -122,7 +123,7 @@ def build_page(
         overview=overview(layout, metrics, outcomes, list(inputs.qc.values()), inputs.status, lines),
         contents_of_page=contents(fragments, pictures, inputs, datasets),
         fragments=fragments,
-        repeats=repeats(layout, [path.stem for path in inputs.tables]),
+        repeated=[path for path in inputs.tables if path.stem in repeated],
         pictures=pictures,
         of_dataset=OF_DATASET,
         first_map=first_map(inputs.maps),
@@ -143,11 +144,16 @@ def build_page(
     )
 
 
-def repeats(layout: TableLayout, tables: Sequence[str]) -> list[str]:
-    """Return the tables that are not on the page since with one feature extractor another one has their numbers."""
-    if any(len(dataset.encoders) > 1 for dataset in layout.datasets):
-        return []
-    return [table for table, first in REPEATS.items() if table not in tables and first in tables]
+def repeated_tables(layouts: Layouts) -> set[str]:
+    """Return Tables 6 to 10 where they show no run but those of Tables 1 and 2."""
+    first = layouts.get("table1") or layouts.get("table2")
+    if first is None:
+        return set()
+    return {
+        table
+        for table in EVERY_ENCODER
+        if table != "resources" and table in layouts and {*layouts[table].pairings} <= {*first.pairings}
+    }
 
 
 def figures_of_page(figures: Mapping[Path, FigureEntry]) -> dict[Path, FigureEntry]:

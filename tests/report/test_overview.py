@@ -4,14 +4,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from preprocessing.qc.counts import Counts, Expected, Problem
 from preprocessing.status import StageWarning, Status, Total
-from smmil.config.layouts import TableLayout
+from smmil.config.layouts import TableLayout, parse_table_layout
 from smmil.figures.entries import FigureEntry, MapEntry, MapsFile, MissingRuns
 from smmil.findings import Finding
 from smmil.report.forest import LEFT, RIGHT, WIDTH, Forest, Mark
 from smmil.report.overview import cautions, overview
-from smmil.report.page import Inputs, build_page, figures_of_page, first_map, repeats, view_command
+from smmil.report.page import Inputs, build_page, figures_of_page, first_map, repeated_tables, view_command
 from tests.helpers.pages import Page
 from tests.helpers.predictions import metrics_object, metrics_record
 
@@ -109,15 +111,27 @@ def test_cautions_name_bags_methods_and_cohorts() -> None:
     assert cautions([metrics_record("a", "abmil", {"bag_f1": [1.0] * 3})], [Counts("a", {"ok": 399})], [], {}) == []
 
 
-def test_tables_that_repeat_others_are_named_instead_of_shown(tmp_path: Path) -> None:
-    assert repeats(LAYOUT, ["table1"]) == ["table7", "table8"]
-    assert repeats(LAYOUT, ["table1", "table2", "table7"]) == ["table8", "table9", "table10"]
-    dataset = {"name": "a", "encoders": ["resnet18", "resnet50"]}
-    assert repeats(TableLayout.parse({"datasets": [dataset]}), ["table1"]) == []
-    (tmp_path / "table1.html").write_text("<h2>x</h2>")
-    text = build_page("t", LAYOUT, Inputs(tables=[tmp_path / "table1.html"]), page=tmp_path / "x.html")
+@pytest.mark.parametrize(
+    ("encoders", "methods", "repeated"),
+    [
+        (["resnet18"], ["abmil"], {"table7"}),
+        (["resnet18", "resnet50"], ["abmil"], set()),
+        (["resnet18"], ["abmil", "clam"], set()),
+    ],
+)
+def test_a_table_of_every_extractor_is_shown_only_if_it_adds_something(
+    encoders: list[str], methods: list[str], repeated: set[str], tmp_path: Path
+) -> None:
+    first = {"datasets": [{"name": "a", "encoder": "resnet18"}], "methods": ["abmil"]}
+    other = {"datasets": [{"name": "a", "encoders": encoders}], "methods": methods}
+    layouts = {name: parse_table_layout(name, value) for name, value in (("table1", first), ("table7", other))}
+    assert repeated_tables(layouts) == repeated
+    paths = [tmp_path / f"{name}.html" for name in layouts]
+    for path in paths:
+        path.write_text(f"<h2>{path.stem}</h2>")
+    text = build_page("t", LAYOUT, Inputs(tables=paths), page=tmp_path / "x.html", layouts=layouts)
     Page(text)
-    assert "Table 7, Table 8 (<code>snakemake table7</code>" in text
+    assert ("<h2>table7</h2>" in text) == (not repeated) and ("table7.csv" in text) == bool(repeated)
 
 
 def entry(figure: str, *datasets: str) -> FigureEntry:
