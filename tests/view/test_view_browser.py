@@ -205,6 +205,17 @@ def test_a_scan_scrolls_and_its_window_changes(page, server, results):
     assert side["height"] / side["width"] == pytest.approx(2, rel=0.02)
 
 
+def test_the_last_of_many_quick_requests_is_shown(page, server):
+    open_bag(page, server.url, "slides/tumour")
+    for bag in ("scans/bleed", "slides/normal", "scans/clear", "slides/tumour", "slides/broken", "scans/bleed"):
+        page.evaluate("bag => { location.hash = bag; }", bag)
+        page.mouse.click(500, 400)
+        page.mouse.wheel(0, 100)
+    page.locator("#title", has_text="bleed").wait_for()
+    page.locator(".scan .side.left", has_text="R").wait_for()
+    assert sorted(page.locator(".bag .name").all_text_contents()) == ["bleed", "clear"]
+
+
 def test_an_export_opens_from_a_folder(page, results, tmp_path):
     out = tmp_path / "page"
     assert main([str(results.folder), "--export", str(out), "--bags", "tumour", "bleed"]) == 0

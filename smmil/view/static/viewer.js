@@ -240,11 +240,13 @@ function step(by) {
 }
 
 // ---------------------------------------------------------------- one bag
-async function openCohort(key) {
-  state.cohort = state.catalogue.cohorts.find((cohort) => cohort.key === key) || state.catalogue.cohorts[0];
-  const list = await load(`data/${state.cohort.key}/bags`);
-  const runs = list.runs.map(async (run) => ({ ...run, bags: await unpack(run.bags), logits: await unpack(run.logits) }));
-  state.list = { ...list, runs: await Promise.all(runs) };
+async function openCohort(key, ticket) {
+  const cohort = state.catalogue.cohorts.find((entry) => entry.key === key) || state.catalogue.cohorts[0];
+  const list = await load(`data/${cohort.key}/bags`);
+  const runs = await Promise.all(list.runs.map(async (run) => ({ ...run, bags: await unpack(run.bags), logits: await unpack(run.logits) })));
+  if (ticket !== state.opening) return;
+  state.cohort = cohort;
+  state.list = { ...list, runs };
   closePanes();
   state.bag = null;
   state.choices = [];
@@ -263,12 +265,12 @@ async function openAddress() {
   const [key, ...rest] = decodeURIComponent(location.hash.slice(1)).split("/");
   const ticket = ++state.opening;
   try {
-    if (!state.cohort || (key && key !== state.cohort.key)) await openCohort(key);
+    if (!state.cohort || (key && key !== state.cohort.key)) await openCohort(key, ticket);
     if (ticket !== state.opening) return;
     const id = rest.join("/") || state.rows[0]?.bag.id;
     if (!id) return void $("stage").replaceChildren(el("div", { class: "empty" }, "No bags."));
-    const view = await load(`data/${state.cohort.key}/${id}/bag`);
-    const bag = { ...view, key: state.cohort.key, coverage: await unpack(view.coverage), scores: new Map() };
+    const { key: cohort } = state.cohort, view = await load(`data/${cohort}/${id}/bag`);
+    const bag = { ...view, key: cohort, coverage: await unpack(view.coverage), scores: new Map() };
     if (bag.slide) {
       const { slide } = bag;
       bag.slide = { ...slide, coords: await unpack(slide.coords), grid: await unpack(slide.grid), lesion: await path(slide.lesion), tissue: await path(slide.tissue), artefacts: {} };
@@ -552,6 +554,7 @@ class Pane {
 
   pick(position) {
     const { slide } = this.bag, t = this.transform(), { coords, footprint, step: side } = slide;
+    if (!t) return;
     const x = (position.x - t.x) / t.s, y = (position.y - t.y) / t.s, half = footprint / 2;
     let best = null, least = Infinity;
     for (let i = 0; i < coords.length / 2; i++) {
@@ -738,7 +741,7 @@ function scrub(event, canvas) {
 
 async function goTo(index) {
   const { bag } = state;
-  if (!bag?.scan) return;
+  if (!bag?.scan || !state.scan) return;
   const at = (state.slice = state.tile = Math.max(0, Math.min(bag.n - 1, index)));
   paintTracks();
   const known = bag.coverage[at], badge = state.scan.truth;
@@ -801,6 +804,7 @@ function readHu(event) {
 }
 
 function startDrag(event) {
+  if (!state.scan) return;
   // a drag sets the window; on a touch screen it scrolls
   const { view } = state.scan, from = { x: event.clientX, y: event.clientY, level: state.level, width: state.width, slice: state.slice };
   const touch = event.pointerType === "touch";
