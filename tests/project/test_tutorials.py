@@ -17,7 +17,13 @@ BLOCK = re.compile(r"(?:<!-- not run: (.+?) -->\n)?^```(\w+)\n(.*?)^```$", re.M 
 # what each page promises
 FILES = {
     "first-cohort": ("mine.yaml", "manifest.csv", "results/mine/qc/index.html", "results/report/index.html"),
-    "new-slide": ("case/prediction.json", "case/heatmap.png", "case/instances.csv", "case/tiles.geojson"),
+    "new-slide": (
+        "case/prediction.json",
+        "case/heatmap.png",
+        "case/top_tiles.png",
+        "case/instances.csv",
+        "case/tiles.geojson",
+    ),
     "qupath": ("geojson",),
 }
 
