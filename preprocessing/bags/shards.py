@@ -163,8 +163,8 @@ def run_shard(
 def attempt(row: BagRow, work: Work, *, quiet: bool = False) -> Outcome:
     """Work on one bag; the only place where an error of any kind becomes the outcome "failed" of a bag.
 
-    The log has one line for a `ValueError`, whose message is for the user, and the traceback of any other error; with
-    `quiet`, nothing of the former.
+    The log has one line for a `ValueError` of this project, whose message is for the user (none with `quiet`), and the
+    traceback of any other error.
 
     Raises:
         Abort: the disk is full or read-only, so that every other bag would fail, too.

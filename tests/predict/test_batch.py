@@ -16,15 +16,10 @@ from smmil.predict.settings import load_model, runs_in
 from tests.helpers.dataset_files import read_table, touch
 from tests.helpers.dicoms import write_slice
 from tests.helpers.pyramids import write_tiff
-from tests.predict.test_predict import House, build
+from tests.predict.house import House
 
 CPU = ["--device", "cpu", "--threads", "1", "--batch-size", "16"]
 LIMITS = Preparation(device="cpu", threads=1, batch_size=16)
-
-
-@pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> House:
-    return build(tmp_path_factory.mktemp("batch"), "camelyon16", splits=(1, 2))
 
 
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,22 +27,22 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"smmil.predict.pipeline.{name}", lambda path, bag, place: None)
 
 
-def put(house: House, folder: Path, n: int = 2) -> list[Path]:
+def put(slides: House, folder: Path, n: int = 2) -> list[Path]:
     """Copy test slides into a folder."""
-    slides = [house.raw / row.images[0] for row in house.rows if row.split == "test"][:n]
+    files = [slides.raw / row.images[0] for row in slides.rows if row.split == "test"][:n]
     folder.mkdir(parents=True, exist_ok=True)
-    return [Path(shutil.copy(slide, folder)) for slide in slides]
+    return [Path(shutil.copy(file, folder)) for file in files]
 
 
 def test_an_ensemble_over_a_folder_gives_the_means_and_refuses_one_image_in_one_line(
-    house: House, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    slides: House, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     no_pictures(monkeypatch)
-    images = put(house, tmp_path / "in/deeper")
+    images = put(slides, tmp_path / "in/deeper")
     (tmp_path / "in/text.tif").write_text("no slide\n")
     white = np.full((512, 512, 3), 250, np.uint8)
     write_tiff(tmp_path / "in/white.tif", [white, white[::2, ::2]], mpp=0.243)
-    runs = house.run.parent
+    runs = slides.run.parent
     argv = [str(tmp_path / "in"), "--model", str(runs), "--out", str(tmp_path / "out"), *CPU]
     assert command.main(argv) == 2
     printed = capsys.readouterr()
@@ -76,11 +71,11 @@ def test_an_ensemble_over_a_folder_gives_the_means_and_refuses_one_image_in_one_
 
 
 def test_an_error_that_nobody_expected_is_a_row_and_the_others_go_on(
-    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    slides: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     no_pictures(monkeypatch)
-    images = find_images(put(house, tmp_path / "in"))
-    model = load_model(house.run, Path("weights"))
+    images = find_images(put(slides, tmp_path / "in"))
+    model = load_model(slides.run, Path("weights"))
     score, calls = batch.predict_runs, iter([RuntimeError("no such kernel"), None])
 
     def fail_once(*arguments, **options):
@@ -130,10 +125,10 @@ def test_faulty_tables_are_refused_before_the_first_image(tmp_path: Path, text: 
         find_images([tmp_path / "list.csv"])
 
 
-def test_what_fits_no_image_is_refused_at_the_door(house: House, tmp_path: Path) -> None:
+def test_what_fits_no_image_is_refused_at_the_door(slides: House, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--bag-id x: found 2 images, expected one"):
         find_images([tmp_path / "a.svs", tmp_path / "b.svs"], bag_id="x")
-    model = load_model(house.run, Path("weights"))
+    model = load_model(slides.run, Path("weights"))
     with pytest.raises(ValueError, match="has another dataset than"):
         check_ensemble([model, replace(model, config=model.config.model_copy(update={"dataset": "other"}))])
     with pytest.raises(ValueError, match="has another dtype than"):
