@@ -209,9 +209,9 @@ def _predict_cut(cut: _Cut, model: Model, out: Path, settings: Preparation) -> P
     """Score an image with one run, and write its files."""
     instances, attrs = cut.bag / "instances", cut.attrs
     features = cut.bag / "features" / model.encoder.name
-    scores = _score(
-        model.run, cut.row.bag_id, instances, features, cut.bag / "scores", settings.device, settings.threads
-    )
+    # runs of two methods may have the same name
+    where = cut.bag / "scores" / model.encoder.name / model.name
+    scores = _score(model.run, cut.row.bag_id, instances, features, where, settings.device, settings.threads)
     arrays = read_geometry(instances, cut.row.bag_id, ["coords", "grid"])[1]
     logit = float(scores.arrays["bag_logit"][0])
     warnings, split = [*cut.warnings], model.reference.split

@@ -97,7 +97,7 @@ class Store:
                     continue
                 files += [path.parent / run.file for run in runs if run.chosen is not False]
         heads = []
-        for path in (*files, *sorted((self.folder / "scores").glob("*.npz"))):
+        for path in files:
             try:
                 heads.append((path, read_head(path, path.stat().st_mtime_ns)))
             except (ValueError, OSError) as error:

@@ -172,6 +172,21 @@ def test_another_slide_in_the_place_of_the_first_is_not_shown(results, tmp_path)
     assert view["slide"]["zoom"] is None and any("was replaced" in line for line in view["warnings"])
 
 
+def test_predictions_beside_one_another_are_one_list(results, tmp_path):
+    for name in ("a", "b"):
+        shutil.copytree(results.folder / "slides", tmp_path / "new" / name / "bag")
+        (tmp_path / "new" / name / "bag/predictions").rename(tmp_path / "new" / name / "bag/scores")
+    site = Site("new", find_cohorts(tmp_path / "new"))
+    assert [*site.cohorts] == ["new"]
+    listing = data(site, "new/bags")
+    names = [bag["id"] for bag in listing["bags"]]
+    assert len(names) == 8 and {"tumour", "tumour-2"} < {*names}
+    run = listing["runs"][0]
+    assert {names[i] for i in unpack(run["bags"])} == {"tumour", "normal", "tumour-2", "normal-2"}
+    first, second = (data(site, f"new/{bag}/scores-{run['id']}") for bag in ("tumour", "tumour-2"))
+    assert first == second and data(site, "new/tumour-2/bag")["slide"]["zoom"]
+
+
 def test_a_damaged_run_does_not_stop_the_others(results, tmp_path):
     shutil.copytree(results.folder, tmp_path / "copy")
     folder = tmp_path / "copy/slides/predictions/resnet18"
