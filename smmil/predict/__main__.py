@@ -21,8 +21,8 @@ the others go on; the exit code is then 2.
 | `top_tiles.png`, `.pdf` | tiles or slices with the highest and the lowest of these scores |
 | `tiles.geojson` | slides: tiles with scores, to drop on QuPath |
 
-They lie in `DIR` for one image, else in `DIR/NAME`; with several runs in a folder per run below. `--keep-bag` also
-keeps the tiles and features (`bag/`), for the viewer and a quick second call.
+They lie in `DIR` for one image, else in `DIR/NAME`; with several runs in a folder per run below. `bag/` has what
+`smmil view DIR` needs; `--keep-features` also keeps the features there, for a quick second call.
 
 A bag without tissue is an outcome: `state` is `empty`, there are no other files. Another encoder, other weights,
 another tile size or resolution than the run's are refused. Not for clinical use.
@@ -55,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--map", choices=("score", "signed", "signed_sm"), default="score", help="scores in the picture"
     )
-    parser.add_argument("--keep-bag", action="store_true", help="keep tiles and features, for the viewer")
+    parser.add_argument("--keep-features", action="store_true", help="for a quick second call")
     group = parser.add_argument_group("only where the run's dataset is not beside it, or did not record it")
     group.add_argument("--dataset-folder", type=Path, help="results/D of the run's dataset")
     group.add_argument("--options", help='how it was cut, as in the config: {"wsi": {...}} or {"ct": {...}}')
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         map=args.map,
         options=options,
         any_resolution=args.any_resolution,
-        keep_bag=args.keep_bag,
+        keep_features=args.keep_features,
     )
     images = find_images(args.image, bag_id=args.bag_id, mpp=args.mpp)
     models = [

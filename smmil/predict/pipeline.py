@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ class Preparation:
     map: Map = "score"
     options: Json | None = None
     any_resolution: bool = False
-    keep_bag: bool = False
+    keep_features: bool = False
 
 
 def predict(
@@ -76,7 +77,7 @@ def predict(
     dtype: str | None = None,
     precision: str | None = None,
     any_resolution: bool = False,
-    keep_bag: bool = False,
+    keep_features: bool = False,
 ) -> Prediction:
     """Predict one slide or scan with one run; `smmil.predict.batch.predict_images` takes many of both.
 
@@ -96,7 +97,7 @@ def predict(
         dtype: of its stored features, where it is not recorded.
         precision: of its encoder, where it is not recorded.
         any_resolution: accept a resolution that the run has never seen.
-        keep_bag: keep the tiles and features in `out/bag`, for the viewer and a quick second call.
+        keep_features: keep the features in `out/bag`, too, for a quick second call.
 
     Returns:
         The content of `prediction.json`.
@@ -112,7 +113,7 @@ def predict(
         0.8731
     """
     weights = Path(weights)
-    settings = Preparation(weights, device, threads, batch_size, map, options, any_resolution, keep_bag)
+    settings = Preparation(weights, device, threads, batch_size, map, options, any_resolution, keep_features)
     folder = None if dataset_folder is None else Path(dataset_folder)
     loaded = load_model(Path(model), weights, folder, dtype, precision)
     check_settings([loaded], settings)
@@ -159,7 +160,7 @@ def predict_runs(
             (folder / name).unlink(missing_ok=True)
     root, name = _located(image)
     first = next(iter(models.values()))
-    with _bag_folder(out, keep=settings.keep_bag) as bag:
+    with _bag_folder(out, keep_features=settings.keep_features) as bag:
         row = _list_image(root, name, bag, first.config.dataset, bag_id, mpp, first.modality)
         if FAULTY in row.note:
             raise ValueError(f"{image}: {row.note}")
@@ -294,16 +295,21 @@ def _empty(row: BagRow, options: Json, model: Model, outcome: Outcome, out: Path
 
 
 @contextlib.contextmanager
-def _bag_folder(out: Path, *, keep: bool) -> Iterator[Path]:
-    """Yield the folder for the bag of an image: `out/bag`, or one that is removed afterwards."""
-    if keep:
+def _bag_folder(out: Path, *, keep_features: bool) -> Iterator[Path]:
+    """Yield a folder for the bag of an image. Of a fresh one, tiles and scores stay in `out/bag`, for the viewer."""
+    if keep_features:
         yield out / "bag"
         return
     present = out.exists()
     out.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryDirectory(prefix=".bag-", dir=out) as folder:
-            yield Path(folder)
+            bag = Path(folder) / "bag"
+            yield bag
+            if (bag / "scores").is_dir():
+                shutil.rmtree(bag / "features")
+                shutil.rmtree(out / "bag", ignore_errors=True)
+                bag.rename(out / "bag")
     finally:
         # nothing is left of an image that is refused
         if not present and not any(out.iterdir()):

@@ -303,7 +303,7 @@ def find_cohorts(folder: Path, raw: Sequence[str] = ()) -> dict[str, Cohort]:
         store = Store(path.resolve(), Path(root) if root else find_root(path.resolve()))
         cohorts.setdefault(key, Cohort(key, title_of(title))).add(store)
     if not cohorts and any(base.glob("**/prediction.json")):
-        raise ValueError(f"{folder}: predictions without their tiles; predict again with --keep-bag to look at them")
+        raise ValueError(f"{folder}: predictions without their tiles (bag/); predict again to look at them")
     if not cohorts:
         raise ValueError(
             f"{folder}: no bags.csv with instances/store in it or {DEPTH} folders down; expected results/ of the "

@@ -13,6 +13,7 @@ from smmil.predict import batch
 from smmil.predict.batch import check_ensemble, find_images, predict_images
 from smmil.predict.pipeline import Preparation, predict
 from smmil.predict.settings import load_model, runs_in
+from smmil.view.catalogue import find_cohorts
 from tests.helpers.dataset_files import read_table, touch
 from tests.helpers.dicoms import write_slice
 from tests.helpers.pyramids import write_tiff
@@ -66,7 +67,11 @@ def test_an_ensemble_over_a_folder_gives_the_means_and_refuses_one_image_in_one_
         mean = (alone[0].probability + alone[1].probability) / 2
         assert float(row["probability"]) == pytest.approx(mean, abs=1e-8) and row["runs"] == "2"
         assert row["predicted"] == str(int(mean > 0.5))
-    assert not [path for path in (tmp_path / "out").rglob("*") if path.name.startswith((".", "bag"))]
+    # tiles and scores of every image stay for the viewer, features and scratch folders do not
+    (cohort,) = find_cohorts(tmp_path / "out").values()
+    assert {store.folder.parent.name for store in cohort.stores} == {path.stem for path in images}
+    left = [path for path in (tmp_path / "out").rglob("*") if path.name.startswith(".bag") or path.name == "features"]
+    assert not left
     assert not (tmp_path / "out/text").exists()
 
 

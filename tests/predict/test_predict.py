@@ -80,7 +80,7 @@ def test_a_slide_gets_the_numbers_of_the_workflow(slides, tmp_path):
     assert corner == [int(lines[3]["x"]), int(lines[3]["y"])]
     assert tiles[3]["properties"]["measurements"]["Score"] == pytest.approx(scores[3], rel=1e-6)
     assert is_png(tmp_path / "one/heatmap.png") and is_png(tmp_path / "one/top_tiles.png")
-    assert not (tmp_path / "one/bag").exists() and len(read_table(tmp_path / "one/predictions.csv")) == 1
+    assert not (tmp_path / "one/bag/features").exists() and len(read_table(tmp_path / "one/predictions.csv")) == 1
     assert Prediction.read(tmp_path / "one/prediction.json").logit == found["logit"]
 
 
@@ -161,20 +161,20 @@ def test_a_full_disk_leaves_no_prediction_behind_and_says_so_in_one_line(
 
 def test_a_damaged_bag_of_the_image_is_named_and_not_scored(slides, tmp_path, capsys, no_picture):
     image = slides.raw / slides.row().images[0]
-    assert run(image, slides.run, tmp_path, "--keep-bag") == 0
+    assert run(image, slides.run, tmp_path, "--keep-features") == 0
     (chunk,) = (tmp_path / "bag/instances/store").glob("*/coords/c.*")
     flip(chunk, 0)
-    assert run(image, slides.run, tmp_path, "--keep-bag") == 2
+    assert run(image, slides.run, tmp_path, "--keep-features") == 2
     assert str(chunk) in capsys.readouterr().err and not (tmp_path / "prediction.json").exists()
 
 
 def test_a_second_run_of_the_same_image_cuts_and_encodes_nothing_again(slides, tmp_path, no_picture):
     image = slides.raw / slides.row().images[0]
-    assert run(image, slides.run, tmp_path, "--keep-bag") == 0
+    assert run(image, slides.run, tmp_path, "--keep-features") == 0
     files = [*(tmp_path / "bag/instances/store").rglob("zarr.json"), *(tmp_path / "bag/features").rglob("zarr.json")]
     before = {path: path.stat().st_mtime_ns for path in files}
     first = (tmp_path / "instances.csv").read_bytes()
-    assert run(image, slides.run, tmp_path, "--keep-bag") == 0
+    assert run(image, slides.run, tmp_path, "--keep-features") == 0
     assert before == {path: path.stat().st_mtime_ns for path in files}
     assert (tmp_path / "instances.csv").read_bytes() == first
 

@@ -336,7 +336,7 @@ def test_an_export_holds_what_the_server_sends(site, results, tmp_path, capsys):
     [
         (["nowhere"], "no such folder"),
         (["EMPTY"], "no bags.csv"),
-        (["PREDICTION"], "--keep-bag"),
+        (["PREDICTION"], "predictions without their tiles"),
         (["RESULTS", "--bag", "tumor"], "no bag 'tumor' (did you mean 'tumour'?)"),
         (["RESULTS", "--raw", "other=."], "--raw other=...: no such dataset"),
         (["RESULTS", "--raw", "nowhere"], "--raw nowhere: no such folder"),
