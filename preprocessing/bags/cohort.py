@@ -40,9 +40,11 @@ class Cohort:
         least = 1 if any(self.labels("val")) else 2
         if min(train) >= least:
             return []
+        unlabelled = sum(count for (_, label), count in self.parts.items() if not label)
+        remedy = f"{unlabelled} bags have no label, so fill it in" if unlabelled else "add bags"
         return [
             f"found {train[0]} negative and {train[1]} positive bags with split train, expected at least {least} of "
-            "each; add bags, or set `train: false` to preprocess and score only"
+            f"each; {remedy}, or set `train: false` to preprocess and score only"
         ]
 
     def remarks(self, splits: int) -> list[str]:

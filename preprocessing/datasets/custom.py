@@ -2,10 +2,11 @@
 
 Columns: bag_id, image, label (0, 1, or empty to score only); optional split (train, val, test, or empty to score only;
 without the column, test bags are drawn, `preprocessing.datasets.drawn_test`), annotation, annotation_complete, mpp,
-group, modality, note, and the overrides of single bags (`preprocessing.bags.overrides`: skip, preset, sthresh, mask,
-...). `image` is a slide file, a folder with the DICOM files of one CT series (`folder#3`: the series with SeriesNumber
-3), one .dcm file (a scan of one slice), or a DICOM whole-slide image (its folder or one of its files). Paths are
-relative to the root folder and stay inside it. `group` keeps a patient's bags in one split; an index replaces it.
+group, modality, note, file_info (not read), and the overrides of single bags (`preprocessing.bags.overrides`: skip,
+preset, sthresh, mask, ...). `image` is a slide file, a folder with the DICOM files of one CT series (`folder#3`: the
+series with SeriesNumber 3), one .dcm file (a scan of one slice), or a DICOM whole-slide image (its folder or one of its
+files). Paths are relative to the root folder and stay inside it. `group` keeps a patient's bags in one split; an index
+replaces it.
 
 All errors in the manifest are reported at once, each with its line. Files in a folder that are no slice of the scan are
 left out and named in note and report. Faulty files of a scan (mixed sizes, several series, two slices at one place)
@@ -25,7 +26,7 @@ from pydantic import Field
 from preprocessing.bags.checks import validate_bags
 from preprocessing.bags.cohort import Cohort
 from preprocessing.bags.overrides import COLUMNS, override, parse_overrides, read_overrides
-from preprocessing.bags.rows import FAULTY, SLICES, BagRow, relative, resolve, similar_path
+from preprocessing.bags.rows import FAULTY, SLICES, SPLITS, BagRow, relative, resolve, similar_path
 from preprocessing.bags.shared_images import shared_images
 from preprocessing.common.cli import raise_all
 from preprocessing.common.csv_files import CsvLine, csv_rows, read_csv
@@ -55,7 +56,9 @@ case_01,slides/case_01.svs,1,train,slides/case_01.geojson,,patient_1
 case_02,scans/case_02,0,test,,,patient_2
 """
 REQUIRED = ("bag_id", "image", "label")
-OPTIONAL = ("split", "annotation", "annotation_complete", "mpp", "group", "modality", "note")
+OPTIONAL = ("split", "annotation", "annotation_complete", "mpp", "group", "modality", "note", "file_info")
+LABELS = ("0", "1", "")
+SPLIT_NAMES = "train, val, test or nothing"
 OVERRIDES = tuple(name for name in COLUMNS if name not in OPTIONAL)
 # columns that name files
 FILES = ("image", "annotation", "mask")
@@ -128,10 +131,22 @@ def count(root: Path, options: Mapping[str, object]) -> int:
 
 
 def cohort(root: Path, options: Mapping[str, object]) -> Cohort:
-    """Count the bags of each split and label, skipped ones left out; raise as `count`."""
+    """Count the bags of each split and label, skipped ones left out.
+
+    Raises:
+        MissingRaw, ValueError: as `count`; or cells of `label` or `split` that no bag can have.
+    """
     parsed = parse_options(KIND, CustomOptions, options)
     skipped = _skipped(root, parsed)
-    cells = [line.cells for line in _lines(root, parsed)]
+    lines = _lines(root, parsed)
+    problems = [
+        f"line {line.number} ({line.cells['bag_id']!r}): {name}: found {line.cells[name]!r}, expected {expected}"
+        for line in lines
+        for name, values, expected in (("label", LABELS, "0, 1 or nothing"), ("split", SPLITS, SPLIT_NAMES))
+        if line.cells[name] not in values
+    ]
+    raise_all(problems, str(_manifest(root, parsed)))
+    cells = [line.cells for line in lines]
     used = [row for row in cells if not row.get("skip") and row["bag_id"] not in skipped]
     parts = Counter((row["split"], row["label"]) for row in used)
     return Cohort(parts, grouped=sum(bool(row.get("group")) for row in used))
@@ -202,7 +217,7 @@ def _bag(root: Path, cells: dict[str, str], group: str, *, skipped: bool) -> "tu
     cells = cells | {name: _as_on_disk(root, cells[name]) for name in FILES if cells.get(name)}
     if not cells["image"]:
         raise ValueError("image: empty, expected a slide, a .dcm file or a folder of DICOM files")
-    if cells["label"] not in ("", "0", "1"):
+    if cells["label"] not in LABELS:
         raise ValueError(f"label: found {cells['label']!r}, expected 0, 1 or nothing")
     overrides = parse_overrides({name: cells.get(name, "") for name in OVERRIDES})
     label = int(cells["label"]) if cells["label"] else None

@@ -167,10 +167,12 @@ def collect(rows: Sequence[BagRow], instances: Path, entries: Mapping[str, Manif
         ValueError: A stored bag is damaged or gone.
     """
     bags = []
+    # without any outlines, none is expected
+    outlined = any(row.annotation for row in rows)
     for row in rows:
         entry = entries.get(row.bag_id)
         warnings = [row.note] if row.note else []
-        if not row.annotation_complete:
+        if outlined and not row.annotation_complete:
             warnings.append("annotation incomplete")
         outcome = ("missing", 0, "in no manifest") if entry is None else (entry.state, entry.n, entry.reason)
         warnings += entry.warnings if entry else ()

@@ -97,7 +97,7 @@ def write_study(survey: Survey, config: Path, *, force: bool = False) -> list[Pa
 
 def manifest_text(findings: Sequence[Finding]) -> str:
     """Return a manifest whose labels are to be filled in; images that cannot be read are skipped by name."""
-    columns = [*REQUIRED, "group", "annotation", "mpp", "skip", "note"]
+    columns = [*REQUIRED, "group", "annotation", "mpp", "skip", "file_info"]
     stream = io.StringIO()
     writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
     writer.writeheader()
@@ -107,7 +107,7 @@ def manifest_text(findings: Sequence[Finding]) -> str:
         row = {"bag_id": name, "image": finding.image, "annotation": finding.outlines, "group": group}
         # the reason to skip a bag is short text without `|`
         skip = finding.fault.replace("|", "/")[:MAX_SKIP]
-        writer.writerow({**row, "skip": skip, "note": "" if finding.fault else finding.note})
+        writer.writerow({**row, "skip": skip, "file_info": "" if finding.fault else finding.file_info})
     return stream.getvalue()
 
 
@@ -191,7 +191,9 @@ def _slides(findings: Sequence[Finding]) -> str:
         target *= 2 ** max(0, math.ceil(math.log2(max(known) / (TARGET_MPP * TOLERANCE))))
         lines.append(f"    # found {min(known):.3g} to {max(known):.3g} um/px at level 0\n")
     if unknown:
-        lines.append(f"    # {unknown} slides state no resolution: fill in `mpp` (um/px at level 0) in the manifest\n")
+        lines.append(
+            f"    # {unknown} of the slides without resolution: fill in `mpp` (um/px at level 0) in the manifest\n"
+        )
     coarser = "" if target == TARGET_MPP else f", target_mpp: {target:g}"
     what = f"512 px tiles at {target:g} um/px on tissue"
     lines.append(f"    instances: {{wsi: {{preset: 20x{coarser}}}}}    # {what}\n")

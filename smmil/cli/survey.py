@@ -41,7 +41,7 @@ class Finding:
     fault: str = ""
 
     @property
-    def note(self) -> str:
+    def file_info(self) -> str:
         """Return what was seen, in a few words."""
         resolution = "" if self.modality == "ct" else f"{self.mpp:.4g} um/px" if self.mpp else "no resolution"
         return ", ".join(filter(None, (self.format, resolution, self.size)))

@@ -59,7 +59,7 @@ def test_every_slide_and_series_is_found_with_resolution_slices_and_patient(mixe
         0.5
     )
     assert found["slides/case 1.tif"].outlines == "slides/case 1.geojson" and not found["slides/case_2.tif"].outlines
-    assert found["more/case_2.tif"].mpp is None and "no resolution" in found["more/case_2.tif"].note
+    assert found["more/case_2.tif"].mpp is None and "no resolution" in found["more/case_2.tif"].file_info
     assert "damaged" in found["slides/broken.tif"].fault and str(mixed) not in found["slides/broken.tif"].fault
     assert found["scans/b"].size == "4 slices" and found["scans/a/head"].patient == found["scans/b"].patient
     assert {name for name in found if "two" in name} == {"scans/two#3", "scans/two#7", "scans/two#9"}
@@ -72,20 +72,21 @@ def test_init_writes_a_configuration_that_is_valid_and_manifests_that_can_be_rea
     shown = capsys.readouterr().out
     assert "cannot be read: slides/broken.tif" in shown and "1 x .docx" in shown and "fill in `label`" in shown
     text = (tmp_path / "mine.yaml").read_text()
-    assert text.count("#") > 8 and "1 slides state no resolution" in text
+    assert text.count("#") > 8 and "1 of the slides without resolution" in text
     config = read_config([Path("mine.yaml")])
     assert [*config.used] == ["slides", "scans"] and config.methods == ["abmil", "smap_early"]
     assert config.training.learning_rates == [1e-4] and config.used["slides"].instances.wsi == {"preset": "20x"}
     slides = manifest(tmp_path / "manifest_slides.csv")
     assert {row["bag_id"] for row in slides.values()} == {"case_1", "slides_case_2", "more_case_2", "broken"}
     assert slides["slides/broken.tif"]["skip"] and not slides["slides/case_2.tif"]["skip"]
-    assert slides["slides/case_2.tif"]["note"] == "generic-tiff, 0.5 um/px, 640 x 512 px"
+    assert slides["slides/case_2.tif"]["file_info"] == "generic-tiff, 0.5 um/px, 640 x 512 px"
     assert code_of("config", "mine.yaml") == 2
     assert "found 0 negative and 0 positive bags" in capsys.readouterr().err, "labels are to be filled in"
     # the run reads the same manifests
     for name, dataset in config.used.items():
         rows = list_bags(Path(dataset.root), dataset.source).rows
         assert len(rows) == len(manifest(tmp_path / f"manifest_{name}.csv")) and all(row.label is None for row in rows)
+        assert not any(row.note for row in rows), "quality control would show it as a warning"
     assert len({row.group for row in rows}) == 2 and not any(row.skip for row in rows)
 
 

@@ -202,7 +202,7 @@ def test_overlay_draws_tissue_tiles_and_lesion_where_they_are(cohort: Path) -> N
 
 def test_contradictions_are_warned_about(cohort: Path) -> None:
     put_slide(cohort / "instances", "s0", 8, 3)
-    row = BagRow("s0", "wsi", ("s0.tif",), 0, "train", annotation_complete=False)
+    row = BagRow("s0", "wsi", ("s0.tif",), 0, "train", annotation="s0.xml", annotation_complete=False)
     bag = collect([row], cohort / "instances", {"s0": ManifestEntry(bag_id="s0", state="ok", n=8)})[0]
     assert bag.warnings == ("annotation incomplete", "negative bag with lesion")
     assert bag.lesion_share == pytest.approx(3 / 8)
