@@ -220,7 +220,7 @@ class Plan:
         if steps < FEWEST_STEPS:
             remarks.append(
                 f"{sum(cohort.labels('train'))} training bags make {steps} steps of {chosen.batch_size} bags per "
-                "epoch; methods may learn little, so lower batch_size, e.g. to 4"
+                f"epoch; methods may learn little{', so lower batch_size' if chosen.batch_size > 1 else ''}"
             )
         return remarks
 

@@ -34,7 +34,7 @@ class Setup:
     @property
     def options(self) -> str:
         """Return the options with which a command has the same configuration."""
-        return "".join(f" -c {file}" for file in self.files if file != DEFAULT_CONFIG)
+        return "" if self.files == (DEFAULT_CONFIG,) else "".join(f" -c {file}" for file in self.files)
 
 
 def read_setup(files: Sequence[Path]) -> Setup:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 
 from smmil.cli.pipeline import Setup, check_targets
+from smmil.cli.status import dataset_status
 from smmil.config.experiment import load_yaml
 from smmil.installation import workflow_folder
 
@@ -88,8 +89,19 @@ def run_workflow(
     environment = {**snakemake_environment(os.environ, verbose=verbose), "SMMIL_OPTIONS": setup.options}
     code = _wait(subprocess.Popen(command, env=environment))
     if code == 0 and not QUERIES & {*passed}:
+        _count_failed(setup)
         _name_pages(setup, targets)
     return code
+
+
+def _count_failed(setup: Setup) -> None:
+    """Say how many bags failed, which `allowed_failures` lets pass."""
+    for name in setup.config.used:
+        status = dataset_status(setup.config, name)
+        failed = {bag.bag_id for bag in status[1] if bag.state == "failed"} if status else set()
+        if failed:
+            text = f"{len(failed)} bag{'s' * (len(failed) > 1)} failed, which allowed_failures accepts"
+            print(f"{name}: {text}; `smmil status{setup.options}` says why", file=sys.stderr)
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:
@@ -98,13 +110,16 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
     def forward(number: int, frame: FrameType | None) -> None:
         process.send_signal(number)
 
-    before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+    interrupts: list[int] = []
+    before = {signal.SIGINT: signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))}
     before[signal.SIGTERM] = signal.signal(signal.SIGTERM, forward)
     try:
         code = process.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if interrupts and code:
+        return 128 + signal.SIGINT
     return code if code >= 0 else 128 - code
 
 

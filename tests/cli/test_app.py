@@ -91,6 +91,14 @@ def test_what_stands_after_two_dashes_goes_to_snakemake(monkeypatch, tmp_path):
     assert second[3] == "qc" and "--cores" not in second and second[-1] == "--cores=1"
 
 
+def test_a_hint_repeats_the_configuration(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path, {})
+    more = Path(write_config(tmp_path, {"methods": ["abmil"]}, "more.yaml")).relative_to(tmp_path)
+    assert read_setup([]).options == read_setup([Path("mine.yaml")]).options == ""
+    assert read_setup([Path("mine.yaml"), more]).options == " -c mine.yaml -c more.yaml"
+
+
 class Finished:
     """A process that has ended."""
 

@@ -6,11 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
+from rich.progress import Progress as RichProgress
 
 from preprocessing.features import extraction
 from smmil.artifacts.records import LogRow
 from smmil.cli.jobs import as_duration, fault, read_progress
-from smmil.cli.plugins.live import Job, Jobs, plain_error
+from smmil.cli.plugins.live import Events, Job, Jobs, NoDisplay, plain_error
 from smmil.train.progress import Progress
 from tests.helpers.cohorts import Cohort, write_slide
 
@@ -114,6 +115,23 @@ def test_the_time_left_is_a_lower_bound_until_a_job_of_each_rule_has_ended(monke
     screen = Console(file=io.StringIO(), width=100)
     screen.print(jobs)
     assert "2 of 4 jobs; time left: about 30 s" in screen.file.getvalue()
+
+
+def test_jobs_that_ctrl_c_stops_have_not_failed(tmp_path):
+    text = io.StringIO()
+    console = Console(file=text, width=100)
+    progress = RichProgress(console=console)
+    events = Events(Jobs(), console=console, progress=progress, live_display=NoDisplay(), dryrun=False)
+    record = logging.LogRecord("snakemake", logging.WARNING, "", 0, "", None, None)
+    for number, message in enumerate(
+        ("Something", "Terminating processes on user request, this might take some time.")
+    ):
+        events.should_log_message(record, message)
+        events.jobs.start(number, Job("train", ("a",), ()))
+        events.handle_job_error(SimpleNamespace(jobid=number))
+    events.close()
+    assert text.getvalue().count("failed: train a") == 1 and "1 job failed" in text.getvalue()
+    assert "The same command continues" in text.getvalue()
 
 
 def test_durations_are_rounded_as_people_say_them():

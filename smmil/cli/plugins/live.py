@@ -32,6 +32,8 @@ _NOISE = re.compile(
     r"WorkflowError:\s*$|At least one job did not complete|Error executing rule|Using workflow specific profile|"
     r"Config file .* is extended|Conda environments: ignored|Elapsed time: |Shutting down"
 )
+# the jobs that fail after it were stopped by Ctrl-C
+_INTERRUPTED = "Terminating processes on user request"
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,7 @@ class Events(EventHandler):  # type: ignore[misc]
         super().__init__(**settings)
         self.jobs = jobs
         self.last_message = ""
+        self.interrupted = False
 
     def handle_workflow_started(self, event_data: Any, **kwargs: Any) -> None:
         """Show nothing: `smmil run` has said what it runs."""
@@ -153,7 +156,7 @@ class Events(EventHandler):  # type: ignore[misc]
     def handle_job_error(self, event_data: Any, **kwargs: Any) -> None:
         """Say in a line per cause why a job failed, and where its log is."""
         job = self.jobs.running.pop(event_data.jobid, None)
-        if job is None:
+        if job is None or self.interrupted:
             return
         self.jobs.failed.append(job)
         cause = next(filter(None, (fault(tail(log)) for log in job.logs)), "")
@@ -173,6 +176,7 @@ class Events(EventHandler):  # type: ignore[misc]
     def should_log_message(self, record: Any, message: str) -> bool:
         """Leave out what repeats the report of a failed job, or the last message."""
         repeated, self.last_message = message == self.last_message, message
+        self.interrupted = self.interrupted or message.startswith(_INTERRUPTED)
         return not repeated and not _NOISE.match(message.strip()) and bool(super().should_log_message(record, message))
 
     def close(self) -> None:
@@ -182,8 +186,9 @@ class Events(EventHandler):  # type: ignore[misc]
             count = len(self.jobs.failed)
             status = f"smmil status{os.environ.get('SMMIL_OPTIONS', '')}"
             self._print(f"{count} job{'s' * (count > 1)} failed. `{status}` shows the outcome of every bag.")
+        if self.jobs.failed or self.interrupted:
             self._print("The same command continues: what is finished is kept.")
-        self.jobs.failed = []
+        self.jobs.failed, self.interrupted = [], False
 
     def _print(self, text: str, style: str = "") -> None:
         self.console.print(Text(text, style=style), soft_wrap=True)
