@@ -37,6 +37,9 @@ from pathlib import Path
 
 from preprocessing.common.cli import guard
 
+# of the images that a warning is printed with
+MAX_NAMES = 5
+
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
@@ -95,10 +98,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     single = len(images) == 1 and images[0].path == args.image[0]
     rows = predict_images(images, models, args.out, settings, flat=single)
+    warned: dict[str, list[str]] = {}
     for row in rows:
-        name = "" if single else f"{row.image.bag_id}: "
         for warning in row.warnings:
-            print(f"{name}warning: {warning}")
+            warned.setdefault(warning, []).append(row.image.bag_id)
+    for warning, names in warned.items():
+        more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+        print(f"{'' if single else ', '.join(names[:MAX_NAMES]) + more + ': '}warning: {warning}")
     wrong = [row for row in rows if row.state in ("refused", "failed")]
     for row in wrong:
         path = printable(str(row.image.path))

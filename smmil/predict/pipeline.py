@@ -42,6 +42,7 @@ from smmil.predictions.signed import DIRECTION_FILE, read_direction
 
 log = logging.getLogger(__name__)
 
+_LEARNED = {"train": "training", "val": "validation"}
 FILES = ("instances.csv", "heatmap.png", "heatmap.pdf", "top_tiles.png", "top_tiles.pdf", "tiles.geojson")
 Map = Literal["score", "signed", "signed_sm"]
 
@@ -218,6 +219,8 @@ def _predict_cut(cut: _Cut, model: Model, out: Path, settings: Preparation) -> P
     warnings, split = [*cut.warnings], model.reference.split
     if "signed_score" in scores.arrays and split is not None and is_unsupported(split):
         warnings.append(UNSUPPORTED)
+    if name := _LEARNED.get(model.reference.part_of(cut.row.bag_id, arrays["coords"])):
+        warnings.append(f"a {name} image of the run, so its probability says nothing about new images")
     scored = Scored(
         bag_id=cut.row.bag_id,
         attrs=attrs,

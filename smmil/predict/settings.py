@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from preprocessing.common.cli import nearest
 from preprocessing.features.encoders import weights_hash
 from smmil.artifacts.records import Json, RunConfig, RunDone, RunsFile
 from smmil.predictions.reference import Reference, find_dataset, read_reference
@@ -115,8 +116,11 @@ def read_run(folder: Path) -> tuple[RunConfig, RunDone]:
     if (folder / "runs.json").is_file():
         runs = ", ".join(run.run for run in RunsFile.read(folder / "runs.json").chosen)
         raise ValueError(f"{folder}: a folder of runs, expected one of them; chosen on validation: {runs}")
+    if not folder.is_dir():
+        names = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
+        raise ValueError(f"{folder}: not a finished run: no such folder{nearest(folder.name, names)}")
     if not (folder / "config.json").is_file() or not (folder / "done.json").is_file():
-        raise ValueError(f"{folder}: not a finished run (config.json and done.json); train it first")
+        raise ValueError(f"{folder}: not a finished run, expected results/DATASET/runs/ENCODER/METHOD or a run in it")
     return RunConfig.read(folder / "config.json"), RunDone.read(folder / "done.json")
 
 

@@ -5,15 +5,21 @@ of a run is found from its place or given; what was recorded with its bags there
 """
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from preprocessing.common.options import TissueOptions
 from preprocessing.store.attrs import InstanceAttrs
 from preprocessing.store.bags import read_feature_attrs, read_instance_attrs
 from preprocessing.store.files import check_chunk
 from smmil.artifacts.records import Json, Metrics, RunConfig, SplitMetrics
+from smmil.data.splits import read_splits
+from smmil.data.stored import read_geometry
 
 REFERENCE_BAGS = 64
 TILE_MPP_TOLERANCE = 0.10
@@ -32,12 +38,23 @@ class Reference:
         dtype: of the stored features, "" if unknown.
         precision: of the encoder's arithmetic, "" if unknown.
         split: metrics of the run; None if it has not been evaluated or was not chosen.
+        parts: train, val or test of each bag in the run's split; empty if unknown.
+        store: all stored instances; None if they are not at hand.
     """
 
     instances: tuple[InstanceAttrs, ...] = ()
     dtype: str = ""
     precision: str = ""
     split: SplitMetrics | None = None
+    parts: Mapping[str, str] = field(default_factory=dict)
+    store: Path | None = None
+
+    def part_of(self, bag_id: str, coords: NDArray[Any]) -> str:
+        """Return the part of the run's split that holds a bag of this name and these places; "" if there is none."""
+        part = self.parts.get(bag_id, "")
+        if not part or self.store is None or not (self.store / bag_id).is_dir():
+            return ""
+        return part if np.array_equal(read_geometry(self.store.parent, bag_id, ["coords"])[1]["coords"], coords) else ""
 
 
 def find_dataset(run: Path, folder: Path | None) -> Path | None:
@@ -65,7 +82,9 @@ def read_reference(folder: Path | None, config: RunConfig, run: Path) -> Referen
     if features.is_dir() and (stored := _sample(features)):
         dtype = check_chunk(features / stored[0] / "features")[0].name
         precision = read_feature_attrs(features, stored[0]).precision
-    return Reference(comparable, dtype, precision, _metrics(folder, config, run))
+    splits = run.resolve().parent / "splits.csv"
+    parts = read_splits(splits).get(config.seed, {}) if splits.is_file() else {}
+    return Reference(comparable, dtype, precision, _metrics(folder, config, run), parts, instances)
 
 
 def _sample(store: Path) -> list[str]:
@@ -115,7 +134,7 @@ def check_like_training(attrs: InstanceAttrs, reference: Reference, *, any_resol
     if differs:
         raise ValueError(
             f"not cut as the run's dataset was ({'; '.join(differs)}); cut it with the same settings (`instances` of"
-            " the config, --options of smmil.predict)"
+            " the config, `smmil predict --options`)"
         )
     known = [float(other.tile_mpp) for other in reference.instances if other.tile_mpp]
     if not known:
@@ -128,7 +147,7 @@ def check_like_training(attrs: InstanceAttrs, reference: Reference, *, any_resol
     if any_resolution:
         return [text]
     raise ValueError(
-        f"{text}; correct the slide's resolution (`mpp` of the manifest, --mpp of smmil.predict), or accept this with"
+        f"{text}; correct the slide's resolution (`mpp` of the manifest, `smmil predict --mpp`), or accept this with"
         " --any-resolution"
     )
 

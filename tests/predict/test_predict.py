@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import tifffile
 
+from preprocessing.bags.table import read_bags
 from preprocessing.common.options import ct_options, wsi_options
 from preprocessing.store.attrs import InstanceAttrs, TissueAttrs
 from preprocessing.store.bags import read_instance_attrs
+from smmil.data.splits import read_splits
 from smmil.evaluate.signs import UNSUPPORTED
 from smmil.predict import __main__ as predict
 from smmil.predict.pipeline import FILES
@@ -130,6 +132,19 @@ def test_the_map_may_show_the_signed_score_where_the_run_has_one(slides, tmp_pat
     assert not {"signed_score", "signed_sm_score"} & read_table(tmp_path / "b/instances.csv")[0].keys()
     told = json.loads((tmp_path / "b/prediction.json").read_text())
     assert told["signed_agreement"] is None and told["map"] == "score"
+
+
+def test_an_image_that_the_run_has_learned_from_is_a_warning(slides, tmp_path, no_picture):
+    parts = read_splits(slides.run.parent / "splits.csv")[1]
+    learned = next(row for row in read_bags(slides.results / "bags.csv") if parts.get(row.bag_id) == "train")
+    copy = tmp_path / Path(learned.images[0]).name
+    shutil.copy(slides.raw / learned.images[0], copy)
+    assert run(copy, slides.run, tmp_path / "same") == 0
+    assert "a training image of the run" in json.loads((tmp_path / "same/prediction.json").read_text())["warnings"][-1]
+    # another slide of the same name
+    shutil.copy(slides.raw / slides.row().images[0], copy)
+    assert run(copy, slides.run, tmp_path / "other") == 0
+    assert not json.loads((tmp_path / "other/prediction.json").read_text())["warnings"]
 
 
 def test_a_sign_that_validation_does_not_support_is_a_warning(slides, tmp_path, no_picture):
