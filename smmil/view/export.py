@@ -117,7 +117,9 @@ def export(site: Site, out: Path, *, confirmed: bool = False) -> None:
         ValueError: a folder with other files, too little room on the disk, or a large export without confirmation.
     """
     if not site.has_openseadragon and any(c.entry.modality == "wsi" for c in site.cohorts.values()):
-        raise ValueError("--export: OpenSeadragon is not installed, so slides could not be zoomed; run `make viewer`")
+        raise ValueError(
+            "--export: OpenSeadragon is not installed, so slides could not be zoomed; run `make viewer` in the checkout"
+        )
     if out.exists() and any(out.iterdir()) and not (out / "viewer.js").is_file():
         raise ValueError(f"--export {out}: holds other files, expected a new folder or an earlier export")
     size = expected_size(site)
@@ -129,6 +131,10 @@ def export(site: Site, out: Path, *, confirmed: bool = False) -> None:
     if size.bytes > _ASK_BYTES and not confirmed:
         raise ValueError("--export: more than 2 GB; choose bags with --bags, or confirm with --yes")
     (out / "index.html").unlink(missing_ok=True)
+    # bags of an earlier export must not be passed on with this one
+    for name in ("data", "images"):
+        if (out / name).is_dir():
+            shutil.rmtree(out / name)
     site = replace(site, static=True)
     for address in ("viewer.js", "viewer.css", OPENSEADRAGON):
         if address != OPENSEADRAGON or site.has_openseadragon:

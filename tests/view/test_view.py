@@ -327,6 +327,7 @@ def test_an_export_holds_what_the_server_sends(site, results, tmp_path, capsys):
     assert 'data-mode="static"' in (out / "index.html").read_text()
     # a second export replaces the first; other folders are left alone
     assert main([str(results.folder), "--export", str(out), "--bags", "scans/bleed"]) == 0
+    assert not (out / "images/slides").exists() and not (out / "data/slides").exists()
     assert main([str(results.folder), "--export", str(results.folder)]) == 2
     assert "holds other files" in capsys.readouterr().err
 
