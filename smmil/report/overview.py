@@ -150,10 +150,15 @@ def _scored(layout: TableLayout, metrics: Sequence[Metrics]) -> tuple[list[State
         if marks:
             best = max(marks, key=lambda method: marks[method].value)
             test = rows[best].splits[0].test
+            equal = [mark.label for mark in marks.values() if mark.value == marks[best].value]
             what = "bag AUROC" if len(marks) == 1 else "the highest bag AUROC"
-            numbers = marks[best].text.replace("(", "(95 % interval ")
+            # the intervals of equal means differ
+            numbers = (
+                marks[best].text.replace("(", "(95 % interval ") if len(equal) == 1 else f"{marks[best].value:.3f}"
+            )
             bags = f"over {test.n_bags} test bags, {test.n_positive_bags} of them positive"
-            statements.append(Statement(f"{dataset.title}: {marks[best].label} has {what}, {numbers} {bags}."))
+            best_named = f"{equal[0]} has" if len(equal) == 1 else f"{', '.join(equal[:-1])} and {equal[-1]} have"
+            statements.append(Statement(f"{dataset.title}: {best_named} {what}, {numbers} {bags}."))
             groups[dataset.title] = list(marks.values())
     return statements, Forest(groups, "Bag AUROC", 0.5) if groups else None
 

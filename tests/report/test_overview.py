@@ -79,6 +79,13 @@ def test_without_comparisons_the_best_method_is_named_with_interval_and_test_bag
     assert overview(LAYOUT, [], [], [], [], []).plot is None
 
 
+def test_methods_of_equal_means_are_named_together() -> None:
+    rows = [metrics_object("a", method, {"bag_auroc": [0.7, 0.9]}) for method in ("abmil", "smap_early")]
+    record = type(metrics_record("b", "abmil", {"bag_auroc": [None]}))
+    (statement,) = overview(LAYOUT, [record.model_validate(row) for row in rows], [], [], [], []).statements
+    assert statement.text.startswith("A <1>: SmAP and ABMIL have the highest bag AUROC, 0.800 over ")
+
+
 def test_places_in_the_plot_are_in_order_and_inside() -> None:
     marks = [Mark("m", 0.1, (-0.2, 0.3), (0.5, -0.4))]
     plot = Forest({"g": marks}, "axis", 0.0)
