@@ -81,6 +81,8 @@ def locate(result: Path, cell: Sequence[str] | None) -> Place:
     result = result.resolve()
     if result.parent.name == "tables":
         return _cell_of(result, cell)
+    if (result / "runs.json").is_file():
+        result = result / "runs.json"
     parts = result.parts
     for kind in KINDS:
         # from the right: an encoder's name may hold a slash, a results folder may lie anywhere

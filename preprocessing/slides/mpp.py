@@ -21,7 +21,7 @@ _MICROMETRES_PER_UNIT = {"centimeter": 10_000.0, "inch": 25_400.0}
 _MICROMETRES_PER_OME_UNIT = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4}
 # 40x is about 0.25 um/px; cameras and adapters differ by a factor of two.
 _MPP_TIMES_OBJECTIVE, _OBJECTIVE_SPREAD = 10.0, 3.0
-_REMEDY = "set `mpp` for this slide in the manifest (smmil.predict: --mpp)"
+_REMEDY = "set `mpp` for this slide in the manifest (`smmil predict --mpp`)"
 
 
 class Resolution(NamedTuple):

@@ -119,7 +119,7 @@ def _level_for_target(downsamples: Sequence[float], mpp: float, options: WsiOpti
         raise ValueError(
             f"{name}: finest level offered is {mpp * downsamples[levels[0]]:g} um/px, target_mpp {target:g} is finer; "
             "tiles are never enlarged: choose a coarser target_mpp, exclude the slide, or give its true `mpp` in the "
-            "manifest (smmil.predict: --mpp) if the file states a wrong one"
+            "manifest (`smmil predict --mpp`) if the file states a wrong one"
         )
     return min(finer, key=lambda i: scale[i])
 

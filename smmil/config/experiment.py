@@ -173,7 +173,7 @@ def _problem(item: Any) -> str:
     key = ".".join(str(part) for part in item["loc"]) or "(whole file)"
     if item["type"] == "extra_forbidden":
         hint = nearest(str(item["loc"][-1]), _all_keys())
-        return f"{key}: unknown key{hint}; `python -m smmil.config --schema` lists the keys"
+        return f"{key}: unknown key{hint}; `smmil config --schema` lists the keys"
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error" and isinstance(item["input"], Mapping):
         # a check of several keys names them

@@ -12,6 +12,14 @@ HEAD = (
 )
 
 
+def test_the_folder_of_a_method_stands_for_its_chosen_runs(tmp_path):
+    folder = tmp_path / "results/mine/runs/resnet18/abmil"
+    folder.mkdir(parents=True)
+    (folder / "runs.json").touch()
+    place = locate(folder, None)
+    assert (place.dataset, place.encoder, place.method, place.run) == ("mine", "resnet18", "abmil", None)
+
+
 @pytest.fixture
 def table(tmp_path) -> Path:
     """A table of two methods, two datasets and two encoders."""
