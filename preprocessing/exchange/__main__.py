@@ -104,8 +104,9 @@ def _write_config(args: argparse.Namespace) -> None:
         "allowed_failures": args.allowed_failures,
     }
     # No encoder runs, so no weights are needed; the features record whether theirs were random.
-    shared = {"use": [args.dataset], "weights": {"mode": "random"}, "results": str(args.out.parent)}
+    shared = {"preset": "study", "use": [args.dataset], "weights": {"mode": "random"}, "results": str(args.out.parent)}
     write_json(args.out / "config.yaml", {**shared, "datasets": {args.dataset: dataset}})
+    print(f"next: `smmil run -c {args.out / 'config.yaml'}`")
 
 
 def _export(args: argparse.Namespace) -> int:

@@ -88,7 +88,10 @@ def write_study(survey: Survey, config: Path, *, force: bool = False) -> list[Pa
     files = [config, *(dataset.manifest for dataset in datasets)]
     existing = [str(file) for file in files if file.exists()]
     if existing and not force:
-        raise ValueError(f"{', '.join(existing)}: exists; labels may be filled in there, so --force is needed")
+        raise ValueError(
+            f"{', '.join(existing)}: exists; labels may be filled in there. Start in another folder, or overwrite with "
+            "--force"
+        )
     for dataset in datasets:
         write_text(dataset.manifest, manifest_text(dataset.findings))
     write_text(config, config_text(survey.root, config, datasets))

@@ -126,7 +126,9 @@ def status_view(setup: Setup, *, every_bag: bool = False) -> Group:
     for training in training_states(setup.config):
         title = f"{training.dataset}/{training.encoder}/{training.method}"
         trainings.add_row(title, f"{training.done} of {training.total}", training.state, training.text)
-    return Group(_stages(totals), "", *lines, *([""] if lines else []), trainings)
+    parts: list[Sequence[RenderableType]] = [[_stages(totals)] if totals else [], lines]
+    parts.append([trainings] if trainings.row_count else [])
+    return Group(*[item for part in parts if part for item in ("", *part)][1:])
 
 
 def _stages(totals: Sequence[tuple[str, Total]]) -> Table:

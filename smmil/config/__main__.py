@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from preprocessing.common.cli import guard
 from smmil.config.experiment import BASE, json_schema, parse_config, read_settings
 from smmil.planning import Plan
-
-log = logging.getLogger(__name__)
 
 
 @guard
@@ -33,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for dataset in config.trained:
         plan.trained_bags(dataset)
     for remark in plan.remarks():
-        log.warning("%s", remark)
+        print(f"warning: {remark}", file=sys.stderr)
     print(config.model_dump_json(indent=1))
     return 0
 
