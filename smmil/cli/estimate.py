@@ -186,8 +186,8 @@ def _basis(probes: Sequence[DatasetProbe], machine: Machine, seconds: float) -> 
     if machine.share < BUSY_SHARE and not machine.has_gpu:
         alone = as_duration(seconds * machine.share)
         lines.append(
-            f"the measurements had a processor in {100 * machine.share:.0f} % of the time; if other programs had the "
-            f"rest, an idle machine takes {alone}, if the disk is slow, it does not"
+            f"the measurements had a processor in {100 * machine.share:.0f} % of the time; an idle machine takes "
+            f"{alone} if other programs had the rest, and no less than this if they waited for the disk"
         )
     for probe in probes:
         counts = [bag.instances for bag in probe.sample]

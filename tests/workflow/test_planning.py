@@ -87,6 +87,17 @@ def test_labels_and_splits_that_leave_tables_empty_are_seen_before_the_first_job
     assert plan.trained_bags("rsna") == "out/rsna/bags.csv"
 
 
+def test_labels_and_splits_that_no_bag_can_have_are_named_before_the_first_job(plan: Plan) -> None:
+    Path("slides").mkdir()
+    Path("slides/m.csv").write_text("bag_id,image,label,split\na,a.svs,1.0,train\nb,b.svs,0,training\n")
+    mine = {"kind": "custom", "root": "slides", "source": {"manifest": "m.csv"}, "encoders": ["resnet18"]}
+    custom = with_(plan, datasets={"mine": mine}, sweeps={}, weights={"mode": "random"})
+    with pytest.raises(
+        ValueError, match=r"line 2 \('a'\): label: found '1.0', (?s:.*)line 3 \('b'\): split: found 'tr"
+    ):
+        custom.trained_bags("mine")
+
+
 def test_a_folder_that_snakemake_would_take_for_a_wildcard_has_a_link(plan: Plan) -> None:
     odd = with_(plan, results="out/{2020}/", weights={"folder": "{w}"})
     for folder, link in (("out/{2020}", odd.results), ("{w}", odd.weights_folder)):
