@@ -5,6 +5,8 @@ RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 STAMP := $(VENV)/.installed-$(shell cksum requirements.lock | cut -d' ' -f1)
 CORES ?= 2
 SIZE ?= demo
+# of the generator; docs/results/demo.md says how it was chosen
+SEED ?= 2026
 
 .PHONY: demo test lint bench schema lock docs
 
@@ -13,7 +15,7 @@ demo: $(STAMP) optional-viewer
 	@mkdir -p demo
 	@exec 9>demo/.lock; flock -w 300 9 || { echo "another make demo is running in this folder" >&2; exit 1; }; \
 	export PATH="$(CURDIR)/$(VENV)/bin:$$PATH"; set -e; \
-	python -m preprocessing.synthetic --out demo/raw --size $(SIZE); \
+	python -m preprocessing.synthetic --out demo/raw --size $(SIZE) --seed $(SEED); \
 	if [ -n "$$(ls .snakemake/locks 2>/dev/null)" ]; then snakemake --unlock --configfile workflow/demo.yaml; fi; \
 	python -m smmil run --config workflow/demo.yaml --cores $(CORES); \
 	printf '\n'; python -m smmil.findings demo/results/tables/comparisons.json; \

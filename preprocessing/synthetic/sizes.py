@@ -100,9 +100,9 @@ SIZES: dict[str, dict[str, Size]] = {
         "rsna": RsnaSize(12, 1 / 3, 0.5, (10, 14), 96, (3, 8), 1.0, (47.0, 66.0)),
     },
     "demo": {
-        "camelyon16": Camelyon16Size(48, 0.35, 0.47, 1400, 4, 256, False),
+        "camelyon16": Camelyon16Size(72, 0.35, 0.47, 1400, 4, 256, False),
         "panda": PandaSize(96, 0.36, 0.06, (1, 1), 1500, 400, 512, (0.45, 0.8)),
-        "rsna": RsnaSize(108, 0.33, 0.5, (12, 18), 128, (5, 9), 2.2, (65.0, 90.0)),
+        "rsna": RsnaSize(60, 0.33, 0.5, (12, 18), 128, (5, 9), 2.2, (65.0, 90.0)),
     },
     "benchmark": {
         "camelyon16": Camelyon16Size(180, 0.33, 0.41, 2400, 4, 512, True),

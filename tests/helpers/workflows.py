@@ -105,7 +105,8 @@ def demo_config() -> dict[str, Any]:
     config: dict[str, Any] = yaml.safe_load(text)
     config["weights"] = {"mode": "random"}
     config["training"] |= {"splits": [1, 2]}
-    config["report"]["tables"] += ["table6", "table7", "table8", "table9", "table10"]
+    config["report"]["figures"] += ["cd", "curves"]
+    config["report"]["tables"] += ["resources", "table6", "table7", "table8", "table9", "table10"]
     return config
 
 
