@@ -22,6 +22,7 @@ from preprocessing.bags.table import read_bags
 from preprocessing.common.options import InstanceOptions, ct_options, wsi_options
 from preprocessing.datasets import DATASETS
 from preprocessing.features.encoder_model import LoadedEncoder, load_encoder
+from preprocessing.features.encoders import ENCODERS
 from preprocessing.features.extraction import BagPlan, Extraction
 from preprocessing.features.prefetch import Tile
 from preprocessing.features.stage import choose_device
@@ -55,10 +56,17 @@ def measured(config: Config, cores: str) -> Estimate:
         cores: a number, or "all".
 
     Raises:
-        ValueError: another value of `cores`, no raw data, or no bag that can be cut.
+        ValueError: another value of `cores`, imported features, no raw data, or no bag that can be cut.
     """
     if cores != "all" and not (cores.isdecimal() and int(cores)):
         raise ValueError(f"--cores: found {cores!r}, expected a number or all")
+    for name, dataset in config.used.items():
+        for key in dataset.encoders:
+            if key not in ENCODERS and not key.startswith("timm/"):
+                raise ValueError(
+                    f"datasets.{name}.encoders: {key} are imported features, and a plan measures how long images take "
+                    "to be cut and encoded; only training is left: smmil run"
+                )
     count = len(os.sched_getaffinity(0)) if cores == "all" else int(cores)
     plan = Plan(config)
     if missing := plan.missing_raw():

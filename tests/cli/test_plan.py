@@ -139,3 +139,13 @@ def test_a_plan_without_data_or_with_odd_cores_is_refused(tmp_path, monkeypatch,
     assert "datasets.rsna: RSNA: no DICOM file" in capsys.readouterr().err
     assert code_of("run", "--plan", "--cores", "0") == 2
     assert "--cores: found '0'" in capsys.readouterr().err
+
+
+def test_imported_features_have_no_plan(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results/mine/features/conch").mkdir(parents=True)
+    dataset = {"kind": "custom", "root": ".", "source": {"manifest": "m.csv"}, "encoders": ["conch"]}
+    values = {"use": ["mine"], "results": "results", "datasets": {"mine": dataset}}
+    config = read_config([Path(write_config(tmp_path, values))])
+    with pytest.raises(ValueError, match="datasets.mine.encoders: conch are imported features.*only training is left"):
+        probing.measured(config, "all")
