@@ -71,9 +71,14 @@ def measured(config: Config, cores: str) -> Estimate:
     plan = Plan(config)
     if missing := plan.missing_raw():
         raise ValueError("\n\n".join(missing))
-    logging.getLogger("preprocessing").setLevel(logging.WARNING)
-    with Console(stderr=True).status("measuring") as status:
-        probes, machine = probe(config, count, status.update)
+    logger = logging.getLogger("preprocessing")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with Console(stderr=True).status("measuring") as status:
+            probes, machine = probe(config, count, status.update)
+    finally:
+        logger.setLevel(level)
     return estimate(config, probes, machine, {name: plan.instance_bytes(name) for name in config.used})
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import mean, median
 
 from preprocessing.features.encoders import encoder_title
-from preprocessing.qc.counts import Counts
+from preprocessing.qc.counts import Counts, without_numbers
 from preprocessing.status import Status
 from smmil.artifacts.records import Metrics
 from smmil.artifacts.results import inverted, split_values
@@ -107,18 +107,17 @@ def _compared(findings: Sequence[Finding]) -> tuple[list[Statement], Forest]:
     statements = []
     for (method, base), members in pairs.items():
         outcomes: dict[tuple[str, str], list[str]] = {}
-        for finding in members:
+        for finding in sorted(members, key=lambda member: member.verdict == "no clear difference"):
             outcomes.setdefault((finding.verdict, finding.metric), []).append(finding.dataset)
         parts = [
             f"no clear difference {METRICS[metric][2]} on {enumerate_names(titles)}"
             if verdict == "no clear difference"
-            else f"{METRICS[metric][1]} {verdict} on {enumerate_names(titles)}"
+            else f"{METRICS[metric][1]} {verdict} than {base} on {enumerate_names(titles)}"
             for (verdict, metric), titles in outcomes.items()
         ]
-        verdicts = {finding.verdict for finding in members}
-        statements.append(
-            Statement(f"{method} against {base}: {'; '.join(parts)}.", verdicts.pop() if len(verdicts) == 1 else "")
-        )
+        clear = {finding.verdict for finding in members} - {"no clear difference"}
+        subject = f"{method} " if clear else f"{method} and {base}: "
+        statements.append(Statement(f"{subject}{'; '.join(parts)}.", clear.pop() if len(clear) == 1 else ""))
     names = dict.fromkeys(METRICS[finding.metric][0] for finding in findings)
     groups = {f"{m} − {b}": [_difference(f, several=len(names) > 1) for f in members]
               for (m, b), members in pairs.items()}  # fmt: skip
@@ -193,13 +192,15 @@ def cautions(
         for problem in cohort.problems
         if problem.state == "failed"
     ]
-    odd = dict.fromkeys(f"{w.bag_id} ({w.warning})" for record in status for w in record.warnings)
+    odd: dict[str, dict[str, None]] = {}
+    for warning in (warning for record in status for warning in record.warnings):
+        odd.setdefault(without_numbers(warning.warning), {})[warning.bag_id] = None
     lines = {
         "Random encoder weights, so the numbers only show that the pipeline runs": list(random),
         "Small cohorts, far from the published datasets": small,
         "Failed bags, missing from every number": failed,
         "Inverted runs, whose scores point away from the lesions (instance AUROC below 0.5)": turned,
-        "Bags to look at": list(odd),
+        "Bags to look at": [f"{text} ({_first(list(bags), ', ')})" for text, bags in odd.items()],
     }
     texts = [f"{text}: {_first(names)}." for text, names in lines.items() if names]
     if splits and median(splits.values()) < FEWEST_SPLITS:
@@ -212,6 +213,6 @@ def _published_bags(counts: Counts) -> int:
     return next((entry.published for entry in counts.expected if entry.name == "bags"), 0)
 
 
-def _first(names: Sequence[str]) -> str:
+def _first(names: Sequence[str], separator: str = "; ") -> str:
     more = [f"{len(names) - MOST_NAMES} more"] if len(names) > MOST_NAMES else []
-    return "; ".join([*names[:MOST_NAMES], *more])
+    return separator.join([*names[:MOST_NAMES], *more])

@@ -47,9 +47,13 @@ def test_outcomes_are_one_sentence_per_pair_and_one_row_per_dataset() -> None:
     screen = overview(LAYOUT, [], [CLEAR, UNCLEAR], [], [], [])
     (statement,) = screen.statements
     assert statement.text == (
-        "SmAP against ABMIL: localises lesions better on A <1>; no clear difference in localising lesions on B."
+        "SmAP localises lesions better than ABMIL on A <1>; no clear difference in localising lesions on B."
     )
-    assert statement.verdict == ""
+    assert statement.verdict == "better"
+    (unclear,) = overview(LAYOUT, [], [UNCLEAR], [], [], []).statements
+    assert (unclear.text, unclear.verdict) == ("SmAP and ABMIL: no clear difference in localising lesions on B.", "")
+    (mixed,) = overview(LAYOUT, [], [CLEAR, replace(CLEAR, dataset="B", verdict="worse")], [], [], []).statements
+    assert mixed.verdict == ""
     assert screen.plot is not None
     (marks,) = screen.plot.groups.values()
     assert [(m.label, m.value, m.interval, m.look) for m in marks] == [
@@ -58,7 +62,7 @@ def test_outcomes_are_one_sentence_per_pair_and_one_row_per_dataset() -> None:
     ]
     assert screen.details[0].startswith("A <1>: SmAP localises lesions better than ABMIL")
     both = overview(LAYOUT, [], [CLEAR, replace(CLEAR, dataset="B")], [], [], []).statements
-    assert both[0].verdict == "better" and both[0].text.endswith("better on A <1> and B.")
+    assert both[0].verdict == "better" and both[0].text.endswith("better than ABMIL on A <1> and B.")
 
 
 def test_without_comparisons_the_best_method_is_named_with_interval_and_test_bags() -> None:
@@ -106,13 +110,21 @@ def test_cautions_name_bags_methods_and_cohorts() -> None:
         Counts("b", {"ok": 3}),
     ]
     metrics = [metrics_record("a", "abmil", {"instance_auroc": [0.4, 0.6, 0.7]}, random_weights=True)]
-    status = [Status("a", 1, [], Total("all stages", 1), warnings=[StageWarning("instances", "y", "pale")])]
+    status = [
+        Status(
+            "a",
+            1,
+            [],
+            Total("all stages", 1),
+            warnings=[StageWarning("instances", "y", "pale 2 %"), StageWarning("instances", "z", "pale 41 %")],
+        )
+    ]
     assert cautions(metrics, counts, status, {"a": "A"}) == [
         "Random encoder weights, so the numbers only show that the pipeline runs: A.",
         "Small cohorts, far from the published datasets: A (14 of 399 bags).",
         "Failed bags, missing from every number: x (cut).",
         "Inverted runs, whose scores point away from the lesions (instance AUROC below 0.5): ABMIL (A 1 of 3).",
-        "Bags to look at: y (pale).",
+        "Bags to look at: pale … % (y, z).",
     ]
     assert "Fewer than 3 splits" in cautions([metrics_record("a", "abmil", {})], [], [], {})[-1]
     assert cautions([metrics_record("a", "abmil", {"bag_f1": [1.0] * 3})], [Counts("a", {"ok": 399})], [], {}) == []

@@ -1,7 +1,6 @@
 """A small folder of results: slides and scans cut by the stages, with hand-made predictions of two methods."""
 
 import json
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +57,6 @@ def predict(results: Path, dataset: str, logits: dict[str, dict[str, float]]) ->
 
 @pytest.fixture(scope="session")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    logging.getLogger("preprocessing").setLevel(logging.ERROR)
     folder = tmp_path_factory.mktemp("view")
     slides = Cohort(folder / "slides")
     outline = {"type": "Polygon", "coordinates": [LESION]}
