@@ -102,7 +102,7 @@ def _thumbnail(slide: Slide) -> tuple[Image | None, float, str]:
 def artefacts_of_stored(
     path: Path, row: BagRow, attrs: InstanceAttrs, outlines: Outlines, coords: npt.NDArray[np.integer]
 ) -> dict[ArtefactName, ArtefactArea] | None:
-    """Find the artefacts of a slide that was cut before; None if it has no thumbnail."""
+    """Find the artefacts of a cut slide, `coords` (N,2) in level-0 px; None if it has no thumbnail."""
     with open_slide(path, mpp_override=row.mpp) as slide:
         thumbnail, downsample, _ = _thumbnail(slide)
         if thumbnail is None:

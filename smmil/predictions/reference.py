@@ -50,7 +50,7 @@ class Reference:
     store: Path | None = None
 
     def part_of(self, bag_id: str, coords: NDArray[Any]) -> str:
-        """Return the part of the run's split that holds a bag of this name and these places; "" if there is none."""
+        """Return the part of the run's split with a bag of this name and coords (N,2) or (N,1), else ""."""
         part = self.parts.get(bag_id, "")
         if not part or self.store is None or not (self.store / bag_id).is_dir():
             return ""
