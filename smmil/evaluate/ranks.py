@@ -33,11 +33,6 @@ WARNING = (
 )
 
 
-def rank_column(values: Column) -> list[float | None]:
-    """Rank one column, 1 = the largest value, ties averaged; None where the value is missing."""
-    return [None if math.isnan(rank) else float(rank) for rank in _ranks([values])[0]]
-
-
 def mean_ranks(columns: Sequence[Column]) -> list[float | None]:
     """Average the ranks of every method over columns.
 

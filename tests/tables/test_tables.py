@@ -14,7 +14,7 @@ from smmil.artifacts.records import Metrics
 from smmil.config.layouts import TableLayout
 from smmil.config.methods import GROUPS, METHODS
 from smmil.config.quirks import active_quirks
-from smmil.evaluate.ranks import mean_ranks, rank_column
+from smmil.evaluate.ranks import mean_ranks
 from smmil.tables import build
 from smmil.tables.__main__ import main
 from smmil.tables.cells import Cell, Row, Table
@@ -64,8 +64,8 @@ def with_values(metrics: dict[str, Any], **values: list[float | None]) -> dict[s
 
 
 def test_tied_methods_share_the_average_rank() -> None:
-    assert rank_column([0.9, 0.8, 0.8, 0.1]) == [1, 2.5, 2.5, 4]
-    assert rank_column([0.5, None, 0.7]) == [2, None, 1]
+    assert mean_ranks([[0.9, 0.8, 0.8, 0.1]]) == [1, 2.5, 2.5, 4]
+    assert mean_ranks([[0.5, None, 0.7]]) == [2, None, 1]
 
 
 def test_six_columns_of_first_and_second_places_give_eleven_sixths() -> None:
@@ -83,7 +83,7 @@ def test_a_method_with_an_empty_cell_has_no_mean_rank_and_empty_columns_do_not_c
 def test_ranks_sum_to_the_triangle_number_and_equal_scipy(values: list[float]) -> None:
     from scipy.stats import rankdata
 
-    ranks = rank_column(values)
+    ranks = mean_ranks([values])
     assert ranks == rankdata([-v for v in values]).tolist()
     assert sum(r for r in ranks if r is not None) == len(values) * (len(values) + 1) / 2
 
