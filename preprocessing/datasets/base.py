@@ -39,7 +39,7 @@ class Dataset:
         count: `(root, options) -> bags`, a cheap upper bound for planning jobs; raises `MissingRaw`.
         list_bags: `(root, options) -> BagTable`.
         reads: `(root, options) -> paths`, further tables and folders that the list of bags is made from.
-        expected: known counts.
+        expected: published counts by name.
         options: the record of its options.
         cohort: `(root, options) -> Cohort` without opening an image; None = known when the bags are listed.
         released: quirk of `smmil.config.quirks.QUIRKS` -> the settings of training that it changes on this dataset.
@@ -76,12 +76,7 @@ OptionsT = TypeVar("OptionsT", bound=Options)
 
 
 def parse_options(kind: str, record: type[OptionsT], values: Mapping[str, object]) -> OptionsT:
-    """Parse the options of a dataset.
-
-    Args:
-        kind: kind of the dataset, for messages.
-        record: its options.
-        values: key -> JSON value.
+    """Parse the options of a kind of dataset, JSON values by key, into its record.
 
     Raises:
         ValueError: an unknown key, or a value of another type or range.
@@ -100,27 +95,21 @@ def parse_options(kind: str, record: type[OptionsT], values: Mapping[str, object
         raise ValueError(f"dataset options of {kind!r}: {key}: found {values[key]!r}, expected {expected}") from None
 
 
+def _locate(root: Path, name: str) -> Path | None:
+    """Return the file of this name, relative to the working directory or else to the root; None without one."""
+    return next((path for path in (Path(name), root / name) if path.is_file()), None)
+
+
 def option_file(kind: str, key: str, value: object, root: Path, advice: str = "") -> Path | None:
-    """Find the file that an option names: as given (relative to the working directory), else inside the root.
-
-    Args:
-        kind: kind of the dataset, for messages.
-        key: name of the option.
-        value: its value.
-        root: the dataset's root folder.
-        advice: what to do without the file.
-
-    Returns:
-        The path, or None if the option is null or empty.
+    """Return the file that an option names; None if it is null or empty.
 
     Raises:
-        ValueError: no such file at either place.
+        ValueError: no such file, neither in the working directory nor in the root; `advice` says what to do.
     """
     if value is None or value == "":
         return None
-    for path in (Path(str(value)), root / str(value)):
-        if path.is_file():
-            return path
+    if path := _locate(root, str(value)):
+        return path
     raise ValueError(
         f"dataset options of {kind!r}: {key}: no file {str(value)!r}, neither as given nor inside {root}"
         + (f"; {advice}" if advice else "")
@@ -128,11 +117,8 @@ def option_file(kind: str, key: str, value: object, root: Path, advice: str = ""
 
 
 def source_files(root: Path, options: Mapping[str, object]) -> list[Path]:
-    """Return the existing files that options of a dataset name, as given or inside the root."""
-    places = (
-        next((p for p in (Path(v), root / v) if p.is_file()), None) for v in options.values() if isinstance(v, str)
-    )
-    return [path for path in places if path is not None]
+    """Return the existing files that options of a dataset name."""
+    return [path for value in options.values() if isinstance(value, str) and (path := _locate(root, value))]
 
 
 @dataclass
@@ -145,26 +131,14 @@ class Findings:
     notes: list[str] = field(default_factory=list)
 
     def table(self, rows: list[BagRow]) -> BagTable:
-        """Return the bags with the report of these findings, sorted by name."""
-        report = ListReport(
-            expected=dict(self.expected),
-            missing=omitted(self.missing),
-            excluded=omitted(self.excluded),
-            notes=list(self.notes),
-        )
+        """Return the bags with the report of these findings."""
+        missing, excluded = omitted(self.missing), omitted(self.excluded)
+        report = ListReport(expected=dict(self.expected), missing=missing, excluded=excluded, notes=list(self.notes))
         return BagTable(rows, report)
 
 
 def missing_raw(root: Path, what: str, *, title: str, source: str, layout: str) -> MissingRaw:
-    """Build the error for raw data that is absent.
-
-    Args:
-        root: the folder that was searched.
-        what: what was not found.
-        title: the dataset's name.
-        source: where the data comes from, and its licence.
-        layout: what belongs in the folder.
-    """
+    """Return the error for raw data that is absent; `what` was not found, the others describe the dataset."""
     lines = "\n".join(f"    {line}" for line in layout.strip().splitlines())
     return MissingRaw(
         f"{title}: {what}\n"
@@ -179,9 +153,8 @@ def list_files(folder: Path, suffixes: Collection[str]) -> list[str]:
     """Return the sorted names of a folder's files with one of the suffixes (any case); [] without the folder."""
     if not folder.is_dir():
         return []
-    with os.scandir(folder) as entries:
-        names = [e.name for e in entries if e.name.lower().endswith(tuple(suffixes)) and not e.name.startswith("._")]
-    return sorted(names)
+    names = (name for name in os.listdir(folder) if not name.startswith("._"))
+    return sorted(name for name in names if name.lower().endswith(tuple(suffixes)))
 
 
 def find_below(root: Path, *parts: str) -> Path:

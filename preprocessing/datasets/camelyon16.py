@@ -68,8 +68,7 @@ _missing = partial(missing_raw, title=TITLE, source=SOURCE, layout=LAYOUT)
 
 
 def _known(name: str) -> bool:
-    match = _NAME.fullmatch(name)
-    return bool(match) and 1 <= int(name[-3:]) <= _LAST[name[:-4]]
+    return bool(_NAME.fullmatch(name)) and 1 <= int(name[-3:]) <= _LAST[name[:-4]]
 
 
 def _slide_name(text: str) -> str:
@@ -120,13 +119,9 @@ def reads(root: Path, _: Mapping[str, object]) -> list[Path]:
 
 
 def read_reference(path: Path) -> dict[str, int]:
-    """Read the test labels.
+    """Read the test labels: slide name in lower case -> 0 or 1.
 
-    Args:
-        path: CSV without header: file name (with or without .tif, any case), Normal or Tumor, further columns.
-
-    Returns:
-        Slide name in lower case -> 0 or 1.
+    The CSV has no header: file name (with or without .tif, any case), Normal or Tumor, further columns.
 
     Raises:
         ValueError: another word in the second column, or two different labels for one slide.
@@ -179,16 +174,13 @@ def _usable(slides: dict[str, list[str]], exclude: set[str], findings: Findings)
 
 def _row(name: str, image: str, label: int, outlines: dict[str, list[str]], findings: Findings) -> BagRow:
     annotation = outlines.get(name, [""])[0]
-    remarks = [REMARKS[name]] if name in REMARKS else []
     if label and not annotation:
         findings.missing[f"{name}.xml"] = "tumour slide without outlines; its instances stay unlabelled"
     if not label and annotation:
         findings.notes.append(f"{name}: labelled normal, its outlines {annotation} are not used")
         annotation = ""
-    if name in PARTLY_ANNOTATED:
-        remarks.append("partly annotated")
-    if name in BLURRED:
-        remarks.append("blurred")
+    partly, blurred = name in PARTLY_ANNOTATED, name in BLURRED
+    remarks = [REMARKS.get(name, ""), "partly annotated" if partly else "", "blurred" if blurred else ""]
     return BagRow(
         bag_id=name,
         modality="wsi",
@@ -196,17 +188,13 @@ def _row(name: str, image: str, label: int, outlines: dict[str, list[str]], find
         label=label,
         split="test" if name.startswith("test") else "train",
         annotation=annotation,
-        annotation_complete=name not in PARTLY_ANNOTATED and bool(annotation or not label),
-        note="; ".join(remarks),
+        annotation_complete=not partly and bool(annotation or not label),
+        note="; ".join(filter(None, remarks)),
     )
 
 
 def list_bags(root: Path, options: Mapping[str, object]) -> BagTable:
     """List the slides with labels, split and outlines; name the differences to the published 399.
-
-    Args:
-        root: the folder, in either layout.
-        options: see `Camelyon16Options`.
 
     Raises:
         MissingRaw: no slides, or test slides without any source of labels.

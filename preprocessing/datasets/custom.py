@@ -1,7 +1,7 @@
 """Slides and scans of a user, listed in a CSV manifest.
 
 Columns: bag_id, image, label (0, 1, or empty to score only); optional split (train, val, test, or empty to score only;
-without the column, test bags are drawn, `preprocessing.datasets.drawn_test`), annotation, annotation_complete, mpp,
+without the column, test bags are drawn, `preprocessing.datasets.patients`), annotation, annotation_complete, mpp,
 group, modality, note, file_info (not read), and the overrides of single bags (`preprocessing.bags.overrides`: skip,
 preset, sthresh, mask, ...). `image` is a slide file, a folder with the DICOM files of one CT series (`folder#3`: the
 series with SeriesNumber 3), one .dcm file (a scan of one slice), or a DICOM whole-slide image (its folder or one of its
@@ -18,8 +18,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import Field
 
@@ -30,17 +30,8 @@ from preprocessing.bags.rows import FAULTY, SLICES, SPLITS, BagRow, relative, re
 from preprocessing.bags.shared_images import shared_images
 from preprocessing.common.cli import raise_all
 from preprocessing.common.csv_files import CsvLine, csv_rows, read_csv
-from preprocessing.datasets.base import (
-    BagTable,
-    Dataset,
-    Findings,
-    Options,
-    missing_raw,
-    option_file,
-    parse_options,
-)
-from preprocessing.datasets.drawn_test import SHARE, Labelled, draw_splits
-from preprocessing.datasets.shared import patient_groups, shared_annotations, shared_patients
+from preprocessing.datasets.base import BagTable, Dataset, Findings, Options, missing_raw, option_file, parse_options
+from preprocessing.datasets.patients import SHARE, Labelled, draw_splits, patient_groups, shared_patients
 from preprocessing.datasets.slice_labels import slice_states
 from preprocessing.scans.dicom import read_identity
 from preprocessing.scans.folder import DICOM_SUFFIXES, is_dicom, read_folder
@@ -58,13 +49,10 @@ case_02,scans/case_02,0,test,,,patient_2
 REQUIRED = ("bag_id", "image", "label")
 OPTIONAL = ("split", "annotation", "annotation_complete", "mpp", "group", "modality", "note", "file_info")
 LABELS = ("0", "1", "")
-SPLIT_NAMES = "train, val, test or nothing"
 OVERRIDES = tuple(name for name in COLUMNS if name not in OPTIONAL)
 # columns that name files
 FILES = ("image", "annotation", "mask")
 WSI_SUFFIXES = tuple(".svs .tif .tiff .ndpi .mrxs .scn .bif .vms .vmu .svslide .czi .qptiff".split())
-
-_missing = partial(missing_raw, title=TITLE, source=SOURCE, layout=LAYOUT)
 
 
 class CustomOptions(Options):
@@ -76,48 +64,50 @@ class CustomOptions(Options):
     )
     seed: int = Field(0, ge=0, description="a number that seeds the draw of test bags, at least 0")
 
+    @property
+    def share(self) -> float:
+        """The share of the patients of each label that is drawn."""
+        return SHARE if self.test_share is None else self.test_share
 
-def _manifest(root: Path, options: CustomOptions) -> Path:
+
+class _Manifest(NamedTuple):
+    """The lines of a manifest, each with its split, and the bags that the file of overrides skips."""
+
+    path: Path
+    lines: list[CsvLine]
+    skipped: set[str]
+
+
+def _path(root: Path, options: CustomOptions) -> Path:
     if not root.is_dir():
-        raise _missing(root, "no such folder")
+        raise missing_raw(root, "no such folder", title=TITLE, source=SOURCE, layout=LAYOUT)
     path = option_file(KIND, "manifest", options.manifest, root)
     if path is None:
         raise ValueError(f"dataset options of {KIND!r}: manifest: absent, expected the path of a CSV file")
     return path
 
 
-def _lines(root: Path, parsed: CustomOptions) -> list[CsvLine]:
-    """Return the lines of the manifest; without a column `split`, theirs are drawn."""
-    path = _manifest(root, parsed)
+def _read(root: Path, values: Mapping[str, object]) -> _Manifest:
+    options = parse_options(KIND, CustomOptions, values)
+    path = _path(root, options)
     lines = read_csv(path, REQUIRED, optional=(*OPTIONAL, *OVERRIDES))
     if not lines:
         raise ValueError(f"{path}: no rows, expected one per slide or scan")
-    if "split" not in lines[0].cells:
-        return _with_drawn_splits(lines, parsed, _skipped(root, parsed))
-    if parsed.test_share is not None:
-        raise ValueError(f"{path}: the column split names the test bags, so remove it or `test_share`")
-    return lines
-
-
-def _with_drawn_splits(lines: list[CsvLine], parsed: CustomOptions, skipped: set[str]) -> list[CsvLine]:
+    overrides = option_file(KIND, "overrides", options.overrides, root)
+    skipped = {name for name, values in read_overrides(overrides).items() if values.skip} if overrides else set()
+    if "split" in lines[0].cells:
+        if options.test_share is not None:
+            raise ValueError(f"{path}: the column split names the test bags, so remove it or `test_share`")
+        return _Manifest(path, lines, skipped)
     groups, _ = patient_groups(lines, Findings())
     labelled = [
         Labelled(line.cells["bag_id"], int(line.cells["label"]), groups.get(line.number, ""))
         for line in lines
         if line.cells["label"] in ("0", "1") and not line.cells.get("skip") and line.cells["bag_id"] not in skipped
     ]
-    splits = draw_splits(labelled, share=_share(parsed), seed=parsed.seed)
-    return [replace(line, cells=line.cells | {"split": splits.get(line.cells["bag_id"], "")}) for line in lines]
-
-
-def _share(parsed: CustomOptions) -> float:
-    return SHARE if parsed.test_share is None else parsed.test_share
-
-
-def _skipped(root: Path, parsed: CustomOptions) -> set[str]:
-    """Return the bags that the file of overrides skips; their images may be damaged or absent."""
-    overrides = option_file(KIND, "overrides", parsed.overrides, root)
-    return {name for name, values in read_overrides(overrides).items() if values.skip} if overrides else set()
+    splits = draw_splits(labelled, share=options.share, seed=options.seed)
+    lines = [replace(line, cells=line.cells | {"split": splits.get(line.cells["bag_id"], "")}) for line in lines]
+    return _Manifest(path, lines, skipped)
 
 
 def count(root: Path, options: Mapping[str, object]) -> int:
@@ -127,7 +117,7 @@ def count(root: Path, options: Mapping[str, object]) -> int:
         MissingRaw: no root folder.
         ValueError: an invalid option, no manifest, other columns, or lines with too few or too many cells.
     """
-    return len(_lines(root, parse_options(KIND, CustomOptions, options)))
+    return len(_read(root, options).lines)
 
 
 def cohort(root: Path, options: Mapping[str, object]) -> Cohort:
@@ -136,18 +126,17 @@ def cohort(root: Path, options: Mapping[str, object]) -> Cohort:
     Raises:
         MissingRaw, ValueError: as `count`; or cells of `label` or `split` that no bag can have.
     """
-    parsed = parse_options(KIND, CustomOptions, options)
-    skipped = _skipped(root, parsed)
-    lines = _lines(root, parsed)
+    manifest = _read(root, options)
+    allowed = (("label", LABELS, "0, 1 or nothing"), ("split", SPLITS, "train, val, test or nothing"))
     problems = [
         f"line {line.number} ({line.cells['bag_id']!r}): {name}: found {line.cells[name]!r}, expected {expected}"
-        for line in lines
-        for name, values, expected in (("label", LABELS, "0, 1 or nothing"), ("split", SPLITS, SPLIT_NAMES))
+        for line in manifest.lines
+        for name, values, expected in allowed
         if line.cells[name] not in values
     ]
-    raise_all(problems, str(_manifest(root, parsed)))
-    cells = [line.cells for line in lines]
-    used = [row for row in cells if not row.get("skip") and row["bag_id"] not in skipped]
+    raise_all(problems, str(manifest.path))
+    cells = [line.cells for line in manifest.lines]
+    used = [row for row in cells if not row.get("skip") and row["bag_id"] not in manifest.skipped]
     parts = Counter((row["split"], row["label"]) for row in used)
     return Cohort(parts, grouped=sum(bool(row.get("group")) for row in used))
 
@@ -156,13 +145,13 @@ def split_note(root: Path, options: Mapping[str, object]) -> str:
     """Say how test bags are drawn, for the notes of tables; "" where the manifest names them or cannot be read."""
     parsed = parse_options(KIND, CustomOptions, options)
     try:
-        _, header = next(csv_rows(_manifest(root, parsed)), (0, ["split"]))
+        _, header = next(csv_rows(_path(root, parsed)), (0, ["split"]))
     except ValueError:
         return ""
     if "split" in [name.strip() for name in header]:
         return ""
     return (
-        f"the manifest has no column split, so {100 * _share(parsed):g} % of the patients of each label are drawn for "
+        f"the manifest has no column split, so {100 * parsed.share:g} % of the patients of each label are drawn for "
         f"the test (seed {parsed.seed}); a bag without a group is a patient of its own"
     )
 
@@ -170,26 +159,19 @@ def split_note(root: Path, options: Mapping[str, object]) -> str:
 def list_bags(root: Path, options: Mapping[str, object]) -> BagTable:
     """Read the manifest; report all problems of all rows at once.
 
-    Args:
-        root: folder that holds all images and annotations.
-        options: see `CustomOptions`.
-
     Raises:
         MissingRaw: no root folder.
         ValueError: an invalid option, or an invalid manifest; lines and bags are named.
     """
-    parsed = parse_options(KIND, CustomOptions, options)
-    manifest = _manifest(root, parsed)
-    lines = _lines(root, parsed)
+    manifest = _read(root, options)
     findings = Findings()
     findings.notes += [note] if (note := split_note(root, options)) else []
-    groups, problems = patient_groups(lines, findings)
+    groups, problems = patient_groups(manifest.lines, findings)
     rows: dict[int, BagRow] = {}
     patients: dict[str, list[BagRow]] = {}
-    skipped = _skipped(root, parsed)
-    for line in lines:
+    for line in manifest.lines:
         try:
-            is_skipped = line.cells["bag_id"] in skipped
+            is_skipped = line.cells["bag_id"] in manifest.skipped
             bag, images = _bag(root, line.cells, groups.get(line.number, ""), skipped=is_skipped)
         except ValueError as error:
             problems.append(f"line {line.number} ({line.cells['bag_id']!r}): {error}")
@@ -199,42 +181,22 @@ def list_bags(root: Path, options: Mapping[str, object]) -> BagTable:
             patients.setdefault(images.patient, []).append(bag)
         findings.excluded |= images.left_out
         findings.notes += [f"{bag.bag_id}: {images.note}"] if images.note else []
-    used = {number: bag for number, bag in rows.items() if bag.bag_id not in skipped}
+    used = {number: bag for number, bag in rows.items() if bag.bag_id not in manifest.skipped}
     try:
         validate_bags([*used.values()], root, source="", lines=[*used])
     except ValueError as error:
         problems += [line.strip() for line in str(error).splitlines()[1:]]
     shared = shared_images([*used.values()], root, [*used])
-    raise_all(problems + shared.contradicting, str(manifest))
-    findings.notes += shared.repeated + shared_annotations(used.values())
+    raise_all(problems + shared.contradicting, str(manifest.path))
+    annotated: dict[str, list[str]] = {}
+    for bag in used.values():
+        if bag.annotation and not bag.annotation.startswith(SLICES):
+            annotated.setdefault(bag.annotation, []).append(bag.bag_id)
+    findings.notes += shared.repeated
+    findings.notes += [f"{', '.join(ids)}: one annotation, {n!r}" for n, ids in annotated.items() if len(ids) > 1]
     if not groups and len(patients) > 1:
         findings.notes += shared_patients(patients.values())
     return findings.table([*rows.values()])
-
-
-def _bag(root: Path, cells: dict[str, str], group: str, *, skipped: bool) -> "tuple[BagRow, _Images]":
-    """Return one row and its images, whose PatientID serves for comparison only."""
-    cells = cells | {name: _as_on_disk(root, cells[name]) for name in FILES if cells.get(name)}
-    if not cells["image"]:
-        raise ValueError("image: empty, expected a slide, a .dcm file or a folder of DICOM files")
-    if cells["label"] not in LABELS:
-        raise ValueError(f"label: found {cells['label']!r}, expected 0, 1 or nothing")
-    overrides = parse_overrides({name: cells.get(name, "") for name in OVERRIDES})
-    label = int(cells["label"]) if cells["label"] else None
-    images = _skipped_images(root, cells) if skipped or overrides.skip else _images_or_fault(root, cells)
-    row = BagRow(
-        bag_id=cells["bag_id"],
-        modality=images.modality,
-        images=images.files,
-        label=label,
-        split=cells["split"],
-        group=group,
-        annotation=images.annotation,
-        annotation_complete=_complete(cells, label, images.annotation),
-        mpp=_mpp(cells.get("mpp", ""), images.modality),
-        note="; ".join(text for text in (cells.get("note", ""), images.note) if text),
-    )
-    return override(row, overrides, root), images
 
 
 @dataclass(frozen=True)
@@ -247,6 +209,38 @@ class _Images:
     patient: str = ""
     note: str = ""
     left_out: Mapping[str, str] = field(default_factory=dict)
+
+
+def _bag(root: Path, cells: dict[str, str], group: str, *, skipped: bool) -> tuple[BagRow, _Images]:
+    """Return one row and its images, whose PatientID serves for comparison only."""
+    cells = cells | {name: _as_on_disk(root, cells[name]) for name in FILES if cells.get(name)}
+    if not cells["image"]:
+        raise ValueError("image: empty, expected a slide, a .dcm file or a folder of DICOM files")
+    if cells["label"] not in LABELS:
+        raise ValueError(f"label: found {cells['label']!r}, expected 0, 1 or nothing")
+    overrides = parse_overrides({name: cells.get(name, "") for name in OVERRIDES})
+    label = int(cells["label"]) if cells["label"] else None
+    if skipped or overrides.skip:
+        # the files of a skipped bag may be damaged or absent, so none is opened
+        images = _Images(_guessed_modality(cells), (relative(root, resolve(root, cells["image"])),))
+    else:
+        images = _images_or_fault(root, cells)
+    complete = cells.get("annotation_complete", "").lower()
+    if complete not in ("", "true", "false"):
+        raise ValueError(f"annotation_complete: found {complete!r}, expected true, false or nothing")
+    row = BagRow(
+        bag_id=cells["bag_id"],
+        modality=images.modality,
+        images=images.files,
+        label=label,
+        split=cells["split"],
+        group=group,
+        annotation=images.annotation,
+        annotation_complete=complete == "true" if complete else bool(images.annotation) or label == 0,
+        mpp=_mpp(cells.get("mpp", ""), images.modality),
+        note="; ".join(text for text in (cells.get("note", ""), images.note) if text),
+    )
+    return override(row, overrides, root), images
 
 
 def _images(root: Path, cells: dict[str, str]) -> _Images:
@@ -280,6 +274,18 @@ def _images_or_fault(root: Path, cells: dict[str, str]) -> _Images:
         return _Images(_guessed_modality(cells), (image,), note=f"{FAULTY}: {reason}")
 
 
+def _guessed_modality(cells: dict[str, str]) -> str:
+    is_slide = cells["image"].lower().endswith(WSI_SUFFIXES)
+    return cells.get("modality", "").lower() or ("wsi" if is_slide else "ct")
+
+
+def _as_on_disk(root: Path, name: str) -> str:
+    """Return a path as the file system spells it, if only the Unicode form differs."""
+    similar = similar_path(root, name)
+    same = similar is not None and unicodedata.normalize("NFC", similar) == unicodedata.normalize("NFC", name)
+    return similar if similar and same else name
+
+
 def _check_folder(path: Path) -> None:
     """Raise `OSError` for a folder in place of a slide file, or if a folder in it cannot be listed.
 
@@ -293,23 +299,6 @@ def _check_folder(path: Path) -> None:
 
     for _ in os.walk(path, onerror=refuse):
         pass
-
-
-def _skipped_images(root: Path, cells: dict[str, str]) -> _Images:
-    """Return the image of a skipped bag; no file is opened, and none has to exist."""
-    return _Images(_guessed_modality(cells), (relative(root, resolve(root, cells["image"])),))
-
-
-def _guessed_modality(cells: dict[str, str]) -> str:
-    is_slide = cells["image"].lower().endswith(WSI_SUFFIXES)
-    return cells.get("modality", "").lower() or ("wsi" if is_slide else "ct")
-
-
-def _as_on_disk(root: Path, name: str) -> str:
-    """Return a path as the file system spells it, if only the Unicode form differs."""
-    similar = similar_path(root, name)
-    same = similar is not None and unicodedata.normalize("NFC", similar) == unicodedata.normalize("NFC", name)
-    return similar if similar and same else name
 
 
 def _locate(root: Path, image: str) -> tuple[Path, int | None]:
@@ -361,16 +350,9 @@ def _mpp(text: str, modality: str) -> float | None:
         raise ValueError(f"mpp: found {text!r}, expected um per px at level 0, with a decimal point") from None
 
 
-def _complete(cells: dict[str, str], label: int | None, annotation: str) -> bool:
-    stated = cells.get("annotation_complete", "").lower()
-    if stated not in ("", "true", "false"):
-        raise ValueError(f"annotation_complete: found {stated!r}, expected true, false or nothing")
-    return stated == "true" if stated else bool(annotation) or label == 0
-
-
 def reads(root: Path, options: Mapping[str, object]) -> list[Path]:
     """Return the folders of scans, those in them, and the tables of slice labels that the manifest names."""
-    rows = [line.cells for line in _lines(root, parse_options(KIND, CustomOptions, options))]
+    rows = [line.cells for line in _read(root, options).lines]
     folders = {root / row["image"] for row in rows} | {root / row["image"].rpartition("#")[0] for row in rows}
     tables = {root / row["annotation"] for row in rows if row.get("annotation", "").lower().endswith(".csv")}
     nested = {Path(path) for folder in folders - {root} for path, _, _ in os.walk(folder)}

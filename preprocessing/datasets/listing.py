@@ -21,6 +21,7 @@ from preprocessing.datasets.base import option_file
 
 # of compressed slides, for tiles of 512 px: CAMELYON16 has 1.8 GB and 8,000 tiles a slide, PANDA 33 MB and 105
 SLIDE_BYTES_PER_INSTANCE = 250_000
+LISTED = 10
 
 log = logging.getLogger(__name__)
 
@@ -36,20 +37,20 @@ def list_bags(
     instance_bytes: int = 0,
     splits: int = 0,
 ) -> list[BagRow]:
-    """List and check the bags of a dataset, and write `bags.csv` with a report beside it.
+    """List and check the bags of a dataset; write `bags.csv` and, beside it, `NAME.report.json`.
 
     Args:
         dataset: name in the config.
         kind: key of `preprocessing.datasets.DATASETS`.
         root: folder with the raw data.
         options: of this kind of dataset, as in the config.
-        out: bags.csv; `NAME.report.json` is written beside it.
+        out: bags.csv.
         max_bags: bags the workflow planned for; more is an error.
         instance_bytes: of the features of one instance, all encoders together, to warn of a disk that is too small.
         splits: training splits that the bags have to be enough for; 0 = nothing is trained.
 
     Returns:
-        The rows of `bags.csv`, overrides applied.
+        The rows, overrides applied.
 
     Raises:
         ValueError: missing raw data, invalid options, bags with problems, all of them named, or bags that cannot be
@@ -68,10 +69,15 @@ def list_bags(
         )
     if get_dataset(kind).expected:
         # nobody can correct a published dataset, so its duplicates are reported only; custom bags are checked by line
-        shared = shared_images(rows, root)
-        table.report.notes.extend(_first([*shared.contradicting, *shared.repeated], "images in several bags"))
+        images = shared_images(rows, root)
+        shared = [*images.contradicting, *images.repeated]
+        more = [f"and {len(shared) - LISTED} more images in several bags"] if len(shared) > LISTED else []
+        table.report.notes.extend([*shared[:LISTED], *more])
     if splits:
-        _check_cohort(dataset, rows, splits)
+        cohort = Cohort.of_rows(rows)
+        raise_all(cohort.problems, f"dataset {dataset!r}")
+        for remark in cohort.remarks(splits):
+            log.warning("%s: %s", dataset, remark)
     skipped = omitted({row.bag_id: row.skip for row in rows if row.skip})
     report = replace(table.report, dataset=dataset, kind=kind, found=summarise(rows), skipped=skipped, root=str(root))
     write_bags(out, rows)
@@ -79,18 +85,6 @@ def list_bags(
     _log_report(report)
     _check_disk(rows, root, out.parent, instance_bytes)
     return sorted(rows, key=lambda row: row.bag_id)
-
-
-def _check_cohort(dataset: str, rows: Sequence[BagRow], splits: int) -> None:
-    """Raise if the bags cannot be trained on; warn of what will leave tables empty or weak."""
-    cohort = Cohort.of_rows(rows)
-    raise_all(cohort.problems, f"dataset {dataset!r}")
-    for remark in cohort.remarks(splits):
-        log.warning("%s: %s", dataset, remark)
-
-
-def _first(texts: list[str], what: str, most: int = 10) -> list[str]:
-    return texts[:most] + ([f"and {len(texts) - most} more {what}"] if len(texts) > most else [])
 
 
 def _check_disk(rows: Sequence[BagRow], root: Path, folder: Path, instance_bytes: int) -> None:
@@ -112,9 +106,9 @@ def _check_disk(rows: Sequence[BagRow], root: Path, folder: Path, instance_bytes
 def _log_report(report: ListReport) -> None:
     log.info("%s: %d bags %s", report.dataset, report.found.bags, json.dumps(report.found.by_split))
     for what, omissions in (("missing", report.missing), ("excluded", report.excluded), ("skipped", report.skipped)):
-        for omission in omissions[:10]:
+        for omission in omissions[:LISTED]:
             log.warning("%s: %s (%s)", what, omission.name, omission.reason)
-        if len(omissions) > 10:
-            log.warning("%s: and %d more, see the report", what, len(omissions) - 10)
+        if len(omissions) > LISTED:
+            log.warning("%s: and %d more, see the report", what, len(omissions) - LISTED)
     for note in report.notes:
         log.info("note: %s", note)

@@ -123,13 +123,9 @@ def _table_rows(path: Path) -> Iterator[tuple[object, ...]]:
 
 
 def read_partition(path: Path) -> dict[str, str]:
-    """Read the authors' split.
+    """Read the authors' split: slide name -> "train", "val" or "test".
 
-    Args:
-        path: xlsx or CSV with the columns slide_name and Partition (train, val, test); further columns are ignored.
-
-    Returns:
-        Slide name -> "train", "val" or "test", as in the table.
+    The table, xlsx or CSV, has the columns slide_name and Partition; further columns are ignored.
 
     Raises:
         ValueError: columns absent, another word as Partition, or a slide in two parts.
@@ -180,14 +176,9 @@ def _labels(path: Path) -> dict[str, tuple[int, str]]:
 
 
 def _row(name: str, image: str, grade: int, provider: str, part: str, mask: str) -> BagRow:
-    notes = []
-    if name in BROKEN_MASKS:
-        mask = ""
-        notes.append("mask broken or empty, not used")
-    elif not mask:
-        notes.append("no mask")
-    if name in DOUBTED:
-        notes.append("left out by several competitors")
+    broken = "mask broken or empty, not used" if name in BROKEN_MASKS else ""
+    notes = [broken or ("" if mask else "no mask"), "left out by several competitors" if name in DOUBTED else ""]
+    mask = "" if broken else mask
     return BagRow(
         bag_id=name,
         modality="wsi",
@@ -197,16 +188,12 @@ def _row(name: str, image: str, grade: int, provider: str, part: str, mask: str)
         annotation=mask,
         annotation_complete=bool(mask),
         provider=provider,
-        note="; ".join(notes),
+        note="; ".join(filter(None, notes)),
     )
 
 
 def list_bags(root: Path, options: Mapping[str, object]) -> BagTable:
     """List the slides of train.csv that are on disk and in the table of the split.
-
-    Args:
-        root: the unpacked competition data.
-        options: see `PandaOptions`.
 
     Raises:
         MissingRaw: no slides, no train.csv or no table of the split.

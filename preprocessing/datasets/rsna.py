@@ -16,15 +16,7 @@ from pathlib import Path
 
 from preprocessing.bags.rows import SLICES, BagRow, printable
 from preprocessing.common.csv_files import csv_rows, read_csv
-from preprocessing.datasets.base import (
-    BagTable,
-    Dataset,
-    Findings,
-    list_files,
-    missing_raw,
-    option_file,
-    parse_options,
-)
+from preprocessing.datasets.base import BagTable, Dataset, Findings, list_files, missing_raw, option_file, parse_options
 from preprocessing.datasets.rsna_select import Listed, RsnaOptions, Scan, choose, group_scans, scans_of_list
 from preprocessing.scans.dicom import read_header
 from preprocessing.scans.series import order_series
@@ -93,14 +85,10 @@ def reads(root: Path, _: Mapping[str, object]) -> list[Path]:
 
 
 def read_list(path: Path) -> tuple[Listed, ...]:
-    """Read a published list of scans.
+    """Read a published list of scans, sorted by name.
 
-    Args:
-        path: CSV with instance_name (ID_*.dcm), bag_name, and optionally instance_label, bag_label and order (the
-            anatomical index of the slice in its scan; either direction).
-
-    Returns:
-        Scans in the order of their names, slices sorted by `order` where the column exists.
+    The CSV has the columns instance_name (ID_*.dcm), bag_name, and optionally instance_label, bag_label and order, the
+    anatomical index of the slice in its scan in either direction, by which slices are sorted.
 
     Raises:
         ValueError: columns absent, a slice listed twice, an order that is not 0..n-1, or contradictory labels.
@@ -131,13 +119,7 @@ def read_list(path: Path) -> tuple[Listed, ...]:
 
 
 def read_labels(path: Path) -> tuple[dict[str, int], list[str]]:
-    """Read the slice labels.
-
-    Args:
-        path: stage_2_train.csv.
-
-    Returns:
-        Slice name (ID_...) -> 0 or 1 (`any`), and remarks on duplicate or inconsistent rows.
+    """Read stage_2_train.csv: slice name (ID_...) -> 0 or 1 (`any`), and remarks on duplicate or inconsistent rows.
 
     Raises:
         ValueError: not this table, or one slice with two different labels.
@@ -169,10 +151,6 @@ def read_labels(path: Path) -> tuple[dict[str, int], list[str]]:
 
 def list_bags(root: Path, options: Mapping[str, object]) -> BagTable:
     """List the scans with labels, split and slice labels in anatomical order.
-
-    Args:
-        root: the unpacked competition data.
-        options: see `RsnaOptions`.
 
     Raises:
         MissingRaw: no DICOM file or no label table.

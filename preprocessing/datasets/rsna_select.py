@@ -76,34 +76,27 @@ def _identities(folder: Path, names: Sequence[str]) -> list[tuple[str, str, str]
 
 
 def group_scans(folder: Path, names: Sequence[str]) -> tuple[list[Scan], dict[str, str]]:
-    """Group slices by study and series, from their headers.
-
-    Args:
-        folder: where the files are.
-        names: their names.
+    """Group the named slices of a folder by study and series, from their headers.
 
     Returns:
         Scans sorted by bag_id (a hash of the study, numbered if it has several series), and the unreadable files with
         the reason.
     """
-    series: dict[tuple[str, str], list[str]] = {}
+    studies: dict[str, dict[str, list[str]]] = {}
     patients: dict[tuple[str, str], str] = {}
     broken: dict[str, str] = {}
     for name, identity in zip(names, _identities(folder, names), strict=True):
         if isinstance(identity, str):
             broken[name] = identity
             continue
-        series.setdefault(identity[:2], []).append(name)
-        patients[identity[:2]] = identity[2]
-    studies: dict[str, list[str]] = {}
-    for study, uid in sorted(series):
-        studies.setdefault(study, []).append(uid)
+        study, uid, patients[identity[:2]] = identity
+        studies.setdefault(study, {}).setdefault(uid, []).append(name)
     scans = []
-    for study, uids in studies.items():
+    for study, series in studies.items():
         stem = "scan_" + hashlib.sha1(study.encode(), usedforsecurity=False).hexdigest()[:12]
-        for number, uid in enumerate(uids, start=1):
-            bag_id = stem if len(uids) == 1 else f"{stem}.{number}"
-            scans.append(Scan(bag_id, tuple(sorted(series[study, uid])), patients[study, uid]))
+        for number, (uid, slices) in enumerate(sorted(series.items()), start=1):
+            bag_id = stem if len(series) == 1 else f"{stem}.{number}"
+            scans.append(Scan(bag_id, tuple(sorted(slices)), patients[study, uid]))
     return sorted(scans, key=lambda scan: scan.bag_id), broken
 
 
@@ -134,7 +127,7 @@ def choose(
     options: RsnaOptions,
     findings: Findings,
 ) -> dict[str, tuple[Scan, str]]:
-    """Choose the scans to use and their part.
+    """Choose the scans to use: bag_id -> (scan, "train" or "test").
 
     Args:
         scans: all scans on disk.
@@ -143,9 +136,6 @@ def choose(
         train: scans of the training list; None = sampled.
         options: number of scans, seed, share of a sampled test part.
         findings: receives the scans left out, with the reason.
-
-    Returns:
-        bag_id -> (scan, "train" or "test").
     """
     held_out = [scan for scan in test or () if _labelled(scan, labels, findings)]
     if train is not None:

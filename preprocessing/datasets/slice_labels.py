@@ -13,11 +13,7 @@ def slice_states(root: Path, annotation: str, files: Sequence[str]) -> str:
     """Return a CT annotation as "slices:...", from that form or from a CSV with the columns file and label.
 
     A line names a slice by the end of its path, as many folders as make it unique. Slices without a line are unknown.
-
-    Args:
-        root: the dataset's root folder.
-        annotation: of the manifest.
-        files: slices of the series in anatomical order, relative to the root.
+    `files` are the slices in anatomical order, relative to the root.
 
     Raises:
         ValueError: no such table, or lines that fit no slice, several slices, or contradict one another; all of them.

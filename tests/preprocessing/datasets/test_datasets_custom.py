@@ -7,7 +7,7 @@ import pytest
 from preprocessing.bags.report import ListReport
 from preprocessing.bags.rows import BagRow
 from preprocessing.datasets import DATASETS
-from preprocessing.datasets.drawn_test import Labelled, draw_splits
+from preprocessing.datasets.patients import Labelled, draw_splits
 from tests.helpers.dataset_files import listed, table, touch
 from tests.helpers.dicoms import write_slice
 
