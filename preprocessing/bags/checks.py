@@ -19,19 +19,13 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f|]")
 
 
 def validate_bags(rows: Sequence[BagRow], root: Path | str, *, source: str, lines: Sequence[int] = ()) -> None:
-    """Check a whole list and report all problems at once.
-
-    Args:
-        rows: the list.
-        root: the dataset's root folder.
-        source: origin of the rows for messages, e.g. a file.
-        lines: lines of that file, one per row; () = the rows come from no file.
+    """Check a whole list, which messages call `source`; `lines` are those of a file, one per row, or ().
 
     Raises:
         ValueError: listing the problems, at most 20.
     """
-    names = [f"line {line} ({row.bag_id!r})" for line, row in zip(lines, rows, strict=True)] if lines else []
-    names = names or [repr(row.bag_id) for row in rows]
+    names = [repr(row.bag_id) for row in rows]
+    names = [f"line {line} ({name})" for line, name in zip(lines, names, strict=True)] if lines else names
     problems = [f"{name}: {text}" for name, row in zip(names, rows, strict=True) for text in _row_problems(row, root)]
     spellings: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
@@ -68,13 +62,11 @@ def _row_problems(row: BagRow, root: Path | str) -> list[str]:
         problems.append(f"image: found {len(row.images)} files, expected one file for a slide")
     if row.annotation.startswith(SLICES):
         problems += _slice_problems(row)
-    if row.skip:
-        # the files of a skipped bag may be missing, but their paths must not leave the root either
-        return problems + [text for name in row.images for text in _path_problems(root, name, must_exist=False)]
-    outline = row.annotation if not row.annotation.startswith(SLICES) else ""
-    problems += [text for name in row.images for text in _path_problems(root, name)]
-    problems += _path_problems(root, outline) if outline else []
-    return problems
+    files = [*row.images]
+    if row.annotation and not row.annotation.startswith(SLICES) and not row.skip:
+        files.append(row.annotation)
+    # the files of a skipped bag may be missing, but their paths must not leave the root either
+    return problems + [text for name in files for text in _path_problems(root, name, must_exist=not row.skip)]
 
 
 def _slice_problems(row: BagRow) -> list[str]:

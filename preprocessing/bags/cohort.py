@@ -11,12 +11,7 @@ LABELS = ("0", "1")
 
 @dataclass(frozen=True)
 class Cohort:
-    """Counts of the bags that are not skipped.
-
-    Attributes:
-        parts: bags by (split, label), both as text.
-        grouped: bags with a group (patient).
-    """
+    """Numbers of the bags that are not skipped by (split, label), both as text, and of those with a group (patient)."""
 
     parts: Mapping[tuple[str, str], int]
     grouped: int = 0

@@ -75,9 +75,7 @@ def raw_stamp(root: Path | str, rows: Iterable[BagRow]) -> str:
 def listing_stamp(paths: Iterable[Path]) -> str:
     """Return a hash of what a list of bags is made from.
 
-    Args:
-        paths: tables, which count by content (by size and time above 16 MiB), and folders, which count by the names in
-            them; hidden names are left out.
+    Tables count by content (by size and time above 16 MiB), folders by the names in them that are not hidden.
     """
     return json_hash([_listed(path) for path in paths])
 

@@ -17,7 +17,6 @@ class BagOutcome(BaseModel):
     """What a job made of one bag.
 
     Attributes:
-        bag_id: name of the bag.
         state: "ok", "empty" (no instances, which is not an error), "skipped" (by an override) or "failed".
         n: number of instances.
         reason: one line, empty for "ok".
@@ -43,23 +42,13 @@ class BagOutcome(BaseModel):
 
 
 class ManifestEntry(BagOutcome):
-    """One bag in the manifest of its shard.
-
-    Attributes:
-        hash: content hash of the stored bag, "" = nothing is stored.
-    """
+    """One bag in the manifest of its shard, with the content hash of the stored bag; "" = nothing is stored."""
 
     hash: str = ""
 
 
 class StatusLine(BagOutcome):
-    """One line of the status of a shard (JSONL).
-
-    Attributes:
-        seconds: of the work.
-        redone: False if the bag was already finished.
-        time: when the line was written, ISO 8601.
-    """
+    """One line of the status of a shard (JSONL): `redone` is False if the bag was already finished."""
 
     seconds: float
     redone: bool
@@ -70,9 +59,7 @@ class ShardManifest(BaseModel):
     """What one job of a stage made of the bags of its shard.
 
     Attributes:
-        dataset: name in the config.
         stage: "instances" or "features/ENCODER".
-        stage_version: version of the stage.
         shard: number of the shard as in file names, e.g. "0003".
         bags: sorted by bag_id.
     """

@@ -127,7 +127,7 @@ def read_overrides(path: Path) -> dict[str, BagOverrides]:
     """Read an overrides file and report all problems at once.
 
     Raises:
-        ValueError: not a UTF-8 CSV, unknown columns, a bag twice, or a bad value; file and line are named.
+        ValueError: as `read_csv`; or a bag twice, or a bad value; file and line are named.
     """
     overrides: dict[str, BagOverrides] = {}
     problems: list[str] = []
@@ -146,13 +146,7 @@ def read_overrides(path: Path) -> dict[str, BagOverrides]:
 def apply_overrides(
     rows: Iterable[BagRow], overrides: Mapping[str, BagOverrides], root: Path, source: str
 ) -> list[BagRow]:
-    """Apply overrides to rows and report all problems at once.
-
-    Args:
-        rows: the bags.
-        overrides: by bag id.
-        root: the dataset's root folder.
-        source: origin of the overrides for messages, e.g. a file.
+    """Apply overrides, by bag id, to rows and report all problems at once; `source` names the file in messages.
 
     Raises:
         ValueError: a bag that is not listed, or as `override`.

@@ -28,10 +28,8 @@ class Summary:
     """Counts of a list of bags.
 
     Attributes:
-        bags: all bags.
         by_split: train, val, test or score_only -> negative, positive or unlabelled -> bags.
         images: slide files and CT slices.
-        annotated: bags with an annotation.
         annotation_incomplete: bags whose annotation does not cover everything positive.
         skipped: bags left out by an override.
         overridden: bags with settings of their own.
@@ -57,7 +55,6 @@ class ListReport:
         expected: published counts by name.
         missing: belongs to the dataset, but is not on disk.
         excluded: on disk, but left out.
-        notes: remarks for readers.
         skipped: bags left out by an override.
         root: folder of the raw data as it was given, relative to the folder of the workflow if it is relative.
     """
@@ -84,14 +81,10 @@ class ListReport:
     def write(self, path: Path) -> None:
         """Write the report; root, counts and lists of overridden bags only where there are any."""
         content = asdict(self)
-        for where, key in (
-            (content, "skipped"),
-            (content["found"], "skipped"),
-            (content["found"], "overridden"),
-            (content, "root"),
-        ):
-            if not where[key]:
-                del where[key]
+        for where in (content, content["found"]):
+            for key in where.keys() & {"skipped", "overridden", "root"}:
+                if not where[key]:
+                    del where[key]
         write_json(path, content)
 
 

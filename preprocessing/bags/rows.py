@@ -7,20 +7,6 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-COLUMNS = (
-    "bag_id",
-    "modality",
-    "images",
-    "label",
-    "split",
-    "group",
-    "annotation",
-    "annotation_complete",
-    "provider",
-    "mpp",
-    "note",
-)
-OVERRIDE_COLUMNS = ("skip", "overrides")
 MODALITIES = ("wsi", "ct")
 SPLITS = ("train", "val", "test", "")
 # marks an annotation that lists the state of every slice of a scan
@@ -70,19 +56,16 @@ class BagRow:
 
 
 def resolve(root: Path | str, relative: str) -> Path:
-    """Resolve a path of `bags.csv`.
+    """Resolve a path of `bags.csv`, relative to the root or absolute inside it, as given or as `printable`.
 
     The root itself may be a link; links or `..` inside it that lead out of it are rejected.
-
-    Args:
-        root: the dataset's root folder.
-        relative: path relative to it (an absolute path is accepted if it lies inside), as given or as `printable`.
 
     Raises:
         ValueError: the path leaves the root.
     """
     base = Path(root).resolve()
     given = base / relative
+    # only a name with an escape may have been made printable
     if "\\x" in relative and not given.exists():
         escaped = _ESCAPED.sub(lambda match: bytes([int(match[1], 16)]), os.fsencode(relative))
         given = base / os.fsdecode(escaped).replace("\0", "")

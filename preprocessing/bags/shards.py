@@ -43,18 +43,10 @@ _REASON_CHARACTERS = 500
 
 @dataclass(frozen=True)
 class Outcome:
-    """Outcome of one bag.
+    """Outcome of one bag, as `ManifestEntry` and `StatusLine` record it.
 
     Attributes:
-        state: "ok", "empty" (no instances, which is not an error), "skipped" (by an override) or "failed".
-        n: number of instances.
-        hash: content hash of the stored bag.
-        reason: one line, empty for "ok".
-        redone: False if the bag was already finished.
         counted: False for a failure that an earlier stage has already reported and allowed.
-        bad_tiles: number of unreadable tiles of the image that were replaced by white.
-        unused_outlines: number of objects of the annotation that were not used.
-        warnings: what looks wrong with the bag although it was stored, one line each.
     """
 
     state: State
@@ -69,9 +61,7 @@ class Outcome:
 
     def entry(self, bag_id: str) -> ManifestEntry:
         """Return the entry of the manifest."""
-        facts = {"state": self.state, "n": self.n, "hash": self.hash, "reason": self.reason}
-        counts = {"bad_tiles": self.bad_tiles, "unused_outlines": self.unused_outlines}
-        return ManifestEntry(bag_id=bag_id, **facts, **counts, warnings=self.warnings)
+        return ManifestEntry(bag_id=bag_id, **{k: v for k, v in vars(self).items() if k in ManifestEntry.model_fields})
 
 
 @dataclass(frozen=True)
@@ -101,15 +91,7 @@ def run_shard(
     *,
     shard: Shard,
 ) -> int:
-    """Process every bag and write the manifest.
-
-    Args:
-        rows: the shard's bags; may be empty (a shard beyond the last bag).
-        work: computes the outcome of a row; may raise.
-        manifest_path: the declared output.
-        allowed_failures: failed bags up to which the job still succeeds.
-        status_path: JSONL to append to.
-        shard: head of the manifest.
+    """Process every bag with `work`, which may raise, append to the status, and write the manifest.
 
     Returns:
         Exit code: 0, or 1 without a manifest if more bags failed than allowed.
@@ -139,16 +121,8 @@ def run_shard(
             entries.append(outcome.entry(row.bag_id))
     if len(failures) > allowed_failures:
         Path(manifest_path).unlink(missing_ok=True)
-        log.error(
-            "%s %s: %d of %d bags failed, %d allowed; reasons in %s\n  %s",
-            shard.stage,
-            shard.name,
-            len(failures),
-            len(rows),
-            allowed_failures,
-            status_path,
-            "\n  ".join(failures),
-        )
+        counts = f"{len(failures)} of {len(rows)} bags failed, {allowed_failures} allowed; reasons in {status_path}"
+        log.error("%s %s: %s\n  %s", shard.stage, shard.name, counts, "\n  ".join(failures))
         return 1
     ShardManifest(
         dataset=shard.dataset,
@@ -213,18 +187,9 @@ def one_line(error: BaseException) -> str:
 
 
 def _record(status: TextIO, row: BagRow, outcome: Outcome, seconds: float) -> None:
-    line = StatusLine(
-        bag_id=row.bag_id,
-        state=outcome.state,
-        n=outcome.n,
-        reason=outcome.reason,
-        bad_tiles=outcome.bad_tiles,
-        unused_outlines=outcome.unused_outlines,
-        warnings=outcome.warnings,
-        seconds=round(seconds, 3),
-        redone=outcome.redone,
-        time=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
+    facts = {name: value for name, value in vars(outcome).items() if name in StatusLine.model_fields}
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    line = StatusLine(bag_id=row.bag_id, **facts, seconds=round(seconds, 3), time=now)
     with name_in_errors(status.name):
         status.write(json.dumps(line.model_dump(), sort_keys=True) + "\n")
         status.flush()
@@ -244,13 +209,10 @@ def _line(row: BagRow, outcome: Outcome) -> str:
 
 @contextlib.contextmanager
 def shard_lock(path: Path | str) -> Iterator[None]:
-    """Hold the lock of one shard; a second job waits for it and then skips the finished bags.
+    """Hold the lock of one shard, a file; a second job waits for it and then skips the finished bags.
 
     A killed job releases its lock. On a file system without locks the job goes on with a warning: two jobs on one shard
     then do the work twice, but bags are written atomically in any case.
-
-    Args:
-        path: lock file; it stays on disk.
     """
     from filelock import FileLock, Timeout
 
@@ -293,19 +255,7 @@ def add_shard_arguments(parser: argparse.ArgumentParser, stage_version: int) -> 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """What the command lines of all stages over shards have in common.
-
-    Attributes:
-        dataset: name of the dataset in the config.
-        rows: the bags of the shard.
-        root: the dataset's root folder.
-        out: folder of the stage.
-        shard: number of the shard.
-        manifest: JSON to write.
-        status: JSONL to append to; None = beside `out`.
-        allowed_failures: failed bags up to which the job succeeds.
-        compare: how changed raw files are recognised.
-    """
+    """What the command lines of all stages over shards have in common; `add_shard_arguments` describes the fields."""
 
     dataset: str
     rows: Sequence[BagRow]

@@ -2,8 +2,8 @@
 
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from preprocessing.bags.identity import Compare, image_identity
 from preprocessing.bags.rows import BagRow
@@ -11,23 +11,16 @@ from preprocessing.bags.rows import BagRow
 COMPARISONS: tuple[Compare, ...] = ("time", "content")
 
 
-@dataclass(frozen=True)
-class _File:
-    name: str
-    bag: int
-
-
-@dataclass(frozen=True)
-class SharedImages:
-    """One message per image that is in several bags.
-
-    Attributes:
-        contradicting: its bags are in different splits or have different labels.
-        repeated: its bags agree, but each of them counts.
-    """
+class SharedImages(NamedTuple):
+    """One message per image in bags of several splits or labels, and one per image in bags that agree."""
 
     contradicting: list[str]
     repeated: list[str]
+
+
+class _File(NamedTuple):
+    name: str
+    bag: int
 
 
 def shared_images(rows: Sequence[BagRow], root: Path | str, lines: Sequence[int] = ()) -> SharedImages:
@@ -35,12 +28,7 @@ def shared_images(rows: Sequence[BagRow], root: Path | str, lines: Sequence[int]
 
     All files are compared by device and inode. Files of equal size are compared by content, but of a scan only the
     first and the last slice; a file is read whole only if its head and tail equal those of another one. Skipped bags
-    and unreadable files are left out.
-
-    Args:
-        rows: the bags.
-        root: the dataset's root folder.
-        lines: of the file that lists the bags, one per row; () = they come from no file.
+    and unreadable files are left out. `lines` are those of the file that lists the bags, one per row, or ().
     """
     bags_of: dict[object, set[int]] = {}
     by_size: dict[int, dict[object, _File]] = {}

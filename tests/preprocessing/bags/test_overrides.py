@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from preprocessing.bags.overrides import apply_overrides, bag_options, overrides_of, read_overrides
-from preprocessing.bags.rows import COLUMNS, BagRow
-from preprocessing.bags.table import read_bags, write_bags
+from preprocessing.bags.rows import BagRow
+from preprocessing.bags.table import COLUMNS, read_bags, write_bags
 from preprocessing.common.options import TISSUE_PRESETS, wsi_options
 from preprocessing.datasets.base import source_files
 from preprocessing.store.bags import read_arrays, read_instance_attrs
