@@ -2,10 +2,12 @@
 
 import functools
 import json
+import multiprocessing
 import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 from unittest import mock
 
 import yaml
+from snakemake import cli as snakemake_cli
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,38 +56,64 @@ def shell_rules() -> dict[str, ShellRule]:
     return result
 
 
+def _run_snakemake(directory: Path, arguments: Sequence[str], environment: dict[str, str], output: Path) -> None:
+    """Be `snakemake`, in a process of its own."""
+    os.chdir(directory)
+    os.environ.clear()
+    os.environ.update(environment)
+    with output.open("wb") as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+    # the Snakefile looks at its arguments, too
+    sys.argv = ["snakemake", *arguments]
+    snakemake_cli.main()
+
+
+def _command(*arguments: str) -> tuple[list[str], dict[str, str]]:
+    """Return Snakemake's arguments for this checkout, and the environment of its jobs."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return ["--snakefile", str(ROOT / "Snakefile"), *arguments], {**os.environ, "PATH": path}
+
+
 def snakemake(
     directory: Path, *arguments: str, check: bool = True, timeout: int = 900
 ) -> subprocess.CompletedProcess[str]:
     """Run `snakemake` with this checkout's Snakefile in a directory; stdout and stderr come back joined."""
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "2"]
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    run = subprocess.run(
-        [*command, "--directory", str(directory), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=timeout,
-        env=environment,
-        cwd=directory,
-    )
-    assert not check or run.returncode == 0, run.stdout[-6000:]
-    return run
+    # Importing Snakemake takes a second. The server of these processes does it once.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "smmil.planning"])
+    words, environment = _command("--cores", "2", "--directory", str(directory), *arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder, "output")
+        output.touch()
+        process = context.Process(target=_run_snakemake, args=(directory, words, environment, output))
+        process.start()
+        process.join(timeout)
+        process.kill()
+        process.join()
+        text = output.read_text()
+    assert not check or process.exitcode == 0, text[-6000:]
+    return subprocess.CompletedProcess(words, process.exitcode, text)
 
 
 def start_snakemake(directory: Path, log: Path, *arguments: str) -> subprocess.Popen[bytes]:
     """Start Snakemake in a process group of its own; its output goes to `log`."""
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), *arguments]
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    words, environment = _command(*arguments)
     with log.open("wb") as out:
         return subprocess.Popen(
-            command, cwd=directory, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+            [sys.executable, "-m", "snakemake", *words],
+            **{"cwd": directory, "env": environment, "stdout": out, "stderr": subprocess.STDOUT},
+            start_new_session=True,
         )
 
 
 def planned(directory: Path, *arguments: str) -> dict[str, int]:
     """Return the number of jobs per rule of a dry run."""
-    text = snakemake(directory, *arguments, "--dry-run", "--quiet", "host").stdout
+    return job_counts(snakemake(directory, *arguments, "--dry-run", "--quiet", "host").stdout)
+
+
+def job_counts(text: str) -> dict[str, int]:
+    """Return the number of jobs per rule from what a dry run prints."""
     table = re.search(r"^job +count\n-+ +-+\n(.*?)^total +\d+", text, re.M | re.S)
     if table is None:
         assert "Nothing to be done" in text, text[-3000:]
@@ -164,6 +193,6 @@ def fake_raw(directory: Path, *, panda: int, scans: int) -> None:
         "slide_name,Partition\n" + "".join(f"{n},train\n" for n in names)
     )
     # more files than are counted exactly, so that the configured number of scans is what is planned
-    touch(directory / "raw/rsna/stage_2_train", [f"ID_{i:09x}.dcm" for i in range(scans * 30)])
+    touch(directory / "raw/rsna/stage_2_train", [f"ID_{i:09x}.dcm" for i in range(min(30 * scans, 1_001))])
     (directory / "raw/rsna/stage_2_train.csv").write_text("ID,Label\n")
     (directory / "raw/rsna/testing_example.csv").write_text("instance_name,bag_name\nID_000000000.dcm,scan\n")
