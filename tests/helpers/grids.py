@@ -22,7 +22,11 @@ from tests.helpers.train_helpers import make_dataset, source_arguments, train_ar
 
 METHODS = ("abmil", "smap_early", "smtap")
 # two epochs of warm-up, six steps an epoch of which the last is short, a class weight above 1
-TRAINING: dict[str, Any] = {"epochs": 8, "batch_size": 5, "splits": [1, 2], "learning_rates": [0.002, 0.0002]}
+TRAINING: dict[str, Any] = {
+    **{"epochs": 8, "batch_size": 5, "splits": [1, 2], "learning_rates": [0.002, 0.0002]},
+    # states of 50 MB, only when a job is stopped
+    "checkpoint_seconds": 60,
+}
 TEST_METRICS = ("bag_auroc", "bag_f1", "bag_bce", "bag_ece", "instance_auroc", "instance_f1", "dirichlet_raw")
 
 
@@ -47,8 +51,8 @@ def finish_grid(data: Path, out: Path) -> None:
     """Predictions, metrics and Table 1 of trained runs."""
     for method in METHODS:
         predict_method(data, out / "runs" / method, out / "predictions" / method)
-        told = ["--index", str(out / "predictions" / method / "index.json"), "--resamples", "100"]
-        assert evaluate_main([*told, "--out", str(out / "metrics" / f"{method}.json")]) == 0
+        command = ["--index", str(out / "predictions" / method / "index.json"), "--resamples", "100"]
+        assert evaluate_main([*command, "--out", str(out / "metrics" / f"{method}.json")]) == 0
     layout = {"datasets": [{"name": "tiny", "encoder": "tiny"}], "methods": METHODS}
     files = [str(out / "metrics" / f"{method}.json") for method in METHODS]
     command = ["--table", "table1", "--metrics", *files, "--layout", json.dumps(layout)]
@@ -57,35 +61,35 @@ def finish_grid(data: Path, out: Path) -> None:
 
 def predict_method(data: Path, runs: Path, out: Path) -> None:
     """Predictions of the runs of one method."""
-    told = ["--runs", str(runs / "runs.json"), "--out", str(out), "--index", str(out / "index.json")]
-    assert predict_main([*told, *source_arguments(data), "--device", "cpu", "--threads", "1"]) == 0
+    command = ["--runs", str(runs / "runs.json"), "--out", str(out), "--index", str(out / "index.json")]
+    assert predict_main([*command, *source_arguments(data), "--device", "cpu", "--threads", "1"]) == 0
 
 
 def run_numbers(out: Path) -> dict[str, tuple[Any, ...]]:
     """Run -> best epoch, whether validation chose its learning rate, selection score, training loss at the end."""
-    found = {}
+    numbers = {}
     for method in METHODS:
         for run in json.loads((out / "runs" / method / "runs.json").read_text())["runs"]:
             loss = read_log(out / "runs" / method / run["run"] / "log.jsonl")[-1].loss
             scores = (round(run["selection_score"], 4), round(loss, 4))
-            found[f"{method} {run['run']}"] = (run["best_epoch"], run["chosen"], *scores)
-    return found
+            numbers[f"{method} {run['run']}"] = (run["best_epoch"], run["chosen"], *scores)
+    return numbers
 
 
 def metric_numbers(out: Path) -> dict[str, tuple[float, ...]]:
     """Method and split -> chosen learning rate, thresholds of both scores, and the test metrics of `TEST_METRICS`."""
-    found = {}
+    numbers = {}
     for method in METHODS:
         for split in json.loads((out / "metrics" / f"{method}.json").read_text())["splits"]:
             values = (split["threshold"], split["signed_threshold"], *(split["test"][name] for name in TEST_METRICS))
-            found[f"{method} {split['seed']}"] = (split["lr"], *(round(value, 4) for value in values))
-    return found
+            numbers[f"{method} {split['seed']}"] = (split["lr"], *(round(value, 4) for value in values))
+    return numbers
 
 
 def table_numbers(out: Path) -> dict[str, tuple[float, ...]]:
-    """Column of Table 1's CSV -> its number for every row, in the order of the rows; empty columns are left out."""
+    """Means, deviations, intervals and ranks of Table 1's CSV -> the number of every row, in the order of the rows."""
     rows = list(csv.DictReader((out / "table1.csv").read_text().splitlines()))
-    names = [name for name in rows[0] if name.startswith("tiny.tiny.") or name.endswith("rank")]
+    names = [name for name in rows[0] if name.endswith(("mean", "std", "ci95_low", "ci95_high", "rank"))]
     return {
         name.removeprefix("tiny.tiny."): tuple(round(float(row[name]), 4) for row in rows)
         for name in names

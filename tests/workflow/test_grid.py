@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from smmil.artifacts.records import RunsFile
 from smmil.train import __main__ as train
 from smmil.train import job
 from tests.helpers.grids import (
@@ -55,89 +56,46 @@ METRICS = {
 TABLE = {
     "instance_auroc.mean": (0.8483, 0.6588, 0.6706),
     "instance_auroc.std": (0.0411, 0.2468, 0.2791),
-    "instance_auroc.n_splits": (2.0, 2.0, 2.0),
     "instance_auroc.ci95_low": (0.7378, 0.5667, 0.5567),
     "instance_auroc.ci95_high": (0.9158, 0.7485, 0.7878),
-    "instance_auroc.median": (0.8483, 0.6588, 0.6706),
-    "instance_auroc.worst": (0.8192, 0.4843, 0.4733),
-    "instance_auroc.inverted": (0.0, 1.0, 1.0),
     "instance_auroc_within.mean": (0.8917, 0.6667, 0.8083),
     "instance_auroc_within.std": (0.0825, 0.2593, 0.0825),
-    "instance_auroc_within.n_splits": (2.0, 2.0, 2.0),
     "instance_auroc_within.ci95_low": (0.7997, 0.4664, 0.5793),
     "instance_auroc_within.ci95_high": (0.9839, 0.824, 0.9507),
-    "instance_auroc_within.median": (0.8917, 0.6667, 0.8083),
-    "instance_auroc_within.worst": (0.8333, 0.4833, 0.75),
-    "instance_auroc_within.inverted": (0.0, 1.0, 0.0),
     "instance_f1.mean": (0.5477, 0.3033, 0.3748),
     "instance_f1.std": (0.0957, 0.1996, 0.1399),
-    "instance_f1.n_splits": (2.0, 2.0, 2.0),
     "instance_f1.ci95_low": (0.3074, 0.1292, 0.2443),
     "instance_f1.ci95_high": (0.6745, 0.4133, 0.5065),
-    "instance_f1.median": (0.5477, 0.3033, 0.3748),
-    "instance_f1.worst": (0.48, 0.1622, 0.2759),
     "rank": (1.0, 2.0, 1.0),
     "signed_instance_auroc.mean": (0.9261, 0.9025, 0.8475),
     "signed_instance_auroc.std": (0.0067, 0.0378, 0.0823),
-    "signed_instance_auroc.n_splits": (2.0, 2.0, 2.0),
     "signed_instance_auroc.ci95_low": (0.8282, 0.8082, 0.7377),
     "signed_instance_auroc.ci95_high": (0.9876, 0.9741, 0.9281),
-    "signed_instance_auroc.median": (0.9261, 0.9025, 0.8475),
-    "signed_instance_auroc.worst": (0.9214, 0.8758, 0.7893),
-    "signed_instance_auroc.inverted": (0.0, 0.0, 0.0),
-    "signed_instance_auroc.agreement_median": (0.9509, 0.8489, 0.9254),
-    "signed_instance_auroc.agreement_worst": (0.9366, 0.7199, 0.9244),
     "signed_instance_auroc_within.mean": (0.9, 0.8917, 0.825),
     "signed_instance_auroc_within.std": (0.0236, 0.0354, 0.0825),
-    "signed_instance_auroc_within.n_splits": (2.0, 2.0, 2.0),
     "signed_instance_auroc_within.ci95_low": (0.75, 0.7292, 0.6669),
     "signed_instance_auroc_within.ci95_high": (1.0, 1.0, 1.0),
-    "signed_instance_auroc_within.median": (0.9, 0.8917, 0.825),
-    "signed_instance_auroc_within.worst": (0.8833, 0.8667, 0.7667),
-    "signed_instance_auroc_within.inverted": (0.0, 0.0, 0.0),
-    "signed_instance_auroc_within.agreement_median": (0.9509, 0.8489, 0.9254),
-    "signed_instance_auroc_within.agreement_worst": (0.9366, 0.7199, 0.9244),
     "signed_instance_f1.mean": (0.4866, 0.55, 0.3853),
     "signed_instance_f1.std": (0.2841, 0.0707, 0.1408),
-    "signed_instance_f1.n_splits": (2.0, 2.0, 2.0),
     "signed_instance_f1.ci95_low": (0.2875, 0.316, 0.195),
     "signed_instance_f1.ci95_high": (0.6473, 0.7552, 0.558),
-    "signed_instance_f1.median": (0.4866, 0.55, 0.3853),
-    "signed_instance_f1.worst": (0.2857, 0.5, 0.2857),
-    "signed_instance_f1.agreement_median": (0.9509, 0.8489, 0.9254),
-    "signed_instance_f1.agreement_worst": (0.9366, 0.7199, 0.9244),
     "signed_sm_instance_auroc.mean": (0.875, 0.8632, 0.8294),
     "signed_sm_instance_auroc.std": (0.0033, 0.0267, 0.0434),
-    "signed_sm_instance_auroc.n_splits": (2.0, 2.0, 2.0),
     "signed_sm_instance_auroc.ci95_low": (0.7607, 0.7489, 0.7403),
     "signed_sm_instance_auroc.ci95_high": (0.9564, 0.9289, 0.9038),
-    "signed_sm_instance_auroc.median": (0.875, 0.8632, 0.8294),
-    "signed_sm_instance_auroc.worst": (0.8726, 0.8443, 0.7987),
-    "signed_sm_instance_auroc.inverted": (0.0, 0.0, 0.0),
-    "signed_sm_instance_auroc.agreement_median": (0.9509, 0.8489, 0.9254),
-    "signed_sm_instance_auroc.agreement_worst": (0.9366, 0.7199, 0.9244),
     "signed_rank": (1.5, 1.5, 1.0),
     "instance_auprc.mean": (0.5775, 0.4025, 0.468),
     "instance_auprc.std": (0.0126, 0.211, 0.3168),
-    "instance_auprc.n_splits": (2.0, 2.0, 2.0),
     "instance_auprc.ci95_low": (0.3771, 0.2741, 0.3),
     "instance_auprc.ci95_high": (0.7855, 0.5545, 0.6425),
-    "instance_auprc.median": (0.5775, 0.4025, 0.468),
-    "instance_auprc.worst": (0.5687, 0.2533, 0.2439),
     "instance_froc.mean": (0.8681, 0.6042, 0.7014),
     "instance_froc.std": (0.1277, 0.2848, 0.1277),
-    "instance_froc.n_splits": (2.0, 2.0, 2.0),
     "instance_froc.ci95_low": (0.7561, 0.4761, 0.4888),
     "instance_froc.ci95_high": (0.9594, 0.7447, 0.8906),
-    "instance_froc.median": (0.8681, 0.6042, 0.7014),
-    "instance_froc.worst": (0.7778, 0.4028, 0.6111),
     "instance_dice.mean": (0.5139, 0.2778, 0.3778),
     "instance_dice.std": (0.1375, 0.0786, 0.2318),
-    "instance_dice.n_splits": (2.0, 2.0, 2.0),
     "instance_dice.ci95_low": (0.2606, 0.1071, 0.2256),
     "instance_dice.ci95_high": (0.7195, 0.4229, 0.5283),
-    "instance_dice.median": (0.5139, 0.2778, 0.3778),
-    "instance_dice.worst": (0.4167, 0.2222, 0.2139),
 }
 
 
@@ -161,16 +119,11 @@ def assert_near(numbers: Mapping[str, tuple[float, ...]], expected: Mapping[str,
         assert numbers[name] == pytest.approx(values, abs=TOLERANCE, rel=TOLERANCE), name
 
 
-def test_every_run_ends_at_the_epoch_rate_score_and_loss_stored(straight: Path) -> None:
-    assert_near(run_numbers(straight), RUNS)
-
-
-def test_thresholds_and_test_metrics_are_those_stored(straight: Path) -> None:
-    assert_near(metric_numbers(straight), METRICS)
-
-
-def test_table_1_is_the_one_stored(straight: Path) -> None:
-    assert_near(table_numbers(straight), TABLE)
+@pytest.mark.parametrize(
+    ("numbers", "stored"), [(run_numbers, RUNS), (metric_numbers, METRICS), (table_numbers, TABLE)]
+)
+def test_epochs_rates_and_losses_metrics_and_table_1_are_those_stored(straight: Path, numbers, stored) -> None:
+    assert_near(numbers(straight), stored)
 
 
 def assert_same_grid(grid: Path, straight: Path) -> None:
@@ -196,30 +149,24 @@ def stop_inside(data: Path, out: Path, method: str, steps: int, signum: int) -> 
     return state.parent.name
 
 
-def test_a_grid_interrupted_in_two_jobs_and_resumed_equals_the_straight_one_to_the_byte(
-    data: Path, straight: Path, tmp_path: Path
-) -> None:
-    first, later = METHODS[0], METHODS[-1]
-    # in the fourth epoch of the second run of the first job; between two epochs of the third run of the last
-    assert stop_inside(data, tmp_path, first, STEPS + 20, signal.SIGUSR1) == "split1_lr0.0002"
-    for method in METHODS[:-1]:
-        assert train.main(train_command(data, tmp_path, method)) == 0
-    assert stop_inside(data, tmp_path, later, 2 * STEPS + 12, signal.SIGTERM) == "split2_lr0.002"
-    train_grid(data, tmp_path)
-    finish_grid(data, tmp_path)
-    assert_same_grid(tmp_path, straight)
-
-
-def test_a_grid_cut_into_a_job_per_split_equals_the_whole_to_the_byte(
+def test_a_grid_of_interrupted_jobs_and_of_jobs_per_split_equals_the_straight_one_to_the_byte(
     data: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for method in METHODS:
-        for seed in ("2", "1"):
-            command = train_command(data, tmp_path, method)
-            done = tmp_path / f"part{seed}.json"
-            assert train.main([*command, "--done", str(done), "--part", seed]) == 0
-            done.unlink()
-    monkeypatch.setattr(job, "_train_pending", lambda *_: pytest.fail("the parts left something to train"))
+    first, middle, last = METHODS
+    # in the fourth epoch of the second run of the first job; between two epochs of the third run of the last
+    assert stop_inside(data, tmp_path, first, STEPS + 20, signal.SIGUSR1) == "split1_lr0.0002"
+    assert stop_inside(data, tmp_path, last, 2 * STEPS + 12, signal.SIGTERM) == "split2_lr0.002"
+    for method in (first, last):
+        assert train.main(train_command(data, tmp_path, method)) == 0
+    for seed in (2, 1):
+        done = tmp_path / "part.json"
+        command = train_command(data, tmp_path, middle)
+        assert train.main([*command, "--done", str(done), "--part", str(seed)]) == 0
+        runs = RunsFile.read(done).runs
+        assert [run.seed for run in runs] == [seed, seed] and sum(run.chosen for run in runs) == 1
+        done.unlink()
+    assert not (tmp_path / "runs" / middle / "runs.json").exists()
+    monkeypatch.setattr(job, "_train_pending", lambda *_: pytest.fail("something was left to train"))
     train_grid(data, tmp_path)
     finish_grid(data, tmp_path)
     assert_same_grid(tmp_path, straight)
