@@ -2,7 +2,6 @@
 
 import errno
 import json
-import random
 import signal
 import subprocess
 import sys
@@ -68,21 +67,21 @@ def test_another_choice_of_the_learning_rate_trains_nothing_again(dataset, tmp_p
     assert {run: (tmp_path / run / "best.safetensors").stat().st_mtime_ns for run in scores} == trained
 
 
-KILLED = """
+PROGRAM = """
 import os, signal, sys
-from smmil.artifacts import runs
 from smmil.train import __main__ as train
-from smmil.train import fit as training
-from smmil.train import job
+from smmil.train import fit
 from tests.helpers.train_helpers import register_noisy
 register_noisy()
-append, seen = training.append_log, []
+"""
+KILLED = f"""{PROGRAM}
+append, seen = fit.append_log, []
 def append_and_die(path, row):
     append(path, row)
     seen.append(row)
     if len(seen) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-training.append_log = append_and_die
+fit.append_log = append_and_die
 train.main(sys.argv[1:])
 """
 
@@ -102,21 +101,17 @@ def test_killed_between_log_and_state_then_resumed_equals_never_killed(dataset, 
 
 
 def test_killed_at_any_moment_the_state_is_complete_and_the_run_ends_as_if_never_killed(dataset, tmp_path):
-    settings = {"epochs": 150, "threads": 1}
+    settings = {"epochs": 100, "threads": 1}
     assert train.main(train_arguments(dataset, tmp_path / "straight", **settings)) == 0
     arguments, state = train_arguments(dataset, tmp_path / "killed", **settings), tmp_path / "killed" / RUN / "state.pt"
-    program = (
-        "import sys\nfrom smmil.train import __main__ as train\n"
-        "from tests.helpers.train_helpers import register_noisy\nregister_noisy()\n"
-    )
-    random_numbers, reached = random.Random(0), 1
-    for _ in range(3):
-        command = [sys.executable, "-c", f"{program}train.main(sys.argv[1:])", *arguments]
+    reached = 1
+    for seconds in (0.02, 0.2):
+        command = [sys.executable, "-c", f"{PROGRAM}train.main(sys.argv[1:])", *arguments]
         job = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
         before = state.stat().st_mtime_ns if state.exists() else 0
         while job.poll() is None and (state.stat().st_mtime_ns if state.exists() else 0) == before:
             time.sleep(0.001)
-        time.sleep(random_numbers.uniform(0, 0.3))
+        time.sleep(seconds)
         job.kill()
         job.wait()
         if state.exists():

@@ -11,11 +11,19 @@ from smmil.planning import Plan
 from tests.helpers.workflows import fake_raw, touch
 
 
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Raw folders that hold names only."""
+    folder = tmp_path_factory.mktemp("names")
+    fake_raw(folder, panda=1, scans=200)
+    return folder / "raw"
+
+
 @pytest.fixture
-def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
-    """A plan of 20 scans in shards of 8, in a working directory that has their names only."""
-    fake_raw(tmp_path, panda=1, scans=200)
+def plan(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    """A plan of 20 scans in shards of 8."""
     monkeypatch.chdir(tmp_path)
+    Path("raw").symlink_to(raw)
     dataset = {"kind": "rsna", "root": "raw/rsna", "source": {"scans": 20}, "encoders": ["resnet18", "resnet50"]}
     sweep = {"method": "smap_early", "argument": "alpha", "values": [0.2], "datasets": ["rsna"]}
     return Plan(
@@ -31,6 +39,14 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
 
 def with_(plan: Plan, **changes: object) -> Plan:
     return Plan(parse_config(plan.config.model_dump() | changes))
+
+
+def custom(plan: Plan, table: str, preset: str = "paper", **changes: object) -> Plan:
+    """A plan of the one dataset `mine`, with a manifest in the folder `slides`; `changes` are keys of the dataset."""
+    Path("slides").mkdir(exist_ok=True)
+    Path("slides/m.csv").write_text(table)
+    mine = {"kind": "custom", "root": "slides", "source": {"manifest": "m.csv"}, "encoders": ["resnet18"], **changes}
+    return with_(plan, datasets={"mine": mine}, sweeps={}, weights={"mode": "random"}, preset=preset)
 
 
 def test_shards_hold_every_bag(plan: Plan) -> None:
@@ -70,32 +86,25 @@ SPLITS = {
 @pytest.mark.parametrize("case", SPLITS)
 def test_labels_and_splits_that_leave_tables_empty_are_seen_before_the_first_job(plan: Plan, case: str) -> None:
     lines, refusal, remark = SPLITS[case]
-    Path("slides").mkdir()
     rows = [f"b{i},{i}.svs,{line}" for i, line in enumerate(lines.split())]
-    text = "bag_id,image,split,label,skip\n" + "".join(f"{row}{',' * (4 - row.count(','))}\n" for row in rows)
-    Path("slides/m.csv").write_text(text)
-    mine = {"kind": "custom", "root": "slides", "source": {"manifest": "m.csv"}, "encoders": ["resnet18"]}
-    custom = with_(plan, datasets={"mine": mine}, sweeps={}, weights={"mode": "random"})
+    table = "bag_id,image,split,label,skip\n" + "".join(f"{row}{',' * (4 - row.count(','))}\n" for row in rows)
+    mine = custom(plan, table)
     if refusal:
         with pytest.raises(ValueError, match=rf"datasets\.mine: .*{refusal}"):
-            custom.trained_bags("mine")
+            mine.trained_bags("mine")
     else:
-        assert custom.trained_bags("mine") == "out/mine/bags.csv"
-    assert "\n".join(custom.remarks()).count(remark) == 1 if remark else custom.remarks() == []
-    untrained = {"datasets": {"mine": {**mine, "train": False}}, "sweeps": {}, "weights": {"mode": "random"}}
-    assert with_(plan, **untrained).remarks() == []
-    assert plan.trained_bags("rsna") == "out/rsna/bags.csv"
+        assert mine.trained_bags("mine") == "out/mine/bags.csv"
+    assert "\n".join(mine.remarks()).count(remark) == 1 if remark else mine.remarks() == []
+    assert custom(plan, table, train=False).remarks() == []
 
 
 def test_labels_and_splits_that_no_bag_can_have_are_named_before_the_first_job(plan: Plan) -> None:
-    Path("slides").mkdir()
-    Path("slides/m.csv").write_text("bag_id,image,label,split\na,a.svs,1.0,train\nb,b.svs,0,training\n")
-    mine = {"kind": "custom", "root": "slides", "source": {"manifest": "m.csv"}, "encoders": ["resnet18"]}
-    custom = with_(plan, datasets={"mine": mine}, sweeps={}, weights={"mode": "random"})
-    with pytest.raises(
-        ValueError, match=r"line 2 \('a'\): label: found '1.0', (?s:.*)line 3 \('b'\): split: found 'tr"
-    ):
-        custom.trained_bags("mine")
+    mine = custom(plan, "bag_id,image,label,split\na,a.svs,1.0,train\nb,b.svs,0,training\n")
+    problems = r"line 2 \('a'\): label: found '1.0', (?s:.*)line 3 \('b'\): split: found 'tr"
+    with pytest.raises(ValueError, match=problems):
+        mine.trained_bags("mine")
+    # the labels of the published datasets are right
+    assert plan.trained_bags("rsna") == "out/rsna/bags.csv"
 
 
 def test_a_folder_that_snakemake_would_take_for_a_wildcard_has_a_link(plan: Plan) -> None:
@@ -206,26 +215,20 @@ def test_scores_follow_the_runs_that_make_them(plan: Plan) -> None:
     assert partial.scores() == []
 
 
-def study(plan: Plan, rows: str, header: str = "bag_id,image,label", **changes: object) -> Plan:
-    """A plan of `preset: study` with a manifest in the folder `slides`; rows are `label[,more]`."""
-    Path("slides").mkdir(exist_ok=True)
-    lines = [f"b{i},{i}.svs,{row}" for i, row in enumerate(rows.split())]
-    Path("slides/m.csv").write_text("\n".join([header, *lines]) + "\n")
-    mine = {"kind": "custom", "root": "slides", "source": {"manifest": "m.csv"}, "encoders": ["resnet18"], **changes}
-    report = {"tables": ["table2", "table1", "table9", "resources"], "figures": ["curves"]}
-    more = {"datasets": {"mine": mine}, "preset": "study", "sweeps": {}, "weights": {"mode": "random"}}
-    return with_(plan, **more, report=report)
+def study(plan: Plan, labels: str, header: str = "bag_id,image,label", **changes: object) -> Plan:
+    """A plan of `preset: study`; each of the rows is `label[,more]`."""
+    rows = [f"b{i},{i}.svs,{label}" for i, label in enumerate(labels.split())]
+    made = custom(plan, "\n".join([header, *rows]) + "\n", "study", **changes)
+    return with_(made, report={"tables": ["table2", "table1", "table9", "resources"], "figures": ["curves"]})
 
 
 def test_a_study_repeats_no_table_and_is_told_of_patients_and_of_too_few_steps(plan: Plan) -> None:
-    one = study(plan, "0 0 0 0 0 0 0 0 1 1 1 1 1 1 1 1")
+    labels = "0 0 0 0 0 0 0 0 1 1 1 1 1 1 1 1"
+    one = study(plan, labels)
     assert one.tables == ["table2", "table1", "resources"]
-    assert study(plan, "0 0 0 1 1 1", encoders=["resnet18", "resnet50"]).tables == one.config.report.tables
-    remarks = study(plan, "0 0 0 0 0 0 0 0 1 1 1 1 1 1 1 1").remarks()
-    assert [line.split(": ", 1)[1][:25] for line in remarks] == [
-        "no bag has a group, so sl",
-        "12 training bags make 1 s",
-    ]
+    assert study(plan, labels, encoders=["resnet18", "resnet50"]).tables == one.config.report.tables
+    remarks = [line.split(": ", 1)[1][:25] for line in one.remarks()]
+    assert remarks == ["no bag has a group, so sl", "12 training bags make 1 s"]
     grouped = study(plan, " ".join(f"{i % 2},p{i}" for i in range(16)), "bag_id,image,label,group", batch_size=4)
     assert grouped.remarks() == []
 
