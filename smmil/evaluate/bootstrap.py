@@ -43,8 +43,7 @@ BLOCK_ELEMENTS = 4_000_000
 
 def draw_weights(n_bags: int, resamples: int, seed: int) -> Floats:
     """Draw the multiplicities (R,B) of every bag in every resample; rows sum to B."""
-    generator = np.random.default_rng(seed)
-    draws = generator.integers(0, n_bags, size=(resamples, n_bags))
+    draws = np.random.default_rng(seed).integers(0, n_bags, size=(resamples, n_bags))
     flat = draws + n_bags * np.arange(resamples)[:, None]
     counts = np.bincount(flat.ravel(), minlength=resamples * n_bags).reshape(resamples, n_bags)
     return counts.astype(np.float64)
@@ -56,7 +55,7 @@ def curve_resamples(
     """Compute AUROC and average precision of every resample.
 
     Args:
-        y: (M,) labels in {0, 1}.
+        y: (M,) labels in {0, 1}, not all 0.
         score: (M,) finite scores.
         bag: (M,) bag of every row.
         weights: (R,B) multiplicities of the bags.
@@ -66,7 +65,6 @@ def curve_resamples(
     """
     from scipy.sparse import csr_array
 
-    y, score, bag = np.asarray(y), np.asarray(score), np.asarray(bag)
     positive = y == 1
     thresholds = -np.unique(-score[positive])
     # the first threshold that a row reaches; rows below all of them change neither curve
@@ -80,8 +78,6 @@ def curve_resamples(
     ]
     negatives = weights @ np.bincount(bag[~positive], minlength=weights.shape[1])
     auroc, precision = np.full((2, len(weights)), np.nan)
-    if not len(thresholds):
-        return auroc, precision
     block = max(1, BLOCK_ELEMENTS // len(thresholds))
     for rows in (slice(start, start + block) for start in range(0, len(weights), block)):
         gained, called, ties = (count @ weights[rows].T for count in counts)
@@ -93,30 +89,6 @@ def curve_resamples(
         hits = np.sum(gained * (tp / np.maximum(above, 1)), axis=0)
         np.divide(hits, tp[-1], out=precision[rows], where=tp[-1] > 0)
     return auroc, precision
-
-
-def calibration_resamples(y: Floats, logit: Floats, bag: npt.NDArray[Any], weights: Floats) -> Floats:
-    """Compute the calibration error (R,) of every resample, NaN where no labelled bag is drawn.
-
-    Args:
-        y: (L,) labels of the labelled bags.
-        logit: (L,) their logits.
-        bag: (L,) their indices among all bags.
-        weights: (R,B) multiplicities of all bags.
-    """
-    # bins hold equally many of the drawn bags, so every resample has its own
-    rows = (np.repeat(np.arange(len(y)), counts[bag].astype(np.int64)) for counts in weights)
-    errors = (calibration_error(y[row], logit[row]) for row in rows)
-    return np.array([np.nan if error is None else error for error in errors], np.float64)
-
-
-def f1_resamples(weights: Floats, tp: Floats, fp: Floats, fn: Floats) -> Floats:
-    """Compute F1 (R,) of every resample from per-bag counts (B,); 0 for 0 / 0."""
-    hits, errors = 2 * (weights @ tp), weights @ (fp + fn)
-    total = hits + errors
-    result: Floats = np.zeros(len(weights))
-    np.divide(hits, total, out=result, where=total > 0)
-    return result
 
 
 def run_resamples(part: Arrays, thresholds: Thresholds, weights: Floats) -> dict[str, Floats]:
@@ -131,48 +103,52 @@ def run_resamples(part: Arrays, thresholds: Thresholds, weights: Floats) -> dict
         {metric: (R,)} of `METRICS` and `EXTRA`, without undefined metrics and those whose arrays are missing.
     """
     y, logit = np.asarray(part["y"], np.float64), np.asarray(part["bag_logit"], np.float64)
-    known = ~np.isnan(y)
-    result = _level("bag", y[known], logit[known], np.flatnonzero(known), 0.0, weights)
-    if known.any():
-        result["bag_ece"] = calibration_resamples(y[known], logit[known], np.flatnonzero(known), weights)
+    known = np.flatnonzero(~np.isnan(y))
+    result = _level("bag", y[known], logit[known], known, 0.0, weights)
+    if len(known):
+        # Bins hold equally many of the drawn bags, so every resample has its own.
+        drawn = (np.repeat(known, counts[known].astype(np.int64)) for counts in weights)
+        errors = [calibration_error(y[rows], logit[rows]) for rows in drawn]
+        result["bag_ece"] = np.array([np.nan if error is None else error for error in errors], np.float64)
+    owner = np.repeat(np.arange(len(y)), np.diff(part["offsets"]))
+    keep = np.isin(part["y_inst"], (0, 1))
+    optional: dict[str, Floats] = {}
     for prefix, name in SCORES.items():
         if name not in part:
             continue
-        limit = thresholds.get(prefix)
-        owner = np.repeat(np.arange(weights.shape[1]), np.diff(part["offsets"]))
-        keep = np.isin(part["y_inst"], (0, 1))
-        result |= _level(f"{prefix}instance", *labelled(part["y_inst"], part[name]), owner[keep], limit, weights)
-        areas = in_bag_aurocs(part, part[name])
-        if not np.isnan(areas).all():
-            result[f"{prefix}instance_auroc_within"] = mean_resamples(weights, areas)
+        score, limit = part[name], thresholds.get(prefix)
+        result |= _level(f"{prefix}instance", *labelled(part["y_inst"], score), owner[keep], limit, weights)
+        optional[f"{prefix}instance_auroc_within"] = _mean(weights, in_bag_aurocs(part, score))
         if limit is not None:
-            dice = bag_dice(part["y_inst"], part[name], part["offsets"], limit)
-            if not np.isnan(dice).all():
-                result[f"{prefix}instance_dice"] = mean_resamples(weights, dice)
+            optional[f"{prefix}instance_dice"] = _mean(weights, bag_dice(part, score, limit))
         if "grid" in part:
-            areas = froc_resamples(part["y"], part["offsets"], part["y_inst"], part[name], part["grid"], weights)
-            if not np.isnan(areas).all():
-                result[f"{prefix}instance_froc"] = areas
+            optional[f"{prefix}instance_froc"] = froc_resamples(part, score, weights)
+    result |= {name: values for name, values in optional.items() if not np.isnan(values).all()}
     if "energy" in part:
-        for column, name in enumerate(("dirichlet_raw", "dirichlet_normalised")):
-            result[name] = mean_resamples(weights, np.asarray(part["energy"], np.float64)[:, column])
+        energies = np.asarray(part["energy"], np.float64).T
+        result |= zip(
+            ("dirichlet_raw", "dirichlet_normalised"), (_mean(weights, energy) for energy in energies), strict=True
+        )
     return result
 
 
-def mean_resamples(weights: Floats, value: Floats) -> Floats:
+def _mean(weights: Floats, value: Floats) -> Floats:
     """Average a value per bag (B,), NaN where missing, over the drawn bags: (R,), NaN where all drawn bags miss it."""
     known = ~np.isnan(value)
     total = weights[:, known].sum(1)
-    result: Floats = np.full(len(weights), np.nan)
-    np.divide(weights[:, known] @ value[known], total, out=result, where=total > 0)
-    return result
+    return _divide(weights[:, known] @ value[known], total, np.nan)
+
+
+def _divide(numerator: Floats, denominator: Floats, undefined: float) -> Floats:
+    """Divide two vectors (R,), with a value where the denominator is 0."""
+    result: Floats = np.full(len(numerator), undefined)
+    return np.divide(numerator, denominator, out=result, where=denominator > 0)
 
 
 def _level(
     name: str, y: Floats, score: Floats, bag: npt.NDArray[Any], limit: float | None, weights: Floats
 ) -> dict[str, Floats]:
     """Resample AUROC, AUPRC and F1 of bags or of instances (M,); `bag` (M,) is the bag of every row."""
-    n_bags = weights.shape[1]
     result: dict[str, Floats] = {}
     if np.any(y == 1):
         auroc, result[f"{name}_auprc"] = curve_resamples(y, score, bag, weights)
@@ -180,11 +156,12 @@ def _level(
             result[f"{name}_auroc"] = auroc
     if limit is not None and len(y):
         called = score > limit
-        counts = [
-            np.bincount(bag[mask], minlength=n_bags).astype(np.float64)
+        tp, fp, fn = (
+            np.bincount(bag[mask], minlength=weights.shape[1]).astype(np.float64)
             for mask in ((y == 1) & called, (y == 0) & called, (y == 1) & ~called)
-        ]
-        result[f"{name}_f1"] = f1_resamples(weights, *counts)
+        )
+        hits = 2 * (weights @ tp)
+        result[f"{name}_f1"] = _divide(hits, hits + weights @ (fp + fn), 0.0)
     return result
 
 
@@ -200,16 +177,16 @@ def intervals(runs: Sequence[Run], *, resamples: int = 1000, seed: int = 0) -> d
         {metric: [low, high]} of `METRICS`, and of `EXTRA` where every run has it; None where a run lacks one of
         `METRICS`, or more than half of the resamples are undefined.
     """
-    if not runs or len(runs[0][0]["y"]) == 0:
-        return dict.fromkeys(METRICS)
-    weights = draw_weights(len(runs[0][0]["y"]), resamples, seed)
+    result: dict[str, list[float] | None] = dict.fromkeys(METRICS)
+    n_bags = len(runs[0][0]["y"])
+    if not n_bags:
+        return result
+    weights = draw_weights(n_bags, resamples, seed)
     resampled = [run_resamples(part, thresholds, weights) for part, thresholds in runs]
     shared = set.intersection(*map(set, resampled))
-    result: dict[str, list[float] | None] = dict.fromkeys(METRICS)
     for metric in (name for name in (*METRICS, *EXTRA) if name in shared):
         means = np.mean([run[metric] for run in resampled], axis=0)
         means = means[~np.isnan(means)]
         tail = (1 - LEVEL) / 2
-        enough = 2 * len(means) > resamples
-        result[metric] = [float(v) for v in np.quantile(means, (tail, 1 - tail))] if enough else None
+        result[metric] = np.quantile(means, (tail, 1 - tail)).tolist() if 2 * len(means) > resamples else None
     return result

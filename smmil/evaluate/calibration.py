@@ -8,8 +8,7 @@ to a few hundred bags, and trained logits lie near the ends. Bags with equal p s
 even for a calibrated model (a bin of 10 is off by about 0.1 by chance), so compare methods on the same bags only.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,15 +19,8 @@ BAGS_PER_BIN = 10
 MOST_BINS = 15
 
 
-@dataclass(frozen=True)
-class Bins:
-    """Bags binned by probability, bins without a bag left out, by ascending probability.
-
-    Attributes:
-        probability: (K,) mean probability.
-        share: (K,) share of positive bags.
-        bags: (K,) number of bags.
-    """
+class Bins(NamedTuple):
+    """Mean probability, share of positives and number of bags (K,) of the bins with bags, by ascending probability."""
 
     probability: Floats
     share: Floats
@@ -54,13 +46,7 @@ def _bin_of(p: Floats, k: int) -> npt.NDArray[np.int64]:
 
 
 def bin_bags(y: npt.NDArray[Any], logit: npt.NDArray[Any], *, bins: int | None = None) -> Bins:
-    """Sort bags into bins of equally many.
-
-    Args:
-        y: (B,) labels in {0, 1}; B > 0.
-        logit: (B,) finite logits.
-        bins: K; None = the rule at the top of this file.
-    """
+    """Sort bags, y and finite logits (B,) with B > 0, into K bins of equally many; `bins` states another K."""
     p, k = sigmoid(logit), bins or n_bins(len(y))
     bin_of = _bin_of(p, k)
     size = np.bincount(bin_of, minlength=k)
@@ -70,19 +56,9 @@ def bin_bags(y: npt.NDArray[Any], logit: npt.NDArray[Any], *, bins: int | None =
 
 
 def calibration_error(y: npt.NDArray[Any], logit: npt.NDArray[Any], *, bins: int | None = None) -> float | None:
-    """Compute the expected calibration error.
-
-    Args:
-        y: (B,) labels in {0, 1}.
-        logit: (B,) finite logits.
-        bins: K; None = the rule at the top of this file.
-
-    Returns:
-        In [0, 1]; None without a bag.
-    """
-    n = len(y)
-    if n == 0:
+    """Compute the expected calibration error, in [0, 1], of y and logit (B,) as in `bin_bags`; None without a bag."""
+    if not len(y):
         return None
-    p, k = sigmoid(logit), bins or n_bins(n)
+    p, k = sigmoid(logit), bins or n_bins(len(y))
     gap = np.bincount(_bin_of(p, k), np.asarray(y, np.float64) - p, minlength=k)
-    return float(np.abs(gap).sum() / n)
+    return float(np.abs(gap).sum() / len(y))

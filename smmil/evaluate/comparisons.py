@@ -30,6 +30,8 @@ from smmil.evaluate.bootstrap import EXTRA, LEVEL, METRICS, Floats, Run, draw_we
 from smmil.evaluate.metrics import best_threshold, labelled
 from smmil.evaluate.runs import as_evaluated
 
+DEFINED = ("first", "second", "difference", "splits", "first_splits", "second_splits", "interval", "p")
+
 
 def paired_bootstrap(
     first: Sequence[Run], second: Sequence[Run], metrics: Sequence[str], *, resamples: int = 2000, seed: int = 0
@@ -38,7 +40,7 @@ def paired_bootstrap(
 
     Args:
         first: per split the test arrays and thresholds of one method.
-        second: the same for the other method, on the same bags in the same order.
+        second: the same of the other method and the same splits.
         metrics: names of `smmil.evaluate.bootstrap.METRICS` or `EXTRA`.
         resamples: R.
         seed: of the draws.
@@ -48,36 +50,41 @@ def paired_bootstrap(
         None.
 
     Raises:
-        ValueError: another number of splits, or other test bags.
+        ValueError: other test bags in another order, or none.
     """
-    _check(first, second)
-    n_bags = len(first[0][0]["y"])
+    reference = first[0][0]["bag_id"].tolist()
+    for part, _ in (*first, *second):
+        if part["bag_id"].tolist() != reference:
+            differing = sorted(set(reference) ^ set(part["bag_id"].tolist()))[:5]
+            raise ValueError(f"the runs were tested on other bags (e.g. {differing}): only the same bags can be paired")
+    if not reference:
+        raise ValueError("found no test bag, expected at least one")
     # row 0 draws every bag once: the observed value goes through the same code as the resampled ones
-    weights = np.concatenate([np.ones((1, n_bags)), draw_weights(n_bags, resamples, seed)])
+    weights = np.concatenate([np.ones((1, len(reference))), draw_weights(len(reference), resamples, seed)])
     resampled = [[run_resamples(*run, weights) for run in runs] for runs in (first, second)]
-    return {metric: _difference(*([run.get(metric) for run in runs] for runs in resampled)) for metric in metrics}
+    return {metric: _difference([[run.get(metric) for run in runs] for runs in resampled]) for metric in metrics}
 
 
-def _difference(first: Sequence[Floats | None], second: Sequence[Floats | None]) -> Difference:
+def _difference(methods: Sequence[Sequence[Floats | None]]) -> Difference:
     """Compare the resampled metric (1+R,) of the runs of both methods; element 0 is the observed value."""
-    defined = [[values for values in runs if values is not None] for runs in (first, second)]
-    if len(defined[0]) < len(first) or len(defined[1]) < len(second):
+    if any(values is None for runs in methods for values in runs):
         return _undefined(0, "a run lacks the metric (one class only)")
-    values = np.array(defined)
+    values = np.array(methods, np.float64)
     splits = values[0] - values[1]
     differences = splits[:, 1:].mean(0)
     differences = differences[~np.isnan(differences)]
     n, resamples = len(differences), splits.shape[1] - 1
     if np.isnan(splits[:, 0]).any() or (resamples and 2 * n <= resamples):
         return _undefined(n, "undefined in most resamples")
+    first, second = values[:, :, 0]
     tail = min(int((differences <= 0).sum()), int((differences >= 0).sum()))
     return Difference(
-        first=float(np.mean(values[0, :, 0])),
-        second=float(np.mean(values[1, :, 0])),
+        first=float(first.mean()),
+        second=float(second.mean()),
         difference=float(splits[:, 0].mean()),
         splits=tuple(splits[:, 0].tolist()),
-        first_splits=tuple(values[0, :, 0].tolist()),
-        second_splits=tuple(values[1, :, 0].tolist()),
+        first_splits=tuple(first.tolist()),
+        second_splits=tuple(second.tolist()),
         interval=np.quantile(differences, (0.025, 0.975)).tolist() if resamples else None,
         p=min(1.0, 2 * (tail + 1) / (n + 1)) if resamples else None,
         resamples=n,
@@ -85,8 +92,8 @@ def _difference(first: Sequence[Floats | None], second: Sequence[Floats | None])
 
 
 def _undefined(resamples: int, reason: str) -> Difference:
-    names = ("first", "second", "difference", "splits", "first_splits", "second_splits", "interval", "p")
-    return Difference.model_validate({**dict.fromkeys(names), "resamples": resamples, "reason": reason})
+    """Return a difference with every value written as null."""
+    return Difference.model_validate(dict.fromkeys(DEFINED) | {"resamples": resamples, "reason": reason})
 
 
 def compare(
@@ -142,15 +149,3 @@ def _describe(index: Path | str, side: dict[int, Predictions], seeds: Sequence[i
         learning_rate_choice=PredictionIndex.read(index).learning_rate_choice,
         runs=tuple(side[seed].meta.run for seed in seeds),
     )
-
-
-def _check(first: Sequence[Run], second: Sequence[Run]) -> None:
-    if not first or len(first) != len(second):
-        raise ValueError(f"found {len(first)} and {len(second)} runs, expected the same number, at least one")
-    reference = first[0][0]["bag_id"].tolist()
-    for part, _ in (*first, *second):
-        if part["bag_id"].tolist() != reference:
-            differing = sorted(set(reference) ^ set(part["bag_id"].tolist()))[:5]
-            raise ValueError(f"the runs were tested on other bags (e.g. {differing}): only the same bags can be paired")
-    if not reference:
-        raise ValueError("found no test bag, expected at least one")

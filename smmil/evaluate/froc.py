@@ -22,11 +22,15 @@ Dice of a bag with at least one positive tile: 2 |called and positive| / (|calle
 tiles; the mean over such bags. Over pooled tiles Dice would equal F1.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from smmil.artifacts.results import Arrays
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -34,8 +38,7 @@ Ints = npt.NDArray[np.int64]
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
-@dataclass(frozen=True)
-class Froc:
+class Froc(NamedTuple):
     """The curve and its summary.
 
     Attributes:
@@ -53,118 +56,70 @@ class Froc:
     reason: str = ""
 
 
-def froc(
-    y: npt.NDArray[Any],
-    offsets: npt.NDArray[Any],
-    y_inst: npt.NDArray[Any],
-    score: npt.NDArray[Any],
-    grid: npt.NDArray[Any],
-) -> Froc:
-    """Compute the average FROC of all bags; for the definition see the module docstring.
+def froc(part: Arrays, score: npt.NDArray[Any]) -> Froc:
+    """Compute the average FROC of a score (M,) over bags: `y` (B,), `offsets` (B+1,), `y_inst` (M,), `grid` (M,2)."""
+    wrong, hits, lesions = _counts(part, score)
+    total, normal = int(lesions.sum()), int(np.sum(part["y"] == 0))
+    if not total or not normal:
+        reason = "no negative bag" if total else "no lesion: no positive instance in a positive bag"
+        return Froc(None, (), total, normal, reason)
+    sensitivity = _sensitivity(wrong.sum(1), hits.sum(1), normal, total)
+    return Froc(float(np.mean(sensitivity)), tuple(sensitivity.tolist()), total, normal)
+
+
+def froc_resamples(part: Arrays, score: npt.NDArray[Any], weights: Floats) -> Floats:
+    """Compute the average FROC (R,) of resamples; NaN where one has no lesion or no negative bag.
 
     Args:
-        y: (B,) bag labels in {0, 1} or NaN.
-        offsets: (B+1,) bounds of the bags.
-        y_inst: (M,) instance labels in {0, 1, -1}.
-        score: (M,), higher = more positive.
-        grid: (M,2) lattice cells (row, col) within the bag.
-    """
-    hits, _, wrong, _ = _events(y, offsets, y_inst, score, grid)
-    normal = int(np.sum(np.asarray(y) == 0))
-    if not len(hits) or not normal:
-        reason = "no lesion: no positive instance in a positive bag" if not len(hits) else "no negative bag"
-        return Froc(None, (), len(hits), normal, reason)
-    sensitivity = sensitivity_at(hits, wrong, normal)
-    return Froc(float(np.mean(sensitivity)), tuple(map(float, sensitivity)), len(hits), normal)
-
-
-def froc_resamples(
-    y: npt.NDArray[Any],
-    offsets: npt.NDArray[Any],
-    y_inst: npt.NDArray[Any],
-    score: npt.NDArray[Any],
-    grid: npt.NDArray[Any],
-    weights: Floats,
-) -> Floats:
-    """Compute the average FROC of every resample.
-
-    Args:
-        y: labels of the bags; this and the next four as in `froc`.
-        offsets: first rows of the bags.
-        y_inst: labels of the instances.
-        score: scores of the instances.
-        grid: cells of the instances.
+        part: as in `froc`.
+        score: (M,) scores of the instances.
         weights: (R,B) multiplicities of the bags.
-
-    Returns:
-        (R,), NaN where a resample has no lesion or no negative bag.
     """
-    from scipy.sparse import csr_array
-
-    hits, hit_bag, wrong, wrong_bag = _events(y, offsets, y_inst, score, grid)
-    thresholds = _thresholds(hits, wrong)
-    counts = []
-    for values, bag in ((wrong, wrong_bag), (hits, hit_bag)):
-        # the first threshold that a value reaches; -inf reaches none
-        level, finite = np.searchsorted(-thresholds, -values), np.isfinite(values)
-        cells = (level[finite] + 1, bag[finite])
-        counts.append(csr_array((np.ones(finite.sum()), cells), shape=(len(thresholds) + 1, len(y))))
-    lesions = weights @ np.bincount(hit_bag, minlength=len(y))
-    normal = weights @ (np.asarray(y) == 0).astype(np.float64)
+    wrong, hits, lesions = _counts(part, score)
+    total, normal = weights @ lesions, weights @ (part["y"] == 0).astype(np.float64)
     result: Floats = np.full(len(weights), np.nan)
-    for r in np.flatnonzero((lesions > 0) & (normal > 0)):
-        fp, tp = (np.cumsum(count @ weights[r]) for count in counts)
-        result[r] = _read(fp / normal[r], tp / lesions[r]).mean()
+    for r in np.flatnonzero((total > 0) & (normal > 0)):
+        result[r] = _sensitivity(wrong @ weights[r], hits @ weights[r], normal[r], total[r]).mean()
     return result
 
 
-def _events(
-    y: npt.NDArray[Any],
-    offsets: npt.NDArray[Any],
-    y_inst: npt.NDArray[Any],
-    score: npt.NDArray[Any],
-    grid: npt.NDArray[Any],
-) -> tuple[Floats, Ints, Floats, Ints]:
-    """Return the best confidence on every lesion (L,), its bag (L,), false detections' confidence (F,) and bag (F,)."""
-    hits: list[Floats] = [np.zeros(0)] * len(y)
-    wrong: list[Floats] = [np.zeros(0)] * len(y)
-    for bag in range(len(y)):
-        rows = slice(int(offsets[bag]), int(offsets[bag + 1]))
-        if y[bag] == 1 and np.any(y_inst[rows] == 1):
-            hits[bag] = lesion_confidence(y_inst[rows], score[rows], grid[rows])
-        elif y[bag] == 0:
-            wrong[bag] = np.asarray(score[rows], np.float64)[detections(score[rows], grid[rows])]
-    hit_bag, wrong_bag = (np.repeat(np.arange(len(y)), [len(v) for v in values]) for values in (hits, wrong))
-    return np.concatenate([[], *hits]), hit_bag, np.concatenate([[], *wrong]), wrong_bag
-
-
-def sensitivity_at(hits: Floats, wrong: Floats, normal: int) -> Floats:
-    """Read the sensitivity at rates of false positives per negative bag.
-
-    Args:
-        hits: (L,) best confidence on every lesion, -inf = never found.
-        wrong: (F,) confidences of the detections in negative bags.
-        normal: number of negative bags.
-    """
-    thresholds = _thresholds(hits, wrong)
-    return _read(_above(wrong, thresholds) / normal, _above(hits, thresholds) / len(hits))
-
-
-def _thresholds(hits: Floats, wrong: Floats) -> Floats:
-    return np.unique(np.concatenate([hits[np.isfinite(hits)], wrong]))[::-1]
-
-
-def _read(fp: Floats, tp: Floats) -> Floats:
-    """Interpolate the curve through the points `fp`, `tp` (T+1,) of descending thresholds at the rates."""
-    # of the thresholds with equally many false positives the lowest finds the most
+def _sensitivity(wrong: Floats, hits: Floats, normal: float, lesions: float) -> Floats:
+    """Read the sensitivity at `RATES` from false and true positives (1+T,) that each lower threshold adds."""
+    fp, tp = np.cumsum(wrong) / normal, np.cumsum(hits) / lesions
+    # Of the thresholds with equally many false positives the lowest finds the most.
     last = np.append(np.diff(fp) > 0, True)
     return np.asarray(np.interp(RATES, fp[last], tp[last]), np.float64)
 
 
-def _above(values: Floats, thresholds: Floats) -> Ints:
-    """Count the values at or above each of the descending thresholds: (T+1,), 0 first."""
-    ordered = np.sort(values)
-    return np.append(0, len(ordered) - np.searchsorted(ordered, thresholds)).astype(np.int64)
+def _counts(part: Arrays, score: npt.NDArray[Any]) -> tuple["csr_array", "csr_array", Ints]:
+    """Count false positives and lesions by descending threshold and bag (1+T,B), row 0 empty, and lesions by bag (B,).
+
+    `part` is that of `froc`, `score` (M,).
+    """
+    from scipy.sparse import csr_array
+
+    y, y_inst, grid = part["y"], part["y_inst"], part["grid"]
+    wrong, hits = ([np.zeros(0)] * len(y) for _ in range(2))
+    for bag, label in enumerate(y):
+        rows = slice(*part["offsets"][bag : bag + 2])
+        if label == 1 and np.any(y_inst[rows] == 1):
+            hits[bag] = lesion_confidence(y_inst[rows], score[rows], grid[rows])
+        elif label == 0:
+            wrong[bag] = np.asarray(score[rows], np.float64)[detections(score[rows], grid[rows])]
+    events = [
+        (np.concatenate([[], *values]), np.repeat(np.arange(len(y)), [len(v) for v in values]))
+        for values in (wrong, hits)
+    ]
+    every = np.concatenate([values for values, _ in events])
+    thresholds = np.unique(every[np.isfinite(every)])[::-1]
+    counts = []
+    for values, bag_of in events:
+        # A lesion without a detection, of confidence -inf, reaches no threshold.
+        finite = np.isfinite(values)
+        level = np.searchsorted(-thresholds, -values[finite])
+        shape = (len(thresholds) + 1, len(y))
+        counts.append(csr_array((np.ones(len(level)), (level + 1, bag_of[finite])), shape=shape))
+    return counts[0], counts[1], np.bincount(events[1][1], minlength=len(y))
 
 
 def lesion_confidence(y_inst: npt.NDArray[Any], score: npt.NDArray[Any], grid: npt.NDArray[Any]) -> Floats:
@@ -206,11 +161,11 @@ def _place(grid: npt.NDArray[Any]) -> tuple[Ints, Ints, tuple[int, int]]:
     return rows, cols, (int(rows.max()) + 1, int(cols.max()) + 1)
 
 
-def bag_dice(y_inst: npt.NDArray[Any], score: npt.NDArray[Any], offsets: npt.NDArray[Any], threshold: float) -> Floats:
-    """Compute Dice (B,) of `score > threshold` on the labelled tiles; NaN for a bag without a positive tile."""
-    n_bags = len(offsets) - 1
-    bag = np.repeat(np.arange(n_bags), np.diff(offsets))
-    positive, known = np.asarray(y_inst) == 1, np.isin(y_inst, (0, 1))
+def bag_dice(part: Arrays, score: npt.NDArray[Any], threshold: float) -> Floats:
+    """Compute Dice (B,) of `score > threshold` (M,) on the labelled tiles; NaN for a bag without a positive tile."""
+    n_bags = len(part["offsets"]) - 1
+    bag = np.repeat(np.arange(n_bags), np.diff(part["offsets"]))
+    positive, known = part["y_inst"] == 1, np.isin(part["y_inst"], (0, 1))
     called = (np.asarray(score, np.float64) > threshold) & known
     both, calls, truth = (
         np.bincount(bag[mask], minlength=n_bags).astype(np.float64) for mask in (called & positive, called, positive)

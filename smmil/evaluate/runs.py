@@ -16,9 +16,9 @@ Run alone:
 
 import logging
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median, stdev
+from typing import Any, NamedTuple
 
 from smmil.artifacts.chosen_runs import chosen_rates
 from smmil.artifacts.records import (
@@ -44,8 +44,7 @@ logger = logging.getLogger(__name__)
 LESS_IS_BETTER = ("bag_bce", "bag_ece", "instance_fpr_at_tpr90", "dirichlet_raw", "dirichlet_normalised")
 
 
-@dataclass(frozen=True)
-class EvaluatedRun:
+class EvaluatedRun(NamedTuple):
     """Metrics of one run, and what the bootstrap resamples."""
 
     meta: PredictionMeta
@@ -86,38 +85,60 @@ def evaluate_runs(
     Raises:
         ValueError: runs of different datasets, encoders, methods, options, protocols or quirks, or of other test bags.
     """
-    groups: dict[int, list[EvaluatedRun]] = {}
-    reference = None
+    runs: list[EvaluatedRun] = []
     for file in files:
         predictions = load_predictions(file)
-        test = predictions.part("test")
-        reference = _same_bags(predictions.path, test, reference)
-        run = _evaluate_run(predictions.meta, test, predictions.part("val"))
-        groups.setdefault(run.meta.seed, []).append(run)
-    shared = _shared([run.meta for runs in groups.values() for run in runs])
-    rates = chosen_rates((run.meta for runs in groups.values() for run in runs), choice)
-    chosen = {seed: next(run for run in groups[seed] if run.meta.lr == rate) for seed, rate in rates.items()}
-    splits = []
-    for split_seed, best in chosen.items():
-        ordered = sorted(groups[split_seed], key=lambda run: -run.meta.lr)
-        candidates = tuple(_candidate(run, best) for run in ordered)
-        splits.append(best.split.model_copy(update={"candidates": candidates}))
-    resampled = [run.resampled for run in chosen.values()]
-    limits = intervals(resampled, resamples=resamples, seed=seed) if resamples else dict.fromkeys(METRICS)
+        run = _evaluate_run(predictions.meta, predictions.part("test"), predictions.part("val"))
+        bags, reference = (part["bag_id"].tolist() for part in (run.resampled[0], (runs or [run])[0].resampled[0]))
+        if bags != reference:
+            differing = sorted(set(bags) ^ set(reference))[:5]
+            raise ValueError(
+                f"{file}: its {len(bags)} test bags differ from the other runs' {len(reference)} (e.g. {differing})"
+            )
+        runs.append(run)
+    for key in ("dataset", "encoder", "method", "method_options", "protocol", "quirks"):
+        values = sorted({str(sorted(run.meta.quirks) if key == "quirks" else getattr(run.meta, key)) for run in runs})
+        if len(values) > 1:
+            raise ValueError(f"{key}: found {values} among {len(runs)} runs, expected one; evaluate them apart")
+    rates = chosen_rates((run.meta for run in runs), choice)
+    chosen = [run for seed_, rate in rates.items() for run in runs if (run.meta.seed, run.meta.lr) == (seed_, rate)]
+    limits = intervals([run.resampled for run in chosen], resamples=resamples, seed=seed) if resamples else {}
+    meta = runs[0].meta
     return Metrics(
-        dataset=shared.dataset,
-        encoder=shared.encoder,
-        method=shared.method,
-        method_options=shared.method_options,
-        protocol=shared.protocol,
-        quirks=tuple(sorted(shared.quirks)),
-        random_weights=any(run.meta.random_weights for runs in groups.values() for run in runs),
+        dataset=meta.dataset,
+        encoder=meta.encoder,
+        method=meta.method,
+        method_options=meta.method_options,
+        protocol=meta.protocol,
+        quirks=tuple(sorted(meta.quirks)),
+        random_weights=any(run.meta.random_weights for run in runs),
         learning_rate_choice=choice,
         stage_version=stage_versions.METRICS,
-        splits=tuple(splits),
-        spread=spread([split.test for split in splits]),
-        bootstrap=Bootstrap(resamples=resamples, seed=seed, level=LEVEL, over="test bags", intervals=limits),
-        definitions=definitions(shared.quirks),
+        splits=tuple(run.split.model_copy(update={"candidates": _candidates(run, runs)}) for run in chosen),
+        spread=spread([run.split.test for run in chosen]),
+        bootstrap=Bootstrap(
+            resamples=resamples,
+            seed=seed,
+            level=LEVEL,
+            over="test bags",
+            intervals=limits or dict.fromkeys(METRICS),
+        ),
+        definitions=definitions(meta.quirks),
+    )
+
+
+def _candidates(best: EvaluatedRun, runs: Sequence[EvaluatedRun]) -> tuple[Candidate, ...]:
+    """Return the runs of a split, the largest learning rate first."""
+    of_split = sorted((run for run in runs if run.meta.seed == best.meta.seed), key=lambda run: -run.meta.lr)
+    return tuple(
+        Candidate(
+            run=run.meta.run,
+            lr=run.meta.lr,
+            selection_score=run.meta.selection_score,
+            chosen=run is best,
+            test={metric: run.split.test.values[metric] for metric in METRICS},
+        )
+        for run in of_split
     )
 
 
@@ -126,23 +147,18 @@ def spread(tests: Sequence[PartMetrics]) -> dict[str, Spread]:
     result: dict[str, Spread] = {}
     for name in sorted({name for test in tests for name in test.values}):
         values = [value for test in tests if (value := test.values.get(name)) is not None]
-        prefix, plain = score_of(name)
+        prefix = max((prefix for prefix in SCORES if name.startswith(prefix)), key=len)
+        plain = name.removeprefix(prefix)
         flags = [getattr(test, f"{prefix}inverted") for test in tests]
         result[name] = Spread(
             mean=fmean(values) if values else None,
             std=stdev(values) if len(values) > 1 else None,
             median=median(values) if values else None,
-            worst=(max(values) if plain in LESS_IS_BETTER else min(values)) if values else None,
+            worst=(max if plain in LESS_IS_BETTER else min)(values, default=None),
             n=len(values),
             inverted=sum(flags) if plain.startswith("instance_") else None,
         )
     return result
-
-
-def score_of(metric: str) -> tuple[str, str]:
-    """Split a metric into the prefix of its score, a key of `SCORES`, and the name without it."""
-    prefix = max((prefix for prefix in SCORES if metric.startswith(prefix)), key=len)
-    return prefix, metric.removeprefix(prefix)
 
 
 def _evaluate_run(meta: PredictionMeta, test: Arrays, val: Arrays) -> EvaluatedRun:
@@ -151,6 +167,10 @@ def _evaluate_run(meta: PredictionMeta, test: Arrays, val: Arrays) -> EvaluatedR
     )
     by_bag = GATE in meta.quirks
     primary = gated if by_bag else raw
+    # The record leaves out what was not set.
+    optional: dict[str, Any] = {"ungated": _instance_values(raw)} if by_bag else {}
+    if meta.signed_agreement is not None:
+        optional["signed_agreement"] = meta.signed_agreement
     split = SplitMetrics(
         seed=meta.seed,
         lr=meta.lr,
@@ -160,12 +180,9 @@ def _evaluate_run(meta: PredictionMeta, test: Arrays, val: Arrays) -> EvaluatedR
         test=primary.test,
         val=primary.val,
         gated=_instance_values(gated),
+        **optional,
     )
-    if by_bag:
-        split = split.model_copy(update={"ungated": _instance_values(raw)})
-    if meta.signed_agreement is not None:
-        split = split.model_copy(update={"signed_agreement": meta.signed_agreement})
-    return EvaluatedRun(meta, split, (as_evaluated(meta.quirks, test, gated=by_bag), primary.thresholds))
+    return EvaluatedRun(meta, split, (as_evaluated(meta.quirks, test), primary.thresholds))
 
 
 def as_evaluated(quirks: Collection[str], part: Arrays, *, gated: bool | None = None) -> Arrays:
@@ -175,9 +192,6 @@ def as_evaluated(quirks: Collection[str], part: Arrays, *, gated: bool | None = 
         quirks: active quirks of the run.
         part: test or validation arrays, see `smmil.artifacts.results`.
         gated: whether scores of bags called negative become -5; None = whether the quirk `eval_gate_by_bag` is active.
-
-    Returns:
-        The arrays, with gated scores where asked for.
     """
     if not (GATE in quirks if gated is None else gated):
         return part
@@ -188,34 +202,3 @@ def as_evaluated(quirks: Collection[str], part: Arrays, *, gated: bool | None = 
 def _instance_values(metrics: RunMetrics) -> Values:
     values = {name: value for name, value in metrics.test.values.items() if name.startswith("instance_")}
     return {"threshold": metrics.thresholds.get(""), **values}
-
-
-def _candidate(run: EvaluatedRun, best: EvaluatedRun) -> Candidate:
-    return Candidate(
-        run=run.meta.run,
-        lr=run.meta.lr,
-        selection_score=run.meta.selection_score,
-        chosen=run is best,
-        test={metric: run.split.test.values[metric] for metric in METRICS},
-    )
-
-
-def _same_bags(path: Path, test: Arrays, reference: list[str] | None) -> list[str]:
-    bags: list[str] = test["bag_id"].tolist()
-    if reference is not None and bags != reference:
-        differing = sorted(set(bags) ^ set(reference))[:5]
-        raise ValueError(
-            f"{path}: its {len(bags)} test bags differ from the other runs' {len(reference)} (e.g. {differing})"
-        )
-    return bags
-
-
-def _shared(metas: Sequence[PredictionMeta]) -> PredictionMeta:
-    """Return the first meta after checking that all have the same dataset, encoder, method, options and protocol."""
-    if not metas:
-        raise ValueError("no predictions file given")
-    for key in ("dataset", "encoder", "method", "method_options", "protocol", "quirks"):
-        values = sorted({str(sorted(meta.quirks) if key == "quirks" else getattr(meta, key)) for meta in metas})
-        if len(values) > 1:
-            raise ValueError(f"{key}: found {values} among {len(metas)} runs, expected one; evaluate them apart")
-    return metas[0]

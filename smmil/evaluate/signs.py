@@ -18,8 +18,9 @@ positive instances the mean does not explain the logit, whatever its sign. All t
 wrong. Of the 203 runs without support 112 were wrong, of the 87 others 7.
 """
 
+from math import sqrt
+
 from smmil.artifacts.records import SplitMetrics
-from smmil.evaluate.metrics import auroc_over_chance
 
 # one-sided 5 % of the normal distribution
 LEAST_SUPPORT = 1.645
@@ -33,13 +34,17 @@ def sign_support(split: SplitMetrics) -> float | None:
     """Return the support for the sign of a run's sign-aware score; below `LEAST_SUPPORT` it is not to be trusted.
 
     Returns:
-        Standard deviations of the validation bag AUROC above chance; minus infinity where it is undefined or the
-        agreement is negative; None for a run without sign-aware score.
+        Standard deviations of the validation bag AUROC above chance, if the logits of the P positive and N negative
+        bags come from one distribution: (AUROC - 1/2) / sqrt((P + N + 1) / (12 P N)), Mann-Whitney without ties. Minus
+        infinity where it is undefined or the agreement is negative; None for a run without sign-aware score.
     """
     if split.signed_agreement is None:
         return None
-    support = auroc_over_chance(split.val)
-    return float("-inf") if support is None or split.signed_agreement < 0 else support
+    area, positives = split.val.values.get("bag_auroc"), split.val.n_positive_bags
+    pairs = positives * (split.val.n_bags - positives)
+    if area is None or not pairs or split.signed_agreement < 0:
+        return float("-inf")
+    return (area - 0.5) / sqrt((split.val.n_bags + 1) / (12 * pairs))
 
 
 def is_unsupported(split: SplitMetrics) -> bool:

@@ -44,17 +44,11 @@ def test_friedman_equals_scipy(columns: list[list[float]]) -> None:
     assert statistic == pytest.approx(oracle.statistic, abs=1e-9) and p == pytest.approx(oracle.pvalue, abs=1e-9)
 
 
-def test_friedman_by_hand() -> None:
-    # three columns in full agreement: 12 * 3 / 12 * (1 + 0 + 1) = 6
-    assert friedman([[3.0, 2.0, 1.0]] * 3)[0] == pytest.approx(6.0)
-
-
 def test_critical_difference_against_the_published_table() -> None:
     # q(.05) of Demsar's Table 5a: 2 methods 1.960, 3 2.343, 5 2.728, 10 3.164; CD = q sqrt(N (N + 1) / 6 K)
     for methods, q in ((2, 1.960), (3, 2.343), (5, 2.728), (10, 3.164)):
         expected = q * (methods * (methods + 1) / (6 * 14)) ** 0.5
         assert nemenyi_distance(methods, 14) == pytest.approx(expected, rel=5e-4)
-    assert nemenyi_distance(3, 14, level=0.90) == pytest.approx(2.052 * (12 / 84) ** 0.5, rel=5e-4)
 
 
 def test_groups_are_the_maximal_runs_closer_than_the_critical_difference() -> None:
@@ -65,20 +59,14 @@ def test_groups_are_the_maximal_runs_closer_than_the_critical_difference() -> No
     near = rank_test(["d", "a", "c", "b"], [[1.0, 4.0, 2.0, 3.0]] * 10)
     assert near.groups == (("a", "b"), ("b", "c"), ("c", "d"))
     assert rank_test(["a", "b"], [[1.0, 2.0], [2.0, 1.0]]).groups == (("a", "b"),)
-    assert rank_test(["a", "b"], [[1.0, 2.0]] * 4, larger=False).mean_ranks == (1.0, 2.0)
 
 
 def test_incomplete_columns_are_left_out_and_counted() -> None:
-    found = rank_test(["a", "b"], [[1.0, None], [3.0, 2.0], [None, None]])
-    assert (found.columns, found.dropped, found.mean_ranks) == (1, 2, (1.0, 2.0))
+    test = rank_test(["a", "b"], [[1.0, None], [3.0, 2.0], [None, None]])
+    assert (test.columns, test.dropped, test.mean_ranks) == (1, 2, (1.0, 2.0))
     empty = rank_test(["a", "b"], [[1.0, None]])
     assert (empty.statistic, empty.critical_difference, empty.mean_ranks, empty.groups) == (None, None, (), ())
     assert rank_test(["a"], [[1.0]]).statistic is None
-    assert "share one test set" in found.warning
-    with pytest.raises(ValueError, match="column 0: found 1 values, expected 2"):
-        rank_test(["a", "b"], [[1.0]])
-    with pytest.raises(ValueError, match="more than once"):
-        rank_test(["a", "a"], [])
 
 
 def random_bags(seed: int, quality: float, n: int = 30) -> list[Bag]:
@@ -119,6 +107,8 @@ def test_equal_predictions_differ_by_nothing_and_the_sign_turns_with_the_order()
     low, high = ahead.interval
     assert 0 < low <= ahead.difference <= high and ahead.p == pytest.approx(2 / 401)
     assert behind.interval == pytest.approx((-high, -low)) and behind.p == ahead.p
+    none = paired_bootstrap(first, second, ["instance_auroc"], resamples=0)["instance_auroc"]
+    assert (none.interval, none.p, none.difference) == (None, None, ahead.difference)
 
 
 def test_pairing_narrows_the_interval() -> None:
@@ -173,22 +163,15 @@ def test_thresholds_are_those_of_the_metrics_never_chosen_on_test_bags(tmp_path:
     index = write_index(tmp_path, runs)
     metrics = ["instance_f1", "signed_instance_f1", "instance_dice", "instance_auroc"]
     found = compare(index, index, metrics, resamples=5).metrics
+    splits = evaluate_runs(runs, resamples=0).splits
     for metric in metrics:
-        expected = [split.test.values[metric] for split in evaluate_runs(runs, resamples=0).splits]
+        expected = [split.test.values[metric] for split in splits]
         assert found[metric].first == pytest.approx(np.mean(expected), abs=1e-12)
     on_test = []
     for run in runs:
         test = as_evaluated(quirks, load_predictions(run).part("test"))
         on_test.append(run_metrics(test, test).test.values["instance_f1"])
     assert abs(np.mean(on_test) - found["instance_f1"].first) > 0.05
-
-
-def test_without_draws_a_difference_stands_without_an_interval() -> None:
-    good, poor = (part(random_bags(seed, quality)) for seed, quality in ((1, 2.0), (2, 0.2)))
-    runs = [(good, {"": 0.5})], [(poor, {"": 0.5})]
-    none = paired_bootstrap(*runs, ["bag_auroc"], resamples=0)["bag_auroc"]
-    assert (none.interval, none.p) == (None, None)
-    assert none.difference == paired_bootstrap(*runs, ["bag_auroc"], resamples=9)["bag_auroc"].difference
 
 
 # ---- the table of all pairs

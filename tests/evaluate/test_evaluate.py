@@ -74,13 +74,6 @@ def test_lesions_energies_and_signs_by_hand() -> None:
     json.dumps(test.as_json(), allow_nan=False)
 
 
-def test_the_interval_of_an_energy_holds_its_mean(tmp_path: Path) -> None:
-    found = evaluate_runs([write_run(tmp_path, full=True)], resamples=200)
-    for name in ("dirichlet_raw", "dirichlet_normalised"):
-        low, high = found.bootstrap.intervals[name]
-        assert low <= found.spread[name].mean <= high, name
-
-
 def test_definitions_say_what_was_computed() -> None:
     plain, released = definitions(), definitions(QUIRKS)
     changed = {name for name in plain if plain[name] != released[name]}
@@ -96,14 +89,15 @@ def test_without_the_optional_arrays_the_metrics_are_left_out() -> None:
 
 
 @pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_permuted_test_labels_change_no_threshold_and_permuted_validation_labels_do(gated: bool, seed: int) -> None:
     rng = np.random.default_rng(seed)
     bags = [(f"b{i}", "", float(i % 2), rng.normal(), rng.normal(size=20), np.arange(20) < 9) for i in range(12)]
     parts = (part(own, full=True) for own in (bags[:6], bags[6:]))  # type: ignore[arg-type]
     val, test = (as_evaluated([], one, gated=gated) for one in parts)
     before = metrics.run_metrics(test, val)
-    after = metrics.run_metrics({**test, "y_inst": rng.permutation(test["y_inst"])}, val)
+    turned = {"y": 1 - test["y"], "y_inst": rng.permutation(test["y_inst"])}
+    after = metrics.run_metrics({**test, **turned}, val)
     assert after.thresholds == before.thresholds and len(after.thresholds) == 3
     assert after.test.values["instance_auroc"] != before.test.values["instance_auroc"]
     other = metrics.run_metrics(test, {**val, "y_inst": 1 - val["y_inst"]})
