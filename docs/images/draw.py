@@ -5,7 +5,7 @@ from pathlib import Path
 
 import matplotlib
 
-matplotlib.use("svg")
+matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 from smmil import Sm, normalise_adjacency
 
 HERE = Path(__file__).resolve().parent
-STYLE = {"svg.fonttype": "none", "svg.hashsalt": "smmil", "font.family": "sans-serif", "font.size": 11}
+STYLE = {"font.family": "DejaVu Sans", "font.size": 11}
 TISSUE, LESION, TILE, INK = "#e8bfd3", "#a83273", "#4a6fa5", "#333333"
 SIDE = 16
 
@@ -112,22 +112,21 @@ def draw_resolution(figure: Figure) -> None:
         ax.text(low + side * 0.04, low + side * 0.07, "50 µm", fontsize=9, color=INK, zorder=4)
 
 
-def neighbours() -> tuple[torch.Tensor, np.ndarray]:
-    """Return the neighbour table of the cells inside the tissue, (N,8) padded with -1, and their numbers."""
+def neighbours() -> torch.Tensor:
+    """Return the neighbour table of the cells inside the tissue, (N,8) padded with -1."""
     number = np.full((SIDE + 2, SIDE + 2), -1)
     number[1:-1, 1:-1][INSIDE] = np.arange(INSIDE.sum())
     steps = [(a, b) for a in (-1, 0, 1) for b in (-1, 0, 1) if (a, b) != (0, 0)]
     rows, columns = np.nonzero(INSIDE)
-    return torch.tensor(np.stack([number[rows + 1 + a, columns + 1 + b] for a, b in steps], axis=1)), number
+    return torch.tensor(np.stack([number[rows + 1 + a, columns + 1 + b] for a, b in steps], axis=1))
 
 
 def smooth(scores: np.ndarray, alpha: float, steps: int) -> np.ndarray:
     """Apply Sm to the scores of the cells inside the tissue."""
-    table, _ = neighbours()
     values = torch.tensor(scores[INSIDE], dtype=torch.float32)[:, None]
     result = np.zeros_like(scores)
     offsets = torch.tensor([0, len(values)])
-    result[INSIDE] = Sm(alpha=alpha, T=steps)(values, normalise_adjacency(table), offsets)[:, 0].detach().numpy()
+    result[INSIDE] = Sm(alpha=alpha, T=steps)(values, normalise_adjacency(neighbours()), offsets)[:, 0].detach().numpy()
     return result
 
 
@@ -166,7 +165,7 @@ def main() -> None:
         figure = plt.figure(figsize=size, facecolor="white")
         figure.subplots_adjust(left=0.01, right=0.99, bottom=0.12, top=0.88, wspace=0.12)
         draw(figure)
-        figure.savefig(HERE / f"{name}.svg", metadata={"Date": None})
+        figure.savefig(HERE / f"{name}.webp", dpi=200, pil_kwargs={"lossless": True})
         plt.close(figure)
 
 
