@@ -27,40 +27,35 @@ def _dataset_file(text: str) -> tuple[str, Path]:
     return name, Path(path)
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m smmil.analysis", description=(__doc__ or "").split("\n")[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    predictions = commands.add_parser("predictions", help="CSV: a row per test bag, split and method")
-    predictions.add_argument("--index", nargs="*", default=[], type=Path, help="index.json of each training")
-    predictions.add_argument("--bags", nargs="*", default=[], help="dataset=bags.csv, for the patients")
-    predictions.add_argument("--out", required=True, type=Path, help="CSV to write")
-    metrics = commands.add_parser("metrics", help="CSV: a row per metric, split and method")
-    metrics.add_argument("--metrics", nargs="*", default=[], type=Path, help="metrics JSON of each training")
-    metrics.add_argument("--out", required=True, type=Path, help="CSV to write")
-    dataset = commands.add_parser("dataset", help="JSON and pictures: curves, calibration, confusion, wrong bags")
-    dataset.add_argument("--index", nargs="+", required=True, type=Path, help="index.json of each method")
-    dataset.add_argument("--bags", nargs="*", default=[], help="dataset=bags.csv, for the patients")
-    dataset.add_argument("--instances", type=Path, help="folder of the instances stage, for the thumbnails")
-    dataset.add_argument("--out", required=True, type=Path, help="JSON to write; pictures are written beside it")
-    return parser.parse_args(argv)
-
-
 @guard
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m smmil.analysis", description=(__doc__ or "").split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    predictions = commands.add_parser("predictions", help="CSV: a row per test bag, split and method")
+    metrics = commands.add_parser("metrics", help="CSV: a row per metric, split and method")
+    dataset = commands.add_parser("dataset", help="JSON and pictures: curves, calibration, confusion, wrong bags")
+    predictions.add_argument("--index", nargs="*", default=[], type=Path, help="index.json of each training")
+    dataset.add_argument("--index", nargs="+", required=True, type=Path, help="index.json of each method")
+    metrics.add_argument("--metrics", nargs="*", default=[], type=Path, help="metrics JSON of each training")
+    dataset.add_argument("--instances", type=Path, help="folder of the instances stage, for the thumbnails")
+    for command in (predictions, dataset):
+        command.add_argument("--bags", nargs="*", default=[], help="dataset=bags.csv, for the patients")
+    for command in (predictions, metrics, dataset):
+        command.add_argument("--out", required=True, type=Path, help="file to write; pictures are written beside it")
     argv = sys.argv[1:] if argv is None else argv
-    args = _arguments(argv)
-    from smmil.analysis.job import write_analysis
-    from smmil.analysis.long_tables import write_metrics, write_predictions
+    args = parser.parse_args(argv)
+    from smmil.analysis.build import write_analysis
+    from smmil.analysis.long_tables import MetricRow, PredictionRow, metric_rows, prediction_rows, write_rows
     from smmil.artifacts.records import Metrics
 
     if args.command == "predictions":
-        write_predictions(args.out, args.index, dict(map(_dataset_file, args.bags)))
+        write_rows(args.out, PredictionRow, prediction_rows(args.index, dict(map(_dataset_file, args.bags))))
     elif args.command == "metrics":
-        write_metrics(args.out, map(Metrics.read, args.metrics))
+        write_rows(args.out, MetricRow, metric_rows(map(Metrics.read, args.metrics)))
     else:
-        command = shlex.join(["python", "-m", "smmil.analysis", *argv])
-        write_analysis(args.out, args.index, dict(map(_dataset_file, args.bags)), args.instances, command)
+        line = shlex.join(["python", "-m", "smmil.analysis", *argv])
+        write_analysis(args.out, args.index, dict(map(_dataset_file, args.bags)), args.instances, line)
     logger.info("%s", args.out)
     return 0
 

@@ -1,20 +1,23 @@
-"""Analyse the predictions of one dataset and encoder: rows of predictions in, `Analysis` out.
+"""Analyse the predictions of one dataset and encoder: rows of predictions in, `Analysis` and its pictures out.
 
 A bag is called positive when its logit is above 0, as for the bag F1. A patient is positive if any of its bags is, and
 its logit is the largest of its bags', as one positive slide makes a positive patient.
 """
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from smmil.analysis.charts import draw_charts
 from smmil.analysis.curves import mean_precision_recall, mean_roc
-from smmil.analysis.long_tables import PredictionRow
+from smmil.analysis.long_tables import PredictionRow, prediction_rows
 from smmil.analysis.records import (
     Analysis,
     Calibration,
@@ -24,6 +27,8 @@ from smmil.analysis.records import (
     PatientAnalysis,
     WrongBag,
 )
+from smmil.artifacts.records import PredictionIndex
+from smmil.config import stage_versions
 from smmil.config.methods import METHODS
 from smmil.evaluate.calibration import bin_bags, n_bins, sigmoid
 from smmil.evaluate.metrics import auroc, average_precision
@@ -41,13 +46,37 @@ class Scores:
     logits: Mapping[int, npt.NDArray[np.float64]]
 
 
-def analyse(dataset: str, encoder: str, rows: Iterable[PredictionRow]) -> Analysis:
-    """Analyse predictions.
+def write_analysis(
+    out: Path, indexes: Sequence[Path], bags: Mapping[str, Path], instances: Path | None, command: str
+) -> None:
+    """Write the analysis of the predictions of some methods, with the pictures beside it.
 
     Args:
-        dataset: its name.
-        encoder: name of the feature extractor.
-        rows: of this dataset and encoder, every method on the same test bags; their order does not matter.
+        out: JSON to write.
+        indexes: `index.json` of each method, at least one, on one dataset and encoder.
+        bags: bags.csv by dataset, for the patients.
+        instances: folder with `thumbnails/`; None = no thumbnails.
+        command: command line, for the record.
+    """
+    records = [PredictionIndex.read(index) for index in indexes]
+    analysis = analyse(records[0].dataset, records[0].encoder, prediction_rows(indexes, bags))
+    random = any(record.random_weights for record in records)
+    wrong = tuple(_with_picture(bag, instances, out.parent) for bag in analysis.wrong_bags)
+    analysis = analysis.model_copy(update={"random_weights": random, "wrong_bags": wrong})
+    out.parent.mkdir(parents=True, exist_ok=True)
+    stamps = {"command": command, "stage_version": stage_versions.ANALYSIS}
+    analysis.model_copy(update={"charts": draw_charts(analysis, out.parent), **stamps}).write(out)
+
+
+def _with_picture(bag: WrongBag, instances: Path | None, folder: Path) -> WrongBag:
+    path = instances / "thumbnails" / f"{bag.bag}.jpg" if instances else None
+    if path is None or not path.is_file():
+        return bag
+    return bag.model_copy(update={"picture": Path(os.path.relpath(path, folder)).as_posix()})
+
+
+def analyse(dataset: str, encoder: str, rows: Iterable[PredictionRow]) -> Analysis:
+    """Analyse predictions of one dataset and encoder, every method on the same test bags, in any order.
 
     Raises:
         ValueError: rows of another dataset or encoder, or methods that were tested on other bags.
@@ -58,7 +87,9 @@ def analyse(dataset: str, encoder: str, rows: Iterable[PredictionRow]) -> Analys
     order = list(METHODS)
     labelled = [row for row in rows if row.label is not None]
     bags = {row.bag: row for row in sorted(rows, key=lambda row: row.bag)}
-    _check_bags(rows, set(bags))
+    for (method, split), entries in _grouped(rows, lambda row: (row.method, row.split)).items():
+        if differing := sorted(bags.keys() ^ {row.bag for row in entries}):
+            raise ValueError(f"{method}, split {split}: tested on other bags than the rest, e.g. {differing[:5]}")
     by_method = dict(sorted(_grouped(labelled, lambda row: row.method).items(), key=lambda item: order.index(item[0])))
     scores = {method: _scores(entries, lambda row: row.bag) for method, entries in by_method.items()}
     labels = [row.label for row in bags.values() if row.label is not None]
@@ -78,12 +109,6 @@ def analyse(dataset: str, encoder: str, rows: Iterable[PredictionRow]) -> Analys
         patients=tuple(patients),
         notes=(*_class_notes(len(bags), labels), *patient_notes),
     )
-
-
-def _check_bags(rows: Sequence[PredictionRow], bags: set[str]) -> None:
-    for (method, split), entries in _grouped(rows, lambda row: (row.method, row.split)).items():
-        if differing := sorted(bags ^ {row.bag for row in entries}):
-            raise ValueError(f"{method}, split {split}: tested on other bags than the rest, e.g. {differing[:5]}")
 
 
 def _class_notes(n_bags: int, labels: Sequence[int]) -> list[str]:

@@ -18,6 +18,7 @@ from smmil.evaluate.calibration import n_bins
 from smmil.figures.plotting import NEGATIVE, NEUTRAL, POSITIVE, RANDOM_MARK, look_of, new_figure, style
 
 WIDTH = 3.9
+DOTTED: Any = {"color": NEUTRAL, "linewidth": 0.8, "linestyle": ":"}
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.5, 1.2, 1.5)))
 SVG: Any = {"svg.fonttype": "none", "svg.hashsalt": "smmil", "font.family": ["DejaVu Sans", "sans-serif"]}
 # bands of more methods would hide one another
@@ -26,6 +27,8 @@ MOST_BANDS = 4
 
 def draw_charts(analysis: Analysis, folder: Path) -> tuple[Chart, ...]:
     """Draw every chart that the analysis has numbers for, and delete those of an earlier one that it has none for."""
+    from matplotlib import rc_context
+
     charts = []
     for number, group in enumerate(GROUPS, start=1):
         methods = [method for method in analysis.methods if group_of(method.method) == group]
@@ -34,21 +37,16 @@ def draw_charts(analysis: Analysis, folder: Path) -> tuple[Chart, ...]:
             (folder / name).unlink(missing_ok=True)
             with style():
                 figure = draw(analysis, methods) if methods else None
-                if figure is not None:
-                    mark = f" {RANDOM_MARK}" if analysis.random_weights else ""
-                    figure.suptitle(title + mark, fontsize=9, x=0.02, ha="left")
-                    _save(figure, folder / name)
-                    charts.append(Chart(kind=kind, group=group, title=title, file=name))
+                if figure is None:
+                    continue
+                mark = f" {RANDOM_MARK}" if analysis.random_weights else ""
+                figure.suptitle(title + mark, fontsize=9, x=0.02, ha="left")
+                stream = io.BytesIO()
+                with rc_context(SVG):
+                    figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+                write_bytes(folder / name, stream.getbuffer())
+                charts.append(Chart(kind=kind, group=group, title=title, file=name))
     return tuple(charts)
-
-
-def _save(figure: Any, path: Path) -> None:
-    import matplotlib
-
-    stream = io.BytesIO()
-    with matplotlib.rc_context(SVG):
-        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
-    write_bytes(path, stream.getbuffer())
 
 
 def _looks(methods: Sequence[MethodAnalysis]) -> Iterator[tuple[MethodAnalysis, dict[str, Any]]]:
@@ -77,7 +75,9 @@ def _curves(
     curve_of: Callable[[MethodAnalysis], Curve | None],
     area_of: Callable[[MethodAnalysis], Sequence[float]],
     labels: tuple[str, str],
-) -> tuple[Any, Any] | None:
+    chance: float | None,
+) -> Any:
+    """Draw a curve per method and the line of chance, at a height or (None) on the diagonal; None without curves."""
     curves = [(method, curve, look) for method, look in _looks(methods) if (curve := curve_of(method))]
     if not curves:
         return None
@@ -88,23 +88,22 @@ def _curves(
         axes.plot(curve.x, curve.y, label=label, **look)
         if len(curves) <= MOST_BANDS:
             axes.fill_between(curve.x, curve.low, curve.high, color=look["color"], alpha=0.14, linewidth=0)
+    if chance is None:
+        axes.plot([0, 1], [0, 1], **DOTTED)
+    else:
+        axes.axhline(chance, **DOTTED)
     _legend(figure, rows)
-    return figure, axes
+    return figure
 
 
 def _roc(analysis: Analysis, methods: Sequence[MethodAnalysis]) -> Any:
     labels = ("false positive rate", "true positive rate")
-    drawn = _curves(methods, lambda method: method.roc, lambda method: method.auroc, labels)
-    if drawn:
-        drawn[1].plot([0, 1], [0, 1], color=NEUTRAL, linewidth=0.8, linestyle=":")
-    return drawn and drawn[0]
+    return _curves(methods, lambda method: method.roc, lambda method: method.auroc, labels, None)
 
 
 def _precision_recall(analysis: Analysis, methods: Sequence[MethodAnalysis]) -> Any:
-    drawn = _curves(methods, lambda m: m.precision_recall, lambda m: m.average_precision, ("recall", "precision"))
-    if drawn:
-        drawn[1].axhline(analysis.n_positive / analysis.n_bags, color=NEUTRAL, linewidth=0.8, linestyle=":")
-    return drawn and drawn[0]
+    share, labels = analysis.n_positive / analysis.n_bags, ("recall", "precision")
+    return _curves(methods, lambda m: m.precision_recall, lambda m: m.average_precision, labels, share)
 
 
 def _reliability(analysis: Analysis, methods: Sequence[MethodAnalysis]) -> Any:
@@ -113,7 +112,7 @@ def _reliability(analysis: Analysis, methods: Sequence[MethodAnalysis]) -> Any:
     p = np.linspace(0, 1, 101)
     reach = 1.96 * np.sqrt(p * (1 - p) * n_bins(analysis.n_bags) / analysis.n_bags)
     axes.fill_between(p, np.clip(p - reach, 0, 1), np.clip(p + reach, 0, 1), color=NEUTRAL, alpha=0.18, linewidth=0)
-    axes.plot([0, 1], [0, 1], color=NEUTRAL, linewidth=0.8, linestyle=":")
+    axes.plot([0, 1], [0, 1], **DOTTED)
     for method, look in _looks(methods):
         if method.calibration:
             bins, marker = method.calibration, look_of(method.method)[1]
@@ -136,13 +135,10 @@ def _confusion(analysis: Analysis, methods: Sequence[MethodAnalysis]) -> Any:
 
 def _draw_matrix(axes: Any, name: str, splits: Sequence[Confusion]) -> None:
     """Draw mean counts over the splits, each row (label) shaded by its shares."""
-    cells = [
-        [fmean(split.true_negative for split in splits), fmean(split.false_positive for split in splits)],
-        [fmean(split.false_negative for split in splits), fmean(split.true_positive for split in splits)],
-    ]
-    for i, row in enumerate(cells):
-        for j, count in enumerate(row):
-            share = count / (sum(row) or 1)
+    for i, kinds in enumerate((("true_negative", "false_positive"), ("false_negative", "true_positive"))):
+        counts = [fmean(getattr(split, kind) for split in splits) for kind in kinds]
+        for j, count in enumerate(counts):
+            share = count / (sum(counts) or 1)
             # see-through, so that the text is legible on light and dark pages
             axes.fill([j, j + 1, j + 1, j], [i, i, i + 1, i + 1], color=NEGATIVE, alpha=0.06 + 0.5 * share, linewidth=0)
             axes.text(j + 0.5, i + 0.5, f"{count:.4g}\n{100 * share:.0f} %", ha="center", va="center", fontsize=8)
@@ -165,7 +161,7 @@ def _distribution(analysis: Analysis, methods: Sequence[MethodAnalysis]) -> Any:
             label = "positive bags (up)" if sign > 0 else "negative bags (down)"
             values = sign * np.array(counts) / max(sum(counts), 1)
             axes.stairs(values, edges, color=colour, fill=True, alpha=0.75, label=label)
-        axes.axvline(0.5, color=NEUTRAL, linewidth=0.8, linestyle=":")
+        axes.axvline(0.5, **DOTTED)
         axes.axhline(0, color=NEUTRAL, linewidth=0.8)
         axes.set(xlim=(0, 1), ylim=(-top, top), yticks=[])
         axes.set_title(display_name(method.method), fontsize=8, loc="left", pad=2)

@@ -9,13 +9,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import numpy as np
 
 from preprocessing.bags.table import read_bags
 from preprocessing.common.files import write_text
 from smmil.artifacts.chosen_runs import chosen_predictions
-from smmil.artifacts.records import Metrics, SplitMetrics
+from smmil.artifacts.records import Metrics
 from smmil.artifacts.results import Predictions, split_values
 from smmil.config.methods import display_name
 from smmil.evaluate.calibration import sigmoid
@@ -26,18 +27,8 @@ class PredictionRow:
     """What the chosen run of one split says about one test bag.
 
     Attributes:
-        dataset: name of the dataset.
-        encoder: name of the feature extractor.
-        method: key of the method.
-        method_name: its name in the tables.
-        split: seed of the training/validation split.
-        learning_rate: the one that validation chose.
-        run: name of the run.
-        bag: name of the bag.
         patient: the `group` of bags.csv; "" = unknown.
         label: 0 or 1; None = unknown.
-        n_instances: tiles or slices of the bag.
-        logit: bag logit.
         probability: sigmoid(logit).
         call: 1 if the logit is above 0, else 0.
         correct: 1 if the call equals the label, else 0; None without a label.
@@ -60,26 +51,16 @@ class PredictionRow:
     correct: int | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MetricRow:
-    """One metric of one split, or its mean over the splits.
+    """One metric of one split (`statistic` is "split"), or its mean over the splits ("mean").
 
     Attributes:
-        dataset: name of the dataset.
-        encoder: name of the feature extractor.
-        method: key of the method.
-        method_name: its name in the tables.
-        statistic: "split" or "mean".
-        split: seed of the split; None for the mean.
-        learning_rate: the one that validation chose for the split; None for the mean.
-        metric: as in the metrics JSON.
-        value: None where undefined.
+        value: None where undefined; `reason` says why.
         std: sample standard deviation over the splits (n - 1); None for a split.
-        low: lower end of the 95 % bootstrap interval of the mean over test bags; None for a split.
-        high: upper end.
+        low, high: 95 % bootstrap interval of the mean over test bags; None for a split.
         n_splits: splits that define the value.
         inverted: for AUROCs, how many of them are below .5; else None.
-        reason: why the value is undefined.
     """
 
     dataset: str
@@ -87,19 +68,16 @@ class MetricRow:
     method: str
     method_name: str
     statistic: str
-    split: int | None
-    learning_rate: float | None
+    split: int | None = None
+    learning_rate: float | None = None
     metric: str
     value: float | None
-    std: float | None
-    low: float | None
-    high: float | None
+    std: float | None = None
+    low: float | None = None
+    high: float | None = None
     n_splits: int
     inverted: int | None
     reason: str
-
-
-Row = PredictionRow | MetricRow
 
 
 def prediction_rows(indexes: Iterable[Path], bags: Mapping[str, Path]) -> Iterator[PredictionRow]:
@@ -112,11 +90,10 @@ def prediction_rows(indexes: Iterable[Path], bags: Mapping[str, Path]) -> Iterat
     patients = {dataset: {row.bag_id: row.group for row in read_bags(path)} for dataset, path in bags.items()}
     for index in indexes:
         for run in chosen_predictions(index).values():
-            yield from run_rows(run, patients.get(run.meta.dataset, {}))
+            yield from _run_rows(run, patients.get(run.meta.dataset, {}))
 
 
-def run_rows(run: Predictions, patients: Mapping[str, str]) -> Iterator[PredictionRow]:
-    """Yield the predictions of one run for its test bags; `patients` by bag."""
+def _run_rows(run: Predictions, patients: Mapping[str, str]) -> Iterator[PredictionRow]:
     meta, test = run.meta, run.part("test")
     columns = zip(
         *(test["bag_id"].tolist(), test["y"].tolist(), np.diff(test["offsets"]).tolist()),
@@ -126,14 +103,7 @@ def run_rows(run: Predictions, patients: Mapping[str, str]) -> Iterator[Predicti
     for bag, y, size, logit, probability in columns:
         label, call = None if np.isnan(y) else int(y), int(logit > 0)
         yield PredictionRow(
-            dataset=meta.dataset,
-            encoder=meta.encoder,
-            method=meta.method,
-            method_name=display_name(meta.method),
-            split=meta.seed,
-            learning_rate=meta.lr,
-            run=meta.run,
-            bag=bag,
+            *(meta.dataset, meta.encoder, meta.method, display_name(meta.method), meta.seed, meta.lr, meta.run, bag),
             patient=patients.get(bag, ""),
             label=label,
             n_instances=size,
@@ -148,71 +118,37 @@ def metric_rows(metrics: Iterable[Metrics]) -> Iterator[MetricRow]:
     """Yield every test metric: a row per split, then the mean over the splits."""
     for entry in metrics:
         for metric in dict.fromkeys(name for split in entry.splits for name in split.test.values):
-            yield from (_split_row(entry, split, metric) for split in entry.splits)
-            yield _mean_row(entry, metric)
+            for split in entry.splits:
+                value = split.test.values.get(metric)
+                reason = "" if value is not None else split.test.undefined.get(metric, "undefined")
+                place = {"statistic": "split", "split": split.seed, "learning_rate": split.lr}
+                yield _metric_row(entry, metric, [] if value is None else [value], reason=reason, **place)
+            values = [value for _, value in split_values(entry, metric)]
+            low, high = (entry.bootstrap and entry.bootstrap.intervals.get(metric)) or (None, None)
+            spread = {"std": stdev(values) if len(values) > 1 else None, "low": low, "high": high}
+            reason = "" if values else "no split defines it"
+            yield _metric_row(entry, metric, values, reason=reason, statistic="mean", **spread)
 
 
-def _split_row(entry: Metrics, split: SplitMetrics, metric: str) -> MetricRow:
-    value = split.test.values.get(metric)
+def _metric_row(entry: Metrics, metric: str, values: Sequence[float], **more: Any) -> MetricRow:
     return MetricRow(
         dataset=entry.dataset,
         encoder=entry.encoder,
         method=entry.method,
         method_name=display_name(entry.method),
-        statistic="split",
-        split=split.seed,
-        learning_rate=split.lr,
-        metric=metric,
-        value=value,
-        std=None,
-        low=None,
-        high=None,
-        n_splits=int(value is not None),
-        inverted=_inverted(metric, [] if value is None else [value]),
-        reason="" if value is not None else split.test.undefined.get(metric, "undefined"),
-    )
-
-
-def _mean_row(entry: Metrics, metric: str) -> MetricRow:
-    values = [value for _, value in split_values(entry, metric)]
-    low, high = (entry.bootstrap and entry.bootstrap.intervals.get(metric)) or (None, None)
-    return MetricRow(
-        dataset=entry.dataset,
-        encoder=entry.encoder,
-        method=entry.method,
-        method_name=display_name(entry.method),
-        statistic="mean",
-        split=None,
-        learning_rate=None,
         metric=metric,
         value=fmean(values) if values else None,
-        std=stdev(values) if len(values) > 1 else None,
-        low=low,
-        high=high,
         n_splits=len(values),
-        inverted=_inverted(metric, values),
-        reason="" if values else "no split defines it",
+        inverted=sum(value < 0.5 for value in values) if "_auroc" in metric and values else None,
+        **more,
     )
 
 
-def _inverted(metric: str, values: Sequence[float]) -> int | None:
-    return sum(value < 0.5 for value in values) if "_auroc" in metric and values else None
-
-
-def to_csv(kind: type[Row], rows: Iterable[Row]) -> str:
-    """Return rows as CSV; `kind` names the columns."""
+def write_rows(path: Path, kind: type[PredictionRow | MetricRow], rows: Iterable[PredictionRow | MetricRow]) -> None:
+    """Write rows as CSV; `kind` names the columns."""
     stream = io.StringIO()
+    # pandas would write other digits than repr, and NaN for an unknown whole number
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(field.name for field in fields(kind))
     writer.writerows(map(astuple, rows))
-    return stream.getvalue()
-
-
-def write_predictions(path: Path, indexes: Iterable[Path], bags: Mapping[str, Path]) -> None:
-    """Write `predictions.csv`, see `prediction_rows`."""
-    write_text(path, to_csv(PredictionRow, prediction_rows(indexes, bags)))
-
-
-def write_metrics(path: Path, metrics: Iterable[Metrics]) -> None:
-    """Write `metrics.csv`, see `metric_rows`."""
-    write_text(path, to_csv(MetricRow, metric_rows(metrics)))
+    write_text(path, stream.getvalue())

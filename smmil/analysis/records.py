@@ -47,16 +47,8 @@ class Confusion(Record):
 class MethodAnalysis(Record):
     """Results of one method.
 
-    Attributes:
-        method: its key.
-        roc: mean over the splits; None where a class is missing.
-        auroc: by split.
-        precision_recall: precision against recall, mean over the splits; None where a class is missing.
-        average_precision: by split.
-        calibration: None without a labelled bag.
-        confusion: by split.
-        positive: numbers of positive bags of all splits in `HISTOGRAM_BINS` bins of probability.
-        negative: the same of negative bags.
+    Curves are means over the splits, None where a class is missing; `auroc`, `average_precision` and `confusion` are by
+    split. `positive` and `negative` count the bags of each label in bins of probability, over all splits.
     """
 
     method: str
@@ -84,13 +76,7 @@ class MethodCalls(Record):
 class WrongBag(MethodCalls):
     """A bag that at least one run calls wrong; `method` is "" as the numbers are over all methods.
 
-    Attributes:
-        bag: its name.
-        patient: the `group` of bags.csv; "" = unknown.
-        label: 0 or 1.
-        n_instances: tiles or slices.
-        methods: the same numbers by method.
-        picture: its thumbnail relative to the record; "" = none.
+    `patient` is the `group` of bags.csv, "" = unknown; `picture` the thumbnail relative to the record, "" = none.
     """
 
     bag: str
@@ -119,21 +105,14 @@ class Chart(Record):
 
 
 class Analysis(Record):
-    """The record.
+    """The record; test bags without a label are left out.
 
     Attributes:
-        dataset: its name.
-        encoder: name of the feature extractor.
         splits: seeds.
         n_bags: labelled test bags.
-        n_positive: how many are positive.
-        n_unlabelled: test bags without a label, which are left out.
         methods: in the order of the tables.
         wrong_bags: wrong in most runs first.
         n_patients: patients of the test bags; 0 = unknown, or none has two bags.
-        n_positive_patients: how many are positive.
-        patients: by method.
-        charts: pictures.
         notes: what is left out, and why.
         random_weights: whether the features come from an untrained encoder.
     """

@@ -73,12 +73,9 @@ def test_metrics_equal_the_stored_ones_and_undefined_ones_have_a_reason(folder: 
 
 
 def test_without_any_training_there_are_columns_and_no_rows(tmp_path: Path) -> None:
-    assert (
-        main(["predictions", "--out", str(tmp_path / "p.csv")])
-        == 0
-        == main(["metrics", "--out", str(tmp_path / "m.csv")])
-    )
-    assert pd.read_csv(tmp_path / "p.csv").columns[-1] == "correct" and pd.read_csv(tmp_path / "m.csv").empty
+    outs = {kind: tmp_path / f"{kind}.csv" for kind in ("predictions", "metrics")}
+    assert [main([kind, "--out", str(out)]) for kind, out in outs.items()] == [0, 0]
+    assert pd.read_csv(outs["predictions"]).columns[-1] == "correct" and pd.read_csv(outs["metrics"]).empty
 
 
 def test_a_table_of_bags_without_its_dataset_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
