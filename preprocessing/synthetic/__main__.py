@@ -12,6 +12,15 @@ from preprocessing.common.cli import guard
 from preprocessing.synthetic.cohort import DATASETS, build
 from preprocessing.synthetic.sizes import SIZES
 
+PARAMETERS = {
+    "slides": (int, "slides per slide data set"),
+    "scans": (int, "CT scans"),
+    "side": (int, "mean side of a CAMELYON16 slide, px at level 0"),
+    "length": (int, "mean length of a PANDA strip, px at level 0"),
+    "matrix": (int, "rows and columns of a CT slice"),
+    "fraction": (float, "rehearsal: share of the paper's counts (default: 1)"),
+}
+
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
@@ -23,16 +32,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--workers", type=int, default=1, help="processes; the result is the same for any number (default: 1)"
     )
-    parameters = p.add_argument_group("parameters that replace the preset's")
-    parameters.add_argument("--slides", type=int, help="slides per slide data set")
-    parameters.add_argument("--scans", type=int, help="CT scans")
-    parameters.add_argument("--side", type=int, help="mean side of a CAMELYON16 slide, px at level 0")
-    parameters.add_argument("--length", type=int, help="mean length of a PANDA strip, px at level 0")
-    parameters.add_argument("--matrix", type=int, help="rows and columns of a CT slice")
-    parameters.add_argument(
-        "--empty-slide", action="store_true", default=None, help="add a CAMELYON16 slide without tissue"
-    )
-    parameters.add_argument("--fraction", type=float, help="rehearsal: share of the paper's counts (default: 1)")
+    group = p.add_argument_group("parameters that replace the preset's")
+    for name, (kind, text) in PARAMETERS.items():
+        group.add_argument(f"--{name}", type=kind, help=text)
+    group.add_argument("--empty-slide", action="store_true", default=None, help="add a CAMELYON16 slide without tissue")
     return p
 
 
@@ -40,8 +43,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Build the cohorts."""
     args = parser().parse_args(argv)
-    names = ("slides", "scans", "side", "length", "matrix", "empty_slide", "fraction")
-    overrides = {name: getattr(args, name) for name in names}
+    overrides = {name: getattr(args, name) for name in (*PARAMETERS, "empty_slide")}
     datasets = [name for name in args.datasets.split(",") if name]
     build(args.out, args.size, args.seed, datasets, overrides, args.workers)
     return 0

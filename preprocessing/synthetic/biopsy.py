@@ -55,16 +55,12 @@ LYMPHOCYTE = Cells(8.6, 0.72, 2.9, 0.10, 1.1, 0.88, 0.12)
 
 @dataclass(frozen=True)
 class BiopsySpec:
-    """Content of one slide.
+    """Content of one slide; `length` and `width` are the means of its strips, px at level 0.
 
     Attributes:
         provider: "radboud" or "karolinska"; determines stain and labels.
         gleason: primary and secondary pattern, or None for a benign slide.
         cancer_share: share of the strips' length with cancer.
-        strips: number of strips.
-        length: mean length of a strip, px at level 0.
-        width: mean width of a strip, px at level 0.
-        pen: whether the slide has a pen mark.
     """
 
     provider: str
@@ -129,13 +125,7 @@ def zones(rng: np.random.Generator, spec: BiopsySpec, tissue: F32, along: F32) -
 
 
 def draw_glands(rng: np.random.Generator, planes: tuple[U8, U8, U8], points: I64, kind: int) -> npt.NDArray[np.int64]:
-    """Draw the glands of one kind in place.
-
-    Args:
-        rng: source of randomness.
-        planes: haematoxylin, eosin and label, each (H, W).
-        points: (n, 2) centres (x, y), level-0 px.
-        kind: of the glands, see `GLANDS`.
+    """Draw the glands of one kind at `points` (n, 2) into the planes (H, W) of haematoxylin, eosin and label, in place.
 
     Returns:
         Positions (m, 2) of nuclei (x, y), level-0 px.
@@ -184,14 +174,7 @@ def at(coarse: npt.NDArray[Any], points: I64) -> npt.NDArray[Any]:
 
 
 def draw_cells(rng: np.random.Generator, planes: tuple[U8, U8, U8], tissue: F32, zone: npt.NDArray[np.uint8]) -> None:
-    """Draw glands, nuclei, stroma, sheets and inflammation in place.
-
-    Args:
-        rng: source of randomness.
-        planes: haematoxylin, eosin and label, each (H, W).
-        tissue: (h, w), > 0 inside.
-        zone: (h, w) kind of tissue, see `zones`.
-    """
+    """Draw glands, nuclei, stroma, sheets and inflammation into haematoxylin, eosin and label (H, W), in place."""
     h_plane, e_plane, label = planes
     shape = (h_plane.shape[0], h_plane.shape[1])
     grow, shade = 1 + 0.05 * rng.standard_normal(), 1 + 0.05 * rng.standard_normal()
@@ -218,15 +201,7 @@ def draw_cells(rng: np.random.Generator, planes: tuple[U8, U8, U8], tissue: F32,
 
 
 def draw_biopsy(rng: np.random.Generator, spec: BiopsySpec) -> tuple[U8, U8]:
-    """Draw one slide.
-
-    Args:
-        rng: random stream of the slide.
-        spec: content of the slide.
-
-    Returns:
-        RGB (H, W, 3) uint8 and labels (H, W) uint8 in the provider's coding; H and W are multiples of 16.
-    """
+    """Draw RGB (H, W, 3) uint8 and labels (H, W) uint8 in the provider's coding; H and W are multiples of 16."""
     tissue, along = lay_strips(rng, spec)
     zone = zones(rng, spec, tissue, along)
     low = (tissue.shape[0], tissue.shape[1])

@@ -133,27 +133,19 @@ def make_slide(folder: Path, spec: SlideSpec) -> None:
     put(folder / "images" / f"{spec.name}.tif", data)
 
 
-def reference_csv(specs: list[SlideSpec]) -> str:
-    """Write the label table of the test part, with CR LF line ends and no header."""
-    lines = []
-    for spec in specs:
-        share = spec.node.lesion_share
-        extent = "Macro" if share > 0.15 else "Micro"
-        lines.append(f"{spec.name},Tumor,IDC,{extent}\r\n" if share > 0 else f"{spec.name},Normal,None,None\r\n")
-    return "".join(lines)
-
-
 def plan(size: Camelyon16Size, seed: int) -> Plan:
-    """Plan the slides and the label table."""
+    """Plan the slides and the label table of the test part, which has CR LF line ends and no header."""
     labels = slide_labels(size, seed)
     look = specials(labels)
-    specs = [slide_spec(size, seed, n, t, look.get(n, "")) for n, t in labels.items()]
     if size.empty_slide:
-        name = numbered("normal", sum(n.startswith("normal") for n in labels) + 1)[-1]
-        specs.append(slide_spec(size, seed, name, False, "empty"))
-    items = []
-    for spec in specs:
-        annotation = [f"annotations/{spec.name}.xml"] if spec.node.lesion_share > 0 else []
-        items.append(Item(spec.name, (f"images/{spec.name}.tif", *annotation), make_slide, spec))
-    tests = [spec for spec in specs if spec.name.startswith("test")]
-    return Plan(items, {"evaluation/reference.csv": reference_csv(tests)})
+        empty = numbered("normal", sum(n.startswith("normal") for n in labels) + 1)[-1]
+        labels[empty], look[empty] = False, "empty"
+    items, lines = [], []
+    for name, tumor in labels.items():
+        spec = slide_spec(size, seed, name, tumor, look.get(name, ""))
+        annotation = [f"annotations/{name}.xml"] if tumor else []
+        items.append(Item(name, (f"images/{name}.tif", *annotation), make_slide, spec))
+        if name.startswith("test"):
+            extent = "Macro" if spec.node.lesion_share > 0.15 else "Micro"
+            lines.append(f"{name},Tumor,IDC,{extent}\r\n" if tumor else f"{name},Normal,None,None\r\n")
+    return Plan(items, {"evaluation/reference.csv": "".join(lines)})

@@ -11,8 +11,10 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
@@ -24,12 +26,7 @@ from preprocessing.common.files import write_json
 from preprocessing.synthetic.sizes import GENERATOR_VERSION, RehearsalSize, Size, resolve_size
 
 COMPLETE, BUILDING = ".complete.json", ".building.json"
-DATASETS: dict[str, str] = {
-    "camelyon16": "preprocessing.synthetic.camelyon16",
-    "panda": "preprocessing.synthetic.panda",
-    "rsna": "preprocessing.synthetic.rsna",
-}
-REHEARSAL = "preprocessing.synthetic.rehearsal"
+DATASETS = ("camelyon16", "panda", "rsna")
 log = logging.getLogger("synthetic")
 
 
@@ -97,13 +94,13 @@ def prepare(folder: Path, parameters: Mapping[str, Any]) -> None:
             f"{folder}: not empty and not made by the generator (no {COMPLETE} or {BUILDING}); "
             "choose another --out or remove the folder yourself"
         )
-    if not matches(folder / BUILDING, parameters):
-        # this marker keeps an interrupted clearing from looking complete, or like a folder of somebody else
-        write_json(folder / BUILDING, {"state": "clearing"})
-        (folder / COMPLETE).unlink(missing_ok=True)
-        for entry in folder.iterdir():
-            if entry.name != BUILDING:
-                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    old = folder.with_name(f".{folder.name}.old")
+    if old.exists():
+        shutil.rmtree(old)
+    if generated and not matches(folder / BUILDING, parameters):
+        # renamed before it is removed, so that an interrupted removal leaves nothing that looks complete
+        folder.rename(old)
+        shutil.rmtree(old)
     for temporary in folder.rglob(".*.tmp"):
         temporary.unlink()
     write_json(folder / BUILDING, parameters)
@@ -115,22 +112,12 @@ def make_items(folder: Path, items: Sequence[Item], workers: int, dataset: str) 
     if len(missing) < len(items):
         log.info("%s: %d of %d already there", dataset, len(items) - len(missing), len(items))
     start, every = time.monotonic(), max(1, len(missing) // 6)
-
-    def log_progress(done: int, name: str) -> None:
-        if done % every == 0 or done == len(missing):
-            log.info("%s: %d/%d (%s), %.1f s", dataset, done, len(missing), name, time.monotonic() - start)
-
-    if workers <= 1:
-        for done, item in enumerate(missing, 1):
-            make_item(folder, item)
-            log_progress(done, item.name)
-        return
     # spawn: forking a process that has OpenCV threads can hang
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        pending: dict[Future[None], Item] = {pool.submit(make_item, folder, item): item for item in missing}
-        for done, future in enumerate(as_completed(pending), 1):
-            future.result()
-            log_progress(done, pending[future].name)
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers > 1 else nullcontext() as pool:
+        made = (pool.map if pool else map)(partial(make_item, folder), missing)
+        for done, (item, _) in enumerate(zip(missing, made, strict=True), 1):
+            if done % every == 0 or done == len(missing):
+                log.info("%s: %d/%d (%s), %.1f s", dataset, done, len(missing), item.name, time.monotonic() - start)
 
 
 def make_item(folder: Path, item: Item) -> None:
@@ -143,18 +130,20 @@ def make_item(folder: Path, item: Item) -> None:
 
 def make_plan(name: str, size: Size, seed: int) -> Plan:
     """Plan the items and tables of one data set."""
-    rehearsal = isinstance(size, RehearsalSize)
-    plan: Callable[[Size, int], Plan] = (
-        import_module(REHEARSAL).PLANS[name] if rehearsal else import_module(DATASETS[name]).plan
-    )
-    return plan(size, seed)
+    # imported here, because the modules that draw need OpenCV, for which --help would wait
+    if isinstance(size, RehearsalSize):
+        plan = import_module("preprocessing.synthetic.rehearsal").PLANS[name]
+    else:
+        plan = import_module(f"preprocessing.synthetic.{name}").plan
+    result: Plan = plan(size, seed)
+    return result
 
 
 def build(
     out: Path | str,
     size: str = "tiny",
     seed: int = 0,
-    datasets: Sequence[str] = ("camelyon16", "panda", "rsna"),
+    datasets: Sequence[str] = DATASETS,
     overrides: Mapping[str, object] | None = None,
     workers: int = 1,
 ) -> dict[str, Path]:
@@ -175,15 +164,14 @@ def build(
         ValueError: unknown names, unusable sizes, or a folder with files of another origin.
     """
     sizes: dict[str, Size] = {name: resolve_size(size, name, overrides) for name in datasets}
-    folders = {}
-    for name, preset in sizes.items():
-        folder = folders[name] = Path(out) / name
-        parameters = {"dataset": name, "generator": GENERATOR_VERSION, "seed": seed, "size": asdict(preset)}
+    folders = {name: Path(out) / name for name in sizes}
+    for name, folder in folders.items():
+        parameters = {"dataset": name, "generator": GENERATOR_VERSION, "seed": seed, "size": asdict(sizes[name])}
         if matches(folder / COMPLETE, parameters):
             log.info("%s: complete, nothing to do (%s)", name, folder)
             continue
         prepare(folder, parameters)
-        plan = make_plan(name, preset, seed)
+        plan = make_plan(name, sizes[name], seed)
         make_items(folder, plan.items, workers, name)
         for relative, text in plan.tables.items():
             put(folder / relative, text.encode())

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 F32 = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+SIDES = (-1.0, 1.0)
 
 SUBTYPES = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural")
 # range of z in which each subtype occurs
@@ -51,14 +53,17 @@ class Frame:
         return self.depth - np.float32(SCALP + SKULL)
 
 
+def blur(volume: F32, sigma: float) -> F32:
+    """Blur every slice of (n, m, m) by a Gaussian of `sigma` px."""
+    return np.stack([cv2.GaussianBlur(plane, (0, 0), sigma) for plane in volume])
+
+
 def volume_field(rng: np.random.Generator, shape: tuple[int, int, int], scale: float) -> F32:
     """Draw a smooth volume (n, m, m), zero mean and unit variance; `scale` px in plane, about two slices along z."""
     n, m, _ = shape
     side = int(m / scale) + 4
     coarse = rng.standard_normal((n // 2 + 3, side, side)).astype(np.float32)
-    planes = np.stack(
-        [cv2.resize(cv2.GaussianBlur(c, (0, 0), 0.7), (m, m), interpolation=cv2.INTER_CUBIC) for c in coarse]
-    )
+    planes = np.stack([cv2.resize(plane, (m, m), interpolation=cv2.INTER_CUBIC) for plane in blur(coarse, 0.7)])
     at = np.linspace(0, len(planes) - 1.001, n)
     low, part = at.astype(int), (at % 1)[:, None, None].astype(np.float32)
     field = planes[low] * (1 - part) + planes[low + 1] * part
@@ -83,13 +88,13 @@ def head_frame(rng: np.random.Generator, n: int, m: int) -> Frame:
     )
 
 
-def ball(frame: Frame, centre: tuple[float, float, float], radii: tuple[float, float, float]) -> npt.NDArray[np.bool_]:
+def ball(frame: Frame, centre: tuple[float, float, float], radii: tuple[float, float, float]) -> Mask:
     """Return the mask (n, m, m) of an ellipsoid around centre x, y, z."""
     (cx, cy, cz), (rx, ry, rz) = centre, radii
     return np.asarray(((frame.x - cx) / rx) ** 2 + ((frame.y - cy) / ry) ** 2 + ((frame.z - cz) / rz) ** 2 < 1)
 
 
-def ventricles(frame: Frame, wide: float) -> npt.NDArray[np.bool_]:
+def ventricles(frame: Frame, wide: float) -> Mask:
     """Return the mask (n, m, m) of the lateral and third ventricles; `wide` scales their width."""
     mid = np.clip((frame.z - VENTRICLES[0]) / (VENTRICLES[1] - VENTRICLES[0]), 0, 1)
     there = (frame.z > VENTRICLES[0]) & (frame.z < VENTRICLES[1])
@@ -110,7 +115,7 @@ def draw_bone_and_air(rng: np.random.Generator, volume: F32, frame: Frame, grain
     middle = np.abs(inner + SKULL / 2) < SKULL * 0.22
     volume[skull] = (1150 + 90 * grain)[skull]
     volume[skull & middle] = (560 + 90 * grain)[skull & middle]
-    for side in (-1.0, 1.0):
+    for side in SIDES:
         petrous = ball(frame, (side * 0.36, 0.16, 0.06), (0.20, 0.10, 0.11)) & (inner > -0.01)
         volume[petrous] = (850 + 200 * grain)[petrous]
         volume[petrous & (grain > 0.9)] = -850
@@ -123,12 +128,12 @@ def draw_bone_and_air(rng: np.random.Generator, volume: F32, frame: Frame, grain
     volume[rest & (depth < -0.01)] = rng.uniform(-150, 180)
 
 
-def draw_brain(rng: np.random.Generator, volume: F32, frame: Frame, sulcus: F32, vent: npt.NDArray[np.bool_]) -> None:
+def draw_brain(rng: np.random.Generator, volume: F32, frame: Frame, sulcus: F32, vent: Mask) -> None:
     """Draw grey and white matter, sulci and ventricles into (n, m, m) HU, in place."""
     brain = frame.inner > 0
     folds = frame.inner + 0.035 * sulcus
     tissue = 29.5 + 7.5 / (1 + np.exp((folds - 0.11) / 0.015)) + rng.normal(0, 1.0)
-    for side in (-1.0, 1.0):
+    for side in SIDES:
         tissue += 6.0 * ball(frame, (side * 0.17, -0.02, 0.50), (0.09, 0.17, 0.10))
     volume[brain] = tissue[brain]
     atrophy = rng.uniform(0.6, 1.6)
@@ -139,7 +144,7 @@ def draw_brain(rng: np.random.Generator, volume: F32, frame: Frame, sulcus: F32,
     volume[cerebellum] += 2.0
 
 
-def draw_look_alikes(rng: np.random.Generator, volume: F32, frame: Frame, vent: npt.NDArray[np.bool_]) -> None:
+def draw_look_alikes(rng: np.random.Generator, volume: F32, frame: Frame, vent: Mask) -> None:
     """Draw dense structures that are not blood into (n, m, m) HU, in place."""
     brain = frame.inner > 0
     falx = brain & (np.abs(frame.x) < 0.011) & (np.abs(frame.y) > 0.22) & (frame.z > 0.40)
@@ -147,18 +152,18 @@ def draw_look_alikes(rng: np.random.Generator, volume: F32, frame: Frame, vent: 
     sagittal = brain & (frame.inner < 0.055) & (np.abs(frame.x) < 0.045) & (frame.y > 0.2) & (frame.z > 0.30)
     volume[sagittal] = rng.uniform(48, 66)
     lateral = brain & (frame.inner < 0.05) & (np.abs(frame.z - 0.22) < 0.05) & (frame.y > 0.35)
-    volume[lateral & (np.sign(frame.x) == rng.choice([-1.0, 1.0]))] = rng.uniform(46, 64)
+    volume[lateral & (np.sign(frame.x) == rng.choice(SIDES))] = rng.uniform(46, 64)
     for _ in range(int(rng.integers(3, 7))):
         place = (rng.uniform(-0.2, 0.2), rng.uniform(-0.2, 0.1), rng.uniform(0.2, 0.34))
         volume[ball(frame, place, (0.022, 0.022, 0.05)) & brain] = rng.uniform(48, 68)
     if rng.random() < 0.7:
         volume[ball(frame, (0.0, 0.13, 0.52), (0.022, 0.022, 0.045))] = rng.uniform(90, 220)
     if rng.random() < 0.6:
-        for side in (-1.0, 1.0):
+        for side in SIDES:
             plexus = ball(frame, (side * 0.19, 0.26, 0.56), (0.035, 0.05, 0.08))
             volume[plexus & vent] = rng.uniform(60, 150)
     if rng.random() < 0.35:
-        for side in (-1.0, 1.0):
+        for side in SIDES:
             volume[ball(frame, (side * 0.15, 0.0, 0.5), (0.03, 0.05, 0.06))] = rng.uniform(52, 80)
     hardening = rng.uniform(0, 14)
     volume += np.float32(hardening) * np.exp(-np.clip(frame.inner, 0, None) / 0.022) * brain
@@ -174,18 +179,12 @@ def profile(n: int, bleed: Bleed) -> F32:
 
 
 def bleed_mask(
-    rng: np.random.Generator,
-    frame: Frame,
-    bleed: Bleed,
-    sulcus: F32,
-    bend: F32,
-    vent: npt.NDArray[np.bool_],
-    scale: float,
-) -> npt.NDArray[np.bool_]:
+    rng: np.random.Generator, frame: Frame, bleed: Bleed, sulcus: F32, bend: F32, vent: Mask, scale: float
+) -> Mask:
     """Return the mask (n, m, m) of one haemorrhage."""
     size = scale * profile(len(frame.z), bleed)
     here, brain = size > 0, frame.inner > 0
-    side, where = rng.choice([-1.0, 1.0]), rng.uniform(-0.9, 0.9)
+    side, where = rng.choice(SIDES), rng.uniform(-0.9, 0.9)
     angle = np.arctan2(frame.y, frame.x * side)
     if bleed.subtype == "intraparenchymal":
         cx, cy, r = side * rng.uniform(0.12, 0.30), rng.uniform(-0.3, 0.32), rng.uniform(0.06, 0.13)
@@ -213,7 +212,6 @@ def draw_head(
     n: int,
     m: int,
     bleeds: tuple[Bleed, ...],
-    *,
     scale: float = 1.0,
     blood_hu: tuple[float, float] = (47.0, 66.0),
 ) -> F32:
@@ -244,11 +242,9 @@ def draw_head(
         blood = blood_rng.uniform(*blood_hu) + 4.0 * bend
         volume[mask] = np.maximum(volume, blood)[mask]
     draw_bone_and_air(rng, volume, frame, grain)
-    volume = np.stack([cv2.GaussianBlur(s, (0, 0), 0.55 * m / 128) for s in volume])
-    noise = rng.standard_normal((n, m, m)).astype(np.float32)
-    noise = np.stack([cv2.GaussianBlur(s, (0, 0), 0.7) for s in noise])
-    inside = np.clip(frame.depth / 0.02, 0.25, 1.0)
-    volume += noise * np.float32(rng.uniform(7.0, 13.0)) * inside
+    volume = blur(volume, 0.55 * m / 128)
+    noise = blur(rng.standard_normal((n, m, m)).astype(np.float32), 0.7)
+    volume += noise * np.float32(rng.uniform(7.0, 13.0)) * np.clip(frame.depth / 0.02, 0.25, 1.0)
     streaks = np.sin(frame.y * rng.uniform(30, 50) + 4 * frame.x) * np.exp(-(((frame.y - 0.16) / 0.18) ** 2))
     volume += np.float32(rng.uniform(4, 14)) * streaks * np.exp(-((frame.z / 0.16) ** 2)) * (frame.inner > 0)
     return np.clip(volume, -1000.0, 2800.0)

@@ -32,13 +32,10 @@ INFILTRATE = {(CORTEX, LESION): 0.20, (CORTEX, STROMA): 0.12, (SINUS, CORTEX): 0
 
 @dataclass(frozen=True)
 class NodeSpec:
-    """Content of one slide.
+    """Content of one slide of (width, height) px from medical centre 0 or 1, with a number of lesions.
 
     Attributes:
-        size: (width, height) px at level 0.
-        centre: medical centre, 0 or 1.
         lesion_share: lesion area as a share of tissue area; 0 = normal.
-        lesions: number of lesions.
         cut_out: whether the largest lesion encloses a normal island.
         special: "" | "pen" | "pale" | "two_pieces" | "empty".
     """
@@ -182,15 +179,7 @@ def draw_fat(rng: np.random.Generator, planes: tuple[U8, U8], kind: npt.NDArray[
 
 
 def draw_node(rng: np.random.Generator, spec: NodeSpec) -> tuple[U8, Outlines]:
-    """Draw one slide.
-
-    Args:
-        rng: random stream of the slide.
-        spec: content of the slide; width and height are multiples of `LOW`.
-
-    Returns:
-        RGB (H, W, 3) uint8 and the lesion outlines.
-    """
+    """Draw RGB (H, W, 3) uint8 and the lesion outlines; width and height must be multiples of `LOW`."""
     w, h = spec.size
     low = (h // LOW, w // LOW)
     stain = texture.sample_stain(rng, spec.centre, 0.5 if spec.special == "pale" else 1.0)

@@ -47,6 +47,12 @@ class SlideSpec:
     tile: int
     mask: bool
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Return the slide and, if it has one, its mask."""
+        slide, mask = f"train_images/{self.name}.tiff", f"train_label_masks/{self.name}_mask.tiff"
+        return (slide, mask) if self.mask else (slide,)
+
 
 def parts(size: PandaSize, isup: npt.NDArray[np.int64], rng: np.random.Generator) -> list[str]:
     """Return the part of every slide, stratified by cancer, from the ISUP grades (n,)."""
@@ -108,30 +114,25 @@ def make_slide(folder: Path, spec: SlideSpec) -> None:
     put(folder / "train_images" / f"{spec.name}.tiff", slide)
 
 
-def train_csv(specs: list[SlideSpec]) -> str:
-    """Write the label table of all slides."""
-    rows = [f"{s.name},{s.biopsy.provider},{s.isup},{gleason_score(s)}\n" for s in specs]
-    return "image_id,data_provider,isup_grade,gleason_score\n" + "".join(rows)
+def plan_slides(items: list[Item], specs: list[SlideSpec]) -> Plan:
+    """Return the plan of the slides with the label table and the split table.
 
-
-def partition_csv(specs: list[SlideSpec]) -> str:
-    """Write the split table: part, patterns present, one-hot grade and one-hot Gleason sum."""
-    lines = [",".join(PARTITION_COLUMNS)]
+    The latter has the part, the patterns present, the one-hot grade and the one-hot Gleason sum.
+    """
+    labels = ["image_id,data_provider,isup_grade,gleason_score"]
+    parts = [",".join(PARTITION_COLUMNS)]
     for k, spec in enumerate(specs):
-        present = set(spec.biopsy.gleason or ())
-        total = sum(spec.biopsy.gleason or (0,))
-        flags = [not present, *(g in present for g in (3, 4, 5))]
+        labels.append(f"{spec.name},{spec.biopsy.provider},{spec.isup},{gleason_score(spec)}")
+        patterns = spec.biopsy.gleason or ()
+        flags = [not patterns, *(g in patterns for g in (3, 4, 5))]
         flags += [spec.isup == grade for grade in range(6)]
-        flags += [total == score for score in (0, 6, 7, 8, 9, 10)]
-        lines.append(",".join([str(k), spec.name, spec.part, *(str(int(f)) for f in flags)]))
-    return "\n".join(lines) + "\n"
+        flags += [sum(patterns) == score for score in (0, 6, 7, 8, 9, 10)]
+        parts.append(",".join([str(k), spec.name, spec.part, *(str(int(f)) for f in flags)]))
+    tables = {"train.csv": labels, "partition_PANDA.csv": parts}
+    return Plan(items, {name: "\n".join(lines) + "\n" for name, lines in tables.items()})
 
 
 def plan(size: PandaSize, seed: int) -> Plan:
     """Plan the slides and the two tables."""
     specs = slide_specs(size, seed)
-    items = []
-    for spec in specs:
-        mask = [f"train_label_masks/{spec.name}_mask.tiff"] if spec.mask else []
-        items.append(Item(spec.name, (f"train_images/{spec.name}.tiff", *mask), make_slide, spec))
-    return Plan(items, {"train.csv": train_csv(specs), "partition_PANDA.csv": partition_csv(specs)})
+    return plan_slides([Item(spec.name, spec.files, make_slide, spec) for spec in specs], specs)

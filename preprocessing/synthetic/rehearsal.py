@@ -24,16 +24,18 @@ from preprocessing.synthetic.sizes import RehearsalSize
 from preprocessing.synthetic.tiff import encode_pyramid
 
 U8 = npt.NDArray[np.uint8]
+Box = tuple[slice, slice]
 PICTURES = 8
 GLASS, TISSUE, LESION = (244, 242, 243), (204, 140, 178), (130, 78, 150)
 
 # camelyon16: the lesion fills the left of two tiles of 32 px
 CAMELYON = {"normal": 159, "tumor": 111, "test": 129, "test_positive": 49}
-NODE_BOX, LESION_BOX = (16, 16, 80, 48), (16, 16, 48, 48)
+NODE_BOX, LESION_BOX = np.s_[16:48, 16:80], np.s_[16:48, 16:48]
+OUTLINE = np.array([[16, 16], [48, 16], [48, 48], [16, 48]], np.float64)
 # panda: two windows of 32 px, 16 px apart; cancer covers more than half of the first and less of the second
 PARTS = {"train": 8_469, "val": 353, "test": 1_794}
 UNMASKED, WHITE = 100, 9
-STRIP_BOX, CANCER_BOX = (0, 2, 48, 30), (0, 2, 24, 30)
+STRIP_BOX, CANCER_BOX = np.s_[2:30, 0:48], np.s_[2:30, 0:24]
 # rsna
 SCANS = {"train": 1_000, "test": 150}
 POSITIVE_SCANS = 72 / 150
@@ -45,22 +47,13 @@ def share(count: int, fraction: float) -> int:
     return max(1, round(count * fraction))
 
 
-def box(shape: tuple[int, int], corners: tuple[int, int, int, int]) -> npt.NDArray[np.bool_]:
-    """Return the (h, w) mask of a rectangle x0, y0, x1, y1."""
-    x0, y0, x1, y1 = corners
-    inside = np.zeros(shape, bool)
-    inside[y0:y1, x0:x1] = True
-    return inside
-
-
-def stained(shape: tuple[int, int], number: int, tissue: tuple[int, ...], lesion: tuple[int, ...]) -> U8:
-    """Draw picture `number` (h, w, 3): glass, a rectangle of tissue, one of lesion in it, and grain; () = none."""
+def stained(shape: tuple[int, int], number: int, tissue: Box | None, lesion: Box | None) -> U8:
+    """Draw picture `number` (h, w, 3): glass, a rectangle of tissue, one of lesion in it, and grain."""
     rng = stream("rehearsal", shape, number)
     rgb = np.full((*shape, 3), GLASS, np.float64)
-    for corners, colour in ((tissue, TISSUE), (lesion, LESION)):
-        if corners:
-            inside = box(shape, (corners[0], corners[1], corners[2], corners[3]))
-            rgb[inside] = np.add(colour, rng.uniform(-14, 14, 3)) + rng.normal(0, 12, (int(inside.sum()), 3))
+    for box, colour in ((tissue, TISSUE), (lesion, LESION)):
+        if box:
+            rgb[box] = np.add(colour, rng.uniform(-14, 14, 3)) + rng.normal(0, 12, rgb[box].shape)
     return np.asarray(np.clip(np.rint(rgb), 0, 255), np.uint8)
 
 
@@ -68,16 +61,16 @@ def stained(shape: tuple[int, int], number: int, tissue: tuple[int, ...], lesion
 def slide_bytes(kind: str, number: int, positive: bool, mpp: float) -> bytes:
     """Encode a slide: kind camelyon16, panda, white (no tissue), or a PANDA provider for a label mask."""
     if kind == "camelyon16":
-        image = stained((64, 96), number, NODE_BOX, LESION_BOX if positive else ())
-    elif kind in ("panda", "white"):
-        tissue = STRIP_BOX if kind == "panda" else ()
-        image = stained((32, 48), number, tissue, CANCER_BOX if positive and tissue else ())
+        image = stained((64, 96), number, NODE_BOX, LESION_BOX if positive else None)
+    elif kind == "white":
+        image = stained((32, 48), number, None, None)
+    elif kind == "panda":
+        image = stained((32, 48), number, STRIP_BOX, CANCER_BOX if positive else None)
     else:
         image = np.zeros((32, 48, 3), np.uint8)
         benign, cancer = (2, 3) if kind == "radboud" else (1, 2)
-        image[box((32, 48), STRIP_BOX), 0] = benign
-        if positive:
-            image[box((32, 48), CANCER_BOX), 0] = cancer
+        image[(*STRIP_BOX, 0)] = benign
+        image[(*CANCER_BOX, 0)] = cancer if positive else benign
     return encode_pyramid(image, (1,), mpp, 96, lossless=kind in ("radboud", "karolinska"))
 
 
@@ -85,9 +78,7 @@ def make_node(folder: Path, spec: tuple[str, int, bool]) -> None:
     """Write one CAMELYON16 slide (name, number, whether it has a lesion) and its annotation."""
     name, number, positive = spec
     if positive:
-        x0, y0, x1, y1 = LESION_BOX
-        outline = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], np.float64)
-        xml = camelyon16.asap_xml(Outlines([outline]), test=name.startswith("test"))
+        xml = camelyon16.asap_xml(Outlines([OUTLINE]), test=name.startswith("test"))
         put(folder / "annotations" / f"{name}.xml", xml)
     data = slide_bytes("camelyon16", number % PICTURES, positive, camelyon16.MPP[number % 2])
     put(folder / "images" / f"{name}.tif", data + name.encode())
@@ -156,13 +147,9 @@ def panda_specs(size: RehearsalSize, seed: int) -> list[tuple[panda.SlideSpec, i
 
 def plan_panda(size: RehearsalSize, seed: int) -> Plan:
     """Plan 10,616 slides, of which 10,503 remain after exclusions."""
-    items = []
-    for spec in panda_specs(size, seed):
-        name = spec[0].name
-        mask = [f"train_label_masks/{name}_mask.tiff"] if spec[0].mask else []
-        items.append(Item(name, (f"train_images/{name}.tiff", *mask), make_biopsy, spec))
-    specs = [item.spec[0] for item in items]
-    return Plan(items, {"train.csv": panda.train_csv(specs), "partition_PANDA.csv": panda.partition_csv(specs)})
+    specs = panda_specs(size, seed)
+    items = [Item(slide.name, slide.files, make_biopsy, (slide, *others)) for slide, *others in specs]
+    return panda.plan_slides(items, [slide for slide, *_ in specs])
 
 
 def head(number: int, positive: bool) -> npt.NDArray[np.float32]:
@@ -202,17 +189,11 @@ def plan_rsna(size: RehearsalSize, seed: int) -> Plan:
                     files=tuple(f"ID_{hex_id(9, *key, i)}" for i in range(SLICES)),
                     matrix=MATRIX,
                     spacing=(5.0,) * SLICES,
-                    tilt=0.0,
-                    encoding="signed",
-                    padded=False,
                     test=part == "test",
                     bleeds=(Bleed("epidural", 1, 1),) if k < positive else (),
-                    bleed_scale=1.0,
-                    blood_hu=(75.0, 75.0),
                 )
             )
-    items = [Item(s.study, tuple(f"stage_2_train/{f}.dcm" for f in s.files), make_scan, s) for s in specs]
-    return Plan(items, {"stage_2_train.csv": rsna.labels_csv(specs, seed), "test_scans.csv": rsna.test_csv(specs)})
+    return rsna.plan_scans(specs, seed, make_scan)
 
 
 PLANS: dict[str, Callable[[RehearsalSize, int], Plan]] = {

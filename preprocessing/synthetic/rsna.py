@@ -6,6 +6,7 @@ no InstanceNumber), `stage_2_train.csv` (ID,Label with six rows per slice and so
 the encodings that occur in the real set. Identifiers are random and belong to nobody.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -40,13 +41,13 @@ class ScanSpec:
     files: tuple[str, ...]
     matrix: int
     spacing: tuple[float, ...]
-    tilt: float
-    encoding: str
-    padded: bool
     test: bool
     bleeds: tuple[Bleed, ...]
-    bleed_scale: float
-    blood_hu: tuple[float, float]
+    bleed_scale: float = 1.0
+    blood_hu: tuple[float, float] = (47.0, 66.0)
+    tilt: float = 0.0
+    encoding: str = "signed"
+    padded: bool = False
 
     def labels(self) -> npt.NDArray[np.bool_]:
         """Return (slices, 5) labels by subtype."""
@@ -201,14 +202,14 @@ def make_scan(root: Path, spec: ScanSpec) -> None:
     """Write all slices of one study."""
     rng = stream(spec.seed, "rsna", "draw", spec.index)
     n, m = len(spec.files), spec.matrix
-    volume = draw_head(rng, n, m, spec.bleeds, scale=spec.bleed_scale, blood_hu=spec.blood_hu)
+    volume = draw_head(rng, n, m, spec.bleeds, spec.bleed_scale, spec.blood_hu)
     axis = np.linspace(-1, 1, m)
     outside = (np.hypot(axis[:, None], axis[None, :]) > 1.0) if spec.padded else np.zeros((m, m), bool)
     heights = rng.uniform(-60, 120) + np.concatenate([[0.0], np.cumsum(spec.spacing[1:])])
     x, y = -120 + rng.normal(0, 4), -120 + rng.normal(0, 4)
     for k in range(n):
-        intercept = {"zero": 0, "twelve": 0}.get(spec.encoding, -1024)
-        if spec.encoding == "mixed" and rng.random() < 0.5:
+        intercept = -1024
+        if spec.encoding in ("zero", "twelve") or (spec.encoding == "mixed" and rng.random() < 0.5):
             intercept = 0
         stored = encode(volume[k], spec.encoding, intercept, outside)
         write_slice(root / "stage_2_train", spec, k, stored, intercept, [x, y, float(heights[k])])
@@ -237,8 +238,12 @@ def test_csv(specs: list[ScanSpec]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def plan_scans(specs: list[ScanSpec], seed: int, make: Callable[[Path, ScanSpec], None]) -> Plan:
+    """Return the plan of the studies with the two tables."""
+    items = [Item(s.study, tuple(f"stage_2_train/{f}.dcm" for f in s.files), make, s) for s in specs]
+    return Plan(items, {"stage_2_train.csv": labels_csv(specs, seed), "test_scans.csv": test_csv(specs)})
+
+
 def plan(size: RsnaSize, seed: int) -> Plan:
     """Plan the studies and the two tables."""
-    specs = scan_specs(size, seed)
-    items = [Item(s.study, tuple(f"stage_2_train/{f}.dcm" for f in s.files), make_scan, s) for s in specs]
-    return Plan(items, {"stage_2_train.csv": labels_csv(specs, seed), "test_scans.csv": test_csv(specs)})
+    return plan_scans(scan_specs(size, seed), seed, make_scan)

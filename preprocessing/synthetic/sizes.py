@@ -6,22 +6,18 @@ give other bytes.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 GENERATOR_VERSION = 1
 
 
 @dataclass(frozen=True)
 class Camelyon16Size:
-    """Lymph-node slides.
+    """Lymph-node slides: `slides` with tissue, shares of the test part and of lesions in both parts, pyramid, tile px.
 
     Attributes:
-        slides: number of slides with tissue.
-        test_share: share in the test part.
-        tumor_share: share with a lesion, in both parts.
         side: mean side of a slide, px at level 0.
         levels: number of pyramid levels, each half the size of the previous one.
-        tile: side of a file tile, px.
         empty_slide: whether to add a normal training slide without tissue.
     """
 
@@ -36,16 +32,11 @@ class Camelyon16Size:
 
 @dataclass(frozen=True)
 class PandaSize:
-    """Prostate biopsies.
+    """Prostate biopsies: `slides`, including the one without a mask, shares of the parts, strips, side of a file tile.
 
     Attributes:
-        slides: number of slides, including the one without a mask.
-        test_share: share in the test part.
-        val_share: share in the validation part.
         strips: minimum and maximum number of tissue strips per slide.
-        length: mean length of a strip, px at level 0.
-        width: mean width of a strip, px at level 0.
-        tile: side of a file tile, px.
+        length, width: means of a strip, px at level 0.
         cancer_share: minimum and maximum share of the strips' length with cancer.
     """
 
@@ -61,12 +52,9 @@ class PandaSize:
 
 @dataclass(frozen=True)
 class RsnaSize:
-    """Head CT scans.
+    """Head CT scans: number of studies, shares of the test list and of haemorrhages, geometry.
 
     Attributes:
-        scans: number of studies.
-        test_share: share in the test list.
-        positive_share: share with a haemorrhage.
         slices: minimum and maximum number of slices per scan.
         matrix: rows and columns of a slice, px.
         bleed_slices: minimum and maximum number of neighbouring slices with a haemorrhage.
@@ -114,22 +102,16 @@ SIZES: dict[str, dict[str, Size]] = {
 
 
 def resolve_size(size: str, dataset: str, overrides: Mapping[str, object] | None = None) -> Size:
-    """Return the preset of one data set with some parameters replaced.
-
-    Args:
-        size: key of `SIZES`.
-        dataset: camelyon16, panda or rsna.
-        overrides: parameter name -> value; None and parameters that the data set does not have are ignored.
+    """Return the preset of one data set; None and parameters that it does not have are ignored among the overrides.
 
     Raises:
         ValueError: unknown size or data set, or a cohort too small to be usable.
     """
-    if size not in SIZES:
-        raise ValueError(f"--size {size}: unknown; choose one of {', '.join(SIZES)}")
-    if dataset not in SIZES[size]:
-        raise ValueError(f"--datasets {dataset}: unknown; choose from {', '.join(SIZES[size])}")
+    for option, name, known in (("size", size, SIZES), ("datasets", dataset, SIZES["tiny"])):
+        if name not in known:
+            raise ValueError(f"--{option} {name}: unknown; choose from {', '.join(known)}")
     preset = SIZES[size][dataset]
-    changes = {k: v for k, v in (overrides or {}).items() if v is not None and k in asdict(preset)}
+    changes = {k: v for k, v in (overrides or {}).items() if v is not None and hasattr(preset, k)}
     preset = replace(preset, **changes)  # type: ignore[arg-type]
     if isinstance(preset, RehearsalSize):
         if not 0 < preset.fraction <= 1:
@@ -140,8 +122,6 @@ def resolve_size(size: str, dataset: str, overrides: Mapping[str, object] | None
         raise ValueError(f"{dataset}: {bags} bags asked for; at least 8 are needed for both classes in train and test")
     if isinstance(preset, Camelyon16Size) and preset.side < 512:
         raise ValueError(f"camelyon16: side {preset.side} px; at least 512 px are needed for one lesion and some tiles")
-    if isinstance(preset, RsnaSize) and (preset.matrix < 64 or preset.slices[0] < 10):
-        raise ValueError(
-            f"rsna: matrix {preset.matrix}, slices {preset.slices}; at least 64 px and 10 slices are needed"
-        )
+    if isinstance(preset, RsnaSize) and preset.matrix < 64:
+        raise ValueError(f"rsna: matrix {preset.matrix}; at least 64 px are needed")
     return preset

@@ -57,11 +57,7 @@ class Stain:
 def smooth_field(rng: np.random.Generator, shape: tuple[int, int], scale: float, octaves: int = 2) -> F32:
     """Draw a smooth field (h, w) float32 of zero mean and unit variance.
 
-    Args:
-        rng: random stream.
-        shape: (h, w).
-        scale: correlation length in px.
-        octaves: number of layers; each halves the scale and the amplitude.
+    `scale` is the correlation length in px; each of the `octaves` layers halves the scale and the amplitude.
     """
     h, w = shape
     out = np.zeros(shape, np.float32)
@@ -108,14 +104,9 @@ def to_u8(field: npt.NDArray[np.floating]) -> U8:
 def blob(
     shape: tuple[int, int], centre: tuple[float, float], radii: tuple[float, float], angle: float, noise: F32
 ) -> F32:
-    """Return an irregular ellipse (h, w) float32: > 0 inside, 1 at the centre.
+    """Return an ellipse (h, w) float32 with an outline deformed by `noise` (h, w): > 0 inside, 1 at the centre.
 
-    Args:
-        shape: (h, w).
-        centre: (x, y) in px.
-        radii: semi-axes in px.
-        angle: rotation in radians.
-        noise: (h, w) field that deforms the outline.
+    Centre (x, y) and semi-axes are in px, the angle in radians.
     """
     ys, xs = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
     dx, dy = xs - centre[0], ys - centre[1]
@@ -188,15 +179,9 @@ def stamp(plane: U8, points: I64, stamps: list[U8], rng: np.random.Generator) ->
 
 
 def sample_stain(rng: np.random.Generator, centre: int, strength: float = 1.0) -> Stain:
-    """Draw the stain of one slide: that of its centre plus variation between slides.
-
-    Args:
-        rng: random stream.
-        centre: 0 or 1; the second is more bluish, with less eosin.
-        strength: amount of dye, 1 = normal, 0.5 = pale.
-    """
-    shift = (np.array([1.0, 1.0, 1.0]), np.array([1.10, 0.97, 0.88]))[centre % 2]
-    amount = (1.0, 0.88)[centre % 2]
+    """Draw the stain of one slide of medical centre 0 or 1; `strength` is the amount of dye, 1 = normal, 0.5 = pale."""
+    # the second centre is more bluish, with less eosin
+    shift, amount = ((np.ones(3), 1.0), (np.array([1.10, 0.97, 0.88]), 0.88))[centre]
     od_h = OD_HAEMATOXYLIN * shift * (1 + 0.05 * rng.standard_normal(3)) * (1 + 0.10 * rng.standard_normal())
     od_e = OD_EOSIN * (1 + 0.06 * rng.standard_normal(3)) * (1 + 0.12 * rng.standard_normal()) * amount
     glass = np.array([243.0, 242.0, 244.0]) + rng.uniform(-3, 3) + rng.uniform(-1.5, 1.5, 3)

@@ -6,6 +6,7 @@ cm, from which OpenSlide derives `openslide.mpp-x`.
 
 from collections.abc import Sequence
 from io import BytesIO
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,13 +25,11 @@ def encode_pyramid(
         mpp: um per px at level 0.
         tile: side of a file tile, a multiple of 16.
         lossless: deflate and nearest neighbour (labels) instead of JPEG and area means (pictures).
-
-    Raises:
-        ValueError: a side of the image is not divisible by the largest factor.
     """
     h, w = image.shape[:2]
-    if h % factors[-1] or w % factors[-1]:
-        raise ValueError(f"slide of {w} x {h} px, expected multiples of the last level's factor {factors[-1]}")
+    coding: dict[str, Any] = {"compression": "jpeg", "compressionargs": {"level": 80}, "subsampling": (2, 2)}
+    if lossless:
+        coding = {"compression": "zlib", "predictor": True}
     buffer = BytesIO()
     with tifffile.TiffWriter(buffer) as writer:
         for factor in factors:
@@ -48,9 +47,6 @@ def encode_pyramid(
                 metadata=None,
                 software=False,
                 maxworkers=1,
-                compression="zlib" if lossless else "jpeg",
-                predictor=lossless,
-                compressionargs=None if lossless else {"level": 80},
-                subsampling=None if lossless else (2, 2),
+                **coding,
             )
     return buffer.getvalue()

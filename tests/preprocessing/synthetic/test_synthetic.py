@@ -3,20 +3,18 @@
 import hashlib
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from preprocessing.synthetic import cohort
 from preprocessing.synthetic.__main__ import main
-from preprocessing.synthetic.sizes import SIZES
 
 SEED = 3
 SMALL = {"slides": 8, "side": 512, "length": 500, "scans": 8, "matrix": 64}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return cohort.build(tmp_path_factory.mktemp("cohorts"), "tiny", SEED, overrides=SMALL)
 
@@ -26,13 +24,11 @@ def hashes(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-def test_same_seed_same_bytes(small: dict[str, Path], tmp_path: Path) -> None:
-    again = cohort.build(tmp_path, "tiny", SEED, overrides=SMALL)
-    for name, folder in small.items():
-        assert hashes(again[name]) == hashes(folder)
+def dies(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
-def test_workers_and_seed(small: dict[str, Path], tmp_path: Path) -> None:
+def test_any_number_of_workers_gives_the_same_bytes_and_another_seed_gives_others(small, tmp_path):
     cohort.build(tmp_path / "a", "tiny", SEED, ["rsna"], SMALL, workers=2)
     assert hashes(tmp_path / "a" / "rsna") == hashes(small["rsna"])
     cohort.build(tmp_path / "b", "tiny", SEED + 1, ["rsna"], SMALL)
@@ -42,24 +38,22 @@ def test_workers_and_seed(small: dict[str, Path], tmp_path: Path) -> None:
 def test_second_call_touches_nothing(small: dict[str, Path]) -> None:
     out = small["rsna"].parent
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
-    start = time.perf_counter()
     cohort.build(out, "tiny", SEED, overrides=SMALL)
-    assert time.perf_counter() - start < 0.5
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
 
 
-@pytest.mark.parametrize("dataset", ["camelyon16", "panda", "rsna"])
+@pytest.mark.parametrize("dataset", cohort.DATASETS)
 def test_killed_run_resumes_to_the_same_bytes(small, tmp_path, monkeypatch, dataset):
     real, calls = cohort.make_item, []
 
-    def dies(folder: Path, item: cohort.Item) -> None:
+    def dies_at_the_fourth(folder: Path, item: cohort.Item) -> None:
         calls.append(item)
         if len(calls) == 4:
             (folder / item.files[0]).with_name(".torn.tmp").write_bytes(b"half")
-            raise KeyboardInterrupt
+            dies()
         real(folder, item)
 
-    monkeypatch.setattr(cohort, "make_item", dies)
+    monkeypatch.setattr(cohort, "make_item", dies_at_the_fourth)
     with pytest.raises(KeyboardInterrupt):
         cohort.build(tmp_path, "tiny", SEED, [dataset], SMALL)
     folder = tmp_path / dataset
@@ -72,29 +66,13 @@ def test_killed_run_resumes_to_the_same_bytes(small, tmp_path, monkeypatch, data
     assert [p.stat().st_mtime_ns for p in kept] == before
 
 
-def test_other_parameters_rebuild(tmp_path: Path) -> None:
-    cohort.build(tmp_path, "tiny", 0, ["rsna"], {"scans": 8, "matrix": 64})
-    first = hashes(tmp_path / "rsna")
-    cohort.build(tmp_path, "tiny", 1, ["rsna"], {"scans": 8, "matrix": 64})
-    second = hashes(tmp_path / "rsna")
-    assert not set(first) & set(second) - {"stage_2_train.csv", "test_scans.csv", cohort.COMPLETE}
-    assert first["stage_2_train.csv"] != second["stage_2_train.csv"]
-
-
-def test_kill_while_clearing_never_passes_for_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cohort.build(tmp_path, "tiny", 0, ["rsna"], SMALL)
-    first = hashes(tmp_path / "rsna")
-
-    def dies(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
+def test_other_parameters_rebuild_and_a_kill_while_clearing_never_passes_for_complete(small, tmp_path, monkeypatch):
+    cohort.build(tmp_path, "tiny", SEED + 1, ["rsna"], SMALL)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("preprocessing.synthetic.cohort.shutil.rmtree", dies)
-        with pytest.raises(KeyboardInterrupt):
-            cohort.build(tmp_path, "tiny", 1, ["rsna"], SMALL)
-    (tmp_path / "rsna" / "stage_2_train.csv").unlink(missing_ok=True)
-    cohort.build(tmp_path, "tiny", 0, ["rsna"], SMALL)
-    assert hashes(tmp_path / "rsna") == first
+        cohort.build(tmp_path, "tiny", SEED, ["rsna"], SMALL)
+    cohort.build(tmp_path, "tiny", SEED, ["rsna"], SMALL)
+    assert hashes(tmp_path / "rsna") == hashes(small["rsna"]) and [*tmp_path.iterdir()] == [tmp_path / "rsna"]
 
 
 def test_foreign_folder_is_left_alone(tmp_path: Path) -> None:
@@ -122,7 +100,3 @@ def test_command_line_imports_nothing_heavy(repository: Path) -> None:
         "sys.exit(str(heavy) if heavy else 0)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=repository, check=True)
-
-
-def test_presets_cover_the_same_data_sets() -> None:
-    assert {name: set(sizes) for name, sizes in SIZES.items()} == dict.fromkeys(SIZES, set(cohort.DATASETS))
