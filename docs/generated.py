@@ -16,8 +16,7 @@ from sphinx.util.docutils import SphinxDirective
 
 from preprocessing.common.options import CT_PRESETS, WSI_PRESETS, CtOptions, WsiOptions
 from preprocessing.datasets import DATASETS
-from smmil.cli.app import app
-from smmil.cli.passing import VERBS
+from smmil.cli.app import VERBS, app
 from smmil.config.experiment import Config
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -3,17 +3,69 @@
 Commands import what they need when they run, so that help and shell completion are quick.
 """
 
+import contextlib
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any, cast
 
 import typer
 from typer.core import TyperGroup
 
-from preprocessing.common.cli import guard
+from preprocessing.common.cli import Main, guard
 from smmil import __version__
-from smmil.cli.passing import VERBS, Verb
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """A stream that replaces the name of a command in everything that is written to it."""
+
+    stream: IO[str]
+    name: str
+    replacement: str
+
+    def write(self, text: str) -> int:
+        """Write a text; lines that argparse has indented by the length of the name move along."""
+        old, new = ("\n" + " " * len(f"usage: {name} ") for name in (self.name, self.replacement))
+        return self.stream.write(text.replace(self.name, self.replacement).replace(old, new))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb that another command line carries out; its arguments are passed on as they are.
+
+    Attributes:
+        module: with the function `main(argv) -> exit code`.
+        summary: one line for `smmil --help`.
+        first: arguments that precede those of the user.
+    """
+
+    module: str
+    summary: str
+    first: tuple[str, ...] = ()
+
+    def run(self, name: str, arguments: Sequence[str]) -> int:
+        """Carry out the verb and return the exit code; help and errors call it `smmil NAME`, as the user did."""
+        main: Main = import_module(self.module).main
+        command = " ".join(["python -m", self.module.removesuffix(".__main__"), *self.first])
+        out, err = (cast("IO[str]", Renamed(stream, command, f"smmil {name}")) for stream in (sys.stdout, sys.stderr))
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            return main([*self.first, *arguments])
+
+
+VERBS = {
+    "predict": Verb("smmil.predict.__main__", "Label, score and map of new slides or scans, with finished runs."),
+    "view": Verb("smmil.view.__main__", "Look at slides and scans with their maps in a browser."),
+    "explain": Verb("smmil.provenance", "Trace a cell of a table to its runs, weights, bags and images."),
+    "import": Verb("preprocessing.exchange.__main__", "Take over features of CLAM, TRIDENT or torchmil.", ("import",)),
+    "export": Verb("preprocessing.exchange.__main__", "Write bags for CLAM, TRIDENT, torchmil or QuPath.", ("export",)),
+    "config": Verb("smmil.config.__main__", "Check configuration files and print the result, or the schema."),
+}
 
 
 class Verbs(TyperGroup):
@@ -83,7 +135,7 @@ def init(
     ),
     force: Annotated[bool, typer.Option("--force", help="Overwrite the configuration and the manifests.")] = False,
 ) -> None:
-    """Look at a folder of slides or scans; write a commented configuration and a manifest to fill in."""
+    """Look at slides or scans; write a configuration and a manifest."""
     from smmil.cli.init import write_study
     from smmil.cli.screen import print_survey, with_bar
     from smmil.cli.survey import Survey, find_images, survey
@@ -96,7 +148,7 @@ def init(
 
 @app.command()
 def doctor(config: ConfigFiles = None) -> None:
-    """Look at this machine: is everything there that a run needs? Exit code 1 if something is missing."""
+    """Is everything here that a run needs? Exit code 1 if not."""
     from smmil.cli.doctor import examine
     from smmil.cli.screen import print_checks
 
@@ -137,7 +189,7 @@ def run(
 
 @app.command()
 def qc(ctx: typer.Context, config: ConfigFiles = None, cores: Cores = "all", verbose: Verbose = False) -> None:
-    """Cut every bag and draw contact sheets: look at the tissue masks before features are computed."""
+    """Cut every bag and draw contact sheets of the tissue masks."""
     run(ctx, ["qc"], config, cores, verbose)
 
 

@@ -11,8 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from smmil import __version__
-from smmil.cli.app import app, main
-from smmil.cli.passing import VERBS
+from smmil.cli.app import VERBS, app, main
 from smmil.cli.pipeline import check_targets, read_config, read_setup, target_names
 from smmil.cli.run import run_workflow, snakemake_command, snakemake_environment
 from smmil.installation import workflow_folder

@@ -14,8 +14,7 @@ import typer
 import yaml
 from snakemake.cli import get_argument_parser
 
-from smmil.cli.app import app
-from smmil.cli.passing import VERBS
+from smmil.cli.app import VERBS, app
 from smmil.cli.pipeline import check_targets
 from smmil.config.experiment import merge, parse_config
 
