@@ -8,45 +8,52 @@ import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import numpy.typing as npt
+import shapely
 from shapely.affinity import affine_transform
 
 from preprocessing.bags.overrides import overrides_of
 from preprocessing.bags.rows import BagRow, resolve
-from preprocessing.common.options import ArtefactName, TissueOptions, WsiOptions
-from preprocessing.instances.artefacts import Artefacts, Cut, slide_artefacts, tiles_without_artefacts
+from preprocessing.common.options import TissueOptions, WsiOptions
 from preprocessing.instances.graph import distance_neighbors, grid_neighbors
 from preprocessing.instances.statistics import slide_statistics
-from preprocessing.slides.regions import Image, TileReadError
+from preprocessing.slides.regions import TileReadError
 from preprocessing.slides.slide import Slide, open_slide
 from preprocessing.store.arrays import Instances
 from preprocessing.store.attrs import AnnotationCounts, InstanceAttrs, TissueAttrs
-from preprocessing.store.outlines import ArtefactArea, Outlines, Ring
-from preprocessing.tiling.annotations import Lesion, coverage, read_lesion
+from preprocessing.store.outlines import Outlines, Ring
+from preprocessing.tiling.annotations import Lesion, coverage, even_odd, read_lesion
+from preprocessing.tiling.artefacts import Artefacts, slide_artefacts, tissue_on
 from preprocessing.tiling.contour_tiles import TilePlan, contour_tiles, count_shared, global_tiles, plan_tiles
-from preprocessing.tiling.mask_image import Mask, mask_contours, masked_windows, read_mask
-from preprocessing.tiling.mask_outlines import MaskOutlines, outline_mask, read_mask_outlines
-from preprocessing.tiling.panda_windows import PandaWindows, mask_coverage, mask_outlines, panda_windows, plan_windows
+from preprocessing.tiling.own_mask import OwnMask, masked_windows, read_own_mask
+from preprocessing.tiling.panda_windows import mask_coverage, mask_outlines, panda_windows, plan_windows
 from preprocessing.tiling.tissue import Contour, Tissue, segment_tissue
 
 THUMBNAIL_PX = 1024
-_MASK_SUFFIXES = frozenset({".tif", ".tiff"})
 
 
 @dataclass
 class _Geometry:
-    """Result of a recipe: tiles, coverage and attributes."""
+    """Result of a recipe: tiles, their attributes, and for bags without tiles the reason."""
 
     plan: TilePlan
     coords: npt.NDArray[np.int32]
     grid: npt.NDArray[np.int32]
-    coverage: npt.NDArray[np.float32]
     attrs: InstanceAttrs
     empty_reason: str
     contours: list[Contour] = field(default_factory=list)
+
+
+@dataclass
+class _Annotation:
+    """What is known of the lesion: coverage (N,), polygon or outlines of a label mask, and what is odd about it."""
+
+    coverage: npt.NDArray[np.float32]
     lesion: Lesion | None = None
     mask_outlines: list[npt.NDArray[np.int32]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 def wsi_instances(path: Path | str, options: WsiOptions, row: BagRow, root: Path | str) -> Instances:
@@ -67,109 +74,77 @@ def wsi_instances(path: Path | str, options: WsiOptions, row: BagRow, root: Path
         ValueError: unreadable slide, implausible resolution, bad annotation; the message names the file.
     """
     with open_slide(path, mpp_override=row.mpp) as slide:
-        mask = _override_mask(slide, row, root)
-        recipe = _panda if options.recipe == "panda" else _clam
-        geometry = recipe(slide, options, row, root, mask)
-        thumbnail, downsample, failure = _thumbnail(slide)
-        artefacts = mask.artefacts if isinstance(mask, MaskOutlines) else None
+        mask = _own_mask(slide, row, root)
+        tiles = (_panda if options.recipe == "panda" else _clam)(slide, options, mask)
+        annotation = _annotation(slide, options, row, root, tiles)
+        try:
+            # tiles are read from another level, so a bag is usable although a coarse level is damaged
+            thumbnail, downsample, failure = *slide.thumbnail(THUMBNAIL_PX), ""
+        except TileReadError as error:
+            thumbnail, downsample, failure = None, 1.0, str(error)
+        artefacts = mask.artefacts if mask else None
         if artefacts is None and thumbnail is not None:
-            artefacts = slide_artefacts(slide, thumbnail, downsample, _cut(geometry))
+            otsu = tiles.attrs.otsu_threshold
+            tissue = tissue_on(thumbnail, downsample, tiles.contours, tiles.coords, tiles.plan.footprint, otsu)
+            artefacts = slide_artefacts(slide, thumbnail, downsample, tissue)
+        share = annotation.coverage
         if options.tissue.exclude:
             if artefacts is None:
                 raise ValueError(f"{slide.path}: tissue.exclude needs a thumbnail to look at, but {failure}")
-            geometry = _without_artefacts(geometry, options.tissue, artefacts)
-        neighbors = _neighbors(geometry, options)
-        zero_edges = len(geometry.coords) > 1 and not (neighbors >= 0).any()
-        attrs = _attrs(slide, options, row, geometry, zero_edges=bool(zero_edges))
-        if failure:
-            attrs = attrs.updated(warnings=(*attrs.warnings, f"no thumbnail ({failure})"))
-        attrs = attrs.updated(statistics=slide_statistics(slide, attrs, geometry.coords, thumbnail, downsample))
-    outlines = _outlines(geometry, downsample, artefacts)
-    return Instances(geometry.coords, geometry.grid, neighbors, geometry.coverage, attrs, thumbnail, outlines)
+            keep = tiles_without_artefacts(artefacts, options.tissue, tiles.coords, tiles.plan.footprint)
+            tiles, share = _kept(tiles, keep, options.tissue), share[keep]
+        neighbors = _neighbors(tiles, options)
+        attrs = _attrs(slide, options, row, tiles, annotation, neighbors, failure)
+        attrs = attrs.updated(statistics=slide_statistics(slide, attrs, tiles.coords, thumbnail, downsample))
+    outlines = _outlines(tiles.contours, annotation, downsample, artefacts)
+    return Instances(tiles.coords, tiles.grid, neighbors, share, attrs, thumbnail, outlines)
 
 
-def _thumbnail(slide: Slide) -> tuple[Image | None, float, str]:
-    """Return the thumbnail (h, w, 3), its downsample, and why there is none.
-
-    The tiles are read from another level, so a bag is usable although a coarse level is damaged.
-    """
-    try:
-        return *slide.thumbnail(THUMBNAIL_PX), ""
-    except TileReadError as error:
-        return None, 1.0, str(error)
-
-
-def artefacts_of_stored(
-    path: Path, row: BagRow, attrs: InstanceAttrs, outlines: Outlines, coords: npt.NDArray[np.integer]
-) -> dict[ArtefactName, ArtefactArea] | None:
-    """Find the artefacts of a cut slide, `coords` (N,2) in level-0 px; None if it has no thumbnail."""
-    with open_slide(path, mpp_override=row.mpp) as slide:
-        thumbnail, downsample, _ = _thumbnail(slide)
-        if thumbnail is None:
-            return None
-        cut = Cut(outlines.tissue, outlines.holes, coords, attrs.l0_footprint_px, attrs.otsu_threshold)
-        return slide_artefacts(slide, thumbnail, downsample, cut)
-
-
-def _cut(geometry: _Geometry) -> Cut:
-    contours, attrs = geometry.contours, geometry.attrs
-    holes = [hole for contour in contours for hole in contour.holes]
-    outer = [contour.outer for contour in contours]
-    return Cut(outer, holes, geometry.coords, geometry.plan.footprint, attrs.otsu_threshold)
-
-
-def _without_artefacts(geometry: _Geometry, options: TissueOptions, artefacts: Artefacts) -> _Geometry:
-    """Leave out the tiles that excluded artefacts cover; all other tiles stay as they are."""
-    keep = tiles_without_artefacts(artefacts, options, geometry.coords, geometry.plan.footprint)
-    grid, attrs = geometry.grid[keep], geometry.attrs
-    attrs = attrs.updated(excluded_tiles=int((~keep).sum()))
+def _kept(tiles: _Geometry, keep: npt.NDArray[np.bool_], options: TissueOptions) -> _Geometry:
+    """Leave out the tiles that excluded artefacts cover, where `keep` (N,) is False; all other tiles stay."""
+    grid, attrs = tiles.grid[keep], tiles.attrs.updated(excluded_tiles=int((~keep).sum()))
     if attrs.contour_of_tile is not None:
         contours = np.array(attrs.contour_of_tile, np.int64)[keep]
         attrs = attrs.updated(contour_of_tile=tuple(contours.tolist()), tiles_in_shared_cells=count_shared(grid))
-    reason = geometry.empty_reason if keep.all() else f"every tile excluded: {', '.join(options.exclude)}"
-    coverage_kept = geometry.coverage[keep]
-    return replace(
-        geometry, coords=geometry.coords[keep], grid=grid, coverage=coverage_kept, attrs=attrs, empty_reason=reason
-    )
+    reason = tiles.empty_reason if keep.all() else f"every tile excluded: {', '.join(options.exclude)}"
+    return replace(tiles, coords=tiles.coords[keep], grid=grid, attrs=attrs, empty_reason=reason)
 
 
-def _override_mask(slide: Slide, row: BagRow, root: Path | str) -> Mask | MaskOutlines | None:
-    """Read the tissue mask of the bag's overrides, (h, w) or outlines."""
+def tiles_without_artefacts(
+    artefacts: Artefacts, options: TissueOptions, coords: npt.NDArray[np.integer], footprint: int
+) -> npt.NDArray[np.bool_]:
+    """Return which tiles (N,) at `coords` (N, 2) are kept: those that excluded artefacts do not cover too much."""
+    shapes = [
+        shapely.difference(even_odd(np.array(rings[0])), shapely.union_all([even_odd(np.array(r)) for r in rings[1:]]))
+        for name in options.exclude
+        if name in artefacts
+        for rings in artefacts[name].areas
+    ]
+    return np.asarray(coverage(shapely.union_all(shapes), coords, footprint) <= options.exclude_share, np.bool_)
+
+
+def _own_mask(slide: Slide, row: BagRow, root: Path | str) -> OwnMask | None:
+    """Read the tissue mask of the bag's overrides."""
     name = overrides_of(row).mask
-    if not name:
-        return None
-    path = resolve(Path(root), name)
-    if path.suffix.lower() == ".geojson":
-        return read_mask_outlines(path, slide.dimensions, slide.bounds[:2])
-    return read_mask(path, slide.dimensions)
+    return read_own_mask(resolve(Path(root), name), slide.dimensions, slide.bounds[:2]) if name else None
 
 
 def slide_tissue(slide: Slide, options: WsiOptions, row: BagRow, root: Path | str) -> Tissue:
     """Return the tissue of a slide, from the mask of the bag's overrides if there is one."""
-    return _tissue(slide, options, _override_mask(slide, row, root))
+    return _tissue(slide, options, _own_mask(slide, row, root))
 
 
-def _tissue(slide: Slide, options: WsiOptions, mask: Mask | MaskOutlines | None) -> Tissue:
+def _tissue(slide: Slide, options: WsiOptions, mask: OwnMask | None) -> Tissue:
     if mask is None:
         return segment_tissue(slide, options.tissue, max_bad_tiles=options.max_bad_tiles)
-    if isinstance(mask, MaskOutlines):
-        return Tissue(mask.contours, -1, (1.0, 1.0), ["own mask"])
-    contours, downsample = mask_contours(mask, slide.dimensions)
-    return Tissue(contours, -1, downsample, ["own mask"])
+    return Tissue(mask.contours, -1, mask.downsample, ["own mask"])
 
 
-def _clam(
-    slide: Slide, options: WsiOptions, row: BagRow, root: Path | str, mask: Mask | MaskOutlines | None
-) -> _Geometry:
+def _clam(slide: Slide, options: WsiOptions, mask: OwnMask | None) -> _Geometry:
     plan = plan_tiles(slide.level_downsamples, slide.mpp, options, str(slide.path))
     tissue = _tissue(slide, options, mask)
     place_tiles = global_tiles if options.lattice == "global" else contour_tiles
     tiles = place_tiles(tissue.contours, plan, slide.dimensions, options)
-    lesion, warnings = _lesion(slide, options, row, root), list[str]()
-    if lesion is None:
-        share = _unannotated(len(tiles.coords), row)
-    else:
-        share, warnings = _covered(lesion, tiles.coords, plan, slide, row)
     attrs = InstanceAttrs(
         lattice=options.lattice,
         contour_fn=options.contour_fn,
@@ -186,40 +161,18 @@ def _clam(
         tiles_in_shared_cells=tiles.shared_cells,
         unreadable_tiles=tissue.unreadable,
         contour_of_tile=tuple(tiles.contour.tolist()) if options.lattice == "contour" else None,
-        annotation_counts=lesion.counts if lesion else AnnotationCounts(),
-        warnings=tuple(warnings),
     )
     reason = "no tile inside the tissue" if tissue.contours else "no tissue found"
-    return _Geometry(plan, tiles.coords, tiles.grid, share, attrs, reason, tissue.contours, lesion)
+    return _Geometry(plan, tiles.coords, tiles.grid, attrs, reason, tissue.contours)
 
 
-def _windows(slide: Slide, plan: TilePlan, options: WsiOptions, mask: Mask | MaskOutlines | None) -> PandaWindows:
-    if mask is None:
-        return panda_windows(slide, plan, options)
-    if isinstance(mask, MaskOutlines):
-        mask = outline_mask(mask.contours, slide.dimensions)
-    windows = masked_windows(mask, slide.dimensions, plan, options.min_tissue)
-    windows.marks.append("own mask")
-    return windows
-
-
-def _panda(
-    slide: Slide, options: WsiOptions, row: BagRow, root: Path | str, mask: Mask | MaskOutlines | None
-) -> _Geometry:
+def _panda(slide: Slide, options: WsiOptions, mask: OwnMask | None) -> _Geometry:
     plan = plan_windows(options, str(slide.path))
-    windows = _windows(slide, plan, options, mask)
-    annotation = _annotation_path(row, root)
-    lesion, outlines, warnings = None, [], list[str]()
-    if annotation is None:
-        share = _unannotated(len(windows.coords), row)
-    elif annotation.suffix.lower() in _MASK_SUFFIXES:
-        with open_slide(annotation, require_mpp=False) as labels:
-            share = mask_coverage(labels, windows, plan, slide.dimensions, row.provider)
-            outlines = mask_outlines(labels, row.provider)
+    if mask is None:
+        windows = panda_windows(slide, plan, options)
     else:
-        lesion = _lesion(slide, options, row, root)
-        assert lesion is not None
-        share, warnings = _covered(lesion, windows.coords, plan, slide, row)
+        windows = masked_windows(mask.pixels(slide.dimensions), slide.dimensions, plan, options.min_tissue)
+        windows.marks.append("own mask")
     attrs = InstanceAttrs(
         lattice="global",
         otsu_threshold=windows.threshold,
@@ -227,63 +180,59 @@ def _panda(
         min_tissue=options.min_tissue,
         marks=tuple(windows.marks),
         unreadable_tiles=windows.unreadable,
-        annotation_counts=lesion.counts if lesion else AnnotationCounts(),
-        warnings=tuple(warnings),
     )
     reason = next((mark for mark in windows.marks if mark.startswith("too large")), "no window with enough tissue")
-    return _Geometry(plan, windows.coords, windows.grid, share, attrs, reason, [], lesion, outlines)
+    return _Geometry(plan, windows.coords, windows.grid, attrs, reason)
 
 
-def _annotation_path(row: BagRow, root: Path | str) -> Path | None:
+def _annotation(slide: Slide, options: WsiOptions, row: BagRow, root: Path | str, tiles: _Geometry) -> _Annotation:
+    """Read the annotation of a slide, and warn if no tile has a share of it, with the scale at which one would."""
+    coords, footprint = tiles.coords, tiles.plan.footprint
     if not row.annotation:
-        return None
+        return _Annotation(np.full(len(coords), 0.0 if row.label == 0 else math.nan, np.float32))
     if row.annotation.startswith("slices:"):
         raise ValueError(f"{row.bag_id}: annotation 'slices:...' belongs to a CT scan, expected a file for a slide")
-    return resolve(Path(root), row.annotation)
-
-
-def _lesion(slide: Slide, options: WsiOptions, row: BagRow, root: Path | str) -> Lesion | None:
-    path = _annotation_path(row, root)
-    if path is None:
-        return None
-    classes, dimensions = options.annotation_classes, slide.dimensions
-    return read_lesion(path, classes=classes, origin=slide.bounds[:2], dimensions=dimensions)
-
-
-def _covered(
-    lesion: Lesion, coords: npt.NDArray[np.int32], plan: TilePlan, slide: Slide, row: BagRow
-) -> tuple[npt.NDArray[np.float32], list[str]]:
-    """Return the lesion's share of each tile, and a warning if none has any, with the scale at which one would."""
-    warnings = []
-    if lesion.geometry.is_empty and row.label == 1:
+    path = resolve(Path(root), row.annotation)
+    if options.recipe == "panda" and path.suffix.lower() in (".tif", ".tiff"):
+        with open_slide(path, require_mpp=False) as labels:
+            share = mask_coverage(labels, tiles.grid, tiles.plan, slide.dimensions, row.provider)
+            return _Annotation(share, mask_outlines=mask_outlines(labels, row.provider))
+    lesion = read_lesion(path, classes=options.annotation_classes, origin=slide.bounds[:2], dimensions=slide.dimensions)
+    area, warnings = lesion.geometry, list[str]()
+    if area.is_empty and row.label == 1:
         warnings.append(f"positive slide, but its annotation {row.annotation} holds no lesion")
-    share = coverage(lesion.geometry, coords, plan.footprint)
-    if len(coords) and not lesion.geometry.is_empty and not share.any():
+    share = coverage(area, coords, footprint)
+    if len(coords) and not area.is_empty and not share.any():
         scales = {f"px of level {i}": downsample for i, downsample in enumerate(slide.level_downsamples) if i}
         scales["um"] = 1 / slide.mpp
-        scaled = ((unit, affine_transform(lesion.geometry, [s, 0, 0, s, 0, 0])) for unit, s in scales.items())
-        hits = [unit for unit, geometry in scaled if coverage(geometry, coords, plan.footprint).any()]
+        scaled = ((unit, affine_transform(area, [s, 0, 0, s, 0, 0])) for unit, s in scales.items())
+        hits = [unit for unit, geometry in scaled if coverage(geometry, coords, footprint).any()]
         hint = f"; it would as {' or '.join(hits)}: expected level-0 px" if hits else ""
         warnings.append(f"the annotated lesion meets none of {len(coords)} tiles{hint}")
-    return share, warnings
+    return _Annotation(share, lesion, warnings=warnings)
 
 
-def _unannotated(n: int, row: BagRow) -> npt.NDArray[np.float32]:
-    return np.full(n, 0.0 if row.label == 0 else math.nan, np.float32)
-
-
-def _neighbors(geometry: _Geometry, options: WsiOptions) -> npt.NDArray[np.int32]:
+def _neighbors(tiles: _Geometry, options: WsiOptions) -> npt.NDArray[np.int32]:
     if options.recipe == "panda" or options.lattice == "global":
-        return grid_neighbors(geometry.grid)
+        return grid_neighbors(tiles.grid)
     # the lattices of several contours are not aligned, so neighbours are found by distance, diagonals included
-    return distance_neighbors(geometry.coords, math.sqrt(2) * geometry.plan.step)
+    return distance_neighbors(tiles.coords, math.sqrt(2) * tiles.plan.step)
 
 
-def _attrs(slide: Slide, options: WsiOptions, row: BagRow, geometry: _Geometry, *, zero_edges: bool) -> InstanceAttrs:
-    plan = geometry.plan
+def _attrs(
+    slide: Slide,
+    options: WsiOptions,
+    row: BagRow,
+    tiles: _Geometry,
+    annotation: _Annotation,
+    neighbors: npt.NDArray[np.int32],
+    failure: str,
+) -> InstanceAttrs:
+    plan = tiles.plan
     halved = options.recipe == "panda" and plan.read_px == 2 * plan.tile_px
     shrunk = plan.read_px != plan.tile_px
-    return geometry.attrs.updated(
+    no_thumbnail = (f"no thumbnail ({failure})",) if failure else ()
+    return tiles.attrs.updated(
         modality="wsi",
         recipe=options.recipe,
         preset=options.preset,
@@ -300,35 +249,36 @@ def _attrs(slide: Slide, options: WsiOptions, row: BagRow, geometry: _Geometry, 
         dimensions=slide.dimensions,
         bounds=slide.bounds,
         vendor=slide.properties.get("openslide.vendor", ""),
-        warnings=(*slide.warnings, *geometry.attrs.warnings),
+        warnings=(*slide.warnings, *annotation.warnings, *no_thumbnail),
         max_bad_tiles=options.max_bad_tiles,
         provider=row.provider,
+        annotation_counts=annotation.lesion.counts if annotation.lesion else AnnotationCounts(),
         annotation_present=bool(row.annotation),
         annotation_complete=row.annotation_complete,
-        zero_edges=zero_edges,
-        empty_reason="" if len(geometry.coords) else geometry.empty_reason,
+        zero_edges=bool(len(tiles.coords) > 1 and not (neighbors >= 0).any()),
+        empty_reason="" if len(tiles.coords) else tiles.empty_reason,
     )
 
 
-def _outlines(geometry: _Geometry, downsample: float, artefacts: Artefacts | None) -> Outlines:
+def _outlines(
+    contours: list[Contour], annotation: _Annotation, downsample: float, artefacts: Artefacts | None
+) -> Outlines:
     """Return the polygons for the thumbnail, simplified to one of its pixels."""
-    import cv2
-    import shapely
 
     def simple(polygon: npt.NDArray[np.int32]) -> Ring:
         """Simplify a polygon (V,2) of level-0 px (x, y)."""
         short = cv2.approxPolyDP(polygon.reshape(-1, 1, 2), downsample, True)
         return [(int(x), int(y)) for x, y in short.reshape(-1, 2)]
 
-    lesion = [simple(outline) for outline in geometry.mask_outlines]
-    if geometry.lesion is not None:
-        for part in shapely.get_parts(shapely.simplify(geometry.lesion.geometry, downsample)):
+    lesion = [simple(outline) for outline in annotation.mask_outlines]
+    if annotation.lesion is not None:
+        for part in shapely.get_parts(shapely.simplify(annotation.lesion.geometry, downsample)):
             for ring in (part.exterior, *part.interiors):
                 lesion.append([(round(x, 1), round(y, 1)) for x, y in ring.coords])
     return Outlines(
         downsample=downsample,
-        tissue=[simple(contour.outer) for contour in geometry.contours],
-        holes=[simple(hole) for contour in geometry.contours for hole in contour.holes],
+        tissue=[simple(contour.outer) for contour in contours],
+        holes=[simple(hole) for contour in contours for hole in contour.holes],
         lesion=lesion,
-        artefacts=None if artefacts is None else dict(artefacts),
+        artefacts=artefacts,
     )

@@ -14,9 +14,9 @@ from preprocessing.common.files import json_hash, software, write_jpeg
 from preprocessing.common.options import CtOptions, InstanceOptions, WsiOptions
 from preprocessing.instances.checks import warnings_of
 from preprocessing.instances.scan_bag import ct_instances
-from preprocessing.instances.slide_bag import artefacts_of_stored, wsi_instances
+from preprocessing.instances.slide_bag import wsi_instances
 from preprocessing.store.arrays import Instances
-from preprocessing.store.bags import InstanceAttrs, clean_temporary, coords_hash, finished_attrs, read_arrays, write_bag
+from preprocessing.store.bags import InstanceAttrs, clean_temporary, coords_hash, finished_attrs, write_bag
 from preprocessing.store.outlines import Outlines
 from preprocessing.tiling.artefacts import warnings_of_artefacts
 
@@ -69,8 +69,8 @@ def cut_bag(
     outlines = out / "thumbnails" / f"{row.bag_id}.json"
     stored = finished_attrs(out / "store", row.bag_id, key, InstanceAttrs)
     if stored is not None and outlines.is_file():
-        drawn = complete_outlines(row, stored, root, out)
-        warnings = (*warnings_of(stored), *warnings_of_artefacts(drawn.artefacts))
+        drawn = Outlines.read(out, row.bag_id).artefacts
+        warnings = (*warnings_of(stored), *warnings_of_artefacts(drawn))
         return _outcome(stored, stored.store.n, stored.store.content, warnings, redone=False)
     bag = compute(row, settings, root)
     attrs = bag.attrs.updated(
@@ -95,26 +95,6 @@ def cut_bag(
     for warning in warnings:
         log.warning("%s: %s", row.bag_id, warning)
     return _outcome(attrs, len(bag), content, warnings)
-
-
-def complete_outlines(row: BagRow, attrs: InstanceAttrs, root: Path, out: Path) -> Outlines:
-    """Return the outlines of a stored bag; if nobody has looked for artefacts, look and write them.
-
-    Args:
-        row: the bag.
-        attrs: as stored.
-        root: the dataset's root folder.
-        out: folder of the stage.
-    """
-    outlines = Outlines.read(out, row.bag_id)
-    if row.modality != "wsi" or outlines.artefacts is not None or outlines.downsample is None:
-        return outlines
-    coords = read_arrays(out / "store", row.bag_id, ["coords"])["coords"]
-    artefacts = artefacts_of_stored(resolve(root, row.images[0]), row, attrs, outlines, coords)
-    if artefacts is not None:
-        outlines = outlines.model_copy(update={"artefacts": artefacts})
-        outlines.write(out / "thumbnails" / f"{row.bag_id}.json")
-    return outlines
 
 
 def cut_shard(job: ShardJob, options: InstanceOptions) -> int:

@@ -1,32 +1,41 @@
 """Artefacts on a slide: pen, blur, folds, pale tissue, and air or gaps inside the tissue's outline.
 
 All but blur are looked for in the thumbnail (1024 px) by colour and shape; blur by the focus of patches read at about
-1 um/px (`preprocessing.tiling.focus`). Colours are optical densities (OD) relative to the glass of the same slide, so
-that neither exposure nor the tint of the glass matters. In haematoxylin and eosin green light is absorbed most:
-inks are recognised by what they absorb instead. Sizes count in px of the thumbnail. `ARTEFACTS` has one entry per kind;
+1 um/px. Colours are optical densities (OD) relative to the glass of the same slide, so that neither exposure nor the
+tint of the glass matters. In haematoxylin and eosin green light is absorbed most: inks are recognised by what they
+absorb instead. Sizes count in px of the thumbnail. `ARTEFACTS` has one entry per kind;
 docs/howto/quality-control.md says how well each is found. Masks are (h, w) bool.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
 from preprocessing.common.options import ArtefactName
-from preprocessing.slides.regions import Image
+from preprocessing.slides.regions import Image, TileReadError
+from preprocessing.slides.slide import Slide
 from preprocessing.store.outlines import ArtefactArea, Ring
+from preprocessing.tiling.tissue import Contour
 
 Mask = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
+Artefacts = dict[ArtefactName, ArtefactArea]
 
 # OD summed over red, green and blue: glass has 0.03, unstained or washed-out tissue less than 0.3, a normal stain 0.8
 GAP_OD, PALE_OD = 0.09, 0.30
 # Grey level of glass that is not to be seen, and how tinted and dark glass can be.
 GLASS, GLASS_TINT, GLASS_LEAST = 240.0, 25, 180
+# Patches for the focus are spread over the tissue.
+UM_PER_PX, PATCH_PX, MAX_PATCHES, LEAST_TISSUE = 1.0, 128, 100, 0.6
+# Variance of coarse detail, grey levels squared, that every stained tissue has; less is taken for as much.
+LEAST_DETAIL = 4.0
 # Variance of fine detail over that of coarse detail at 1 um/px: sharp tissue has 0.6 to 3.5; blurred by a Gaussian of
 # 2 um 0.13 to 0.5, of 3 um at most 0.18.
 FOCUS_LIMIT = 0.25
@@ -55,8 +64,6 @@ class View:
     @cached_property
     def od(self) -> Floats:
         """Optical density (h, w, 3), smoothed over about 3 px; 0 = glass."""
-        import cv2
-
         smooth = cv2.GaussianBlur(self.rgb, (0, 0), 1.2).astype(np.float32)
         grey = smooth.mean(axis=2)
         glass = np.median(smooth[grey >= np.percentile(grey, 90)], axis=0)
@@ -126,7 +133,6 @@ def find_blur(view: View) -> Mask:
 
 def find_folds(view: View) -> Mask:
     """Find long dark bands, as two layers of tissue absorb twice as much as what lies on both sides of them."""
-    import cv2
     from skimage.color import rgb2hed
     from skimage.measure import regionprops
 
@@ -156,20 +162,14 @@ def find_folds(view: View) -> Mask:
 
 def _labelled(mask: Mask) -> npt.NDArray[np.int32]:
     """Number the connected regions of a mask from 1."""
-    import cv2
-
     return np.asarray(cv2.connectedComponents(mask.astype(np.uint8))[1], np.int32)
 
 
 def _opened(mask: Mask, radius: int) -> Mask:
-    import cv2
-
     return np.asarray(cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, _disk(radius)) > 0, np.bool_)
 
 
 def _disk(radius: int) -> npt.NDArray[np.uint8]:
-    import cv2
-
     return np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1)), np.uint8)
 
 
@@ -194,16 +194,21 @@ _KINDS = (
 ARTEFACTS: Mapping[ArtefactName, Artefact] = {kind.name: kind for kind in _KINDS}
 
 
-def find_artefacts(view: View, downsample: float) -> dict[ArtefactName, ArtefactArea]:
-    """Find every kind of artefact inside the tissue.
+def slide_artefacts(slide: Slide, thumbnail: Image, downsample: float, tissue: Mask) -> Artefacts:
+    """Find the artefacts of an open slide inside the tissue (h, w) of its thumbnail (h, w, 3).
 
     Args:
-        view: of the whole slide.
-        downsample: level-0 px per px of the view.
-
-    Returns:
-        Share of the tissue and outlines in level-0 px of every kind; share 0 without outlines where there is none.
+        slide: patches of it are read; its resolution is known.
+        thumbnail: of the whole slide.
+        downsample: level-0 px per px of the thumbnail.
+        tissue: see `tissue_on`.
     """
+    view = View(thumbnail, tissue, focus_map(slide, tissue, downsample), slide.mpp * downsample)
+    return find_artefacts(view, downsample)
+
+
+def find_artefacts(view: View, downsample: float) -> Artefacts:
+    """Return share of the tissue and outlines (level-0 px) of every kind; share 0 where there is none."""
     pixels = int(view.tissue.sum())
     areas = {}
     for name, kind in ARTEFACTS.items():
@@ -213,10 +218,89 @@ def find_artefacts(view: View, downsample: float) -> dict[ArtefactName, Artefact
     return areas
 
 
+def tissue_on(
+    thumbnail: Image,
+    downsample: float,
+    contours: Sequence[Contour],
+    coords: npt.NDArray[np.integer],
+    footprint: int,
+    otsu: float | None,
+) -> Mask:
+    """Return what was cut out of a slide, (h, w) of its thumbnail (h, w, 3).
+
+    Args:
+        thumbnail: of the whole slide.
+        downsample: level-0 px per px of the thumbnail.
+        contours: level-0 px; without one the tiles count.
+        coords: (N, 2) corners of the tiles, level-0 px.
+        footprint: side of a tile, level-0 px.
+        otsu: grey level up to which a pixel is tissue (windows of PANDA); None or below 0 = no such level.
+    """
+    mask = np.zeros(thumbnail.shape[:2], np.uint8)
+    outer, holes = [item.outer for item in contours], [hole for item in contours for hole in item.holes]
+    for rings, value in ((outer, 1), (holes, 0)):
+        for ring in rings:
+            cv2.fillPoly(mask, [np.round(ring.astype(np.float64) / downsample).astype(np.int32)], value)
+    if not contours:
+        for x, y in (coords / downsample).tolist():
+            side = footprint / downsample
+            mask[max(0, round(y)) : max(0, round(y + side)), max(0, round(x)) : max(0, round(x + side))] = 1
+    if otsu is not None and otsu >= 0:
+        mask &= cv2.cvtColor(thumbnail, cv2.COLOR_RGB2GRAY) <= otsu
+    return mask > 0
+
+
+def focus_map(slide: Slide, tissue: Mask, downsample: float) -> Floats:
+    """Measure the focus of patches of 128 px at about 1 um/px, at most 100 of them spread over the tissue.
+
+    Args:
+        slide: open slide of known resolution.
+        tissue: (h, w) bool, of the whole slide.
+        downsample: level-0 px per px of `tissue`.
+
+    Returns:
+        (h, w) float32, constant in every cell of a square lattice; NaN without enough tissue.
+    """
+    level = slide.level_at(UM_PER_PX / slide.mpp)
+    shrink = max(1, round(UM_PER_PX / (slide.mpp * slide.level_downsamples[level])))
+    side = PATCH_PX * shrink
+    footprint = side * slide.level_downsamples[level] / downsample
+    cell = max(footprint, math.sqrt(int(tissue.sum()) / MAX_PATCHES), 1.0)
+    focus = np.full(tissue.shape, np.nan, np.float32)
+    for top in np.arange(0, tissue.shape[0], cell):
+        for left in np.arange(0, tissue.shape[1], cell):
+            y, x = top + (cell - footprint) / 2, left + (cell - footprint) / 2
+            if _part(tissue, x, y, footprint).mean() < LEAST_TISSUE:
+                continue
+            try:
+                patch = slide.read(round(x * downsample), round(y * downsample), level, (side, side))
+            except TileReadError:
+                continue
+            small = np.asarray(cv2.resize(patch, (PATCH_PX, PATCH_PX), interpolation=cv2.INTER_AREA), np.uint8)
+            _part(focus, left, top, cell)[:] = patch_focus(small)
+    return focus
+
+
+def _part(array: npt.NDArray[np.generic], x: float, y: float, side: float) -> npt.NDArray[np.generic]:
+    """Return the view of a square of at least one px."""
+    low_x, low_y = max(0, round(x)), max(0, round(y))
+    return array[low_y : max(low_y + 1, round(y + side)), low_x : max(low_x + 1, round(x + side))]
+
+
+def patch_focus(patch: Image) -> float:
+    """Return the focus of a patch (h, w, 3): variance of its fine detail over that of its coarse detail.
+
+    Details are differences of Gaussians of 1 and 2 px, and of 4 and 8 px. Both variances grow alike with contrast and
+    stain, so the ratio tells how sharp the picture is.
+    """
+    grey = cv2.cvtColor(patch, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    smooth = [cv2.GaussianBlur(grey, (0, 0), sigma) for sigma in (1.0, 2.0, 4.0, 8.0)]
+    fine, coarse = float((smooth[0] - smooth[1]).var()), float((smooth[2] - smooth[3]).var())
+    return fine / max(coarse, LEAST_DETAIL)
+
+
 def outline_areas(mask: Mask, downsample: float) -> list[list[Ring]]:
     """Trace a mask, without specks below `SPECK_PX` px: per area its outer ring and its holes, level-0 px."""
-    import cv2
-
     contours, hierarchy = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     rings: dict[int, Ring] = {}
     for i, contour in enumerate(contours):

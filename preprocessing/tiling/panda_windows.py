@@ -186,7 +186,7 @@ def grey_histograms(slide: Slide, canvas: Canvas, options: WsiOptions) -> tuple[
 
 
 def otsu_threshold(histogram: npt.NDArray[np.int64]) -> int:
-    """Compute Otsu's threshold of a histogram (256,) like OpenCV: the first maximum of the between-class variance.
+    """Compute Otsu's threshold of a histogram (256,) like OpenCV: the first maximum of the variance between classes.
 
     Returns:
         The largest grey level of the dark class; 0 for a picture of one grey level.
@@ -216,13 +216,13 @@ def sum_windows(cells: npt.NDArray[np.int64], canvas: Canvas) -> npt.NDArray[np.
 
 
 def mask_coverage(
-    mask: Slide, windows: PandaWindows, plan: TilePlan, dimensions: tuple[int, int], provider: str
+    mask: Slide, grid: npt.NDArray[np.int32], plan: TilePlan, dimensions: tuple[int, int], provider: str
 ) -> npt.NDArray[np.float32]:
     """Return the cancer share of each kept window from the label mask.
 
     Args:
         mask: the mask file; channel R of level 0 is read, only where windows were kept.
-        windows: kept windows.
+        grid: (N, 2) cells (row, col) of the kept windows.
         plan: sizes.
         dimensions: (width, height) of the slide at level 0.
         provider: `radboud` or `karolinska`.
@@ -241,7 +241,7 @@ def mask_coverage(
     canvas = make_canvas(dimensions, plan)
     k = canvas.per_window
     needed = np.zeros(canvas.cells, np.bool_)
-    for row, column in windows.grid:
+    for row, column in grid:
         needed[row : row + k, column : column + k] = True
     counts = np.zeros(canvas.cells, np.int64)
     for row, column in np.argwhere(needed):
@@ -249,7 +249,7 @@ def mask_coverage(
         # pixels missing from the mask are background (0), not white
         values = mask.read(*canvas.origin(int(row), int(column)), 0, size, white=False)[..., 0]
         counts[row, column] = np.count_nonzero(mask_is_positive(values, provider, str(mask.path)))
-    share = sum_windows(counts, canvas)[windows.grid[:, 0], windows.grid[:, 1]] / plan.footprint**2
+    share = sum_windows(counts, canvas)[grid[:, 0], grid[:, 1]] / plan.footprint**2
     return np.asarray(share, np.float32)
 
 

@@ -15,7 +15,7 @@ from preprocessing.bags.table import COLUMNS, read_bags, write_bags
 from preprocessing.common.options import TISSUE_PRESETS, wsi_options
 from preprocessing.datasets.base import source_files
 from preprocessing.store.bags import read_arrays, read_instance_attrs
-from preprocessing.tiling.mask_image import mask_contours, masked_windows, read_mask
+from preprocessing.tiling.own_mask import mask_contours, masked_windows, read_mask
 from tests.helpers.cohorts import BOX, Cohort, picture, write_scan, write_slide
 
 ROW = BagRow("a", "wsi", ("a.tif",), 0, "train")

@@ -17,8 +17,7 @@ from preprocessing.exchange.__main__ import main
 from preprocessing.instances.stage import cut_bag
 from preprocessing.slides.slide import open_slide
 from preprocessing.store.bags import read_arrays, read_instance_attrs
-from preprocessing.store.outlines import Outlines
-from preprocessing.tiling.mask_outlines import read_mask_outlines
+from preprocessing.tiling.own_mask import read_own_mask
 from tests.helpers.cohorts import WSI, write_slide
 from tests.helpers.pyramids import texture
 
@@ -111,19 +110,6 @@ def test_the_column_exclude_leaves_out_the_tiles_of_one_bag(tmp_path: Path) -> N
         parse_overrides({"exclude": "ink"})
 
 
-def test_a_bag_cut_before_anybody_looked_gets_its_artefacts_and_is_not_cut_again(tmp_path: Path) -> None:
-    write_slide(tmp_path / "s.tif", picture(ink=True))
-    cut(tmp_path, ROW, "a")
-    known = Outlines.read(tmp_path / "a", "s")
-    assert known.artefacts is not None and known.artefacts["pen"].share > 0.01
-    known.model_copy(update={"artefacts": None}).write(tmp_path / "a/thumbnails/s.json")
-    settings = InstanceOptions(wsi=wsi_options({**WSI, "tissue": {**WSI["tissue"], "max_n_holes": 8}}))
-    outcome = cut_bag(ROW, settings, tmp_path, tmp_path / "a", dataset="d", versions={})
-    assert not outcome.redone and any("pen or ink" in text for text in outcome.warnings)
-    again = Outlines.read(tmp_path / "a", "s").artefacts
-    assert again is not None and again["pen"].share == pytest.approx(known.artefacts["pen"].share, rel=0.05)
-
-
 @pytest.mark.parametrize(
     ("name", "shift", "problem"),
     [
@@ -138,7 +124,7 @@ def test_a_mask_that_cannot_be_meant_is_refused_by_name(tmp_path: Path, name: st
     feature["properties"] = {"classification": {"name": name}}
     (tmp_path / "m.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
     with pytest.raises(ValueError, match="m.geojson") as refusal:
-        read_mask_outlines(tmp_path / "m.geojson", (1000, 1000))
+        read_own_mask(tmp_path / "m.geojson", (1000, 1000))
     assert problem in str(refusal.value)
 
 
@@ -146,10 +132,10 @@ def test_outlines_count_from_the_scanned_region_and_windows_take_them(tmp_path: 
     ring = [[0, 0], [300, 0], [300, 300], [0, 300], [0, 0]]
     (tmp_path / "m.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
     with pytest.raises(ValueError, match="no outline of the class Tissue"):
-        read_mask_outlines(tmp_path / "m.geojson", (1000, 1000))
+        read_own_mask(tmp_path / "m.geojson", (1000, 1000))
     feature = {"type": "Feature", "properties": {}, "geometry": {"type": "Polygon", "coordinates": [ring]}}
     (tmp_path / "m.geojson").write_text(json.dumps(feature))
-    outlines = read_mask_outlines(tmp_path / "m.geojson", (1000, 1000), (50, 20))
+    outlines = read_own_mask(tmp_path / "m.geojson", (1000, 1000), (50, 20))
     assert outlines.contours[0].outer.tolist() == [[50, 20], [350, 20], [350, 320], [50, 320]]
     write_slide(tmp_path / "s.tif", picture(ink=False))
     row = apply_override(ROW, parse_overrides({"mask": "m.geojson"}), tmp_path)

@@ -8,11 +8,19 @@ import numpy as np
 import pytest
 
 from preprocessing.common.options import ArtefactName, TissueOptions, WsiOptions, wsi_options
-from preprocessing.instances.artefacts import Cut, slide_artefacts, tiles_without_artefacts
+from preprocessing.instances.slide_bag import tiles_without_artefacts
 from preprocessing.slides.slide import open_slide
 from preprocessing.store.outlines import ArtefactArea
-from preprocessing.tiling.artefacts import ARTEFACTS, Mask, View, find_artefacts, outline_areas
-from preprocessing.tiling.focus import patch_focus
+from preprocessing.tiling.artefacts import (
+    ARTEFACTS,
+    Mask,
+    View,
+    find_artefacts,
+    outline_areas,
+    patch_focus,
+    slide_artefacts,
+    tissue_on,
+)
 from tests.helpers.pyramids import write_tiff
 
 GLASS = np.array([243, 242, 244])
@@ -107,7 +115,7 @@ def test_the_blurred_half_of_a_slide_is_found(tmp_path: Path) -> None:
     with open_slide(tmp_path / "s.tif") as slide:
         thumbnail, downsample = slide.thumbnail(400)
         coords = np.array([[x, y] for y in range(0, 1600, 200) for x in range(0, 1600, 200)])
-        found = slide_artefacts(slide, thumbnail, downsample, Cut([], [], coords, 200))
+        found = slide_artefacts(slide, thumbnail, downsample, tissue_on(thumbnail, downsample, [], coords, 200, None))
     assert found["blur"].share == pytest.approx(0.5, abs=0.07)
     options = TissueOptions(exclude=("blur",))
     keep = tiles_without_artefacts(found, options, coords, 200)
