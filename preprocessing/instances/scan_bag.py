@@ -9,16 +9,18 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from preprocessing.bags.rows import FAULTY, SLICES, BagRow, resolve
 from preprocessing.common.options import CtOptions
 from preprocessing.instances.graph import chain_neighbors
-from preprocessing.instances.statistics import scan_statistics, slice_values
+from preprocessing.instances.statistics import scan_statistics
 from preprocessing.scans.dicom import Header, read_header, read_slice
 from preprocessing.scans.series import choose_scan
-from preprocessing.scans.windows import kept_values, window_slice
+from preprocessing.scans.windows import kept_values, to_hu, window, window_channels
 from preprocessing.store.arrays import Instances
 from preprocessing.store.attrs import InstanceAttrs, ScanStatistics, SliceSpacing
 from preprocessing.store.outlines import Montage, Outlines
@@ -30,17 +32,13 @@ _COVERAGE = {"0": 0.0, "1": 1.0, "x": float("nan")}
 _FRAME = (220, 40, 40)
 
 
-def ct_instances(
-    paths: Sequence[Path | str] | None, options: CtOptions, row: BagRow, root: Path | str, *, thumbnail: bool = True
-) -> Instances:
+def ct_instances(options: CtOptions, row: BagRow, root: Path | str) -> Instances:
     """Turn one scan into instances.
 
     Args:
-        paths: the slices' files, aligned with `row.images`; None = `row.images` below the root.
         options: windows and slice size.
         row: the bag; a CT annotation "slices:..." is aligned with `row.images`.
         root: the dataset's root folder.
-        thumbnail: whether to read the pixels for a montage.
 
     Returns:
         N instances in anatomical order: coords (N, 1) float32 in mm along the slice normal starting at 0, grid (i, 0),
@@ -49,10 +47,7 @@ def ct_instances(
     Raises:
         ValueError: a file that is no CT slice, two series, mixed sizes, or an annotation of another length.
     """
-    files = [resolve(root, name) for name in row.images] if paths is None else [Path(p) for p in paths]
-    if len(files) != len(row.images):
-        raise ValueError(f"{row.bag_id}: found {len(files)} files for {len(row.images)} images, expected as many")
-    by_name = dict(zip(row.images, files, strict=True))
+    by_name = {name: resolve(root, name) for name in row.images}
     # the files of a scan that was faulty when the bags were listed may be repaired by now
     headers = [read_header(path, name) for name, path in by_name.items()]
     scan = choose_scan(headers, by_name, None, os.path.commonpath([str(Path(name).parent) for name in by_name]))
@@ -61,39 +56,30 @@ def ct_instances(
     note = scan.note if FAULTY in row.note else row.note
     attrs = _attributes(scan.slices, along, options).updated(warnings=(note,) if note else ())
     coverage = _coverage(row)[[row.images.index(header.name) for header in scan.slices]]
-    picture, layout = None, None
-    if thumbnail:
-        picture, layout, statistics = montage([by_name[h.name] for h in scan.slices], attrs, coverage)
-        attrs = attrs.updated(statistics=statistics)
+    picture, layout, statistics = montage([by_name[h.name] for h in scan.slices], attrs, coverage)
     return Instances(
         coords=along.astype(np.float32)[:, None],
         grid=np.stack([np.arange(n, dtype=np.int32), np.zeros(n, dtype=np.int32)], axis=1),
         neighbors=chain_neighbors(n),
         coverage=coverage,
-        attrs=attrs,
+        attrs=attrs.updated(statistics=statistics),
         thumbnail=picture,
         outlines=Outlines(downsample=1.0, montage=layout),
     )
 
 
 def read_slices(root: Path | str, attrs: InstanceAttrs, start: int = 0, stop: int | None = None) -> Iterator[Slice]:
-    """Read the slices of a stored scan for an encoder.
-
-    Args:
-        root: the dataset's root folder.
-        attrs: attributes of the bag.
-        start: first slice.
-        stop: slice after the last one; None = all.
+    """Read the slices of a stored scan from `start` up to `stop` (None = all), in the order of the instances.
 
     Yields:
-        (slice_px, slice_px, 3) float32 in [0, 1], one per instance, in the order of the instances.
+        (slice_px, slice_px, 3) float32 in [0, 1].
 
     Raises:
         ValueError: a file is missing, truncated or cannot be decoded; the message names it.
     """
     for name in attrs.files[start:stop]:
         raw, header = read_slice(resolve(root, name), name)
-        yield _resize(window_slice(raw, header, attrs.windows), attrs.slice_px)
+        yield _resize(window_channels(to_hu(raw, header), attrs.windows), attrs.slice_px)
 
 
 def _coverage(row: BagRow) -> npt.NDArray[np.float32]:
@@ -141,8 +127,6 @@ def _attributes(headers: Sequence[Header], along: npt.NDArray[np.float64], optio
 def _resize(channels: npt.NDArray[np.float32], side: int) -> npt.NDArray[np.float32]:
     if channels.shape[:2] == (side, side):
         return channels
-    from PIL import Image
-
     planes = [Image.fromarray(np.ascontiguousarray(channels[..., c])) for c in range(channels.shape[2])]
     # Pillow's bilinear filter is antialiased, OpenCV's is not
     small = [np.asarray(plane.resize((side, side), Image.Resampling.BILINEAR)) for plane in planes]
@@ -163,8 +147,6 @@ def montage(
     Returns:
         (h, w, 3) uint8, its layout, and what its slices hold; at most 64 slices, evenly spaced.
     """
-    import cv2
-
     n = len(files)
     indices = np.unique(np.linspace(0, n - 1, min(n, MONTAGE_SLICES)).round().astype(int))
     columns = math.ceil(math.sqrt(len(indices)))
@@ -172,10 +154,8 @@ def montage(
     picture = np.zeros((rows * CELL_PX, columns * CELL_PX, 3), dtype=np.uint8)
     slices = []
     for cell, index in enumerate(indices):
-        raw, header = read_slice(files[index], attrs.files[index])
-        slices.append(slice_values(raw, header))
-        grey = _fit(window_slice(raw, header, attrs.windows[:1])[..., 0])
-        tile = np.repeat(grey[..., None], 3, axis=2)
+        slices.append(to_hu(*read_slice(files[index], attrs.files[index])))
+        tile = np.repeat(_fit(window(slices[-1], *attrs.windows[0]))[..., None], 3, axis=2)
         cv2.putText(tile, str(index), (4, CELL_PX - 5), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (200, 200, 200), 1, cv2.LINE_AA)
         if coverage[index] > 0:
             cv2.rectangle(tile, (0, 0), (CELL_PX - 1, CELL_PX - 1), _FRAME, 2)
@@ -187,8 +167,6 @@ def montage(
 
 def _fit(grey: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     """Scale (H, W) in [0, 1] into a black square cell, keeping the aspect ratio."""
-    import cv2
-
     height, width = grey.shape
     scale = CELL_PX / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))

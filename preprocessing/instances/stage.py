@@ -121,7 +121,7 @@ def cut_shard(job: ShardJob, options: InstanceOptions) -> int:
 def compute(row: BagRow, options: WsiOptions | CtOptions, root: Path) -> Instances:
     """Compute the instances of one bag."""
     if isinstance(options, CtOptions):
-        return ct_instances(None, options, row, root)
+        return ct_instances(options, row, root)
     return wsi_instances(resolve(root, row.images[0]), options, row, root)
 
 

@@ -6,13 +6,12 @@ a slide's thumbnail exists anyway, the middle of at most 16 tiles is read, and s
 
 import contextlib
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
-from preprocessing.scans.dicom import Header
-from preprocessing.scans.windows import to_hu
 from preprocessing.slides.regions import Image, TileReadError
 from preprocessing.slides.slide import Slide
 from preprocessing.store.attrs import InstanceAttrs, ScanStatistics, SlideStatistics
@@ -36,18 +35,17 @@ def slide_statistics(
     thumbnail: Image | None,
     downsample: float,
 ) -> SlideStatistics | None:
-    """Look at the thumbnail of a slide and at the middle of some of its tiles.
+    """Look at the thumbnail of a slide and at the middle of some of its tiles; None if there is nothing to look at.
 
     Args:
         slide: open slide.
         attrs: how its tiles are read.
-        coords: (N, 2) level-0 (x, y) of the tiles, N >= 0.
+        coords: (N, 2) level-0 (x, y) of the tiles.
         thumbnail: (h, w, 3) of the whole slide; None = it cannot be read.
         downsample: level-0 px per px of the thumbnail.
-
-    Returns:
-        The statistics, or None if there is nothing to look at.
     """
+    from skimage.exposure import is_low_contrast
+
     chosen = coords[np.unique(np.linspace(0, len(coords) - 1, SAMPLED_TILES).round().astype(int))[: len(coords)]]
     tiles: list[Image] = []
     side = min(attrs.read_px, SAMPLED_PX)
@@ -70,21 +68,16 @@ def slide_statistics(
         white=int((grey > WHITE).sum()),
         sampled=len(chosen),
         unreadable=len(chosen) - len(tiles),
-        flat=sum(map(_is_flat, tiles)),
+        flat=sum(
+            bool(is_low_contrast(tile[::_STEP, ::_STEP], fraction_threshold=LEAST_CONTRAST))  # type: ignore[no-untyped-call]
+            for tile in tiles
+        ),
         **_colours(np.ascontiguousarray(pixels[::_STEP, ::_STEP])),
     )
 
 
-def _is_flat(tile: Image) -> bool:
-    from skimage.exposure import is_low_contrast
-
-    return bool(is_low_contrast(tile[::_STEP, ::_STEP], fraction_threshold=LEAST_CONTRAST))  # type: ignore[no-untyped-call]
-
-
 def _tile_colours(thumbnail: Image, corners: npt.NDArray[np.floating], side: float) -> npt.NDArray[np.float64]:
     """Return the mean colour (N, 3) of every tile; `corners` (N, 2) and `side` in px of the thumbnail."""
-    import cv2
-
     sums = cv2.integral(thumbnail).astype(np.int64)
     size = np.array(thumbnail.shape[1::-1])
     low = np.clip(np.round(corners).astype(int), 0, size - 1)
@@ -96,8 +89,6 @@ def _tile_colours(thumbnail: Image, corners: npt.NDArray[np.floating], side: flo
 
 def _colours(pixels: Image) -> dict[str, Any]:
     """Return the statistics of the colours of pixels (h, w, 3)."""
-    import cv2
-
     grey = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), np.uint8)
     low, bright, high = np.percentile(grey, (0.1, 90, 99.9))
     red, green, blue = cv2.split(pixels)
@@ -115,32 +106,14 @@ def _rounded(values: Iterable[float]) -> tuple[float, ...]:
     return tuple(round(float(value), 3) for value in values)
 
 
-class SliceValues(NamedTuple):
-    """Distinct values of one slice.
-
-    Attributes:
-        hu: (V,) Hounsfield units.
-        pixels: (V,) pixels that have each.
-    """
-
-    hu: npt.NDArray[np.float32]
-    pixels: npt.NDArray[np.int64]
-
-
-def slice_values(raw: npt.NDArray[Any], header: Header) -> SliceValues:
-    """Count the values of a slice (H, W) of `read_slice`."""
-    stored, pixels = np.unique(raw, return_counts=True)
-    return SliceValues(to_hu(stored[None], header)[0], pixels)
-
-
-def scan_statistics(slices: Sequence[SliceValues]) -> ScanStatistics:
-    """Sum up the slices of a scan that were looked at, at least one."""
-    hu, pixels = (np.concatenate(arrays) for arrays in zip(*slices, strict=True))
+def scan_statistics(slices: Sequence[npt.NDArray[np.float32]]) -> ScanStatistics:
+    """Sum up the slices (H, W) of a scan that were looked at, at least one, HU."""
+    hu = np.stack(slices)
     largest = hu.max()
 
     def share(where: npt.NDArray[np.bool_]) -> float:
-        """Return the share of the pixels whose value is in `where` (V,)."""
-        return round(float(pixels[where].sum() / pixels.sum()), 3)
+        """Return the share of the pixels of `where` (N, H, W) that are True."""
+        return round(float(where.sum() / where.size), 3)
 
     return ScanStatistics(
         sampled=len(slices),
@@ -149,6 +122,6 @@ def scan_statistics(slices: Sequence[SliceValues]) -> ScanStatistics:
         air=share(hu < AIR_BELOW),
         soft=share((hu >= SOFT[0]) & (hu <= SOFT[1])),
         bone=share(hu > BONE_ABOVE),
-        clipped=sum(bool(s.pixels[s.hu == largest].sum() >= CLIPPED_SHARE * s.pixels.sum()) for s in slices),
-        flat=sum(bool(s.hu.min() == s.hu.max()) for s in slices),
+        clipped=sum(bool((s == largest).sum() >= CLIPPED_SHARE * s.size) for s in slices),
+        flat=sum(bool(s.min() == s.max()) for s in slices),
     )

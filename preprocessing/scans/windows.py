@@ -6,16 +6,14 @@ window (level L, width W) is clip((HU - (L - W/2)) / W, 0, 1), DICOM's LINEAR_EX
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from preprocessing.scans.dicom import Header, check_slice
+from preprocessing.scans.dicom import Header
 
 FloatArray = npt.NDArray[np.float32]
-Windows = tuple[tuple[float, float], ...]
 
 AIR_HU = -1000.0
 # out-of-field values seen in head CT with slope 1: -2000 as signed 16-bit, the same bits read unsigned, and with the
@@ -24,19 +22,7 @@ FILL_VALUES = (-2000, 63536, 30768)
 
 
 def to_hu(raw: npt.NDArray[Any], header: Header) -> FloatArray:
-    """Turn stored values into Hounsfield units; values outside the field of view become air.
-
-    Args:
-        raw: (H, W) integers of `read_slice`; not changed.
-        header: the slice's header.
-
-    Returns:
-        (H, W) float32, HU.
-
-    Raises:
-        ValueError: the header fails `check_slice`.
-    """
-    check_slice(header)
+    """Turn stored values (H, W) of `read_slice` into HU, (H, W) float32; what lies outside the field of view is air."""
     assert header.slope is not None and header.intercept is not None
     raw = raw.astype(np.int64 if raw.dtype.itemsize > 2 else np.int32)
     bits = header.bits_stored
@@ -71,21 +57,7 @@ def kept_values(header: Header) -> tuple[int, ...]:
 
 
 def window(hu: FloatArray, level: float, width: float) -> FloatArray:
-    """Map level - width/2 to 0 and level + width/2 to 1, linear in between and clipped outside.
-
-    Args:
-        hu: (H, W) or any shape, HU.
-        level: centre of the window, HU.
-        width: width of the window, HU.
-
-    Returns:
-        float32 in [0, 1] of the same shape.
-
-    Raises:
-        ValueError: a width of 0 or less.
-    """
-    if not width > 0:
-        raise ValueError(f"window: found level {level}, width {width}; expected a width above 0 HU")
+    """Map HU (any shape) to float32 of that shape: level - width/2 to 0, level + width/2 to 1, clipped outside."""
     scaled: FloatArray = (hu - np.float32(level - width / 2)) / np.float32(width)
     return np.clip(scaled, np.float32(0), np.float32(1))
 
@@ -93,31 +65,3 @@ def window(hu: FloatArray, level: float, width: float) -> FloatArray:
 def window_channels(hu: FloatArray, windows: Sequence[tuple[float, float]]) -> FloatArray:
     """Stack one channel per (level, width): (H, W) HU -> (H, W, C) float32 in [0, 1]."""
     return np.stack([window(hu, level, width) for level, width in windows], axis=-1)
-
-
-def window_slice(raw: npt.NDArray[Any], header: Header, windows: Sequence[tuple[float, float]]) -> FloatArray:
-    """Compute `window_channels(to_hu(raw, header), windows)` with a table of all 16-bit values.
-
-    Args:
-        raw: (H, W) integers of `read_slice`; not changed.
-        header: the slice's header.
-        windows: (level, width) of each channel, HU.
-
-    Returns:
-        (H, W, C) float32 in [0, 1].
-
-    Raises:
-        ValueError: the header fails `check_slice`, or a width of 0 or less.
-    """
-    if raw.dtype.itemsize > 2:
-        return window_channels(to_hu(raw, header), windows)
-    check_slice(header)
-    values = raw.astype(np.int16 if header.signed else np.uint16, copy=False).view(np.uint16)
-    return np.take(_table(header.rescaling, tuple(windows)), values, axis=0)
-
-
-@lru_cache(maxsize=64)
-def _table(rescaling: Header, windows: Windows) -> FloatArray:
-    """Return the (65536, C) channels of every 16-bit value, indexed by its bits read as unsigned."""
-    values = np.arange(1 << 16, dtype=np.uint16).view(np.int16 if rescaling.signed else np.uint16)
-    return window_channels(to_hu(values, rescaling), windows)

@@ -46,7 +46,7 @@ def test_no_instance_of_a_small_bag_is_in_both_strips(tmp_path: Path) -> None:
     names = [f"{i}.dcm" for i in range(5)]
     for i, name in enumerate(names):
         write_slice(tmp_path / name, np.full((16, 16), 1024 + 20 * i, np.int16), z=5.0 * i)
-    bag = ct_instances(None, CtOptions(slice_px=16), BagRow("s", "ct", tuple(names)), tmp_path, thumbnail=False)
+    bag = ct_instances(CtOptions(slice_px=16), BagRow("s", "ct", tuple(names)), tmp_path)
     tiles = read_top_tiles(tmp_path, bag.attrs, bag.coords, np.array([0.0, 3, 1, 2, 2]), n=8)
     assert [tile.index for tile in tiles.highest] == [1, 3, 4] and [tile.index for tile in tiles.lowest] == [0, 2]
     brighter, darker = (next(t for t in strip if t.index in (4, 0)) for strip in (tiles.highest, tiles.lowest))

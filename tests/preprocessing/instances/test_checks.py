@@ -10,7 +10,6 @@ import pytest
 
 from preprocessing.bags.rows import BagRow
 from preprocessing.common.options import CtOptions, InstanceOptions, wsi_options
-from preprocessing.instances import checks
 from preprocessing.instances.checks import warnings_of
 from preprocessing.instances.scan_bag import ct_instances
 from preprocessing.instances.slide_bag import wsi_instances
@@ -139,7 +138,7 @@ def cut_scan(folder: Path, change: Callable[[np.ndarray, int], np.ndarray]) -> I
     for k, name in enumerate(names):
         hu = np.round(change(head(k), k)).astype(np.int16)
         write_slice(folder / name, hu, z=5.0 * k, InstanceNumber=k, RescaleIntercept=0)
-    return ct_instances(None, CtOptions(slice_px=32), BagRow("a", "ct", tuple(names), 0), folder).attrs
+    return ct_instances(CtOptions(slice_px=32), BagRow("a", "ct", tuple(names), 0), folder).attrs
 
 
 def test_a_good_scan_is_silent_and_its_shares_are_right(tmp_path: Path) -> None:
@@ -186,12 +185,7 @@ def test_an_odd_scan_is_described(tmp_path: Path, name: str) -> None:
     assert all(part in text for part, text in zip(expected, texts, strict=True)), texts
 
 
-# --- the table --------------------------------------------------------------------------------------------------
-
-
-def test_every_check_has_a_reason() -> None:
-    tables = (checks._SLIDE, checks._SCAN, checks._BAG)
-    assert all(check.reason for table in tables for check in table)
+# --- where warnings go ------------------------------------------------------------------------------------------
 
 
 def test_warnings_pass_from_the_store_to_the_outcome_and_the_log(tmp_path: Path, caplog) -> None:
