@@ -12,9 +12,8 @@ import logging
 import re
 import sys
 import urllib.parse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,14 +52,9 @@ def registry() -> dict[str, Source]:
 
 
 def parse_checksums(text: str, *, source: str) -> dict[str, str]:
-    """Parse a list as `md5sum` writes it.
+    """Parse a list as `md5sum` writes it: relative path -> MD5 in lower case; messages call it `source`.
 
-    Args:
-        text: lines "sum  path"; a leading "./" or "CAMELYON16/" of a path is dropped.
-        source: name of the list in messages.
-
-    Returns:
-        Relative path -> MD5 in lower case.
+    A leading "./" or "CAMELYON16/" of a path is dropped.
 
     Raises:
         ValueError: a line of another form, or a path that leaves the folder.
@@ -93,14 +87,9 @@ def check_url(url: str) -> str:
 
 
 def download(source: Source, folder: Path, base: str, include: Sequence[str], workers: int) -> int:
-    """Download and verify every selected file of an open dataset.
+    """Download and verify the files of an open dataset whose paths begin as `include` says, or at the top level.
 
-    Args:
-        source: entry of the registry.
-        folder: target.
-        base: URL of the folder with the list of sums.
-        include: prefixes of the paths to download; files at the top level are always downloaded.
-        workers: simultaneous downloads.
+    `base` is the URL of the folder with the list of sums, `workers` the number of simultaneous downloads.
 
     Returns:
         0, or 1 if a file could not be downloaded.
@@ -108,6 +97,8 @@ def download(source: Source, folder: Path, base: str, include: Sequence[str], wo
     Raises:
         ValueError: the list of sums cannot be read, or names no selected file.
     """
+    from tqdm import tqdm
+
     url = join(base, source.checksums)
     try:
         with open_url(url) as response:
@@ -122,40 +113,25 @@ def download(source: Source, folder: Path, base: str, include: Sequence[str], wo
     record = Record(folder)
     log.info("%s: %d files from %s, licence %s", source.dataset, len(selected), base, source.licence)
     failed: dict[str, str] = {}
-    with ThreadPoolExecutor(workers) as pool, _progress(len(selected)) as advance:
+    total, hidden = len(selected), not sys.stderr.isatty()
+    with ThreadPoolExecutor(workers) as pool, tqdm(total=total, unit="file", disable=hidden) as bar:
         results = pool.map(lambda item: fetch(base, item[0], item[1], folder, record), selected.items())
-        for name, reason in zip(selected, results, strict=True):
-            advance(name, reason)
+        for number, (name, reason) in enumerate(zip(selected, results, strict=True), start=1):
+            bar.update()
+            if hidden:
+                log.info("%d/%d %s %s", number, total, name, "FAILED" if reason else "ok")
             if reason:
                 failed[name] = reason
     for name, reason in failed.items():
         log.error("%s: %s", name, reason)
-    log.info("%d of %d files are there and verified", len(selected) - len(failed), len(selected))
+    log.info("%d of %d files are there and verified", total - len(failed), total)
     return 1 if failed else 0
 
 
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[str, str], object]]:
-    """Yield a function (name, reason) that advances a bar on a terminal, or logs a line per file."""
-    if not sys.stderr.isatty():
-        done = iter(range(1, total + 1))
-        yield lambda name, reason: log.info("%d/%d %s %s", next(done), total, name, "FAILED" if reason else "ok")
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=total, unit="file") as bar:
-        yield lambda name, reason: bar.update()
-
-
 def fetch_split(source: Source, folder: Path, base: str | None = None) -> bool:
-    """Download the published split of a dataset, verify its SHA-256, and print the outcome.
+    """Download the published split of a dataset, from another folder than the published one if `base` is its URL.
 
-    Another file of the same name is left alone.
-
-    Args:
-        source: entry of the registry.
-        folder: target.
-        base: URL of another folder with the same file; None = the published one.
+    Its SHA-256 is verified, and the outcome printed. Another file of the same name is left alone.
 
     Returns:
         Whether the published file is there.
@@ -181,11 +157,6 @@ def fetch_split(source: Source, folder: Path, base: str | None = None) -> bool:
 
 def by_hand(source: Source, folder: Path, base: str | None = None) -> int:
     """Fetch the published split; print what to download by hand and what is already there.
-
-    Args:
-        source: entry of the registry.
-        folder: target.
-        base: URL of another folder with the published split.
 
     Returns:
         0 if a complete copy is there, otherwise 1.
@@ -214,7 +185,9 @@ def by_hand(source: Source, folder: Path, base: str | None = None) -> int:
     return 0 if complete else 1
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+@guard
+def main(argv: Sequence[str] | None = None) -> int:
+    """Download one dataset; see the top of this file."""
     parser = argparse.ArgumentParser(prog="python -m preprocessing.raw", description="Download raw data into a folder.")
     parser.add_argument("dataset", choices=sorted(registry()), help="which dataset")
     parser.add_argument("--out", required=True, type=Path, help="folder it goes into (the dataset's root)")
@@ -223,13 +196,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--include", nargs="+", default=list(INCLUDE), help="path prefixes to download")
     parser.add_argument("--workers", type=int, default=4, help="simultaneous downloads (default 4)")
-    return parser.parse_args(argv)
-
-
-@guard
-def main(argv: Sequence[str] | None = None) -> int:
-    """Download one dataset; see the top of this file."""
-    args = _arguments(argv)
+    args = parser.parse_args(argv)
     source = registry()[args.dataset]
     if args.workers < 1:
         raise ValueError(f"--workers: found {args.workers}, expected at least 1")

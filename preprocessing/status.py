@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -44,18 +45,6 @@ LISTED = 50
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """State, counts and reason of one bag, as a manifest or a status line has them."""
-
-    state: str
-    n: int = 0
-    bad_tiles: int = 0
-    reason: str = ""
-    unused_outlines: int = 0
-    warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class StageStatus:
     """What the files of one stage say.
 
@@ -65,7 +54,7 @@ class StageStatus:
         unreadable: status lines that are not JSON (cut off by a crash).
     """
 
-    outcomes: dict[str, Outcome]
+    outcomes: dict[str, BagOutcome]
     seconds: dict[str, float]
     unreadable: int = 0
 
@@ -108,7 +97,7 @@ class Total:
 
 @dataclass(frozen=True)
 class StageProblem:
-    """A bag that is not ok in a stage, or ok with a warning."""
+    """A bag that is not ok in a stage."""
 
     stage: str
     bag_id: str
@@ -130,14 +119,11 @@ class Status:
     """The content of `status.json`.
 
     Attributes:
-        dataset: its name.
         listed: bags of the list.
-        stages: in the order to show.
         total: over all stages; an instance is counted once.
         expected: published counts beside those found.
-        missing: listed, but not in the folder.
-        excluded: left out on purpose.
-        problems: bags that are not ok, or ok with a warning.
+        missing, excluded: of the report of the list.
+        problems: bags that are not ok.
         warnings: what looks wrong with bags, one entry each.
         unreadable_lines: status lines that are not JSON.
     """
@@ -166,16 +152,12 @@ def find_stages(folder: Path) -> list[str]:
 
 
 def read_stage(folder: Path, stage: str) -> StageStatus:
-    """Read manifests and status lines of one stage.
-
-    Args:
-        folder: of the dataset's results.
-        stage: "instances" or "features/ENCODER".
+    """Read manifests and status lines of one stage, "instances" or "features/ENCODER", of a dataset's results.
 
     Raises:
         ValueError: A manifest is damaged; the file is named.
     """
-    outcomes: dict[str, Outcome] = {}
+    outcomes: dict[str, BagOutcome] = {}
     seconds: dict[str, float] = {}
     unreadable = 0
     for path in sorted((folder / "status" / stage).glob("*.jsonl")):
@@ -185,32 +167,32 @@ def read_stage(folder: Path, stage: str) -> StageStatus:
             except ValidationError:
                 unreadable += 1
                 continue
-            outcomes[line.bag_id] = _outcome(line)
+            outcomes[line.bag_id] = line
             if line.redone:
                 seconds[line.bag_id] = line.seconds
     for path in (folder / "status" / stage).glob("*.working"):
-        outcomes[path.read_text(encoding="utf-8", errors="replace").strip()] = Outcome("interrupted")
+        bag_id = path.read_text(encoding="utf-8", errors="replace").strip()
+        outcomes[bag_id] = _without_outcome(bag_id, "interrupted")
     for path in sorted((folder / stage / "shards").glob("*.json")):
-        outcomes |= {entry.bag_id: _outcome(entry) for entry in ShardManifest.read(path).bags}
+        outcomes |= {entry.bag_id: entry for entry in ShardManifest.read(path).bags}
     return StageStatus(outcomes, seconds, unreadable)
 
 
-def _outcome(bag: BagOutcome) -> Outcome:
-    return Outcome(bag.state, bag.n, bag.bad_tiles, bag.reason, bag.unused_outlines, bag.warnings)
+def _without_outcome(bag_id: str, state: Any) -> BagOutcome:
+    """Return a bag in a state that no job writes, so that the record would refuse it in a file."""
+    return BagOutcome.model_construct(bag_id=bag_id, state=state)
 
 
 def bag_states(rows: Sequence[BagRow], stage: str, status: StageStatus) -> list[BagState]:
     """Return the state of every bag of the list in one stage."""
     states = []
     for row in rows:
-        outcome = status.outcomes.get(row.bag_id, Outcome("pending"))
-        state, n = outcome.state, outcome.n
-        seconds = status.seconds.get(row.bag_id) if state in ("ok", "empty", "failed") else None
-        rate = round(n / seconds, 2) if seconds and n else None
-        reason = outcome.reason or REASONS.get(state, "")
-        counts = (n, outcome.bad_tiles, outcome.unused_outlines)
-        warnings = "; ".join(outcome.warnings)
-        states.append(BagState(stage, row.bag_id, row.modality, state, *counts, seconds, rate, reason, warnings))
+        bag = status.outcomes.get(row.bag_id) or _without_outcome(row.bag_id, "pending")
+        seconds = status.seconds.get(row.bag_id) if bag.state in ("ok", "empty", "failed") else None
+        rate = round(bag.n / seconds, 2) if seconds and bag.n else None
+        counts, reason = (bag.n, bag.bad_tiles, bag.unused_outlines), bag.reason or REASONS.get(bag.state, "")
+        known = (stage, bag.bag_id, row.modality, bag.state, *counts, seconds, rate, reason)
+        states.append(BagState(*known, "; ".join(bag.warnings)))
     return states
 
 
@@ -233,29 +215,20 @@ def total(bags: Sequence[BagState], stage: str) -> Total:
 def summarise(
     dataset: str, rows: Sequence[BagRow], report: ListReport, stages: Mapping[str, StageStatus]
 ) -> tuple[Status, list[BagState]]:
-    """Return the content of `status.json` and the rows of `status.csv`.
-
-    Args:
-        dataset: its name.
-        rows: of bags.csv.
-        report: bags.report.json.
-        stages: by name, in the order to show.
-    """
+    """Return the content of `status.json` and the rows of `status.csv`; `stages` are in the order to show."""
     tables = {stage: bag_states(rows, stage, status) for stage, status in stages.items()}
     every = [bag for table in tables.values() for bag in table]
-    instances = {bag.bag_id: bag for bag in tables.get("instances", [])}
-    cut = {bag_id: (bag.state, bag.n) for bag_id, bag in instances.items()}
+    instances = tables.get("instances") or bag_states(rows, "instances", StageStatus({}, {}))
     facts = [
-        BagFacts(row.bag_id, row.modality, row.label, row.split, *cut.get(row.bag_id, ("pending", 0))) for row in rows
+        BagFacts(row.bag_id, row.modality, row.label, row.split, bag.state, bag.n)
+        for row, bag in zip(rows, instances, strict=True)
     ]
     summary = Status(
         dataset=dataset,
         listed=len(rows),
         stages=[total(table, stage) for stage, table in tables.items()],
         # A rate over different stages has no meaning.
-        total=replace(
-            total(every, "all stages"), instances=sum(bag.n for bag in instances.values()), tiles_per_second=None
-        ),
+        total=replace(total(every, "all stages"), instances=sum(bag.n for bag in instances), tiles_per_second=None),
         expected=compare(report.expected, facts),
         missing=report.missing,
         excluded=report.excluded,
@@ -264,20 +237,12 @@ def summarise(
             StageWarning(stage, row.bag_id, text)
             for stage, status in stages.items()
             for row in rows
-            for text in status.outcomes.get(row.bag_id, Outcome("pending")).warnings
+            if row.bag_id in status.outcomes
+            for text in status.outcomes[row.bag_id].warnings
         ],
         unreadable_lines=sum(status.unreadable for status in stages.values()),
     )
     return summary, every
-
-
-def to_csv(bags: Sequence[BagState]) -> str:
-    """Return the states as CSV."""
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, [field.name for field in fields(BagState)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(bag) for bag in bags)
-    return stream.getvalue()
 
 
 def to_markdown(status: Status) -> str:
@@ -328,7 +293,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     stages = {name: read_stage(args.folder, name) for name in names}
     summary, bags = summarise(args.dataset or args.folder.resolve().name, rows, report, stages)
     out = args.out or args.folder / "status"
-    write_text(out / "status.csv", to_csv(bags))
+    table = io.StringIO()
+    writer = csv.DictWriter(table, [entry.name for entry in fields(BagState)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(vars(bag) for bag in bags)
+    write_text(out / "status.csv", table.getvalue())
     write_text(out / "status.md", to_markdown(summary))
     write_json(out / "status.json", asdict(summary))
     log.info("%s: %s", out / "status.md", {name: n for name, n in asdict(summary.total).items() if n})

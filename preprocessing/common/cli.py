@@ -28,27 +28,17 @@ class Main(Protocol):
         """Run the command."""
 
 
-def setup_logging() -> None:
-    """Send plain log lines to stderr; a second call changes nothing."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-
-
 def guard(main: Main) -> Main:
-    """Report errors that the user can fix in one line on stderr.
+    """Send log lines to stderr, and report errors that the user can fix in one line there.
 
     These are a `ValueError` (exit code 2), and a disk that is full, read-only or forbidden (exit code 1). Every other
     exception is a bug and keeps its traceback.
-
-    Args:
-        main: `main(argv) -> exit code`.
-
-    Returns:
-        The same callable, with such errors reported in one line.
     """
 
     @functools.wraps(main)
     def guarded(argv: Sequence[str] | None = None) -> int:
-        setup_logging()
+        line = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+        logging.basicConfig(level=logging.INFO, stream=sys.stderr, format=line)
         try:
             return main(argv)
         except ValueError as error:

@@ -25,10 +25,7 @@ FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared")
 def library(source: Path, *, flags: tuple[str, ...] = FLAGS, wished: tuple[str, ...] = ()) -> ctypes.CDLL | None:
     """Load the library of a C file, compiling it if necessary; None if that fails (logged once).
 
-    Args:
-        source: the C file.
-        flags: compiler flags.
-        wished: further flags, dropped if the compiler rejects them.
+    The `wished` compiler flags are dropped if the compiler rejects them.
     """
     if os.environ.get("SMMIL_NATIVE", "1") == "0":
         return None

@@ -78,12 +78,7 @@ def _check_separator(path: Path, number: int, cells: Sequence[str]) -> None:
 
 
 def read_csv(path: Path, required: Collection[str] = (), *, optional: Collection[str] | None = None) -> list[CsvLine]:
-    """Read a table with a header and report all faulty lines at once.
-
-    Args:
-        path: CSV file.
-        required: columns that must be there.
-        optional: further columns that may be there; None = any.
+    """Read a CSV file with the `required` columns, and `optional` ones (None = any); report all faulty lines at once.
 
     Raises:
         ValueError: as `csv_rows`; or a column that is absent, unknown, unnamed or there twice; or lines with too few or

@@ -43,17 +43,13 @@ class Record:
     def __init__(self, folder: Path) -> None:
         self.path = folder / RECORD
         self._lock = threading.Lock()
-        self._known: dict[str, tuple[str, str, str]] = {}
-        if self.path.is_file():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
-                cells = line.split("\t")
-                if len(cells) == 4:
-                    self._known[cells[3]] = (cells[0], cells[1], cells[2])
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
+        self._known = {cells[-1]: cells[:-1] for cells in (line.split("\t") for line in lines)}
 
     @staticmethod
-    def _state(path: Path, md5: str) -> tuple[str, str, str]:
+    def _state(path: Path, md5: str) -> list[str]:
         info = path.stat()
-        return md5, str(info.st_size), str(info.st_mtime_ns)
+        return [md5, str(info.st_size), str(info.st_mtime_ns)]
 
     def has(self, name: str, path: Path, md5: str) -> bool:
         """Return whether the file on disk is the one that was verified against this checksum."""
@@ -95,7 +91,7 @@ def _receive(url: str, part: Path, progress: bool) -> None:
 
 
 def download(url: str, path: Path, expected: str, algorithm: str, *, progress: bool = False) -> str:
-    """Download one file, with three attempts.
+    """Download one file, with three attempts, and return its hexadecimal checksum.
 
     Args:
         url: source.
@@ -103,9 +99,6 @@ def download(url: str, path: Path, expected: str, algorithm: str, *, progress: b
         expected: checksum or its first digits; "" accepts any content.
         algorithm: of the checksum, as `hashlib` calls it.
         progress: show a progress bar on a terminal.
-
-    Returns:
-        The hexadecimal checksum.
 
     Raises:
         ValueError: no attempt succeeded; the message says why the last one failed.
@@ -134,14 +127,7 @@ def download(url: str, path: Path, expected: str, algorithm: str, *, progress: b
 
 
 def fetch(base: str, name: str, md5: str, folder: Path, record: Record) -> str:
-    """Download a file unless it is there and verified.
-
-    Args:
-        base: URL of the folder.
-        name: path below it.
-        md5: expected checksum.
-        folder: target.
-        record: files that were verified before.
+    """Download the file `name` below the URL `base` into a folder unless it is there and verified.
 
     Returns:
         "" or why it failed.

@@ -16,11 +16,7 @@ MPP_MIN, MPP_MAX = 0.1, 20.0
 
 
 def check_slide_sizes(handle: Any, path: Path) -> None:
-    """Raise if the levels or file tiles of a slide are beyond any scanner.
-
-    Args:
-        handle: open OpenSlide.
-        path: its file, for the message.
+    """Raise if the levels or file tiles of a slide, an open OpenSlide, are beyond any scanner.
 
     Raises:
         ValueError: naming level and sizes.

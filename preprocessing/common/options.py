@@ -6,6 +6,7 @@ Sources: CLAM's preset table and patching rules; Silva-Rodriguez et al. 2021 for
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -140,7 +141,11 @@ CT_PRESETS = {
 
 
 def _resolved(presets: Mapping[str, OptionsT], values: Mapping[str, object]) -> OptionsT:
-    """Return the settings of a preset with those given in their place; nested settings are merged likewise."""
+    """Return the settings of a preset with those given in their place; nested settings are merged likewise.
+
+    Raises:
+        ValueError: an unknown preset or key, or a value out of range; the message names the key.
+    """
     name = values.get("preset", "paper")
     if name not in presets:
         raise ValueError(f"preset: found {name!r}, expected one of {', '.join(sorted(presets))}")
@@ -157,18 +162,8 @@ def _resolved(presets: Mapping[str, OptionsT], values: Mapping[str, object]) -> 
         raise ValueError("; ".join(lines)) from error
 
 
-def wsi_options(values: Mapping[str, object]) -> WsiOptions:
-    """Resolve the preset of slides and its overrides.
-
-    Raises:
-        ValueError: an unknown preset or key, or a value out of range; the message names the key.
-    """
-    return _resolved(WSI_PRESETS, values)
-
-
-def ct_options(values: Mapping[str, object]) -> CtOptions:
-    """Resolve the preset of scans and its overrides; raises as `wsi_options`."""
-    return _resolved(CT_PRESETS, values)
+wsi_options = partial(_resolved, WSI_PRESETS)
+ct_options = partial(_resolved, CT_PRESETS)
 
 
 class InstanceOptions(Options):
@@ -178,11 +173,7 @@ class InstanceOptions(Options):
     ct: CtOptions = Field(default_factory=lambda: ct_options({}))
 
     def of(self, modality: str) -> WsiOptions | CtOptions:
-        """Return the settings of one modality.
-
-        Raises:
-            ValueError: a modality other than "wsi" and "ct".
-        """
+        """Return the settings of "wsi" or "ct"; any other modality is a `ValueError`."""
         if modality not in ("wsi", "ct"):
             raise ValueError(f"modality {modality!r}, expected 'wsi' or 'ct'")
         return self.ct if modality == "ct" else self.wsi

@@ -14,13 +14,7 @@ SHARED = Path(__file__).parent / "templates"
 
 
 def render(name: str, folder: Path = SHARED, **values: object) -> str:
-    """Return a rendered template.
-
-    Args:
-        name: file name of the template.
-        folder: where it is; it may extend and import the shared templates.
-        values: its variables. All of them must be given.
-    """
+    """Return a template of a folder rendered with all of its variables; it may extend and import the shared ones."""
     environment = Environment(
         loader=FileSystemLoader([folder, SHARED]),
         autoescape=True,
@@ -38,11 +32,9 @@ def data_uri(data: bytes, kind: str) -> str:
 
 
 def thumbnail(path: Path, box: tuple[int, int] = (2200, 4400)) -> tuple[str, int, int]:
-    """Return a WebP copy of a picture as (data URI, width, height): lossless for drawings, the smaller one else.
+    """Return a WebP copy of a PNG or JPEG, at most as large as `box`, as (data URI, width, height) in px.
 
-    Args:
-        path: PNG or JPEG.
-        box: largest width and height of the copy, px.
+    It is lossless if that is smaller, as in drawings.
 
     Raises:
         ValueError: The file is missing or is not a picture.

@@ -2,31 +2,21 @@
 
 import csv
 import io
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from preprocessing.qc.facts import BagFacts
 
 # One header for all lines, so that lines of several bags can be pasted below each other.
 COLUMNS = ("bag_id", "skip", "exclude", "mask", "sthresh", "fallback", "mpp")
+HEADER = ",".join(COLUMNS)
 STRICTER, LOOSER = 30, 8
 
 
-@dataclass(frozen=True)
-class Correction:
-    """One way to correct a bag.
-
-    Attributes:
-        text: what it does.
-        line: of the CSV file, below the header.
-    """
+class Correction(NamedTuple):
+    """One way to correct a bag: what it does, and a line of the CSV file."""
 
     text: str
     line: str
-
-
-def header() -> str:
-    """Return the first line of the file."""
-    return ",".join(COLUMNS)
 
 
 def _line(**cells: str) -> str:
@@ -40,7 +30,7 @@ def corrections(bag: BagFacts, recipe: str, mpp: float | None) -> list[Correctio
 
     Args:
         bag: the bag.
-        recipe: of its dataset, "clam" or "panda"; windows of "panda" have no thresholds.
+        recipe: "clam", or "panda", whose windows have no thresholds.
         mpp: median of the dataset, um per px.
     """
     name, ways = bag.bag_id, list[Correction]()
@@ -50,10 +40,10 @@ def corrections(bag: BagFacts, recipe: str, mpp: float | None) -> list[Correctio
             ways.append(Correction(f"leave out the tiles on {excluded}", _line(bag_id=name, exclude=excluded)))
         if bag.odd_resolution and mpp is not None:
             ways.append(Correction("if the file states a wrong resolution", _line(bag_id=name, mpp=f"{mpp:.4g}")))
-        low = bag.state == "empty" or (bag.odd_in == "tissue share" and bag.is_odd and bag.is_low)
-        if recipe == "clam" and low:
+        odd = bag.odd_in == "tissue share" and bag.is_odd
+        if recipe == "clam" and (bag.state == "empty" or (odd and bag.odd_value < bag.odd_median)):
             ways.append(Correction("find paler tissue", _line(bag_id=name, sthresh=str(LOOSER), fallback="true")))
-        elif recipe == "clam" and bag.odd_in == "tissue share" and bag.is_odd:
+        elif recipe == "clam" and odd:
             ways.append(Correction("take less glass for tissue", _line(bag_id=name, sthresh=str(STRICTER))))
         drawn = _line(bag_id=name, mask=f"masks/{name}.geojson")
         ways.append(Correction("outline the tissue yourself in QuPath", drawn))

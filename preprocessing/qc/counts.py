@@ -18,7 +18,6 @@ _PLAIN = {
     "table_val": "rows of the list, validation",
     "table_test": "rows of the list, test",
 }
-_DIGITS = re.compile(r"\d[\d.,]*")
 
 
 def plain_name(key: str) -> str:
@@ -48,23 +47,18 @@ class Counts:
     """Counts of a dataset against what it is known to hold; the content of `counts.json`.
 
     Attributes:
-        dataset: its name.
         states: state -> bags.
         splits: split_label -> bags.
-        instances: of all bags.
         median_instances: of the bags that are ok.
         expected: published counts beside those found.
         problems: bags that are not ok.
-        missing: listed, but not in the folder.
-        excluded: left out on purpose.
-        notes: of the list of bags.
+        missing, excluded, notes: of the report of the list.
         warnings: text -> bags.
         warned: text without its numbers -> names of the bags.
         artefacts: bag -> kind of artefact -> share of its tissue, if there is any.
         not_looked_at: slides in which nobody has looked for artefacts.
         annotation_objects: objects of all annotation files by what became of them, see `AnnotationCounts.numbers`.
         shown: bags with a picture in the sheet.
-        command: that made the sheet.
     """
 
     dataset: str
@@ -131,22 +125,17 @@ def compare(published: Mapping[str, int], bags: Sequence[BagFacts]) -> list[Expe
 
 def without_numbers(text: str) -> str:
     """Return a warning with its numbers replaced, by which bags with the same warning are grouped."""
-    return _DIGITS.sub("…", text)
-
-
-def name_warned(bags: Sequence[BagFacts]) -> dict[str, list[str]]:
-    """Return the bags of every warning, by its text without numbers."""
-    named: dict[str, list[str]] = {}
-    for bag in bags:
-        for text in dict.fromkeys(map(without_numbers, bag.warnings)):
-            named.setdefault(text, []).append(bag.bag_id)
-    return named
+    return re.sub(r"\d[\d.,]*", "…", text)
 
 
 def count(dataset: str, bags: Sequence[BagFacts], report: ListReport, *, shown: int = 0, command: str = "") -> Counts:
     """Count all bags of a dataset; `shown` and `command` are recorded."""
     sizes = [bag.n for bag in bags if bag.state == "ok"]
     splits = [(name, n) for name, n in sorted(tally(bags).items()) if "_" in name]
+    warned: dict[str, list[str]] = {}
+    for bag in bags:
+        for text in dict.fromkeys(map(without_numbers, bag.warnings)):
+            warned.setdefault(text, []).append(bag.bag_id)
     return Counts(
         dataset=dataset,
         states=dict(Counter(bag.state for bag in bags)),
@@ -159,7 +148,7 @@ def count(dataset: str, bags: Sequence[BagFacts], report: ListReport, *, shown: 
         excluded=report.excluded,
         notes=report.notes,
         warnings=dict(Counter(text for bag in bags for text in bag.warnings)),
-        warned=name_warned(bags),
+        warned=warned,
         artefacts={bag.bag_id: {k: v for k, v in bag.artefacts.items() if v} for bag in bags if bag.artefacts},
         not_looked_at=sum(bag.modality == "wsi" and bag.state == "ok" and bag.artefacts is None for bag in bags),
         annotation_objects=dict(sum((Counter(bag.annotation.numbers) for bag in bags), Counter())),

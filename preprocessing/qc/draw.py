@@ -36,7 +36,7 @@ def draw_bag(instances: Path, bag: BagFacts, max_px: int) -> Picture | None:
     Args:
         instances: folder with `store/` and `thumbnails/`.
         bag: the bag.
-        max_px: longer side of the result, px.
+        max_px: longer side of the result.
 
     Returns:
         (h,w,3) uint8, or None if there is no thumbnail.
@@ -57,13 +57,14 @@ def draw_bag(instances: Path, bag: BagFacts, max_px: int) -> Picture | None:
     outlines = Outlines.read(instances, bag.bag_id)
     if bag.modality == "wsi" and outlines.downsample:
         scale = small.shape[1] / (width * outlines.downsample)
-        _draw_tiles(small, instances / "store", bag, scale, mark_lesion=not outlines.lesion)
-        draw_outlines(small, outlines, scale)
-        draw_artefacts(small, outlines, scale)
+        if bag.state == "ok":
+            _draw_tiles(small, instances / "store", bag, scale, mark_lesion=not outlines.lesion)
+        _draw_outlines(small, outlines, scale)
+        _draw_artefacts(small, outlines, scale)
     return small
 
 
-def draw_outlines(picture: Picture, outlines: Outlines, scale: float) -> None:
+def _draw_outlines(picture: Picture, outlines: Outlines, scale: float) -> None:
     """Draw tissue, holes and lesion into a picture (h, w, 3); `scale` is in picture px per level-0 px."""
     width = 2 if max(picture.shape) > 300 else 1
     for name in ("tissue", "holes", "lesion"):
@@ -75,7 +76,7 @@ def draw_outlines(picture: Picture, outlines: Outlines, scale: float) -> None:
             cv2.polylines(picture, shapes, True, COLOURS[name], width, cv2.LINE_AA, 4)
 
 
-def draw_artefacts(picture: Picture, outlines: Outlines, scale: float) -> None:
+def _draw_artefacts(picture: Picture, outlines: Outlines, scale: float) -> None:
     """Hatch the artefacts that are warned about in a picture (h, w, 3); `scale` is in picture px per level-0 px."""
     stripes = np.add.outer(np.arange(picture.shape[0]), np.arange(picture.shape[1])) % HATCH_PX < 2
     for name, found in (outlines.artefacts or {}).items():
@@ -91,8 +92,6 @@ def draw_artefacts(picture: Picture, outlines: Outlines, scale: float) -> None:
 
 
 def _draw_tiles(picture: Picture, store: Path, bag: BagFacts, scale: float, *, mark_lesion: bool) -> None:
-    if bag.state != "ok":
-        return
     side = read_stored(read_instance_attrs, store, bag.bag_id).l0_footprint_px * scale
     arrays = read_stored(read_arrays, store, bag.bag_id, ["coords", "coverage"], verify=True)
     corners = arrays["coords"] * scale
@@ -112,16 +111,7 @@ def _draw_tiles(picture: Picture, store: Path, bag: BagFacts, scale: float, *, m
 
 
 def contact_sheet(instances: Path, bags: Sequence[BagFacts], title: str) -> Picture:
-    """Draw the first 48 bags in one picture, six in a row with captions below, 1368 px wide.
-
-    Args:
-        instances: folder with `store/` and `thumbnails/`.
-        bags: in the order to show.
-        title: line on top.
-
-    Returns:
-        (h,w,3) uint8.
-    """
+    """Draw the first 48 bags below a title, (h,w,3) uint8: six in a row with captions, 1368 px wide."""
     bags = bags[:SHEET_BAGS]
     tiles = [draw_bag(instances, bag, CELL_PX - 10) if bag.state in ("ok", "empty") else None for bag in bags]
     heights = [140 if tile is None else tile.shape[0] for tile in tiles]

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median_low
 
 import numpy as np
 import numpy.typing as npt
@@ -38,18 +39,11 @@ class BagFacts:
     """One bag as the sheet shows it.
 
     Attributes:
-        bag_id: its name.
-        modality: "wsi" or "ct".
-        label: 0, 1 or None.
-        split: train, val, test or "".
-        state: "ok", "empty", "skipped", "failed" or "missing" (not in any manifest).
+        state: of the manifest, or "missing" (not in any manifest).
         n: number of instances.
-        reason: why it is empty or failed.
         tissue_share: tissue area / slide area, None if unknown.
         lesion_share: mean coverage of the instances whose coverage is known, None if none is.
-        mpp: um per px at level 0 (slides), None if unknown.
-        mpp_source: where it came from.
-        warnings: texts.
+        mpp: um per px at level 0 (slides), None if unknown; `mpp_source` is where it came from.
         oddness: largest robust z-score.
         odd_in: what is odd, e.g. "tissue share".
         odd_value, odd_median: of the bag and of the bags it was compared with.
@@ -88,15 +82,8 @@ class BagFacts:
         return self.oddness >= ODD
 
     @property
-    def is_low(self) -> bool:
-        """Whether it is odd because of too little."""
-        return self.odd_value < self.odd_median
-
-    @property
     def why_odd(self) -> str:
-        """Why it is odd, in words; "" if it is not."""
-        if not self.is_odd:
-            return ""
+        """Why it is odd."""
         sizes = self.odd_in not in ("tissue share", "lesion share")
         value, median = (f"{v:,.0f}" if sizes else f"{v:.2g}" for v in (self.odd_value, self.odd_median))
         return f"{self.odd_in} {value}, median of the cohort {median}"
@@ -115,35 +102,27 @@ class BagFacts:
     def chips(self) -> list[str]:
         """Label, split and size."""
         unit = "slices" if self.modality == "ct" else "tiles"
-        return [text for text in (LABELS[self.label], self.split, f"{self.n:,} {unit}") if text]
-
-    @property
-    def shares(self) -> list[str]:
-        """Tissue and lesion in percent, where they are known."""
-        lesion = "positive" if self.modality == "ct" else "lesion"
-        shares = (("tissue", self.tissue_share), (lesion, self.lesion_share))
-        return [f"{name} {100 * share:.3g} %" for name, share in shares if share is not None]
+        return [text for text in (self.label_text, self.split, f"{self.n:,} {unit}") if text]
 
     @property
     def summary(self) -> str:
-        """Shares in one line, or the state of a bag that is not ok."""
+        """Tissue and lesion in percent, where they are known, or the state of a bag that is not ok."""
         if self.state != "ok":
             return self.state
-        return " · ".join(self.shares or self.facts[:1])
-
-    @property
-    def seen_artefacts(self) -> str:
-        """Artefacts of at least one percent, in one line."""
-        shares = [(ARTEFACTS[name].title, share) for name, share in (self.artefacts or {}).items()]
-        return ", ".join(f"{title} {100 * share:.2g} %" for title, share in shares if share >= 0.01)
+        lesion = "positive" if self.modality == "ct" else "lesion"
+        shares = (("tissue", self.tissue_share), (lesion, self.lesion_share))
+        texts = [f"{name} {100 * share:.3g} %" for name, share in shares if share is not None]
+        return " · ".join(texts or self.facts[:1])
 
     @property
     def lines(self) -> list[str]:
-        """What its card says, without the alerts."""
+        """What its card says, without the alerts; artefacts are named from one percent of the tissue on."""
+        shares = [(ARTEFACTS[name].title, share) for name, share in (self.artefacts or {}).items()]
+        artefacts = ", ".join(f"{title} {100 * share:.2g} %" for title, share in shares if share >= 0.01)
         source = "from the file" if self.mpp_source.startswith("openslide") else self.mpp_source or "source unknown"
-        mpp = [] if self.mpp is None else [f"{self.mpp:.4g} µm/px ({source})"]
+        mpp = "" if self.mpp is None else f"{self.mpp:.4g} µm/px ({source})"
         more = self.facts[:2] if self.state == "ok" else [self.reason]
-        return [line for line in dict.fromkeys([self.summary, self.seen_artefacts, *more, *mpp]) if line]
+        return [line for line in dict.fromkeys([self.summary, artefacts, *more, mpp]) if line]
 
     @property
     def alerts(self) -> list[str]:
@@ -152,12 +131,7 @@ class BagFacts:
 
 
 def collect(rows: Sequence[BagRow], instances: Path, entries: Mapping[str, ManifestEntry]) -> list[BagFacts]:
-    """Read the store for every bag and score oddness.
-
-    Args:
-        rows: of bags.csv.
-        instances: folder with `store/`.
-        entries: entries of the manifests by bag id.
+    """Read the store in the folder `instances` for every row of bags.csv, and score oddness.
 
     Returns:
         One `BagFacts` per row: bags without a picture to trust first (failed, missing, empty), then those with most
@@ -237,12 +211,9 @@ def _of_scan(attrs: InstanceAttrs, coverage: npt.NDArray[np.float32]) -> Mapping
 
 
 def tissue_share(outlines: Outlines, attrs: InstanceAttrs, n: int) -> float | None:
-    """Return the tissue's share of the slide area, in [0, 1], or None if it is unknown.
+    """Return the tissue's share of the scanned area, in [0, 1], or None if it is unknown.
 
-    Args:
-        outlines: of the slide; without tissue in it, the area of `n` tile steps is taken.
-        attrs: of the stored instances. The area is that of the scanned region where `bounds` has it.
-        n: number of tiles.
+    Without outlines of tissue, the area of `n` tile steps counts.
     """
     width, height = attrs.bounds[2:] if attrs.bounds else attrs.dimensions or (0, 0)
     if not width * height:
@@ -259,10 +230,10 @@ def compare_resolution(bags: Sequence[BagFacts]) -> list[BagFacts]:
 
     Far is a factor of sqrt(5), so at least one of the two extremes is named.
     """
-    known = sorted(bag.mpp for bag in bags if bag.mpp is not None)
-    if not known or known[-1] <= RESOLUTION_SPREAD * known[0]:
+    known = [bag.mpp for bag in bags if bag.mpp is not None]
+    if not known or max(known) <= RESOLUTION_SPREAD * min(known):
         return list(bags)
-    median, far, compared = known[(len(known) - 1) // 2], math.sqrt(RESOLUTION_SPREAD), list[BagFacts]()
+    median, far, compared = median_low(known), math.sqrt(RESOLUTION_SPREAD), list[BagFacts]()
     for bag in bags:
         if bag.mpp is not None and not 1 / far <= bag.mpp / median <= far:
             warning = f"{bag.mpp:.4g} um/px, but the median of all slides is {median:.4g}: is the resolution right?"
@@ -279,10 +250,7 @@ def _area(ring: Ring) -> float:
 
 def robust_z(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return robust z-scores (n,), NaN where the value is NaN, 0 everywhere if all values are equal."""
-    known = values[~np.isnan(values)]
-    if len(known) == 0:
-        return np.full(values.shape, np.nan)
-    distance = np.abs(values - np.median(known))
+    distance = np.abs(values - np.nanmedian(values))
     spread = 1.4826 * float(np.nanmedian(distance)) or 1.2533 * float(np.nanmean(distance))
     return np.asarray(distance / spread if spread else distance * 0.0, np.float64)
 

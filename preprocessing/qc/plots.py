@@ -1,8 +1,10 @@
 """Small plots of a cohort for the contact sheet: one dot per bag, or bars where there are many bags."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,8 +13,7 @@ from preprocessing.qc.facts import BagFacts
 WIDTH, HEIGHT, COLUMNS, MOST_DOTS = 240.0, 72.0, 40, 600
 
 
-@dataclass(frozen=True)
-class Dot:
+class Dot(NamedTuple):
     """A bag at (x, y) px; `tip` is shown when it is pointed at."""
 
     bag: BagFacts
@@ -21,8 +22,7 @@ class Dot:
     tip: str
 
 
-@dataclass(frozen=True)
-class Bar:
+class Bar(NamedTuple):
     """`n` bags of one column: left edge `x`, `height` px."""
 
     x: float
@@ -35,12 +35,10 @@ class Plot:
     """How one quantity is distributed.
 
     Attributes:
-        title: the quantity.
         low, median, high: labels.
         median_x: position of the median, px.
         radius: of the dots, px.
-        dots: one per bag, empty if there are too many.
-        bars: instead of dots.
+        dots: one per bag, or `bars` if there are too many.
     """
 
     title: str
@@ -77,13 +75,14 @@ def _plot(title: str, values: Sequence[tuple[BagFacts, float]], logarithmic: boo
 
     columns = [min(COLUMNS - 1, int(position(value) * COLUMNS)) for _, value in values]
     step, stack = WIDTH / COLUMNS, [0] * COLUMNS
-    most = max(columns.count(column) for column in set(columns))
+    counts = Counter(columns)
+    most = max(counts.values())
     height = min(step, HEIGHT / most)
     labels = [f"{v:,.0f}" if logarithmic else f"{v:.2g}" for v in (low, middle, high)]
     plot = Plot(title, labels[0], labels[1], labels[2], position(middle) * WIDTH, max(1.5, 0.46 * min(step, height)))
     if len(values) > MOST_DOTS:
-        bars = [Bar(c * step, HEIGHT * columns.count(c) / most, columns.count(c)) for c in sorted(set(columns))]
-        return replace(plot, bars=bars)
+        plot.bars.extend(Bar(column * step, HEIGHT * n / most, n) for column, n in sorted(counts.items()))
+        return plot
     for (bag, value), column in sorted(zip(values, columns, strict=True), key=lambda pair: pair[0][0].bag_id):
         y = HEIGHT - (stack[column] + 0.5) * height
         stack[column] += 1

@@ -13,8 +13,9 @@ Run alone:
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
+from statistics import median_low
 
 from preprocessing.bags.manifests import read_entries
 from preprocessing.bags.report import ListReport
@@ -22,7 +23,7 @@ from preprocessing.bags.rows import SPLITS
 from preprocessing.bags.table import read_bags
 from preprocessing.common.files import write_bytes, write_json, write_text
 from preprocessing.common.webpage import data_uri, render
-from preprocessing.qc.corrections import corrections, header
+from preprocessing.qc.corrections import HEADER, corrections
 from preprocessing.qc.counts import Counts, count, without_numbers
 from preprocessing.qc.draw import COLOURS, LEGEND, contact_sheet, draw_bag, jpeg
 from preprocessing.qc.facts import LABELS, BagFacts, choose_shown, collect
@@ -32,21 +33,6 @@ from preprocessing.tiling.artefacts import ARTEFACTS
 log = logging.getLogger(__name__)
 
 THUMBNAIL_PX = 640
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """What the sheet of a dataset shows.
-
-    Attributes:
-        counts: of all bags.
-        bags: all bags, in the order to show.
-        cards: those with a card.
-    """
-
-    counts: Counts
-    bags: list[BagFacts]
-    cards: list[BagFacts]
 
 
 def write_sheet(
@@ -59,8 +45,8 @@ def write_sheet(
     *,
     max_bags: int = 200,
     command: str = "",
-) -> Sheet:
-    """Write page, contact sheet and counts of a dataset.
+) -> None:
+    """Write page, contact sheet and counts of a dataset into the folder `out`.
 
     Args:
         dataset: its name.
@@ -68,7 +54,7 @@ def write_sheet(
         report: bags.report.json.
         instances: folder of the instances stage.
         manifests: its shard manifests.
-        out: folder to write.
+        out: the folder.
         max_bags: thumbnails in the page, the oddest and a sample.
         command: recorded with the counts.
 
@@ -78,40 +64,40 @@ def write_sheet(
     facts = collect(read_bags(bags), instances, read_entries(manifests))
     cards = choose_shown(facts, max_bags)
     counts = count(dataset, facts, ListReport.read(report), shown=len(cards), command=command)
-    sheet = Sheet(counts, facts, cards)
     title = f"{dataset}: {len(facts)} bags, {counts.instances:,} instances; oddest first"
     write_bytes(out / "contact-sheet.jpg", jpeg(contact_sheet(instances, cards, title), 82))
     write_json(out / "counts.json", asdict(counts))
-    write_text(out / "index.html", sheet_page(sheet, instances))
+    write_text(out / "index.html", sheet_page(counts, facts, cards, instances))
     log.info("%s: %d bags, %d shown, states %s", out / "index.html", len(facts), counts.shown, counts.states)
-    return sheet
 
 
-def sheet_page(sheet: Sheet, instances: Path) -> str:
-    """Return the HTML of a sheet; `instances` is the folder with `store/` and `thumbnails/`."""
-    intact = [bag for bag in sheet.cards if bag.state in ("ok", "empty")]
+def sheet_page(counts: Counts, bags: Sequence[BagFacts], cards: Sequence[BagFacts], instances: Path) -> str:
+    """Return the HTML of a sheet of all bags, in the order to show, and those of them with a card."""
+    intact = [bag for bag in cards if bag.state in ("ok", "empty")]
     thumbnails = {bag.bag_id: draw_bag(instances, bag, THUMBNAIL_PX) for bag in intact}
-    recipe = next((bag.recipe for bag in sheet.bags if bag.recipe), "clam")
-    mpp = sorted(bag.mpp for bag in sheet.bags if bag.mpp is not None)
-    median_mpp = mpp[(len(mpp) - 1) // 2] if mpp else None
-    kinds = {name for bag in sheet.cards for name in bag.artefact_warnings}
+    recipe = next((bag.recipe for bag in bags if bag.recipe), "clam")
+    mpp = [bag.mpp for bag in bags if bag.mpp is not None]
+    median_mpp = median_low(mpp) if mpp else None
+    kinds = {name for bag in cards for name in bag.artefact_warnings}
     artefacts = {kind.title: kind.colour for name, kind in ARTEFACTS.items() if name in kinds}
     return render(
         "sheet.html.j2",
         Path(__file__).parent / "templates",
-        title=f"Quality control: {sheet.counts.dataset}",
-        **vars(sheet),
+        title=f"Quality control: {counts.dataset}",
+        counts=counts,
+        bags=bags,
+        cards=cards,
         pictures={name: data_uri(jpeg(picture), "jpeg") for name, picture in thumbnails.items() if picture is not None},
         colours={text: COLOURS[name] for name, text in LEGEND.items()},
         artefacts=artefacts,
-        places={bag.bag_id: number for number, bag in enumerate(sheet.cards)},
-        plots=plots(sheet.bags),
+        places={bag.bag_id: number for number, bag in enumerate(cards)},
+        plots=plots(bags),
         plot_size=(WIDTH, HEIGHT),
-        header=header(),
-        corrections={bag.bag_id: corrections(bag, recipe, median_mpp) for bag in sheet.cards},
-        groups={bag.bag_id: [without_numbers(text) for text in bag.warnings] for bag in sheet.cards},
-        warned=sorted(sheet.counts.warned.items(), key=lambda item: (-len(item[1]), item[0])),
-        table=split_table(sheet.bags),
+        header=HEADER,
+        corrections={bag.bag_id: corrections(bag, recipe, median_mpp) for bag in cards},
+        groups={bag.bag_id: [without_numbers(text) for text in bag.warnings] for bag in cards},
+        warned=sorted(counts.warned.items(), key=lambda item: (-len(item[1]), item[0])),
+        table=split_table(bags),
     )
 
 

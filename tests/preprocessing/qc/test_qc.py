@@ -14,7 +14,7 @@ from preprocessing.bags.table import write_bags
 from preprocessing.common.files import write_json
 from preprocessing.common.options import WSI_PRESETS
 from preprocessing.qc.__main__ import main
-from preprocessing.qc.corrections import corrections, header
+from preprocessing.qc.corrections import HEADER, corrections
 from preprocessing.qc.draw import COLOURS, draw_bag
 from preprocessing.qc.facts import BagFacts, choose_shown, collect, compare_resolution, robust_z, tissue_share
 from preprocessing.qc.plots import HEIGHT, WIDTH, plots
@@ -141,7 +141,7 @@ def test_every_correction_is_a_line_that_the_overrides_take(tmp_path: Path, reci
         lines = [ways[position].line for ways in most.values() if position < len(ways)]
         for name in slides:
             (tmp_path / "masks" / f"{name}.geojson").touch()
-        (tmp_path / "o.csv").write_text("\n".join([header(), *lines]) + "\n")
+        (tmp_path / "o.csv").write_text("\n".join([HEADER, *lines]) + "\n")
         given = read_overrides(tmp_path / "o.csv")
         rows = apply_overrides(slides.values(), given, tmp_path, "o.csv")
         for row in rows:
