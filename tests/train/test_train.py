@@ -1,6 +1,5 @@
 """Training jobs: stopped and resumed is never stopped, bit for bit; what is redone, and what is left behind."""
 
-import errno
 import json
 import signal
 import subprocess
@@ -12,7 +11,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from preprocessing.common import files
 from smmil.artifacts.records import RunsFile
 from smmil.artifacts.runs import load_state, read_log
 from smmil.train import __main__ as train
@@ -122,24 +120,6 @@ def test_killed_at_any_moment_the_state_is_complete_and_the_run_ends_as_if_never
     assert reached > 1
     assert train.main(arguments) == 0
     assert_same_run(tmp_path / "straight" / RUN, tmp_path / "killed" / RUN)
-
-
-def test_a_full_disk_ends_a_job_with_one_line_and_keeps_the_last_state(dataset, tmp_path, monkeypatch, capsys):
-    whole_file, written = files.whole_file, []
-
-    def full(path):
-        if path.name == "state.pt":
-            written.append(path)
-            if len(written) == 2:
-                raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        return whole_file(path)
-
-    monkeypatch.setattr(files, "whole_file", full)
-    assert train.main(train_arguments(dataset, tmp_path)) == 1
-    error = capsys.readouterr().err
-    assert "error: cannot write" in error and "state.pt" in error and "Traceback" not in error
-    assert load_state(tmp_path / RUN / "state.pt")["cursor"]["epoch"] == 2
-    assert not (tmp_path / RUN / "done.json").exists()
 
 
 @pytest.mark.parametrize("batches", [1, 4, 5])

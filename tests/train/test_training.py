@@ -1,7 +1,6 @@
 """The loop and the protocol's rules by hand: warm-up, selection, class weight, validation, batches, states."""
 
 import io
-import json
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 
 from smmil.artifacts.records import LogRow
 from smmil.artifacts.runs import RunSpec, load_state, load_weights, read_log, save_state, save_weights
@@ -18,12 +16,10 @@ from smmil.data.batch import Bag
 from smmil.data.cache import BagCache, chunks
 from smmil.models import build_model
 from smmil.models.abmil import ABMIL
-from smmil.train import __main__ as train
 from smmil.train import fit as training
 from smmil.train import progress as live
 from smmil.train.fit import Fit, class_weight, selection_score, validate, warmup_factor
 from smmil.train.progress import Progress
-from tests.helpers.train_helpers import UNBALANCED, make_dataset, train_arguments
 
 RUN = "split1_lr0.01"
 
@@ -124,34 +120,6 @@ def test_class_weight_reaches_training_gradient_and_validation_loss(tmp_path):
             torch.testing.assert_close(two, factor * one)
         for name in ("val_loss_bce", "val_selection_bce"):
             assert losses[1][name] == pytest.approx(factor * losses[0][name], rel=1e-6)
-
-
-def test_the_setting_class_weight_weighs_by_the_training_bags_of_the_split_alone(tmp_path):
-    """4 negative and 3 positive bags train: neither the bags that validate nor those that test are counted."""
-    dataset = make_dataset(tmp_path / "tiny", states=UNBALANCED)
-    for asked, weight in ((True, 4 / 3), (False, None)):
-        out = tmp_path / str(asked)
-        assert train.main(train_arguments(dataset, out, "abmil", class_weight=asked, epochs=1)) == 0
-        config = json.loads((out / RUN / "config.json").read_text())
-        assert (config["split"]["train_bags"], config["split"]["train_positive_bags"]) == (7, 3)
-        assert config["pos_weight"] == weight
-        weights = load_file(out / RUN / "best.safetensors")
-        assert weights["pos_weight"].item() == pytest.approx(weight or 1.0, rel=1e-6)
-
-
-def test_validation_bce_as_written_and_as_released(tmp_path):
-    """Three bags in batches of two: the plain mean, against the mean of (two bags, one bag)."""
-    running = fit([tiny_bag(i) for i in range(3)], tmp_path)
-    with torch.no_grad():
-        logits = [running.model(running.cache.batch([i])).bag_logit[0] for i in range(3)]
-    bce = [float(torch.nn.functional.softplus(-z if i % 2 else z)) for i, z in enumerate(logits)]
-    written = validate(running.model, running.cache, [0, 1, 2], running.options)
-    released_options = running.options.model_copy(update={"protocol": "as_released"})
-    released = validate(running.model, running.cache, [0, 1, 2], released_options)
-    assert written["val_selection_bce"] == pytest.approx(sum(bce) / 3, rel=1e-5)
-    assert released["val_selection_bce"] == pytest.approx(((bce[0] + bce[1]) / 2 + bce[2]) / 2, rel=1e-5)
-    assert written["val_loss"] == pytest.approx(written["val_selection_bce"], rel=1e-5)
-    assert 0 < written["val_score_entropy"] <= 1
 
 
 def test_one_class_in_validation_has_no_auroc(tmp_path):
