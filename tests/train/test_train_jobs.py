@@ -14,6 +14,7 @@ from smmil.config.variants import Variant
 from smmil.train import __main__ as train
 from smmil.train import progress as live
 from smmil.train.specs import check_variant
+from tests.helpers.grids import predict_method
 from tests.helpers.train_helpers import train_arguments
 from tests.helpers.workflows import fake_raw, planned, write_config
 
@@ -49,8 +50,8 @@ def test_a_variant_stands_in_the_group_of_its_method():
 
 def test_a_variant_trains_its_method_with_its_argument_under_its_name(dataset, tmp_path):
     name, options = "smap_early__alpha_0p1", ["--method-options", '{"alpha": 0.1}']
-    assert train.main([*train_arguments(dataset, tmp_path / "v", name, epochs=2), *options]) == 0
-    assert train.main([*train_arguments(dataset, tmp_path / "m", "smap_early", epochs=2), *options]) == 0
+    assert train.main([*train_arguments(dataset, tmp_path / "v", name, epochs=1), *options]) == 0
+    assert train.main([*train_arguments(dataset, tmp_path / "m", "smap_early", epochs=1), *options]) == 0
     variant, method = listed(tmp_path / "v"), listed(tmp_path / "m")
     assert variant["method"] == name and method["method"] == "smap_early"
     assert variant["method_options"] == {"alpha": 0.1}
@@ -58,18 +59,8 @@ def test_a_variant_trains_its_method_with_its_argument_under_its_name(dataset, t
     assert variant["runs"] == method["runs"]
     config = listed(tmp_path / "v" / "split1_lr0.01", "config.json")
     assert (config["method"], config["name"]) == ("smap_early", name)
-
-
-def test_predictions_of_a_variant_carry_its_name(dataset, tmp_path):
-    from smmil.predictions.__main__ import main as predict_main
-    from tests.helpers.train_helpers import source_arguments
-
-    arguments = train_arguments(dataset, tmp_path, "smap_early__t_3", epochs=1)
-    assert train.main([*arguments, "--method-options", '{"T": 3}']) == 0
-    index = tmp_path / "predictions" / "index.json"
-    out = ["--runs", str(tmp_path / "runs.json"), "--out", str(index.parent), "--index", str(index)]
-    assert predict_main([*out, *source_arguments(dataset), "--device", "cpu", "--threads", "1"]) == 0
-    assert json.loads(index.read_text())["method"] == "smap_early__t_3"
+    predict_method(dataset, tmp_path / "v", tmp_path / "predictions")
+    assert listed(tmp_path / "predictions", "index.json")["method"] == name
 
 
 def test_a_name_that_tells_another_argument_is_refused(dataset, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """The loop and the protocol's rules by hand: warm-up, selection, class weight, validation, batches, states."""
 
+import contextlib
 import io
 from pathlib import Path
 
@@ -20,22 +21,19 @@ from smmil.train import fit as training
 from smmil.train import progress as live
 from smmil.train.fit import Fit, class_weight, selection_score, validate, warmup_factor
 from smmil.train.progress import Progress
+from tests.helpers.predictions import log_row
 
 RUN = "split1_lr0.01"
 
 
 def validation(auroc: float, bce: float) -> dict[str, float | None]:
     """What `validate` returns for these two values."""
-    return {
-        **{"val_bag_auroc": auroc, "val_selection_bce": bce, "val_loss": bce},
-        **{"val_instance_auroc": None, "val_score_entropy": 1.0},
-    }
+    unused = {"val_instance_auroc": None, "val_score_entropy": 1.0}
+    return {"val_bag_auroc": auroc, "val_selection_bce": bce, "val_loss": bce, **unused}
 
 
-def log_row(epoch: int, *, auroc: float | None = 0.9, selection: float = 0.3, kept: bool = False) -> LogRow:
-    values = {**validation(auroc or 0.0, 0.6), "val_bag_auroc": auroc, "val_loss": 0.6}
-    row = {"epoch": epoch, "lr": 0.01, "loss": 0.5, "grad_norm": 1.0, "selection": selection, "kept": kept, **values}
-    return LogRow.model_validate(row)
+def row_of(epoch: int, **values: float | None) -> LogRow:
+    return LogRow.model_validate(log_row(epoch, **{"selection": 0.3, "val_bag_auroc": 0.9, "val_loss": 0.6, **values}))
 
 
 def test_warm_up_is_torchs_linear_lr():
@@ -54,21 +52,15 @@ def test_adam_has_torchs_defaults(tmp_path):
     optimizer = fit([tiny_bag(0), tiny_bag(1)], tmp_path).optimizer
     assert type(optimizer) is torch.optim.Adam
     (group,) = optimizer.param_groups
-    settings = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay", "amsgrad", "fused")}
-    assert settings == {
-        **{"lr": 0.01, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0, "amsgrad": False, "fused": True}
-    }
+    settings = {"lr": 0.01, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0, "amsgrad": False, "fused": True}
+    assert {name: group[name] for name in settings} == settings
 
 
 def test_selection_keeps_the_later_of_equal_epochs(tmp_path, monkeypatch):
     """Hand-made history (AUROC, BCE): scores .3 .5 .4 .5 .45; one class in validation counts AUROC 0."""
     history = iter([(0.9, 0.6), (1.0, 0.5), (0.9, 0.5), (0.75, 0.25), (0.95, 0.5)])
 
-    def validated(*_):
-        auroc, bce = next(history)
-        return validation(auroc, bce)
-
-    monkeypatch.setattr(training, "validate", validated)
+    monkeypatch.setattr(training, "validate", lambda *_: validation(*next(history)))
     bags = [tiny_bag(i) for i in range(4)]
     best = fit(bags, tmp_path, epochs=5).run()
     assert (best.epoch, best.score) == (4, 0.5)
@@ -169,16 +161,6 @@ def test_run_names_and_keys():
     assert spec.key != spec.model_copy(update={"method_options": {"width": 2}}).key
 
 
-def test_progress_shows_what_is_left():
-    progress = Progress(runs=2, epochs=4)
-    progress.start(RUN)
-    row = log_row(1, auroc=None, selection=-0.6, kept=True)
-    progress(row)
-    assert "epoch 1/4" in progress.line(row) and "undefined" in progress.line(row) and "at 1" in progress.line(row)
-    progress.started -= 10
-    assert progress.remaining(1) == "0:01:10"
-
-
 def test_the_best_epoch_before_an_interruption_stays_the_best(tmp_path, monkeypatch):
     """Scores fall after epoch 1: its weights must survive a crash in epoch 3, and be those of epoch 1."""
 
@@ -200,64 +182,59 @@ def test_the_best_epoch_before_an_interruption_stays_the_best(tmp_path, monkeypa
 
 
 def test_bf16_trains_to_finite_float32_weights(tmp_path):
-    torch.manual_seed(0)
-    model = build_model("abmil", 4)
-    settings = TrainingOptions(device="cpu", batch_size=2, epochs=1, precision="bf16")
-    cache = BagCache([tiny_bag(i) for i in range(4)], torch.device("cpu"))
-    running = Fit(model, cache, range(4), range(4), settings, base_lr=0.01, seed=0, folder=tmp_path, key="k")
-    best = running.run()
+    best = fit([tiny_bag(i) for i in range(4)], tmp_path, epochs=1, precision="bf16").run()
     assert all(value.dtype == torch.float32 and torch.isfinite(value).all() for value in best.weights.values())
 
 
-def test_on_a_terminal_one_line_moves_and_in_a_log_a_few_lines_stand(caplog):
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
-    rows = [log_row(epoch, kept=epoch == 2) for epoch in range(1, 51)]
+
+@pytest.mark.parametrize(("stream", "moves", "lines"), [(Terminal(), 50, 0), (io.StringIO(), 0, 6)])
+def test_on_a_terminal_one_line_moves_and_in_a_log_a_few_lines_stand(caplog, stream, moves, lines):
     caplog.set_level("INFO")
-    for stream in (Terminal(), io.StringIO()):
-        progress = Progress(runs=1, epochs=50, stream=stream)
-        progress.start(RUN)
-        for row in rows:
-            progress(row)
-        shown = stream.getvalue()
-        if stream.isatty():
-            assert shown.count("\r") == 50 and shown.count("\n") == 1 and not caplog.records
-        else:
-            assert shown == "" and len(caplog.records) == 6 and "best +0.3000 at 2" in caplog.text
+    progress = Progress(runs=1, epochs=50, stream=stream)
+    progress.start(RUN)
+    for epoch in range(1, 51):
+        progress(row_of(epoch, kept=epoch == 2))
+    assert stream.getvalue().count("\r") == moves and stream.getvalue().count("\n") == (moves > 0)
+    assert len(caplog.records) == lines and ("best +0.3000 at 2" in caplog.text) == (lines > 0)
 
 
-def test_a_log_is_never_silent_for_longer_than_half_a_minute_and_an_epoch(caplog, monkeypatch):
-    clock = [1000.0]
-    monkeypatch.setattr(live.time, "monotonic", lambda: clock[0])
+@pytest.fixture
+def clock(monkeypatch, caplog) -> list[float]:
+    """The seconds that `time.monotonic` gives."""
+    seconds = [1000.0]
+    monkeypatch.setattr(live.time, "monotonic", lambda: seconds[0])
     caplog.set_level("INFO")
+    return seconds
+
+
+def test_a_log_is_never_silent_for_longer_than_half_a_minute_and_an_epoch(caplog, clock):
     progress = Progress(runs=1, epochs=1000, stream=io.StringIO())
     progress.start(RUN)
-    told = []
+    logged = []
     for epoch in range(1, 101):
         clock[0] += 7
-        progress(log_row(epoch))
-        if len(caplog.records) > len(told):
-            told.append(epoch)
+        progress(row_of(epoch, val_bag_auroc=None if epoch == 1 else 0.9))
+        if len(caplog.records) > len(logged):
+            logged.append(epoch)
     # the first epoch, and from then on every fifth: 35 s after the line before
-    assert told == [*range(1, 101, 5)]
-    for words in ("epoch 6/1000", "loss 0.5000", "val AUROC 0.9000", "left 1:55:58"):
-        assert words in caplog.messages[1]
+    assert logged == [*range(1, 101, 5)] and "val AUROC undefined" in caplog.messages[0]
+    for text in ("epoch 6/1000", "loss 0.5000", "val AUROC 0.9000", "left 1:55:58"):
+        assert text in caplog.messages[1]
 
 
-def test_a_long_epoch_is_not_silent(caplog, monkeypatch):
+def test_a_long_epoch_is_not_silent(caplog, clock):
     """Epochs of 200 steps, half a second each: a line every 30 s, with the last epoch's figures and the time left."""
-    clock = [1000.0]
-    monkeypatch.setattr(live.time, "monotonic", lambda: clock[0])
-    caplog.set_level("INFO")
     progress = Progress(runs=1, epochs=10, stream=io.StringIO())
     progress.start(RUN)
     for epoch in (1, 2):
         for step in range(1, 201):
             clock[0] += 0.5
             progress.step(epoch, step, 200)
-        progress(log_row(epoch, kept=True))
+        progress(row_of(epoch, kept=True))
     # after 30, 60 and 90 s; 100 s the epoch; 130, 160 and 190 s; 200 s the epoch
     assert [("step" in line) for line in caplog.messages] == [True, True, True, False] * 2
     # 10 epochs of 100 s less 30 s; of the first epoch nothing is known yet
@@ -270,20 +247,13 @@ def test_a_long_epoch_is_not_silent(caplog, monkeypatch):
 
 
 def test_a_run_tells_of_every_step_once_also_after_a_stop(tmp_path):
-    told: list[tuple[int, int, int]] = []
-    bags = [tiny_bag(i) for i in range(7)]
-
-    def attempt(stop):
-        running = fit(bags, tmp_path, epochs=2)
-        running.on_step = lambda *step: told.append(step)
-        running.stop = stop
-        running.run()
-
-    with pytest.raises(training.Interrupted):
-        attempt(lambda: len(told) == 3)
-    attempt(lambda: False)
-    steps = max(step for _, step, _ in told)
-    assert told == [(epoch, step, steps) for epoch in (1, 2) for step in range(1, steps + 1)] and steps > 1
+    steps: list[tuple[int, int, int]] = []
+    for stop in (lambda: len(steps) == 3, lambda: False):
+        running = fit([tiny_bag(i) for i in range(7)], tmp_path, epochs=2)
+        running.on_step, running.stop = lambda *step: steps.append(step), stop
+        with contextlib.suppress(training.Interrupted):
+            running.run()
+    assert steps == [(epoch, step, 4) for epoch in (1, 2) for step in range(1, 5)]
 
 
 def test_a_method_hears_of_every_epoch_before_its_first_step(tmp_path, monkeypatch):
