@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from smmil.artifacts.records import LogRow
 from smmil.artifacts.runs import append_log, load_state, save_state, truncate_log
@@ -23,8 +24,9 @@ from smmil.compute.devices import peak_memory, restore_rng_state, rng_state
 from smmil.config.training_options import TrainingOptions
 from smmil.data.batch import BagBatch
 from smmil.data.cache import BagCache, chunks
+from smmil.evaluate.metrics import auroc
+from smmil.layers.segments import segment_softmax, segment_sum
 from smmil.models.base import MILModel, forward
-from smmil.train.validation import selection_score, validate
 
 
 class Interrupted(Exception):
@@ -45,7 +47,7 @@ class Cursor:
     """Position in a run.
 
     Attributes:
-        epoch: current epoch, 1-based.
+        epoch: 1-based.
         step: batches of this epoch already done.
         order: training bags of this epoch in order; empty before it starts.
         sums: (term -> sum over bags) as float64 scalars on the device; `grad_norm` sums over steps.
@@ -61,12 +63,10 @@ class Cursor:
 
 def class_weight(labels: Sequence[float]) -> float:
     """Return pos_weight = n_negative / n_positive of the training bags."""
-    positive = sum(1 for y in labels if y == 1)
-    if not 0 < positive < len(labels):
-        raise ValueError(
-            f"class_weight: found {positive} positive of {len(labels)} training bags, expected both classes"
-        )
-    return (len(labels) - positive) / positive
+    n, positive = len(labels), sum(y == 1 for y in labels)
+    if not 0 < positive < n:
+        raise ValueError(f"class_weight: found {positive} positive of {n} training bags, expected both classes")
+    return (n - positive) / positive
 
 
 def warmup_factor(epoch: int, warmup_epochs: int, start: float) -> float:
@@ -78,10 +78,11 @@ def warmup_factor(epoch: int, warmup_epochs: int, start: float) -> float:
     return 1.0 if done >= warmup_epochs else start + (1.0 - start) * done / warmup_epochs
 
 
+@dataclass
 class Fit:
     """One run.
 
-    Args:
+    Attributes:
         model: freshly initialised, on its device.
         cache: all bags of the job.
         train: positions of the training bags in the cache.
@@ -96,30 +97,26 @@ class Fit:
         on_step: called after every step with the epoch, the step and the number of steps per epoch.
     """
 
-    def __init__(
-        self,
-        model: MILModel,
-        cache: BagCache,
-        train: Sequence[int],
-        val: Sequence[int],
-        options: TrainingOptions,
-        *,
-        base_lr: float,
-        seed: int,
-        folder: Path,
-        key: str,
-        stop: Callable[[], bool] = lambda: False,
-        report: Callable[[LogRow], None] = lambda row: None,
-        on_step: Callable[[int, int, int], None] = lambda epoch, step, steps: None,
-    ) -> None:
-        self.model, self.cache, self.options = model, cache, options
-        self.train, self.val = list(train), list(val)
-        self.base_lr, self.folder, self.key = base_lr, folder, key
-        self.stop, self.report, self.on_step = stop, report, on_step
+    model: MILModel
+    cache: BagCache
+    train: Sequence[int]
+    val: Sequence[int]
+    options: TrainingOptions
+    base_lr: float
+    seed: int
+    folder: Path
+    key: str
+    stop: Callable[[], bool] = lambda: False
+    report: Callable[[LogRow], None] = lambda row: None
+    on_step: Callable[[int, int, int], None] = lambda epoch, step, steps: None
+    cursor: Cursor = field(default_factory=Cursor)
+    best: Best = field(default_factory=Best)
+
+    def __post_init__(self) -> None:
         # On the CPU the fused kernel saves 5 to 19 % of a step.
-        self.optimizer = torch.optim.Adam(model.parameters(), base_lr, fused=cache.device.type == "cpu" or None)
-        self.generator = torch.Generator().manual_seed(seed)
-        self.cursor, self.best = Cursor(), Best()
+        fused = self.cache.device.type == "cpu" or None
+        self.optimizer = torch.optim.Adam(self.model.parameters(), self.base_lr, fused=fused)
+        self.generator = torch.Generator().manual_seed(self.seed)
 
     def run(self) -> Best:
         """Train to the last epoch, from the saved state if there is one.
@@ -135,24 +132,18 @@ class Fit:
             self.cursor = Cursor(epoch=self.cursor.epoch + 1)
             # The log comes first, so that every epoch of a state has its row on disk.
             append_log(self.folder / "log.jsonl", row)
-            if self._is_state_due(time.monotonic() - saved):
+            done = row.epoch == self.options.epochs
+            late = time.monotonic() - saved >= self.options.checkpoint_seconds
+            if done or (late and row.epoch % self.options.checkpoint_every == 0):
                 self._save()
                 saved = time.monotonic()
             self.report(row)
         return self.best
 
-    def _is_state_due(self, seconds: float) -> bool:
-        """Return whether to save after the epoch just finished, `seconds` after the previous state."""
-        done = self.cursor.epoch - 1
-        if done == self.options.epochs:
-            return True
-        return done % self.options.checkpoint_every == 0 and seconds >= self.options.checkpoint_seconds
-
     def _epoch(self) -> LogRow:
         started, cursor = time.perf_counter(), self.cursor
-        learning_rate = self.base_lr * warmup_factor(
-            cursor.epoch, self.options.warmup_epochs, self.options.warmup_start
-        )
+        warmup = warmup_factor(cursor.epoch, self.options.warmup_epochs, self.options.warmup_start)
+        learning_rate = self.base_lr * warmup
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         if not cursor.order:
@@ -242,3 +233,53 @@ def _snapshot(model: MILModel) -> dict[str, Tensor]:
     """Return a copy of the state dict's tensors on the CPU; extra state serves training only."""
     weights = model.state_dict().items()
     return {name: value.detach().cpu().clone() for name, value in weights if isinstance(value, Tensor)}
+
+
+def selection_score(bag_auroc: float | None, bce: float) -> float:
+    """Return validation bag AUROC (0 if undefined: one class) minus validation BCE."""
+    return (0.0 if bag_auroc is None else bag_auroc) - bce
+
+
+@torch.no_grad()
+def validate(
+    model: MILModel, cache: BagCache, index: Sequence[int], options: TrainingOptions
+) -> dict[str, float | None]:
+    """Compute the validation metrics of one epoch on the bags at `index`; sets the model to eval mode.
+
+    Returns:
+        `val_loss`, `val_loss_<term>` (means over bags), `val_bag_auroc` and `val_instance_auroc` (None if undefined),
+        `val_selection_bce` (bag cross entropy with class weight, for the selection score; mean over bags, or mean of
+        batch means as released), `val_score_entropy` (entropy of the softmax of a bag's instance scores over log N,
+        mean over bags: 1 = uniform, 0 = one instance).
+    """
+    model.eval()
+    sums: dict[str, Tensor] = {}
+    collected: list[tuple[Tensor, ...]] = []
+    entropies: list[Tensor] = []
+    for batch in cache.batches(chunks(index, options.batch_size)):
+        output = forward(model, batch, options.precision)
+        terms = model.loss(batch, output)
+        for name, term in {**terms, "": torch.stack(list(terms.values())).sum()}.items():
+            sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64, device=term.device)) + term * batch.n_bags
+        collected.append((output.bag_logit.double(), batch.y.double(), output.instance_score, batch.y_inst))
+        entropies.append(_entropy(output.instance_score.double(), batch))
+    logits, y, scores, y_inst = (torch.cat(parts) for parts in zip(*collected, strict=True))
+    weight = model.pos_weight.double()
+    per_bag = binary_cross_entropy_with_logits(logits, y, pos_weight=weight, reduction="none")
+    released = "select_val_loss" in options.active_quirks
+    means = [part.mean() for part in torch.split(per_bag, options.batch_size if released else len(per_bag))]
+    known = y_inst >= 0
+    finite = bool(torch.isfinite(logits).all()) and bool(torch.isfinite(scores).all())
+    return {
+        **{f"val_loss_{name}" if name else "val_loss": float(value) / len(index) for name, value in sums.items()},
+        "val_selection_bce": float(torch.stack(means).mean()),
+        "val_bag_auroc": auroc(y.cpu().numpy(), logits.cpu().numpy()) if finite else math.nan,
+        "val_instance_auroc": auroc(y_inst[known].cpu().numpy(), scores[known].cpu().numpy()) if finite else math.nan,
+        "val_score_entropy": float(torch.cat(entropies).mean()),
+    }
+
+
+def _entropy(score: Tensor, batch: BagBatch) -> Tensor:
+    """Compute the entropy of each bag's softmax over its maximum log N: (M,) -> (B,); 0 for a single instance."""
+    entropy = segment_sum(torch.special.entr(segment_softmax(score, batch.offsets))[:, None], batch.offsets)[:, 0]
+    return entropy / batch.sizes.clamp(min=2).double().log()

@@ -6,11 +6,10 @@ settings, data options and arguments of the method, so that a key contains only 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -27,16 +26,9 @@ from smmil.data.splits import Split, make_split
 
 @dataclass(frozen=True)
 class Job:
-    """The runs of one method on one data set: splits x learning rates.
+    """The runs of one method on one data set, splits x learning rates, in the folder `out`.
 
-    Attributes:
-        dataset: name of the data set.
-        encoder: name of the encoder.
-        name: method or variant.
-        method_options: keyword arguments of the method.
-        options: training options.
-        source: source of the bags.
-        out: folder of the runs.
+    `name` is a method or variant, `method_options` holds keyword arguments of the method.
     """
 
     dataset: str
@@ -64,7 +56,7 @@ def job_options(
         text: value of `--config-json`.
         method: method or variant.
         splits: value of `--splits`, which takes precedence.
-        learning_rates: value of `--learning-rates`, which takes precedence.
+        learning_rates: value of `--learning-rates`, which takes precedence over the quirks, too.
 
     Raises:
         ValueError: invalid JSON, or an unknown or invalid option.
@@ -72,19 +64,15 @@ def job_options(
     values = json_argument(text, "--config-json")
     if splits:
         values["splits"] = _numbers(splits, int, "--splits")
-    options = _validated(values).under_quirks(base_method(method))
-    if learning_rates:
-        rates = _numbers(learning_rates, float, "--learning-rates")
-        options = _validated({**options.model_dump(), "learning_rates": rates})
-    return options
-
-
-def _validated(values: Mapping[str, Any]) -> TrainingOptions:
     try:
-        return TrainingOptions.model_validate(values)
+        options = TrainingOptions.model_validate(values).under_quirks(base_method(method))
+        if learning_rates:
+            rates = _numbers(learning_rates, float, "--learning-rates")
+            options = TrainingOptions.model_validate({**options.model_dump(), "learning_rates": rates})
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']} (found {e['input']!r})" for e in error.errors()]
         raise ValueError(f"--config-json: {'; '.join(lines)}") from error
+    return options
 
 
 def _numbers(text: str, kind: type[int] | type[float], name: str) -> list[int | float]:
@@ -110,11 +98,7 @@ def check_variant(name: str, method_options: MethodOptions) -> None:
 
 
 def job_specs(job: Job, part: int | None = None) -> list[RunSpec]:
-    """Return the runs of a job or of one split, by split and learning rate.
-
-    Args:
-        job: the job.
-        part: seed of the only split; None = all.
+    """Return the runs of a job, or of the split with seed `part`, by split and learning rate.
 
     Raises:
         ValueError: no such split, a variant without its argument, or arguments that contradict the active quirks.
@@ -148,15 +132,7 @@ def job_specs(job: Job, part: int | None = None) -> list[RunSpec]:
 
 
 def summary(specs: Sequence[RunSpec], job: Job) -> RunsFile:
-    """Return the content of `runs.json`: inputs and results only, no times and no paths.
-
-    Args:
-        specs: finished runs.
-        job: the job they belong to.
-
-    Raises:
-        RuntimeError: a run is not finished.
-    """
+    """Return the content of `runs.json` for finished runs of a job: inputs and results only, no times and no paths."""
     runs: list[RunEntry] = []
     for spec in specs:
         done = read_done(job.out / spec.name, spec.key)

@@ -12,7 +12,7 @@ from smmil.artifacts.runs import read_log
 from smmil.config.methods import WITH_GLOBAL, WITHOUT_GLOBAL, display_name, group_of
 from smmil.config.variants import Variant
 from smmil.train import __main__ as train
-from smmil.train import progress as live
+from smmil.train import job
 from smmil.train.specs import check_variant
 from tests.helpers.grids import predict_method
 from tests.helpers.train_helpers import train_arguments
@@ -96,7 +96,7 @@ def test_single_methods_are_cut_into_parts_with_their_variants(tmp_path):
 
 
 def test_tensorboard_without_its_package_is_one_clear_error_before_training(dataset, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(live, "find_spec", lambda name: None)
+    monkeypatch.setattr(job, "find_spec", lambda name: None)
     assert train.main(train_arguments(dataset, tmp_path, "abmil", tensorboard=True)) == 2
     error = capsys.readouterr().err
     assert "tensorboard is not installed" in error and "Traceback" not in error
@@ -128,7 +128,7 @@ def fake_tensorboard(monkeypatch):
     module = types.ModuleType("torch.utils.tensorboard")
     module.SummaryWriter = FakeWriter
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    monkeypatch.setattr(live, "find_spec", lambda name: object())
+    monkeypatch.setattr(job, "find_spec", lambda name: object())
 
 
 def test_every_number_of_the_log_reaches_tensorboard_and_the_run_stays_the_same(dataset, tmp_path, fake_tensorboard):

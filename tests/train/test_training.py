@@ -90,7 +90,7 @@ def fit(bags: list[Bag], folder: Path, **options) -> Fit:
     index = list(range(len(bags)))
     settings = TrainingOptions(device="cpu", batch_size=2, **options)
     cache = BagCache(bags, torch.device("cpu"))
-    return Fit(model, cache, index, index, settings, base_lr=0.01, seed=0, folder=folder, key="k")
+    return Fit(model, cache, index, index, settings, 0.01, 0, folder, "k")
 
 
 def test_class_weight_is_the_ratio_of_the_training_bags():
