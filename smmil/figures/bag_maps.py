@@ -32,8 +32,8 @@ from smmil.config.methods import display_name, marked_name
 from smmil.evaluate.metrics import auroc, labelled
 from smmil.figures.entries import MapEntry, MapsFile
 from smmil.figures.job import in_order
-from smmil.figures.map_panels import MapBag, Panel, draw_scan, draw_slide, read_map_bag
-from smmil.figures.plotting import colour_of
+from smmil.figures.map_panels import MapBag, Panel, draw_map, read_map_bag
+from smmil.figures.plotting import RANDOM_MARK, colour_of
 from smmil.figures.top_tiles import draw_top_tiles, read_top_tiles
 
 logger = logging.getLogger(__name__)
@@ -42,15 +42,10 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 def select_bags(test: Arrays, n: int) -> list[str]:
-    """Choose bags to draw.
+    """Choose `n` of the test bags (`Predictions.part`) to draw, or fewer; return their ids.
 
-    Args:
-        test: arrays of the test bags (`Predictions.part`).
-        n: number of bags; a third of them (at least one of two) is negative.
-
-    Returns:
-        Bag ids: positives evenly between the highest and the median lesion share, then negatives of middle size; fewer
-        than `n` if there are not enough.
+    Positives lie evenly between the highest and the median lesion share; a third of all (at least one of two) are
+    negatives of middle size.
     """
     sizes, offsets, ids = np.diff(test["offsets"]), test["offsets"], test["bag_id"].tolist()
     filled = np.flatnonzero(sizes > 0).tolist()
@@ -104,12 +99,13 @@ def draw_maps(
     maps: list[MapEntry] = []
     unreadable: list[str] = []
     for bag_id in bag_ids or (select_bags(runs[0].predictions.part("test"), n_bags) if runs else []):
-        maps.append(draw_bag(instances, bag_id, runs, out / f"{bag_id}.png", absent))
+        bag = read_map_bag(instances, bag_id)
+        maps.append(draw_bag(bag, runs, out / f"{bag_id}.png", absent))
         logger.info("%s", out / f"{bag_id}.png")
         MapEntry.model_validate({**maps[-1].as_json(), **made}).write(out / f"{bag_id}.json")
         if images and bag_id in images:
             try:
-                maps.append(draw_tiles(instances, bag_id, runs, images[bag_id], out / f"{bag_id}.tiles.png"))
+                maps.append(draw_tiles(bag, runs, images[bag_id], out / f"{bag_id}.tiles.png"))
             except (OSError, ValueError) as error:
                 # raw files may have moved away since
                 logger.warning("no tiles of %s: %s", bag_id, error)
@@ -120,92 +116,72 @@ def draw_maps(
     )
 
 
-def draw_bag(
-    instances: Path, bag_id: str, runs: Sequence[ChosenRun], out: Path, absent: Sequence[str] = ()
-) -> MapEntry:
-    """Draw one bag with all methods.
-
-    Args:
-        instances: folder with `store/` and `thumbnails/`.
-        bag_id: name of the bag.
-        runs: runs to draw, at least one.
-        out: PNG to write.
-        absent: expected methods that have no run.
+def draw_bag(bag: MapBag, runs: Sequence[ChosenRun], out: Path, absent: Sequence[str] = ()) -> MapEntry:
+    """Draw one bag with all methods, at least one; `absent` are the expected methods without a run.
 
     Raises:
-        ValueError: predictions and store hold different numbers of instances, or the stored bag is damaged.
+        ValueError: predictions and store hold different numbers of instances.
     """
-    bag = read_map_bag(instances, bag_id)
     if bag.coverage is not None and np.isnan(bag.coverage).all():
         # nothing is known to compare with
         bag = replace(bag, coverage=None)
     loaded = [bag_scores(run, bag) for run in runs]
     panels = [_panel(run, *part) for run, part in zip(runs, loaded, strict=True)]
-    signed = signed_panels(max(runs, key=lambda run: run.predictions.meta.selection_score), bag_id)
-    panels += signed
+    signed = signed_panels(preferred(runs), bag.bag_id)
     first = loaded[0][0]
-    label = float(first["y"][0])
-    truth = {0.0: "negative", 1.0: "positive"}.get(label, "unlabelled")
-    random = any(run.random_weights for run in runs)
-    title = f"{bag_id} ({truth} test bag, {bag.n} instances)"
+    truth = {0.0: "negative", 1.0: "positive"}.get(float(first["y"][0]), "unlabelled")
+    title = f"{bag.bag_id} ({truth} test bag, {bag.n} instances)"
     title += f"   {len(absent)} of {len(runs) + len(absent)} methods have no run" if absent else ""
-    title += "   † RANDOM ENCODER WEIGHTS" if random else ""
-    if bag.is_scan:
-        draw_scan(bag, panels, title, out)
-    else:
-        draw_slide(bag, panels, title, out)
+    title += f"   {RANDOM_MARK}" if any(run.random_weights for run in runs) else ""
+    draw_map(bag, [*panels, *signed], title, out)
     lesion = "not annotated" if bag.coverage is None else f"{100 * float(np.mean(first['y_inst'] == 1)):.3g} % positive"
-    caption = f"{bag_id}: {truth} test bag of {bag.n} instances, {lesion}."
+    caption = f"{bag.bag_id}: {truth} test bag of {bag.n} instances, {lesion}."
     caption += " Colours run from the lowest to the highest raw score of each map, the numbers below it; overlapping "
     caption += "tiles are averaged. AUROC: instances of this bag only. Threshold: from validation."
     if signed:
         caption += " Last: sign-aware scores of the run that validation prefers, as they are and smoothed by Sm."
-    return MapEntry(
-        bag_id=bag_id,
-        label=None if np.isnan(label) else int(label),
-        title=f"{bag_id}, {truth}",
-        file=out.name,
-        files=(out.name, out.with_suffix(".pdf").name),
-        protocol=runs[0].predictions.meta.protocol,
-        random_weights=random,
-        notes=(*absent_methods(absent, len(runs) + len(absent)), *inverted_runs(runs)),
-        caption=caption + (" Random encoder weights." if random else ""),
-        runs=tuple(f"{run.method}/{run.run}" for run in runs),
-    )
+    notes = (*absent_methods(absent, len(runs) + len(absent)), *inverted_runs(runs))
+    return _entry(bag, first, runs, out, f"{bag.bag_id}, {truth}", caption, notes=notes)
 
 
-def draw_tiles(instances: Path, bag_id: str, runs: Sequence[ChosenRun], image: Path, out: Path) -> MapEntry:
+def draw_tiles(bag: MapBag, runs: Sequence[ChosenRun], image: Path, out: Path) -> MapEntry:
     """Draw the tiles or slices of a bag with the highest and lowest scores of the run that validation prefers.
 
-    Args:
-        instances: folder with `store/` and `thumbnails/`.
-        bag_id: name of the bag.
-        runs: runs to choose from, at least one.
-        image: the slide, or the folder that the files of a scan are relative to.
-        out: PNG to write.
+    `image` is the slide, or the folder that the files of a scan are relative to.
 
     Raises:
-        ValueError: the image cannot be read or is another one, or a damaged bag.
+        ValueError: the image cannot be read or is another one.
     """
-    run = max(runs, key=lambda run: run.predictions.meta.selection_score)
-    bag = read_map_bag(instances, bag_id)
+    run = preferred(runs)
     part, scores, _ = bag_scores(run, bag)
-    label, what = float(part["y"][0]), "slices" if bag.is_scan else "tiles"
-    title = f"{bag_id}: {what} with the highest and the lowest scores of {display_name(run.method)}"
-    draw_top_tiles(
-        read_top_tiles(image, bag.attrs, bag.coords, scores), bag.attrs, title, out, random=run.random_weights
-    )
+    what = "slices" if bag.is_scan else "tiles"
+    title = f"{bag.bag_id}: {what} with the highest and the lowest scores of {display_name(run.method)}"
+    tiles = read_top_tiles(image, bag.attrs, bag.coords, scores)
+    draw_top_tiles(tiles, bag.attrs, title, out, random=run.random_weights)
+    caption = f"{title}, the run that validation prefers; score above, rank below. Tiles do not overlap."
+    return _entry(bag, part, [run], out, title, caption)
+
+
+def preferred(runs: Sequence[ChosenRun]) -> ChosenRun:
+    """Return the run with the best selection score on validation."""
+    return max(runs, key=lambda run: run.predictions.meta.selection_score)
+
+
+def _entry(
+    bag: MapBag, part: Arrays, runs: Sequence[ChosenRun], out: Path, title: str, caption: str, **more: Any
+) -> MapEntry:
+    label, random = float(part["y"][0]), any(run.random_weights for run in runs)
     return MapEntry(
-        bag_id=bag_id,
+        bag_id=bag.bag_id,
         label=None if np.isnan(label) else int(label),
         title=title,
         file=out.name,
         files=(out.name, out.with_suffix(".pdf").name),
-        protocol=run.predictions.meta.protocol,
-        random_weights=run.random_weights,
-        caption=f"{title}, the run that validation prefers; score above, rank below. Tiles do not overlap."
-        + (" Random encoder weights." if run.random_weights else ""),
-        runs=(f"{run.method}/{run.run}",),
+        protocol=runs[0].predictions.meta.protocol,
+        random_weights=random,
+        caption=caption + (" Random encoder weights." if random else ""),
+        runs=tuple(f"{run.method}/{run.run}" for run in runs),
+        **more,
     )
 
 

@@ -21,13 +21,7 @@ class Picture(Record):
 
 
 class MissingRuns(Record):
-    """Runs of a layout without metrics.
-
-    Attributes:
-        expected: number of runs of the layout.
-        missing: number of runs without metrics.
-        where: (method, number of its missing runs) by dataset title.
-    """
+    """How many runs of a layout have no metrics; `where` has (method, number of its missing runs) by dataset title."""
 
     expected: int
     missing: int

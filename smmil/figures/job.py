@@ -33,19 +33,9 @@ FIGURE_QUIRKS = {"sm_alpha_rule", "sm_spectral_norm", "eval_histogram"}
 
 @dataclass(frozen=True)
 class Job:
-    """One figure to draw.
+    """One figure to draw; the fields are the arguments of the command line.
 
-    Attributes:
-        figure: key of `smmil.figures.__main__.DRAWERS`.
-        layout: datasets and methods.
-        metrics: metrics by (dataset, encoder, method).
-        out: PNG to write.
-        metrics_files: the files of the metrics.
-        indexes: index.json of predictions.
-        runs: runs.json files of training.
-        instances: folder of the instances stage by dataset.
-        seed: split whose run is drawn; None = the first.
-        bag_ids: bags of a map; () = chosen by lesion share.
+    Metrics and their files are by (dataset, encoder, method), folders of the instances stage by dataset.
     """
 
     figure: str
@@ -101,14 +91,12 @@ class Job:
     @property
     def missing(self) -> MissingRuns:
         """Runs of the layout without metrics."""
-        rows, where = 0, dict[str, list[tuple[str, int]]]()
-        for dataset, method, runs in self.rows():
-            rows += 1
-            if len(runs) < self.n_splits:
-                where.setdefault(dataset.title, []).append((method, self.n_splits - len(runs)))
-        missing = sum(n for gaps in where.values() for _, n in gaps)
-        gaps = {title: tuple(gaps) for title, gaps in where.items()}
-        return MissingRuns(expected=rows * self.n_splits, missing=missing, where=gaps)
+        where, rows = dict[str, tuple[tuple[str, int], ...]](), list(self.rows())
+        for dataset, method, runs in rows:
+            if gap := max(0, self.n_splits - len(runs)):
+                where[dataset.title] = (*where.get(dataset.title, ()), (method, gap))
+        missing = sum(gap for gaps in where.values() for _, gap in gaps)
+        return MissingRuns(expected=len(rows) * self.n_splits, missing=missing, where=where)
 
 
 @dataclass(frozen=True)

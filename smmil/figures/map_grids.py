@@ -78,7 +78,7 @@ def _draw(
             if bag.is_scan:
                 scan_block(part, bag, panels)
             else:
-                fill_slide(part, bag, panels, cells_of_slide(bag, len(panels) + 2, MAP)[2])
+                fill_slide(part, bag, panels, MAP)
             runs += [f"{dataset.name}/{dataset.encoder}/{run.method}/{run.run}" for _, run in rows if run]
             notes.append(f"{dataset.title}: bag {bag.bag_id}.")
         if not blocks:

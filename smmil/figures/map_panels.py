@@ -57,17 +57,7 @@ class MapBag:
 
 @dataclass(frozen=True)
 class Panel:
-    """Scores of one map.
-
-    Attributes:
-        title: heading.
-        scores: (N,) scores; None = no run.
-        text: text under the map.
-        name: short name, for the legend of a montage.
-        colour: colour of a curve.
-        threshold: threshold from validation.
-        quantity: what the scores are.
-    """
+    """Scores (N,) of one map, None = no run; `text` stands under it, `name` in the legend of a montage."""
 
     title: str
     scores: Array | None
@@ -126,30 +116,15 @@ def paint(coords: Array, side: float, values: Array, shape: tuple[int, ...]) -> 
     return painted
 
 
-def draw_thumbnail(ax: Any, bag: MapBag, size: float = 9) -> None:
-    """Draw a slide with its lesions outlined; `size` is the font size of the title."""
-    ax.imshow(bag.picture)
-    lesions = bag.outlines.get("lesion", [])
-    for ring in lesions:
-        ax.plot(*(np.array(ring) / bag.outlines["downsample"]).T, color=POSITIVE, linewidth=1)
-    ax.set_title("Slide, lesion outlined" if lesions else "Slide", fontsize=size)
-
-
-def draw_map(
-    ax: Any, bag: MapBag, values: Array | None, limits: tuple[float, float] = (0, 1), colours: str = CONTINUOUS
-) -> Any:
-    """Lay values (N,) of the tiles of a slide over its grey thumbnail; None = only the thumbnail.
-
-    `limits` are the values of the first and last colour. Return the image of the tiles, for a colour bar.
-    """
+def _draw_tiles(ax: Any, bag: MapBag, values: Array | None, colours: str = CONTINUOUS) -> None:
+    """Lay values (N,) in [0, 1] of the tiles of a slide over its grey thumbnail; None = only the thumbnail."""
     grey = bag.picture[..., :3].mean(axis=2) / (255 if bag.picture.dtype == np.uint8 else 1)
     ax.imshow(grey, cmap="gray", vmin=0, vmax=1)
-    if values is None:
-        return None
-    downsample = float(bag.outlines["downsample"])
-    side = bag.attrs.l0_footprint_px / downsample
-    painted = paint(bag.coords / downsample, side, values.astype(np.float64), grey.shape)
-    return ax.imshow(painted, cmap=colours, vmin=limits[0], vmax=limits[1], alpha=OPACITY, interpolation="nearest")
+    if values is not None:
+        downsample = float(bag.outlines["downsample"])
+        side = bag.attrs.l0_footprint_px / downsample
+        painted = paint(bag.coords / downsample, side, values.astype(np.float64), grey.shape)
+        ax.imshow(painted, cmap=colours, vmin=0, vmax=1, alpha=OPACITY, interpolation="nearest")
 
 
 def view_of(bag: MapBag) -> tuple[float, float, float, float]:
@@ -188,7 +163,7 @@ def cells_of_slide(bag: MapBag, n: int, max_cell: float) -> tuple[float, float, 
     return width, min(width * aspect, 1.7 * max_cell), per_row
 
 
-def fill_slide(figure: Any, bag: MapBag, panels: Sequence[Panel], per_row: int) -> None:
+def fill_slide(figure: Any, bag: MapBag, panels: Sequence[Panel], max_cell: float) -> None:
     """Draw a slide, the truth if it is known, and a map per panel into a figure or subfigure, on one scale of colours.
 
     Colours run from the lowest to the highest score of each panel; both ends stand below it.
@@ -197,18 +172,23 @@ def fill_slide(figure: Any, bag: MapBag, panels: Sequence[Panel], per_row: int) 
 
     truth = [] if bag.coverage is None else [bag.coverage]
     n = 1 + len(truth) + len(panels)
+    per_row = cells_of_slide(bag, n, max_cell)[2]
     axes = figure.subplots(-(-n // per_row), per_row, squeeze=False).ravel()
     for ax in axes:
         ax.set_xticks([])
         ax.set_yticks([])
         ax.spines[:].set_visible(False)
-    draw_thumbnail(axes[0], bag, 8.5)
+    lesions = bag.outlines.get("lesion", [])
+    axes[0].imshow(bag.picture)
+    for ring in lesions:
+        axes[0].plot(*(np.array(ring) / bag.outlines["downsample"]).T, color=POSITIVE, linewidth=1)
+    axes[0].set_title("Slide, lesion outlined" if lesions else "Slide", fontsize=8.5)
     for ax, coverage in zip(axes[1:], truth, strict=False):
-        draw_map(ax, bag, coverage, colours=TRUTH)
+        _draw_tiles(ax, bag, coverage, TRUTH)
         ax.set_title("Not annotated" if np.isnan(coverage).all() else "Ground truth", fontsize=8.5)
         ax.set_xlabel("darker: more lesion", fontsize=7.5)
     for ax, panel in zip(axes[1 + len(truth) :], panels, strict=False):
-        draw_map(ax, bag, None if panel.scores is None else min_max(panel.scores))
+        _draw_tiles(ax, bag, None if panel.scores is None else min_max(panel.scores))
         ax.set_title(panel.title, fontsize=8.5)
         ax.set_xlabel(panel.text or _range_of(panel), fontsize=7.5, color=NEUTRAL if panel.scores is None else INK)
     left, top, right, bottom = view_of(bag)
@@ -221,13 +201,12 @@ def fill_slide(figure: Any, bag: MapBag, panels: Sequence[Panel], per_row: int) 
         axes[0].text(x, y - 0.015 * (bottom - top), bar[1], va="bottom", fontsize=7)
     for ax in axes[n:]:
         ax.set_axis_off()
-    scored = [panel for panel in panels if panel.scores is not None]
-    if scored:
+    if any(panel.scores is not None for panel in panels):
         colours = figure.colorbar(ScalarMappable(cmap=CONTINUOUS), ax=list(axes), location="bottom", **BAR)
         colours.set_ticks([0, 1], labels=["lowest", "highest score of each map"])
         colours.ax.tick_params(labelsize=7.5, length=0)
         colours.outline.set_visible(False)
-        _mark_threshold(colours, scored)
+        _mark_threshold(colours, panels)
 
 
 def _range_of(panel: Panel) -> str:
@@ -242,32 +221,38 @@ def _range_of(panel: Panel) -> str:
 
 def _mark_threshold(bar: Any, panels: Sequence[Panel]) -> None:
     """Mark the threshold on the colour bar of a single map."""
-    panel = panels[0]
-    if len(panels) == 1 and panel.scores is not None and panel.threshold is not None:
+    (panel, *others) = [panel for panel in panels if panel.scores is not None]
+    if not others and panel.scores is not None and panel.threshold is not None:
         low, high = float(panel.scores.min()), float(panel.scores.max())
         if low < panel.threshold < high:
             bar.ax.axvline((panel.threshold - low) / (high - low), color=POSITIVE, linewidth=1.6)
 
 
-def draw_slide(
+def draw_map(
     bag: MapBag, panels: Sequence[Panel], title: str, out: Path, *, max_cell: float = 2.0, caption: Sequence[str] = ()
 ) -> None:
-    """Draw the slide, the truth if it is known, and the scores of every panel over the tissue.
+    """Draw the scores of every panel: over the tissue beside slide and truth, or over the slices beside a montage.
 
     Args:
-        bag: a slide.
+        bag: a slide or scan; the truth is drawn if it is known.
         panels: one per method, with scores.
         title: heading of the picture.
         out: PNG to write.
-        max_cell: side of a square map, inches; others have its area.
+        max_cell: side of a square map of a slide, inches; others have its area.
         caption: lines below the maps, wrapped to the picture.
     """
-    n = 1 + (bag.coverage is not None) + len(panels)
-    width, height, per_row = cells_of_slide(bag, n, max_cell)
     with style(grid=False):
-        figure = new_figure(max(5.0, width * per_row + 0.1), -(-n // per_row) * (height + 0.85) + 0.7)
+        if bag.is_scan:
+            figure = new_figure(MAX_WIDTH, max(4.2, 0.9 * len(panels) + 1))
+        else:
+            n = 1 + (bag.coverage is not None) + len(panels)
+            width, height, per_row = cells_of_slide(bag, n, max_cell)
+            figure = new_figure(max(5.0, width * per_row + 0.1), -(-n // per_row) * (height + 0.85) + 0.7)
         _caption(figure, caption)
-        fill_slide(figure, bag, panels, per_row)
+        if bag.is_scan:
+            _fill_scan(figure, bag, panels)
+        else:
+            fill_slide(figure, bag, panels, max_cell)
         figure.suptitle(title, fontsize=9.5, x=0.01, ha="left")
         save(figure, out)
 
@@ -281,29 +266,24 @@ def _caption(figure: Any, lines: Sequence[str]) -> None:
         figure.supxlabel("\n".join(wrapped), x=0.01, ha="left", fontsize=8, color=POSITIVE)
 
 
-def draw_scan(bag: MapBag, panels: Sequence[Panel], title: str, out: Path, *, caption: Sequence[str] = ()) -> None:
-    """Draw every panel's scores over the slices, and the montage with a bar per panel. Arguments as `draw_slide`."""
-    with style(grid=False):
-        figure = new_figure(MAX_WIDTH, max(4.2, 0.9 * len(panels) + 1))
-        _caption(figure, caption)
-        left, right = figure.subfigures(1, 2, width_ratios=[1, 1.15])
-        axes = left.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-        truth = np.zeros(bag.n) if bag.coverage is None else bag.coverage
-        for ax, panel in zip(axes, panels, strict=True):
-            for mask, colour in ((truth > 0, POSITIVE), (np.isnan(truth), NEUTRAL)):
-                for i in np.flatnonzero(mask):
-                    ax.axvspan(i - 0.5, i + 0.5, color=colour, alpha=0.16, linewidth=0)
-            ax.plot(np.arange(bag.n), panel.scores, color=panel.colour, marker="o", markersize=2.6, linewidth=1.2)
-            if panel.threshold is not None:
-                ax.axhline(panel.threshold, color=NEUTRAL, linewidth=0.9, linestyle="--")
-            ax.set_title(panel.title.replace("\n", "   "), loc="left")
-            ax.set_ylabel("score")
-        legend = "" if bag.coverage is None else "; red: positive, grey: unknown"
-        axes[-1].set_xlabel(f"slice in anatomical order{legend}; dashed: validation threshold")
-        axes[-1].set_xlim(-0.5, bag.n - 0.5)
-        _montage(right, bag, panels)
-        figure.suptitle(title, fontsize=9.5, x=0.01, ha="left")
-        save(figure, out)
+def _fill_scan(figure: Any, bag: MapBag, panels: Sequence[Panel]) -> None:
+    """Draw every panel's scores over the slices, and the montage with a bar per panel."""
+    left, right = figure.subfigures(1, 2, width_ratios=[1, 1.15])
+    axes = left.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    truth = np.zeros(bag.n) if bag.coverage is None else bag.coverage
+    for ax, panel in zip(axes, panels, strict=True):
+        for mask, colour in ((truth > 0, POSITIVE), (np.isnan(truth), NEUTRAL)):
+            for i in np.flatnonzero(mask):
+                ax.axvspan(i - 0.5, i + 0.5, color=colour, alpha=0.16, linewidth=0)
+        ax.plot(np.arange(bag.n), panel.scores, color=panel.colour, marker="o", markersize=2.6, linewidth=1.2)
+        if panel.threshold is not None:
+            ax.axhline(panel.threshold, color=NEUTRAL, linewidth=0.9, linestyle="--")
+        ax.set_title(panel.title.replace("\n", "   "), loc="left")
+        ax.set_ylabel("score")
+    legend = "" if bag.coverage is None else "; red: positive, grey: unknown"
+    axes[-1].set_xlabel(f"slice in anatomical order{legend}; dashed: validation threshold")
+    axes[-1].set_xlim(-0.5, bag.n - 0.5)
+    _montage(right, bag, panels)
 
 
 def _montage(figure: Any, bag: MapBag, panels: Sequence[Panel]) -> None:

@@ -74,12 +74,7 @@ def headline(figure: Any, *lines: str, random: bool = False) -> None:
 
 
 def save(figure: Any, path: Path) -> None:
-    """Save a figure as PNG and PDF, each atomically and without dates, so that equal figures give equal bytes.
-
-    Args:
-        figure: made by `new_figure` inside `style`.
-        path: PNG file; the PDF is written beside it.
-    """
+    """Save a figure as PNG at `path` and PDF beside it, without dates, so that equal figures give equal bytes."""
     stamps = {"png": {"Software": None}, "pdf": {"Creator": None, "Producer": None, "CreationDate": None}}
     for kind, metadata in stamps.items():
         stream = io.BytesIO()
@@ -94,11 +89,10 @@ def look_of(method: str) -> tuple[str, str]:
         return _OTHER, "."
     group = METHODS[method].group
     families = {name: entry.family for name, entry in METHODS.items() if entry.group == group}
-    colours = dict.fromkeys(families.values(), _OTHER) | dict(
-        zip(dict.fromkeys(families.values()), _PALETTE, strict=False)
-    )
-    same = [name for name, family in families.items() if colours[family] == colours[families[method]]]
-    return colours[families[method]], _MARKERS[group][same.index(method) % len(_MARKERS[group])]
+    colours = dict(zip(dict.fromkeys(families.values()), _PALETTE, strict=False))
+    looks = {name: colours.get(family, _OTHER) for name, family in families.items()}
+    same = [name for name, colour in looks.items() if colour == looks[method]]
+    return looks[method], _MARKERS[group][same.index(method) % len(_MARKERS[group])]
 
 
 def colour_of(method: str) -> str:

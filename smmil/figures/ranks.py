@@ -8,6 +8,9 @@ the picture carries a warning.
 import textwrap
 from typing import Any
 
+import numpy as np
+from scipy.optimize import isotonic_regression
+
 from smmil.artifacts.results import split_values
 from smmil.config.methods import marked_name
 from smmil.evaluate.ranks import RankTest, rank_test
@@ -119,20 +122,11 @@ def _diagram(ax: Any, label: str, test: RankTest, out: list[str]) -> None:
 def _apart(ranks: list[float], gap: float) -> list[float]:
     """Move sorted ranks that are closer than `gap` apart, so that no mark hides another.
 
-    The exact rank stands beside the name.
+    The exact rank stands beside the name. Clusters keep their mean, as neighbours pooled by isotonic regression do.
     """
-    clusters: list[list[float]] = []
-    for rank in ranks:
-        clusters.append([rank])
-        while len(clusters) > 1 and _ends(clusters[-2], gap)[1] + gap > _ends(clusters[-1], gap)[0] + 1e-9:
-            clusters[-2:] = [clusters[-2] + clusters[-1]]
-    return [_ends(cluster, gap)[0] + gap * i for cluster in clusters for i in range(len(cluster))]
-
-
-def _ends(cluster: list[float], gap: float) -> tuple[float, float]:
-    """Return first and last place of a cluster that keeps its mean."""
-    middle, reach = sum(cluster) / len(cluster), gap * (len(cluster) - 1) / 2
-    return middle - reach, middle + reach
+    steps = gap * np.arange(len(ranks))
+    places: list[float] = (isotonic_regression(np.array(ranks) - steps).x + steps).tolist()
+    return places
 
 
 def _name(ax: Any, method: str, rank: float, place: float, y: float, n: int, *, left: bool) -> None:

@@ -5,7 +5,7 @@ runs; a dashed line with its band is ABMIL (alpha = 0), a dotted one the trainab
 sign-aware score. A point without runs is marked "no run", a point with missing splits gives their number.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ METRICS = (
     ("bag_f1", "bag F1"),
 )
 BASELINE = "abmil"
+AXES = {"spectral_norm": "spectral normalisation", "T": "steps T"}
 # series of one family share a colour and differ in marker and line
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 COMMON = (
@@ -88,7 +89,7 @@ def draw_alpha(job: Job) -> PictureText:
         "(upper axis), its figure may be mirrored."
     )
     notes = [rule, "α = 0 is ABMIL (dashed); dotted: α trained from 0.5, to which that rule does not apply."]
-    return _draw(job, "alpha", "Figure 6a. The trade-off α", rule, notes, _numeric_axis(swapped))
+    return _draw(job, "alpha", "Figure 6a. The trade-off α", rule, notes)
 
 
 def draw_spectral_norm(job: Job) -> PictureText:
@@ -96,59 +97,43 @@ def draw_spectral_norm(job: Job) -> PictureText:
     notes = ["With: the layers right after Sm are spectrally normalised; without: not. ABMIL has no Sm."]
     if job.quirk("sm_spectral_norm"):
         notes = ["Released code (sm_spectral_norm): nothing is spectrally normalised, whatever is asked for."]
-    axis = _category_axis("spectral normalisation")
-    return _draw(job, "spectral_norm", "Figure 6b. Spectral normalisation", "", notes, axis)
+    return _draw(job, "spectral_norm", "Figure 6b. Spectral normalisation", "", notes)
 
 
 def draw_steps(job: Job) -> PictureText:
     """Draw figure 7: the number of steps of the approximation, the exact solution last."""
     notes = ["Number of steps T of Eq. 8, not to scale; exact: Eq. 7 solved, where the configuration asks for it."]
-    return _draw(job, "T", "Figure 7. Number of steps T", "", notes, _category_axis("steps T"))
+    return _draw(job, "T", "Figure 7. Number of steps T", "", notes)
 
 
-# Draws the axis of the given values; returns the position of a value on it.
-Axis = Callable[[Any, list[Value]], Callable[[Value], float]]
-
-
-def _numeric_axis(swapped: bool) -> Axis:
-    """Return an axis of numbers, with 1 - alpha on top."""
-
-    def axis(ax: Any, values: list[Value]) -> Callable[[Value], float]:
-        ticks = [float(value) for value in values if not isinstance(value, str)]
-        ax.set_xlim(-0.03, 1.03)
-        ax.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
-        ax.set_xlabel("α given (runs as 1 − α)" if swapped else "α (Eq. 8, as written)")
-        top = ax.secondary_xaxis("top", functions=(lambda x: 1 - x, lambda x: 1 - x))
-        top.set_xticks([1 - tick for tick in ticks], labels=[f"{1 - tick:g}" for tick in ticks])
-        top.tick_params(labelsize=6.5, colors=NEUTRAL, length=2)
-        top.set_xlabel("α in effect" if swapped else "1 − α (name in the released code)", fontsize=7, color=NEUTRAL)
-        return float
-
-    return axis
-
-
-def _category_axis(label: str) -> Axis:
-    """Return an axis of equidistant values."""
-
-    def axis(ax: Any, values: list[Value]) -> Callable[[Value], float]:
+def _axis(ax: Any, argument: str, values: list[Value], swapped: bool) -> dict[Value, float]:
+    """Draw the axis of an argument: alpha to scale with 1 - alpha on top, others equidistant; return the places."""
+    if argument != "alpha":
         flags = {True: "with", False: "without"}
         texts = [flags[v] if isinstance(v, bool) else v if isinstance(v, str) else f"{v:g}" for v in values]
         ax.set_xticks(range(len(values)), labels=texts)
         ax.set_xlim(-0.5, len(values) - 0.5)
-        ax.set_xlabel(label)
-        return lambda value: float(values.index(value))
+        ax.set_xlabel(AXES[argument])
+        return {value: float(place) for place, value in enumerate(values)}
+    ticks = [float(value) for value in values]
+    ax.set_xlim(-0.03, 1.03)
+    ax.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+    ax.set_xlabel("α given (runs as 1 − α)" if swapped else "α (Eq. 8, as written)")
+    top = ax.secondary_xaxis("top", functions=(lambda x: 1 - x, lambda x: 1 - x))
+    top.set_xticks([1 - tick for tick in ticks], labels=[f"{1 - tick:g}" for tick in ticks])
+    top.tick_params(labelsize=6.5, colors=NEUTRAL, length=2)
+    top.set_xlabel("α in effect" if swapped else "1 − α (name in the released code)", fontsize=7, color=NEUTRAL)
+    return dict(zip(values, ticks, strict=True))
 
-    return axis
 
-
-def _draw(job: Job, argument: str, title: str, rule: str, notes: list[str], axis: Axis) -> PictureText:
+def _draw(job: Job, argument: str, title: str, rule: str, notes: list[str]) -> PictureText:
     datasets = [(dataset, curves) for dataset in job.layout.datasets if (curves := series(job, dataset, argument))]
     with picture(job, 11, 2.7 * max(1, len(datasets)) + 0.8, rule) as figure:
         axes = figure.subplots(max(1, len(datasets)), len(METRICS), squeeze=False)
         for row, (dataset, curves) in zip(axes, datasets, strict=False):
             baseline = Point(BASELINE, 0.0, job.metrics_of(dataset, BASELINE))
             for ax, (metric, label) in zip(row, METRICS, strict=True):
-                _panel(ax, job, argument, curves, baseline, metric, axis)
+                _panel(ax, job, argument, curves, baseline, metric)
                 ax.set_ylabel(label)
             row[0].set_title(dataset.title, loc="left", fontweight="bold")
         if datasets:
@@ -182,12 +167,12 @@ def _mean(values: list[float]) -> str:
 
 
 def _panel(
-    ax: Any, job: Job, argument: str, curves: Mapping[str, Sequence[Point]], baseline: Point, metric: str, axis: Axis
+    ax: Any, job: Job, argument: str, curves: Mapping[str, Sequence[Point]], baseline: Point, metric: str
 ) -> None:
     points = [point for curve in curves.values() for point in curve]
     lines = [point for point in points if point.value == "trainable"]
     values = sorted({point.value for point in points if point not in lines}, key=_ascending)
-    place = axis(ax, values)
+    places = _axis(ax, argument, values, job.quirk("sm_alpha_rule"))
     _line(ax, baseline, metric, "--", f"{marked_name(BASELINE)} (no Sm)")
     for point in lines:
         _line(ax, point, metric, ":", f"{marked_name(point.method)}, α {point.value}")
@@ -195,7 +180,7 @@ def _panel(
     unit = 0.012 if argument == "alpha" else 0.12
     for i, (base, curve) in enumerate(curves.items()):
         shift = unit * (i - (len(curves) - 1) / 2)
-        placed = [(place(p.value) + shift, p) for p in curve if p not in lines]
+        placed = [(places[p.value] + shift, p) for p in curve if p not in lines]
         _errorbars(ax, job, base, placed, metric, DASHES[i % len(DASHES)])
     if any(point.values(f"signed_{metric}") for point in (baseline, *points)):
         ax.plot([], [], color=NEUTRAL, linewidth=0.7, label=SIGN_AWARE)

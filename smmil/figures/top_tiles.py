@@ -22,14 +22,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class TopTile:
-    """One tile or slice.
-
-    Attributes:
-        index: instance of the bag.
-        rank: place of its score, 1 = highest; equal scores in the order of the instances.
-        score: its score.
-        picture: (h,w,3) uint8.
-    """
+    """An instance with its score, its rank (1 = highest, ties in stored order) and its picture (h,w,3) uint8."""
 
     index: int
     rank: int
@@ -80,13 +73,10 @@ def read_top_tiles(source: Path, attrs: InstanceAttrs, coords: Array, scores: Ar
         slices = [next(read_slices(source, attrs, i, i + 1)) for i in chosen]
         pictures = [np.repeat(np.round(255 * s[..., :1]).astype(np.uint8), 3, axis=2) for s in slices]
     else:
-        pictures = list(iter_tiles(source, attrs, coords[chosen], mpp_override=_mpp(attrs)))
+        mpp = None if attrs.mpp_override is None else float(attrs.mpp_override)
+        pictures = list(iter_tiles(source, attrs, coords[chosen], mpp_override=mpp))
     tiles = [TopTile(i, ranks[i], float(scores[i]), picture) for i, picture in zip(chosen, pictures, strict=True)]
     return TopTiles(tuple(tiles[: len(highest)]), tuple(tiles[len(highest) :]))
-
-
-def _mpp(attrs: InstanceAttrs) -> float | None:
-    return None if attrs.mpp_override is None else float(attrs.mpp_override)
 
 
 def _apart(order: Sequence[int] | Array, coords: Array, side: float, n: int) -> list[int]:
@@ -102,15 +92,7 @@ def _apart(order: Sequence[int] | Array, coords: Array, side: float, n: int) -> 
 
 
 def draw_top_tiles(tiles: TopTiles, attrs: InstanceAttrs, title: str, out: Path, *, random: bool = False) -> None:
-    """Draw a strip of the highest and one of the lowest scores as PNG and PDF.
-
-    Args:
-        tiles: from `read_top_tiles`.
-        attrs: attributes of the stored instances, for the scale.
-        title: heading of the picture.
-        out: PNG to write.
-        random: whether the encoder is untrained.
-    """
+    """Draw a strip of the highest and one of the lowest scores as PNG and PDF; `random` marks an untrained encoder."""
     what = "slices" if attrs.modality == "ct" else "tiles"
     columns = max(len(tiles.highest), len(tiles.lowest), 2)
     scale = f"; a tile is {attrs.tile_mpp * attrs.tile_px / 1000:.3g} mm wide" if attrs.tile_mpp else ""
@@ -126,12 +108,6 @@ def draw_top_tiles(tiles: TopTiles, attrs: InstanceAttrs, title: str, out: Path,
                 ax.imshow(tile.picture)
                 ax.set_title(f"{tile.score:.3g}", fontsize=7.5)
                 ax.text(0.5, -0.04, f"rank {tile.rank}", fontsize=6.5, transform=ax.transAxes, ha="center", va="top")
-            row[0].text(
-                *(-0.08, 0.5, f"{name} {what}"),
-                transform=row[0].transAxes,
-                rotation=90,
-                ha="right",
-                va="center",
-                fontsize=8.5,
-            )
+            place = {"transform": row[0].transAxes, "rotation": 90, "ha": "right", "va": "center"}
+            row[0].text(-0.08, 0.5, f"{name} {what}", fontsize=8.5, **place)
         save(figure, out)

@@ -52,17 +52,12 @@ def read_logs(job: Job, *, chosen_only: bool) -> dict[str, Logs]:
 
 
 def _runs(job: Job, logs: Mapping[str, Logs]) -> list[str]:
-    """Return the runs whose logs were read, as dataset/encoder/method/run."""
     dataset = job.layout.single()
     return [f"{dataset.name}/{dataset.encoder}/{method}/{run}" for method, runs in logs.items() for run in runs]
 
 
 def draw_curves(job: Job) -> PictureText:
-    """Draw the learning curves of the layout's single dataset.
-
-    Raises:
-        ValueError: a layout of several datasets.
-    """
+    """Draw the learning curves of the layout's single dataset."""
     logs = read_logs(job, chosen_only=True)
     methods, title = list(logs), f"{job.layout.single().title}: learning curves"
     blocks, few = max(1, -(-len(methods) // PANELS_PER_ROW)), []
@@ -133,11 +128,7 @@ def _curves(ax: Any, logs: Logs, series: Sequence[tuple[str, str, str]]) -> list
 
 
 def draw_resources(job: Job) -> PictureText:
-    """Draw time and memory of the layout's single dataset.
-
-    Raises:
-        ValueError: a layout of several datasets.
-    """
+    """Draw time and memory of the layout's single dataset."""
     logs = read_logs(job, chosen_only=False)
     methods, title = list(logs), f"{job.layout.single().title}: time and memory of training"
     epochs = {m: [float(np.median(seconds)) for rows in runs.values() if (seconds := numbers(rows, "seconds"))]

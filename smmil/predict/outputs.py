@@ -26,7 +26,7 @@ from preprocessing.store.attrs import InstanceAttrs
 from preprocessing.store.schema import Array
 from smmil.artifacts.results import SIGNED
 from smmil.config.methods import display_name
-from smmil.figures.map_panels import MapBag, Panel, draw_scan, draw_slide, read_thumbnail
+from smmil.figures.map_panels import MapBag, Panel, draw_map, read_thumbnail
 from smmil.figures.plotting import RANDOM_MARK, colour_of, percentile_rank
 from smmil.figures.top_tiles import draw_top_tiles, read_top_tiles
 
@@ -119,10 +119,7 @@ def draw_heatmap(path: Path, bag: Scored, thumbnails: Path) -> None:
     line = "dashed" if bag.is_scan else "red"
     heading = "Instance scores" + ("" if bag.threshold is None else f"; {line} line: threshold from validation")
     panel = Panel(heading, bag.scores, "", name, colour_of(bag.method), bag.threshold, bag.name)
-    if bag.is_scan:
-        draw_scan(map_bag, [panel], title, path, caption=caption)
-    else:
-        draw_slide(map_bag, [panel], title, path, max_cell=4.8, caption=caption)
+    draw_map(map_bag, [panel], title, path, max_cell=4.8, caption=caption)
 
 
 def draw_extremes(path: Path, bag: Scored, source: Path) -> None:

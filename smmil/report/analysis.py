@@ -10,7 +10,7 @@ from statistics import fmean
 from markupsafe import Markup
 
 from preprocessing.common.webpage import thumbnail
-from smmil.analysis.records import Analysis, Chart, Confusion, MethodCalls, WrongBag
+from smmil.analysis.records import Analysis, MethodAnalysis, PatientAnalysis, WrongBag
 from smmil.config.methods import marked_name
 
 MOST_BAGS = 12
@@ -45,7 +45,11 @@ class BagLine:
     @property
     def methods(self) -> list[str]:
         """Each method with its mean probability and its wrong runs."""
-        return [f"{marked_name(m.method)} {m.probability:.2f}{_wrong(m)}" for m in self.bag.methods]
+        texts = []
+        for calls in self.bag.methods:
+            wrong = f" ({calls.wrong} of {calls.runs} wrong)" if calls.wrong else ""
+            texts.append(f"{marked_name(calls.method)} {calls.probability:.2f}{wrong}")
+        return texts
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,7 @@ class BagResults:
     """The part of one dataset.
 
     Attributes:
-        analysis: its record.
-        title: of the dataset.
-        rows: method, AUROC, sensitivity and specificity.
-        patient_rows: the same by patient.
+        rows, patient_rows: method, AUROC, sensitivity and specificity, by bag and by patient.
         groups: the charts by group of methods.
         captions: how to read each kind of chart, by its title.
         bags: the worst wrong bags.
@@ -74,30 +75,45 @@ class BagResults:
 
 
 def bag_results(path: Path, analysis: Analysis, titles: Mapping[str, str]) -> BagResults:
-    """Prepare the part of one dataset.
-
-    Args:
-        path: its `analysis.json`, with the pictures beside.
-        analysis: the content.
-        titles: of the datasets by name.
-    """
-    # results/DATASET/analysis/ENCODER/analysis.json; the name of an encoder may have a slash
-    results = path.parents[3 + analysis.encoder.count("/")] if len(path.parents) > 3 else path.parent
-    groups = dict.fromkeys(chart.group for chart in analysis.charts)
+    """Prepare the part of one dataset from its `analysis.json`, with the pictures beside; `titles` by dataset."""
+    folder, results = path.parent, results_folder(path, "analysis")
+    groups: dict[str, list[Picture]] = {}
+    for chart in analysis.charts:
+        svg = inline_svg(folder / chart.file, f"{chart.title}. {chart.group}")
+        groups.setdefault(chart.group, []).append(Picture(svg, folder / chart.file))
+    bags = [
+        BagLine(
+            bag, thumbnail(folder / bag.picture, THUMBNAIL_BOX) if bag.picture else None, view_command(results, bag.bag)
+        )
+        for bag in analysis.wrong_bags[:MOST_BAGS]
+    ]
     return BagResults(
         analysis,
         titles.get(analysis.dataset, analysis.dataset),
-        [(marked_name(m.method), _spread(m.auroc), *_shares(m.confusion)) for m in analysis.methods],
-        [(marked_name(m.method), _spread(m.auroc), *_shares(m.confusion)) for m in analysis.patients],
-        {group: [_picture(path.parent, c) for c in analysis.charts if c.group == group] for group in groups},
+        [_row(entry) for entry in analysis.methods],
+        [_row(entry) for entry in analysis.patients],
+        groups,
         {chart.title: CAPTIONS[chart.kind] for chart in analysis.charts},
-        [_bag_line(path.parent, bag, results) for bag in analysis.wrong_bags[:MOST_BAGS]],
+        bags,
         results / "tables/predictions.csv",
     )
 
 
-def _wrong(calls: MethodCalls) -> str:
-    return f" ({calls.wrong} of {calls.runs} wrong)" if calls.wrong else ""
+def results_folder(path: Path, stage: str) -> Path:
+    """Return RESULTS of a file RESULTS/DATASET/STAGE/ENCODER/FILE."""
+    # the name of an encoder of timm has a slash, so its folders are two
+    return next((parent for parent in path.parents if parent.name == stage), path.parent).parent.parent
+
+
+def view_command(results: Path, bag_id: str) -> str:
+    """Return the command that opens a bag in the viewer."""
+    return shlex.join(["smmil", "view", str(results), "--bag", bag_id])
+
+
+def _row(entry: MethodAnalysis | PatientAnalysis) -> tuple[str, ...]:
+    sensitivities = [split.sensitivity for split in entry.confusion if split.sensitivity is not None]
+    specificities = [split.specificity for split in entry.confusion if split.specificity is not None]
+    return marked_name(entry.method), *map(_spread, (entry.auroc, sensitivities, specificities))
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -106,21 +122,6 @@ def _spread(values: Sequence[float]) -> str:
         return "–"
     low, high = min(values), max(values)
     return f"{fmean(values):.3f}" + (f" ({low:.3f} to {high:.3f})" if high > low else "")
-
-
-def _shares(splits: Sequence[Confusion]) -> tuple[str, str]:
-    sensitivities = [split.sensitivity for split in splits if split.sensitivity is not None]
-    specificities = [split.specificity for split in splits if split.specificity is not None]
-    return _spread(sensitivities), _spread(specificities)
-
-
-def _bag_line(folder: Path, bag: WrongBag, results: Path) -> BagLine:
-    picture = thumbnail(folder / bag.picture, THUMBNAIL_BOX) if bag.picture else None
-    return BagLine(bag, picture, shlex.join(["smmil", "view", str(results), "--bag", bag.bag]))
-
-
-def _picture(folder: Path, chart: Chart) -> Picture:
-    return Picture(inline_svg(folder / chart.file, f"{chart.title}. {chart.group}"), folder / chart.file)
 
 
 def inline_svg(path: Path, label: str) -> Markup:

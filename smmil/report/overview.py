@@ -1,7 +1,9 @@
 """The first screen of the report: what was run, what came out in words and one plot, and what to be careful about."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from statistics import mean, median
 
 from preprocessing.features.encoders import encoder_title
@@ -13,11 +15,69 @@ from smmil.config.layouts import TableLayout
 from smmil.config.methods import METHODS, display_name
 from smmil.figures.job import in_order
 from smmil.findings import METRICS, Finding
-from smmil.report.forest import Forest, Mark
 
+WIDTH, ROW, LEFT, RIGHT, TOP = 520, 22, 105, 190, 6
+# shares of an axis: steps between ticks are 1, 2 or 5 times a power of ten
+STEPS = (1, 2, 5, 10)
 FEWEST_SPLITS = 3
 # longer lists of names are cut
 MOST_NAMES = 5
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One row of a plot.
+
+    Attributes:
+        runs: values of the single runs, drawn as rings.
+        text: the numbers, right of the plot.
+        look: class of the stylesheet, e.g. "better".
+    """
+
+    label: str
+    value: float
+    interval: tuple[float, float] | None = None
+    runs: Sequence[float] = ()
+    text: str = ""
+    look: str = ""
+
+
+@dataclass(frozen=True)
+class Forest:
+    """A forest plot: values with their 95 % intervals, a row each, in groups; a dashed line marks the reference.
+
+    The page draws it as inline SVG, whose colours come from the stylesheet, so that it is legible in light and dark.
+    """
+
+    groups: Mapping[str, Sequence[Mark]]
+    axis: str
+    reference: float
+
+    @property
+    def height(self) -> int:
+        """Height of the drawing, in its own units."""
+        return TOP + ROW * (sum(map(len, self.groups.values())) + len(self.groups)) + 42
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Ends of the axis: around all values, intervals and the reference."""
+        marks = list(chain.from_iterable(self.groups.values()))
+        values = [self.reference, *chain.from_iterable((m.value, *m.runs, *(m.interval or ())) for m in marks)]
+        margin = 0.04 * (max(values) - min(values) or 1.0)
+        return min(values) - margin, max(values) + margin
+
+    def x(self, value: float) -> float:
+        """Return the place of a value on the axis."""
+        low, high = self.limits
+        return round(LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT), 1)
+
+    @property
+    def ticks(self) -> list[float]:
+        """Three to seven round numbers on the axis."""
+        low, high = self.limits
+        power = 10.0 ** math.floor(math.log10((high - low) / 3))
+        step = max(factor * power for factor in STEPS if (high - low) / (factor * power) >= 2.5)
+        return [round(k * step, 10) for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 @dataclass(frozen=True)
@@ -30,15 +90,7 @@ class Statement:
 
 @dataclass(frozen=True)
 class Overview:
-    """The first screen.
-
-    Attributes:
-        lead: what was run on what.
-        statements: what came out.
-        details: the same in full, with every number.
-        plot: what came out as a plot, None without any result.
-        care: what a reader must know before any number.
-    """
+    """The first screen: what was run, what came out in words, in full and as a plot, and what to be careful about."""
 
     lead: str
     statements: Sequence[Statement]
@@ -55,16 +107,7 @@ def overview(
     status: Sequence[Status],
     warnings: Sequence[str],
 ) -> Overview:
-    """Assemble the first screen.
-
-    Args:
-        layout: datasets and methods.
-        metrics: of every pairing in the tables.
-        findings: outcomes of the comparisons; without any, the methods themselves are shown.
-        counts: of the datasets.
-        status: of the datasets.
-        warnings: further lines to show first.
-    """
+    """Assemble the first screen; without outcomes of comparisons, the methods themselves are shown."""
     compared = [finding for finding in findings if finding.difference is not None]
     statements, plot = _compared(compared) if compared else _scored(layout, metrics)
     return Overview(

@@ -7,7 +7,6 @@ again. Templates: `smmil/report/templates`, and those of `preprocessing.common.w
 
 import os
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,9 +26,8 @@ from smmil.config.targets import EVERY_ENCODER
 from smmil.figures.entries import FigureEntry, MapEntry, MapsFile
 from smmil.figures.job import in_order
 from smmil.findings import findings
-from smmil.report import forest
-from smmil.report.analysis import bag_results
-from smmil.report.overview import overview
+from smmil.report.analysis import bag_results, results_folder, view_command
+from smmil.report.overview import WIDTH, overview
 from smmil.tables import formats
 from smmil.tables.notes import MOST_NAMED
 
@@ -40,19 +38,7 @@ Layouts = Mapping[str, TableLayout | PairLayout]
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything that the report shows, read from files; by path where other files lie beside.
-
-    Attributes:
-        metrics: metrics of every pairing in the tables.
-        tables: HTML fragments of tables, with CSV, Markdown and LaTeX beside.
-        qc: `counts.json`, with the contact sheet beside.
-        figures: JSON files with the pictures beside.
-        analyses: `analysis.json` files with the pictures beside.
-        maps: `maps.json` files with the pictures beside.
-        status: of the datasets.
-        trainings: of the methods.
-        comparisons: of the methods with Sm and their bases, None without any.
-    """
+    """Everything that the report shows, read from files; by path where other files lie beside."""
 
     metrics: Sequence[Metrics] = ()
     tables: Sequence[Path] = ()
@@ -88,16 +74,10 @@ def build_page(
 ) -> str:
     """Assemble the HTML report.
 
-    Args:
-        title: of the page.
-        layout: datasets and methods, as `smmil.tables` takes it.
-        inputs: what was read from files.
-        page: path of the HTML file; links are relative to it.
-        layouts: table -> its layout, for its runs and what is missing.
-        configuration: arguments that gave Snakemake its configuration, e.g. `--configfile mine.yaml`.
-        quirks: differences between the protocols that the configuration puts in force.
-        warnings: lines to show on top.
-        code_version: of what writes this page.
+    `page` is the path of the HTML file, to which links are relative; the other arguments are those of the command line.
+
+    Raises:
+        ValueError: a table or picture is missing.
     """
     metrics, layouts = inputs.metrics, layouts or {}
     missing = [path for path in inputs.tables if not path.is_file()]
@@ -127,7 +107,7 @@ def build_page(
         pictures=pictures,
         of_dataset=OF_DATASET,
         first_map=first_map(inputs.maps),
-        width=forest.WIDTH,
+        width=WIDTH,
         summary=summary(layout, metrics, quirks, protocol, version),
         protocol=protocol,
         code_version=version,
@@ -140,7 +120,7 @@ def build_page(
         trainings={name: [training_row(t) for t in inputs.trainings if t.dataset == name] for name in datasets},
         thumbnail=thumbnail,
         target=lambda path: quote(Path(os.path.relpath(path.resolve(), page.resolve().parent)).as_posix()),
-        view_command=view_command,
+        view_command=lambda path, bag_id: view_command(results_folder(path, "maps"), bag_id),
     )
 
 
@@ -169,31 +149,22 @@ def first_map(maps: Mapping[Path, MapsFile]) -> tuple[Path, MapsFile, MapEntry] 
     return next((triple for triple in drawn if triple[2].label == 1), next(iter(drawn), None))
 
 
-def view_command(maps: Path, bag_id: str) -> str:
-    """Return the command that opens a bag in the viewer; `maps` is RESULTS/DATASET/maps/ENCODER/maps.json."""
-    # an encoder of timm has a folder of its own: maps/timm/NAME
-    folder = next((parent for parent in maps.parents if parent.name == "maps"), maps).parent.parent
-    return shlex.join(["smmil", "view", str(folder), "--bag", bag_id])
-
-
 def contents(
     fragments: Mapping[Path, Markup], pictures: Mapping[Path, FigureEntry], inputs: Inputs, datasets: Mapping[str, str]
 ) -> list[Entry]:
     """Return the navigation: results, figures, datasets with what there is of them, and how it was run."""
-    tables = [Entry(path.stem, _heading(text)) for path, text in fragments.items()]
+    headings = {path: re.search("<h2>(.*?)</h2>", fragment) for path, fragment in fragments.items()}
+    tables = [Entry(path.stem, Markup(match[1] if match else "Table")) for path, match in headings.items()]
     figures = [Entry(f.figure, escape(f.title)) for f in pictures.values() if f.figure not in OF_DATASET]
     parts = []
     for name, title in datasets.items():
-        children = (
-            [Entry(f"maps-{name}", Markup("Maps"))] if any(m.dataset == name for m in inputs.maps.values()) else []
-        )
+        children = [Entry(f"maps-{name}", Markup("Maps"))] * (name in {m.dataset for m in inputs.maps.values()})
         children += [
             Entry(f"{entry.figure}-{name}", Markup(OF_DATASET[entry.figure]))
             for entry in pictures.values()
             if entry.figure in OF_DATASET and name in entry.datasets
         ]
-        if any(counts.dataset == name for counts in inputs.qc.values()):
-            children.append(Entry(f"qc-{name}", Markup("Bags")))
+        children += [Entry(f"qc-{name}", Markup("Bags"))] * (name in {counts.dataset for counts in inputs.qc.values()})
         parts.append(Entry(f"data-{name}", escape(title), children))
     bags = [Entry("bags", Markup("Bag by bag"))] if inputs.analyses else []
     groups = {"Results": [*tables, *bags], "Figures": figures, "Datasets": parts}
@@ -201,12 +172,6 @@ def contents(
     for heading, members in groups.items():
         entries += [Entry("", Markup(heading)), *members] if members else []
     return [*entries, Entry("", Markup("Background")), Entry("runs", Markup("Runs")), Entry("made", Markup("Settings"))]
-
-
-def _heading(fragment: Markup) -> Markup:
-    """Return the heading of a table's fragment."""
-    match = re.search("<h2>(.*?)</h2>", fragment)
-    return Markup(match[1]) if match else Markup("Table")
 
 
 def datasets_of(layout: TableLayout, inputs: Inputs) -> dict[str, str]:
@@ -275,12 +240,9 @@ def missing_runs(layouts: Layouts, metrics: Sequence[Metrics]) -> str:
     """Return a line that names the pairings of the tables without metrics, "" if there are none."""
     runs, expected = _n_runs(metrics), dict.fromkeys(key for layout in layouts.values() for key in layout.pairings)
     missing = ["/".join(pairing) for pairing in expected if pairing not in runs]
-    if not missing:
-        return ""
     more = f" and {len(missing) - MOST_NAMED} more" if len(missing) > MOST_NAMED else ""
-    named = ", ".join(missing[:MOST_NAMED])
-    total = len(metrics) + len(missing)
-    return f"{len(missing)} of {total} trainings behind the tables have no result: {named}{more}."
+    text = f"{len(missing)} of {len(metrics) + len(missing)} trainings behind the tables have no result: "
+    return f"{text}{', '.join(missing[:MOST_NAMED])}{more}." if missing else ""
 
 
 def _n_runs(metrics: Sequence[Metrics]) -> dict[tuple[str, str, str], int]:

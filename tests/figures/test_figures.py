@@ -23,7 +23,7 @@ from smmil.figures.__main__ import main as figures_main
 from smmil.figures.histograms import histogram, panel_instances
 from smmil.figures.job import Job, by_key, describe, in_order, inverted_note, spread_text
 from smmil.figures.map_grids import strips_of
-from smmil.figures.map_panels import MapBag, Panel, cells_of_slide, draw_scan, draw_slide, scale_bar, view_of
+from smmil.figures.map_panels import MapBag, Panel, cells_of_slide, draw_map, scale_bar, view_of
 from smmil.figures.plotting import look_of
 from tests.helpers.predictions import BAGS, log_row, metrics_object, metrics_record, runs_object, write_index, write_run
 
@@ -326,10 +326,9 @@ def test_a_map_has_room_for_every_line_of_its_caption(modality: str, monkeypatch
     coords = np.array([[0.0, 0.0], [10.0, 10.0]] if modality == "wsi" else [[0.0], [5.0]])
     outlines = {"downsample": 1.0, "montage": {"columns": 2, "cell_px": 20, "slices": [0, 1]}}
     bag = MapBag("a", attrs, coords, None, np.zeros((40, 40, 3), np.uint8), outlines)
-    draw = draw_slide if modality == "wsi" else draw_scan
     warnings = ["11 of 77 tiles are black", "a much longer line " * 20]
     for caption in ([], warnings):
-        draw(bag, [Panel("m", np.array([0.1, 0.9]))], "title", Path("x.png"), caption=caption)
+        draw_map(bag, [Panel("m", np.array([0.1, 0.9]))], "title", Path("x.png"), caption=caption)
     plain, warned = saved
     assert plain.get_supxlabel() == "" and warned.get_supxlabel().split() == " ".join(warnings).split()
     assert warned.get_size_inches()[1] > plain.get_size_inches()[1]
@@ -403,7 +402,7 @@ def test_a_map_says_its_range_and_how_many_are_above_the_threshold(monkeypatch: 
     saved: list[Any] = []
     monkeypatch.setattr("smmil.figures.map_panels.save", lambda figure, path: saved.append(figure))
     panels = [Panel("m", np.array([-1.0, 3.0]), threshold=2.0), Panel("n", np.array([5.0, 7.0]))]
-    draw_slide(slide(0.5, 900, 900), panels, "title", Path("x.png"))
+    draw_map(slide(0.5, 900, 900), panels, "title", Path("x.png"))
     slide_ax, first, second, bar = saved[0].get_axes()
     assert first.get_xlabel() == "-1 to 3\n1 of 2 above threshold" and second.get_xlabel() == "5 to 7"
     assert [text.get_text() for text in slide_ax.texts] == ["0.1 mm"]

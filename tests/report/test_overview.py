@@ -11,9 +11,9 @@ from preprocessing.status import StageWarning, Status, Total
 from smmil.config.layouts import TableLayout, parse_table_layout
 from smmil.figures.entries import FigureEntry, MapEntry, MapsFile, MissingRuns
 from smmil.findings import Finding
-from smmil.report.forest import LEFT, RIGHT, WIDTH, Forest, Mark
-from smmil.report.overview import cautions, overview
-from smmil.report.page import Inputs, build_page, figures_of_page, first_map, repeated_tables, view_command
+from smmil.report.analysis import results_folder, view_command
+from smmil.report.overview import LEFT, RIGHT, WIDTH, Forest, Mark, cautions, overview
+from smmil.report.page import Inputs, build_page, figures_of_page, first_map, repeated_tables
 from tests.helpers.pages import Page
 from tests.helpers.predictions import metrics_object, metrics_record
 
@@ -180,5 +180,5 @@ def test_the_first_map_is_a_positive_bag_and_its_command_opens_it() -> None:
     }
     triple = first_map(maps)
     assert triple is not None and triple[2].bag_id == "my p"
-    assert view_command(triple[0], triple[2].bag_id) == "smmil view r --bag 'my p'"
+    assert view_command(results_folder(triple[0], "maps"), triple[2].bag_id) == "smmil view r --bag 'my p'"
     assert first_map({}) is None

@@ -209,7 +209,7 @@ def test_predictions_of_an_earlier_cut_are_refused(results, tmp_path):
     shutil.rmtree(tmp_path / "copy/slides/instances/shards")
     cohort = find_cohorts(tmp_path / "copy")["slides"]
     with pytest.raises(ValueError, match="tumour was predicted with .* run the workflow again"):
-        scores(cohort, "tumour", cohort.runs()[0])
+        scores(cohort.bags["tumour"], cohort.runs()[0])
 
 
 def get(server, path: str, method: str = "GET", **headers: str) -> tuple[int, bytes, http.client.HTTPMessage]:
