@@ -22,6 +22,8 @@ from preprocessing.bags.report import ListReport
 from preprocessing.bags.rows import BagRow, resolve
 from preprocessing.bags.table import read_bags
 from preprocessing.common.files import json_hash
+from preprocessing.store.attrs import InstanceAttrs
+from preprocessing.store.bags import read_instance_attrs
 from smmil.artifacts.records import Metrics, PredictionIndex, PredictionMeta
 from smmil.config.methods import METHODS, marked_name
 from smmil.config.outputs import title_of
@@ -37,12 +39,7 @@ PREDICTION_STORE = "bag"
 
 @dataclass(frozen=True)
 class Store:
-    """One folder with `bags.csv` and stored bags.
-
-    Attributes:
-        folder: the folder, links resolved.
-        root: of the raw files, None = not found.
-    """
+    """One folder with `bags.csv` and stored bags, links resolved, and the root of its raw files, None = not found."""
 
     folder: Path
     root: Path | None
@@ -62,16 +59,6 @@ class Store:
         """What became of the bags; empty for a prediction, which has no manifests."""
         return read_entries(sorted((self.instances / "shards").glob("*.json")))
 
-    def stored(self, bag_id: str) -> bool:
-        """Whether a bag was cut."""
-        return (self.instances / "store" / bag_id).is_dir()
-
-    def state(self, bag_id: str) -> str:
-        """Return the state of a bag: that of its manifest, else what is on disk."""
-        if outcome := self.outcomes.get(bag_id):
-            return outcome.state
-        return "ok" if self.stored(bag_id) else "skipped" if self.rows[bag_id].skip else "not cut yet"
-
     def raw(self, name: str) -> Path:
         """Return a raw file that `bags.csv` or a stored bag names.
 
@@ -85,30 +72,65 @@ class Store:
             raise ValueError(f"{name}: no such file below {self.root}; name the folder of the raw files with --raw")
         return path
 
-    def predictions(self, problems: list[str]) -> list[tuple[Path, Head]]:
-        """Return the files with the predictions of chosen runs; what cannot be read is added to `problems`."""
-        files: list[Path] = []
-        for kind in ("predictions", "scores"):
-            for path in sorted((self.folder / kind).glob("*/**/index.json")):
-                try:
-                    runs = PredictionIndex.read(path).runs
-                except ValueError as error:
-                    problems.append(str(error))
-                    continue
-                files += [path.parent / run.file for run in runs if run.chosen is not False]
+    def heads(self, problems: list[str]) -> list[Head]:
+        """Return what the predictions of chosen runs say; what cannot be read is added to `problems`."""
         heads = []
-        for path in files:
+        for index in [
+            path for kind in ("predictions", "scores") for path in sorted((self.folder / kind).glob("*/**/index.json"))
+        ]:
             try:
-                heads.append((path, read_head(path, path.stat().st_mtime_ns)))
-            except (ValueError, OSError) as error:
+                runs = [run for run in PredictionIndex.read(index).runs if run.chosen is not False]
+            except ValueError as error:
                 problems.append(str(error))
+                continue
+            for path in (index.parent / run.file for run in runs):
+                try:
+                    heads.append(read_head(path, path.stat().st_mtime_ns))
+                except (ValueError, OSError) as error:
+                    problems.append(str(error))
         return heads
 
 
 @dataclass(frozen=True)
-class Head:
-    """What the predictions of a run say about bags, without their instances."""
+class Bag:
+    """One bag of a store."""
 
+    store: Store
+    id: str
+
+    @property
+    def row(self) -> BagRow:
+        """Its row of `bags.csv`."""
+        return self.store.rows[self.id]
+
+    @property
+    def stored(self) -> bool:
+        """Whether it was cut."""
+        return (self.store.instances / "store" / self.id).is_dir()
+
+    @property
+    def attrs(self) -> InstanceAttrs:
+        """Attributes of its stored instances."""
+        return read_instance_attrs(self.store.instances / "store", self.id)
+
+    @property
+    def state(self) -> str:
+        """Its state: that of its manifest, else what is on disk."""
+        if outcome := self.store.outcomes.get(self.id):
+            return outcome.state
+        return "ok" if self.stored else "skipped" if self.row.skip else "not cut yet"
+
+    @property
+    def thumbnail(self) -> Path:
+        """Its thumbnail, whether there is one or not."""
+        return self.store.instances / "thumbnails" / f"{self.id}.jpg"
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a predictions file says about bags, without their instances."""
+
+    path: Path
     meta: PredictionMeta
     logits: Mapping[str, float]
     parts: Mapping[str, str]
@@ -116,33 +138,25 @@ class Head:
 
 @dataclass(frozen=True)
 class Run:
-    """One run with its predictions file in each store; `id` names it in addresses."""
+    """One run with its predictions in each store, by folder; `id` names it in addresses."""
 
     id: str
     meta: PredictionMeta
-    files: Mapping[Path, Path]
+    heads: Mapping[Path, Head]
 
-    def predicts(self, store: Store, bag_id: str) -> bool:
-        """Whether the run predicts a bag."""
-        path = self.files.get(store.folder)
-        return path is not None and bag_id in read_head(path, path.stat().st_mtime_ns).logits
+    def predictions(self, bag: Bag) -> Path | None:
+        """Return the file with its predictions of a bag, None without any."""
+        head = self.heads.get(bag.store.folder)
+        return head.path if head and bag.id in head.logits else None
 
 
 @dataclass
 class Cohort:
-    """Bags that are listed together.
-
-    Attributes:
-        key: in addresses.
-        title: in the menu.
-        bags: store by name of the bag; in a cohort of predictions a repeated name gets a number.
-        ids: name in the store by name here.
-    """
+    """Bags that are listed together, by name; in a cohort of predictions a repeated name gets a number."""
 
     key: str
     title: str
-    bags: dict[str, Store] = field(default_factory=dict)
-    ids: dict[str, str] = field(default_factory=dict)
+    bags: dict[str, Bag] = field(default_factory=dict)
 
     def add(self, store: Store) -> None:
         """Add the bags of a store."""
@@ -150,71 +164,59 @@ class Cohort:
             name, number = bag_id, 2
             while name in self.bags:
                 name, number = f"{bag_id}-{number}", number + 1
-            self.bags[name], self.ids[name] = store, bag_id
-
-    def row(self, name: str) -> BagRow:
-        """Return the row of a bag."""
-        return self.bags[name].rows[self.ids[name]]
+            self.bags[name] = Bag(store, bag_id)
 
     @property
     def stores(self) -> list[Store]:
         """The stores, each once."""
-        return list({store.folder: store for store in self.bags.values()}.values())
+        return list({bag.store.folder: bag.store for bag in self.bags.values()}.values())
 
     @property
     def entry(self) -> CohortEntry:
         """What the menu shows."""
-        modality = next((self.row(name).modality for name in self.bags), "wsi")
+        modality = next((bag.row.modality for bag in self.bags.values()), "wsi")
         return CohortEntry(self.key, self.title, modality, len(self.bags))
 
     def runs(self, problems: list[str] | None = None) -> list[Run]:
-        """Return the runs in the order of the tables; read anew, so that a finished run appears without a restart.
+        """Return the runs by encoder, then as in the tables; read anew, so that a finished run appears at once.
 
         Runs that cannot be read are left out and named in `problems`.
         """
         problems = [] if problems is None else problems
-        found: dict[tuple[str, ...], dict[Path, Path]] = {}
-        metas: dict[tuple[str, ...], PredictionMeta] = {}
+        heads: dict[tuple[str, ...], dict[Path, Head]] = {}
         for store in self.stores:
-            for path, head in store.predictions(problems):
+            for head in store.heads(problems):
                 key = (head.meta.dataset, head.meta.encoder, head.meta.method, head.meta.run)
-                found.setdefault(key, {})[store.folder] = path
-                metas[key] = head.meta
-        runs = [Run(json_hash(key)[:12], metas[key], files) for key, files in found.items()]
-        order = list(METHODS)
+                heads.setdefault(key, {})[store.folder] = head
+        runs = [Run(json_hash(key)[:12], [*by_store.values()][-1].meta, by_store) for key, by_store in heads.items()]
+        order = {method: rank for rank, method in enumerate(METHODS)}
 
         def place(run: Run) -> tuple[object, ...]:
-            """Sort by encoder, then as in the tables."""
-            base = base_method(run.meta.method)
-            rank = order.index(base) if base in order else len(order)
-            return run.meta.encoder, rank, run.meta.method, run.meta.dataset, run.meta.seed
+            meta = run.meta
+            return meta.encoder, order.get(base_method(meta.method), len(order)), meta.method, meta.dataset, meta.seed
 
         return sorted(runs, key=place)
 
     def listing(self) -> BagList:
         """Return all bags and what every run says about them."""
-        position = {(self.bags[name].folder, self.ids[name]): i for i, name in enumerate(self.bags)}
         problems: list[str] = []
         runs = self.runs(problems)
         several = len({run.meta.dataset for run in runs}) > 1
-        entries = tuple(self._run(run, position, several, problems) for run in runs)
-        return BagList(tuple(self._bag(name) for name in self.bags), entries, tuple(problems))
+        entries = tuple(self._run(run, several, problems) for run in runs)
+        bags = [
+            BagEntry(name, bag.row.label, bag.row.split, bag.state, bag.thumbnail.is_file())
+            for name, bag in self.bags.items()
+        ]
+        return BagList(tuple(bags), entries, tuple(problems))
 
-    def _bag(self, name: str) -> BagEntry:
-        row, store = self.row(name), self.bags[name]
-        state = store.state(row.bag_id)
-        picture = (store.instances / "thumbnails" / f"{row.bag_id}.jpg").is_file()
-        return BagEntry(name, row.label, row.split, state, picture)
-
-    def _run(self, run: Run, position: Mapping[tuple[Path, str], int], several: bool, problems: list[str]) -> RunEntry:
+    def _run(self, run: Run, several: bool, problems: list[str]) -> RunEntry:
         """Describe a run; its dataset is named if the runs learned from `several`."""
-        meta, bags = run.meta, dict[int, tuple[float, str]]()
-        for folder, path in run.files.items():
-            head = read_head(path, path.stat().st_mtime_ns)
+        meta, name, position = run.meta, marked_name(run.meta.method), dict[int, tuple[float, str]]()
+        places = {(bag.store.folder, bag.id): i for i, bag in enumerate(self.bags.values())}
+        for folder, head in run.heads.items():
             for bag_id, logit in head.logits.items():
-                if (folder, bag_id) in position:
-                    bags[position[folder, bag_id]] = logit, head.parts[bag_id]
-        name = marked_name(meta.method)
+                if (folder, bag_id) in places:
+                    position[places[folder, bag_id]] = logit, head.parts[bag_id]
         return RunEntry(
             id=run.id,
             encoder=meta.encoder,
@@ -223,10 +225,10 @@ class Cohort:
             colour=colour_of(meta.method),
             seed=meta.seed,
             random_weights=meta.random_weights,
-            bags=Packed.of(np.array([*bags], np.int32), "i4"),
-            logits=Packed.of(np.array([logit for logit, _ in bags.values()]), "f8"),
-            parts="".join(part[0] for _, part in bags.values()),
-            thresholds=_thresholds(next(iter(run.files)), meta, problems),
+            bags=Packed.of(np.array([*position], np.int32), "i4"),
+            logits=Packed.of(np.array([logit for logit, _ in position.values()]), "f8"),
+            parts="".join(part[0] for _, part in position.values()),
+            thresholds=_thresholds(next(iter(run.heads)), meta, problems),
         )
 
 
@@ -238,14 +240,9 @@ def _thresholds(folder: Path, meta: PredictionMeta, problems: list[str]) -> dict
         problems.append(str(error))
         return {}
     split = next((split for split in splits if split.run == meta.run), None)
-    if split is None:
-        return {}
-    kinds = {
-        "score": split.threshold,
-        "signed": split.signed_threshold,
-        "signed_sm": split.signed_sm_threshold,
-    }
-    return {kind: value for kind, value in kinds.items() if value is not None}
+    names = {"score": "threshold", "signed": "signed_threshold", "signed_sm": "signed_sm_threshold"}
+    values = {kind: getattr(split, name, None) for kind, name in names.items()}
+    return {kind: value for kind, value in values.items() if value is not None}
 
 
 @lru_cache(maxsize=4096)
@@ -263,18 +260,14 @@ def read_head(path: Path, mtime_ns: int) -> Head:
     except (OSError, KeyError, EOFError, ValueError, BadZipFile) as error:
         reason = "no archive of arrays" if "pickle" in str(error) else str(error)
         raise ValueError(f"{path}: not a readable predictions file ({reason}); run the workflow again") from error
-    return Head(meta, dict(zip(ids, logits, strict=True)), dict(zip(ids, parts, strict=True)))
+    return Head(path, meta, dict(zip(ids, logits, strict=True)), dict(zip(ids, parts, strict=True)))
 
 
 def find_cohorts(folder: Path, raw: Sequence[str] = ()) -> dict[str, Cohort]:
-    """Find what a folder holds.
+    """Return the cohorts in a folder by key.
 
-    Args:
-        folder: `results`, one dataset of it, or the folder of one or more predictions.
-        raw: folders of raw files, `DATASET=FOLDER` or `FOLDER`, where those that are recorded have moved.
-
-    Returns:
-        Cohorts by key.
+    `folder` is `results`, one dataset of it, or the folder of one or more predictions; `raw` has the folders of raw
+    files, `DATASET=FOLDER` or `FOLDER`, where those that are recorded have moved.
 
     Raises:
         ValueError: no such folder, nothing in it, or a link that leads out of it.

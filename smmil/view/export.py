@@ -9,17 +9,16 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from preprocessing.common.files import write_bytes
 from preprocessing.slides.regions import TileReadError
-from preprocessing.store.bags import read_instance_attrs
 from smmil.figures.top_tiles import extremes
-from smmil.view.catalogue import Cohort
+from smmil.view.catalogue import Bag, Run
 from smmil.view.images import SlideZoom, slide_zoom
 from smmil.view.layers import geometry, instance_scores
 from smmil.view.site import OPENSEADRAGON, Site
@@ -32,18 +31,6 @@ _SAMPLED = 9
 _ASK_BYTES = 2_000_000_000
 
 
-@dataclass(frozen=True)
-class Size:
-    """Expected size of an export."""
-
-    bags: int
-    files: int
-    bytes: int
-
-    def __str__(self) -> str:
-        return f"{self.bags} bags, {self.files:,} files, about {self.bytes / 1e6:,.0f} MB"
-
-
 def chosen(site: Site, names: list[str]) -> Site:
     """Return the site with these bags only; [] = all.
 
@@ -53,43 +40,42 @@ def chosen(site: Site, names: list[str]) -> Site:
     if not names:
         return site
     wanted = {bag for name in names for bag in site.find(name)}
-    cohorts = {}
-    for key, cohort in site.cohorts.items():
-        bags = {name: store for name, store in cohort.bags.items() if (key, name) in wanted}
-        if bags:
-            cohorts[key] = replace(cohort, bags=bags)
-    return replace(site, cohorts=cohorts)
+    bags = {
+        key: {name: bag for name, bag in cohort.bags.items() if (key, name) in wanted}
+        for key, cohort in site.cohorts.items()
+    }
+    return replace(site, cohorts={key: replace(site.cohorts[key], bags=some) for key, some in bags.items() if some})
 
 
-def expected_size(site: Site) -> Size:
-    """Estimate files and bytes: of a slide from a sample of its tiles, of a scan from its pixels."""
-    bags = files = size = 0
+def expected_size(site: Site) -> tuple[int, int]:
+    """Estimate the number of files and of bytes: of a slide from a sample of its tiles, of a scan from its pixels."""
+    files = size = 0
     for cohort in site.cohorts.values():
         runs = cohort.runs()
-        for name, store in cohort.bags.items():
-            bags += 1
-            if not store.stored(cohort.ids[name]):
-                files += 2
+        for bag in cohort.bags.values():
+            files += 2
+            if not bag.stored:
                 continue
-            attrs = read_instance_attrs(store.instances / "store", cohort.ids[name])
-            n = attrs.store.n
-            layers = sum(run.predicts(store, cohort.ids[name]) for run in runs)
+            attrs = bag.attrs
+            n, layers = attrs.store.n, sum(run.predictions(bag) is not None for run in runs)
             pictures = min(n, 2 * EXTREMES * layers)
-            files += 2 + layers + pictures
             # three kinds of scores of 4 bytes each, as text
-            size += 16 * n * layers + 6000 * pictures
+            files, size = files + layers + pictures, size + 16 * n * layers + 6000 * pictures
             if attrs.modality == "ct":
                 rows, columns = attrs.source_px or (attrs.slice_px, attrs.slice_px)
                 # half of 16 bits after compression, four thirds as text
                 files, size = files + n, size + int(n * rows * columns * 4 / 3)
-                continue
-            try:
-                zoom = slide_zoom(store, cohort.ids[name])
-            except ValueError:
-                continue
-            tiles = zoom.generator.tile_count
-            files, size = files + tiles, size + int(tiles * _mean_bytes(zoom))
-    return Size(bags, files, size)
+            elif zoom := _zoom(bag):
+                files += zoom.generator.tile_count
+                size += int(zoom.generator.tile_count * _mean_bytes(zoom))
+    return files, size
+
+
+def _zoom(bag: Bag) -> SlideZoom | None:
+    try:
+        return slide_zoom(bag)
+    except ValueError:
+        return None
 
 
 def _mean_bytes(zoom: SlideZoom) -> float:
@@ -106,12 +92,7 @@ def _mean_bytes(zoom: SlideZoom) -> float:
 
 
 def export(site: Site, out: Path, *, confirmed: bool = False) -> None:
-    """Write the site; its size is printed before.
-
-    Args:
-        site: what is written.
-        out: a new or empty folder, or an earlier export.
-        confirmed: whether more than 2 GB are written.
+    """Write the site to a new or empty folder, or over an earlier export; its size is printed before.
 
     Raises:
         ValueError: a folder with other files, too little room on the disk, or a large export without confirmation.
@@ -122,13 +103,14 @@ def export(site: Site, out: Path, *, confirmed: bool = False) -> None:
         )
     if out.exists() and any(out.iterdir()) and not (out / "viewer.js").is_file():
         raise ValueError(f"--export {out}: holds other files, expected a new folder or an earlier export")
-    size = expected_size(site)
-    print(f"export to {out}: {size}", flush=True)
+    files, size = expected_size(site)
+    bags = sum(len(cohort.bags) for cohort in site.cohorts.values())
+    print(f"export to {out}: {bags} bags, {files:,} files, about {size / 1e6:,.0f} MB", flush=True)
     out.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(out).free
-    if size.bytes > free:
+    if size > free:
         raise ValueError(f"--export {out}: {free / 1e6:,.0f} MB are free there; choose bags with --bags")
-    if size.bytes > _ASK_BYTES and not confirmed:
+    if size > _ASK_BYTES and not confirmed:
         raise ValueError("--export: more than 2 GB; choose bags with --bags, or confirm with --yes")
     (out / "index.html").unlink(missing_ok=True)
     # bags of an earlier export must not be passed on with this one
@@ -136,44 +118,37 @@ def export(site: Site, out: Path, *, confirmed: bool = False) -> None:
         if (out / name).is_dir():
             shutil.rmtree(out / name)
     site = replace(site, static=True)
-    for address in ("viewer.js", "viewer.css", OPENSEADRAGON):
-        if address != OPENSEADRAGON or site.has_openseadragon:
-            write_bytes(out / address, site.get(address).body)
+    for address in ("viewer.js", "viewer.css", *([OPENSEADRAGON] if site.has_openseadragon else [])):
+        write_bytes(out / address, site.get(address).body)
     _data(site, out, "data/catalogue")
     for key, cohort in site.cohorts.items():
         _data(site, out, f"data/{key}/bags")
-        for number, name in enumerate(cohort.bags, 1):
-            for address in _addresses(key, cohort, name):
+        for number, (name, bag) in enumerate(cohort.bags.items(), 1):
+            for address in _addresses(f"{key}/{name}", bag, cohort.runs()):
                 _write(site, out, address)
             print(f"{key}/{name} ({number} of {len(cohort.bags)})", flush=True)
     write_bytes(out / "index.html", site.get("index.html").body)
 
 
-def _addresses(key: str, cohort: Cohort, name: str) -> Iterator[str]:
-    store, bag_id = cohort.bags[name], cohort.ids[name]
-    place = f"{key}/{name}"
+def _addresses(place: str, bag: Bag, runs: Sequence[Run]) -> Iterator[str]:
     yield f"data/{place}/bag"
     yield f"images/{place}/thumbnail.jpg"
-    if not store.stored(bag_id):
+    if not bag.stored:
         return
-    attrs, arrays = geometry(store, bag_id)
-    shown: set[int] = set()
-    for run in cohort.runs():
-        scores = instance_scores(cohort, name, run)
+    attrs, arrays = geometry(bag)
+    extreme: set[int] = set()
+    for run in runs:
+        scores = instance_scores(bag, run)
         if scores:
             yield f"data/{place}/scores-{run.id}"
         for values in scores.values():
-            shown.update(*extremes(attrs, arrays["coords"], values, EXTREMES))
-    yield from (f"images/{place}/instance-{index}.jpg" for index in sorted(shown))
-    if cohort.row(name).modality == "ct":
+            extreme.update(*extremes(attrs, arrays["coords"], values, EXTREMES))
+    yield from (f"images/{place}/instance-{index}.jpg" for index in sorted(extreme))
+    if attrs.modality == "ct":
         yield from (f"data/{place}/slice-{index}" for index in range(attrs.store.n))
-        return
-    try:
-        generator = slide_zoom(store, bag_id).generator
-    except ValueError:
-        return
-    for level, (columns, rows) in enumerate(generator.level_tiles):
-        yield from (f"images/{place}/{level}/{x}_{y}.jpg" for y in range(rows) for x in range(columns))
+    elif zoom := _zoom(bag):
+        for level, (columns, rows) in enumerate(zoom.generator.level_tiles):
+            yield from (f"images/{place}/{level}/{x}_{y}.jpg" for y in range(rows) for x in range(columns))
 
 
 def _write(site: Site, out: Path, address: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ from preprocessing.tiling.annotations import read_lesion
 from preprocessing.tiling.panda_windows import mask_outlines
 from smmil.artifacts.results import SIGNED, Predictions, load_predictions
 from smmil.data.stored import read_geometry
-from smmil.view.catalogue import Cohort, Run, Store
+from smmil.view.catalogue import Bag, Run
 from smmil.view.images import slide_zoom
 from smmil.view.records import Artefact, BagView, Packed, Rings, ScanView, Score, Scores, SlideView
 
@@ -29,43 +30,37 @@ KINDS = {"score": ("raw score", "instance_score")} | {key: (name, f"{key}_score"
 _MASKS = (".tif", ".tiff")
 
 
-def bag_view(cohort: Cohort, name: str) -> BagView:
+def bag_view(name: str, bag: Bag) -> BagView:
     """Return one bag; what cannot be read becomes a warning."""
-    row, store, bag_id = cohort.row(name), cohort.bags[name], cohort.ids[name]
-    outcome = store.outcomes.get(bag_id)
-    state = store.state(bag_id)
+    row, outcome = bag.row, bag.store.outcomes.get(bag.id)
     reason = outcome.reason if outcome else row.skip
     warnings = list(outcome.warnings if outcome else ())
-    if not store.stored(bag_id):
-        shared = (name, row.label, row.split, state, reason, 0, Packed.of(np.zeros(0), "f4"))
-        return BagView(*shared, facts=(), warnings=tuple(warnings))
-    attrs, arrays = geometry(store, bag_id)
-    warnings = list(warnings_of(attrs)) if outcome is None else warnings
-    slide = scan = None
-    if attrs.modality == "ct":
-        scan = _scan(store, attrs, arrays, warnings)
-    else:
-        slide = _slide(store, bag_id, attrs, arrays, warnings)
+    facts: dict[str, Any] = {"id": name, "label": row.label, "split": row.split, "state": bag.state}
+    if not bag.stored:
+        none = Packed.of(np.zeros(0), "f4")
+        return BagView(**facts, reason=reason, n=0, coverage=none, facts=(), warnings=tuple(warnings))
+    attrs, arrays = geometry(bag)
+    if outcome is None:
+        warnings = list(warnings_of(attrs))
+    draw = _scan if attrs.modality == "ct" else _slide
+    drawn = draw(bag, attrs, arrays, warnings)
     return BagView(
-        id=name,
-        label=row.label,
-        split=row.split,
-        state=state,
+        **facts,
         reason=reason or attrs.empty_reason,
         n=len(arrays["coords"]),
         # JSON has no NaN, but packed arrays have
         coverage=Packed.of(arrays["coverage"], "f4"),
         facts=tuple(_facts(attrs, row.note, len(arrays["coords"]))),
         warnings=tuple(dict.fromkeys(warnings)),
-        slide=slide,
-        scan=scan,
+        slide=drawn if isinstance(drawn, SlideView) else None,
+        scan=drawn if isinstance(drawn, ScanView) else None,
     )
 
 
-def geometry(store: Store, bag_id: str) -> tuple[InstanceAttrs, dict[str, Array]]:
+def geometry(bag: Bag) -> tuple[InstanceAttrs, dict[str, Array]]:
     """Return attributes, `coords`, `grid` and `coverage` of a stored bag."""
-    written = (store.instances / "store" / bag_id / "zarr.json").stat().st_mtime_ns
-    return _stored(store.instances, bag_id, written)
+    written = (bag.store.instances / "store" / bag.id / "zarr.json").stat().st_mtime_ns
+    return _stored(bag.store.instances, bag.id, written)
 
 
 @lru_cache(maxsize=64)
@@ -73,13 +68,13 @@ def _stored(instances: Path, bag_id: str, mtime_ns: int) -> tuple[InstanceAttrs,
     return read_geometry(instances, bag_id, ["coords", "grid", "coverage"])
 
 
-def _slide(store: Store, bag_id: str, attrs: InstanceAttrs, arrays: dict[str, Array], warnings: list[str]) -> SlideView:
+def _slide(bag: Bag, attrs: InstanceAttrs, arrays: dict[str, Array], warnings: list[str]) -> SlideView:
     try:
-        zoom = slide_zoom(store, bag_id).record
+        zoom = slide_zoom(bag).record
     except ValueError as error:
         zoom = None
         warnings.append(f"the slide cannot be shown: {error}")
-    drawn = Outlines.read(store.instances, bag_id)
+    drawn = Outlines.read(bag.store.instances, bag.id)
     width, height = attrs.dimensions or (zoom.width if zoom else 1, zoom.height if zoom else 1)
     return SlideView(
         width=width,
@@ -91,19 +86,19 @@ def _slide(store: Store, bag_id: str, attrs: InstanceAttrs, arrays: dict[str, Ar
         step=attrs.l0_step_px or attrs.l0_footprint_px,
         coords=Packed.of(arrays["coords"], "i4"),
         grid=Packed.of(arrays["grid"], "i4"),
-        lesion=_rings(_lesion(store, bag_id, attrs, drawn, warnings)),
+        lesion=_rings(_lesion(bag, attrs, drawn, warnings)),
         tissue=_rings([*drawn.tissue, *drawn.holes]),
         artefacts={
-            kind: Artefact(found.share, _rings([ring for area in found.areas for ring in area]))
-            for kind, found in (drawn.artefacts or {}).items()
-            if found.areas
+            kind: Artefact(artefact.share, _rings([ring for area in artefact.areas for ring in area]))
+            for kind, artefact in (drawn.artefacts or {}).items()
+            if artefact.areas
         },
     )
 
 
-def _scan(store: Store, attrs: InstanceAttrs, arrays: dict[str, Array], warnings: list[str]) -> ScanView:
+def _scan(bag: Bag, attrs: InstanceAttrs, arrays: dict[str, Array], warnings: list[str]) -> ScanView:
     try:
-        readable = all(store.raw(name) for name in attrs.files)
+        readable = all(bag.store.raw(name) for name in attrs.files)
     except ValueError as error:
         readable = False
         warnings.append(f"the slices cannot be shown: {error}")
@@ -140,15 +135,13 @@ def _facts(attrs: InstanceAttrs, note: str, n: int) -> Iterable[tuple[str, str]]
         yield "Note", note
 
 
-def _lesion(
-    store: Store, bag_id: str, attrs: InstanceAttrs, drawn: Outlines, warnings: list[str]
-) -> Sequence[Array | Ring]:
+def _lesion(bag: Bag, attrs: InstanceAttrs, drawn: Outlines, warnings: list[str]) -> Sequence[Array | Ring]:
     """Return the rings of the lesion: those of the annotation, without it those drawn on the thumbnail."""
-    row = store.rows[bag_id]
+    row = bag.row
     if not row.annotation:
         return []
     try:
-        path = store.raw(row.annotation)
+        path = bag.store.raw(row.annotation)
         if path.suffix.lower() in _MASKS:
             with open_slide(path, require_mpp=False) as labels:
                 return mask_outlines(labels, row.provider)
@@ -173,38 +166,33 @@ def _load(path: Path, mtime_ns: int) -> Predictions:
     return load_predictions(path)
 
 
-def instance_scores(cohort: Cohort, name: str, run: Run) -> dict[str, npt.NDArray[np.float32]]:
+def instance_scores(bag: Bag, run: Run) -> dict[str, npt.NDArray[np.float32]]:
     """Return the stored scores (N,) of a bag by a run, by key of `KINDS`; {} if the run does not predict it.
 
     Raises:
         ValueError: a damaged file, or a bag that was cut again since it was predicted.
     """
-    store, bag_id = cohort.bags[name], cohort.ids[name]
-    if not run.predicts(store, bag_id):
+    path = run.predictions(bag)
+    if path is None:
         return {}
-    path = run.files[store.folder]
-    bag = _load(path, path.stat().st_mtime_ns).bag(bag_id)
-    grid = geometry(store, bag_id)[1]["grid"]
-    predicted = bag["instance_score"]
-    if len(predicted) != len(grid) or ("grid" in bag and not np.array_equal(bag["grid"], grid)):
+    arrays = _load(path, path.stat().st_mtime_ns).bag(bag.id)
+    grid, predicted = geometry(bag)[1]["grid"], arrays["instance_score"]
+    if len(predicted) != len(grid) or ("grid" in arrays and not np.array_equal(arrays["grid"], grid)):
         raise ValueError(
-            f"{path}: {bag_id} was predicted with {len(predicted)} instances in other places than the {len(grid)} that"
+            f"{path}: {bag.id} was predicted with {len(predicted)} instances in other places than the {len(grid)} that"
             " are stored now; run the workflow again"
         )
-    return {key: bag[array] for key, (_, array) in KINDS.items() if array in bag}
+    return {key: arrays[array] for key, (_, array) in KINDS.items() if array in arrays}
 
 
-def scores(cohort: Cohort, name: str, run: Run) -> Scores:
+def scores(bag: Bag, run: Run) -> Scores:
     """Return the scores of a bag by a run with their range over all bags of the run; raises as `instance_scores`."""
-    found = instance_scores(cohort, name, run)
-    if not found:
-        return Scores({})
-    path = run.files[cohort.bags[name].folder]
-    everything = _load(path, path.stat().st_mtime_ns).arrays
-    result = {}
-    for key, values in found.items():
+    result, path = {}, run.predictions(bag)
+    for key, values in instance_scores(bag, run).items():
+        assert path is not None
         title, array = KINDS[key]
-        finite = everything[array][np.isfinite(everything[array])]
+        everything = _load(path, path.stat().st_mtime_ns).arrays[array]
+        finite = everything[np.isfinite(everything)]
         low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
         result[key] = Score(title, Packed.of(values, "f4"), low, high)
     return Scores(result)

@@ -14,29 +14,22 @@ import numpy.typing as npt
 class Packed:
     """An array: its little-endian bytes, compressed by zlib, as base64.
 
-    Attributes:
-        kind: "f4", "f8", "i4" or "i2".
-        data: the bytes.
+    `kind` is f4, f8, i4 or i2.
     """
 
     kind: str
     data: str
 
     @classmethod
-    def of(cls, array: npt.NDArray[Any], kind: str, level: int = 1) -> Self:
-        """Pack an array of any shape in C order; `level` is that of zlib."""
+    def of(cls, array: npt.NDArray[Any], kind: str) -> Self:
+        """Pack an array of any shape in C order."""
         payload = np.ascontiguousarray(array, f"<{kind}").tobytes()
-        return cls(kind, base64.b64encode(zlib.compress(payload, level)).decode("ascii"))
+        return cls(kind, base64.b64encode(zlib.compress(payload, 1)).decode("ascii"))
 
 
 @dataclass(frozen=True)
 class Rings:
-    """Outlines in level-0 px.
-
-    Attributes:
-        points: (P,2) "f4" points (x, y) of all rings.
-        lengths: points of each ring.
-    """
+    """Outlines in level-0 px: (P,2) "f4" points (x, y) of all rings, and the number of points of each."""
 
     points: Packed
     lengths: tuple[int, ...]
@@ -62,14 +55,7 @@ class CohortEntry:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """What can be looked at.
-
-    Attributes:
-        title: name of the folder.
-        cohorts: in the order of the menu.
-        start: `cohort/bag` to open first, "" = the first bag of the list.
-        notes: what could not be opened, one line each.
-    """
+    """What can be looked at; `start` is the `cohort/bag` to open first, "" = the first bag of the list."""
 
     title: str
     cohorts: tuple[CohortEntry, ...]
@@ -82,11 +68,8 @@ class RunEntry:
     """One run and what it predicts for the bags of a cohort.
 
     Attributes:
-        id: in addresses.
-        encoder, method, seed: what was trained.
         name: of the method in the tables.
         colour: of the method in all figures.
-        random_weights: whether the encoder is untrained.
         bags: (B,) "i4" positions in `BagList.bags`.
         logits: (B,) "f8", of these bags.
         parts: first letter of "val", "test" or "score" for each of them.
@@ -142,7 +125,6 @@ class SlideView:
     """Geometry of a slide in level-0 px.
 
     Attributes:
-        width, height: of level 0.
         zoom: None if the slide cannot be opened.
         bounds: scanned region (x, y, width, height).
         mpp: um per px, None = unknown.
@@ -150,7 +132,6 @@ class SlideView:
         step: distance of neighbouring tiles.
         coords: (N,2) "i4" top-left corners (x, y).
         grid: (N,2) "i4" row and column.
-        lesion: outlines.
         tissue: outlines, holes included.
         artefacts: by kind, those that were found.
     """
@@ -196,12 +177,10 @@ class BagView:
     """One bag.
 
     Attributes:
-        id, label, split: as in the list.
         state, reason: of cutting.
         n: number of instances.
         coverage: (N,) "f4" lesion share, NaN = unknown.
         facts: name and value, for the panel.
-        warnings: one line each, what cannot be shown included.
         slide, scan: exactly one, or none if nothing is stored.
     """
 
@@ -237,12 +216,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class SliceView:
-    """One slice.
-
-    Attributes:
-        hu: (rows, columns) "i2" Hounsfield units, rounded.
-        sides: letters of the body's directions on the left, right, top and bottom.
-    """
+    """One slice: (rows, columns) "i2" Hounsfield units, and the body's directions on its left, right, top, bottom."""
 
     hu: Packed
     sides: tuple[str, str, str, str]

@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from preprocessing.common.cli import nearest
-from smmil.view.catalogue import Cohort, Store
-from smmil.view.images import instance_picture, slice_view, slide_zoom, thumbnail_path
+from smmil.view.catalogue import Bag, Cohort
+from smmil.view.images import instance_picture, slice_view, slide_zoom, thumbnail
 from smmil.view.layers import bag_view, scores
 from smmil.view.records import Catalogue, as_json
 
@@ -53,19 +53,14 @@ class Reply:
 class Site:
     """Everything that can be shown.
 
-    Attributes:
-        title: name of the folder.
-        cohorts: by key.
-        start: `cohort/bag` to open first, or "".
-        static: whether the pages are written to a folder; their data are scripts then, which work without a server.
-        notes: lines for the page.
+    `start` is the `cohort/bag` to open first, or ""; `static` pages are written to a folder, where their data are
+    scripts, which work without a server.
     """
 
     title: str
     cohorts: Mapping[str, Cohort]
     start: str = ""
     static: bool = False
-    notes: tuple[str, ...] = field(default_factory=tuple)
 
     @property
     def has_openseadragon(self) -> bool:
@@ -112,9 +107,8 @@ class Site:
 
     def catalogue(self) -> Catalogue:
         """Return the cohorts."""
-        notes = self.notes
-        if not self.has_openseadragon:
-            notes = (*notes, f"Slides cannot be zoomed, because OpenSeadragon is not installed: {INSTALL}.")
+        note = f"Slides cannot be zoomed, because OpenSeadragon is not installed: {INSTALL}."
+        notes = () if self.has_openseadragon else (note,)
         return Catalogue(self.title, tuple(cohort.entry for cohort in self.cohorts.values()), self.start, notes)
 
     def _data(self, rest: str) -> bytes:
@@ -124,32 +118,31 @@ class Site:
             case [key, "bags"] if key in self.cohorts:
                 return as_json(self.cohorts[key].listing())
             case [key, name, what]:
-                cohort, store, bag_id = self._bag(key, name)
+                bag = self._bag(key, name)
                 if what == "bag":
-                    return as_json(bag_view(cohort, name))
-                if found := _SLICE.fullmatch(what):
-                    return as_json(slice_view(store, bag_id, int(found[1])))
-                if found := _SCORES.fullmatch(what):
-                    run = next((run for run in cohort.runs() if run.id == found[1]), None)
+                    return as_json(bag_view(name, bag))
+                if match := _SLICE.fullmatch(what):
+                    return as_json(slice_view(bag, int(match[1])))
+                if match := _SCORES.fullmatch(what):
+                    run = next((run for run in self.cohorts[key].runs() if run.id == match[1]), None)
                     if run is not None:
-                        return as_json(scores(cohort, name, run))
+                        return as_json(scores(bag, run))
         raise NoSuchPage(f"data/{rest}")
 
     def _image(self, rest: str) -> bytes:
         match rest.split("/", 2):
             case [key, name, what]:
-                _, store, bag_id = self._bag(key, name)
+                bag = self._bag(key, name)
                 if what == "thumbnail.jpg":
-                    return thumbnail_path(store, bag_id).read_bytes()
-                if found := _PICTURE.fullmatch(what):
-                    return instance_picture(store, bag_id, int(found[1]))
-                if found := _ZOOM.fullmatch(what):
-                    level, column, row = map(int, found.groups())
-                    return slide_zoom(store, bag_id).tile(level, column, row)
+                    return thumbnail(bag)
+                if match := _PICTURE.fullmatch(what):
+                    return instance_picture(bag, int(match[1]))
+                if match := _ZOOM.fullmatch(what):
+                    level, column, row = map(int, match.groups())
+                    return slide_zoom(bag).tile(level, column, row)
         raise NoSuchPage(f"images/{rest}")
 
-    def _bag(self, key: str, name: str) -> tuple[Cohort, Store, str]:
+    def _bag(self, key: str, name: str) -> Bag:
         if key not in self.cohorts or name not in self.cohorts[key].bags:
             raise NoSuchPage(f"{key}/{name}")
-        cohort = self.cohorts[key]
-        return cohort, cohort.bags[name], cohort.ids[name]
+        return self.cohorts[key].bags[name]
