@@ -7,7 +7,8 @@ Run alone:
 
 RESULT is a table, a metrics file, a predictions file or a run directory below a results folder. `--verify` recomputes
 every recorded hash (files of runs and predictions, bag list, manifests, arrays of the bags); exit code 1 on a mismatch.
-`--cell` takes the keys of the CSV file or the names that the table prints. The last line is a verdict.
+`--cell` takes the keys of the CSV file or the names that the table prints. The first line is a verdict; a line each for
+runs, features and bags follows, with `--all` every recorded fact.
 All facts were recorded with the results; nothing is inferred.
 """
 
@@ -252,6 +253,27 @@ def _bag(dataset: Path, encoder: str, bag: str, row: BagRow, state: Facts | None
     return facts
 
 
+def summary(provenance: Facts) -> str:
+    """Format the facts that most readers want, a line each: verdict, pairing, runs, features, bags, differences."""
+    pairing, features, bags = (provenance[name] for name in ("pairing", "features", "bags"))
+    options = f", {json.dumps(pairing['method_options'])}" if pairing["method_options"] else ""
+    lines = [f"{pairing['method']} on {pairing['dataset']}, {pairing['encoder']}, {pairing['protocol']}{options}"]
+    for run in provenance["runs"]:
+        test = [f"{name} {value:.3f}" for name, value in (run["test"] or {}).items() if value is not None]
+        facts = [f"best epoch {run['best_epoch']}", *test, f"weights {_short(run['weights_sha256'])}"]
+        lines.append(f"run {run['run']}: {', '.join(facts)}")
+    lines.append("features: " + ", ".join(f"{name} {_short(value)}" for name, value in features.items()))
+    states = ", ".join(f"{count} {state}" for state, count in bags["states"].items())
+    lines.append(f"bags: {bags['listed']} listed, {states}; bags.csv {_short(bags['inputs']['bags'])}")
+    if bag := bags.get("bag"):
+        state = bag["state"] or {"state": "not in these features", "n": 0}
+        known = {"split": bag["split"], "label": bag["label"], "state": state["state"], "instances": state["n"]}
+        images = " ".join(bag["images"][:3]) + (" ..." if len(bag["images"]) > 3 else "")
+        lines.append(f"bag {bag['bag_id']}: {', '.join(f'{k} {v}' for k, v in known.items())}; {images}")
+    lines += (provenance["checks"] or {}).get("different", [])
+    return verdict(provenance) + "\n".join(lines) + "\n--all prints every recorded fact\n"
+
+
 def as_text(provenance: Facts) -> str:
     """Format a provenance as indented lines with shortened hashes."""
     lines: list[str] = []
@@ -266,8 +288,7 @@ def as_text(provenance: Facts) -> str:
             for item in value:
                 add(str(item.get("run", name)), item, depth)
         else:
-            text = value if isinstance(value, str) else json.dumps(value)
-            lines.append(f"{pad}{name}: {text[:16] + '...' if _is_hash(text) else text}")
+            lines.append(f"{pad}{name}: {_short(value)}")
 
     for name, value in provenance.items():
         add(name, value, 0)
@@ -287,8 +308,10 @@ def verdict(provenance: Facts) -> str:
     return f"verdict: unchanged, all {total} hashes of {rests} are as recorded\n"
 
 
-def _is_hash(text: str) -> bool:
-    return len(text) == 64 and all(c in "0123456789abcdef" for c in text)
+def _short(value: Any) -> str:
+    """Return a value as text, of a hash only its start."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return f"{text[:16]}..." if re.fullmatch(r"[0-9a-f]{64}", text) else text
 
 
 @guard
@@ -301,10 +324,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--bag", help="describe this bag too, back to its images")
     parser.add_argument("--verify", action="store_true", help="recompute every hash")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--all", action="store_true", help="print every recorded fact")
+    parser.add_argument("--json", action="store_true", help="print every recorded fact as JSON")
     arguments = parser.parse_args(argv)
     provenance = trace(locate(arguments.result, arguments.cell), verify=arguments.verify, bag=arguments.bag)
-    print(json.dumps(provenance, indent=1) if arguments.json else as_text(provenance) + verdict(provenance), end="")
+    if arguments.json:
+        print(json.dumps(provenance, indent=1))
+    else:
+        print(verdict(provenance) + as_text(provenance) if arguments.all else summary(provenance), end="")
     return 1 if provenance["checks"] and provenance["checks"]["different"] else 0
 
 

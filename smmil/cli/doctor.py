@@ -1,12 +1,12 @@
 """Look at this machine and a configuration: is everything there that a run needs?"""
 
-import importlib.metadata
 import os
 import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import distributions, requires
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -19,19 +19,14 @@ from smmil.planning import Plan
 
 PACKAGE = Path(__file__).resolve().parents[1]
 State = Literal["ok", "warning", "missing"]
-LEAST_PYTHON = (3, 11)
 LITTLE_DISK_GB = 20
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of `smmil doctor`.
+    """One line of `smmil doctor`: what was looked at, what was found, and a command to type or what to do.
 
-    Attributes:
-        name: what was looked at.
-        state: "missing" if a run would fail, "warning" if it would be slow or lack something.
-        text: what was found.
-        remedy: a command to type, or what to do.
+    The state is "missing" if a run would fail, and "warning" if it would be slow or lack something.
     """
 
     name: str
@@ -41,12 +36,9 @@ class Check:
 
 
 def examine(files: Sequence[Path]) -> Iterator[Check]:
-    """Yield a check after the other: of the machine, then of the configuration that a command here would have.
-
-    Args:
-        files: of the configuration.
-    """
-    yield _python()
+    """Yield a check after the other: of the machine, then of the configuration that a command here would have."""
+    # an older Python cannot import this file
+    yield Check("Python", "ok", f"{sys.version.split()[0]}, {sys.executable}")
     yield _packages()
     yield from _torch()
     yield _openslide()
@@ -64,13 +56,6 @@ def examine(files: Sequence[Path]) -> Iterator[Check]:
         yield from _data(setup)
 
 
-def _python() -> Check:
-    version = sys.version.split()[0]
-    if sys.version_info >= LEAST_PYTHON:
-        return Check("Python", "ok", f"{version}, {sys.executable}")
-    return Check("Python", "missing", f"{version}, expected 3.11 or newer", "make PYTHON=python3.11 demo")
-
-
 def _packages() -> Check:
     """Compare the installed packages with the dependencies that pyproject.toml or the installed package names."""
     file = workflow_folder() / "pyproject.toml"
@@ -80,21 +65,18 @@ def _packages() -> Check:
         wanted = tomllib.loads(file.read_text(encoding="utf-8"))["project"]["dependencies"]
         remedy = f"{sys.executable} -m pip install -r {file.parent / 'requirements.lock'}"
     else:
-        wanted = [entry for entry in importlib.metadata.requires("smmil") or [] if "extra ==" not in entry]
+        wanted = [entry for entry in requires("smmil") or [] if "extra ==" not in entry]
         remedy = f"{sys.executable} -m pip install --force-reinstall smmil"
-    names = [match[0] for entry in wanted if (match := re.match(r"[A-Za-z0-9_.-]+", entry))]
-    absent = [name for name in names if not _is_installed(name)]
-    if absent:
+    names = [re.split(r"[^A-Za-z0-9_.-]", entry, maxsplit=1)[0] for entry in wanted]
+    installed = {_normal(package.name) for package in distributions()}
+    if absent := [name for name in names if _normal(name) not in installed]:
         return Check("packages", "missing", f"not installed: {', '.join(absent)}", remedy)
     return Check("packages", "ok", f"all {len(names)} installed")
 
 
-def _is_installed(name: str) -> bool:
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+def _normal(name: str) -> str:
+    """Return the name of a package as indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _torch() -> Iterator[Check]:

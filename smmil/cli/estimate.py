@@ -5,14 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-from smmil.cli.jobs import as_duration
 from smmil.config.experiment import Config
 from smmil.config.outputs import all_pairings
 
 # a forward pass alone beside a training step, which adds the backward pass of about twice its cost
 FORWARD_SHARE = 1 / 3
-# below it, the machine is busy with something else
-BUSY_SHARE = 0.7
 # arrays and attributes of a bag's features in the store
 FILES_PER_FEATURES = 4
 # config, log, weights, direction, done
@@ -24,19 +21,16 @@ class BagProbe:
     """One bag that was cut: its instances, the seconds it took, and what it left on disk."""
 
     instances: int
-    seconds: float
-    bytes: int
-    files: int
+    seconds: float = 0.0
+    bytes: int = 0
+    files: int = 0
 
 
 @dataclass(frozen=True)
 class StepProbe:
-    """One training step of a method.
+    """One training step of a method: seconds per bag, and bytes of its weights.
 
-    Attributes:
-        seconds: per bag.
-        bytes: of the weights.
-        measured: False if the time was up, and the slowest of the others is assumed.
+    `measured` is False if the time was up, and the slowest of the others is assumed.
     """
 
     seconds: float
@@ -49,11 +43,10 @@ class DatasetProbe:
     """Measurements on one dataset.
 
     Attributes:
-        name: of the dataset.
         bags: all of it.
         train, val, test: labelled bags by part, of one split.
-        sample: bags that were cut.
-        tiles_per_second: read, resized and encoded by all encoders of the dataset in one job.
+        sample: bags that were cut, or all bags if the features are imported.
+        tiles_per_second: read, resized and encoded by all encoders of the dataset in one job; 0 if imported.
         steps: by method.
     """
 
@@ -62,7 +55,7 @@ class DatasetProbe:
     train: int
     val: int
     test: int
-    sample: tuple[BagProbe, ...]
+    sample: Sequence[BagProbe]
     tiles_per_second: float
     steps: Mapping[str, StepProbe]
 
@@ -83,37 +76,16 @@ class DatasetProbe:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the jobs run on.
-
-    Attributes:
-        cores: used at once.
-        device: name of the GPU, or "CPU".
-        start_seconds: until a job that needs torch begins to work.
-        share: of the elapsed time in which the measurements had a processor, at most 1.
-    """
+    """What the jobs run on: cores in use, name of the GPU or "CPU", seconds until a job that needs torch begins."""
 
     cores: int
     device: str
     start_seconds: float
-    share: float = 1.0
-
-    @property
-    def has_gpu(self) -> bool:
-        """Return whether jobs share a GPU; a CPU is divided among them."""
-        return self.device != "CPU"
 
 
 @dataclass(frozen=True)
 class Item:
-    """A part of the work.
-
-    Attributes:
-        stage: cut, features, training or jobs.
-        dataset: "" for all.
-        amount: for people.
-        seconds: on this machine, with all its cores.
-        bytes, files: on disk.
-    """
+    """A part of the work on a dataset: what for people, seconds with all cores of this machine, and what is on disk."""
 
     stage: str
     dataset: str
@@ -150,52 +122,47 @@ def estimate(
     """
     trainings = all_pairings(config)
     runs = len(config.training.splits) * len(config.training.learning_rates)
-    side_by_side = 1 if machine.has_gpu else max(1, min(machine.cores, len(trainings)))
-    feature_jobs = 1 if machine.has_gpu else max(1, machine.cores // config.features.workers)
+    # jobs share a GPU; the cores are divided among them
+    gpu = machine.device != "CPU"
+    side_by_side = 1 if gpu else max(1, min(machine.cores, len(trainings)))
+    feature_jobs = 1 if gpu else max(1, machine.cores // config.features.workers)
     items, jobs = [], len(config.report.tables) + len(config.report.figures) + 1
     for probe in probes:
-        dataset = config.datasets[probe.name]
-        n, count, k = probe.bags, probe.instances, len(probe.sample)
-        shards = math.ceil(n / dataset.bags_per_shard)
-        seconds = n * sum(bag.seconds for bag in probe.sample) / k / min(machine.cores, shards)
-        on_disk = [n * sum(getattr(bag, name) for bag in probe.sample) / k for name in ("bytes", "files")]
-        items.append(Item("cut", probe.name, f"{n:,} bags, about {rounded(count)} tiles", seconds, *on_disk))
-        size = count * instance_bytes[probe.name]
-        seconds = count / probe.tiles_per_second / min(feature_jobs, shards)
-        amount = f"{', '.join(dataset.encoders)} at {probe.tiles_per_second:.0f} tiles/s"
-        files = n * FILES_PER_FEATURES * len(dataset.encoders)
-        items.append(Item("features", probe.name, amount, seconds, size, files))
-        methods = [method for name, _, method in trainings if name == probe.name]
-        jobs += shards * (1 + len(dataset.encoders)) + 3 * len(methods) + 3
-        if methods:
-            steps = [probe.steps[method] for method in methods]
+        dataset, n, count = config.datasets[probe.name], probe.bags, probe.instances
+        if probe.tiles_per_second:
+            shards = math.ceil(n / dataset.bags_per_shard)
+            seconds, *on_disk = (
+                n * mean(getattr(bag, name) for bag in probe.sample) for name in ("seconds", "bytes", "files")
+            )
+            amount = f"{n:,} bags, about {rounded(count)} tiles"
+            items.append(Item("cut", probe.name, amount, seconds / min(machine.cores, shards), *on_disk))
+            seconds = count / probe.tiles_per_second / min(feature_jobs, shards)
+            amount = f"{', '.join(dataset.encoders)} at {probe.tiles_per_second:.0f} tiles/s"
+            on_disk = [count * instance_bytes[probe.name], n * FILES_PER_FEATURES * len(dataset.encoders)]
+            items.append(Item("features", probe.name, amount, seconds, *on_disk))
+            jobs += shards * (1 + len(dataset.encoders))
+        steps = [probe.steps[method] for name, _, method in trainings if name == probe.name]
+        jobs += 3 * len(steps) + 3
+        if steps:
             epochs = config.training.epochs
             bags = epochs * (probe.train + FORWARD_SHARE * probe.val) + FORWARD_SHARE * (probe.val + probe.test)
             seconds = runs * bags * sum(step.seconds for step in steps) / side_by_side
-            amount = f"{len(methods)} methods and encoders, {runs} runs each of {epochs} epochs"
+            amount = f"{len(steps)} methods and encoders, {runs} runs each of {epochs} epochs"
             size = runs * sum(step.bytes for step in steps)
-            items.append(Item("training", probe.name, amount, seconds, size, runs * len(methods) * FILES_PER_RUN))
+            items.append(Item("training", probe.name, amount, seconds, size, runs * len(steps) * FILES_PER_RUN))
     start = jobs * machine.start_seconds / machine.cores
     items.append(Item("jobs", "", f"start of about {jobs} jobs, {machine.start_seconds:.1f} s each", start))
-    seconds = sum(item.seconds for item in items)
-    return Estimate(tuple(items), tuple(_basis(probes, machine, seconds)))
+    return Estimate(tuple(items), tuple(_basis(probes, machine)))
 
 
-def _basis(probes: Sequence[DatasetProbe], machine: Machine, seconds: float) -> list[str]:
+def _basis(probes: Sequence[DatasetProbe], machine: Machine) -> list[str]:
     lines = [f"machine: {machine.cores} cores, {machine.device}, as busy as it was while this was measured"]
-    if machine.share < BUSY_SHARE and not machine.has_gpu:
-        alone = as_duration(seconds * machine.share)
-        lines.append(
-            f"the measurements had a processor in {100 * machine.share:.0f} % of the time; an idle machine takes "
-            f"{alone} if other programs had the rest, and no less than this if they waited for the disk"
-        )
     for probe in probes:
         counts = [bag.instances for bag in probe.sample]
         spread = "unknown" if math.isinf(probe.spread) else f"± {100 * probe.spread:.0f} %"
         tiles = f"{min(counts):,} to {max(counts):,} tiles" if min(counts) < max(counts) else f"{counts[0]:,} tiles"
-        lines.append(
-            f"{probe.name}: {len(counts)} of {probe.bags:,} bags were cut ({tiles}); error of the sum {spread}"
-        )
+        cut = "were cut" if probe.tiles_per_second else "are imported"
+        lines.append(f"{probe.name}: {len(counts)} of {probe.bags:,} bags {cut} ({tiles}); error of the sum {spread}")
         if guessed := [method for method, step in probe.steps.items() if not step.measured]:
             lines.append(f"{probe.name}: not measured, counted as the slowest one: {', '.join(guessed)}")
     lines.append("one batch was encoded and one step trained per method; listing, tables and report are not included")
@@ -204,16 +171,10 @@ def _basis(probes: Sequence[DatasetProbe], machine: Machine, seconds: float) -> 
 
 def rounded(number: float) -> str:
     """Format a count with two significant digits."""
-    if number < 100:
-        return f"{number:.0f}"
-    digits = int(math.log10(number)) - 1
-    return f"{round(number / 10**digits) * 10**digits:,}"
+    return f"{float(f'{number:.2g}'):,.0f}"
 
 
 def as_bytes(number: float) -> str:
     """Format a size on disk with two significant digits."""
-    if number < 1e6:
-        return f"{number / 1e3:.0f} kB"
-    if number < 1e9:
-        return f"{rounded(number / 1e6)} MB"
-    return f"{number / 1e9:.1f} GB" if number < 1e10 else f"{rounded(number / 1e9)} GB"
+    unit, name = next(((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB")) if number >= unit), (1e3, "kB"))
+    return f"{number / unit:.1f} {name}" if name == "GB" and number < 1e10 else f"{rounded(number / unit)} {name}"

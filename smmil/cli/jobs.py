@@ -2,8 +2,8 @@
 
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 TAIL_BYTES = 8192
 _BAGS = re.compile(r": (\d+)/(\d+) \S+ (?:ok|empty|skipped|failed)\b")
@@ -16,14 +16,8 @@ _FAULT = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class JobProgress:
-    """How far a job is.
-
-    Attributes:
-        done, total: bags, tiles or epochs; all runs of a training together.
-        text: for people.
-    """
+class JobProgress(NamedTuple):
+    """How far a job is: bags, tiles or epochs, all runs of a training together, and a text for people."""
 
     done: int
     total: int
@@ -69,6 +63,4 @@ def as_duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     if seconds < 90 * 60:
         return f"{seconds / 60:.0f} min"
-    if seconds < 48 * 3600:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 86400:.0f} days"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days"

@@ -16,12 +16,7 @@ _RULE = re.compile(r"^rule (\w+):", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Setup:
-    """The configuration of a command.
-
-    Attributes:
-        files: given by the user, merged in this order over the config.yaml of the paper.
-        config: the result.
-    """
+    """The configuration of a command: files of the user, and the result of merging them over the paper's settings."""
 
     files: tuple[Path, ...]
     config: Config
@@ -57,11 +52,7 @@ def read_setup(files: Sequence[Path]) -> Setup:
 
 
 def read_config(files: Sequence[Path]) -> Config:
-    """Merge configuration files over the settings of the paper or a preset, as the workflow does, and check the result.
-
-    Raises:
-        ValueError: a file is missing, or the result is invalid.
-    """
+    """Merge configuration files over the settings of the paper or a preset, as the workflow does, and check them."""
     return parse_config(read_settings(files), ", ".join(map(str, files)) or "config.yaml")
 
 

@@ -7,8 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from preprocessing.instances.graph import chain_neighbors, grid_neighbors
 from preprocessing.instances.scan_bag import read_slices
 from preprocessing.instances.stage import cut_bag
 from preprocessing.slides.tile_reader import iter_tiles
+from preprocessing.status import read_stage
 from preprocessing.store.bags import InstanceAttrs, bag_path, read_arrays, read_instance_attrs
 from smmil.cli.estimate import BagProbe, DatasetProbe, Estimate, Machine, StepProbe, estimate
 from smmil.config.experiment import Config, training_options
@@ -56,17 +56,10 @@ def measured(config: Config, cores: str) -> Estimate:
         cores: a number, or "all".
 
     Raises:
-        ValueError: another value of `cores`, imported features, no raw data, or no bag that can be cut.
+        ValueError: another value of `cores`, no raw data, no bag that can be cut, or no imported bag that can be read.
     """
     if cores != "all" and not (cores.isdecimal() and int(cores)):
         raise ValueError(f"--cores: found {cores!r}, expected a number or all")
-    for name, dataset in config.used.items():
-        for key in dataset.encoders:
-            if key not in ENCODERS and not key.startswith("timm/"):
-                raise ValueError(
-                    f"datasets.{name}.encoders: {key} are imported features, and a plan measures how long images take "
-                    "to be cut and encoded; only training is left: smmil run"
-                )
     count = len(os.sched_getaffinity(0)) if cores == "all" else int(cores)
     plan = Plan(config)
     if missing := plan.missing_raw():
@@ -83,24 +76,13 @@ def measured(config: Config, cores: str) -> Estimate:
 
 
 def probe(config: Config, cores: int, report: Report) -> tuple[list[DatasetProbe], Machine]:
-    """Measure every dataset in use.
-
-    Args:
-        config: the experiment.
-        cores: used at once.
-        report: called with what is measured now.
-
-    Raises:
-        ValueError: no raw data, or none of some bags can be cut.
-    """
+    """Measure every dataset in use and call `report` with what is measured now; raises as `measured`."""
     device = choose_device(config.features.device)
     name = "CPU" if device == "cpu" else torch.cuda.get_device_name(device)
     report("start of a job")
-    start, wall, processor = _start_seconds(), time.perf_counter(), time.process_time()
+    machine = Machine(cores, name, _start_seconds())
     load = cache(partial(_load, config, device))
-    probes = [_dataset(config, dataset, load, report) for dataset in config.used]
-    share = (time.process_time() - processor) / (time.perf_counter() - wall)
-    return probes, Machine(cores, name, start, min(1.0, share))
+    return [_dataset(config, dataset, load, report) for dataset in config.used], machine
 
 
 def _start_seconds() -> float:
@@ -119,12 +101,16 @@ def _dataset(config: Config, name: str, load: Callable[[str], LoadedEncoder], re
     path = Path(config.results, name, "bags.csv")
     rows = read_bags(path) if path.is_file() else DATASETS[chosen.kind].list_bags(Path(chosen.root), chosen.source).rows
     rows = [row for row in rows if not row.skip]
-    with tempfile.TemporaryDirectory() as scratch:
-        sample, kept = _cut(config, name, rows, Path(scratch), report)
-        report(f"{name}: tiles per second of {', '.join(chosen.encoders)}")
-        encoders = {encoder: load(encoder) for encoder in chosen.encoders}
-        rate = _encode(config, Path(chosen.root), kept, Path(scratch), encoders)
-    features = encoders[chosen.table_encoder].encoder.dim
+    if all(key in ENCODERS or key.startswith("timm/") for key in chosen.encoders):
+        with tempfile.TemporaryDirectory() as scratch:
+            sample, kept = _cut(config, name, rows, Path(scratch), report)
+            report(f"{name}: tiles per second of {', '.join(chosen.encoders)}")
+            encoders = {encoder: load(encoder) for encoder in chosen.encoders}
+            rate = _encode(config, Path(chosen.root), kept, Path(scratch), encoders)
+        features = encoders[chosen.table_encoder].encoder.dim
+    else:
+        rate = 0.0
+        sample, features = _imported(path.parent, chosen.table_encoder)
     size = round(np.median([bag.instances for bag in sample]))
     steps = _train(config, name, features, max(1, size), rows[0].modality, report)
     parts = [[row for row in rows if row.split == part and row.label is not None] for part in ("train", "val", "test")]
@@ -135,17 +121,26 @@ def _dataset(config: Config, name: str, load: Callable[[str], LoadedEncoder], re
     return DatasetProbe(name, len(rows), train, val, test, sample, rate, steps)
 
 
+def _imported(folder: Path, encoder: str) -> tuple[list[BagProbe], int]:
+    """Return the sizes of all imported bags, and the number of features of an instance."""
+    outcomes = read_stage(folder, f"features/{encoder}").outcomes
+    sizes = {bag: outcome.n for bag, outcome in outcomes.items() if outcome.state == "ok"}
+    if not sizes:
+        raise ValueError(f"{folder}/features/{encoder}: found no bag of these imported features; see `smmil import`")
+    array = read_arrays(folder / "features" / encoder / "store", next(iter(sizes)), ["features"])["features"]
+    return [BagProbe(n) for n in sizes.values()], array.shape[1]
+
+
 def _cut(
     config: Config, name: str, rows: Sequence[BagRow], scratch: Path, report: Report
-) -> tuple[tuple[BagProbe, ...], list[BagRow]]:
-    """Cut a random sample of bags until there are enough, or the time is up."""
+) -> tuple[list[BagProbe], list[BagRow]]:
+    """Cut a random sample of bags until there are enough, or the time is up; return those with instances, too."""
     chosen = config.datasets[name]
     options = InstanceOptions(wsi=wsi_options(chosen.instances.wsi), ct=ct_options(chosen.instances.ct))
-    order = np.random.default_rng(0).permutation(len(rows))[:TRIED_BAGS]
+    order = np.random.default_rng(0).permutation(len(rows))[:TRIED_BAGS].tolist()
     sample, kept, faults = [], [], []
     started = time.perf_counter()
-    for i in order:
-        row = rows[int(i)]
+    for row in (rows[i] for i in order):
         report(f"{name}: cut {row.bag_id}")
         before = time.perf_counter()
         try:
@@ -163,55 +158,53 @@ def _cut(
     if not kept:
         reason = faults[0] if faults else "no tissue"
         raise ValueError(f"datasets.{name}: none of {len(order)} bags gives tiles, e.g. {reason}")
-    return tuple(sample), kept
+    return sample, kept
 
 
 def _load(config: Config, device: str, encoder: str) -> LoadedEncoder:
     """Load an encoder, with random weights where its file is not there yet: they are as fast."""
-    folder, precision = config.weights.folder, config.features.precision
     files = Plan(config).weights([encoder])
-    mode = config.weights.mode if files and Path(files[0]).is_file() else "random"
-    policy = config.features.resize_policy
-    return load_encoder(encoder, folder, mode=mode, policy=policy, device=device, precision=precision)
+    return load_encoder(
+        encoder,
+        config.weights.folder,
+        mode=config.weights.mode if files and Path(files[0]).is_file() else "random",
+        policy=config.features.resize_policy,
+        device=device,
+        precision=config.features.precision,
+    )
 
 
 def _encode(
-    config: Config, root: Path, rows: Sequence[BagRow], scratch: Path, encoders: dict[str, LoadedEncoder]
+    config: Config, root: Path, rows: Sequence[BagRow], scratch: Path, encoders: Mapping[str, LoadedEncoder]
 ) -> float:
     """Return the tiles per second of a feature job with all encoders."""
     batch, workers = config.features.batch_size, config.features.workers
+    bags = []
+    for row in rows:
+        attrs = read_instance_attrs(scratch / "store", row.bag_id)
+        coords = read_arrays(scratch / "store", row.bag_id, ["coords"])["coords"]
+        scan = partial(read_slices, root, attrs)
+        bags.append(
+            (row.bag_id, len(coords), scan if row.modality == "ct" else partial(_tiles, root, row, attrs, coords))
+        )
 
-    def plans(most: int) -> list[BagPlan]:
-        result: list[BagPlan] = []
-        for row in rows:
-            attrs = read_instance_attrs(scratch / "store", row.bag_id)
-            coords = read_arrays(scratch / "store", row.bag_id, ["coords"])["coords"]
-            n = min(len(coords), most - sum(plan.n for plan in result))
-
-            if n > 0:
-                source = (
-                    partial(read_slices, root, attrs)
-                    if row.modality == "ct"
-                    else partial(_tiles, root, row, attrs, coords)
-                )
-                result.append(BagPlan(row.bag_id, n, source, frozenset(encoders)))
-        return result
-
-    def seconds(chosen: Sequence[BagPlan]) -> float:
+    def speed(most: int) -> float:
+        """Return the tiles per second of encoding the first `most` tiles."""
+        plans, left = [], most
+        for bag_id, size, source in bags:
+            plans += [BagPlan(bag_id, min(size, left), source, frozenset(encoders))] if left else []
+            left -= min(size, left)
         started = time.perf_counter()
-        with Extraction(chosen, encoders, batch, workers) as extraction:
-            for plan in chosen:
+        with Extraction(plans, encoders, batch, workers) as extraction:
+            for plan in plans:
                 extraction.result(plan.bag_id)
-        return time.perf_counter() - started
+        return (most - left) / (time.perf_counter() - started)
 
-    on_cpu = all(encoder.device.type == "cpu" for encoder in encoders.values())
-    with _torch_threads(workers if on_cpu else torch.get_num_threads()):
-        # the first batch also builds kernels and opens files
-        seconds(plans(batch))
-        first = plans(batch)
-        rate = sum(plan.n for plan in first) / seconds(first)
-        more = plans(max(batch, int(rate * ENCODE_SECONDS) // batch * batch))
-        return sum(plan.n for plan in more) / seconds(more)
+    if all(encoder.device.type == "cpu" for encoder in encoders.values()):
+        torch.set_num_threads(workers)
+    # the first batch also builds kernels and opens files
+    speed(batch)
+    return speed(max(batch, int(speed(batch) * ENCODE_SECONDS) // batch * batch))
 
 
 def _tiles(
@@ -221,31 +214,22 @@ def _tiles(
     return iter_tiles(resolve(root, row.images[0]), attrs, coords[start:stop], mpp_override=row.mpp)
 
 
-@contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _train(config: Config, name: str, features: int, size: int, modality: str, report: Report) -> dict[str, StepProbe]:
     """Return the cost of a training step of every method of a dataset, on bags of one size."""
     device = choose_device(config.training.device)
     methods = dict.fromkeys(method for dataset, _, method in all_pairings(config) if dataset == name)
     steps: dict[str, StepProbe] = {}
     started = time.perf_counter()
-    # one thread: jobs run side by side, each on its share of the cores
-    with _torch_threads(1 if device == "cpu" else torch.get_num_threads()):
-        for method in methods:
-            if steps and time.perf_counter() - started > TRAIN_SECONDS:
-                slowest = max(steps.values(), key=lambda step: step.seconds)
-                steps[method] = StepProbe(slowest.seconds, slowest.bytes, measured=False)
-                continue
-            report(f"{name}: a training step of {method} on bags of {size:,} tiles")
-            steps[method] = _step(config, name, method, features, size, modality, device)
+    if device == "cpu":
+        # jobs run side by side, each on its share of the cores
+        torch.set_num_threads(1)
+    for method in methods:
+        if steps and time.perf_counter() - started > TRAIN_SECONDS:
+            slowest = max(steps.values(), key=lambda step: step.seconds)
+            steps[method] = StepProbe(slowest.seconds, slowest.bytes, measured=False)
+            continue
+        report(f"{name}: a training step of {method} on bags of {size:,} tiles")
+        steps[method] = _step(config, name, method, features, size, modality, device)
     return steps
 
 
@@ -279,7 +263,7 @@ def _step(config: Config, name: str, method: str, features: int, size: int, moda
 
 
 def _batch(bags: int, size: int, features: int, modality: str) -> BagBatch:
-    """Return bags of random features on a square of tiles, or a chain of slices."""
+    """Return bags of random features (size, features), on a square of tiles or a chain of slices."""
     generator = torch.Generator().manual_seed(0)
     side = int(np.ceil(np.sqrt(size)))
     row, column = np.divmod(np.arange(size), side if modality == "wsi" else 1)

@@ -38,12 +38,10 @@ def snakemake_command(
     """
     folder = workflow_folder()
     names = {argument.partition("=")[0] for argument in passed}
-    # the options of the profile by name, because Snakemake prints a line about every profile that it reads
-    profile = load_yaml(folder / "profiles/default/config.yaml") if "--workflow-profile" not in names else {}
-    defaults: dict[str, object] = {
-        "--workflow-profile": "none",
-        **{f"--{key}": value for key, value in profile.items()},
-    }
+    defaults: dict[str, object] = {"--workflow-profile": "none"}
+    if "--workflow-profile" not in names:
+        # the options of the profile by name, because Snakemake prints a line about every profile that it reads
+        defaults |= {f"--{key}": value for key, value in load_yaml(folder / "profiles/default/config.yaml").items()}
     defaults["--cores"] = cores
     if not verbose and not names & (QUERIES - {"-n", "--dry-run", "--dryrun"}):
         defaults["--logger"] = "smmil"
@@ -68,17 +66,7 @@ def snakemake_environment(environment: Mapping[str, str], *, verbose: bool = Fal
 def run_workflow(
     setup: Setup, targets: Sequence[str], passed: Sequence[str], *, cores: str = "all", verbose: bool = False
 ) -> int:
-    """Run the workflow and say where its results are.
-
-    Args:
-        setup: the configuration.
-        targets: names or files.
-        passed: further arguments for Snakemake.
-        cores: a number or "all".
-        verbose: whether Snakemake and its jobs show their own output.
-
-    Returns:
-        Snakemake's exit code.
+    """Run the workflow with the arguments of `snakemake_command`, say where its results are, and return the exit code.
 
     Raises:
         ValueError: an unknown target.
@@ -89,19 +77,25 @@ def run_workflow(
     environment = {**snakemake_environment(os.environ, verbose=verbose), "SMMIL_OPTIONS": setup.options}
     code = _wait(subprocess.Popen(command, env=environment))
     if code == 0 and not QUERIES & {*passed}:
-        _count_failed(setup)
-        _name_pages(setup, targets)
+        _print_outcome(setup, targets)
     return code
 
 
-def _count_failed(setup: Setup) -> None:
-    """Say how many bags failed, which `allowed_failures` lets pass."""
+def _print_outcome(setup: Setup, targets: Sequence[str]) -> None:
+    """Print how many bags failed, which `allowed_failures` lets pass, and the pages to open."""
     for name in setup.config.used:
         status = dataset_status(setup.config, name)
         failed = {bag.bag_id for bag in status[1] if bag.state == "failed"} if status else set()
         if failed:
             text = f"{len(failed)} bag{'s' * (len(failed) > 1)} failed, which allowed_failures accepts"
             print(f"{name}: {text}; `smmil status{setup.options}` says why", file=sys.stderr)
+    results = Path(setup.config.results)
+    pages = [results / "report/index.html"] if not targets or {"all", "report"} & {*targets} else []
+    pages += [results / name / "qc/index.html" for name in setup.config.used if "qc" in targets]
+    pages += [results / "tables" / f"{target}.md" for target in targets]
+    for page in pages:
+        if page.is_file():
+            print(f"open {page.resolve()}")
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:
@@ -111,23 +105,10 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
         process.send_signal(number)
 
     interrupts: list[int] = []
-    before = {signal.SIGINT: signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))}
-    before[signal.SIGTERM] = signal.signal(signal.SIGTERM, forward)
-    try:
-        code = process.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    # the handlers stay: this process ends when Snakemake has
+    signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))
+    signal.signal(signal.SIGTERM, forward)
+    code = process.wait()
     if interrupts and code:
         return 128 + signal.SIGINT
     return code if code >= 0 else 128 - code
-
-
-def _name_pages(setup: Setup, targets: Sequence[str]) -> None:
-    results = Path(setup.config.results)
-    pages = [results / "report/index.html"] if not targets or {"all", "report"} & {*targets} else []
-    pages += [results / name / "qc/index.html" for name in setup.config.used if "qc" in targets]
-    pages += [results / "tables" / f"{target}.md" for target in targets]
-    for page in pages:
-        if page.is_file():
-            print(f"open {page.resolve()}")

@@ -42,11 +42,7 @@ def table(*columns: str) -> Table:
 
 
 def print_checks(checks: Iterable[Check]) -> int:
-    """Print each check as soon as it is made.
-
-    Returns:
-        1 if something is missing, else 0.
-    """
+    """Print each check as soon as it is made; return 1 if something is missing, else 0."""
     screen, missing = console(), 0
     for check in checks:
         missing += check.state == "missing"
@@ -63,19 +59,12 @@ def with_bar(items: Sequence[T], title: str) -> Iterable[T]:
 
 
 def print_survey(survey: Survey, files: Sequence[Path]) -> None:
-    """Print what is in a folder, what cannot be read and why, and what to do next.
-
-    Args:
-        survey: the content of the folder.
-        files: that were written, the configuration first.
-    """
+    """Print what a folder holds, what cannot be read, the files written (configuration first), and what to do next."""
     screen, rows = console(), Counter[tuple[str, str]]()
     for finding in survey.findings:
         if not finding.fault:
-            resolution = (
-                "" if finding.modality == "ct" else f"{finding.mpp:.3g} um/px" if finding.mpp else "none stated"
-            )
-            rows[finding.format or "unknown", resolution or "slices"] += 1
+            resolution = f"{finding.mpp:.3g} um/px" if finding.mpp else "none stated"
+            rows[finding.format or "unknown", "slices" if finding.modality == "ct" else resolution] += 1
     sheet = table("format", "resolution", ">images")
     for (name, resolution), count in sorted(rows.items()):
         sheet.add_row(name, resolution, f"{count:,}")
@@ -95,11 +84,7 @@ def print_survey(survey: Survey, files: Sequence[Path]) -> None:
 
 
 def status_view(setup: Setup, *, every_bag: bool = False) -> Group:
-    """Return the state of a study: a table of stages, what is not ok, and a table of trainings.
-
-    Args:
-        setup: the configuration.
-        every_bag: whether to list the bags that are ok, too.
+    """Return the state of a study: a table of stages, the bags that are not ok or all, and a table of trainings.
 
     Raises:
         ValueError: a file of the results is damaged.
@@ -136,14 +121,9 @@ def _stages(totals: Sequence[tuple[str, Total]]) -> Table:
     states = [state for state in STATES if any(getattr(row, state) for _, row in totals)]
     sheet = table("dataset", "stage", ">bags", *(f">{state}" for state in states), ">tiles", ">tiles/s")
     for name, row in totals:
-        counts = [_number(getattr(row, state)) for state in states]
-        speed = f"{row.tiles_per_second:,.0f}" if row.tiles_per_second else ""
-        sheet.add_row(name, row.stage, f"{row.bags:,}", *counts, _number(row.instances), speed)
+        numbers = [*(getattr(row, state) for state in states), row.instances, row.tiles_per_second]
+        sheet.add_row(name, row.stage, f"{row.bags:,}", *(f"{number:,.0f}" if number else "" for number in numbers))
     return sheet
-
-
-def _number(count: int) -> str:
-    return f"{count:,}" if count else ""
 
 
 def print_status(setup: Setup, *, every_bag: bool = False, watch: bool = False) -> None:

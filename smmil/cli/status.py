@@ -19,13 +19,9 @@ SILENT_SECONDS = 120
 
 @dataclass(frozen=True)
 class TrainingState:
-    """How far the runs of one method on one dataset and encoder are.
+    """How many runs of one method on one dataset and encoder are done, and the last report of one that has begun.
 
-    Attributes:
-        dataset, encoder, method: the training.
-        done, total: runs.
-        state: "finished", "running", "stopped" (begun, and silent since) or "waiting".
-        text: of a training that has begun, its last report.
+    The state is "finished", "running", "stopped" (begun, and silent since) or "waiting".
     """
 
     dataset: str
@@ -60,23 +56,19 @@ def training_states(config: Config) -> list[TrainingState]:
     states = []
     for dataset, encoder, method in all_pairings(config):
         folder = Path(config.results, dataset, "runs", encoder, method)
-        done = len([*folder.glob("*/done.json")])
-        logs = [Path(config.results, "logs/train_runs", dataset, encoder, f"{method}.log")]
+        done, state, text = len([*folder.glob("*/done.json")]), "waiting", ""
+        logs = [*Path(config.results, "logs/train_runs", dataset, encoder).glob(f"{method}.log")]
         logs += Path(config.results, "logs/train_part", dataset, encoder, method).glob("*.log")
-        logs = [log for log in logs if log.is_file()]
         if plan.is_trained((dataset, encoder, method)):
-            states.append(TrainingState(dataset, encoder, method, max(done, runs), runs, "finished"))
-            continue
-        newest = max(logs, key=lambda log: log.stat().st_mtime, default=None)
-        if newest is None:
-            states.append(TrainingState(dataset, encoder, method, done, runs, "waiting"))
-            continue
-        progress = read_progress(tail(newest))
-        state = "running"
-        if time.time() - newest.stat().st_mtime > SILENT_SECONDS:
-            # a log without runs is that of results which were removed
-            state = "stopped" if folder.is_dir() else "waiting"
-        text = progress.text if progress and state != "waiting" else ""
+            done, state = max(done, runs), "finished"
+        elif logs:
+            newest = max(logs, key=lambda log: log.stat().st_mtime)
+            silent = time.time() - newest.stat().st_mtime > SILENT_SECONDS
+            # a silent log without runs is that of results which were removed
+            if folder.is_dir() or not silent:
+                state = "stopped" if silent else "running"
+                progress = read_progress(tail(newest))
+                text = progress.text if progress else ""
         states.append(TrainingState(dataset, encoder, method, done, runs, state, text))
     return states
 

@@ -49,13 +49,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Survey:
-    """The content of a folder.
-
-    Attributes:
-        root: the folder.
-        findings: slides and scans, also those that cannot be read, by path.
-        others: files that are neither, by suffix.
-    """
+    """The content of a folder: slides and scans, also those that cannot be read, and other files by suffix."""
 
     root: Path
     findings: list[Finding] = field(default_factory=list)
@@ -73,9 +67,6 @@ class Survey:
 
 def find_images(root: Path) -> tuple[list[Path], Counter[str], dict[str, str]]:
     """List slide files and folders with DICOM files; no image is opened.
-
-    Args:
-        root: the folder.
 
     Returns:
         The candidates; the other files by suffix; outlines by the stem of their name, those of unique names only.
@@ -111,16 +102,7 @@ def find_images(root: Path) -> tuple[list[Path], Counter[str], dict[str, str]]:
 
 
 def survey(root: Path, images: Iterable[Path], outlines: dict[str, str]) -> Iterator[Finding]:
-    """Open images one after the other.
-
-    Args:
-        root: the folder.
-        images: from `find_images`.
-        outlines: likewise.
-
-    Yields:
-        One or more findings per image: a folder may hold several series.
-    """
+    """Open the images of `find_images` one after the other; a folder may hold several series, one finding each."""
     patients: dict[str, int] = {}
     for path in images:
         if path.is_dir():

@@ -246,7 +246,10 @@ def load_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8-sig")
         values, twice = yaml.safe_load(text), [*_repeated(yaml.compose(text))]
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not YAML in UTF-8 ({error})") from error
+        mark = getattr(error, "problem_mark", None)
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise ValueError(f"{path}: {place}not YAML in UTF-8: {problem}") from error
     if twice:
         raise ValueError(
             f"{path}: keys that stand twice in one section, where only the last counts: {', '.join(twice)}"

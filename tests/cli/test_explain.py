@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from smmil.provenance import locate, verdict
-from tests.cli.test_init import code_of
+from smmil.provenance import locate, summary
+from tests.cli import code_of
 
 HEAD = (
     "group,method,name,camelyon16.resnet18.bag_auroc.mean,camelyon16.vit_b_32.bag_auroc.mean,mine.resnet18.bag_f1.std"
@@ -61,12 +61,19 @@ def test_another_cell_is_refused_with_keys_and_names(table, cell, message):
         locate(table, cell)
 
 
-def test_the_verdict_says_in_one_line_whether_the_result_still_holds(tmp_path, capsys):
-    facts = {"runs": [{}], "bags": {"states": {"ok": 3, "failed": 1}}, "checks": None}
-    assert verdict(facts) == "verdict: recorded with 1 run on 3 bags; --verify recomputes the hashes\n"
+def test_the_verdict_comes_first_and_says_whether_the_result_still_holds(tmp_path, capsys):
+    pairing = {"dataset": "a", "encoder": "e", "method": "m", "protocol": "as_written", "method_options": {}}
+    run = {"run": "split1", "best_epoch": 2, "test": {"bag_auroc": 0.91, "bag_f1": None}, "weights_sha256": "0" * 64}
+    bags = {"listed": 4, "states": {"ok": 3, "failed": 1}, "inputs": {"bags": "x"}}
+    facts = {"pairing": pairing, "runs": [run], "features": {"encoder": "e"}, "bags": bags, "checks": None}
+    lines = summary(facts).splitlines()
+    assert lines[0] == "verdict: recorded with 1 run on 3 bags; --verify recomputes the hashes"
+    assert lines[2] == "run split1: best epoch 2, bag_auroc 0.910, weights 0000000000000000..." and len(lines) == 6
     facts["checks"] = {"computed": 7, "different": []}
-    assert verdict(facts) == "verdict: unchanged, all 7 hashes of 1 run on 3 bags are as recorded\n"
-    facts["checks"] = {"computed": 7, "different": ["x"]}
-    assert verdict(facts).startswith("verdict: CHANGED, 1 of 7 hashes differ")
+    assert summary(facts).startswith("verdict: unchanged, all 7 hashes of 1 run on 3 bags are as recorded\n")
+    facts["checks"] = {"computed": 7, "different": ["bag x: changed"]}
+    assert summary(facts).startswith("verdict: CHANGED, 1 of 7 hashes differ") and "\nbag x: changed\n" in summary(
+        facts
+    )
     assert code_of("explain", str(tmp_path / "none.csv")) == 2
     assert "none.csv: no such file" in capsys.readouterr().err

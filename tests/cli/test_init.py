@@ -8,20 +8,12 @@ import pytest
 import yaml
 
 from preprocessing.datasets.custom import list_bags
-from smmil.cli.app import main
 from smmil.cli.init import bag_ids, config_text, plan_datasets
 from smmil.cli.pipeline import read_config
 from smmil.cli.survey import Finding, Survey, find_images, survey
-from tests.helpers.cohorts import picture, write_scan, write_slide
+from tests.cli import code_of
+from tests.helpers.cohorts import write_scan, write_slide
 from tests.helpers.dicoms import write_slice
-
-
-def code_of(*arguments: str) -> int:
-    """Return the exit code of the command line in this process."""
-    try:
-        return main([*arguments])
-    except SystemExit as end:
-        return int(end.code or 0)
 
 
 def manifest(path: Path) -> dict[str, dict[str, str]]:
@@ -119,10 +111,13 @@ def test_a_folder_without_images_is_refused(files, message, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(("coarsest", "target"), [(0.54, None), (0.6, 1.0), (1.05, 1.0), (1.8, 2.0), (5.0, 8.0)])
-def test_the_coarsest_slide_decides_the_resolution_because_tiles_are_never_enlarged(coarsest, target, tmp_path):
+def test_the_coarsest_slide_decides_the_resolution_because_tiles_are_never_enlarged(coarsest, target):
     findings = [Finding("a.svs", "wsi", mpp=0.25), Finding("b.svs", "wsi", mpp=coarsest), Finding("c.svs", "wsi")]
-    seen = Survey(tmp_path, findings)
-    values = yaml.safe_load(config_text(tmp_path, Path("mine.yaml"), plan_datasets(seen, Path("mine.yaml"))))
+    root = Path('it\'s "mine": {x} #1')
+    values = yaml.safe_load(
+        config_text(root, Path("mine.yaml"), plan_datasets(Survey(root, findings), Path("mine.yaml")))
+    )
+    assert values["datasets"]["mine"]["root"] == str(root), "special characters of paths survive"
     settings = values["datasets"]["mine"]["instances"]["wsi"]
     assert settings == {"preset": "20x", **({"target_mpp": target} if target else {})}
 
@@ -133,20 +128,3 @@ def test_names_are_unique_and_take_folders_only_where_needed():
     names = bag_ids(["a b.svs", "a_b.svs", "A_b.svs"])
     assert len({name.casefold() for name in names}) == 3
     assert bag_ids(["a" * 200 + ".svs"]) == ["a" * 150]
-
-
-def test_special_characters_of_paths_survive(tmp_path):
-    root = tmp_path / 'it\'s "mine": {x} #1'
-    write_slide(root / "a.tif")
-    images, others, outlines = find_images(root)
-    seen = Survey(root, list(survey(root, images, outlines)), others)
-    values = yaml.safe_load(config_text(root, Path("mine.yaml"), plan_datasets(seen, Path("mine.yaml"))))
-    assert values["datasets"]["mine"]["root"] == str(root)
-
-
-def test_a_picture_is_a_slide_only_if_openslide_reads_it(tmp_path):
-    write_slide(tmp_path / "a.tif", picture())
-    (tmp_path / "b.tiff").write_bytes(b"II*\0")
-    images, _, outlines = find_images(tmp_path)
-    faults = {finding.image: bool(finding.fault) for finding in survey(tmp_path, images, outlines)}
-    assert faults == {"a.tif": False, "b.tiff": True}

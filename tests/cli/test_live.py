@@ -6,12 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
+from rich.live import Live
 from rich.progress import Progress as RichProgress
 
 from preprocessing.features import extraction
 from smmil.artifacts.records import LogRow
 from smmil.cli.jobs import as_duration, fault, read_progress
-from smmil.cli.plugins.live import Events, Job, Jobs, NoDisplay, plain_error
+from smmil.cli.plugins.live import Events, Job, Jobs, plain_error
 from smmil.train.progress import Progress
 from tests.helpers.cohorts import Cohort, write_slide
 
@@ -121,7 +122,9 @@ def test_jobs_that_ctrl_c_stops_have_not_failed(tmp_path):
     text = io.StringIO()
     console = Console(file=text, width=100)
     progress = RichProgress(console=console)
-    events = Events(Jobs(), console=console, progress=progress, live_display=NoDisplay(), dryrun=False)
+    events = Events(
+        Jobs(), console=console, progress=progress, live_display=Live(console=console, transient=True), dryrun=False
+    )
     record = logging.LogRecord("snakemake", logging.WARNING, "", 0, "", None, None)
     for number, message in enumerate(
         ("Something", "Terminating processes on user request, this might take some time.")

@@ -10,12 +10,12 @@ import torch
 from preprocessing.features.encoders import ENCODERS
 from smmil.cli import probe as probing
 from smmil.cli.estimate import BagProbe, DatasetProbe, Machine, StepProbe, as_bytes, estimate, rounded
-from smmil.cli.jobs import as_duration
 from smmil.cli.pipeline import read_config
 from smmil.config.outputs import all_pairings
 from smmil.planning import Plan
-from tests.cli.test_init import code_of
+from tests.cli import code_of
 from tests.helpers.cohorts import WSI, Cohort, picture, write_scan, write_slide
+from tests.helpers.train_helpers import make_dataset
 from tests.helpers.workflows import write_config
 
 SAMPLE = (BagProbe(80, 2.0, 1000, 10), BagProbe(120, 4.0, 3000, 10))
@@ -82,14 +82,6 @@ def test_what_was_not_measured_is_said(config, measured):
     assert replace(measured, bags=2).spread == 0 and math.isinf(replace(measured, sample=SAMPLE[:1]).spread)
 
 
-def test_a_busy_machine_is_named(config, measured):
-    machine = Machine(1, "CPU", 0.0, share=0.2)
-    result = estimate(config, [measured], machine, {"mine": 1})
-    assert "in 20 % of the time; an idle machine takes" in result.basis[1]
-    assert as_duration(result.total.seconds / 5) in result.basis[1]
-    assert len(estimate(config, [measured], replace(machine, share=0.9), {"mine": 1}).basis) == len(result.basis) - 1
-
-
 def test_numbers_are_rounded_to_two_digits():
     assert [rounded(n) for n in (0, 7.4, 99, 1234, 98_765)] == ["0", "7", "99", "1,200", "99,000"]
     assert [as_bytes(n) for n in (900, 2.34e6, 5.43e9, 123e9)] == ["1 kB", "2 MB", "5.4 GB", "120 GB"]
@@ -141,11 +133,15 @@ def test_a_plan_without_data_or_with_odd_cores_is_refused(tmp_path, monkeypatch,
     assert "--cores: found '0'" in capsys.readouterr().err
 
 
-def test_imported_features_have_no_plan(tmp_path, monkeypatch):
+def test_of_imported_features_only_the_training_is_measured(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "results/mine/features/conch").mkdir(parents=True)
-    dataset = {"kind": "custom", "root": ".", "source": {"manifest": "m.csv"}, "encoders": ["conch"]}
-    values = {"use": ["mine"], "results": "results", "datasets": {"mine": dataset}}
-    config = read_config([Path(write_config(tmp_path, values))])
-    with pytest.raises(ValueError, match="datasets.mine.encoders: conch are imported features.*only training is left"):
-        probing.measured(config, "all")
+    monkeypatch.setattr(probing, "_start_seconds", lambda: 1.0)
+    monkeypatch.setattr(probing, "STEP_SECONDS", 0.01)
+    make_dataset(tmp_path / "results/mine")
+    lines = [f"bag{i:02d},bag{i:02d}.tif,{i % 2},{'train' if i < 12 else 'test'}\n" for i in range(16)]
+    (tmp_path / "m.csv").write_text("bag_id,image,label,split\n" + "".join(lines))
+    dataset = {"kind": "custom", "root": ".", "source": {"manifest": "m.csv"}, "encoders": ["tiny"]}
+    values = {"preset": "study", "use": ["mine"], "results": "results", "datasets": {"mine": dataset}}
+    result = probing.measured(read_config([Path(write_config(tmp_path, values))]), "2")
+    assert [item.stage for item in result.items] == ["training", "jobs"] and result.items[0].seconds > 0
+    assert "16 of 16 bags are imported (1 tiles); error of the sum ± 0 %" in result.basis[1]

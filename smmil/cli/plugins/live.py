@@ -18,7 +18,7 @@ from rich.text import Text
 from snakemake_logger_plugin_rich import LogHandler as RichPlugin
 from snakemake_logger_plugin_rich.event_handler import EventHandler
 
-from smmil.cli.jobs import as_duration, fault, read_progress, tail
+from smmil.cli.jobs import JobProgress, as_duration, fault, read_progress, tail
 
 SHOWN_JOBS = 8
 _HEADER = re.compile(r"(?:\w*(?:Error|Exception)(?: in (?:file|rule)[^\n]*)?:\s+)+")
@@ -38,7 +38,7 @@ _INTERRUPTED = "Terminating processes on user request"
 
 @dataclass(frozen=True)
 class Job:
-    """A job that Snakemake has started."""
+    """A job that Snakemake has started: its rule, the values of its wildcards, and its logs."""
 
     rule: str
     names: tuple[str, ...]
@@ -54,6 +54,10 @@ class Job:
     def seconds(self) -> float:
         """Return the seconds since the start."""
         return time.monotonic() - self.started
+
+    def progress(self) -> JobProgress | None:
+        """Return what the log says of the progress."""
+        return read_progress(tail(self.logs[0])) if self.logs else None
 
 
 class Jobs:
@@ -88,7 +92,7 @@ class Jobs:
         unknown = any(count and rule not in mean for rule, count in self.waiting.items())
         seconds = sum(mean.get(rule, 0) * count for rule, count in self.waiting.items())
         for job in self.running.values():
-            progress = read_progress(tail(job.logs[0])) if job.logs else None
+            progress = job.progress()
             if progress is not None and progress.done:
                 seconds += job.seconds * (progress.total / progress.done - 1)
             elif job.rule in mean:
@@ -105,7 +109,7 @@ class Jobs:
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
         jobs = sorted(self.running.values(), key=lambda job: job.started)
         for job in jobs[:SHOWN_JOBS]:
-            progress = read_progress(tail(job.logs[0])) if job.logs else None
+            progress = job.progress()
             table.add_row(job.title, as_duration(job.seconds), Text(progress.text if progress else "", style="dim"))
         if len(jobs) > SHOWN_JOBS:
             table.add_row(f"and {len(jobs) - SHOWN_JOBS} more jobs", "", "")
@@ -194,16 +198,6 @@ class Events(EventHandler):  # type: ignore[misc]
         self.console.print(Text(text, style=style), soft_wrap=True)
 
 
-class NoDisplay:
-    """In place of bars where there is no terminal."""
-
-    def start(self) -> None:
-        """Do nothing."""
-
-    def stop(self) -> None:
-        """Do nothing."""
-
-
 class LogHandler(RichPlugin):  # type: ignore[misc]
     """The logger that `snakemake --logger smmil` uses."""
 
@@ -216,7 +210,7 @@ class LogHandler(RichPlugin):  # type: ignore[misc]
             jobs,
             console=self.console,
             progress=self.progress,
-            live_display=self.live_display if self.console.is_terminal else NoDisplay(),
+            live_display=self.live_display,
             dryrun=self.settings.dryrun,
             printshellcmds=self.settings.printshellcmds,
             show_failed_logs=False,
