@@ -7,6 +7,7 @@ as a whole, or the line of an epoch in a log, which includes the seconds that th
 import csv
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from smmil.artifacts.runs import load_state
@@ -56,9 +57,9 @@ def redone(before: dict[str, str], after: dict[str, str]) -> list[str]:
     return sorted(name for name, kept in before.items() if after.get(name) != kept)
 
 
-def kinds(names: dict[str, str]) -> dict[str, int]:
+def kinds(names: Iterable[str]) -> Counter[str]:
     """Count finished pieces by kind."""
-    return dict(Counter(name.split(" ")[0] for name in names))
+    return Counter(name.split(" ")[0] for name in names)
 
 
 def differences(ours: Path, theirs: Path) -> list[str]:

@@ -1,5 +1,6 @@
 """A small campaign of kills (the large one: `python -m tests.faults.campaign`), and proof that it can fail."""
 
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -9,9 +10,9 @@ import pytest
 from tests.faults.campaign import RULES, Campaign, Jobs, plan
 from tests.faults.conftest import Work
 from tests.faults.evidence import differences, finished_work, kinds, redone
-from tests.helpers.workflows import shell_rules
+from tests.helpers.workflows import ROOT
 
-KILLS, SEED = 6, 0
+KILLS, SEED = 4, 0
 PRINTED = """localrule list_bags:
     output: results/a/bags.csv
     jobid: 3
@@ -27,20 +28,20 @@ Finished jobid: 3 (Rule: list_bags)
 @pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
     outcome = Campaign(tmp_path, KILLS, SEED, ["camelyon16"], "tiny").run()
-    assert outcome.wrong == [] and outcome.complete and len(outcome.kills) == KILLS
+    assert outcome.wrong == [] and len(outcome.kills) == KILLS
     assert {"bag", "epoch", "run", "prediction"} <= outcome.kept.keys()
 
 
 def test_the_plan_reaches_every_rule_and_is_the_same_for_the_same_seed() -> None:
     counts = Counter({rule: len(moments) for rule, moments in plan(50, 0).items()})
     assert counts.total() == 50 and min(counts.values()) >= 2 and plan(50, 0) == plan(50, 0) != plan(50, 1)
-    assert {*RULES} <= shell_rules().keys()
+    rules = "".join(path.read_text() for path in (ROOT / "workflow/rules").glob("*.smk"))
+    assert {*RULES} <= {*re.findall(r"(?:^rule | as )(\w+)(?: with)?:", rules, re.M)}
 
 
 def test_the_output_of_snakemake_is_parsed() -> None:
-    jobs = Jobs()
-    assert [rule for line in PRINTED.splitlines() if (rule := jobs.read(line))] == ["list_bags", "train_runs"]
-    assert jobs.running() == ["train_runs"] and jobs.ended == ["3"]
+    jobs = Jobs.read(PRINTED)
+    assert jobs.running == ["train_runs"] and jobs.ended == ["3"]
     assert jobs.outputs == {"3": "results/a/bags.csv", "7": "results/a/runs/e/m/runs.json"}
 
 

@@ -1,8 +1,6 @@
 """Changed bytes on disk are detected by a checksum, named in an error, and repaired by running again."""
 
 import json
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -14,11 +12,11 @@ import torch
 from preprocessing import check, weights
 from smmil.artifacts.results import load_predictions, read_index
 from smmil.artifacts.runs import append_log, load_state, read_done, read_log, save_state
+from smmil.evaluate.__main__ import main as evaluate
 from smmil.predictions.runs import load_run
 from smmil.train import fit as training
 from tests.faults.conftest import Work
 from tests.faults.damage import WAYS, flip, tree
-from tests.helpers.workflows import ROOT
 
 Capture = pytest.CaptureFixture[str]
 Log = pytest.LogCaptureFixture
@@ -137,9 +135,8 @@ def test_damaged_predictions_are_refused_by_every_reader_and_made_again(
     with pytest.raises(ValueError, match=r"split1_lr0\.01\.npz: damaged"):
         load_predictions(work.npz)
     out = work.folder / "metrics.json"
-    evaluate = [sys.executable, "-m", "smmil.evaluate", "--index", str(work.index), "--out", str(out)]
-    ended = subprocess.run(evaluate, capture_output=True, text=True, timeout=120, cwd=ROOT)
-    assert ended.returncode == 2 and f"error: {work.npz}: changed" in ended.stderr and not out.exists()
+    assert evaluate(["--index", str(work.index), "--out", str(out)]) == 2
+    assert f"error: {work.npz}: changed" in capsys.readouterr().err and not out.exists()
     other = work.predictions / "split2_lr0.01.npz"
     before = other.stat().st_mtime_ns
     work.index.unlink()

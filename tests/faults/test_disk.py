@@ -1,50 +1,52 @@
-"""A full disk: training, predictions and tables exit non-zero, keep finished work, and continue later."""
+"""A full disk: training, predictions and tables exit with code 1, keep finished work, and continue later."""
 
+import errno
 import json
 import os
+import resource
 import subprocess
-import sys
-import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 
 from smmil.artifacts.runs import load_state, read_log
+from smmil.predictions.__main__ import main as predict_main
+from smmil.tables.__main__ import main as tables_main
+from smmil.train.__main__ import main as train_main
 from tests.faults.conftest import Work
 from tests.faults.damage import tree
-from tests.helpers.workflows import ROOT
 
-PROGRAM = """
-import errno, json, os, pathlib, resource, runpy, sys
-module = sys.argv.pop(1)
-{setup}
-runpy.run_module(module, run_name="__main__", alter_sys=True)
-"""
+Capture = pytest.CaptureFixture[str]
 
 
-def job(module: str, arguments: Sequence[str], setup: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a command in a process of its own after some setup code."""
-    program = PROGRAM.format(setup=textwrap.dedent(setup))
-    command = [sys.executable, "-c", program, module, *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+@contextmanager
+def limit(size: int) -> Iterator[None]:
+    """Limit the size of files: the kernel then stops a write in the middle, like a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def limit(size: int) -> str:
-    """Return code that limits the size of files: the kernel then stops a write in the middle, like a full disk."""
-    return f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))"
+@contextmanager
+def no_room(name: str, at: int) -> Iterator[None]:
+    """Refuse the `at`-th file of a name when it is renamed into place."""
+    replace, seen = Path.replace, []
 
+    def refuse(self: Path, target: Path) -> Path:
+        if Path(target).name == name:
+            seen.append(target)
+            if len(seen) == at:
+                raise OSError(errno.ENOSPC, "No space left on device", str(target))
+        return replace(self, target)
 
-NO_ROOM = """
-replace, seen = pathlib.Path.replace, []
-def refuse(self, target):
-    if pathlib.Path(target).name == {name!r}:
-        seen.append(target)
-        if len(seen) == {at}:
-            raise OSError(errno.ENOSPC, "No space left on device", str(target))
-    return replace(self, target)
-pathlib.Path.replace = refuse
-"""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "replace", refuse)
+        yield
 
 
 def leftovers(folder: Path) -> list[Path]:
@@ -59,14 +61,14 @@ def unfinish(work: Work) -> None:
 
 
 def test_a_state_that_finds_no_room_leaves_the_one_before_and_training_goes_on_from_there(
-    work: Work, finished: Work
+    work: Work, finished: Work, capsys: Capture
 ) -> None:
     unfinish(work)
-    ended = job("smmil.train", work.train_arguments(), NO_ROOM.format(name="state.pt", at=2))
-    assert ended.returncode not in (0, 2) and "No space left on device" in ended.stderr
+    with no_room("state.pt", at=2):
+        assert work.train() == 1
+    assert "No space left on device" in capsys.readouterr().err and not leftovers(work.folder)
     assert (load_state(work.run / "state.pt") or {})["cursor"]["epoch"] == 2
     assert not (work.run / "done.json").exists() and not (work.runs / "runs.json").exists()
-    assert not leftovers(work.folder)
     first = read_log(work.run / "log.jsonl")[0]
     assert work.train() == 0 and work.predict() == 0
     rows = read_log(work.run / "log.jsonl")
@@ -76,25 +78,28 @@ def test_a_state_that_finds_no_room_leaves_the_one_before_and_training_goes_on_f
 
 @pytest.mark.parametrize("size", [100, 2000])
 def test_training_beyond_a_limit_of_the_kernel_leaves_nothing_that_counts_as_finished(
-    work: Work, finished: Work, size: int
+    work: Work, finished: Work, capsys: Capture, size: int
 ) -> None:
     """100 bytes stop the description of the run, 2,000 its first state."""
     unfinish(work)
-    ended = job("smmil.train", work.train_arguments(), limit(size))
-    assert ended.returncode not in (0, 2), ended.stderr
+    with limit(size):
+        assert work.train() == 1
     assert not (work.run / "done.json").exists() and not (work.runs / "runs.json").exists()
     assert not (work.run / "state.pt").exists() and not leftovers(work.folder)
     assert work.train() == 0 and work.predict() == 0
     assert tree(work.folder) == tree(finished.folder)
 
 
-@pytest.mark.parametrize("setup", [limit(3000), NO_ROOM.format(name="split1_lr0.01.npz", at=1)], ids=["kernel", "full"])
-def test_predictions_without_room_leave_no_file_and_no_index(work: Work, finished: Work, setup: str) -> None:
+@pytest.mark.parametrize("full", [lambda: limit(3000), lambda: no_room("split1_lr0.01.npz", 1)], ids=["kernel", "full"])
+def test_predictions_without_room_leave_no_file_and_no_index(
+    work: Work, finished: Work, capsys: Capture, full: Callable[[], AbstractContextManager[None]]
+) -> None:
     work.index.unlink()
     work.npz.unlink()
     before = tree(work.folder)
-    ended = job("smmil.predictions", work.predict_arguments(), setup)
-    assert ended.returncode == 1 and "error: cannot write" in ended.stderr and "Traceback" not in ended.stderr
+    with full():
+        assert work.predict() == 1
+    assert "error: cannot write" in capsys.readouterr().err
     assert tree(work.folder) == before, "a partial file is left"
     assert work.predict() == 0
     assert tree(work.folder) == tree(finished.folder)
@@ -108,24 +113,27 @@ def table(tmp_path: Path) -> list[str]:
     return ["--table", "table2", "--layout", json.dumps(layout), *outputs]
 
 
-def test_a_table_without_room_is_whole_or_absent(table: list[str], tmp_path: Path) -> None:
-    ended = job("smmil.tables", table, limit(300))
-    assert ended.returncode not in (0, 2) and "File too large" in ended.stderr
-    assert all(path.stat().st_size < 300 for path in (tmp_path / "tables").iterdir()), "over the limit"
-    halves = {path.name: path.read_bytes() for path in (tmp_path / "tables").iterdir()}
-    assert job("smmil.tables", table, limit(10**9)).returncode == 0
-    whole = {path.name: path.read_bytes() for path in (tmp_path / "tables").iterdir()}
-    assert len(whole) == 3 and all(whole[name] == content for name, content in halves.items())
+def test_a_table_without_room_is_whole_or_absent(table: list[str], tmp_path: Path, capsys: Capture) -> None:
+    def files() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in (tmp_path / "tables").iterdir()}
+
+    with limit(300):
+        assert tables_main(table) == 1
+    assert "File too large" in capsys.readouterr().err
+    halves = files()
+    assert all(len(content) < 300 for content in halves.values()), "over the limit"
+    assert tables_main(table) == 0
+    assert len(files()) == 3 and all(files()[name] == content for name, content in halves.items())
 
 
 @pytest.fixture(params=["a file in the way", "immutable"])
 def closed(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     """Return a folder in which not even root can write."""
-    if request.param == "a file in the way":
-        (tmp_path / "closed").write_text("not a folder\n")
-        yield tmp_path / "closed"
-        return
     folder = tmp_path / "closed"
+    if request.param == "a file in the way":
+        folder.write_text("not a folder\n")
+        yield folder
+        return
     folder.mkdir()
     if subprocess.run(["chattr", "+i", str(folder)], capture_output=True).returncode:
         pytest.skip("chattr +i is not possible here")
@@ -134,16 +142,19 @@ def closed(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_folder_that_takes_nothing_is_named_and_nothing_else_is_touched(
-    work: Work, table: list[str], closed: Path
+    work: Work, table: list[str], closed: Path, capsys: Capture
 ) -> None:
     before = tree(work.folder)
     out, done = str(closed / "runs"), str(closed / "runs" / "runs.json")
-    jobs = {
-        "smmil.train": [*work.train_arguments()[:-4], "--out", out, "--done", done],
-        "smmil.predictions": [*work.predict_arguments(), "--out", out, "--index", done],
-        "smmil.tables": [word.replace("/tables/", "/closed/tables/") for word in table],
-    }
-    for module, arguments in jobs.items():
-        ended = job(module, arguments, limit(10**9))
-        assert ended.returncode not in (0, 2) and str(closed) in ended.stderr.splitlines()[-1], ended.stderr
+    for main, arguments in (
+        (train_main, [*work.train_arguments()[:-4], "--out", out, "--done", done]),
+        (predict_main, [*work.predict_arguments(), "--out", out, "--index", done]),
+        (tables_main, [word.replace("/tables/", "/closed/tables/") for word in table]),
+    ):
+        try:
+            message = f"{main(arguments)} {capsys.readouterr().err}"
+            assert message.startswith("1 ")
+        except OSError as error:  # a file in the way of a folder
+            message = str(error)
+        assert str(closed) in message.splitlines()[-1], message
     assert tree(work.folder) == before and (closed.is_file() or not os.listdir(closed))
