@@ -15,7 +15,6 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 
 import cv2
 import numpy as np
@@ -81,9 +80,7 @@ class Slide:
     def __enter__(self) -> Slide:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -106,7 +103,7 @@ class Slide:
     def read(
         self, l0_x: int, l0_y: int, level: int, size: tuple[int, int], *, white: bool = True, out: Image | None = None
     ) -> Image:
-        """Read a region.
+        """Read a region, (height, width, 3) uint8.
 
         Args:
             l0_x: left edge in level-0 px, snapped to the nearest whole pixel of `level`; may be negative.
@@ -115,9 +112,6 @@ class Slide:
             size: (width, height) in px of `level`; what lies outside the slide is white.
             white: composite transparency on white; False leaves the colour as stored (transparent = black).
             out: memory that may be used for the result, if it fits.
-
-        Returns:
-            (height, width, 3) uint8.
 
         Raises:
             ValueError: no such level or an empty size.
@@ -204,12 +198,10 @@ class Slide:
         return rgb
 
     def _direct_reader(self) -> TiffTiles | None:
-        if self._want_raw:
-            with self._lock:
-                if self._want_raw:
-                    self._want_raw = False
-                    self._raw = checked_tiles(self)
-        return self._raw
+        with self._lock:
+            if self._want_raw:
+                self._want_raw, self._raw = False, checked_tiles(self)
+            return self._raw
 
     def openslide_rgb(self, l0_x: int, l0_y: int, level: int, size: tuple[int, int]) -> Image:
         """Read (h, w, 3) of a level without padding through OpenSlide on white; the direct tile reader's reference."""
@@ -217,25 +209,24 @@ class Slide:
 
     def _openslide_read(self, origin: tuple[int, int], level: int, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
         """Return (height, width, 4) RGBA; `origin` in OpenSlide's level-0 px, `size` in px of the level."""
-        try:
-            return self._read_once(origin, level, size)
-        except openslide.OpenSlideError as error:
-            log.warning("%s: read at level-0 %s failed (%s); reopening the file", self.path, origin, error)
-        try:
-            return self._read_once(origin, level, size)
-        except openslide.OpenSlideError as error:
-            raise TileReadError(
-                f"{self.path}: level {level}, {size[0]} x {size[1]} px at level-0 {origin} cannot be decoded "
-                f"({error}); the file is damaged there: copy it again, or allow unreadable tiles with `max_bad_tiles`"
-            ) from error
-
-    def _read_once(self, origin: tuple[int, int], level: int, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-        handle = self._current_handle()
-        try:
-            return np.asarray(handle.read_region(origin, self._levels[level].number, size))
-        except openslide.OpenSlideError:
-            self._discard(handle)
-            raise
+        failure: openslide.OpenSlideError | None = None
+        for _ in range(2):
+            handle = self._current_handle()
+            try:
+                return np.asarray(handle.read_region(origin, self._levels[level].number, size))
+            except openslide.OpenSlideError as error:
+                if failure is None:
+                    log.warning("%s: read at level-0 %s failed (%s); reopening the file", self.path, origin, error)
+                failure = error
+            with self._lock:
+                # the last reference closes a failed handle, because another thread may still be reading
+                if self._handle is handle:
+                    self._handle = None
+                    self.reopened += 1
+        raise TileReadError(
+            f"{self.path}: level {level}, {size[0]} x {size[1]} px at level-0 {origin} cannot be decoded ({failure}); "
+            "the file is damaged there: copy it again, or allow unreadable tiles with `max_bad_tiles`"
+        ) from failure
 
     def _current_handle(self) -> openslide.OpenSlide:
         """Return the handle of this process; it is opened again after an error or a fork."""
@@ -245,13 +236,6 @@ class Slide:
             if self._handle is None or self._pid != os.getpid():
                 self._handle, self._pid = _open(self.path), os.getpid()
             return self._handle
-
-    def _discard(self, handle: openslide.OpenSlide) -> None:
-        """Forget a failed handle; its last reference closes it, because another thread may still be reading."""
-        with self._lock:
-            if self._handle is handle:
-                self._handle = None
-                self.reopened += 1
 
 
 def open_slide(

@@ -81,11 +81,8 @@ class TiffTiles:
         self._path, self._levels, self._vendor = path, levels, vendor
         self._file = os.open(path, os.O_RDONLY)
         self._trusted: dict[int, bool] = {}
-        self._lock = threading.Lock()
-        self._check_lock = threading.RLock()
+        self._lock = threading.RLock()
         self._cache: OrderedDict[tuple[int, int], Image] = OrderedDict()
-        self._handed_out: set[tuple[int, int]] = set()
-        self._overlapping = False
         self._room = CACHE_BYTES
 
     def close(self) -> None:
@@ -108,7 +105,7 @@ class TiffTiles:
         fill: int,
         out: Image | None = None,
     ) -> Image | None:
-        """Read a region.
+        """Read a region (height, width, 3) uint8, None if it has to be read by OpenSlide.
 
         Args:
             slide: the same file, for the comparison before the first read of a level.
@@ -118,9 +115,6 @@ class TiffTiles:
             size: (width, height) in px of the level.
             fill: grey level of what lies outside and of missing tiles.
             out: memory for the region, used if it is of its size and contiguous; its content is lost.
-
-        Returns:
-            (height, width, 3) uint8, `out` or a new array, or None if this region has to be read by OpenSlide.
         """
         if level not in self._levels or not self._trust(slide, level):
             return None
@@ -157,27 +151,18 @@ class TiffTiles:
         return out
 
     def _tile(self, number: int, level: Level, index: int, memory: Image | None = None) -> Image | None:
-        """Return a decoded tile, None for a missing one.
-
-        A tile that is a whole region is decoded into `memory`. It is not cached until such a tile is requested twice,
-        because only overlapping regions need a tile again.
-        """
-        whole = memory is not None
+        """Return a decoded tile, None for a missing one; a whole region is decoded into `memory` and not cached."""
         key = (number, index)
         with self._lock:
             tile = self._cache.get(key)
             if tile is not None:
                 self._cache.move_to_end(key)
                 return tile
-            keep = not whole or self._overlapping or key in self._handed_out
-            if whole:
-                self._overlapping = keep
-                self._handed_out.add(key)
         if level.counts[index] == 0:
             if self._vendor not in _MISSING_IS_BLANK:
                 raise _NotDirect(f"missing tile {index}")
             return None
-        if memory is not None and not keep:
+        if memory is not None:
             return self._decode(level, index, memory)
         tile = self._decode(level, index, tile_memory((level.tile[1], level.tile[0], 3)))
         # with two rows of tiles, a lattice off the tile grid decodes every tile once
@@ -213,15 +198,12 @@ class TiffTiles:
         known = self._trusted.get(level)
         if known is not None or self._file is None:
             return bool(known)
-        with self._check_lock:
+        with self._lock:
             # every segment of a bag opens its slide again, so results are kept per file
             state = os.fstat(self._file)
             key = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, level)
             if key not in _COMPARED:
                 _COMPARED[key] = self._check(slide, level)
-                with self._lock:  # the overlapping probes must not switch caching on
-                    self._handed_out.clear()
-                    self._overlapping = False
             return self._trusted.setdefault(level, _COMPARED[key])
 
     def _check(self, slide: ReferenceSlide, number: int) -> bool:
