@@ -2,8 +2,6 @@
 
 import ctypes
 import gc
-import threading
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -14,14 +12,13 @@ from hypothesis import strategies as st
 from preprocessing.common.compiled import FLAGS, library
 from preprocessing.features import pixel_kernel
 from preprocessing.features.encoders import IMAGENET_MEAN, IMAGENET_STD, LUNIT_MEAN, LUNIT_STD
-from preprocessing.features.prefetch import Prefetcher, segments
-from preprocessing.features.transforms import TileResize, normalised
+from preprocessing.features.transforms import normalised
 from preprocessing.slides.tile_memory import Reused, tile_memory
 
 needs_normalise = pytest.mark.skipif(not pixel_kernel.available(), reason="no C compiler")
 
 
-@pytest.mark.parametrize("shape", [(512, 512, 3), (240, 240, 3), (8, 256, 16, 3), (5, 48, 3)])
+@pytest.mark.parametrize("shape", [(512, 512, 3), (8, 256, 16, 3), (5, 48, 3), (0, 16, 3)])
 def test_no_row_begins_where_a_codec_would_write_past_the_cache(shape):
     for _ in range(8):
         tile = tile_memory(shape)
@@ -29,29 +26,6 @@ def test_no_row_begins_where_a_codec_would_write_past_the_cache(shape):
         starts = tile.ctypes.data + shape[-2] * 3 * np.arange(tile.size // (shape[-2] * 3))
         assert (starts % 16 == 8).all()
         tile[:] = 7
-
-
-@pytest.mark.parametrize("shape", [(0, 16, 3), (1, 1, 3)])
-def test_memory_of_next_to_nothing(shape):
-    assert tile_memory(shape).shape == shape
-
-
-@pytest.mark.parametrize("resize", [None, TileResize(8)])
-def test_decoding_threads_hand_out_such_memory(resize):
-    if resize is not None and not pixel_kernel.can_resize():
-        pytest.skip("no C compiler, or a processor without AVX2")
-    sent: list[np.ndarray] = []
-
-    def tiles(start: int, stop: int) -> Iterator[np.ndarray]:
-        for _ in range(start, stop):
-            memory = yield np.zeros((32, 32, 3), np.uint8)
-            if memory is not None:
-                sent.append(memory)
-
-    with Prefetcher(segments("a", 40, tiles), 1, resize) as prefetcher:
-        for block in prefetcher:
-            prefetcher.release(block.tiles)
-    assert len(sent) > 30 and all(memory.ctypes.data % 16 == 8 for memory in sent)
 
 
 def test_memory_is_used_again_only_when_nobody_holds_it():
@@ -69,24 +43,6 @@ def test_memory_is_used_again_only_when_nobody_holds_it():
         del held, other
     kept = memory.tensor((2, 3))
     assert memory.tensor((4, 3)).shape == (4, 3) and memory.tensor((2, 3)).data_ptr() != kept.data_ptr()
-
-
-def test_every_thread_has_memory_of_its_own():
-    memory, places = Reused(), []
-    start = threading.Barrier(2)
-
-    def work() -> None:
-        start.wait()
-        tensor = memory.tensor((64, 64))
-        places.append(tensor.data_ptr())
-        start.wait()
-
-    threads = [threading.Thread(target=work) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(set(places)) == 2
 
 
 def by_torch(pixels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
@@ -116,17 +72,9 @@ def test_every_byte_is_normalised_alike_with_and_without_the_compiled_loop(monke
     assert torch.equal(compiled, plain) and compiled.stride() == plain.stride()
 
 
-def test_a_normalised_batch_that_is_kept_stays_as_it_is():
-    one, two = (torch.full((2, 3, 4, 4), value, dtype=torch.uint8) for value in (0, 255))
-    kept = normalised(one, IMAGENET_MEAN, IMAGENET_STD)[:, 1:]
-    before = kept.clone()
-    normalised(two, IMAGENET_MEAN, IMAGENET_STD)
-    assert torch.equal(kept, before)
-
-
 @needs_normalise
 @pytest.mark.parametrize("flags", [(), ("-DPLAIN",)])
-@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 1000])
+@pytest.mark.parametrize("count", [0, 7, 8, 1000])
 def test_the_loop_of_every_machine_ends_with_the_pixels(flags, count):
     """Also the loop of machines that are no x86: PLAIN leaves out what x86 has."""
     loaded = library(pixel_kernel._SOURCE, flags=(*FLAGS, *flags))
@@ -138,18 +86,3 @@ def test_the_loop_of_every_machine_ends_with_the_pixels(flags, count):
     loaded.normalise_u8(places[0], places[1], ctypes.c_int64(count), *places[2:])
     np.testing.assert_array_equal(out[:count], (pixels.astype(np.float32) - shift) / scale)
     assert (out[count] == -1).all()
-
-
-@needs_normalise
-def test_arrays_of_another_kind_are_refused():
-    pixels, out, three = np.zeros((4, 3), np.uint8), np.zeros((4, 3), np.float32), np.ones(3, np.float32)
-    for bad in (
-        (pixels[:, :2], three, three, out[:, :2]),
-        (pixels.astype(np.int8), three, three, out),
-        (pixels, three.astype(np.float64), three, out),
-        (pixels, three, three[:2], out),
-        (pixels[::2], three, three, out[:2]),
-        (pixels, three, three, out[:3]),
-    ):
-        with pytest.raises(ValueError, match="normalise"):
-            pixel_kernel.normalise(*bad)
