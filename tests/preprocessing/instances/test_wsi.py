@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import cache
 
 import cv2
 import numpy as np
@@ -13,7 +14,8 @@ from preprocessing.common.options import wsi_options
 from preprocessing.instances.slide_bag import wsi_instances
 from preprocessing.slides.regions import TileReadError
 from preprocessing.slides.slide import open_slide
-from preprocessing.slides.tile_reader import iter_tiles, read_tile, shrink
+from preprocessing.slides.tile_reader import iter_tiles, read_tile
+from preprocessing.store.arrays import Instances
 from preprocessing.store.attrs import AnnotationCounts, InstanceAttrs
 from preprocessing.store.outlines import Outlines
 from preprocessing.store.schema import check_neighbors
@@ -34,6 +36,10 @@ def tissue_slide(height: int = 1024, width: int = 1280, box=(200, 150, 900, 800)
     return image
 
 
+CLAM = {"tile_px": 64, "step_px": 64, "tissue": {"seg_level": 2, "mthresh": 3, "a_t": 0}}
+PANDA = {"tile_px": 64, "step_px": 64, "window_px": 128}
+
+
 @pytest.fixture(scope="module")
 def slide_path(tmp_path_factory):
     image = tissue_slide()
@@ -41,15 +47,24 @@ def slide_path(tmp_path_factory):
     return write_tiff(tmp_path_factory.mktemp("wsi") / "a.tif", levels, compression="zlib", mpp=0.25)
 
 
-CLAM = {"tile_px": 64, "step_px": 64, "tissue": {"seg_level": 2, "mthresh": 3, "a_t": 0}}
+@pytest.fixture(scope="module")
+def cut(slide_path):
+    """The slide cut by a preset, once."""
+
+    @cache
+    def by_preset(preset: str) -> Instances:
+        values = PANDA if preset == "panda" else CLAM
+        return wsi_instances(slide_path, wsi_options({"preset": preset, **values}), bag(), slide_path.parent)
+
+    return by_preset
 
 
 # --- CLAM recipe ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("preset", ["paper", "20x"])
-def test_bag_of_a_slide(slide_path, preset: str) -> None:
-    found = wsi_instances(slide_path, wsi_options({"preset": preset, **CLAM}), bag(), slide_path.parent)
+def test_bag_of_a_slide(cut, tmp_path, preset: str) -> None:
+    found = cut(preset)
     n = len(found)
     assert n > 20 and found.coords.shape == found.grid.shape == (n, 2)
     assert (found.coords.dtype, found.grid.dtype, found.coverage.dtype) == (np.int32, np.int32, np.float32)
@@ -66,18 +81,29 @@ def test_bag_of_a_slide(slide_path, preset: str) -> None:
     assert len(found.outlines.tissue) == 1
     centre = found.coords + a.l0_footprint_px / 2
     assert centre.min() > 100 and centre[:, 0].max() < 1000 and centre[:, 1].max() < 900
+    assert InstanceAttrs.model_validate_json(json.dumps(a.as_json(), allow_nan=False)) == a
+    found.outlines.write(tmp_path / "thumbnails/a.json")
+    assert Outlines.read(tmp_path, "a") == found.outlines
+    if preset == "20x":
+        np.testing.assert_array_equal(found.coords, found.grid[:, ::-1] * a.l0_step_px)
+        assert "contour_of_tile" not in a
 
 
-def test_global_cells_are_multiples_of_the_footprint(slide_path) -> None:
-    found = wsi_instances(slide_path, wsi_options({"preset": "20x", **CLAM}), bag(), slide_path.parent)
-    np.testing.assert_array_equal(found.coords, found.grid[:, ::-1] * found.attrs.l0_step_px)
-    assert "contour_of_tile" not in found.attrs
+def test_the_resolution_of_the_manifest_and_the_target_choose_the_level(slide_path) -> None:
+    root, options = slide_path.parent, {"preset": "20x", **CLAM}
+    assert wsi_instances(slide_path, wsi_options(options), bag(mpp=0.5), root).attrs.read_level == 0
+    with pytest.raises(ValueError, match=r"a\.tif.*target_mpp 0\.5 is finer"):
+        wsi_instances(slide_path, wsi_options(options), bag(mpp=1.0), root)
+    shrunk = wsi_instances(slide_path, wsi_options({**options, "target_mpp": 0.75}), bag(), root)
+    a = shrunk.attrs
+    assert (a.read_level, a.read_px, a.resize_filter, a.tile_mpp) == (1, 96, "area", pytest.approx(0.75))
+    assert next(iter_tiles(slide_path, a, shrunk.coords)).shape == (64, 64, 3)
 
 
 def test_moving_the_tissue_by_whole_tiles_moves_the_bag(tmp_path) -> None:
     bags = []
     for name, shift in (("a", 0), ("b", 128)):
-        image = tissue_slide(box=(200 + shift, 150 + shift, 700 + shift, 600 + shift))
+        image = tissue_slide(640, 640, (100 + shift, 50 + shift, 400 + shift, 300 + shift))
         path = write_tiff(tmp_path / f"{name}.tif", [image], compression="zlib", mpp=0.5)
         values = {**CLAM, "tissue": {"seg_level": 0, "mthresh": 3, "a_t": 0}}
         bags.append(wsi_instances(path, wsi_options({"preset": "20x", **values}), bag(), tmp_path))
@@ -93,20 +119,6 @@ def test_blank_slide_is_an_empty_bag(tmp_path) -> None:
         assert len(found) == 0 and found.coords.shape == (0, 2) and found.neighbors.shape == (0, 8)
         assert found.attrs.empty_reason and found.thumbnail is not None
         assert list(iter_tiles(path, found.attrs, found.coords)) == []
-
-
-def test_manifest_mpp_changes_the_level(slide_path) -> None:
-    options = wsi_options({"preset": "20x", **CLAM})
-    assert wsi_instances(slide_path, options, bag(mpp=0.5), slide_path.parent).attrs.read_level == 0
-    with pytest.raises(ValueError, match=r"a\.tif.*target_mpp 0\.5 is finer"):
-        wsi_instances(slide_path, options, bag(mpp=1.0), slide_path.parent)
-
-
-def test_attrs_and_outlines_are_json(slide_path, tmp_path) -> None:
-    found = wsi_instances(slide_path, wsi_options(CLAM), bag(label=0), slide_path.parent)
-    assert InstanceAttrs.model_validate_json(json.dumps(found.attrs.as_json(), allow_nan=False)) == found.attrs
-    found.outlines.write(tmp_path / "thumbnails/a.json")
-    assert Outlines.read(tmp_path, "a") == found.outlines
 
 
 # --- coverage ---------------------------------------------------------------------------------------------------
@@ -149,7 +161,7 @@ def test_an_outline_on_no_tile_is_told_with_the_scale_that_fits(slide_path) -> N
 def test_the_option_and_the_counts_reach_the_bag(slide_path, preset: str) -> None:
     outlines = [feature([[(0, 0), (900, 0), (900, 900)]], "Gland"), feature([1, 1], "Mitosis", "Point")]
     (slide_path.parent / "b.geojson").write_text(json.dumps(outlines))
-    values = {**(CLAM if preset == "paper" else {"tile_px": 64, "step_px": 64, "window_px": 128}), "preset": preset}
+    values = {**(CLAM if preset == "paper" else PANDA), "preset": preset}
     row = bag(annotation="b.geojson")
     with pytest.raises(ValueError, match=r"b\.geojson: .*1 of class 'Gland'"):
         wsi_instances(slide_path, wsi_options(values), row, slide_path.parent)
@@ -162,11 +174,8 @@ def test_the_option_and_the_counts_reach_the_bag(slide_path, preset: str) -> Non
 
 
 @pytest.mark.parametrize("preset", ["paper", "20x", "panda"])
-def test_tiles_are_the_pixels_at_their_coordinates(slide_path, preset: str) -> None:
-    values = {"tile_px": 64, "step_px": 64} if preset == "panda" else CLAM
-    found = wsi_instances(
-        slide_path, wsi_options({"preset": preset, **values, "window_px": 128}), bag(), slide_path.parent
-    )
+def test_tiles_are_the_pixels_at_their_coordinates(slide_path, cut, preset: str) -> None:
+    found = cut(preset)
     tiles = list(iter_tiles(slide_path, found.attrs, found.coords))
     assert len(tiles) == len(found) and {t.shape for t in tiles} == {(64, 64, 3)}
     with open_slide(slide_path) as slide:
@@ -192,24 +201,8 @@ def test_tiles_between_two_pixels_are_those_of_openslide(slide_path) -> None:
     assert (first[0] != first[1]).any()
 
 
-def test_level_finer_than_the_target_is_shrunk(slide_path) -> None:
-    options = wsi_options({"preset": "20x", **CLAM, "target_mpp": 0.75})
-    found = wsi_instances(slide_path, options, bag(), slide_path.parent)
-    assert (found.attrs.read_level, found.attrs.read_px, found.attrs.resize_filter) == (1, 96, "area")
-    assert found.attrs.tile_mpp == pytest.approx(0.75)
-    assert next(iter_tiles(slide_path, found.attrs, found.coords)).shape == (64, 64, 3)
-
-
-def test_shrink_refuses_to_enlarge() -> None:
-    region = np.zeros((32, 32, 3), np.uint8)
-    assert shrink(region, 32, "none") is region
-    for side, name in ((64, "area"), (16, "none"), (16, "cubic")):
-        with pytest.raises(ValueError, match="resize_filter"):
-            shrink(region, side, name)
-
-
-def test_another_file_under_the_same_name_is_refused(slide_path, tmp_path) -> None:
-    found = wsi_instances(slide_path, wsi_options(CLAM), bag(), slide_path.parent)
+def test_another_file_under_the_same_name_is_refused(slide_path, cut, tmp_path) -> None:
+    found = cut("paper")
     other = write_tiff(tmp_path / "a.tif", [texture(300, 300)])
     with pytest.raises(ValueError, match="the bag was made from 1280 x 1024"):
         next(iter_tiles(other, found.attrs, found.coords))
@@ -237,10 +230,10 @@ def test_unreadable_tiles_are_white_counted_and_limited(tmp_path) -> None:
 
 
 def test_damaged_picture_level_does_not_cost_the_bag(tmp_path) -> None:
-    image = tissue_slide(2048, 2048, (300, 300, 1800, 1800))
+    image = tissue_slide(2048, 640, (100, 300, 500, 1800))
     path = write_tiff(tmp_path / "a.tif", [image, np.ascontiguousarray(image[::2, ::2])], tile=256)
     corrupt(path, 1, 0)
-    options = wsi_options({"tile_px": 256, "step_px": 256, "tissue": {"seg_level": 0, "mthresh": 3}})
+    options = wsi_options({"tile_px": 128, "step_px": 128, "tissue": {"seg_level": 0, "mthresh": 3}})
     found = wsi_instances(path, options, bag(), tmp_path)
     assert found.thumbnail is None and len(found) > 4
 
