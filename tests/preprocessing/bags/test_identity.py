@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from preprocessing.bags.identity import annotation_identity, listing_stamp, raw_files, raw_stamp
+from preprocessing.bags.identity import annotation_identity, listing_stamp, raw_stamp
 from preprocessing.bags.rows import BagRow
 from preprocessing.datasets import DATASETS
 
@@ -22,10 +22,6 @@ def root(tmp_path: Path) -> Path:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("content")
     return tmp_path
-
-
-def test_raw_files_of_a_bag_are_images_annotation_and_mask() -> None:
-    assert [raw_files(row) for row in ROWS[:2]] == [["a.tif", "a.xml", "m.png"], ["b/1.dcm", "b/2.dcm"]]
 
 
 @pytest.mark.parametrize(

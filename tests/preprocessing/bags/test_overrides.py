@@ -1,6 +1,7 @@
 """Overrides of single bags: what files may say, what one changes, that only its bag is redone and none is silent."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,19 +17,16 @@ from preprocessing.common.options import TISSUE_PRESETS, wsi_options
 from preprocessing.datasets.base import source_files
 from preprocessing.store.bags import read_arrays, read_instance_attrs
 from preprocessing.tiling.own_mask import mask_contours, masked_windows, read_mask
-from tests.helpers.cohorts import BOX, Cohort, picture, write_scan, write_slide
+from preprocessing.tiling.panda_windows import make_canvas, plan_windows
+from tests.helpers.cohorts import BOX, Cohort, picture, write_slide
 
 ROW = BagRow("a", "wsi", ("a.tif",), 0, "train")
 
 
-def table(path: Path, text: str) -> Path:
-    path.write_text(text)
-    return path
-
-
 def put(text: str, tmp_path: Path, row: BagRow = ROW) -> BagRow:
     """The row with the overrides of a file of one line."""
-    overrides = read_overrides(table(tmp_path / "o.csv", text))
+    (tmp_path / "o.csv").write_text(text)
+    overrides = read_overrides(tmp_path / "o.csv")
     return apply_overrides([row], overrides, tmp_path, "o.csv")[0]
 
 
@@ -41,11 +39,8 @@ def test_values_are_typed_and_survive_the_list(tmp_path) -> None:
     write_bags(tmp_path / "bags.csv", [row, replace(ROW, bag_id="b", skip="pen, all over")])
     assert read_bags(tmp_path / "bags.csv") == [row, replace(ROW, bag_id="b", skip="pen, all over")]
     assert overrides_of(row).as_dict() == {"sthresh": 8, "fallback": True}
-
-
-def test_a_list_without_overrides_is_written_as_before(tmp_path) -> None:
     write_bags(tmp_path / "bags.csv", [ROW])
-    assert (tmp_path / "bags.csv").read_text().splitlines()[0] == ",".join(COLUMNS)
+    assert (tmp_path / "bags.csv").read_text().startswith(",".join(COLUMNS) + "\n")
 
 
 @pytest.mark.parametrize(
@@ -64,6 +59,7 @@ def test_a_list_without_overrides_is_written_as_before(tmp_path) -> None:
         ("bag_id,mask,close\na,m.png,2\n", "mask replaces the whole tissue mask: leave close empty"),
         ("bag_id,mask\na,gone.png\n", "mask: found 'gone.png', expected a PNG or GeoJSON file"),
         ("bag_id,mask\na,../m.png\n", "leaves the dataset's root"),
+        ("bag_id,a_t,a_h\na,-1,\nb,,x\n", r"(?s)2 problems.*line 2 \('a'\): a_t.*line 3 \('b'\): a_h"),
         ("bag_id,skip\nz,bad\n", "'z': no such bag, expected one of the 1 listed"),
     ],
 )
@@ -72,25 +68,20 @@ def test_what_is_refused(tmp_path, text: str, problem: str) -> None:
         put(text, tmp_path)
 
 
-def test_every_problem_is_told_at_once(tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"(?s)2 problems.*line 2 \('a'\): a_t.*line 3 \('b'\): a_h"):
-        read_overrides(table(tmp_path / "o.csv", "bag_id,a_t,a_h\na,-1,\nb,,x\n"))
-
-
-def test_a_value_may_not_come_from_two_files(tmp_path) -> None:
-    with pytest.raises(ValueError, match="mpp: given twice"):
-        put("bag_id,mpp\na,0.5\n", tmp_path, replace(ROW, mpp=0.25))
-    with pytest.raises(ValueError, match="sthresh: given twice"):
-        put("bag_id,sthresh\na,3\n", tmp_path, replace(ROW, overrides='{"sthresh":4}'))
-    with pytest.raises(ValueError, match="leave sthresh empty"):
-        put("bag_id,use_otsu\na,1\n", tmp_path, replace(ROW, overrides='{"sthresh":4}'))
-
-
-def test_a_scan_can_only_be_skipped(tmp_path) -> None:
-    scan = replace(ROW, modality="ct")
-    assert put("bag_id,skip\na,motion\n", tmp_path, scan).skip == "motion"
-    with pytest.raises(ValueError, match="sthresh: a CT scan takes no override but skip"):
-        put("bag_id,sthresh\na,3\n", tmp_path, scan)
+@pytest.mark.parametrize(
+    ("text", "change", "problem"),
+    [
+        ("bag_id,mpp\na,0.5\n", {"mpp": 0.25}, "mpp: given twice"),
+        ("bag_id,sthresh\na,3\n", {"overrides": '{"sthresh":4}'}, "sthresh: given twice"),
+        ("bag_id,use_otsu\na,1\n", {"overrides": '{"sthresh":4}'}, "leave sthresh empty"),
+        ("bag_id,sthresh\na,3\n", {"modality": "ct"}, "sthresh: a CT scan takes no override but skip"),
+    ],
+)
+def test_values_of_two_files_and_of_scans_are_refused(tmp_path, text: str, change: dict, problem: str) -> None:
+    row = replace(ROW, **change)
+    assert put("bag_id,skip\na,motion\n", tmp_path, row).skip == "motion"
+    with pytest.raises(ValueError, match=problem):
+        put(text, tmp_path, row)
 
 
 # --- settings ---------------------------------------------------------------------------------------------------
@@ -103,17 +94,21 @@ def test_a_preset_changes_the_tissue_and_not_the_scale() -> None:
     assert mine.tissue.model_dump() == expected and mine.tissue.anchor_corrected
     assert mine.model_dump(exclude={"tissue"}) == options.model_dump(exclude={"tissue"})
     assert bag_options(options, ROW) is options
+    windows = bag_options(wsi_options({"preset": "panda"}), replace(ROW, overrides='{"min_tissue":0.3}'))
+    assert windows.min_tissue == 0.3
 
 
-def test_an_override_without_effect_is_refused() -> None:
-    with pytest.raises(ValueError, match="a: override of sthresh has no effect"):
-        bag_options(wsi_options({"preset": "panda"}), replace(ROW, overrides='{"sthresh":3}'))
-    with pytest.raises(ValueError, match="min_tissue has no effect"):
-        bag_options(wsi_options({}), replace(ROW, overrides='{"min_tissue":0.3}'))
-    panda = bag_options(wsi_options({"preset": "panda"}), replace(ROW, overrides='{"min_tissue":0.3}'))
-    assert panda.min_tissue == 0.3
-    with pytest.raises(ValueError, match="a: overrides .* list the bags again"):
-        bag_options(wsi_options({}), replace(ROW, overrides='{"colour":3}'))
+@pytest.mark.parametrize(
+    ("preset", "overrides", "problem"),
+    [
+        ("panda", '{"sthresh":3}', "a: override of sthresh has no effect"),
+        ("paper", '{"min_tissue":0.3}', "min_tissue has no effect"),
+        ("paper", '{"colour":3}', "a: overrides .* list the bags again"),
+    ],
+)
+def test_an_override_without_effect_is_refused(preset: str, overrides: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        bag_options(wsi_options({"preset": preset}), replace(ROW, overrides=overrides))
 
 
 # --- own masks --------------------------------------------------------------------------------------------------
@@ -132,41 +127,44 @@ def test_every_kind_of_png_is_more_than_zero(tmp_path, mode: str) -> None:
     np.testing.assert_array_equal(read_mask(save(tmp_path / "m.png", mask, mode), (600, 400)), mask)
 
 
-def test_transparent_is_not_tissue(tmp_path) -> None:
-    pixels = np.full((4, 4, 4), 255, np.uint8)
-    pixels[:2, :, 3] = 0
-    Image.fromarray(pixels).save(tmp_path / "m.png")
-    assert read_mask(tmp_path / "m.png", (4, 4)).tolist() == [[False] * 4] * 2 + [[True] * 4] * 2
+def rgba(colour: int) -> Image.Image:
+    """Four pixels of a colour, the first two transparent."""
+    pixels = np.full((1, 4, 4), colour, np.uint8)
+    pixels[..., 3] = (0, 0, 255, 255)
+    return Image.fromarray(pixels)
 
 
-def test_a_mask_without_tissue_is_refused(tmp_path) -> None:
-    drawn_in_black = np.zeros((4, 4, 4), np.uint8)
-    drawn_in_black[1:3, 1:3, 3] = 255
-    Image.fromarray(drawn_in_black).save(tmp_path / "m.png")
-    with pytest.raises(ValueError, match=r"m\.png: every pixel is 0 or transparent"):
-        read_mask(tmp_path / "m.png", (4, 4))
+def palette(*colours: int) -> Image.Image:
+    """Three pixels with the indices 0, 1 and 2 of a palette."""
+    image = Image.fromarray(np.array([[0, 1, 2]], np.uint8), "P")
+    image.putpalette(colours)
+    return image
 
 
-def test_transparency_counts_in_every_mode(tmp_path) -> None:
-    """Grey level 9 and palette index 1 are declared transparent."""
-    grey = Image.fromarray(np.array([[0, 9, 200]], np.uint8))
-    grey.save(tmp_path / "l.png", transparency=9)
-    palette = Image.fromarray(np.array([[0, 1, 2]], np.uint8), "P")
-    palette.putpalette([0, 0, 0, 255, 0, 0, 0, 0, 255])
-    palette.save(tmp_path / "p.png", transparency=1)
-    for name in ("l.png", "p.png"):
-        assert read_mask(tmp_path / name, (3, 1)).tolist() == [[False, False, True]]
+WHITE, BLACK, RED, BLUE = (255, 255, 255), (0, 0, 0), (255, 0, 0), (0, 0, 255)
 
 
-def test_indices_of_a_palette_count_unless_its_colours_say_the_opposite(tmp_path) -> None:
-    picture = Image.fromarray(np.array([[0, 1, 2]], np.uint8), "P")
-    picture.putpalette([255, 255, 255, 200, 0, 0, 0, 0, 255])  # labels on a white background, as QuPath writes them
-    picture.save(tmp_path / "labels.png")
-    assert read_mask(tmp_path / "labels.png", (3, 1)).tolist() == [[False, True, True]]
-    picture.putpalette([255, 255, 255, 0, 0, 0, 0, 0, 255])
-    picture.save(tmp_path / "turned.png")
-    with pytest.raises(ValueError, match=r"turned\.png: palette with black at index 1 and RGB \(255, 255, 255\) at 0"):
-        read_mask(tmp_path / "turned.png", (3, 1))
+@pytest.mark.parametrize(
+    ("image", "options", "expected"),
+    [
+        (rgba(255), {}, [False, False, True, True]),
+        (Image.fromarray(np.array([[0, 9, 200]], np.uint8)), {"transparency": 9}, [False, False, True]),
+        (palette(*BLACK, *RED, *BLUE), {"transparency": 1}, [False, False, True]),
+        # labels on a white background, as QuPath writes them
+        (palette(*WHITE, 200, 0, 0, *BLUE), {}, [False, True, True]),
+        (rgba(0), {}, r"m\.png: every pixel is 0 or transparent"),
+        (palette(*WHITE, *BLACK, *BLUE), {}, r"m\.png: palette with black at index 1 and RGB \(255, 255, 255\) at 0"),
+    ],
+)
+def test_transparent_pixels_are_no_tissue_and_indices_count_unless_colours_say_the_opposite(
+    tmp_path, image: Image.Image, options: dict, expected: list[bool] | str
+) -> None:
+    image.save(tmp_path / "m.png", **options)
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            read_mask(tmp_path / "m.png", image.size)
+    else:
+        assert read_mask(tmp_path / "m.png", image.size).tolist() == [expected]
 
 
 def test_a_photograph_and_a_map_of_probabilities_are_no_masks(tmp_path) -> None:
@@ -188,24 +186,20 @@ def test_a_photograph_and_a_map_of_probabilities_are_no_masks(tmp_path) -> None:
 def test_other_shapes_and_other_files_are_refused(tmp_path) -> None:
     mask = np.ones((40, 60), bool)
     path = save(tmp_path / "m.png", mask)
-    with pytest.raises(ValueError, match=r"m\.png: mask of 60 x 40 px for a slide of 400 x 600"):
-        read_mask(path, (400, 600))
     read_mask(path, (601, 399))
-    Image.fromarray(mask).save(tmp_path / "m.bmp")
-    with pytest.raises(ValueError, match="not a PNG file"):
-        read_mask(tmp_path / "m.bmp", (600, 400))
-    path.write_bytes(path.read_bytes()[:60])
-    with pytest.raises(ValueError, match="damaged PNG"):
-        read_mask(path, (600, 400))
-
-
-def test_a_mask_that_claims_a_million_pixels_a_side_is_not_unpacked(tmp_path) -> None:
-    path = save(tmp_path / "bomb.png", np.ones((4, 6), bool))
-    data = bytearray(path.read_bytes())
-    data[16:24] = (600_000).to_bytes(4, "big") + (400_000).to_bytes(4, "big")
-    path.write_bytes(data)
-    with pytest.raises(ValueError, match="600000 x 400000 px, expected at most 50000000"):
-        read_mask(path, (600, 400))
+    save(tmp_path / "m.bmp", mask)
+    data = path.read_bytes()
+    (tmp_path / "cut.png").write_bytes(data[:60])
+    # a header may claim a million pixels a side, so it is not unpacked
+    (tmp_path / "bomb.png").write_bytes(data[:16] + bytes.fromhex("000927c0 00061a80") + data[24:])
+    for name, size, text in (
+        ("m.png", (400, 600), r"m\.png: mask of 60 x 40 px for a slide of 400 x 600"),
+        ("m.bmp", (600, 400), "not a PNG file"),
+        ("cut.png", (600, 400), "damaged PNG"),
+        ("bomb.png", (600, 400), "600000 x 400000 px, expected at most 50000000"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            read_mask(tmp_path / name, size)
 
 
 @pytest.mark.parametrize("cells", [1, 4, 40])
@@ -226,8 +220,6 @@ def test_contours_of_a_mask_lie_where_it_is(cells: int) -> None:
 
 def test_windows_on_a_mask_count_every_pixel() -> None:
     """Against the mask blown up to level 0 by nearest neighbour, padding and remainders included."""
-    from preprocessing.tiling.panda_windows import make_canvas, plan_windows
-
     rng = np.random.default_rng(0)
     plan = plan_windows(wsi_options({"preset": "panda", "tile_px": 32, "step_px": 32, "window_px": 64}), "x")
     for dimensions in ((203, 170), (50, 300)):
@@ -253,14 +245,22 @@ def test_windows_on_a_mask_count_every_pixel() -> None:
 # --- through the stages -----------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def cohort(tmp_path) -> Cohort:
-    made = Cohort(tmp_path)
-    for name in ("a", "b", "c"):
+@pytest.fixture(scope="module")
+def cut_once(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
+    made = Cohort(tmp_path_factory.mktemp("cut"))
+    for name in "abc":
         write_slide(made.raw / f"{name}.tif")
         made.add(name, f"{name}.tif")
     assert made.list_bags() == 0 and made.cut() == 0
     return made
+
+
+@pytest.fixture
+def cohort(tmp_path, cut_once: Cohort) -> Cohort:
+    copied = Cohort(tmp_path)
+    shutil.copytree(cut_once.raw.parent, tmp_path, dirs_exist_ok=True)
+    copied.rows = [dict(row) for row in cut_once.rows]
+    return copied
 
 
 def redone(cohort: Cohort) -> list[str]:
@@ -268,64 +268,69 @@ def redone(cohort: Cohort) -> list[str]:
     return [line["bag_id"] for line in cohort.status_lines()[-3:] if line["redone"]]
 
 
-@pytest.mark.parametrize("cells", [{"sthresh": "200"}, {"preset": "tcga"}, {"mpp": "0.25"}, {"mask": "m.png"}])
-@pytest.mark.parametrize("where", ["manifest", "file"])
-def test_only_the_bag_of_an_override_is_redone(cohort, tmp_path, cells, where: str) -> None:
+def in_file(cohort: Cohort, text: str) -> None:
+    path = cohort.raw.parent / "o.csv"
+    path.write_text(text)
+    cohort.source["overrides"] = str(path)
+
+
+@pytest.mark.parametrize(
+    ("cells", "where"),
+    [
+        ({"sthresh": "200"}, "file"),
+        ({"preset": "tcga"}, "manifest"),
+        ({"mpp": "0.25"}, "file"),
+        ({"mask": "m.png"}, "manifest"),
+    ],
+)
+def test_only_the_bag_of_an_override_is_redone(cohort: Cohort, cells: dict[str, str], where: str) -> None:
     left = np.zeros((64, 80), bool)
     left[:, :40] = True
     save(cohort.raw / "m.png", left)
     before = cohort.entries()
-    if where == "manifest":
-        cohort.rows[1] |= cells
+    if where == "file":
+        ((name, value),) = cells.items()
+        in_file(cohort, f"bag_id,{name}\nb,{value}\n")
     else:
-        (name, value), *_ = cells.items()
-        cohort.source["overrides"] = str(table(tmp_path / "o.csv", f"bag_id,{name}\nb,{value}\n"))
+        cohort.rows[1] |= cells
     assert cohort.list_bags() == 0 and cohort.cut() == 0
     after = cohort.entries()
     assert redone(cohort) == ["b"] and [n for n in "abc" if before[n] != after[n]] == ["b"]
     if "mask" in cells:
-        coords = read_arrays(cohort.results / "instances/store", "b", ["coords"])["coords"]
-        assert len(coords) and coords[:, 0].max() < 320 and coords[:, 0].min() <= 4 < BOX[0]
-        assert read_instance_attrs(cohort.results / "instances/store", "b").overrides == {"mask": "m.png"}
+        store = cohort.results / "instances/store"
+        x = read_arrays(store, "b", ["coords"])["coords"][:, 0]
+        assert len(x) and x.max() < 320 and x.min() <= 4 < BOX[0]
+        assert read_instance_attrs(store, "b").overrides == {"mask": "m.png"}
         save(cohort.raw / "m.png", ~left)
         assert cohort.cut() == 0 and redone(cohort) == ["b"]
-        assert read_arrays(cohort.results / "instances/store", "b", ["coords"])["coords"][:, 0].min() >= 256
+        assert read_arrays(store, "b", ["coords"])["coords"][:, 0].min() >= 256
 
 
-def test_a_skipped_bag_is_named_everywhere_and_its_shard_keeps_the_others(cohort, tmp_path, caplog) -> None:
+def test_a_skipped_bag_is_named_everywhere_and_its_shard_keeps_the_others(cohort: Cohort, caplog) -> None:
     (cohort.raw / "b.tif").write_bytes(b"ruined")
-    cohort.source["overrides"] = str(table(tmp_path / "o.csv", "bag_id,skip\nb,slide is broken\n"))
+    in_file(cohort, "bag_id,skip\nb,slide is broken\n")
+    # a scan without any file is not opened either
+    (cohort.raw / "scan").mkdir()
+    cohort.add("scan", "scan", skip="no such scan")
     assert cohort.list_bags() == 0 and cohort.cut() == 0
-    assert redone(cohort) == [] and "slide is broken" in caplog.text
-    entry = cohort.entries()["b"]
-    assert (entry.state, entry.reason, entry.n) == ("skipped", "slide is broken", 0)
+    assert "slide is broken" in caplog.text and {line["redone"] for line in cohort.status_lines()[-4:-1]} == {False}
+    entries = cohort.entries()
+    assert (entries["b"].state, entries["b"].reason, entries["b"].n) == ("skipped", "slide is broken", 0)
+    assert [entries[name].state for name in ("a", "c", "scan")] == ["ok", "ok", "skipped"]
     report = json.loads((cohort.results / "bags.report.json").read_text())
-    assert report["skipped"] == [{"name": "b", "reason": "slide is broken"}] and report["found"]["skipped"] == 1
-    found = cohort.status()
-    assert found["total"]["skipped"] == 1 and found["problems"] == [
-        {"stage": "instances", "bag_id": "b", "state": "skipped", "reason": "slide is broken"}
-    ]
+    assert report["skipped"][0] == {"name": "b", "reason": "slide is broken"} and report["found"]["skipped"] == 2
+    status = cohort.status()
+    assert status["total"]["skipped"] == 2
+    assert {"stage": "instances", "bag_id": "b", "state": "skipped", "reason": "slide is broken"} in status["problems"]
     (cohort.raw / "b.tif").unlink()
     assert cohort.list_bags() == 0 and cohort.cut() == 0, "a skipped slide need not be there"
 
 
-def test_a_skipped_scan_is_not_opened(tmp_path) -> None:
-    cohort = Cohort(tmp_path)
-    write_scan(cohort.raw / "good")
-    (cohort.raw / "bad").mkdir()
-    cohort.add("good", "good")
-    cohort.add("bad", "bad", skip="no such scan")
-    assert cohort.list_bags() == 0 and cohort.cut() == 0
-    assert {name: entry.state for name, entry in cohort.entries().items()} == {"good": "ok", "bad": "skipped"}
-
-
 def test_the_workflow_knows_the_files_of_a_source(tmp_path) -> None:
-    table(tmp_path / "inside.csv", "")
-    given = table(tmp_path / "given.csv", "")
-    assert source_files(tmp_path, {"manifest": str(given), "overrides": "inside.csv"}) == [
-        given,
-        tmp_path / "inside.csv",
-    ]
+    inside, given = tmp_path / "inside.csv", tmp_path / "given.csv"
+    for path in (inside, given):
+        path.touch()
+    assert source_files(tmp_path, {"manifest": str(given), "overrides": "inside.csv"}) == [given, inside]
     assert source_files(tmp_path, {"partition": "x"}) == [] == source_files(tmp_path, {"manifest": "gone.csv"})
 
 
@@ -339,7 +344,6 @@ def test_a_mask_keeps_what_thresholds_miss(tmp_path) -> None:
     assert cohort.list_bags() == 0 and cohort.cut() == 0
     entries = cohort.entries()
     assert entries["plain"].state == "empty" and entries["drawn"].state == "ok"
-    coords = read_arrays(cohort.results / "instances/store", "drawn", ["coords"])["coords"]
-    centre = coords + 32
+    centre = read_arrays(cohort.results / "instances/store", "drawn", ["coords"])["coords"] + 32
     assert (centre >= (BOX[0] - 32, BOX[1] - 32)).all() and (centre <= (BOX[2] + 32, BOX[3] + 32)).all()
-    assert len(coords) >= (BOX[2] - BOX[0]) * (BOX[3] - BOX[1]) // 64**2
+    assert len(centre) >= (BOX[2] - BOX[0]) * (BOX[3] - BOX[1]) // 64**2
