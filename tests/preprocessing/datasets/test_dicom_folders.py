@@ -1,6 +1,5 @@
 """Folders of DICOM files as scanners, archives and memory sticks leave them: what is read, left out, named, refused."""
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -38,9 +37,8 @@ def litter(folder: Path) -> dict[str, str]:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"\0\5\x16\7 nothing of use")
     (folder / "loop").symlink_to(folder)
-    system = dict.fromkeys(
-        [".DS_Store", "._1.dcm", "Thumbs.db", "desktop.ini", "__MACOSX/._2.dcm"], "file of an operating system"
-    )
+    names = (".DS_Store", "._1.dcm", "Thumbs.db", "desktop.ini", "__MACOSX/._2.dcm")
+    system = dict.fromkeys(names, "file of an operating system")
     others = {"readme.txt": "no DICOM file", "DIRFILE": "no DICOM file", "loop": "link to a folder, not followed"}
     dicom = {"DICOMDIR": "directory of DICOM files", "sr.dcm": "Modality SR", "scout.dcm": "localizer"}
     return system | others | dicom
@@ -61,12 +59,8 @@ def test_a_littered_folder_is_read_and_every_file_left_out_is_named(tmp_path: Pa
     assert excluded.keys() == expected.keys()
     assert all(reason.startswith(expected[name]) for name, reason in excluded.items())
     (note,) = read_instance_attrs(cohort.results / "instances/store", "x").warnings
-    assert (
-        note == bags["x"].note
-        and note in cohort.entries()["x"].warnings
-        and note.startswith("of the archive; left out: ")
-        and bags["clean"].note == ""
-    )
+    assert note == bags["x"].note and note in cohort.entries()["x"].warnings and bags["clean"].note == ""
+    assert note.startswith("of the archive; left out: ")
     assert "1 x localizer (exam/series/scout.dcm)" in note and "5 x file of an operating system (" in note
     clean, littered = (read_instance_attrs(cohort.results / "instances/store", name) for name in ("clean", "x"))
     assert "warnings" not in clean.as_json() and littered.spacing_mm == clean.spacing_mm
@@ -100,22 +94,22 @@ def test_a_scan_repaired_since_the_listing_is_cut(tmp_path: Path) -> None:
     assert f"left out: {left_out}" in cohort.entries()["x"].warnings
 
 
-@pytest.mark.parametrize("modality", ["", "ct"])
-def test_a_folder_without_dicom_stops_no_other_bag(tmp_path: Path, modality: str) -> None:
+def test_a_folder_without_dicom_stops_no_other_bag(tmp_path: Path) -> None:
     cohort = Cohort(tmp_path)
     (cohort.raw / "x").mkdir()
     (cohort.raw / "x/head.nii.gz").write_bytes(b"\x1f\x8b")
     (cohort.raw / "damaged.dcm").write_bytes(b"")
     write_scan(cohort.raw / "good")
-    cohort.add("x", "x", modality=modality)
+    cohort.add("x", "x")
+    cohort.add("stated", "x", modality="ct")
     cohort.add("good", "good")
     cohort.add("damaged", "damaged.dcm")
-    assert cohort.list_bags() == 0
+    assert cohort.list_bags() == 0 and cohort.cut(allowed=3) == 0
     only = "no DICOM file in the folder 'x', only 1 x no DICOM file (x/head.nii.gz)"
-    assert only in cohort.bags()["x"].note and cohort.cut(allowed=2) == 0
-    states = {name: entry.state for name, entry in cohort.entries().items()}
-    assert states == {"x": "failed", "good": "ok", "damaged": "failed"}
-    assert cohort.entries()["x"].reason.startswith(only)
+    bags, entries = cohort.bags(), cohort.entries()
+    states = {name: entry.state for name, entry in entries.items()}
+    assert states == {"x": "failed", "stated": "failed", "good": "ok", "damaged": "failed"}
+    assert all(only in bags[name].note and entries[name].reason.startswith(only) for name in ("x", "stated"))
     write_scan(cohort.raw / "x")
     assert cohort.list_bags() == 0 and cohort.cut(allowed=1) == 0 and cohort.entries()["x"].state == "ok"
 
@@ -131,27 +125,26 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
-def test_file_names_of_any_bytes(tmp_path: Path, name: str, caplog) -> None:
+def test_file_names_of_any_bytes(tmp_path: Path) -> None:
     cohort = Cohort(tmp_path)
-    write_scan(cohort.raw / "good")
-    os.rename(write_scan(cohort.raw / "odd") / "2.dcm", cohort.raw / "odd" / name)
-    os.rename(write_scan(cohort.raw / "bad") / "2.dcm", cohort.raw / "bad" / name)
-    (cohort.raw / "bad" / name).write_bytes(b"")
-    for bag in ("good", "odd", "bad"):
-        cohort.add(bag, bag)
-    assert cohort.list_bags() == 0 and cohort.cut(allowed=1) == 0
-    assert {bag: entry.state for bag, entry in cohort.entries().items()} == {"good": "ok", "odd": "ok", "bad": "failed"}
-    shown = printable(name)
-    assert shown.isprintable() and f"bad/{shown}" in cohort.status()["problems"][0]["reason"]
-    files = read_instance_attrs(cohort.results / "instances/store", "odd").files
-    assert f"odd/{shown}" in files
-    assert resolve(cohort.raw, f"odd/{shown}") == cohort.raw.resolve() / "odd" / name
-    before = raw_stamp(cohort.raw, cohort.bags().values())
-    (cohort.raw / "odd" / name).touch()
-    assert raw_stamp(cohort.raw, cohort.bags().values()) != before
-    for text in (json.dumps(files), (cohort.results / "bags.csv").read_text(encoding="utf-8"), shown):
-        text.encode()
+    for number, name in enumerate(NAMES.values()):
+        for bag in (f"odd{number}", f"bad{number}"):
+            os.rename(write_scan(cohort.raw / bag) / "2.dcm", cohort.raw / bag / name)
+            cohort.add(bag, bag)
+        (cohort.raw / bag / name).write_bytes(b"")
+    assert cohort.list_bags() == 0 and cohort.cut(allowed=len(NAMES)) == 0
+    entries, problems = cohort.entries(), {entry["bag_id"]: entry["reason"] for entry in cohort.status()["problems"]}
+    assert (cohort.results / "bags.csv").read_text(encoding="utf-8").encode()
+    for number, name in enumerate(NAMES.values()):
+        odd, bad, text = f"odd{number}", f"bad{number}", printable(name)
+        assert (entries[odd].state, entries[bad].state) == ("ok", "failed"), name
+        assert text.isprintable() and text.encode() and f"{bad}/{text}" in problems[bad]
+        assert f"{odd}/{text}" in read_instance_attrs(cohort.results / "instances/store", odd).files
+        path = cohort.raw.resolve() / odd / name
+        assert resolve(cohort.raw, f"{odd}/{text}") == path
+        before = raw_stamp(cohort.raw, cohort.bags().values())
+        path.touch()
+        assert raw_stamp(cohort.raw, cohort.bags().values()) != before
 
 
 def test_two_names_that_look_alike_are_refused(tmp_path: Path) -> None:
@@ -189,9 +182,11 @@ def test_a_dicom_slide_is_a_slide_like_its_tiff(tmp_path: Path) -> None:
     write_dicom_slide(cohort.raw / "slide/level.dcm", [picture(), picture()[::2, ::2]], 0.5)
     write_dicom_slide(cohort.raw / "single/one.dcm", [picture()], 0.5)
     cohort.options["wsi"] = {**WSI, "tissue": {**WSI["tissue"], "seg_level": -1}}
-    for bag, image in (("tiff", "a.tif"), ("folder", "slide"), ("one", "single/one0.dcm"), ("number", "slide#1")):
+    cohort.add("tiff", "a.tif")
+    for bag, image in (("folder", "slide"), ("one", "single/one0.dcm"), ("number", "slide#1")):
         cohort.add(bag, image)
-        cohort.add(f"{bag}_wsi", image, modality="wsi")
+    cohort.add("stated", "slide", modality="wsi")
+    cohort.add("one_stated", "single/one0.dcm", modality="wsi")
     assert cohort.list_bags() == 0 and cohort.cut() == 0
     bags = cohort.bags()
     assert {row.modality for row in bags.values()} == {"wsi"} and bags["folder"].images == ("slide/level0.dcm",)
@@ -200,34 +195,23 @@ def test_a_dicom_slide_is_a_slide_like_its_tiff(tmp_path: Path) -> None:
     assert read_instance_attrs(cohort.results / "instances/store", "folder").mpp == pytest.approx(0.5)
 
 
-def test_a_damaged_file_beside_a_slide_stops_no_other_bag(tmp_path: Path) -> None:
+def test_slides_among_scans_and_damaged_files(tmp_path: Path, capsys) -> None:
     cohort = Cohort(tmp_path)
     write_dicom_slide(cohort.raw / "slide/level.dcm", [picture()], 0.5)
     (cohort.raw / "slide/damaged.dcm").write_bytes(b"")
-    write_scan(cohort.raw / "good")
-    cohort.add("good", "good")
-    cohort.add("x", "slide", modality="wsi")
-    assert cohort.list_bags() == 0 and cohort.cut(allowed=1) == 0
-    assert cohort.entries()["good"].state == "ok" and cohort.entries()["x"].state == "failed"
-    assert "damaged.dcm: not a DICOM file" in cohort.bags()["x"].note
-
-
-def test_slides_among_scans(tmp_path: Path, capsys) -> None:
-    cohort = Cohort(tmp_path)
+    cohort.add("damaged", "slide", modality="wsi")
     write_dicom_slide(write_scan(cohort.raw / "x") / "slide.dcm", [picture()], 0.5)
     cohort.add("ct", "x")
     cohort.add("wsi", "x", modality="wsi")
     cohort.add("not_ct", "x/slide0.dcm", modality="ct")
     assert cohort.list_bags() == 0
     bags = cohort.bags()
-    assert (
-        bags["ct"].modality == "ct"
-        and bags["ct"].note == "left out: 1 x whole-slide image (modality wsi) (x/slide0.dcm)"
-    )
-    assert bags["wsi"].images == ("x/slide0.dcm",)
+    note = "left out: 1 x whole-slide image (modality wsi) (x/slide0.dcm)"
+    assert bags["ct"].modality == "ct" and bags["ct"].note == note
+    assert bags["wsi"].images == ("x/slide0.dcm",) and "damaged.dcm: not a DICOM file" in bags["damaged"].note
     assert "no CT slice, only 1 x whole-slide image (modality wsi)" in bags["not_ct"].note
     write_dicom_slide(cohort.raw / "x/two.dcm", [picture()], 0.5, SeriesInstanceUID="1.2.50", SeriesNumber=7)
-    cohort.rows = [{**cohort.rows[1]}]
+    cohort.rows = [row for row in cohort.rows if row["bag_id"] == "wsi"]
     assert cohort.list_bags() == 2
     error = capsys.readouterr().err
     assert "2 DICOM slides" in error and "'x#1' (x/slide0.dcm)" in error and "'x#7' (x/two0.dcm)" in error

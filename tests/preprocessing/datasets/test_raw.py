@@ -31,8 +31,8 @@ def source(tmp_path: Path) -> Path:
     for name, data in CONTENT.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
-    lines = [f"{md5(data)}  {'./' if n.startswith('images') else ''}{n}" for n, data in CONTENT.items()]
-    (folder / "checksums.md5").write_text("\n".join(lines) + "\n")
+    lines = [f"{md5(data)}  {'./' if n.startswith('images') else ''}{n}\n" for n, data in CONTENT.items()]
+    (folder / "checksums.md5").write_text("".join(lines))
     return folder
 
 
@@ -94,8 +94,6 @@ WANTED = {n: d for n, d in CONTENT.items() if not n.startswith("masks")}
 
 
 def test_from_a_folder(tmp_path: Path, source: Path) -> None:
-    assert bring(tmp_path / "out", source.as_uri()) == 0
-    assert files(tmp_path / "out") == WANTED
     assert bring(tmp_path / "all", source.as_uri(), "--include", "images/", "masks/", "annotations/") == 0
     assert files(tmp_path / "all") == CONTENT
 
@@ -135,14 +133,13 @@ def test_wrong_sums_never_get_the_name(tmp_path, server, source, caplog):
 
 
 def test_lists_that_cannot_be_trusted(tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for bad in ("../x.tif", "/etc/x", "a\\..\\x"):
+    line = f"{md5(b'').upper()} *CAMELYON16/images/a b.tif\n"
+    for path in ("../x.tif", "/etc/x", "a\\..\\x"):
         with pytest.raises(ValueError, match="leads out of the folder"):
-            parse_checksums(f"{md5(b'')}  {bad}\n", source="list")
+            parse_checksums(f"{md5(b'')}  {path}\n", source="list")
     with pytest.raises(ValueError, match="line 2"):
-        parse_checksums(f"{md5(b'')} *CAMELYON16/images/a.tif\nhello\n", source="list")
-    assert parse_checksums(f"{md5(b'').upper()} *CAMELYON16/images/a b.tif\n\n", source="list") == {
-        "images/a b.tif": md5(b"")
-    }
+        parse_checksums(f"{line}hello\n", source="list")
+    assert parse_checksums(f"{line}\n", source="list") == {"images/a b.tif": md5(b"")}
     assert bring(tmp_path / "out", source.as_uri(), "--include", "nothing/") == 2
     assert "check --include" in capsys.readouterr().err
     (source / "checksums.md5").unlink()
@@ -150,22 +147,11 @@ def test_lists_that_cannot_be_trusted(tmp_path: Path, source: Path, capsys: pyte
     assert "list of checksums cannot be read" in capsys.readouterr().err
 
 
-def test_urls() -> None:
-    assert check_url("https://example.org/a") == "https://example.org/a/"
+def test_only_safe_urls_are_taken() -> None:
+    assert check_url("https://example.org/a") == "https://example.org/a/" and check_url(registry()["camelyon16"].url)
     for bad in ("http://example.org/", "ftp://example.org/", "folder"):
         with pytest.raises(ValueError, match="--url"):
             check_url(bad)
-
-
-def test_registry() -> None:
-    sources = registry()
-    assert set(sources) == {"camelyon16", "panda", "rsna"}
-    assert check_url(sources["camelyon16"].url) == sources["camelyon16"].url
-    for source in (sources["panda"], sources["rsna"]):
-        assert source.split_url.startswith("https://") and len(bytes.fromhex(source.split_sha256)) == 32
-    assert all(
-        source.licence and source.version and source.access in ("download", "by hand") for source in sources.values()
-    )
 
 
 def test_data_to_fetch_by_hand(
