@@ -19,8 +19,8 @@ NFC, NFD = (unicodedata.normalize(form, "schädel.svs") for form in ("NFC", "NFD
 
 
 def listed(root: Path, text: str | bytes) -> tuple[dict[str, BagRow], ListReport]:
-    """The rows and the report of a manifest."""
-    content = text.encode() if isinstance(text, str) else text
+    """The rows and the report of a manifest: all of its bytes, or what follows the four columns in its first line."""
+    content = (HEAD + text).encode() if isinstance(text, str) else text
     (root / "m.csv").write_bytes(content)
     rows = list_bags("mine", "custom", root, {"manifest": "m.csv"}, root / "bags.csv")
     return {row.bag_id: row for row in rows}, ListReport.read(root / "bags.report.json")
@@ -45,11 +45,11 @@ def root(tmp_path: Path) -> Path:
 
 REFUSED = {
     "semicolons instead of commas": (
-        HEAD.replace(",", ";") + "\na;a.svs;1;train\n",
+        HEAD.replace(",", ";").encode() + b"\na;a.svs;1;train\n",
         "separated by semicolons, expected commas.*CSV UTF-8",
     ),
-    "tabs instead of commas": (HEAD.replace(",", "\t") + "\n", "separated by tabs"),
-    "first line sep=;": (f"sep=;\n{HEAD}\n", "line 1: found 'sep=;'; remove this line"),
+    "tabs instead of commas": (HEAD.replace(",", "\t").encode(), "separated by tabs"),
+    "first line sep=;": (f"sep=;\n{HEAD}\n".encode(), "line 1: found 'sep=;'; remove this line"),
     "UTF-16": (f"{HEAD}\na,a.svs,1,train\n".encode("utf-16"), "m.csv: UTF-16.*expected UTF-8; save it as"),
     "workbook (.xlsx) instead of CSV": (
         b"PK\x03\x04" + bytes(99),
@@ -60,81 +60,75 @@ REFUSED = {
         r"not UTF-8 \(byte 0xe4.*Latin-1.*save it as",
     ),
     "quotes that are not closed": (
-        f'{HEAD}\na,"a.svs,1,train\nb,b.svs,0,test\n',
+        '\na,"a.svs,1,train\nb,b.svs,0,test\n',
         "line 2: not a UTF-8 CSV file.*close every quotation mark",
     ),
-    "row with too few cells": (f"{HEAD}\na,a.svs\nb,b.svs\n", r"line 2 \('a'\): found 2 cells, expected 4.*line 3"),
-    "row with too many cells": (
-        f"{HEAD}\na,a.svs,1,train,x,y\n",
-        r"line 2 \('a'\): found 6 cells, expected 4.*in quotes",
-    ),
-    "semicolons in the rows only": (f"{HEAD}\na;a.svs;1;train\n", "found 1 cells, expected 4"),
-    "column twice": (f"{HEAD},label\na,a.svs,1,train,0\n", r"each once; twice: \['label'\]"),
-    "unknown column": (f"{HEAD},patient,Group\n", r"unknown columns \['patient', 'Group'\] \(did you mean 'group'\?\)"),
-    "column in capitals": ("bag_id,image,Label,split\n", r"also \['label'\]; unknown.*mean 'label'"),
-    "no rows": (f"{HEAD}\n\n,,,\n", "no rows, expected one per slide or scan"),
-    "label 1.0": (f"{HEAD}\na,a.svs,1.0,train\n", r"line 2 \('a'\): label: found '1.0', expected 0, 1 or nothing"),
-    "label in words": (f"{HEAD}\na,a.svs,yes,train\n", "label: found 'yes'"),
-    "other name of a split": (f"{HEAD}\na,a.svs,1,Training\n", "split: found 'Training', expected train, val, test"),
-    "resolution with a decimal comma": (f'{HEAD},mpp\na,a.svs,1,train,"0,25"\n', "mpp: found '0,25'.*decimal point"),
-    "resolution with an underscore": (f"{HEAD},mpp\na,a.svs,1,train,0_25\n", "mpp: found '0_25'"),
-    "resolution nan": (f"{HEAD},mpp\na,a.svs,1,train,nan\n", "mpp: found nan"),
-    "skip without a reason": (f"{HEAD},skip\na,a.svs,1,train,no\n", "skip: found 'no', expected a reason"),
-    "slash or colon in an id": (f"{HEAD}\na/b:c,a.svs,1,train\n", "bag_id: found 'a/b:c', expected letters"),
+    "row with too few cells": ("\na,a.svs\nb,b.svs\n", r"line 2 \('a'\): found 2 cells, expected 4.*line 3"),
+    "row with too many cells": ("\na,a.svs,1,train,x,y\n", r"line 2 \('a'\): found 6 cells, expected 4.*in quotes"),
+    "semicolons in the rows only": ("\na;a.svs;1;train\n", "found 1 cells, expected 4"),
+    "column twice": (",label\na,a.svs,1,train,0\n", r"each once; twice: \['label'\]"),
+    "unknown column": (",patient,Group\n", r"unknown columns \['patient', 'Group'\] \(did you mean 'group'\?\)"),
+    "column in capitals": (b"bag_id,image,Label,split\n", r"also \['label'\]; unknown.*mean 'label'"),
+    "no rows": ("\n\n,,,\n", "no rows, expected one per slide or scan"),
+    "label 1.0": ("\na,a.svs,1.0,train\n", r"line 2 \('a'\): label: found '1.0', expected 0, 1 or nothing"),
+    "label in words": ("\na,a.svs,yes,train\n", "label: found 'yes'"),
+    "other name of a split": ("\na,a.svs,1,Training\n", "split: found 'Training', expected train, val, test"),
+    "resolution with a decimal comma": (',mpp\na,a.svs,1,train,"0,25"\n', "mpp: found '0,25'.*decimal point"),
+    "resolution with an underscore": (",mpp\na,a.svs,1,train,0_25\n", "mpp: found '0_25'"),
+    "resolution nan": (",mpp\na,a.svs,1,train,nan\n", "mpp: found nan"),
+    "skip without a reason": (",skip\na,a.svs,1,train,no\n", "skip: found 'no', expected a reason"),
+    "slash or colon in an id": ("\na/b:c,a.svs,1,train\n", "bag_id: found 'a/b:c', expected letters"),
     "id that a spreadsheet turned into a number": (
-        f"{HEAD}\n1.2E+15,a.svs,1,train\n",
+        "\n1.2E+15,a.svs,1,train\n",
         r"bag_id: found '1\.2E\+15', expected letters",
     ),
-    "id of more than 150 characters": (f"{HEAD}\n{'x' * 151},a.svs,1,train\n", "at most 150"),
-    "row twice": (f"{HEAD}\na,a.svs,1,train\n\na,a.svs,1,train\n", r"'a': bag_id occurs 2 times \(a\) \(lines 2, 4\)"),
-    "ids that differ in case only": (f"{HEAD}\na,a.svs,1,train\nA,b.svs,1,train\n", "occurs 2 times"),
+    "id of more than 150 characters": (f"\n{'x' * 151},a.svs,1,train\n", "at most 150"),
+    "row twice": ("\na,a.svs,1,train\n\na,a.svs,1,train\n", r"'a': bag_id occurs 2 times \(a\) \(lines 2, 4\)"),
+    "ids that differ in case only": ("\na,a.svs,1,train\nA,b.svs,1,train\n", "occurs 2 times"),
     "one image in two splits": (
-        f"{HEAD}\na,a.svs,1,train\nb,sub/../a.svs,1,test\n",
+        "\na,a.svs,1,train\nb,sub/../a.svs,1,test\n",
         r"one image in several.*line 2,.*line 3,",
     ),
     "one image under two labels, through a link": (
-        f"{HEAD}\na,a.svs,1,train\nb,link.svs,0,train\n",
+        "\na,a.svs,1,train\nb,link.svs,0,train\n",
         "one image in several splits or.*'a'.*'b'",
     ),
     "one image in two splits, through a hard link": (
-        f"{HEAD}\na,a.svs,1,train\nb,hard.svs,1,val\n",
+        "\na,a.svs,1,train\nb,hard.svs,1,val\n",
         "one image in several.*hard.svs, val",
     ),
     "one image in two splits, as a copy": (
-        f"{HEAD}\na,a.svs,1,train\nb,copy.svs,1,test\n",
+        "\na,a.svs,1,train\nb,copy.svs,1,test\n",
         "one image in several.*copy.svs, test",
     ),
     "scan in one split, one of its slices in another": (
-        f"{HEAD}\na,cd,1,train\nb,cd/0/0.dcm,1,test\n",
+        "\na,cd,1,train\nb,cd/0/0.dcm,1,test\n",
         "one image in several",
     ),
     "patient in two splits, in another case": (
-        f"{HEAD},group\na,a.svs,1,train,Kim\nb,b.svs,1,test,kim\n",
+        ",group\na,a.svs,1,train,Kim\nb,b.svs,1,test,kim\n",
         "'b' \\(test\\), 'a' \\(train\\): the same",
     ),
-    "patient in two splits, 007 and 7.0": (
-        f"{HEAD},group\na,a.svs,1,train,007\nb,b.svs,1,test,7.0\n",
-        "the same group",
-    ),
-    "patient n/a": (f"{HEAD},group\na,a.svs,1,train,n/a\n", "line 2: group: found 'n/a'; leave it empty"),
-    "label 0 and a positive slice": (f"{HEAD},annotation\na,cd,0,train,slices:0100\n", "label: 0, but 1 of 4 slices"),
+    "patient in two splits, 007 and 7.0": (",group\na,a.svs,1,train,007\nb,b.svs,1,test,7.0\n", "the same group"),
+    "patient n/a": (",group\na,a.svs,1,train,n/a\n", "line 2: group: found 'n/a'; leave it empty"),
+    "label 0 and a positive slice": (",annotation\na,cd,0,train,slices:0100\n", "label: 0, but 1 of 4 slices"),
 }
 
 
 PATHS = {
     "file that is spelled with other capitals on disk": (
-        f"{HEAD}\na,A.SVS,1,train\n",
+        "\na,A.SVS,1,train\n",
         r"missing file 'A.SVS'.*on disk it is called 'a.svs'",
     ),
-    "backslash between folders": (f"{HEAD}\na,s\\a.svs,1,train\n", "missing file.*write / between folders"),
-    "file name of 300 characters": (f"{HEAD}\na,{'x' * 300}.svs,1,train\n", "missing file 'xxx"),
-    "missing file": (f"{HEAD}\na,gone.svs,1,train\n", r"line 2 \('a'\): missing file 'gone.svs'"),
-    "path that leaves the root": (f"{HEAD}\na,../out.svs,1,train\n", "leaves the dataset's root"),
-    "link that leaves the root": (f"{HEAD}\na,out.svs,1,train\n", "leaves the dataset's root"),
-    "file of no known format": (f"{HEAD}\na,m.csv,1,train\n", "neither a known slide format nor DICOM"),
-    "series that the folder does not hold": (f"{HEAD}\na,cd#7,1,train\n", "no CT series #7"),
-    "missing annotation": (f"{HEAD},annotation\na,a.svs,1,train,gone.xml\n", "missing file 'gone.xml'"),
-    "empty cell image": (f"{HEAD}\na,,1,train\n", "image: empty, expected a slide"),
+    "backslash between folders": ("\na,s\\a.svs,1,train\n", "missing file.*write / between folders"),
+    "file name of 300 characters": (f"\na,{'x' * 300}.svs,1,train\n", "missing file 'xxx"),
+    "missing file": ("\na,gone.svs,1,train\n", r"line 2 \('a'\): missing file 'gone.svs'"),
+    "path that leaves the root": ("\na,../out.svs,1,train\n", "leaves the dataset's root"),
+    "link that leaves the root": ("\na,out.svs,1,train\n", "leaves the dataset's root"),
+    "file of no known format": ("\na,m.csv,1,train\n", "neither a known slide format nor DICOM"),
+    "series that the folder does not hold": ("\na,cd#7,1,train\n", "no CT series #7"),
+    "missing annotation": (",annotation\na,a.svs,1,train,gone.xml\n", "missing file 'gone.xml'"),
+    "empty cell image": ("\na,,1,train\n", "image: empty, expected a slide"),
 }
 
 
@@ -161,20 +155,20 @@ SLICE_LABELS = {
 def test_slice_labels_that_fit_nothing_or_too_much(root: Path, lines: str, message: str) -> None:
     (root / "labels.csv").write_text(f"file,label\n{lines}\n")
     with pytest.raises(ValueError, match=message):
-        listed(root, f"{HEAD},annotation\na,cd,1,train,labels.csv\n")
+        listed(root, ",annotation\na,cd,1,train,labels.csv\n")
 
 
 def test_slice_labels_by_folder_and_twice_the_same(root: Path) -> None:
     (root / "labels.csv").write_text("file,label\n0/1.dcm,1\ncd/0/1.dcm,1\n1\\0.dcm,0\n")
-    rows, _ = listed(root, f"{HEAD},annotation\na,cd,1,train,labels.csv\n")
+    rows, _ = listed(root, ",annotation\na,cd,1,train,labels.csv\n")
     assert rows["a"].annotation == "slices:x10x"
 
 
 HARMLESS = {
-    "byte-order mark and CRLF": f"\ufeff{HEAD}\r\na,a.svs,1,train\r\n",
-    "blanks around cells, empty columns and lines": f"{HEAD},,\n\n a , a.svs ,1,\ttrain,,\n,,,,,\n",
-    "quotes around cells": f'{HEAD}\n"a","a.svs","1","train"',
-    "line breaks of old Macs (CR)": f"{HEAD}\ra,a.svs,1,train\r",
+    "byte-order mark and CRLF": f"\ufeff{HEAD}\r\na,a.svs,1,train\r\n".encode(),
+    "blanks around cells, empty columns and lines": ",,\n\n a , a.svs ,1,\ttrain,,\n,,,,,\n",
+    "quotes around cells": '\n"a","a.svs","1","train"',
+    "line breaks of old Macs (CR)": "\ra,a.svs,1,train\r",
 }
 
 
@@ -186,7 +180,7 @@ def test_harmless_forms_are_read(root: Path, text: str) -> None:
 
 @pytest.mark.parametrize("name", [NFC, NFD], ids=["composed", "decomposed"])
 def test_unicode_forms_of_a_name_are_one(root: Path, name: str) -> None:
-    assert listed(root, f"{HEAD}\na,{name},1,train\n")[0]["a"].images == (NFD,)
+    assert listed(root, f"\na,{name},1,train\n")[0]["a"].images == (NFD,)
 
 
 NOTED = {
@@ -197,9 +191,7 @@ NOTED = {
 
 
 def test_what_is_no_fault_is_noted(root: Path) -> None:
-    text = (
-        f"{HEAD},annotation,group\na,a.svs,1,train,a.geojson,Kim \nb,copy.svs,1,train,a.geojson,KIM\nc,other.svs,1,,,\n"
-    )
+    text = ",annotation,group\na,a.svs,1,train,a.geojson,Kim \nb,copy.svs,1,train,a.geojson,KIM\nc,other.svs,1,,,\n"
     _, report = listed(root, text)
     assert all(any(text in note for note in report.notes) for text in NOTED.values())
     assert "kim" not in json.dumps(report.notes).lower() and len(report.notes) == 3
@@ -229,7 +221,7 @@ def test_a_bag_that_cannot_be_read_fails_alone(root: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(os, "scandir", scandir)
     names = {f"b{number}": name for number, (name, _) in enumerate(UNREADABLE.values())}
-    text = HEAD + "".join(f"\n{bag},{name},1,train" for bag, name in {**names, "a": "a.svs"}.items())
+    text = "".join(f"\n{bag},{name},1,train" for bag, name in {**names, "a": "a.svs"}.items())
     rows, report = listed(root, text)
     assert rows["a"].note == "" and len(report.notes) == len(UNREADABLE)
     for bag, (name, part) in zip(names, UNREADABLE.values(), strict=True):
