@@ -17,11 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def check_store(stage: Path | str) -> dict[str, str]:
-    """Check all bags of a stage's folder (`{stage}/store`) and return the problems by bag id.
-
-    Raises:
-        ValueError: there is no store in this folder.
-    """
+    """Check all bags of a stage's folder (`{stage}/store`) and return the problems by bag id."""
     from preprocessing.store.bags import read_info, validate_bag
 
     store = Path(stage) / "store"

@@ -74,11 +74,7 @@ def parse_checksums(text: str, *, source: str) -> dict[str, str]:
 
 
 def check_url(url: str) -> str:
-    """Check that a URL is https, file, or http on this machine; return it with a trailing slash.
-
-    Raises:
-        ValueError: another scheme, or http elsewhere, which would not protect the list of sums.
-    """
+    """Return a URL with a trailing slash; raise unless it is https, file, or http on this machine."""
     parts = urllib.parse.urlsplit(url)
     loopback = parts.hostname in ("127.0.0.1", "localhost", "::1")
     if parts.scheme not in ("https", "file") and not (parts.scheme == "http" and loopback):

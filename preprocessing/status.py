@@ -152,11 +152,7 @@ def find_stages(folder: Path) -> list[str]:
 
 
 def read_stage(folder: Path, stage: str) -> StageStatus:
-    """Read manifests and status lines of one stage, "instances" or "features/ENCODER", of a dataset's results.
-
-    Raises:
-        ValueError: A manifest is damaged; the file is named.
-    """
+    """Read manifests and status lines of one stage, "instances" or "features/ENCODER", of a dataset's results."""
     outcomes: dict[str, BagOutcome] = {}
     seconds: dict[str, float] = {}
     unreadable = 0

@@ -74,11 +74,7 @@ class ShardManifest(BaseModel):
 
     @classmethod
     def read(cls, path: Path | str) -> Self:
-        """Read a manifest.
-
-        Raises:
-            ValueError: no such file, or not a manifest; file and key are named.
-        """
+        """Read a manifest; raise `ValueError` for no or another file."""
         try:
             return cls.model_validate_json(Path(path).read_bytes())
         except FileNotFoundError:

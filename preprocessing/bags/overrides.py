@@ -103,11 +103,7 @@ COLUMNS = tuple(BagOverrides.model_fields)
 
 
 def parse_overrides(cells: Mapping[str, str]) -> BagOverrides:
-    """Parse the cells of one row; other columns are ignored.
-
-    Raises:
-        ValueError: an invalid value; the column is named.
-    """
+    """Parse the cells of one row, whose other columns are ignored; raise `ValueError` for an invalid value."""
     return _validated({name: cells[name].strip() for name in COLUMNS if cells.get(name, "").strip()})
 
 
@@ -124,11 +120,7 @@ def _validated(values: Mapping[str, Any]) -> BagOverrides:
 
 
 def read_overrides(path: Path) -> dict[str, BagOverrides]:
-    """Read an overrides file and report all problems at once.
-
-    Raises:
-        ValueError: as `read_csv`; or a bag twice, or a bad value; file and line are named.
-    """
+    """Read an overrides file; one `ValueError` names all of its problems by line."""
     overrides: dict[str, BagOverrides] = {}
     problems: list[str] = []
     for line in read_csv(path, ("bag_id",), optional=COLUMNS):
@@ -146,11 +138,7 @@ def read_overrides(path: Path) -> dict[str, BagOverrides]:
 def apply_overrides(
     rows: Iterable[BagRow], overrides: Mapping[str, BagOverrides], root: Path, source: str
 ) -> list[BagRow]:
-    """Apply overrides, by bag id, to rows and report all problems at once; `source` names the file in messages.
-
-    Raises:
-        ValueError: a bag that is not listed, or as `override`.
-    """
+    """Return rows with their overrides, by bag id; one `ValueError` names all problems of their `source`."""
     listed = {row.bag_id: row for row in rows}
     problems = [
         f"{name!r}: no such bag{nearest(name, listed)}, expected one of the {len(listed)} listed ones (excluded or "
@@ -168,11 +156,7 @@ def apply_overrides(
 
 
 def override(row: BagRow, overrides: BagOverrides, root: Path) -> BagRow:
-    """Return one row with its overrides.
-
-    Raises:
-        ValueError: a slide's override on a scan, a value that the row has already, or a missing mask.
-    """
+    """Return one row with its overrides; raise `ValueError` if it cannot take one, or has the value already."""
     values = overrides.as_dict()
     before = overrides_of(row).as_dict() | {n: getattr(row, n) for n in ("skip", "mpp") if getattr(row, n)}
     twice = sorted(values.keys() & before.keys())
@@ -194,11 +178,7 @@ def override(row: BagRow, overrides: BagOverrides, root: Path) -> BagRow:
 
 
 def overrides_of(row: BagRow) -> BagOverrides:
-    """Parse the overrides of a row of `bags.csv`, without `skip` and `mpp`, which are fields of the row.
-
-    Raises:
-        ValueError: the cell was edited by hand; the bag is named.
-    """
+    """Parse the overrides of a row of `bags.csv`, without `skip` and `mpp`, which are fields of the row."""
     if not row.overrides:
         return BagOverrides()
     try:
@@ -210,11 +190,7 @@ def overrides_of(row: BagRow) -> BagOverrides:
 
 
 def bag_options(options: WsiOptions, row: BagRow) -> WsiOptions:
-    """Return the dataset's settings with the overrides of one slide.
-
-    Raises:
-        ValueError: an override without effect in the dataset's recipe; bag and override are named.
-    """
+    """Return the dataset's settings with the overrides of one slide; raise `ValueError` for one without effect."""
     overrides = overrides_of(row)
     values = overrides.as_dict()
     if not values:

@@ -71,11 +71,7 @@ class ListReport:
 
     @classmethod
     def read(cls, path: Path) -> "ListReport":
-        """Read a report; absent keys have their defaults.
-
-        Raises:
-            ValueError: no such file, or not a report; file and key are named.
-        """
+        """Read a report, absent keys of which have their defaults; raise `ValueError` for any other file."""
         return read_record(cls, path)
 
     def write(self, path: Path) -> None:

@@ -40,11 +40,7 @@ def write_bags(path: Path | str, rows: Iterable[BagRow]) -> None:
 
 
 def read_bags(path: Path | str) -> list[BagRow]:
-    """Read `bags.csv`.
-
-    Raises:
-        ValueError: no such file, other columns, or a cell that cannot be parsed; file and line are named.
-    """
+    """Read `bags.csv`; raise `ValueError` for no file, other columns, or a cell that cannot be parsed."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file; expected the bags.csv that `python -m preprocessing.bags` writes")
@@ -71,11 +67,7 @@ def _parse(cells: dict[str, Any], where: str) -> BagRow:
 
 
 def shard_rows(rows: Sequence[BagRow], shard: int, bags_per_shard: int) -> list[BagRow]:
-    """Return the rows of one shard, in file order; a shard beyond the last bag is empty.
-
-    Raises:
-        ValueError: a negative shard or a shard size below 1.
-    """
+    """Return the rows of one shard, in file order; a shard beyond the last bag is empty."""
     if shard < 0 or bags_per_shard < 1:
         raise ValueError(f"shard {shard} with {bags_per_shard} bags per shard: expected shard >= 0 and size >= 1")
     return list(rows[shard * bags_per_shard : (shard + 1) * bags_per_shard])

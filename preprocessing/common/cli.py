@@ -93,11 +93,7 @@ def validation_problems(error: "ValidationError") -> str:
 
 
 def read_record(record: type[T], path: Path | str) -> T:
-    """Read a JSON object into a dataclass; keys without a field are ignored.
-
-    Raises:
-        ValueError: The file is missing or not JSON, or a value has another type; the message names file and key.
-    """
+    """Read a JSON object into a dataclass, keys without a field ignored; raise `ValueError` if it does not fit."""
     from pydantic import TypeAdapter, ValidationError
 
     try:

@@ -115,11 +115,7 @@ def write_text(path: Path | str, text: str) -> None:
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    """Write JSON atomically with sorted keys, so that equal content gives equal bytes.
-
-    Raises:
-        ValueError: for NaN or infinity, which JSON does not have.
-    """
+    """Write JSON atomically with sorted keys, so that equal content gives equal bytes; NaN is a `ValueError`."""
     write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 

@@ -16,11 +16,7 @@ MPP_MIN, MPP_MAX = 0.1, 20.0
 
 
 def check_slide_sizes(handle: Any, path: Path) -> None:
-    """Raise if the levels or file tiles of a slide, an open OpenSlide, are beyond any scanner.
-
-    Raises:
-        ValueError: naming level and sizes.
-    """
+    """Raise `ValueError` if levels or file tiles of a slide, an open OpenSlide, are beyond any scanner."""
     for level, (width, height) in enumerate(handle.level_dimensions):
         sides = (handle.properties.get(f"openslide.level[{level}].tile-{side}", "0") for side in ("width", "height"))
         tile_w, tile_h = map(int, sides)

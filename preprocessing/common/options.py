@@ -141,11 +141,7 @@ CT_PRESETS = {
 
 
 def _resolved(presets: Mapping[str, OptionsT], values: Mapping[str, object]) -> OptionsT:
-    """Return the settings of a preset with those given in their place; nested settings are merged likewise.
-
-    Raises:
-        ValueError: an unknown preset or key, or a value out of range; the message names the key.
-    """
+    """Return the settings of a preset with those given in their place; nested settings are merged likewise."""
     name = values.get("preset", "paper")
     if name not in presets:
         raise ValueError(f"preset: found {name!r}, expected one of {', '.join(sorted(presets))}")
@@ -180,11 +176,7 @@ class InstanceOptions(Options):
 
 
 def parse_instance_options(text: str) -> InstanceOptions:
-    """Parse the `--options` of a stage: `{"wsi": {...}, "ct": {...}}`, either key optional.
-
-    Raises:
-        ValueError: not JSON, another key, or an invalid value.
-    """
+    """Parse the `--options` of a stage, `{"wsi": {...}, "ct": {...}}`, either key optional, or raise `ValueError`."""
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:

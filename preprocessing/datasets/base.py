@@ -36,8 +36,9 @@ class Dataset:
         title: name in tables, figures and messages.
         source: where the data comes from, and its licence.
         layout: what belongs in the folder, several lines.
-        count: `(root, options) -> bags`, a cheap upper bound for planning jobs; raises `MissingRaw`.
-        list_bags: `(root, options) -> BagTable`.
+        count: `(root, options) -> bags`, a cheap upper bound for planning jobs; raises `MissingRaw` without raw data,
+            and `ValueError` for invalid options or tables.
+        list_bags: `(root, options) -> BagTable`; raises likewise.
         reads: `(root, options) -> paths`, further tables and folders that the list of bags is made from.
         expected: published counts by name.
         options: the record of its options.
@@ -76,11 +77,7 @@ OptionsT = TypeVar("OptionsT", bound=Options)
 
 
 def parse_options(kind: str, record: type[OptionsT], values: Mapping[str, object]) -> OptionsT:
-    """Parse the options of a kind of dataset, JSON values by key, into its record.
-
-    Raises:
-        ValueError: an unknown key, or a value of another type or range.
-    """
+    """Parse the options of a kind of dataset, JSON values by key, into its record, or raise `ValueError`."""
     unknown = sorted(set(values) - set(record.model_fields))
     if unknown:
         hint = "".join(nearest(name, record.model_fields) for name in unknown)

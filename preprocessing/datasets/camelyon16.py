@@ -104,11 +104,7 @@ def _slides(root: Path) -> dict[str, list[str]]:
 
 
 def count(root: Path, options: Mapping[str, object]) -> int:
-    """Count the usable slides on disk by their names.
-
-    Raises:
-        MissingRaw: no slide is there.
-    """
+    """Count the usable slides on disk by their names."""
     exclude = parse_options(KIND, Camelyon16Options, options).exclude or ()
     return sum(_known(n) and n not in EXCLUDED and n not in exclude for n in _slides(root))
 
@@ -194,12 +190,7 @@ def _row(name: str, image: str, label: int, outlines: dict[str, list[str]], find
 
 
 def list_bags(root: Path, options: Mapping[str, object]) -> BagTable:
-    """List the slides with labels, split and outlines; name the differences to the published 399.
-
-    Raises:
-        MissingRaw: no slides, or test slides without any source of labels.
-        ValueError: an invalid option, or a damaged reference.csv.
-    """
+    """List the slides with labels, split and outlines; name the differences to the published 399."""
     parsed = parse_options(KIND, Camelyon16Options, options)
     findings = Findings(EXPECTED)
     outlines = _index(root, _XML, (".xml",))

@@ -23,11 +23,10 @@ from typing import NamedTuple
 
 from pydantic import Field
 
-from preprocessing.bags.checks import validate_bags
+from preprocessing.bags.checks import shared_images, validate_bags
 from preprocessing.bags.cohort import Cohort
 from preprocessing.bags.overrides import COLUMNS, override, parse_overrides, read_overrides
 from preprocessing.bags.rows import FAULTY, SLICES, SPLITS, BagRow, relative, resolve, similar_path
-from preprocessing.bags.shared_images import shared_images
 from preprocessing.common.cli import raise_all
 from preprocessing.common.csv_files import CsvLine, csv_rows, read_csv
 from preprocessing.datasets.base import BagTable, Dataset, Findings, Options, missing_raw, option_file, parse_options
@@ -111,21 +110,12 @@ def _read(root: Path, values: Mapping[str, object]) -> _Manifest:
 
 
 def count(root: Path, options: Mapping[str, object]) -> int:
-    """Count the rows of the manifest.
-
-    Raises:
-        MissingRaw: no root folder.
-        ValueError: an invalid option, no manifest, other columns, or lines with too few or too many cells.
-    """
+    """Count the rows of the manifest."""
     return len(_read(root, options).lines)
 
 
 def cohort(root: Path, options: Mapping[str, object]) -> Cohort:
-    """Count the bags of each split and label, skipped ones left out.
-
-    Raises:
-        MissingRaw, ValueError: as `count`; or cells of `label` or `split` that no bag can have.
-    """
+    """Count the bags of each split and label, skipped ones left out."""
     manifest = _read(root, options)
     allowed = (("label", LABELS, "0, 1 or nothing"), ("split", SPLITS, "train, val, test or nothing"))
     problems = [
@@ -157,12 +147,7 @@ def split_note(root: Path, options: Mapping[str, object]) -> str:
 
 
 def list_bags(root: Path, options: Mapping[str, object]) -> BagTable:
-    """Read the manifest; report all problems of all rows at once.
-
-    Raises:
-        MissingRaw: no root folder.
-        ValueError: an invalid option, or an invalid manifest; lines and bags are named.
-    """
+    """Read the manifest; report all problems of all rows at once."""
     manifest = _read(root, options)
     findings = Findings()
     findings.notes += [note] if (note := split_note(root, options)) else []

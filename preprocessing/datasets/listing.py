@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from preprocessing.bags.checks import validate_bags
+from preprocessing.bags.checks import shared_images, validate_bags
 from preprocessing.bags.cohort import Cohort
 from preprocessing.bags.overrides import apply_overrides, read_overrides
 from preprocessing.bags.report import ListReport, omitted, summarise
 from preprocessing.bags.rows import BagRow
-from preprocessing.bags.shared_images import shared_images
 from preprocessing.bags.table import write_bags
 from preprocessing.common.cli import raise_all
 from preprocessing.datasets import get_dataset
@@ -37,20 +36,9 @@ def list_bags(
     instance_bytes: int = 0,
     splits: int = 0,
 ) -> list[BagRow]:
-    """List and check the bags of a dataset; write `bags.csv` and, beside it, `NAME.report.json`.
+    """List and check the bags of a dataset, write `bags.csv` and its report, and return the rows, overrides applied.
 
-    Args:
-        dataset: name in the config.
-        kind: key of `preprocessing.datasets.DATASETS`.
-        root: folder with the raw data.
-        options: of this kind of dataset, as in the config.
-        out: bags.csv.
-        max_bags: bags the workflow planned for; more is an error.
-        instance_bytes: of the features of one instance, all encoders together, to warn of a disk that is too small.
-        splits: training splits that the bags have to be enough for; 0 = nothing is trained.
-
-    Returns:
-        The rows, overrides applied.
+    The arguments are those of the command line; `splits` is 0 where nothing is trained.
 
     Raises:
         ValueError: missing raw data, invalid options, bags with problems, all of them named, or bags that cannot be

@@ -84,11 +84,7 @@ def _images(root: Path) -> dict[str, str]:
 
 
 def count(root: Path, options: Mapping[str, object]) -> int:
-    """Count the slides on disk by their names.
-
-    Raises:
-        MissingRaw: no slide, no train.csv or no table of the split.
-    """
+    """Count the slides on disk by their names."""
     parsed = parse_options(KIND, PandaOptions, options)
     images = _images(root)
     _partition_path(root, parsed.partition)
@@ -193,12 +189,7 @@ def _row(name: str, image: str, grade: int, provider: str, part: str, mask: str)
 
 
 def list_bags(root: Path, options: Mapping[str, object]) -> BagTable:
-    """List the slides of train.csv that are on disk and in the table of the split.
-
-    Raises:
-        MissingRaw: no slides, no train.csv or no table of the split.
-        ValueError: an invalid option, or a damaged table.
-    """
+    """List the slides of train.csv that are on disk and in the table of the split."""
     parsed = parse_options(KIND, PandaOptions, options)
     images = _images(root)
     labels = _labels(root / "train.csv")

@@ -63,11 +63,7 @@ def _files(root: Path) -> list[str]:
 
 
 def count(root: Path, options: Mapping[str, object]) -> int:
-    """Return an upper bound of the number of scans; the headers of a large folder are not read.
-
-    Raises:
-        MissingRaw: no DICOM file, or no stage_2_train.csv.
-    """
+    """Return an upper bound of the number of scans; the headers of a large folder are not read."""
     parsed = parse_options(KIND, RsnaOptions, options)
     names = _files(root)
     test, train = _read_lists(root, parsed)
@@ -119,11 +115,7 @@ def read_list(path: Path) -> tuple[Listed, ...]:
 
 
 def read_labels(path: Path) -> tuple[dict[str, int], list[str]]:
-    """Read stage_2_train.csv: slice name (ID_...) -> 0 or 1 (`any`), and remarks on duplicate or inconsistent rows.
-
-    Raises:
-        ValueError: not this table, or one slice with two different labels.
-    """
+    """Read stage_2_train.csv: slice name (ID_...) -> 0 or 1 (`any`), and remarks on duplicate or inconsistent rows."""
     labels: dict[str, int] = {}
     positive: set[str] = set()
     repeated = 0
@@ -150,12 +142,7 @@ def read_labels(path: Path) -> tuple[dict[str, int], list[str]]:
 
 
 def list_bags(root: Path, options: Mapping[str, object]) -> BagTable:
-    """List the scans with labels, split and slice labels in anatomical order.
-
-    Raises:
-        MissingRaw: no DICOM file or no label table.
-        ValueError: an invalid option, a damaged list or label table.
-    """
+    """List the scans with labels, split and slice labels in anatomical order."""
     parsed = parse_options(KIND, RsnaOptions, options)
     findings = Findings(EXPECTED)
     names = _files(root)

@@ -31,18 +31,10 @@ SHEET_BAGS, HATCH_PX = 48, 7
 
 
 def draw_bag(instances: Path, bag: BagFacts, max_px: int) -> Picture | None:
-    """Draw contours, holes, kept tiles and lesion of a bag on its thumbnail.
-
-    Args:
-        instances: folder with `store/` and `thumbnails/`.
-        bag: the bag.
-        max_px: longer side of the result.
+    """Draw contours, holes, kept tiles and lesion of a bag on its thumbnail, its longer side at most `max_px`.
 
     Returns:
         (h,w,3) uint8, or None if there is no thumbnail.
-
-    Raises:
-        ValueError: The thumbnail cannot be decoded.
     """
     path = instances / "thumbnails" / f"{bag.bag_id}.jpg"
     if not path.is_file():

@@ -162,21 +162,21 @@ def _describe(bag: BagFacts, row: BagRow, instances: Path) -> BagFacts:
     coverage = read_stored(read_arrays, instances / "store", bag.bag_id, ["coverage"], verify=True)["coverage"]
     known = coverage[~np.isnan(coverage)]
     share = float(known.mean()) if len(known) else None
-    annotated = row.annotation and row.annotation_complete
-    warnings = {
-        "negative bag with lesion": bag.label == 0 and share,
-        "positive bag, no instance inside the lesion": bag.label == 1 and annotated and share == 0,
-    }
-    facts = _of_scan(attrs, coverage) if row.modality == "ct" else _of_slide(attrs)
-    texts = dict.fromkeys((*bag.warnings, *warnings_of(attrs), *_true(warnings)))
-    bag = replace(bag, lesion_share=share, warnings=tuple(texts), facts=tuple(_true(facts)))
+    warnings = [*bag.warnings, *warnings_of(attrs)]
+    if bag.label == 0 and share:
+        warnings.append("negative bag with lesion")
+    if bag.label == 1 and row.annotation and row.annotation_complete and share == 0:
+        warnings.append("positive bag, no instance inside the lesion")
     if row.modality == "ct":
-        return bag
+        texts = tuple(dict.fromkeys(warnings))
+        return replace(bag, lesion_share=share, warnings=texts, facts=_facts_of_scan(attrs, coverage))
     outlines = Outlines.read(instances, bag.bag_id)
-    texts |= dict.fromkeys(warnings_of_artefacts(outlines.artefacts))
+    warnings += warnings_of_artefacts(outlines.artefacts)
     return replace(
         bag,
-        warnings=tuple(texts),
+        lesion_share=share,
+        warnings=tuple(dict.fromkeys(warnings)),
+        facts=_facts_of_slide(attrs),
         mpp=attrs.mpp,
         mpp_source=attrs.mpp_source,
         tissue_share=tissue_share(outlines, attrs, bag.n),
@@ -186,28 +186,20 @@ def _describe(bag: BagFacts, row: BagRow, instances: Path) -> BagFacts:
     )
 
 
-def _true(texts: Mapping[str, object]) -> list[str]:
-    return [text for text, applies in texts.items() if applies]
-
-
-def _of_slide(attrs: InstanceAttrs) -> Mapping[str, object]:
-    """Return facts of a slide, each with whether it applies."""
+def _facts_of_slide(attrs: InstanceAttrs) -> tuple[str, ...]:
     counts = attrs.annotation_counts
     overrides = ", ".join(f"{name} {value}" for name, value in sorted(attrs.overrides.items()))
-    drawn = {"self-crossing": counts.self_crossing} | {
-        f"{name} ignored": n for name, n in counts.ignored_classes.items()
-    }
+    drawn = {"self-crossing": counts.self_crossing, **{f"{k} ignored": n for k, n in counts.ignored_classes.items()}}
     outlines = ", ".join(f"{n} {text}" for text, n in drawn.items() if n)
-    return {f"overrides: {overrides}": overrides, f"annotation: {outlines}": outlines}
+    return tuple(f"{what}: {text}" for what, text in (("overrides", overrides), ("annotation", outlines)) if text)
 
 
-def _of_scan(attrs: InstanceAttrs, coverage: npt.NDArray[np.float32]) -> Mapping[str, object]:
-    """Return facts of a scan, each with whether it applies; `coverage` (N,)."""
+def _facts_of_scan(attrs: InstanceAttrs, coverage: npt.NDArray[np.float32]) -> tuple[str, ...]:
+    """Return the distance of the slices, where it is known, and how many are positive; `coverage` is (N,)."""
     spacing = attrs.spacing_mm or SliceSpacing()
-    low, middle, high = spacing.slices_min, spacing.slices_median, spacing.slices_max
-    texts = [f"{value:.4g}" for value in (low, high) if value is not None]
-    apart = "" if middle is None else f"{' to '.join(dict.fromkeys(texts))} mm apart"
-    return {apart: apart, f"{int(np.sum(coverage > 0))} of {len(coverage)} slices positive": True}
+    ends = [f"{value:.4g}" for value in (spacing.slices_min, spacing.slices_max) if value is not None]
+    apart = [] if spacing.slices_median is None else [f"{' to '.join(dict.fromkeys(ends))} mm apart"]
+    return (*apart, f"{int(np.sum(coverage > 0))} of {len(coverage)} slices positive")
 
 
 def tissue_share(outlines: Outlines, attrs: InstanceAttrs, n: int) -> float | None:

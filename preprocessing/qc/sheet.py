@@ -10,12 +10,15 @@ Run alone:
         --manifests results/D/instances/shards/*.json --out results/D/qc
 """
 
+import csv
+import io
 import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median_low
+from typing import NamedTuple
 
 from preprocessing.bags.manifests import read_entries
 from preprocessing.bags.report import ListReport
@@ -23,7 +26,6 @@ from preprocessing.bags.rows import SPLITS
 from preprocessing.bags.table import read_bags
 from preprocessing.common.files import write_bytes, write_json, write_text
 from preprocessing.common.webpage import data_uri, render
-from preprocessing.qc.corrections import HEADER, corrections
 from preprocessing.qc.counts import Counts, count, without_numbers
 from preprocessing.qc.draw import COLOURS, LEGEND, contact_sheet, draw_bag, jpeg
 from preprocessing.qc.facts import LABELS, BagFacts, choose_shown, collect
@@ -33,6 +35,10 @@ from preprocessing.tiling.artefacts import ARTEFACTS
 log = logging.getLogger(__name__)
 
 THUMBNAIL_PX = 640
+# One header for all lines, so that lines of several bags can be pasted below each other.
+CORRECTION_COLUMNS = ("bag_id", "skip", "exclude", "mask", "sthresh", "fallback", "mpp")
+HEADER = ",".join(CORRECTION_COLUMNS)
+STRICTER, LOOSER = "30", "8"
 
 
 def write_sheet(
@@ -46,20 +52,9 @@ def write_sheet(
     max_bags: int = 200,
     command: str = "",
 ) -> None:
-    """Write page, contact sheet and counts of a dataset into the folder `out`.
+    """Write page, contact sheet and counts of a dataset into the folder `out`; the command line says what the rest is.
 
-    Args:
-        dataset: its name.
-        bags: bags.csv.
-        report: bags.report.json.
-        instances: folder of the instances stage.
-        manifests: its shard manifests.
-        out: the folder.
-        max_bags: thumbnails in the page, the oddest and a sample.
-        command: recorded with the counts.
-
-    Raises:
-        ValueError: a file is missing or damaged.
+    `command` is recorded with the counts.
     """
     facts = collect(read_bags(bags), instances, read_entries(manifests))
     cards = choose_shown(facts, max_bags)
@@ -112,3 +107,36 @@ def split_table(bags: Sequence[BagFacts]) -> list[tuple[str | int, ...]]:
     if len(splits) > 1:
         rows.append(("all", *(sum(counted[split, label] for split in splits) for label in labels)))
     return rows
+
+
+class Correction(NamedTuple):
+    """One way to correct a bag: what it does, and a line of the CSV file."""
+
+    text: str
+    line: str
+
+
+def _line(**cells: str) -> str:
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="").writerow([cells.get(name, "") for name in CORRECTION_COLUMNS])
+    return stream.getvalue()
+
+
+def corrections(bag: BagFacts, recipe: str, mpp: float | None) -> list[Correction]:
+    """Return the corrections that make sense for a bag, the most likely first.
+
+    `recipe` is "clam", or "panda", whose windows have no thresholds; `mpp` is the median of the dataset, um per px.
+    """
+    is_cut = bag.modality == "wsi" and bag.state in ("ok", "empty")
+    excluded = " ".join(bag.artefact_warnings)
+    odd = bag.odd_in == "tissue share" and bag.is_odd
+    low = bag.state == "empty" or (odd and bag.odd_value < bag.odd_median)
+    ways = (
+        (is_cut and excluded, f"leave out the tiles on {excluded}", {"exclude": excluded}),
+        (is_cut and bag.odd_resolution and mpp, "if the file states a wrong resolution", {"mpp": f"{mpp or 0:.4g}"}),
+        (is_cut and recipe == "clam" and low, "find paler tissue", {"sthresh": LOOSER, "fallback": "true"}),
+        (is_cut and recipe == "clam" and odd and not low, "take less glass for tissue", {"sthresh": STRICTER}),
+        (is_cut, "outline the tissue yourself in QuPath", {"mask": f"masks/{bag.bag_id}.geojson"}),
+        (True, "leave it out (write why)", {"skip": bag.reason or "looked at: not usable"}),
+    )
+    return [Correction(text, _line(bag_id=bag.bag_id, **cells)) for applies, text, cells in ways if applies]

@@ -15,10 +15,10 @@ from preprocessing.bags.table import write_bags
 from preprocessing.common.files import write_json
 from preprocessing.common.options import WSI_PRESETS
 from preprocessing.qc.__main__ import main
-from preprocessing.qc.corrections import HEADER, corrections
 from preprocessing.qc.draw import COLOURS, draw_bag
 from preprocessing.qc.facts import BagFacts, choose_shown, collect, compare_resolution, robust_z, tissue_share
 from preprocessing.qc.plots import HEIGHT, WIDTH, plots
+from preprocessing.qc.sheet import HEADER, corrections
 from preprocessing.store.attrs import AnnotationCounts
 from preprocessing.store.bags import InstanceAttrs, write_bag
 from preprocessing.store.outlines import ArtefactArea, Outlines
