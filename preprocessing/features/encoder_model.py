@@ -12,17 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preprocessing.features.encoders import (
-    PRECISIONS,
-    Encoder,
-    check_weights,
-    encoder_id,
-    get_encoder,
-    recorded_hash,
-    weights_hash,
-)
+from preprocessing.features.encoders import Encoder, check_weights, get_encoder, recorded_hash, weight_file
 from preprocessing.features.random_weights import CALIBRATION_PX, randomise
-from preprocessing.features.transforms import Resize, check_policy, normalised, resized, resolve_policy
+from preprocessing.features.transforms import Resize, normalised, resized, resolve_policy
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -47,18 +39,11 @@ class LoadedEncoder:
     Attributes:
         encoder: its entry, with P, mean and std of a timm model.
         resize: applied to a tile first.
-        id: name, marked if the weights are random.
-        weights_sha256: of the file, or "random-SEED".
     """
-
-    id: str = ""
-    weights_sha256: str = ""
 
     def __init__(self, encoder: Encoder, model: nn.Module, resize: Resize, device: str, precision: str) -> None:
         import torch
 
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision {precision!r}, expected one of {PRECISIONS}")
         self.encoder, self.resize, self.precision = encoder, resize, precision
         self.device = torch.device(device)
         # convolutions on the GPU would use TF32 otherwise, and pick algorithms by timing
@@ -107,27 +92,23 @@ def load_encoder(
         precision: "float32", or "bf16" for autocast.
 
     Raises:
-        ValueError: an unknown name, policy or precision, missing weights, or weights that do not fit or whose hash is
-            not the expected one.
+        ValueError: an unknown name or policy, missing weights, or weights that do not fit or whose hash is not the
+            expected one.
     """
-    check_policy(policy)
     encoder = get_encoder(name)
-    digest = weights_hash(name, weights, mode, seed)
+    path = None if mode == "random" else weight_file(name, weights)
     if not name.startswith("timm/"):
         resize = _resolve(policy, encoder)  # before the network: a wrong policy should not cost seconds
     model = encoder.build()
     if name.startswith("timm/"):
         encoder = _with_timm_settings(encoder, model)
         resize = _resolve(policy, encoder)
-    if mode == "random":
-        model = encoder.cut(model)
-        model = randomise(model, seed, side=encoder.fixed_input or CALIBRATION_PX)
+    if path is None:
+        model = randomise(encoder.cut(model), seed, side=encoder.fixed_input or CALIBRATION_PX)
     else:
-        _load_state(encoder, model, encoder.file(weights))
+        _load_state(encoder, model, path)
         model = encoder.cut(model)
-    loaded = LoadedEncoder(encoder, model, resize, device, precision)
-    loaded.id, loaded.weights_sha256 = encoder_id(name, mode, seed), digest
-    return loaded
+    return LoadedEncoder(encoder, model, resize, device, precision)
 
 
 def _resolve(policy: str, encoder: Encoder) -> Resize:

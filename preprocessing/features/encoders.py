@@ -234,28 +234,31 @@ def packaged_weights(encoder: Encoder) -> Path | None:
 
 def encoder_id(name: str, mode: str, seed: int = 0) -> str:
     """The encoder's name, marked when its weights are random: `resnet18@random-0`."""
-    if mode not in MODES:
-        raise ValueError(f"weights mode {mode!r}, expected one of {MODES}")
     return f"{name}@random-{seed}" if mode == "random" else name
 
 
-def weights_hash(name: str, weights: Path | str, mode: str, seed: int = 0) -> str:
-    """SHA-256 of an encoder's weights without loading them ("random-0" for random ones).
+def weight_file(name: str, weights: Path | str) -> Path:
+    """Return the weight file of an encoder.
 
     Raises:
-        ValueError: there is no weight file; the message names the target that fetches it.
+        ValueError: there is none; the message names the target that fetches it.
     """
-    encoder = get_encoder(name)
-    if encoder_id(name, mode, seed) != name:
-        return f"random-{seed}"
-    path = encoder.file(weights)
+    path = get_encoder(name).file(weights)
     if not path.is_file():
         raise ValueError(
             f"weights of encoder {name} are missing: expected {path}. Run the target `snakemake weights` on a machine "
             f"with network (or python -m preprocessing.weights --encoder {name} --out {weights})"
         )
-    pinned = recorded_hash(path)
-    return pinned or hashlib.sha256(path.read_bytes()).hexdigest()
+    return path
+
+
+def weights_hash(name: str, weights: Path | str, mode: str = "pretrained", seed: int = 0) -> str:
+    """SHA-256 of an encoder's weights without loading them ("random-0" for random ones); raises as `weight_file`."""
+    if mode == "random":
+        get_encoder(name)
+        return f"random-{seed}"
+    path = weight_file(name, weights)
+    return recorded_hash(path) or hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def recorded_hash(path: Path) -> str:

@@ -1,9 +1,13 @@
 """Extract features with all encoders in one decode pass: one matrix (N, P) per bag and encoder.
 
+Threads decode the bags ahead of the encoders. Bags are split into lanes of consecutive tiles; a fixed number of lanes
+is open at a time, each an iterator over one slide with one block that is being decoded or waits, so the queue is
+bounded. Blocks are taken lane by lane in turn. Which tiles share a batch therefore depends on the list of bags alone,
+not on timing or the number of threads, and a rerun gives the same bytes. A lane that fails ends its bag; the others
+continue.
+
 Batches have a fixed size and may span bags. The last one is padded with zeros, so that every tile runs through the same
-kernels whatever the number of tiles, threads or bags. Tiles are copied to the device once. Encoders with the same
-resize share its result; on a CPU the decoding threads compute it if all encoders need the same square. On a GPU a batch
-is collected after the next one has been sent.
+kernels whatever the number of tiles, threads or bags. On a GPU a batch is collected after the next one has been sent.
 """
 
 from __future__ import annotations
@@ -13,25 +17,30 @@ import io
 import logging
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from preprocessing.common.cli import Abort
 from preprocessing.features.encoder_model import LoadedEncoder
-from preprocessing.features.prefetch import Block, OpenTiles, Prefetcher, segments
-from preprocessing.features.transforms import resized, tile_resize
+from preprocessing.features.transforms import Resize, resized
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Features = npt.NDArray[np.float32]
-# rows of a batch that belong to one bag: (bag, first row in the batch, first row in the bag, number of rows)
-Part = tuple["BagPlan", int, int, int]
+Tile = npt.NDArray[Any]
+OpenTiles = Callable[[int, int], Iterator[Tile]]
+BLOCK_TILES = 8
+# Long enough for the reader's locality, short enough that a large bag fills several lanes.
+LANE_TILES = 256
+# A fixed number, not a multiple of the threads: the order of the tiles must not depend on the machine.
+LANES = 32
 SECONDS_BETWEEN_LINES = 5.0
 
 log = logging.getLogger(__name__)
@@ -54,11 +63,118 @@ class BagPlan:
     encoders: frozenset[str]
     features: dict[str, Features] = field(default_factory=dict)
     collected: int = 0
-    error: BaseException | None = None
+    error: Exception | None = None
+
+
+@dataclass
+class _Lane:
+    """Tiles `start` to `stop` of a bag, those that are not decoded yet."""
+
+    plan: BagPlan
+    start: int
+    stop: int
+    tiles: Iterator[Tile] | None = None
+
+    def decode(self, resize: Resize | None) -> Tile:
+        """Return the next block (b, H, W, 3), resized if there is a resize; one call at a time per lane."""
+        if self.tiles is None:
+            self.tiles = self.plan.open(self.start, self.stop)
+        count = min(BLOCK_TILES, self.stop - self.start)
+        block = [tile if resize is None else _resized_tile(tile, resize) for tile in islice(self.tiles, count)]
+        if len(block) < count:
+            raise ValueError(
+                f"bag {self.plan.bag_id}: its images end after {self.start + len(block)} of {self.plan.n} tiles; "
+                "run the instances stage again"
+            )
+        return np.stack(block)
+
+    def close(self) -> None:
+        """Close the iterator, which closes its slide."""
+        if isinstance(self.tiles, Generator):
+            self.tiles.close()
+
+
+def _resized_tile(tile: Tile, resize: Resize) -> Tile:
+    """Resize one tile (H, W, 3)."""
+    import torch
+
+    return resized(torch.from_numpy(tile)[None], resize)[0].permute(1, 2, 0).numpy()
+
+
+def decoded(
+    plans: Sequence[BagPlan], workers: int, resize: Resize | None = None
+) -> Generator[tuple[BagPlan, int, Tile]]:
+    """Yield the blocks of all bags in turn: bag, position of the first tile, tiles (b, H, W, 3).
+
+    A bag that cannot be read gets its `error` and no further blocks.
+
+    Args:
+        plans: the bags, in order.
+        workers: number of decoding threads, at least 1.
+        resize: applied to every tile by the thread that decoded it.
+
+    Raises:
+        Abort: no thread can be started.
+    """
+    pending, open_lanes = deque(_lanes(plans)), deque[tuple[_Lane, Future[Tile]]]()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+
+    def submit(lane: _Lane) -> None:
+        try:
+            open_lanes.append((lane, pool.submit(lane.decode, resize)))
+        except RuntimeError as error:
+            # a limit of the machine, not an error of one bag
+            raise Abort(f"no decoding thread can be started ({error}); lower features.workers") from error
+
+    try:
+        while pending or open_lanes:
+            while pending and len(open_lanes) < LANES:
+                lane = pending.popleft()
+                if lane.plan.error is None:
+                    submit(lane)
+            if not open_lanes:
+                return
+            lane, future = open_lanes.popleft()
+            plan, start = lane.plan, lane.start
+            try:
+                tiles = future.result()
+            except MemoryError:
+                raise
+            except Exception as error:
+                plan.error = plan.error or error
+            if plan.error is not None:
+                lane.close()
+                continue
+            lane.start += len(tiles)
+            if lane.start < lane.stop:
+                submit(lane)
+            else:
+                lane.close()
+            yield plan, start, tiles
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        for lane, _ in open_lanes:
+            lane.close()
+
+
+def _lanes(plans: Sequence[BagPlan]) -> Iterator[_Lane]:
+    for plan in plans:
+        length = max(LANE_TILES, -(-plan.n // LANES))
+        for start in range(0, plan.n, length):
+            yield _Lane(plan, start, min(start + length, plan.n))
 
 
 class Extraction:
-    """Run encoders over bags; `result(bag_id)` advances the pass until that bag is done."""
+    """Run encoders over bags; `result(bag_id)` advances the pass until that bag is done.
+
+    On a CPU torch is limited to `workers` threads, because jobs run side by side, each on its share of the cores.
+
+    Args:
+        plans: the bags, in the order in which their results are asked for.
+        encoders: by name.
+        batch_size: tiles per batch.
+        workers: number of decoding threads.
+    """
 
     def __init__(
         self, plans: Sequence[BagPlan], encoders: Mapping[str, LoadedEncoder], batch_size: int, workers: int
@@ -66,27 +182,33 @@ class Extraction:
         if batch_size < 1:
             raise ValueError(f"batch size {batch_size}, expected at least 1")
         self._plans = {plan.bag_id: plan for plan in plans}
-        self._encoders = dict(encoders)
-        self._batch_size = batch_size
-        todo = [segment for plan in plans for segment in segments(plan.bag_id, plan.n, plan.open)]
-        on_cpu = all(encoder.device.type == "cpu" for encoder in self._encoders.values())
-        early = tile_resize(encoder.resize for encoder in self._encoders.values()) if on_cpu else None
-        self._prefetcher = Prefetcher(todo, workers, early)
-        self._blocks = iter(self._prefetcher)
-        self._buffer: npt.NDArray[Any] | None = None
-        self._spare: npt.NDArray[Any] | None = None
-        self._parts: list[Part] = []
+        self._encoders, self._batch_size = encoders, batch_size
+        resizes = {encoder.resize for encoder in encoders.values()}
+        self._on_cpu = all(encoder.device.type == "cpu" for encoder in encoders.values())
+        self._workers = max(1, workers)
+        # A tile is resized by the thread that decoded it, while it is in the cache, if all encoders need the same.
+        self._early = resizes.pop() if self._on_cpu and len(resizes) == 1 else None
+        self._blocks = decoded(plans, self._workers, self._early)
+        self._batch: Tile | None = None
+        # rows of the batch: bag, first row in the bag, number of rows
+        self._parts: list[tuple[BagPlan, int, int]] = []
         self._filled = 0
-        self._sent: deque[tuple[list[Part], dict[str, Tensor]]] = deque()
+        self._sent: deque[tuple[list[tuple[BagPlan, int, int]], dict[str, Tensor]]] = deque()
         self._bar = _progress(sum(plan.n for plan in plans))
 
-    def __enter__(self) -> Extraction:
+    def __enter__(self) -> Self:
+        import torch
+
+        self._threads_before = torch.get_num_threads()
+        if self._on_cpu:
+            torch.set_num_threads(self._workers)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._prefetcher.__exit__(kind, error, trace)
+    def __exit__(self, *_: object) -> None:
+        import torch
+
+        torch.set_num_threads(self._threads_before)
+        self._blocks.close()
         self._bar.close()
 
     def result(self, bag_id: str) -> dict[str, Features]:
@@ -99,107 +221,92 @@ class Extraction:
         while plan.error is None and plan.collected < plan.n:
             block = next(self._blocks, None)
             if block is not None:
-                self._add(block)
-            elif self._filled or self._sent:
+                self._add(*block)
+            else:
                 self._send()
                 self._collect(keep=0)
-            else:
-                raise RuntimeError(f"bag {bag_id}: the pass ended after {plan.collected} of {plan.n} tiles")
         features, plan.features = plan.features, {}
         if plan.error is not None:
             raise plan.error
         return features
 
-    def _add(self, block: Block) -> None:
-        plan = self._plans[block.bag_id]
-        if block.tiles is None:
-            plan.error, plan.features = block.error, {}
-            self._prefetcher.drop(plan.bag_id)
-            return
-        taken = 0
-        while taken < len(block.tiles):
-            buffer = self._buffer_for(block.tiles)
-            count = min(self._batch_size - self._filled, len(block.tiles) - taken)
-            buffer[self._filled : self._filled + count] = block.tiles[taken : taken + count]
-            self._parts.append((plan, self._filled, block.start + taken, count))
+    def _add(self, plan: BagPlan, start: int, tiles: Tile) -> None:
+        """Append tiles (b, H, W, 3) to the batch; tiles of another size or type start a new one."""
+        shape = (self._batch_size, *tiles.shape[1:])
+        if self._batch is None or self._batch.shape != shape or self._batch.dtype != tiles.dtype:
+            self._send()
+            self._batch = np.empty(shape, tiles.dtype)
+        while len(tiles):
+            count = min(self._batch_size - self._filled, len(tiles))
+            self._batch[self._filled : self._filled + count] = tiles[:count]
+            self._parts.append((plan, start, count))
             self._filled += count
-            taken += count
+            start, tiles = start + count, tiles[count:]
             if self._filled == self._batch_size:
                 self._send()
-        self._prefetcher.release(block.tiles)
-
-    def _buffer_for(self, tiles: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return the current batch; tiles of another size or type start a new one."""
-        shape = (self._batch_size, *tiles.shape[1:])
-        if self._buffer is not None and (self._buffer.shape != shape or self._buffer.dtype != tiles.dtype):
-            self._send()
-        if self._buffer is None:
-            # reuse the last batch's memory: new pages for every batch cost as much as resizing it
-            spare, self._spare = self._spare, None
-            fits = spare is not None and spare.shape == shape and spare.dtype == tiles.dtype
-            self._buffer = spare if spare is not None and fits else np.empty(shape, tiles.dtype)
-        return self._buffer
 
     def _send(self) -> None:
-        if self._buffer is None or not self._filled:
+        """Run the encoders on the batch, whose memory is free for the next one afterwards."""
+        if self._batch is None or not self._filled:
             return
-        batch, parts = self._buffer, self._parts
-        batch[self._filled :] = 0
-        self._buffer, self._parts, self._filled = None, [], 0
-        needed = {name for plan, *_ in parts for name in plan.encoders if plan.error is None}
-        self._sent.append((parts, _forward(batch, {name: self._encoders[name] for name in sorted(needed)})))
-        self._spare = batch
+        self._batch[self._filled :] = 0
+        needed = {name for plan, *_ in self._parts for name in plan.encoders if plan.error is None}
+        self._sent.append((self._parts, self._forward(self._batch, sorted(needed))))
+        self._parts, self._filled = [], 0
         self._collect(keep=1)
+
+    def _forward(self, batch: Tile, names: Sequence[str]) -> dict[str, Tensor]:
+        """Compute the features (B, P) of one batch (B, H, W, 3) on the device, per encoder."""
+        import torch
+
+        out: dict[str, Tensor] = {}
+        shared: dict[Resize, Tensor] = {}
+        with self._device_errors(), torch.inference_mode():
+            host = torch.from_numpy(batch)
+            for name in names:
+                encoder = self._encoders[name]
+                resize = encoder.resize if self._early is None else Resize()
+                if resize not in shared:
+                    on_gpu = encoder.device.type == "cuda"
+                    pinned = host.pin_memory() if on_gpu else host  # a copy: the batch's memory is filled again
+                    shared[resize] = resized(pinned.to(encoder.device, non_blocking=on_gpu), resize)
+                out[name] = encoder.forward(shared[resize])
+        return out
 
     def _collect(self, keep: int) -> None:
         """Copy finished batches, all but the last `keep`, into the matrices of their bags."""
         while len(self._sent) > keep:
             parts, outputs = self._sent.popleft()
-            with _device_errors(self._batch_size):
+            with self._device_errors():
                 host = {name: out.cpu().numpy() for name, out in outputs.items()}
-            for plan, row, start, count in parts:
+            row = 0
+            for plan, start, count in parts:
                 for name in plan.encoders if plan.error is None else ():
-                    matrix = plan.features.get(name)
-                    if matrix is None:
-                        matrix = plan.features[name] = np.empty((plan.n, host[name].shape[1]), np.float32)
-                    matrix[start : start + count] = host[name][row : row + count]
+                    if name not in plan.features:
+                        plan.features[name] = np.empty((plan.n, host[name].shape[1]), np.float32)
+                    plan.features[name][start : start + count] = host[name][row : row + count]
+                row += count
                 plan.collected += count
                 self._bar.update(count)
 
+    @contextlib.contextmanager
+    def _device_errors(self) -> Iterator[None]:
+        """Turn errors of the device or of an encoder into errors that end the job.
 
-@contextlib.contextmanager
-def _device_errors(size: int) -> Iterator[None]:
-    """Turn errors of the device or of an encoder into errors that end the job.
+        Raises:
+            MemoryError: the device has too little memory for the batch.
+            Abort: any other error of the encoders.
+        """
+        import torch
 
-    Raises:
-        MemoryError: the device has too little memory for the batch.
-        Abort: any other error of the encoders.
-    """
-    import torch
-
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise MemoryError(f"a batch of {size} tiles does not fit the device: lower features.batch_size") from error
-    except (RuntimeError, ValueError) as error:
-        raise Abort(f"the encoders failed on a batch of {size} tiles: {error}") from error
-
-
-def _forward(batch: npt.NDArray[Any], encoders: Mapping[str, LoadedEncoder]) -> dict[str, Tensor]:
-    """Compute the features of one batch on the device, per encoder."""
-    import torch
-
-    out: dict[str, Tensor] = {}
-    shared: dict[Any, Tensor] = {}
-    with _device_errors(len(batch)), torch.inference_mode():
-        host = torch.from_numpy(batch)
-        for name, encoder in encoders.items():
-            if encoder.resize not in shared:
-                on_gpu = encoder.device.type == "cuda"
-                pinned = host.pin_memory() if on_gpu else host  # a copy: the caller may reuse the batch's memory
-                shared[encoder.resize] = resized(pinned.to(encoder.device, non_blocking=on_gpu), encoder.resize)
-            out[name] = encoder.forward(shared[encoder.resize])
-    return out
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(
+                f"a batch of {self._batch_size} tiles does not fit the device: lower features.batch_size"
+            ) from error
+        except (RuntimeError, ValueError) as error:
+            raise Abort(f"the encoders failed on a batch of {self._batch_size} tiles: {error}") from error
 
 
 def _progress(total: int) -> Any:

@@ -94,14 +94,11 @@ def _calibrate(module: nn.Module, side: int) -> nn.Module:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums over a batch differ in the last bit with the number of threads
     if norms:
-        kept = [norm.momentum for norm in norms]
         for norm in norms:
             norm.momentum = None  # the running statistics become those of the one batch
             norm.train()
         with torch.no_grad():
             module(tiles)
-        for norm, momentum in zip(norms, kept, strict=True):
-            norm.momentum = momentum
     module.eval()
     with torch.no_grad():
         features = module(tiles)

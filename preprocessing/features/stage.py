@@ -19,10 +19,8 @@ from preprocessing.bags.shards import Outcome, ShardJob
 from preprocessing.common import stage_versions
 from preprocessing.common.files import json_hash, software
 from preprocessing.features.encoder_model import load_encoder
-from preprocessing.features.encoders import DTYPES, MODES, PRECISIONS, encoder_id, weights_hash
-from preprocessing.features.extraction import BagPlan, Extraction, Features
-from preprocessing.features.prefetch import OpenTiles, Tile
-from preprocessing.features.transforms import check_policy
+from preprocessing.features.encoders import encoder_id, weights_hash
+from preprocessing.features.extraction import BagPlan, Extraction, Features, OpenTiles, Tile
 from preprocessing.instances.scan_bag import read_slices
 from preprocessing.slides.tile_reader import iter_tiles
 from preprocessing.store.bags import (
@@ -65,14 +63,6 @@ class FeatureSettings:
     dtype: str = "float16"
     precision: str = "float32"
 
-    def check(self) -> None:
-        """Raise a `ValueError` if a setting has an unknown value."""
-        check_policy(self.policy)
-        choices = {"mode": MODES, "dtype": DTYPES, "precision": PRECISIONS}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}: found {getattr(self, name)!r}, expected one of {', '.join(allowed)}")
-
 
 @dataclass(frozen=True)
 class Resources:
@@ -105,17 +95,14 @@ def extract(
 
     Args:
         row: the bag; its instances are stored and not empty.
-        encoder: name of the encoder.
+        encoder: its name.
         settings: weights, resize policy, dtype and precision.
         root: the dataset's root folder, which holds the images.
         instances: folder of the instances stage.
         out: folder of the stage; gets `{encoder}/store/{bag_id}` with the array `features` (N, P).
-        dataset: name of the dataset, part of the bag's key.
+        dataset: its name, part of the bag's key.
         resources: device, batch size and threads.
         compare: how a changed image is recognised, by "time" or "content".
-
-    Returns:
-        State, number of instances and content hash.
 
     Raises:
         FileNotFoundError: the bag has no stored instances.
@@ -143,7 +130,7 @@ def extract_shard(
     Args:
         job: the shard.
         encoders: the encoder whose manifest is written, then others to extract in the same pass.
-        settings: weights, resize policy, dtype and precision.
+        settings: the same for all encoders.
         instances: folder of the instances stage.
         instances_manifest: its manifest of this shard.
         resources: device, batch size and threads.
@@ -166,9 +153,9 @@ class _Bag:
     """A bag of the shard.
 
     Attributes:
-        row: row of `bags.csv`.
-        attrs: attributes of its stored instances.
-        keys: key of its features, per encoder.
+        row: its row of `bags.csv`.
+        attrs: of its stored instances.
+        keys: of its features, per encoder.
         missing: encoders whose features are not stored.
         stored: attributes of the main encoder's features if they are stored.
         bad_tiles: positions of unreadable tiles.
@@ -196,7 +183,6 @@ class FeatureStage:
         settings: FeatureSettings,
         compare: Compare = "time",
     ) -> None:
-        settings.check()
         self.dataset, self.root, self.out, self.instances = dataset, root, out, instances / "store"
         self.manifest, self.settings, self.compare = manifest, settings, compare
         self.main, self.encoders = encoders[0], tuple(dict.fromkeys(encoders))
@@ -229,7 +215,11 @@ class FeatureStage:
                 self._bags[row.bag_id] = self._bag(row)
             except (ValueError, OSError) as error:
                 self._errors[row.bag_id] = error
-        return [self._plan(bag) for bag in self._bags.values() if self.main in bag.missing]
+        return [
+            BagPlan(bag.row.bag_id, bag.attrs.store.n, _tiles_of(bag, self.root, self.instances), bag.missing)
+            for bag in self._bags.values()
+            if self.main in bag.missing
+        ]
 
     @contextlib.contextmanager
     def extracting(self, plans: Sequence[BagPlan], resources: Resources) -> Iterator[None]:
@@ -249,10 +239,8 @@ class FeatureStage:
         }
         tiles = sum(plan.n for plan in plans)
         log.info("%d bags, %d tiles, encoders %s on %s", len(plans), tiles, ", ".join(needed), device)
-        extraction = Extraction(plans, loaded, resources.batch_size, resources.workers)
-        with _threads(resources.workers, device), extraction as self._extraction:
+        with Extraction(plans, loaded, resources.batch_size, resources.workers) as self._extraction:
             yield
-        self._extraction = None
 
     def work(self, row: BagRow) -> Outcome:
         """Return the outcome of one bag; extract and store its features unless they are stored."""
@@ -303,9 +291,6 @@ class FeatureStage:
             }
         )
 
-    def _plan(self, bag: _Bag) -> BagPlan:
-        return BagPlan(bag.row.bag_id, bag.attrs.store.n, _tiles_of(bag, self.root, self.instances), bag.missing)
-
     def _write(self, bag: _Bag, features: Mapping[str, Features]) -> str:
         """Store the features of every encoder of the pass and return the content hash of the main encoder's.
 
@@ -349,27 +334,12 @@ def _tiles_of(bag: _Bag, root: Path, instances: Path) -> OpenTiles:
     row, attrs = bag.row, bag.attrs
 
     def tiles(start: int, stop: int) -> Iterator[Tile]:
-        """Iterate over tiles (H, W, 3) uint8."""
         coords = read_arrays(instances, row.bag_id, ["coords"], verify=True)["coords"][start:stop]
         path = resolve(root, row.images[0])
         bad = bag.bad_tiles
         return iter_tiles(path, attrs, coords, mpp_override=row.mpp, on_bad_tile=lambda i, _: bad.append(start + i))
 
     return partial(read_slices, root, attrs) if row.modality == "ct" else tiles
-
-
-@contextlib.contextmanager
-def _threads(workers: int, device: str) -> Iterator[None]:
-    """Limit torch on the CPU to the threads of the job instead of all cores of the machine."""
-    import torch
-
-    before = torch.get_num_threads()
-    if device == "cpu":
-        torch.set_num_threads(max(1, workers))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def choose_device(device: str) -> str:

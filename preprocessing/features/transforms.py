@@ -2,8 +2,8 @@
 
 Every resize is bilinear with antialias. 8-bit tiles stay 8-bit, as in Pillow, CLAM and the training of the encoders:
 rows are resized and rounded, then columns. CPUs use torch's integer kernel, which equals Pillow's resize from 512 to
-224 px and is otherwise off by at most one grey level in under 1 % of the values, or `TileResize`, a compiled loop with
-the same results. GPUs do the same two passes in float32. CT slices are resized in float32. Policies:
+224 px and is otherwise off by at most one grey level in under 1 % of the values. GPUs do the same two passes in
+float32. CT slices are resized in float32. Policies:
 
 | policy | encoder input |
 |---|---|
@@ -15,21 +15,12 @@ the same results. GPUs do the same two passes in float32. CT slices are resized 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import numpy.typing as npt
-
-from preprocessing.features import pixel_kernel
-from preprocessing.slides.tile_memory import Reused
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# batches share memory, because a network has finished with its input before the next batch is normalised
-_BATCH = Reused()
 _SQUARE = re.compile(r"resize([1-9][0-9]{1,3})")
 
 
@@ -66,7 +57,7 @@ def resolve_policy(policy: str, *, published: tuple[int, int], fixed_input: int 
         policy: name of the policy.
         published: (resize of the shorter side, centre crop) published with the weights, px.
         fixed_input: the only side the encoder accepts, px; 0 = any.
-        encoder: the encoder's name for error messages.
+        encoder: its name, for the error message.
 
     Raises:
         ValueError: an unknown policy, or one that the encoder does not accept.
@@ -85,50 +76,10 @@ def resolve_policy(policy: str, *, published: tuple[int, int], fixed_input: int 
     return resize
 
 
-class TileResize:
-    """Resize single 8-bit tiles to a square on the CPU without torch; same pixels as `resized`.
-
-    Float tiles are copied unchanged.
-    """
-
-    def __init__(self, side: int) -> None:
-        self.side = side
-
-    def shape(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, ...]:
-        """Return the output shape for a tile of this shape and type."""
-        return (self.side, self.side, 3) if dtype == np.uint8 else shape
-
-    def __call__(self, tile: npt.NDArray[Any], out: npt.NDArray[Any]) -> None:
-        """Resize a tile (H, W, 3) into `out` of shape `self.shape(...)`."""
-        if tile.shape == out.shape:
-            out[...] = tile
-        else:
-            pixel_kernel.resize(np.ascontiguousarray(tile), out)
-
-
-def tile_resize(resizes: Iterable[Resize]) -> TileResize | None:
-    """Return the one square resize that all policies share; None if there is none or it cannot be compiled."""
-    distinct = set(resizes)
-    side = max((resize.side for resize in distinct), default=0)
-    return TileResize(side) if side and distinct == {Resize(side)} and pixel_kernel.can_resize() else None
-
-
 def resized(tiles: Tensor, resize: Resize) -> Tensor:
-    """Resize a batch.
-
-    Args:
-        tiles: (B, H, W, 3) uint8, or float32 in [0, 1].
-        resize: the resolved policy.
-
-    Returns:
-        (B, 3, h, w) of the same type, channels last in memory.
-    """
+    """Resize tiles (B, H, W, 3), uint8 or float32 in [0, 1], to (B, 3, h, w) of that type, channels last in memory."""
     import torch
 
-    if tiles.ndim != 4 or tiles.shape[3] != 3 or tiles.dtype not in (torch.uint8, torch.float32):
-        raise ValueError(
-            f"tiles are {tiles.dtype}{tuple(tiles.shape)}, expected uint8 or float32 of shape (B, H, W, 3)"
-        )
     x = tiles.permute(0, 3, 1, 2)
     height, width = int(x.shape[2]), int(x.shape[3])
     if resize.side:
@@ -168,7 +119,7 @@ def normalised(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Te
         std: (3,), for values in [0, 1].
 
     Returns:
-        (B, 3, h, w) float32, channels last in memory; may reuse the memory of an earlier batch that was released.
+        (B, 3, h, w) float32, channels last in memory.
     """
     import torch
 
@@ -176,13 +127,8 @@ def normalised(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Te
     # arithmetic runs on contiguous rows (B, h, w * 3).
     unit = 255.0 if x.dtype == torch.uint8 else 1.0
     batch, channels, height, width = x.shape
-    shift, scale = (torch.tensor(values, device=x.device).mul_(unit) for values in (mean, std))
-    pixels = x.permute(0, 2, 3, 1)
-    if x.dtype == torch.uint8 and x.device.type == "cpu" and channels == 3 and pixel_kernel.available():
-        out = _BATCH.tensor((batch, height, width, channels))
-        pixel_kernel.normalise(pixels.contiguous().numpy(), shift.numpy(), scale.numpy(), out.numpy())
-        return out.permute(0, 3, 1, 2)
-    rows = pixels.reshape(batch, height, width * channels)
-    shift, scale = shift.repeat(width), scale.repeat(width)
-    out = (rows.float().sub_(shift) if x.dtype == torch.uint8 else rows.sub(shift)).div_(scale)
+    shift, scale = (torch.tensor(values, device=x.device).mul_(unit).repeat(width) for values in (mean, std))
+    rows = x.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
+    # a copy also of floats, because encoders of one pass share the batch
+    out = rows.to(torch.float32, copy=True).sub_(shift).div_(scale)
     return out.view(batch, height, width, channels).permute(0, 3, 1, 2)

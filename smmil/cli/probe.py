@@ -22,8 +22,7 @@ from preprocessing.common.options import InstanceOptions, ct_options, wsi_option
 from preprocessing.datasets import DATASETS
 from preprocessing.features.encoder_model import LoadedEncoder, load_encoder
 from preprocessing.features.encoders import ENCODERS
-from preprocessing.features.extraction import BagPlan, Extraction
-from preprocessing.features.prefetch import Tile
+from preprocessing.features.extraction import BagPlan, Extraction, Tile
 from preprocessing.features.stage import choose_device
 from preprocessing.instances.graph import chain_neighbors, grid_neighbors
 from preprocessing.instances.scan_bag import read_slices

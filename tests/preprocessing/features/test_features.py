@@ -1,5 +1,6 @@
 """The features stage: one pass for all encoders, nothing redone, failures kept apart, bytes free of timing."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -20,11 +21,12 @@ from preprocessing.bags.rows import BagRow
 from preprocessing.bags.table import write_bags
 from preprocessing.common.files import write_json
 from preprocessing.features import __main__ as features
-from preprocessing.features import extraction, prefetch
+from preprocessing.features import extraction
 from preprocessing.features import stage as feature_stage
 from preprocessing.features.encoder_model import load_encoder
 from preprocessing.features.encoders import ENCODERS
-from preprocessing.features.prefetch import Block, Prefetcher, segments
+from preprocessing.features.extraction import BLOCK_TILES, LANES, Abort, BagPlan, Extraction, decoded
+from preprocessing.features.transforms import Resize, resized
 from preprocessing.instances.graph import grid_neighbors
 from preprocessing.store.bags import (
     InstanceAttrs,
@@ -61,6 +63,8 @@ class Cohort:
         self.rows: list[BagRow] = []
         self.entries: list[dict[str, object]] = []
         monkeypatch.setattr(feature_stage, "_tiles_of", self.tiles_of)
+        # the statistics of random weights take longer than the tiny encoders
+        monkeypatch.setattr("preprocessing.features.random_weights.CALIBRATION_TILES", 2)
         for name, channels in (("small", 12), ("wide", 20)):
             entry = replace(ENCODERS["resnet18"], name=name, dim=channels, build=lambda c=channels: tiny(c))
             monkeypatch.setitem(ENCODERS, name, replace(entry, cut=lambda model: model))
@@ -229,26 +233,24 @@ def test_an_image_with_fewer_tiles_than_the_bag_fails(cohort, monkeypatch):
 
     monkeypatch.setattr(feature_stage, "_tiles_of", shorter)
     assert cohort.run("small", "--allowed-failures", "1") == 0
-    assert "gave 28 tiles, the bag has 30" in ShardManifest.read(cohort.manifest("small")).by_id["c"].reason
+    assert "end after 28 of 30 tiles" in ShardManifest.read(cohort.manifest("small")).by_id["c"].reason
 
 
-def test_an_encoder_that_fails_ends_the_job_not_one_bag(cohort, monkeypatch):
+@pytest.mark.parametrize(
+    ("fault", "error", "message"),
+    [
+        (RuntimeError("device lost"), Abort, "device lost"),
+        (torch.OutOfMemoryError("too much"), MemoryError, "batch of 7 tiles.*batch_size"),
+    ],
+)
+def test_an_encoder_that_fails_ends_the_job_not_one_bag(cohort, monkeypatch, fault, error, message):
     def fail(*args: object) -> torch.Tensor:
-        raise RuntimeError("device lost")
+        raise fault
 
-    monkeypatch.setattr(extraction, "resized", fail)
-    with pytest.raises(extraction.Abort, match="device lost"):
+    monkeypatch.setattr("preprocessing.features.encoder_model.normalised", fail)
+    with pytest.raises(error, match=message):
         cohort.run("small", "--allowed-failures", "99")
     assert not cohort.manifest("small").exists()
-
-
-def test_too_little_device_memory_is_said_so(cohort, monkeypatch):
-    def fail(*args: object) -> torch.Tensor:
-        raise torch.OutOfMemoryError("too much")
-
-    monkeypatch.setattr(extraction, "resized", fail)
-    with pytest.raises(MemoryError, match="batch of 7 tiles.*batch_size"):
-        cohort.run("small", "--allowed-failures", "99")
 
 
 def test_values_beyond_float16_fail_with_the_cure(cohort, monkeypatch):
@@ -284,8 +286,10 @@ def test_unreadable_tiles_are_counted_over_the_whole_bag(cohort, monkeypatch):
     assert read_feature_attrs(cohort.out / "small/store", "a").unreadable_tiles == (4,)
 
 
-def test_finished_shards_do_not_import_torch(cohort, tmp_path, repository):
-    argv = cohort.argv("resnet18", "--resize-policy", "resize32")
+def test_finished_shards_do_not_import_torch(cohort, monkeypatch, repository):
+    # a process of its own does not know the tiny encoders, and computes nothing that would need the real one
+    monkeypatch.setitem(ENCODERS, "resnet18", replace(ENCODERS["small"], name="resnet18"))
+    argv = cohort.argv("resnet18")
     assert features.main(argv) == 0
     cohort.manifest("resnet18").unlink()
     program = """import sys
@@ -311,34 +315,28 @@ def test_a_gpu_that_is_not_there_is_refused():
         feature_stage.choose_device("cuda")
 
 
-def blocks_of(todo: list[prefetch.Segment], workers: int) -> list[Block]:
-    with Prefetcher(todo, workers) as prefetcher:
-        return list(prefetcher)
+def plans(sizes: list[int], tiles) -> list[BagPlan]:
+    return [BagPlan(f"bag{number}", n, tiles, frozenset()) for number, n in enumerate(sizes)]
 
 
-def numbered(delay: float = 0.0):
-    def tiles(start: int, stop: int) -> Iterator[np.ndarray]:
-        for index in range(start, stop):
-            time.sleep(delay * (index % 3))
-            yield np.full((2, 2, 3), index % 251, np.uint8)
-
-    return tiles
-
-
-@pytest.mark.parametrize("n", [1, 8, 255, 257, 9000, 20_000])
-def test_segments_cover_a_bag_once(n):
-    cut = segments("a", n, numbered())
-    assert [s.start for s in cut] == [0, *(s.stop for s in cut[:-1])]
-    assert cut[-1].stop == n and len(cut) <= prefetch.LANES
+def numbered(start: int, stop: int) -> Iterator[np.ndarray]:
+    """Tiles that hold their number, of which some take longer."""
+    for index in range(start, stop):
+        if index < 20:
+            time.sleep(0.0001 * (index % 3))
+        yield np.full((2, 2, 3), index % 251, np.uint8)
 
 
-def test_the_order_of_blocks_does_not_depend_on_the_number_of_threads():
-    todo = [s for name, n in (("a", 300), ("b", 20), ("c", 7)) for s in segments(name, n, numbered(0.0001))]
-    orders = [[(b.bag_id, b.start, len(b.tiles)) for b in blocks_of(todo, workers)] for workers in (1, 3, 8)]
+def test_every_tile_comes_once_in_an_order_that_does_not_depend_on_the_threads():
+    sizes = [1, 8, 300, 7, 9000]
+    orders = []
+    for workers in (1, 3, 8):
+        blocks = list(decoded(plans(sizes, numbered), workers))
+        orders.append([(plan.bag_id, start, len(tiles)) for plan, start, tiles in blocks])
+        assert all((tiles[:, 0, 0, 0] == (np.arange(len(tiles)) + start) % 251).all() for _, start, tiles in blocks)
     assert orders[0] == orders[1] == orders[2]
-    assert sum(size for *_, size in orders[0]) == 327
-    for block in blocks_of(todo, 4):
-        assert (block.tiles[:, 0, 0, 0] == (np.arange(len(block.tiles)) + block.start) % 251).all()
+    positions = [(bag, start + i) for bag, start, count in orders[0] for i in range(count)]
+    assert sorted(positions) == [(f"bag{number}", i) for number, n in enumerate(sizes) for i in range(n)]
 
 
 def test_decoding_runs_ahead_but_not_without_bound():
@@ -350,11 +348,10 @@ def test_decoding_runs_ahead_but_not_without_bound():
                 seen.append(index)
             yield np.zeros((2, 2, 3), np.uint8)
 
-    todo = [s for k in range(100) for s in segments(f"bag{k}", 50, tiles)]
-    with Prefetcher(todo, 4) as prefetcher:
-        next(iter(prefetcher))
+    with contextlib.closing(decoded(plans([50] * 100, tiles), 4)) as blocks:
+        next(blocks)
         time.sleep(0.2)
-        assert prefetch.BLOCK_TILES < len(seen) <= (prefetch.LANES + 1) * prefetch.BLOCK_TILES
+        assert BLOCK_TILES < len(seen) <= (LANES + 1) * BLOCK_TILES
 
 
 def test_slides_are_closed_when_a_pass_ends_early():
@@ -367,9 +364,9 @@ def test_slides_are_closed_when_a_pass_ends_early():
         finally:
             closed.append(start)
 
-    with Prefetcher(segments("a", 1000, tiles), 2) as prefetcher:
-        for _, _ in zip(range(5), prefetcher, strict=False):
-            pass
+    with contextlib.closing(decoded(plans([1000], tiles), 2)) as blocks:
+        for _ in range(5):
+            next(blocks)
     assert sorted(closed) == [0, 256, 512, 768]
 
 
@@ -380,4 +377,42 @@ def test_what_is_no_fault_of_a_bag_ends_the_pass(fatal):
         yield
 
     with pytest.raises(fatal):
-        blocks_of(segments("a", 3, tiles), 2)
+        list(decoded(plans([3], tiles), 2))
+
+
+def test_no_thread_to_decode_with_ends_the_job(monkeypatch):
+    def submit(*args: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(extraction.ThreadPoolExecutor, "submit", submit)
+    with pytest.raises(Abort, match=r"features\.workers"):
+        list(decoded(plans([20], numbered), 2))
+
+
+class Watched:
+    """An encoder that keeps what it gets."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, side: int) -> None:
+        self.resize = Resize(side)
+        self.seen: list[torch.Tensor] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append(x.clone())
+        return x.float().mean(dim=(1, 2, 3))[:, None]
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+@pytest.mark.parametrize("sides", [(28,), (28, 28), (28, 20)])
+def test_every_encoder_sees_its_resize_wherever_it_is_done(kind, sides):
+    """Decoding threads resize if all encoders need the same, else every batch is resized."""
+    pictures = np.random.default_rng(0).integers(0, 256, (19, 60, 60, 3), np.uint8).astype(kind)
+    encoders = {f"e{number}": Watched(side) for number, side in enumerate(sides)}
+    plan = BagPlan("a", 19, lambda start, stop: iter(pictures[start:stop]), frozenset(encoders))
+    with Extraction([plan], encoders, 5, 2) as extraction:
+        features = extraction.result("a")
+    for name, encoder in encoders.items():
+        expected = resized(torch.from_numpy(pictures), encoder.resize)
+        assert torch.equal(torch.cat(encoder.seen)[:19], expected)
+        np.testing.assert_array_equal(features[name][:, 0], expected.float().mean(dim=(1, 2, 3)).numpy())

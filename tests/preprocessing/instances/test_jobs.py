@@ -9,11 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from preprocessing.bags.shards import Abort
-from preprocessing.features.prefetch import Prefetcher, segments
 from preprocessing.instances import stage
 from preprocessing.store import files as store_files
 from preprocessing.store.bags import bag_path, validate_bag
@@ -157,16 +154,3 @@ def test_a_bag_that_another_job_is_replacing_is_done_all_the_same(three, quiet, 
     monkeypatch.undo()
     assert three.cut() == 0 and three.manifest().read_bytes() == lost
     assert tree(three) == quiet[1]
-
-
-def test_no_thread_to_decode_with_ends_the_job(monkeypatch) -> None:
-    def tiles(start: int, stop: int):
-        yield from (np.zeros((2, 2, 3), np.uint8) for _ in range(start, stop))
-
-    def no_thread(*args: object) -> None:
-        raise RuntimeError("can't start new thread")
-
-    with Prefetcher(segments("a", 20, tiles), 2) as prefetcher:
-        monkeypatch.setattr(prefetcher._pool, "submit", no_thread)
-        with pytest.raises(Abort, match=r"features\.workers"):
-            list(prefetcher)
