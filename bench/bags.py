@@ -1,7 +1,5 @@
 """Synthetic bags of the shapes that the benches time, and the same bags as torchmil's collate returns them.
 
-In: bag sizes, features P. Out: a packed batch of ours; padded X (B,N,P), mask (B,N) uint8, adjacency (B,N,N) float32.
-
 | shape | sizes | graph |
 |---|---|---|
 | panda | 32 bags, 10 to 300, evenly spaced on a logarithmic scale | square lattice, 8 neighbours |
@@ -23,12 +21,7 @@ from smmil.sm.operator import Graph, normalise_adjacency
 
 def sizes_of(shape: str, n_bags: int = 32) -> list[int]:
     """Return bag sizes, smallest and largest included, in a fixed mixed order."""
-    if shape == "panda":
-        spaced = np.geomspace(10, 300, n_bags)
-    elif shape == "rsna":
-        spaced = np.linspace(24, 57, n_bags)
-    else:
-        raise ValueError(f"shape: found {shape!r}, expected 'panda' or 'rsna'")
+    spaced = {"panda": np.geomspace(10, 300, n_bags), "rsna": np.linspace(24, 57, n_bags)}[shape]
     return [int(n) for n in np.random.default_rng(0).permutation(np.rint(spaced))]
 
 
@@ -78,14 +71,12 @@ class Padded:
         X: (B,N,P), zeros after the end of a bag.
         adj: (B,N,N) float32 normalised adjacency, COO.
         mask: (B,N) uint8, 1 = real; None for a single bag, which needs none.
-        coords: (B,N,2) lattice cells.
         Y: (B,).
     """
 
     X: Tensor
     adj: Tensor
     mask: Tensor | None
-    coords: Tensor
     Y: Tensor
 
 
@@ -94,12 +85,11 @@ def pad(batch: BagBatch) -> Padded:
     longest, singles = int(batch.sizes.max()), batch.split()
     X = batch.x.new_zeros((batch.n_bags, longest, batch.x.shape[1]))
     mask = torch.zeros((batch.n_bags, longest), dtype=torch.uint8)
-    coords = torch.zeros((batch.n_bags, longest, 2), dtype=torch.int64)
     for i, single in enumerate(singles):
         real = slice(0, len(single.x))
-        X[i, real], coords[i, real], mask[i, real] = single.x, single.grid, 1
+        X[i, real], mask[i, real] = single.x, 1
     adj = coo([normalise_adjacency(single.neighbors) for single in singles], longest)
-    return Padded(X, adj, None if batch.n_bags == 1 else mask, coords, batch.y)
+    return Padded(X, adj, None if batch.n_bags == 1 else mask, batch.y)
 
 
 def coo(graphs: Sequence[Graph], n: int) -> Tensor:

@@ -1,30 +1,26 @@
 """Training steps of the methods against torchmil 1.0.2: forward, all losses, backward; no optimiser, which is the same.
 
-In: nothing. Out: a table, or with `--json` a list of {name, ours, peer, ratio, target, unit}; milliseconds. Ours takes
-packed bags and neighbour tables, the peer padded bags, COO adjacency and mask, all made outside the timed region; our
-normalisation of the graph is part of our step. Shapes and the peer's faults: `bench/bags.py`, `bench/peers.py`.
+Ours takes packed bags and neighbour tables, the peer padded bags, COO adjacency and mask, all made outside the timed
+region; our normalisation of the graph is part of our step. Shapes and the peer's faults: `bench/bags.py`,
+`bench/peers.py`. SETMIL's peer asks for tens of GiB and is left out.
 
 `--memory` instead runs one step of every method on one bag of 20,000 x 2048 in a new process and prints its peak
 resident memory in GiB, which has to stay below 8.
-`--run-out-of-memory` also runs SETMIL's peer, which asks for tens of GiB.
 """
 
-import argparse
-import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
-from bench.timing import Case, Row, Step, make_parser, run, scale_of, show
+from bench.timing import Case, Row, Step, make_parser, run, show
 from preprocessing.common.cli import guard
 
 if TYPE_CHECKING:
     from smmil.data.batch import BagBatch
     from smmil.models import MILModel
 
-log = logging.getLogger(__name__)
 FEATURES = 512
 ONE_BAG, WIDE_FEATURES = 10_000, 2048
 # The peer has no spectral normalisation by default.
@@ -35,20 +31,18 @@ GLOBAL: dict[str, float | None] = {"transmil": 30.0, "camil": 30.0, "setmil": No
 LIMIT_GIB, MEMORY_BAG = 8.0, 20_000
 
 
-def make(
-    method: str, batch: "Callable[[], BagBatch]", *, with_peer: bool = True, **options: Any
-) -> tuple[Step, Step | None]:
+def make(method: str, batch: "Callable[[], BagBatch]", **options: Any) -> tuple[Step, Step | None]:
     """Prepare one training step of ours and of the peer on the same bags."""
     import torch
 
     from bench.bags import pad
-    from bench.peers import peer_loss
+    from bench.peers import PEERS, peer_loss
     from smmil.models import build_model
 
     bags = batch()
     features = bags.x.shape[1]
     model = build_model(method, features, **{**OPTIONS.get(method, {}), **options}).train()
-    if not with_peer:
+    if method not in PEERS:
         return partial(step, model, bags), None
     peer, loss = peer_loss(method, model, features)
     padded = pad(bags)
@@ -68,35 +62,25 @@ def step(model: "MILModel", bags: "BagBatch") -> None:
     torch.autograd.backward(list(model.loss(bags, model(bags)).values()))
 
 
-def cases(scale: float, *, every_peer: bool = False) -> list[Case]:
-    """List the cases of the table.
-
-    Args:
-        scale: share of the instances of the large bag and of the bags of a batch.
-        every_peer: also the peer that runs out of memory.
-    """
+def cases(scale: float) -> list[Case]:
+    """List the cases of the table; `scale` is the share of the large bag's instances and of the bags of a batch."""
     from bench.bags import fill, make_batch, sizes_of
 
     large, n_bags = max(2, round(ONE_BAG * scale)), max(2, round(32 * scale))
-    one_bag = partial(make_batch, [large], WIDE_FEATURES)
     sizes = {shape: sizes_of(shape, n_bags) for shape in ("panda", "rsna")}
     batches = {shape: partial(make_batch, sizes[shape], FEATURES, chain=shape == "rsna") for shape in sizes}
     titles = {shape: f"{shape.upper()}-like, {n_bags} bags x {FEATURES}" for shape in sizes}
-    name = f"one bag, {large} x {WIDE_FEATURES}"
-    out = [Case("smap_early/one", f"smap_early, {name}, alpha trainable", partial(make, "smap_early", one_bag), 15.0)]
+    work = partial(make, "smap_early", partial(make_batch, [large], WIDE_FEATURES))
+    name = f"smap_early, one bag, {large} x {WIDE_FEATURES}, alpha trainable"
+    out = [Case("smap_early/one", name, work, 15.0)]
     for shape, target in (("panda", 5.0), ("rsna", 2.0)):
-        for alpha in ("trainable", 0.5):
-            kind = "trainable" if alpha == "trainable" else "fixed"
-            title = f"smap_early, {titles[shape]}, alpha {kind}"
+        for kind, alpha in (("trainable", "trainable"), ("fixed", 0.5)):
             work = partial(make, "smap_early", batches[shape], alpha=alpha)
-            out.append(Case(f"smap_early/{shape}_{kind}", title, work, target))
-    for method in RAGGED:
-        for shape in sizes:
-            work = partial(make, method, batches[shape])
-            out.append(Case(f"{method}/{shape}", f"{method}, {titles[shape]}", work, 1 / fill(sizes[shape])))
-    for method, least in GLOBAL.items():
-        work = partial(make, method, batches["rsna"], with_peer=every_peer or method != "setmil")
-        out.append(Case(f"{method}/rsna", f"{method}, {titles['rsna']}", work, least))
+            out.append(Case(f"smap_early/{shape}_{kind}", f"smap_early, {titles[shape]}, alpha {kind}", work, target))
+    targets = {(method, shape): 1 / fill(sizes[shape]) for method in RAGGED for shape in sizes}
+    for (method, shape), least in {**targets, **{(method, "rsna"): least for method, least in GLOBAL.items()}}.items():
+        work = partial(make, method, batches[shape])
+        out.append(Case(f"{method}/{shape}", f"{method}, {titles[shape]}", work, least))
     return out
 
 
@@ -119,33 +103,26 @@ def memory_row(method: str, scale: float) -> Row:
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         try:
             gib = pool.submit(memory_step, method, n).result()
-            log.info("%s: %.2f GiB", method, gib)
         except RuntimeError as error:
-            # Either the system killed the process or torch ran out of memory.
-            log.info("%s: %s", method, error)
-    return Row(f"{method}, one bag, {n} x {WIDE_FEATURES}, memory", gib, None, None, LIMIT_GIB, "GiB")
-
-
-def memory(arguments: argparse.Namespace) -> int:
-    """Print the memory table; `--cases` names methods."""
-    from smmil.config.methods import METHODS
-
-    methods = list(METHODS) if arguments.cases is None else arguments.cases.split(",")
-    if unknown := sorted(set(methods) - set(METHODS)):
-        raise ValueError(f"--cases: found {', '.join(unknown)}, with --memory expected some of {', '.join(METHODS)}")
-    show([memory_row(method, scale_of(arguments)) for method in methods], as_json=arguments.json)
-    return 0
+            # either the system killed the process or torch ran out of memory
+            print(f"{method}: {error}")
+    return Row(f"{method}, one bag, {n} x {WIDE_FEATURES}, memory", gib, None, LIMIT_GIB, "GiB")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parser = make_parser("methods", __doc__)
-    parser.add_argument("--memory", action="store_true", help="memory of one step on one large bag, by method")
-    parser.add_argument("--run-out-of-memory", action="store_true", help="also run SETMIL's peer")
+    parser.add_argument("--memory", action="store_true", help="memory of one step on one large bag; --cases: methods")
     arguments = parser.parse_args(argv)
     if arguments.memory:
-        return memory(arguments)
-    return run(cases(scale_of(arguments), every_peer=arguments.run_out_of_memory), arguments)
+        from smmil.config.methods import METHODS, known_methods
+
+        methods = list(METHODS) if arguments.cases is None else arguments.cases.split(",")
+        known_methods(methods)
+        show([memory_row(method, arguments.scale) for method in methods])
+    else:
+        run(cases(arguments.scale), arguments)
+    return 0
 
 
 if __name__ == "__main__":

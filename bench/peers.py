@@ -1,6 +1,6 @@
 """torchmil 1.0.2 as the peer of the method benches: its models, made equal to ours where they can be.
 
-In: one of our models. Out: the peer with our weights and a function that takes the padded bags to its summed losses.
+Every builder takes one of our models and the width P of its input, and returns the peer with our weights.
 What is worked around in torchmil 1.0.2 (nothing of it is timed):
 - its dataset's float64 adjacency makes Sm raise: float32 here;
 - CAMIL and TransMIL get the landmarks and heads of the originals (CAMIL's default raises);
@@ -8,7 +8,7 @@ What is worked around in torchmil 1.0.2 (nothing of it is timed):
 - CLAM's instance loss runs as released, on padded rows too (its compute_loss drops the mask);
 - TransMIL knows no mask and CAMIL ignores padding in its Nystrom layer: padded rows take part, as released.
 Weights that have a counterpart are copied (ABMIL, SmAP, the transformers, CLAM, DSMIL, DFTD); the others differ in
-architecture (GTP, CAMIL, SETMIL) and keep their own, with the sizes of ours.
+architecture (GTP, CAMIL) and keep their own, with the sizes of ours.
 """
 
 from collections.abc import Callable
@@ -63,14 +63,10 @@ def smap_early(ours: Any, P: int) -> Any:
     # The peer's fixed alpha acts as 1 - alpha.
     alpha = "trainable" if ours.pool.sm.a is not None else 1.0 - ours.pool.sm.fixed_alpha
     peer = SmABMIL((P,), sm_alpha=alpha, feat_ext=features(ours))
-    _sm_pool(peer.pool, ours.pool)
+    copy(peer.pool.proj1, ours.pool.W)
+    copy(peer.pool.proj2, ours.pool.w)
     copy(peer.last_layer, ours.classifier)
     return peer
-
-
-def _sm_pool(peer: Any, ours: Any) -> None:
-    copy(peer.proj1, ours.W)
-    copy(peer.proj2, ours.w)
 
 
 def t_ap(ours: Any, P: int) -> Any:
@@ -92,7 +88,8 @@ def smtap(ours: Any, P: int) -> Any:
         (P,), transf_n_layers=2, transf_n_heads=8, transf_use_mlp=False, transf_add_self=False, feat_ext=features(ours)
     )
     _transformer(peer, ours)
-    _sm_pool(peer.pool, ours.pool)
+    copy(peer.pool.proj1, ours.pool.W)
+    copy(peer.pool.proj2, ours.pool.w)
     copy(peer.last_layer, ours.classifier)
     return peer
 
@@ -156,17 +153,11 @@ def gtp(ours: Any, P: int) -> Any:
     return GTP((P,), n_clusters=100, n_layers=3, feat_ext=features(ours))
 
 
-def setmil(ours: Any, P: int) -> Any:
-    from torchmil.models import SETMIL
-
-    return SETMIL((P,), use_pmf=True, set_n_layers=6, feat_ext=features(ours))
-
-
 PEERS: dict[str, Callable[[Any, int], Any]] = {
-    f.__name__: f for f in (abmil, smap_early, t_ap, smtap, clam, dsmil, dftd, transmil, camil, gtp, setmil)
+    f.__name__: f for f in (abmil, smap_early, t_ap, smtap, clam, dsmil, dftd, transmil, camil, gtp)
 }
 NEEDS_GRAPH = frozenset({"smap_early", "smtap", "camil", "gtp"})
-NO_MASK = frozenset({"transmil", "setmil"})
+NO_MASK = frozenset({"transmil"})
 
 
 def peer_loss(method: str, ours: MILModel, P: int) -> tuple[Any, Loss]:
@@ -177,8 +168,6 @@ def peer_loss(method: str, ours: MILModel, P: int) -> tuple[Any, Loss]:
         inputs: list[Tensor | None] = [bags.X]
         if method in NEEDS_GRAPH:
             inputs.append(bags.adj)
-        if method == "setmil":
-            inputs.append(bags.coords)
         if method not in NO_MASK:
             inputs.append(bags.mask)
         _, losses = peer.compute_loss(bags.Y, *inputs)

@@ -1,6 +1,5 @@
 """Compare Sm with torchmil: T = 10 steps on N x 512, forward, and forward + backward with a trainable alpha.
 
-In: nothing. Out: a table, or with `--json` a list of {name, ours, peer, ratio, target, unit}.
 The graph is a square lattice with eight neighbours; torchmil gets it as float32 COO (1,N,N) (the float64 adjacency of
 its own dataset makes its Sm raise). Graphs are prepared outside the timed region on both sides. `SMMIL_NATIVE=0` in
 the environment measures our torch path, which has to reach 3x.
@@ -9,7 +8,7 @@ the environment measures our torch path, which has to reach 3x.
 from collections.abc import Sequence
 from functools import partial
 
-from bench.timing import Case, Step, make_parser, run, scale_of
+from bench.timing import Case, Step, make_parser, run
 from preprocessing.common.cli import guard
 
 # Instances -> smallest ratio of the forward pass to reach.
@@ -19,13 +18,7 @@ BOTH = 5.0
 
 
 def make(n: int, width: int, *, backward: bool) -> tuple[Step, Step]:
-    """Prepare both sides on the same matrix (n,width), graph and alpha.
-
-    Args:
-        n: instances.
-        width: columns.
-        backward: also the gradients of the matrix and of alpha.
-    """
+    """Prepare both sides on the same matrix (n,width), graph and alpha; `backward` adds the gradients of both."""
     import torch
     from torchmil.nn import Sm as PeerSm
 
@@ -57,9 +50,8 @@ def cases(scale: float) -> list[Case]:
     out = []
     for full, forward in SIZES.items():
         n = max(2, round(full * scale))
-        for kind, backward, target in (("forward", False, forward), ("both", True, BOTH)):
-            title = "forward + backward" if backward else "forward"
-            work = partial(make, n, WIDTH, backward=backward)
+        for kind, title, target in (("forward", "forward", forward), ("both", "forward + backward", BOTH)):
+            work = partial(make, n, WIDTH, backward=kind == "both")
             out.append(Case(f"{full // 1000}k/{kind}", f"Sm {title}, {n} x {WIDTH}", work, target))
     return out
 
@@ -67,7 +59,8 @@ def cases(scale: float) -> list[Case]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line."""
     arguments = make_parser("sm", __doc__).parse_args(argv)
-    return run(cases(scale_of(arguments)), arguments)
+    run(cases(arguments.scale), arguments)
+    return 0
 
 
 if __name__ == "__main__":
