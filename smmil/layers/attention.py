@@ -26,19 +26,7 @@ Bias = Callable[[int, int], Tensor]
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Bias | None = None, dropout: float = 0.0
 ) -> Tensor:
-    """Compute multi-head attention of one sequence.
-
-    Args:
-        q: (h,n,d).
-        k: (h,n,d).
-        v: (h,n,d').
-        scale: s.
-        bias: addend of the logits, or None.
-        dropout: probability, 0 outside training.
-
-    Returns:
-        (h,n,d').
-    """
+    """Compute multi-head attention of one sequence: q, k (h,n,d), v (h,n,d') -> (h,n,d')."""
     if bias is None and dropout == 0:
         return F.scaled_dot_product_attention(q[None], k[None], v[None], scale=scale)[0]
     heads, n, _ = q.shape
@@ -85,20 +73,9 @@ def packed_attention(
     biases: Sequence[Bias | None] | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Compute `attention` inside every bag.
+    """Compute `attention` inside every bag, rows `bounds[b]:bounds[b+1]`: q, k (M, h d), v (M, h d') -> (M, h d').
 
-    Args:
-        q: (M, h d).
-        k: (M, h d).
-        v: (M, h d').
-        bounds: B + 1 row numbers, bag b is `bounds[b]:bounds[b+1]`.
-        n_heads: h.
-        scale: s.
-        biases: one per bag, or None.
-        dropout: probability, 0 outside training.
-
-    Returns:
-        (M, h d').
+    `biases` has one addend per bag.
     """
     sizes = [stop - start for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
     parts = []
@@ -111,11 +88,7 @@ def packed_attention(
 
 
 def check_length(bounds: list[int], max_tokens: int, method: str) -> None:
-    """Check that quadratic attention ends in reasonable time.
-
-    Raises:
-        ValueError: a bag with more than `max_tokens` tokens.
-    """
+    """Raise a ValueError if quadratic attention would not end in reasonable time."""
     longest = max(stop - start for start, stop in zip(bounds[:-1], bounds[1:], strict=True))
     if longest > max_tokens:
         raise ValueError(

@@ -19,16 +19,7 @@ from torch.nn import functional as F
 
 
 def depthwise(x: Tensor, kernel: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Convolve every channel with its filter; differentiable once on a CPU.
-
-    Args:
-        x: (G,C,H,W).
-        kernel: (C,1,K,L), K and L odd.
-        bias: (C,).
-
-    Returns:
-        (G,C,H,W).
-    """
+    """Convolve every channel of x (G,C,H,W) with its filter: -> (G,C,H,W); differentiable once on a CPU."""
     if x.device.type != "cpu":
         return _convolve(x, kernel, bias)
     if torch.is_autocast_enabled("cpu"):

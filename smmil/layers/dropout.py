@@ -12,15 +12,7 @@ from torch.nn import functional as F
 
 
 def mask(like: Tensor, p: float) -> Tensor:
-    """Sample a mask: 0 with probability p, else 1 / (1 - p), which keeps the mean.
-
-    Args:
-        like: gives type and device; any shape.
-        p: probability, in [0,1].
-
-    Returns:
-        The shape and type of `like`.
-    """
+    """Sample a mask of any shape like a tensor: 0 with probability p, else 1 / (1 - p), which keeps the mean."""
     least, most = torch.iinfo(torch.int16).min, round(p * 2**16)
     if like.device.type != "cpu" or most == 2**16:
         return F.dropout(torch.ones_like(like), p)

@@ -18,12 +18,7 @@ from smmil.sm.operator import Graph, normalise_adjacency
 
 
 def plain_adjacency(neighbors: Tensor, *, dtype: torch.dtype = torch.float32) -> Graph:
-    """Return the 0/1 adjacency A (M,M) of a neighbour table; isolated nodes have a self loop.
-
-    Args:
-        neighbors: (M,K) int64, -1 padded, symmetric, no self.
-        dtype: of the weights.
-    """
+    """Return the 0/1 adjacency A (M,M) of a neighbour table (M,K); isolated nodes have a self loop."""
     graph = normalise_adjacency(neighbors, dtype=dtype)
     return Graph(graph.index, (graph.weight > 0).to(dtype), graph.self_weight)
 
@@ -48,24 +43,15 @@ class _Propagate(torch.autograd.Function):
         return ctx.graph.matmul(grad.contiguous()), None
 
 
-def chebyshev_basis(x: Tensor, graph: Graph, K: int, stretch: Tensor | float = 1.0) -> Tensor:
-    """Compute Z_0 = x, Z_1 = Lhat x, Z_k = 2 Lhat Z_(k-1) - Z_(k-2) for k < K, concatenated.
+def chebyshev_basis(x: Tensor, graph: Graph, K: int) -> Tensor:
+    """Compute Z_0 = x, Z_1 = Lhat x, Z_k = 2 Lhat Z_(k-1) - Z_(k-2) for k < K, side by side: (M,D) -> (M, K D).
 
-    Lhat = stretch (I - A_hat) - I with stretch = 2 / lambda_max; 1 gives Lhat = -A_hat.
-
-    Args:
-        x: (M,D).
-        graph: normalised adjacency A_hat.
-        K: number of polynomials, >= 1.
-        stretch: number, or (M,1) one value per row.
-
-    Returns:
-        (M, K D), the columns of Z_0 first.
+    Lhat = 2 L / lambda_max - I = L - I with L = I - A_hat and its bound lambda_max = 2.
     """
 
     def shifted(z: Tensor) -> Tensor:
         """Compute Lhat z: (M,D) -> (M,D)."""
-        return stretch * (z - propagate(z, graph)) - z
+        return (z - propagate(z, graph)) - z
 
     basis = [x, shifted(x)][:K]
     while len(basis) < K:
@@ -80,34 +66,11 @@ def chebyshev_reference(x: Tensor, lhat: Tensor, K: int) -> Tensor:
     return torch.cat([vectors @ (torch.cos(k * angle) * (vectors.T @ x)) for k in range(K)], 1)
 
 
-def largest_eigenvalue(graph: Graph, offsets: Tensor, *, max_nodes: int = 4096) -> Tensor:
-    """Return the largest eigenvalue of I - A_hat of the bag of each row (M,); 2 for bags without edges.
-
-    Raises:
-        ValueError: a bag larger than `max_nodes`, for which a dense eigenvalue problem is too large.
-    """
-    bounds, values = offsets.tolist(), []
-    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
-        if stop - start > max_nodes:
-            raise ValueError(
-                f"lambda_max 'exact': a bag has {stop - start} instances, the dense eigenvalue problem takes at most "
-                f"{max_nodes}; use the bound lambda_max = 2"
-            )
-        rows = slice(start, stop)
-        local = Graph(graph.index[rows] - start, graph.weight[rows], graph.self_weight[rows])
-        top = 1 - torch.linalg.eigvalsh(local.dense())[0]
-        values.append(torch.where(top < 1e-6, 2.0, top).expand(stop - start))
-    return torch.cat(values)
-
-
 class GEN(nn.Module):
     """GEN: out_i = MLP(x_i + sum_j a_ij m_j), m = ReLU(x) + 1e-7, a = softmax of t m_j over the neighbours j.
 
     The softmax is per channel. MLP = Linear(D, 2D), LayerNorm, ReLU, Linear(2D, D), without biases; t is learned and
     starts at 1.
-
-    Args:
-        width: D.
     """
 
     def __init__(self, width: int) -> None:
@@ -136,13 +99,7 @@ class GEN(nn.Module):
 
 
 def mincut_pool(s: Tensor, y: Tensor, graph: Graph, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Pool every bag by soft clusters.
-
-    Args:
-        s: (M,C) cluster weights, rows sum to 1.
-        y: (M,D) node features.
-        graph: adjacency A (0/1 or normalised).
-        offsets: (B+1,).
+    """Pool every bag's nodes y (M,D) by soft clusters s (M,C) on the adjacency A.
 
     Returns:
         X' = S^T Y (B,C,D), cut loss -tr(S^T A S) / tr(S^T D S) (B,), orthogonality loss

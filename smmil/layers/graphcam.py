@@ -77,13 +77,7 @@ class Trace:
 
 
 class Block(nn.Module):
-    """Pre-LN transformer block: qkv without bias, output Linear, GELU MLP.
-
-    Args:
-        width: D.
-        n_heads: heads.
-        ratio: of the MLP.
-    """
+    """Pre-LN transformer block: qkv without bias, output Linear, GELU MLP of `ratio` times the width."""
 
     def __init__(self, width: int, n_heads: int, ratio: int = 2) -> None:
         super().__init__()
@@ -115,11 +109,7 @@ class Block(nn.Module):
         return Trace(x, normed, q, k, v, logits, weights, values, attended, middle, normed_middle, hidden, out)
 
     def relevance(self, t: Trace, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Propagate relevance from the output to the attention weights.
-
-        Args:
-            t: trace of the forward pass.
-            r: (B,m,D), relevance of the first m output tokens; the others have none.
+        """Propagate the relevance r (B,m,D) of the first m output tokens, where the others have none.
 
         Returns:
             Relevance of the residual path (B,m,D), of the weights (B,h,m,n) and of the values (B,h,n,d).
@@ -155,7 +145,7 @@ def graphcam(
     rule: str = "lrp",
     seed: str = "logit",
 ) -> Tensor:
-    """Compute the rollout row of the class token.
+    """Compute the rollout row of the class token, the contribution of each other token to a positive logit.
 
     Args:
         blocks: of the transformer.
@@ -167,7 +157,7 @@ def graphcam(
             "one".
 
     Returns:
-        (B,n-1), >= 0: the contribution of each token to a positive logit, without gradient.
+        (B,n-1), >= 0, without gradient.
     """
     # The rules need gradients even if the caller has disabled them.
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(tokens.device.type, enabled=False):

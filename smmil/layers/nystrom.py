@@ -15,27 +15,22 @@ Shapes: (G,n,D) for G sequences of the same length n; the result of a sequence d
 """
 
 import math
-from typing import Literal, TypedDict
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from smmil.layers import check_choice
 from smmil.layers.depthwise import depthwise
 from smmil.layers.dropout import Dropout
 
 
 def iterative_pinv(a: Tensor, iterations: int = 6, count: Tensor | None = None) -> Tensor:
-    """Approximate the Moore-Penrose inverse, with one starting point per sequence.
+    """Approximate the Moore-Penrose inverse, (G,h,m,m) -> (G,h,m,m), with one starting point per sequence.
 
-    Args:
-        a: (G,h,m,m).
-        iterations: number of iterations.
-        count: (m,) how many equal rows and columns each one stands for, None = 1; a column of `a` and of the result is
-            the sum of its equal columns.
-
-    Returns:
-        (G,h,m,m).
+    `count` (m,) says how many equal rows and columns each one stands for, None = 1; a column of `a` and of the result
+    is the sum of its equal columns.
     """
     transposed = (a if count is None else a * (count[:, None] / count)).mT
     columns, rows = transposed.abs().sum(-1).amax((-2, -1)), a.abs().sum(-1).amax((-2, -1))
@@ -55,15 +50,9 @@ def landmarks(t: Tensor, m: int) -> Tensor:
 def nystrom(
     q: Tensor, k: Tensor, v: Tensor, m: int, iterations: int = 6, copies: int = 1
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Compute attention through m landmarks.
+    """Compute attention through m landmarks; the first segment stands for `copies` equal ones.
 
-    Args:
-        q: (G,h,n,d), already scaled by d^-1/2; n is a multiple of m.
-        k: (G,h,n,d).
-        v: (G,h,n,d).
-        m: landmarks.
-        iterations: of the pseudo-inverse.
-        copies: how many equal segments the first one stands for.
+    q, k and v are (G,h,n,d), q already scaled by d^-1/2; n is a multiple of m.
 
     Returns:
         Attended values (G,h,n,d) and the factors softmax(Q K_l^T) (G,h,n,m), pinv(softmax(Q_l K_l^T)) (G,h,m,m) and
@@ -89,8 +78,7 @@ class NystromOptions(TypedDict, total=False):
     n_landmarks: int
     pinv_iterations: int
     value_conv: int
-    out_proj: bool
-    small_bags: Literal["pad", "exact"]
+    small_bags: str
 
 
 class NystromAttention(nn.Module):
@@ -102,13 +90,9 @@ class NystromAttention(nn.Module):
         n_landmarks: m.
         pinv_iterations: of the pseudo-inverse.
         value_conv: kernel length of the depthwise value convolution (one filter per head), 0 = none.
-        out_proj: apply Linear(D, D) with bias and dropout to the concatenated heads.
         dropout: after the output projection.
         small_bags: what happens to sequences of at most m tokens: "pad" with zeros to m, as in the original, or "exact"
             attention.
-
-    Raises:
-        ValueError: another value of small_bags.
     """
 
     def __init__(
@@ -119,13 +103,11 @@ class NystromAttention(nn.Module):
         n_landmarks: int = 256,
         pinv_iterations: int = 6,
         value_conv: int = 33,
-        out_proj: bool = True,
         dropout: float = 0.0,
-        small_bags: Literal["pad", "exact"] = "pad",
+        small_bags: str = "pad",
     ) -> None:
         super().__init__()
-        if small_bags not in ("pad", "exact"):
-            raise ValueError(f"small_bags: found {small_bags!r}, expected 'pad' or 'exact'")
+        check_choice("small_bags", small_bags, "pad", "exact")
         self.n_heads, self.m, self.iterations = n_heads, n_landmarks, pinv_iterations
         self.exact = small_bags == "exact"
         self.qkv = nn.Linear(width, 3 * width, bias=False)
@@ -134,7 +116,7 @@ class NystromAttention(nn.Module):
             if value_conv
             else None
         )
-        self.out = nn.Sequential(nn.Linear(width, width), Dropout(dropout)) if out_proj else nn.Identity()
+        self.out = nn.Sequential(nn.Linear(width, width), Dropout(dropout))
 
     def padded_length(self, n: int) -> int:
         """Return a length, for few groups of equal lengths, to which zeros in front of n tokens change no result."""
@@ -143,14 +125,9 @@ class NystromAttention(nn.Module):
         return min(math.ceil(n / 16) * 16, math.ceil(n / self.m) * self.m)
 
     def forward(self, x: Tensor, *, with_row: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Attend inside every sequence.
+        """Attend inside every sequence: (G,n,D) -> (G,n,D).
 
-        Args:
-            x: (G,n,D).
-            with_row: also return the attention row of the first token.
-
-        Returns:
-            (G,n,D), and (G,n) the mean over heads of the first token's (approximate) attention to every token, or None.
+        The second result is None, or with `with_row` (G,n), the first token's (approximate) attention, mean over heads.
         """
         n = x.shape[1]
         q, k, v = self.qkv(x).view(len(x), n, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
+from smmil.layers import check_choice
 from smmil.layers.segments import plain_softmax, segment_softmax, weighted_sum
 from smmil.sm.operator import Graph, Sm
 
@@ -26,19 +27,9 @@ def attend_reference(f: Tensor, h: Tensor, offsets: Tensor) -> Tensor:
 
 
 def embedding(in_features: int, width: int = 512, act: str = "gelu") -> nn.Sequential:
-    """Build the common embedding (M,P) -> (M,D): Linear(P, D) and an activation.
-
-    Args:
-        in_features: P.
-        width: D.
-        act: "gelu", "relu" or "none".
-
-    Raises:
-        ValueError: another activation.
-    """
+    """Build the common embedding (M,P) -> (M,D): Linear(P, D) and an activation."""
     acts: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "none": nn.Identity}
-    if act not in acts:
-        raise ValueError(f"embed_act: found {act!r}, expected one of {', '.join(acts)}")
+    check_choice("embed_act", act, *acts)
     return nn.Sequential(nn.Linear(in_features, width), acts[act]())
 
 
@@ -52,9 +43,6 @@ class AttentionPool(nn.Module):
         sm: the Sm module, or None.
         placement: where Sm acts: "early" (Equation 12: on H), "mid" (11: before tanh), "late" (10: on f).
         spectral: normalise the layers after Sm spectrally: early W and w, mid w, late none.
-
-    Raises:
-        ValueError: an unknown placement.
     """
 
     def __init__(
@@ -68,8 +56,7 @@ class AttentionPool(nn.Module):
         spectral: bool = True,
     ) -> None:
         super().__init__()
-        if placement not in ("early", "mid", "late"):
-            raise ValueError(f"placement: found {placement!r}, expected 'early', 'mid' or 'late'")
+        check_choice("placement", placement, "early", "mid", "late")
         self.W = nn.Linear(width, attention_dim)
         self.w = nn.Linear(attention_dim, 1, bias=False)
         self.gate = nn.Linear(width, attention_dim) if gated else None
@@ -83,16 +70,7 @@ class AttentionPool(nn.Module):
                     spectral_norm(self.gate)
 
     def forward(self, h: Tensor, offsets: Tensor, graph: Graph | None = None) -> tuple[Tensor, Tensor]:
-        """Pool every bag.
-
-        Args:
-            h: (M,D).
-            offsets: (B+1,).
-            graph: needed when the pool has Sm.
-
-        Returns:
-            Attention values before the softmax f (M,), bag embeddings z (B,D).
-        """
+        """Pool every bag, h (M,D): -> attention values before the softmax f (M,), bag embeddings z (B,D)."""
         if self.sm is None or graph is None:
             f = self._score(torch.tanh(self.W(h)), h)
         elif self.placement == "early":

@@ -71,15 +71,7 @@ def segment_rank(values: Tensor, offsets: Tensor) -> Tensor:
 
 
 def segment_softmax(f: Tensor, offsets: Tensor) -> Tensor:
-    """Compute the softmax inside each bag, after subtracting its maximum.
-
-    Args:
-        f: (M,) attention values.
-        offsets: (B+1,).
-
-    Returns:
-        (M,) weights that sum to 1 in every bag.
-    """
+    """Compute the softmax inside each bag, after subtracting its maximum: (M,) -> (M,)."""
     bags = bag_index(offsets, len(f))
     # A constant does not change the softmax, so the maximum needs no gradient.
     top = torch.segment_reduce(f.detach(), "max", offsets=offsets, axis=0)

@@ -17,11 +17,7 @@ MODEL_QUIRKS = frozenset({"sm_alpha_rule", "sm_alpha_param", "softmax", "graph_i
 
 
 def model_factory(key: str) -> Callable[..., MILModel]:
-    """Import the class or function that builds a method.
-
-    Raises:
-        ValueError: the method is not registered.
-    """
+    """Import the class or function that builds a registered method."""
     module, _, name = get_method(key).build.partition(":")
     factory: Callable[..., MILModel] = getattr(import_module(module), name)
     return factory
@@ -55,13 +51,7 @@ def build_model(
         model = factory(in_features, pos_weight=pos_weight, **{**fixed, **options})
     except TypeError as error:
         raise ValueError(f"method {key!r}: {error}; check its options") from error
-    if quirks:
-        _use_released(model, frozenset(quirks))
-    return model
-
-
-def _use_released(model: MILModel, quirks: frozenset[str]) -> None:
-    for module in model.modules():
+    for module in model.modules() if quirks else ():
         if isinstance(module, Sm):
             module.use_released(
                 swapped="sm_alpha_rule" in quirks,
@@ -70,6 +60,7 @@ def _use_released(model: MILModel, quirks: frozenset[str]) -> None:
             )
         elif isinstance(module, AttentionPool):
             module.plain_softmax = "softmax" in quirks
+    return model
 
 
 __all__ = ["MODEL_QUIRKS", "MILModel", "Output", "build_model"]

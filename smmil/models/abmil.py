@@ -16,14 +16,7 @@ from smmil.models.base import BaseOptions, MILModel, Output
 
 
 class ABMIL(MILModel):
-    """Attention-based MIL.
-
-    Args:
-        in_features: number of features of an instance, P.
-        attention_dim: width of the attention's hidden layer, L.
-        gated: use the gated attention of the same publication; the paper builds on the plain one.
-        base: see `MILModel`.
-    """
+    """Attention-based MIL; the paper builds on the plain attention, `gated` is the other one of the publication."""
 
     def __init__(
         self, in_features: int, *, attention_dim: int = 128, gated: bool = False, **base: Unpack[BaseOptions]

@@ -2,6 +2,13 @@
 
 Shapes: a batch packs B bags of M instances in all. Features (M,P) are embedded to H (M,D); `bag_logit` is (B,) and
 `instance_score` (M,). Embedding: paper, Section 3.
+
+Arguments that methods share and their classes do not explain again:
+
+- `in_features` P; `width` D; `attention_dim` L, the hidden width of the attention; `gated` f = w^T (tanh(V h) *
+  sigmoid(U h)) for f = w^T tanh(V h).
+- methods with Sm: `alpha` "trainable" (0.5 at the start) or a fixed number in [0,1), `T` steps or "exact",
+  `spectral_norm` of the layers right after Sm.
 """
 
 from abc import ABC, abstractmethod
@@ -55,9 +62,6 @@ class MILModel(nn.Module, ABC):
         width: D of the embedding.
         embed_act: activation of the embedding, "gelu", "relu" or "none".
         pos_weight: weight of positive bags in the cross entropy (n_neg / n_pos), None = 1.
-
-    Raises:
-        ValueError: an unknown activation.
     """
 
     needs: frozenset[str] = frozenset()
@@ -75,22 +79,10 @@ class MILModel(nn.Module, ABC):
         """Compute bag logits (B,) and instance scores (M,) of a batch with x (M,P)."""
 
     def start_epoch(self, epoch: int) -> None:  # noqa: B027
-        """Prepare for an epoch; the training loop calls this at every start and resume, for methods with a schedule.
-
-        Args:
-            epoch: counted from 1.
-        """
+        """Prepare for an epoch (from 1); called at every start and resume, for methods with a schedule."""
 
     def loss(self, batch: BagBatch, output: Output) -> dict[str, Tensor]:
-        """Compute the named loss terms, weighted scalars whose sum training minimises.
-
-        Args:
-            batch: labelled bags, y (B,).
-            output: of `forward` on the same batch, bag_logit (B,).
-
-        Returns:
-            {"bce": mean over bags}, and the terms that a method adds.
-        """
+        """Compute the named loss terms, weighted scalars whose sum training minimises; "bce" is the mean over bags."""
         return {"bce": self.bag_loss(output.bag_logit, batch.y)}
 
     def bag_loss(self, logit: Tensor, y: Tensor) -> Tensor:

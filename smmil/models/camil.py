@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding_bag, pad
 
 from smmil.data.batch import BagBatch
+from smmil.layers import check_choice
 from smmil.layers.nystrom import NystromAttention, NystromOptions
 from smmil.layers.pooling import AttentionPool, attend
 from smmil.layers.segments import segment_softmax
-from smmil.models.base import MILModel, Output, graph_of
+from smmil.models.base import MILModel, Output
 
 
 @torch.no_grad()
@@ -42,16 +43,7 @@ def neighbour_weights(
 ) -> Tensor:
     """Compute w = softmax over each bag of sum_j q_i . k_j s_ij / sqrt d, by sum_j q_i . k_j s_ij = q_i . (S k)_i.
 
-    Args:
-        q: (M,d).
-        k: (M,d).
-        neighbors: (M,K) -1 padded.
-        similarity: (M,K) s_ij, 0 on padding.
-        self_similarity: (M,) s_ii.
-        offsets: (B+1,).
-
-    Returns:
-        (M,), sums to 1 in every bag.
+    q and k are (M,d); the neighbours (M,K) are padded with -1, where the similarity (M,K) is 0; s_ii and w are (M,).
     """
     mixed = embedding_bag(neighbors.clamp(min=0), k, mode="sum", per_sample_weights=similarity.to(k.dtype))
     mixed = mixed + self_similarity.to(k.dtype)[:, None] * k
@@ -76,22 +68,11 @@ class CAMIL(MILModel):
     """Context-aware MIL.
 
     Args:
-        in_features: P.
         code: "published" equations, or "released_without_convolution": values from H, the released fusion, attention
             from m, and `value_conv` 0 unless given. The released convolution runs across heads, not along the sequence.
-        graph: "similarity" of raw features, or "normalised" = A_hat without self weights.
-        prenorm: LayerNorm before the Nystrom layer.
-        gated: use gated attention values.
         key_dim: width of q and k.
-        attention_dim: L.
         dropout: after the output projection of the Nystrom layer.
-        width: see `MILModel`.
-        embed_act: see `MILModel`.
-        pos_weight: see `MILModel`.
         nystrom: see `NystromAttention`.
-
-    Raises:
-        ValueError: another code or graph.
     """
 
     needs = frozenset({"neighbors"})
@@ -101,9 +82,6 @@ class CAMIL(MILModel):
         in_features: int,
         *,
         code: str = "published",
-        graph: str = "similarity",
-        prenorm: bool = False,
-        gated: bool = True,
         key_dim: int = 256,
         attention_dim: int = 128,
         dropout: float = 0.0,
@@ -113,25 +91,22 @@ class CAMIL(MILModel):
         **nystrom: Unpack[NystromOptions],
     ) -> None:
         super().__init__(in_features, width=width, embed_act=embed_act, pos_weight=pos_weight)
-        if code not in ("published", "released_without_convolution"):
-            raise ValueError(f"code: found {code!r}, expected 'published' or 'released_without_convolution'")
-        if graph not in ("similarity", "normalised"):
-            raise ValueError(f"graph: found {graph!r}, expected 'similarity' or 'normalised'")
-        self.released, self.graph = code != "published", graph
+        check_choice("code", code, "published", "released_without_convolution")
+        self.released = code != "published"
         if self.released:
             nystrom.setdefault("value_conv", 0)
-        self.norm = nn.LayerNorm(width) if prenorm else nn.Identity()
         self.transformer = NystromAttention(width, dropout=dropout, **nystrom)
         self.q, self.k = (nn.Linear(width, key_dim, bias=False) for _ in range(2))
         self.v = nn.Linear(width, width)
-        self.pool = AttentionPool(width, attention_dim, gated=gated)
+        self.pool = AttentionPool(width, attention_dim, gated=True)
         self.classifier = nn.Linear(width, 1)
 
     def forward(self, batch: BagBatch) -> Output:
         """Compute bag_logit (B,) and instance_score f (M,) of x (M,P) and the graph."""
         h = self.embed(batch.x)
-        t = h + self._global(self.norm(h), batch)
-        weight = neighbour_weights(self.q(t), self.k(t), batch.neighbors, *self._similarity(batch), batch.offsets)
+        t = h + self._global(h, batch)
+        similarity = feature_similarity(batch.x, batch.neighbors)
+        weight = neighbour_weights(self.q(t), self.k(t), batch.neighbors, *similarity, batch.offsets)
         local = weight[:, None] * self.v(h if self.released else t)
         m = fuse(local, t, released=self.released)
         f, z = self.pool(m if self.released else t, batch.offsets)
@@ -151,9 +126,3 @@ class CAMIL(MILModel):
             for bag, attended in zip(members, out, strict=True):
                 parts[bag] = attended[length - sizes[bag] :]
         return torch.cat(parts)
-
-    def _similarity(self, batch: BagBatch) -> tuple[Tensor, Tensor]:
-        if self.graph == "similarity":
-            return feature_similarity(batch.x, batch.neighbors)
-        graph = graph_of(batch)
-        return graph.weight, graph.self_weight

@@ -19,13 +19,12 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm as normalise
 
 from smmil.data.batch import BagBatch
+from smmil.layers import check_choice
 from smmil.layers.dropout import Dropout
 from smmil.layers.pooling import attend
 from smmil.layers.segments import segment_rank
 from smmil.models.base import BaseOptions, MILModel, Output, smoother
 from smmil.sm.operator import Sm
-
-INSTANCE_LOSSES = ("ce", "svm")
 
 
 class ClamAttention(nn.Module):
@@ -58,23 +57,14 @@ class CLAM(MILModel):
     """CLAM_SB and CLAM_MB.
 
     Args:
-        in_features: P.
         multi_branch: MB, one attention branch and one classifier per class.
         k: largest number of instances per cluster.
         bag_weight: weight of the bag loss; the instance loss has 1 - bag_weight.
         inst_loss: "ce", or "svm" = the smooth top-1 SVM of the CLAM publication (margin 1, temperature 1).
         subtyping: also push the most attended instances out of the other class, halving the instance loss.
         sm: Sm on H; SmCLAM has it.
-        alpha: "trainable" (0.5 at the start) or a fixed number in [0,1).
-        T: steps of Sm, or "exact".
-        spectral_norm: normalise the attention layers when `sm`.
         attention_dim: 256 = small, 384 = big.
-        gated: use gated attention.
         dropout: after the embedding and on both gates.
-        base: see `MILModel`.
-
-    Raises:
-        ValueError: an unknown instance loss, k < 0 or a bag weight outside [0,1].
     """
 
     def __init__(
@@ -96,8 +86,7 @@ class CLAM(MILModel):
         **base: Unpack[BaseOptions],
     ) -> None:
         super().__init__(in_features, **base)
-        if inst_loss not in INSTANCE_LOSSES:
-            raise ValueError(f"inst_loss: found {inst_loss!r}, expected one of {', '.join(INSTANCE_LOSSES)}")
+        check_choice("inst_loss", inst_loss, "ce", "svm")
         if k < 0 or not 0 <= bag_weight <= 1:
             raise ValueError(f"found k = {k} and bag_weight = {bag_weight}, expected k >= 0 and a weight in [0, 1]")
         self.k, self.bag_weight, self.inst_loss, self.subtyping = k, bag_weight, inst_loss, subtyping
@@ -123,26 +112,21 @@ class CLAM(MILModel):
 
     def loss(self, batch: BagBatch, output: Output) -> dict[str, Tensor]:
         """Return {"bce": weighted bag loss, "instance": weighted clustering loss}, scalars, means over bags."""
-        clusters = self.instance_loss(batch, output)
         return {
             "bce": self.bag_weight * self.bag_loss(output.bag_logit, batch.y),
-            "instance": (1 - self.bag_weight) * clusters.mean(),
+            "instance": (1 - self.bag_weight) * self.instance_loss(batch, output).mean(),
         }
 
     def instance_loss(self, batch: BagBatch, output: Output) -> Tensor:
         """Compute the clustering loss of each bag (B,), 0 where N = 1. Targets come from attention, not predictions."""
-        true = batch.y.long()
-        loss = self._in_class(batch, output, true)
-        return (loss + self._out_of_class(batch, output, 1 - true)) / 2 if self.subtyping else loss
-
-    def _in_class(self, batch: BagBatch, output: Output, label: Tensor) -> Tensor:
-        top, bottom = self.clusters(batch, output, label)
+        true, other = batch.y.long(), 1 - batch.y.long()
+        top, bottom = self.clusters(batch, output, true)
         rows = (top | bottom).nonzero()[:, 0]
-        return self._bag_means(batch, output, label, rows, top[rows].long())
-
-    def _out_of_class(self, batch: BagBatch, output: Output, label: Tensor) -> Tensor:
-        rows = self.clusters(batch, output, label)[0].nonzero()[:, 0]
-        return self._bag_means(batch, output, label, rows, torch.zeros_like(rows))
+        loss = self._bag_means(batch, output, true, rows, top[rows].long())
+        if self.subtyping:
+            rows = self.clusters(batch, output, other)[0].nonzero()[:, 0]
+            loss = (loss + self._bag_means(batch, output, other, rows, torch.zeros_like(rows))) / 2
+        return loss
 
     def clusters(self, batch: BagBatch, output: Output, label: Tensor) -> tuple[Tensor, Tensor]:
         """Return two (M,) bool: the k most and the k least attended instances by the branch of `label` (B,)."""
@@ -153,6 +137,7 @@ class CLAM(MILModel):
         return rank < k[bags], rank >= (sizes - k)[bags]
 
     def _bag_means(self, batch: BagBatch, output: Output, label: Tensor, rows: Tensor, target: Tensor) -> Tensor:
+        """Average over each bag (B,) the losses of some rows (R,) in the instance classifier of the bag's `label`."""
         bags = batch.bag_index[rows]
         # Features may come from a forward pass in half precision; losses use the precision of the weights.
         h = output.extra["h"][rows].to(self.instance_classifiers.weight.dtype)
@@ -165,15 +150,9 @@ class CLAM(MILModel):
 
 
 def instance_losses(logits: Tensor, target: Tensor, kind: str) -> Tensor:
-    """Compute the loss of every instance.
+    """Compute the loss of every instance from logits (R,2) and targets (R,) in {0,1}: -> (R,).
 
-    Args:
-        logits: (R,2).
-        target: (R,) in {0,1}.
-        kind: "ce", or "svm": softplus(1 - (s_target - s_other)), the smooth top-1 SVM for two classes.
-
-    Returns:
-        (R,).
+    "ce", or "svm": softplus(1 - (s_target - s_other)), the smooth top-1 SVM for two classes.
     """
     if kind == "ce":
         return F.cross_entropy(logits, target, reduction="none")

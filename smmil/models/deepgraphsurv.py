@@ -11,31 +11,23 @@ Shapes: (M,P) and the graph -> bag_logit (B,), instance_score (M,).
 """
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from smmil.data.batch import BagBatch
-from smmil.layers.graph_layers import chebyshev_basis, largest_eigenvalue, propagate
+from smmil.layers import check_choice
+from smmil.layers.graph_layers import chebyshev_basis, propagate
 from smmil.layers.pooling import attend
 from smmil.models.base import MILModel, Output, graph_of
-from smmil.sm.operator import Graph
 
 
 class DeepGraphSurv(MILModel):
     """Chebyshev convolutions for representation and attention.
 
     Args:
-        in_features: P.
         variant: "chebyshev" or "propagation".
         K: Chebyshev polynomials.
-        lambda_max: "bound" = 2, or "exact" = largest eigenvalue of each bag's Laplacian (small bags).
         n_steps: propagation steps of the variant.
-        attention_dim: L.
         embed_act: activation of the embedding; None = "gelu", "relu" for the variant.
-        width: D.
-        pos_weight: see `MILModel`.
-
-    Raises:
-        ValueError: an unknown variant or lambda_max, K < 1.
     """
 
     needs = frozenset({"neighbors"})
@@ -46,7 +38,6 @@ class DeepGraphSurv(MILModel):
         *,
         variant: str = "chebyshev",
         K: int = 5,
-        lambda_max: str = "bound",
         n_steps: int = 3,
         attention_dim: int = 128,
         embed_act: str | None = None,
@@ -57,11 +48,8 @@ class DeepGraphSurv(MILModel):
         super().__init__(in_features, width=width, embed_act=act, pos_weight=pos_weight)
         if K < 1:
             raise ValueError(f"K: found {K}, expected a number of Chebyshev polynomials >= 1")
-        if variant not in ("chebyshev", "propagation"):
-            raise ValueError(f"variant: found {variant!r}, expected 'chebyshev' or 'propagation'")
-        if lambda_max not in ("bound", "exact"):
-            raise ValueError(f"lambda_max: found {lambda_max!r}, expected 'bound' or 'exact'")
-        self.variant, self.K, self.lambda_max, self.n_steps = variant, K, lambda_max, n_steps
+        check_choice("variant", variant, "chebyshev", "propagation")
+        self.variant, self.K, self.n_steps = variant, K, n_steps
         if variant == "chebyshev":
             self.represent = nn.Linear(K * width, width, bias=False)
             self.attention = nn.Linear(K * width, attention_dim, bias=False)
@@ -75,7 +63,7 @@ class DeepGraphSurv(MILModel):
         graph, h = graph_of(batch), self.embed(batch.x)
         if self.variant == "chebyshev":
             # Both branches filter the same signal, so they share its polynomials.
-            basis = chebyshev_basis(h, graph, self.K, self._stretch(graph, batch.offsets))
+            basis = chebyshev_basis(h, graph, self.K)
             represented, attended = torch.relu(self.represent(basis)), torch.relu(self.attention(basis))
         else:
             for _ in range(self.n_steps):
@@ -84,6 +72,3 @@ class DeepGraphSurv(MILModel):
             represented, attended = h, torch.relu(propagate(linear, graph) + linear)
         f = self.w(attended)[:, 0]
         return Output(self.classifier(attend(f, represented, batch.offsets))[:, 0], f)
-
-    def _stretch(self, graph: Graph, offsets: Tensor) -> Tensor | float:
-        return 1.0 if self.lambda_max == "bound" else 2 / largest_eigenvalue(graph, offsets)[:, None]

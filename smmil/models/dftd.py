@@ -24,32 +24,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smmil.data.batch import BagBatch
+from smmil.layers import check_choice
 from smmil.layers.pooling import AttentionPool
 from smmil.layers.segments import bag_index, segment_rank, segment_softmax
 from smmil.models.base import BaseOptions, MILModel, Output, smoother
 from smmil.sm.operator import Graph, Sm, normalise_adjacency
-
-DISTILS = ("afs", "maxmin", "max")
 
 
 class DFTD(MILModel):
     """DTFD-MIL.
 
     Args:
-        in_features: P.
         n_pseudo: G, pseudo-bags per bag.
         distill: "afs" = pooled vectors; "maxmin" / "max" = the `k` instances of highest and lowest / highest CAM.
         k: instances per pseudo-bag and side that "maxmin" and "max" select.
-        eval_splits: splits whose mean probability is the prediction.
         sm: Sm on the pseudo-bags; SmDFTD has it.
-        alpha: "trainable" (0.5 at the start) or a fixed number in [0,1).
-        T: steps of Sm, or "exact".
-        spectral_norm: normalise tier 1's attention layers when `sm`.
         attention_dim: of both tiers.
         base: see `MILModel`; `pos_weight` weighs both tiers.
-
-    Raises:
-        ValueError: an unknown distillation, or a count below 1.
     """
 
     def __init__(
@@ -59,7 +50,6 @@ class DFTD(MILModel):
         n_pseudo: int = 4,
         distill: str = "afs",
         k: int = 1,
-        eval_splits: int = 1,
         sm: bool = False,
         alpha: float | str = "trainable",
         T: int | str = 10,
@@ -68,30 +58,23 @@ class DFTD(MILModel):
         **base: Unpack[BaseOptions],
     ) -> None:
         super().__init__(in_features, **base)
-        if distill not in DISTILS:
-            raise ValueError(f"distill: found {distill!r}, expected one of {', '.join(DISTILS)}")
-        if min(n_pseudo, k, eval_splits) < 1:
-            raise ValueError(f"found n_pseudo {n_pseudo}, k {k}, eval_splits {eval_splits}; expected at least 1 each")
-        self.n_pseudo, self.distill, self.k, self.eval_splits = n_pseudo, distill, k, eval_splits
-        width = self.width
+        check_choice("distill", distill, "afs", "maxmin", "max")
+        if min(n_pseudo, k) < 1:
+            raise ValueError(f"found n_pseudo {n_pseudo} and k {k}, expected at least 1 each")
+        self.n_pseudo, self.distill, self.k = n_pseudo, distill, k
         self.needs = frozenset({"neighbors"} if sm else ())
         smooth = Sm(alpha, T) if sm else None
-        self.pool = AttentionPool(width, attention_dim, gated=True, sm=smooth, spectral=spectral_norm)
-        self.classifier = nn.Linear(width, 1)
-        self.bag_pool = AttentionPool(width, attention_dim, gated=True)
-        self.bag_classifier = nn.Linear(width, 1)
+        self.pool = AttentionPool(self.width, attention_dim, gated=True, sm=smooth, spectral=spectral_norm)
+        self.classifier = nn.Linear(self.width, 1)
+        self.bag_pool = AttentionPool(self.width, attention_dim, gated=True)
+        self.bag_classifier = nn.Linear(self.width, 1)
 
     def forward(self, batch: BagBatch) -> Output:
         """Compute bag_logit (B,) and instance_score c h_i (M,) of x (M,P)."""
         h = self.embed(batch.x)
         score = smoother(self.pool.sm, batch)(F.linear(h, self.classifier.weight))
-        if self.training:
-            logit, extra = self._tiers(h, batch, torch.rand(len(h), device=h.device))
-        else:
-            logit, extra = self._tiers(h, batch, split_keys(batch, 0))
-            if self.eval_splits > 1:
-                further = [self._tiers(h, batch, split_keys(batch, i))[0] for i in range(1, self.eval_splits)]
-                logit = mean_probability(torch.stack([logit, *further]))
+        keys = torch.rand(len(h), device=h.device) if self.training else split_keys(batch)
+        logit, extra = self._tiers(h, batch, keys)
         return Output(logit, score[:, 0], extra)
 
     def score_reference(self, batch: BagBatch) -> Tensor:
@@ -110,6 +93,7 @@ class DFTD(MILModel):
         return {"bce": self.bag_loss(output.bag_logit, batch.y), "pseudo": (weight * losses).sum()}
 
     def _tiers(self, h: Tensor, batch: BagBatch, keys: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the bag logits (B,) of embedded instances (M,D) that are split by their keys (M,), and the extra."""
         order, offsets, groups = split_bags(batch, keys, self.n_pseudo)
         graph = None if self.pool.sm is None else induced_graph(batch, order, offsets)
         h = h[order]
@@ -137,12 +121,7 @@ class DFTD(MILModel):
 
 
 def split_bags(batch: BagBatch, keys: Tensor, n_pseudo: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Cut every bag, ordered by its keys, into G = min(n_pseudo, N) parts; the first N mod G get one more.
-
-    Args:
-        batch: B bags of M rows.
-        keys: (M,) numbers; their descending order inside a bag is the permutation.
-        n_pseudo: G.
+    """Cut every bag, in descending order of its keys (M,), into G = min(n_pseudo, N) parts; N mod G get one more.
 
     Returns:
         order (M,): row of the batch at each place, pseudo-bag by pseudo-bag; offsets (sum G + 1,) of the pseudo-bags;
@@ -158,9 +137,9 @@ def split_bags(batch: BagBatch, keys: Tensor, n_pseudo: int) -> tuple[Tensor, Te
     return order, _bounds(sizes), groups
 
 
-def split_keys(batch: BagBatch, split: int) -> Tensor:
-    """Hash (split, bag id, row in the bag) to (M,) int64, a fixed permutation of each bag."""
-    seeds = [zlib.crc32(f"{split}/{bag_id}".encode()) for bag_id in batch.bag_ids]
+def split_keys(batch: BagBatch) -> Tensor:
+    """Hash (bag id, row in the bag) to (M,) int64, a fixed permutation of each bag."""
+    seeds = [zlib.crc32(f"0/{bag_id}".encode()) for bag_id in batch.bag_ids]
     bags = batch.bag_index
     rows = torch.arange(len(bags), device=bags.device) - batch.offsets[bags]
     keys = (torch.tensor(seeds, device=bags.device)[bags] << 31) + rows
@@ -178,11 +157,6 @@ def induced_graph(batch: BagBatch, order: Tensor, offsets: Tensor) -> Graph:
     inside = (neighbors >= 0) & (pseudo[target] == pseudo[:, None])
     weight = None if batch.edge_weight is None else batch.edge_weight[order]
     return normalise_adjacency(torch.where(inside, target, -1), weight, dtype=batch.x.dtype)
-
-
-def mean_probability(logits: Tensor) -> Tensor:
-    """Compute the logit of the mean of S probabilities: logits (S,B) -> (B,)."""
-    return F.logsigmoid(logits).logsumexp(0) - F.logsigmoid(-logits).logsumexp(0)
 
 
 def _bounds(counts: Tensor) -> Tensor:

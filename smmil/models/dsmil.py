@@ -19,34 +19,24 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm as normalise
 
 from smmil.data.batch import BagBatch
+from smmil.layers import check_choice
 from smmil.layers.segments import segment_rank, segment_softmax, weighted_sum
 from smmil.models.base import BaseOptions, MILModel, Output, smoother
 from smmil.sm.operator import Sm
-
-PREDICTIONS = ("bag", "average")
-SCORES = ("instance", "attention")
 
 
 class DSMIL(MILModel):
     """Dual-stream MIL.
 
     Args:
-        in_features: P.
         nonlinear_q: query of two layers; False = one linear layer.
         passing_v: use values ReLU(Linear(h)) instead of h.
-        predict: "bag" = logit of the bag stream, "average" = mean of both streams' logits.
         score: "instance" = s_i, "attention" = q_i q_m / sqrt(q_dim), before the softmax.
         q_dim: width of the query.
         bag_weight: weight of the bag stream's loss.
         instance_weight: weight of the critical instance's loss.
         sm: Sm on H; SmDSMIL has it.
-        alpha: "trainable" (0.5 at the start) or a fixed number in [0,1).
-        T: steps of Sm, or "exact".
-        spectral_norm: normalise the query layers when `sm`.
         base: see `MILModel`; `pos_weight` weighs both losses, as both compare with the bag label.
-
-    Raises:
-        ValueError: an unknown `predict` or `score`.
     """
 
     def __init__(
@@ -55,7 +45,6 @@ class DSMIL(MILModel):
         *,
         nonlinear_q: bool = True,
         passing_v: bool = False,
-        predict: str = "bag",
         score: str = "instance",
         q_dim: int = 128,
         bag_weight: float = 0.5,
@@ -67,13 +56,8 @@ class DSMIL(MILModel):
         **base: Unpack[BaseOptions],
     ) -> None:
         super().__init__(in_features, **base)
-        if predict not in PREDICTIONS or score not in SCORES:
-            raise ValueError(
-                f"found predict = {predict!r} and score = {score!r}, expected one of {', '.join(PREDICTIONS)} and one"
-                f" of {', '.join(SCORES)}"
-            )
-        self.predict, self.score = predict, score
-        self.bag_weight, self.instance_weight = bag_weight, instance_weight
+        check_choice("score", score, "instance", "attention")
+        self.score, self.bag_weight, self.instance_weight = score, bag_weight, instance_weight
         self.instance = nn.Linear(self.width, 1)
         self.query = nn.Linear(self.width, q_dim)
         self.query_2 = nn.Linear(q_dim, q_dim) if nonlinear_q else None
@@ -97,10 +81,8 @@ class DSMIL(MILModel):
         a = segment_softmax(f, offsets)
         weight, values = (smooth(a[:, None])[:, 0], h) if self.value is None else (a, torch.relu(self.value(smooth(h))))
         z = weighted_sum(weight, values, offsets)
-        bag, top = self.classifier(z)[:, 0], s[critical]
-        logit = bag if self.predict == "bag" else (bag + top) / 2
         score = s if self.score == "instance" else f
-        return Output(logit, score, {"bag": bag, "critical": top, "critical_row": critical})
+        return Output(self.classifier(z)[:, 0], score, {"critical": s[critical], "critical_row": critical})
 
     def forward_reference(self, batch: BagBatch) -> Output:
         """Compute bag_logit (B,) and instance_score s (M,) as written: H <- Sm(H), then both streams bag by bag."""
@@ -115,10 +97,10 @@ class DSMIL(MILModel):
 
     def loss(self, batch: BagBatch, output: Output) -> dict[str, Tensor]:
         """Return {"bce": weighted loss of the bag stream, "critical": that of the critical instances}, scalars."""
-        # The streams may come from a forward pass in half precision; the caller converts only the bag logit.
-        bag, critical = (output.extra[key].to(output.bag_logit.dtype) for key in ("bag", "critical"))
+        # The critical logits may have half precision; the caller converts only the bag logit.
+        critical = output.extra["critical"].to(output.bag_logit.dtype)
         return {
-            "bce": self.bag_weight * self.bag_loss(bag, batch.y),
+            "bce": self.bag_weight * self.bag_loss(output.bag_logit, batch.y),
             "critical": self.instance_weight * self.bag_loss(critical, batch.y),
         }
 

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smmil.data.batch import BagBatch
+from smmil.layers import check_choice
 from smmil.layers.graph_layers import mincut_pool, plain_adjacency, propagate
 from smmil.layers.graphcam import Block, graphcam
 from smmil.layers.segments import bag_index
-from smmil.models.base import BaseOptions, MILModel, Output, graph_of
+from smmil.models.base import BaseOptions, MILModel, Output
 from smmil.sm.operator import Graph
 
 
@@ -29,21 +30,13 @@ class GTP(MILModel):
     """Graph-transformer.
 
     Args:
-        in_features: P.
-        adjacency: "binary" or "normalised" (A_hat).
         relevance: "lrp", or "attention" (GraphCAM with attention weights in place of relevance; cheap).
         seed: of GraphCAM, "logit" or "one".
-        score_in_training: compute GraphCAM in training mode too, where it costs more than the step; otherwise scores
-            are 0 there.
         n_clusters: C.
         hidden: D of graph layer and transformer.
         depth: blocks.
         n_heads: of a block.
         mlp_ratio: of a block.
-        base: see `MILModel`.
-
-    Raises:
-        ValueError: another adjacency, relevance or seed.
     """
 
     needs = frozenset({"neighbors"})
@@ -52,10 +45,8 @@ class GTP(MILModel):
         self,
         in_features: int,
         *,
-        adjacency: str = "binary",
         relevance: str = "lrp",
         seed: str = "logit",
-        score_in_training: bool = False,
         n_clusters: int = 100,
         hidden: int = 64,
         depth: int = 3,
@@ -64,14 +55,9 @@ class GTP(MILModel):
         **base: Unpack[BaseOptions],
     ) -> None:
         super().__init__(in_features, **base)
-        if adjacency not in ("binary", "normalised"):
-            raise ValueError(f"adjacency: found {adjacency!r}, expected 'binary' or 'normalised'")
-        if relevance not in ("lrp", "attention"):
-            raise ValueError(f"relevance: found {relevance!r}, expected 'lrp' or 'attention'")
-        if seed not in ("logit", "one"):
-            raise ValueError(f"seed: found {seed!r}, expected 'logit' or 'one'")
-        self.adjacency, self.relevance, self.seed = adjacency, relevance, seed
-        self.score_in_training = score_in_training
+        check_choice("relevance", relevance, "lrp", "attention")
+        check_choice("seed", seed, "logit", "one")
+        self.relevance, self.seed = relevance, seed
         self.conv = nn.Linear(self.width, hidden)
         self.bn = nn.BatchNorm1d(hidden)
         self.assign = nn.Linear(hidden, n_clusters)
@@ -87,8 +73,8 @@ class GTP(MILModel):
         for block in self.blocks:
             x = block(x)
         logit = self.classifier(self.norm(x)[:, 0])[:, 0]
-        scored = self.score_in_training or not self.training
-        score = self._score(batch).to(logit.dtype) if scored else logit.new_zeros(len(batch.x))
+        # Training does not read scores, and GraphCAM costs more than the step.
+        score = logit.new_zeros(len(batch.x)) if self.training else self._score(batch).to(logit.dtype)
         return Output(logit, score, {"cut": cut, "orthogonality": orthogonality})
 
     def loss(self, batch: BagBatch, output: Output) -> dict[str, Tensor]:
@@ -98,8 +84,7 @@ class GTP(MILModel):
 
     def _clusters(self, batch: BagBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Compute cluster weights (M,C), transformer tokens (B,1+C,D), cut loss (B,) and orthogonality loss (B,)."""
-        binary = self.adjacency == "binary"
-        graph = plain_adjacency(batch.neighbors, dtype=batch.x.dtype) if binary else graph_of(batch)
+        graph = plain_adjacency(batch.neighbors, dtype=batch.x.dtype)
         y = self._nodes(self.embed(batch.x), graph)
         s = torch.softmax(self.assign(y), -1)
         pooled, cut, orthogonality = mincut_pool(s, y, graph, batch.offsets)

@@ -30,14 +30,7 @@ from smmil.models.base import BaseOptions, MILModel, Output
 
 
 class EncoderLayer(nn.Module):
-    """Post-LN transformer encoder layer with ReLU, on packed bags.
-
-    Args:
-        width: D.
-        n_heads: heads.
-        hidden: of the feed-forward part.
-        dropout: of attention weights, attention output and feed-forward part.
-    """
+    """Post-LN transformer encoder layer with ReLU, on packed bags; `hidden` is the width of the feed-forward part."""
 
     def __init__(self, width: int, n_heads: int = 2, hidden: int = 2048, dropout: float = 0.1) -> None:
         super().__init__()
@@ -120,7 +113,6 @@ class IIBMIL(MILModel):
     """Joint supervision of instances and bags.
 
     Args:
-        in_features: P.
         z: width of encoded instances.
         depth: encoder stages.
         n_queries: of the decoder.
@@ -130,7 +122,6 @@ class IIBMIL(MILModel):
         label_momentum: m of the soft labels; 0 gives hard labels.
         warmup_epochs: epochs in which labels are not updated.
         max_tokens: largest bag.
-        base: see `MILModel`.
     """
 
     prototypes: Tensor
@@ -221,11 +212,7 @@ class IIBMIL(MILModel):
     def _move_prototype(self, label: int, encoded: Tensor, probability: Tensor, share: float) -> None:
         """Update p <- m_c p + (1 - m_c) x for the most probable tenth of the instances, in one sum.
 
-        Args:
-            label: of the bags.
-            encoded: (N,z), all instances of these bags.
-            probability: (N,), of the class `label`.
-            share: B_c / B, of these bags among those of the batch.
+        `encoded` (N,z) are all instances of the bags of a label, `share` = B_c / B is that of these bags in the batch.
         """
         if (k := len(encoded) // 10) == 0:
             return

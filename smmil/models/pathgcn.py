@@ -10,13 +10,13 @@ attention of 128.
 Shapes: (M,P) and the graph -> bag_logit (B,), instance_score (M,).
 """
 
-from collections.abc import Callable
 from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from smmil.data.batch import BagBatch
+from smmil.layers import check_choice
 from smmil.layers.dropout import Dropout
 from smmil.layers.graph_layers import GEN, plain_adjacency, propagate
 from smmil.layers.pooling import AttentionPool, attend
@@ -27,12 +27,10 @@ class PathGCN(MILModel):
     """Graph convolution with softmax aggregation.
 
     Args:
-        in_features: P.
         hidden: channels of the graph layers; four depths are concatenated.
         n_layers: graph layers.
         dropout: of the linear layers and the attention gates.
         graph_dropout: after each residual graph layer.
-        base: see `MILModel`.
     """
 
     needs = frozenset({"neighbors"})
@@ -79,9 +77,7 @@ class PlainGCN(MILModel):
     """The variant "gcn": plain graph convolutions in place of GEN.
 
     Args:
-        in_features: P.
         n_layers: graph layers.
-        attention_dim: L.
         base: see `MILModel`; `width` is that of every layer.
     """
 
@@ -109,17 +105,6 @@ class PlainGCN(MILModel):
 
 
 def pathgcn(in_features: int, *, variant: str = "gen", **options: Any) -> MILModel:
-    """Build PathGCN by variant.
-
-    Args:
-        in_features: P.
-        variant: "gen" (`PathGCN`) or "gcn" (`PlainGCN`).
-        options: of the class.
-
-    Raises:
-        ValueError: another variant.
-    """
-    variants: dict[str, Callable[..., MILModel]] = {"gen": PathGCN, "gcn": PlainGCN}
-    if variant not in variants:
-        raise ValueError(f"variant: found {variant!r}, expected one of {', '.join(variants)}")
-    return variants[variant](in_features, **options)
+    """Build the variant "gen" (`PathGCN`) or "gcn" (`PlainGCN`) with the options of its class."""
+    check_choice("variant", variant, "gen", "gcn")
+    return PathGCN(in_features, **options) if variant == "gen" else PlainGCN(in_features, **options)

@@ -9,51 +9,17 @@ is read in training only; prediction is that of ABMIL and T+AP.
 Shapes: (M,P), and the graph in `loss` -> bag_logit (B,), instance_score (M,).
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from smmil.data.batch import BagBatch
+from smmil.layers import check_choice
 from smmil.layers.segments import segment_softmax, segment_sum
 from smmil.models.abmil import ABMIL
 from smmil.models.base import MILModel, Output, graph_of
 from smmil.models.transformer import TransformerMIL
 from smmil.sm.operator import Graph
-
-TARGETS = ("raw", "softmax")
-
-
-@dataclass(frozen=True)
-class Penalty:
-    """The loss of both rows.
-
-    Attributes:
-        weight: lambda.
-        on: "raw" = attention values, "softmax" = attention weights (SA-DMIL).
-        power: k of SA-DMIL, 1 or 2.
-
-    Raises:
-        ValueError: an unknown `on`, a power other than 1 and 2, or a negative lambda (above 1 for "softmax").
-    """
-
-    weight: float = 1.0
-    on: str = "raw"
-    power: int = 1
-
-    def __post_init__(self) -> None:
-        if self.on not in TARGETS or self.power not in (1, 2):
-            raise ValueError(f"found on = {self.on!r}, power = {self.power}; expected one of {TARGETS}, and 1 or 2")
-        if self.weight < 0 or (self.on == "softmax" and self.weight > 1):
-            raise ValueError(f"penalty: found {self.weight}, expected a number >= 0, for 'softmax' at most 1")
-
-    def terms(self, bce: Tensor, f: Tensor, batch: BagBatch) -> dict[str, Tensor]:
-        """Return {"bce": bag loss, "penalty": weighted roughness} of attention values f (M,)."""
-        f = f.to(batch.x.dtype)
-        if self.on == "raw":
-            return {"bce": bce, "penalty": self.weight * raw_penalty(f, batch).mean()}
-        rough = softmax_penalty(f, batch, self.power).mean()
-        return {"bce": (1 - self.weight) * bce, "penalty": self.weight * rough}
 
 
 class Penalised(MILModel):
@@ -61,13 +27,10 @@ class Penalised(MILModel):
 
     Args:
         in_features: P.
-        penalty: lambda.
-        on: see `Penalty`.
-        power: see `Penalty`.
+        penalty: lambda, >= 0, for "softmax" at most 1.
+        on: "raw" = attention values, "softmax" = attention weights (SA-DMIL).
+        power: k of SA-DMIL, 1 or 2.
         options: of the method.
-
-    Raises:
-        ValueError: see `Penalty`.
     """
 
     needs = frozenset({"neighbors"})
@@ -76,11 +39,20 @@ class Penalised(MILModel):
         self, in_features: int, *, penalty: float = 1.0, on: str = "raw", power: int = 1, **options: Any
     ) -> None:
         super().__init__(in_features, **options)
-        self.penalty = Penalty(penalty, on, power)
+        check_choice("on", on, "raw", "softmax")
+        if power not in (1, 2):
+            raise ValueError(f"power: found {power}, expected 1 or 2")
+        if penalty < 0 or (on == "softmax" and penalty > 1):
+            raise ValueError(f"penalty: found {penalty}, expected a number >= 0, for 'softmax' at most 1")
+        self.penalty, self.on, self.power = penalty, on, power
 
     def loss(self, batch: BagBatch, output: Output) -> dict[str, Tensor]:
-        """Compute bag loss and penalty, scalars."""
-        return self.penalty.terms(self.bag_loss(output.bag_logit, batch.y), output.instance_score, batch)
+        """Compute {"bce": bag loss, "penalty": weighted roughness of the attention values}, scalars."""
+        bce, f = self.bag_loss(output.bag_logit, batch.y), output.instance_score.to(batch.x.dtype)
+        if self.on == "raw":
+            return {"bce": bce, "penalty": self.penalty * raw_penalty(f, batch).mean()}
+        rough = softmax_penalty(f, batch, self.power).mean()
+        return {"bce": (1 - self.penalty) * bce, "penalty": self.penalty * rough}
 
 
 class ABMILPenalty(Penalised, ABMIL):

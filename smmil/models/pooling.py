@@ -12,28 +12,17 @@ from typing import Unpack
 from torch import nn
 
 from smmil.data.batch import BagBatch
+from smmil.layers import check_choice
 from smmil.layers.segments import segment_max, segment_mean
 from smmil.models.base import BaseOptions, MILModel, Output
 
-POOLS = ("mean", "max", "max_embedding")
-
 
 class Pooling(MILModel):
-    """Mean or max pooling.
-
-    Args:
-        in_features: P.
-        pool: "mean", "max" (over instance logits) or "max_embedding" (over each column of H).
-        base: see `MILModel`.
-
-    Raises:
-        ValueError: an unknown pooling.
-    """
+    """Pooling by "mean", "max" (over instance logits) or "max_embedding" (over each column of H)."""
 
     def __init__(self, in_features: int, *, pool: str = "mean", **base: Unpack[BaseOptions]) -> None:
         super().__init__(in_features, **base)
-        if pool not in POOLS:
-            raise ValueError(f"pool: found {pool!r}, expected one of {', '.join(POOLS)}")
+        check_choice("pool", pool, "mean", "max", "max_embedding")
         self.pool = pool
         self.classifier = nn.Linear(self.width, 1)
 

@@ -19,21 +19,7 @@ from smmil.sm.operator import Sm
 
 
 class SmAP(MILModel):
-    """Attention pooling with Sm.
-
-    Args:
-        in_features: number of features of an instance, P.
-        placement: "early" (the paper's default), "mid" or "late"; see the top of the file.
-        alpha: "trainable" (0.5 at the start) or a fixed number in [0,1).
-        T: steps, or "exact".
-        spectral_norm: normalise the layers right after Sm.
-        attention_dim: width of the attention's hidden layer, L.
-        gated: use gated attention.
-        base: see `MILModel`.
-
-    Raises:
-        ValueError: an unknown placement, alpha or T.
-    """
+    """Attention pooling with Sm; `placement` is "early" (the paper's default), "mid" or "late"."""
 
     needs = frozenset({"neighbors"})
 

@@ -20,10 +20,7 @@ from smmil.sm.operator import Graph, Sm
 class TransformerLayer(nn.Module):
     """X <- X + [Sm](MHA(LN(X))) without bias, output projection and feed-forward part (authors' configuration).
 
-    Args:
-        width: D = query, key and value width.
-        n_heads: attention heads.
-        sm: smooths the concatenated heads before the residual (Equation 13), or None.
+    Sm smooths the concatenated heads before the residual (Equation 13).
     """
 
     def __init__(self, width: int = 512, n_heads: int = 8, sm: Sm | None = None) -> None:
@@ -45,20 +42,10 @@ class TransformerMIL(MILModel):
     """Transformer encoder and attention pooling, each with or without Sm.
 
     Args:
-        in_features: P.
         sm_transformer: Sm in the transformer layers (SmT).
         sm_pool: Sm in the pool (SmAP).
         placement: of Sm in the pool.
-        alpha: "trainable" (0.5 at the start) or a fixed number in [0,1), for every Sm.
-        T: steps, or "exact".
         spectral_norm: normalise the pool's layers right after Sm; the transformer is never normalised.
-        n_layers: transformer layers.
-        n_heads: attention heads.
-        attention_dim: L.
-        base: see `MILModel`.
-
-    Raises:
-        ValueError: an unknown placement, alpha or T.
     """
 
     needs = frozenset({"neighbors"})

@@ -28,9 +28,6 @@ class PPEG(nn.Module):
     """Position encoding x + dw7x7(x) + dw5x5(x) + dw3x3(x) of tokens as an image: (G,S^2,D) -> (G,S^2,D).
 
     A sum of centred convolutions is one convolution with the sum of the zero-padded kernels.
-
-    Args:
-        width: D.
     """
 
     def __init__(self, width: int) -> None:
@@ -54,24 +51,13 @@ class PPEG(nn.Module):
 
 
 class TransMIL(MILModel):
-    """Transformer with Nystrom attention.
-
-    Args:
-        in_features: P.
-        dropout: after the output projection of the attention.
-        prenorm: LayerNorm before each attention.
-        width: see `MILModel`.
-        embed_act: see `MILModel`.
-        pos_weight: see `MILModel`.
-        nystrom: see `NystromAttention`.
-    """
+    """Transformer with Nystrom attention; `dropout` acts after the output projection of the attention."""
 
     def __init__(
         self,
         in_features: int,
         *,
         dropout: float = 0.1,
-        prenorm: bool = True,
         width: int = 512,
         embed_act: str = "gelu",
         pos_weight: float | None = None,
@@ -80,7 +66,7 @@ class TransMIL(MILModel):
         super().__init__(in_features, width=width, embed_act=embed_act, pos_weight=pos_weight)
         self.cls = nn.Parameter(torch.randn(width))
         self.layers = nn.ModuleList(NystromAttention(width, dropout=dropout, **nystrom) for _ in range(2))
-        self.norms = nn.ModuleList(nn.LayerNorm(width) if prenorm else nn.Identity() for _ in range(2))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
         self.ppeg = PPEG(width)
         self.norm = nn.LayerNorm(width)
         self.classifier = nn.Linear(width, 1)

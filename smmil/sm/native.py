@@ -4,8 +4,6 @@ Without a compiler, on a GPU and in half precision, the torch path of `smmil.sm.
 rounding. `preprocessing.common.compiled` describes where the library is kept and how it is switched off. The kernel
 uses the widest vectors of the processor; the environment variable `SMMIL_NATIVE_WIDTH` (16, 32 or 64 bytes) selects
 narrower ones.
-
-Shapes: U (M,D); the neighbour table is index, weight (M,K) and self_weight (M,), as in `smmil.sm.operator.Graph`.
 """
 
 import ctypes
@@ -32,63 +30,34 @@ def usable(u: Tensor) -> bool:
 
 
 def polynomial(
-    u: Tensor, index: Tensor, weight: Tensor, self_weight: Tensor, factor: float, c: Sequence[float]
+    u: Tensor, table: Sequence[Tensor], factor: float, c: Sequence[float], other: Tensor | None = None
 ) -> Tensor:
-    """Evaluate P(A) U = sum_s c[s] factor^s A^s U by Horner's scheme.
+    """Evaluate P(A) U = sum_s c[s] factor^s A^s U, or <P(A) U, other> without storing P(A) U.
 
     Args:
         u: (M,D), float32 or float64, on the CPU.
-        index: (M,K) int32; padding is the row itself with weight 0.
-        weight: (M,K), of u's type.
-        self_weight: (M,), of u's type.
+        table: A as `smmil.sm.operator.Graph.table`, in u's type.
         factor: scales A.
         c: the T + 1 >= 2 coefficients.
+        other: (M,D), of u's type.
 
     Returns:
-        (M,D).
+        (M,D), or with `other` a scalar, the sum of the products of all elements.
 
     Raises:
         MemoryError: no memory for a panel of columns.
     """
-    out = torch.empty_like(u, memory_format=torch.contiguous_format)
-    _evaluate(u, None, out, (index, weight, self_weight), factor, c)
-    return out
-
-
-def polynomial_product(
-    u: Tensor, other: Tensor, index: Tensor, weight: Tensor, self_weight: Tensor, factor: float, c: Sequence[float]
-) -> float:
-    """Evaluate <P(A) U, other>, the sum of the products of all elements, without storing P(A) U.
-
-    Args:
-        u: see `polynomial`, as are the remaining arguments.
-        other: (M,D), of u's type.
-        index: (M,K) int32.
-        weight: (M,K).
-        self_weight: (M,).
-        factor: scales A.
-        c: the T + 1 >= 2 coefficients.
-
-    Raises:
-        MemoryError: no memory for a panel of columns.
-    """
-    return _evaluate(u, other, None, (index, weight, self_weight), factor, c)
-
-
-def _evaluate(
-    u: Tensor, other: Tensor | None, out: Tensor | None, table: Sequence[Tensor], factor: float, c: Sequence[float]
-) -> float:
+    out = None if other is not None else torch.empty_like(u, memory_format=torch.contiguous_format)
     product, coefficients = ctypes.c_double(), (ctypes.c_double * len(c))(*c)
     # The list keeps contiguous copies alive until the kernel returns.
     arrays = [None if tensor is None else tensor.contiguous() for tensor in (u, other, out, *table)]
     u_pointer, other_pointer, out_pointer, *pointers = (None if a is None else a.data_ptr() for a in arrays)
-    sizes = (*u.shape, table[0].shape[1])
     if _kernel(u.dtype)(
-        *(u_pointer, other_pointer, out_pointer, ctypes.byref(product), *pointers, *sizes),
+        *(u_pointer, other_pointer, out_pointer, ctypes.byref(product), *pointers, *u.shape, table[0].shape[1]),
         *(factor, coefficients, len(c) - 1, torch.get_num_threads()),
     ):
         raise MemoryError(f"Sm: no memory for {u.shape[0]} rows")
-    return product.value
+    return u.new_tensor(product.value) if out is None else out
 
 
 # Cached, as preparing the function takes as long as two steps on a small bag.

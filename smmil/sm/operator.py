@@ -19,6 +19,7 @@ sum_s (dc_s / dalpha) <A_hat^s g, U>. No iterate is stored, and U only if alpha 
 
 import functools
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -83,13 +84,12 @@ def normalise_adjacency(
 ) -> Graph:
     """Normalise a symmetric neighbour table to A_hat = D^-1/2 A D^-1/2.
 
+    Nodes without an edge of positive weight get a self loop of weight 1, so Sm leaves them unchanged.
+
     Args:
         neighbors: (M,K) int64, padded with -1, symmetric, without self loops.
         edge_weight: (M,K) non-negative symmetric weights in the order of `neighbors`; None = 1 for every edge.
         dtype: type of the weights.
-
-    Returns:
-        The graph. Nodes without an edge of positive weight get a self loop of weight 1, so Sm leaves them unchanged.
 
     Raises:
         ValueError: the table is not two-dimensional, has an index beyond its rows, or the weights have another shape.
@@ -122,9 +122,6 @@ def sm_steps(u: Tensor, graph: Graph, alpha: Tensor | float, T: int = 10) -> Ten
         alpha: in [0,1), a number or a differentiable scalar tensor.
         T: number of steps; 0 returns U.
 
-    Returns:
-        (M,D), the smoothed U.
-
     Raises:
         ValueError: T < 0, or u is not (M,D) with the rows of the graph.
     """
@@ -155,22 +152,18 @@ def sm_exact(u: Tensor, graph: Graph, alpha: Tensor | float, offsets: Tensor, *,
         offsets: (B+1,) bag boundaries.
         max_nodes: largest bag to solve; the dense matrix has as many rows and columns.
 
-    Returns:
-        (M,D), the smoothed U.
-
     Raises:
         ValueError: a bag is larger than `max_nodes`.
     """
-    bounds = offsets.tolist()
-    largest = max((b - a for a, b in zip(bounds[:-1], bounds[1:], strict=True)), default=0)
-    if largest > max_nodes:
-        raise ValueError(
-            f"sm_exact: a bag has {largest} instances, the dense solve takes at most {max_nodes}; use T steps instead"
-        )
     wide = _at_least_float32(u)
     factor = torch.as_tensor(alpha, dtype=wide.dtype, device=u.device)
     parts = []
-    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, stop in pairwise(offsets.tolist()):
+        if stop - start > max_nodes:
+            raise ValueError(
+                f"sm_exact: a bag has {stop - start} instances, the dense solve takes at most {max_nodes}; use T steps"
+                " instead"
+            )
         rows = slice(start, stop)
         local = Graph(graph.index[rows] - start, graph.weight[rows], graph.self_weight[rows])
         eye = torch.eye(stop - start, dtype=wide.dtype, device=u.device)
@@ -184,15 +177,7 @@ def _at_least_float32(u: Tensor) -> Tensor:
 
 
 def dirichlet_energy(u: Tensor, graph: Graph) -> Tensor:
-    """Compute E_D(U) = tr(U^T L U), Equation 3 with the normalised Laplacian L = I - A_hat.
-
-    Args:
-        u: (M,D).
-        graph: normalised graph over the M rows.
-
-    Returns:
-        Scalar >= 0 up to rounding. Isolated nodes contribute 0.
-    """
+    """Compute E_D(U) = tr(U^T L U), Equation 3 with L = I - A_hat: (M,D) -> scalar, >= 0 up to rounding."""
     return (u * (u - graph.matmul(u))).sum()
 
 
@@ -202,22 +187,17 @@ class Sm(nn.Module):
     Args:
         alpha: "trainable" = sigmoid(a), initialised to 0.5 (a = 0), or a fixed number in [0,1).
         T: number of steps, or "exact" to solve Equation 7 (bags of at most 4096 instances).
-
-    Raises:
-        ValueError: alpha is outside [0,1), or T is neither a number >= 0 nor "exact".
     """
 
     def __init__(self, alpha: float | str = "trainable", T: int | str = 10) -> None:
         super().__init__()
-        if isinstance(alpha, str) and alpha != "trainable":
+        if alpha != "trainable" and (isinstance(alpha, str) or not 0 <= alpha < 1):
             raise ValueError(f"alpha: found {alpha!r}, expected 'trainable' or a number in [0, 1)")
-        if not isinstance(alpha, str) and not 0 <= alpha < 1:
-            raise ValueError(f"alpha: found {alpha}, expected a number in [0, 1)")
         if T != "exact" and (isinstance(T, str) or T < 0):
             raise ValueError(f"T: found {T!r}, expected a number of steps >= 0 or 'exact'")
         self.T = T
         self.a = nn.Parameter(torch.zeros(())) if alpha == "trainable" else None
-        self.fixed_alpha = None if alpha == "trainable" else float(alpha)
+        self.fixed_alpha = 0.0 if alpha == "trainable" else float(alpha)
         self.swapped = self.ratio = self.isolated = False
 
     def use_released(self, *, swapped: bool, ratio: bool, isolated: bool = False) -> None:
@@ -240,21 +220,11 @@ class Sm(nn.Module):
     def alpha(self) -> Tensor | float:
         """Return the current alpha, a scalar; in [0,1) unless `use_released` was called."""
         if self.a is None:
-            fixed = float(self.fixed_alpha or 0.0)
-            return 1.0 - fixed if self.swapped and fixed else fixed
+            return 1.0 - self.fixed_alpha if self.swapped and self.fixed_alpha else self.fixed_alpha
         return 1.0 / (1.0 + self.a) if self.ratio else torch.sigmoid(self.a)
 
     def forward(self, u: Tensor, graph: Graph, offsets: Tensor) -> Tensor:
-        """Smooth u.
-
-        Args:
-            u: (M,D).
-            graph: normalised graph of the batch.
-            offsets: (B+1,) bag boundaries; the T steps ignore them.
-
-        Returns:
-            (M,D).
-        """
+        """Smooth u, (M,D) -> (M,D), on the graph of a batch; the T steps ignore the bag boundaries `offsets`."""
         if self.isolated:
             sizes = offsets.diff()
             alone = (sizes == 1).repeat_interleave(sizes)
@@ -263,18 +233,9 @@ class Sm(nn.Module):
             return sm_exact(u, graph, self.alpha, offsets)
         return sm_steps(u, graph, self.alpha, int(self.T))
 
-    def extra_repr(self) -> str:
-        """Return the arguments for `print(model)`."""
-        return f"alpha={'trainable' if self.a is not None else self.fixed_alpha}, T={self.T}"
-
 
 def coefficients(alpha: float, T: int) -> tuple[list[float], list[float]]:
-    """Return the coefficients c of G(T) = sum_s c[s] A_hat^s U, s = 0..T, and d = dc / dalpha.
-
-    Args:
-        alpha: trade-off of Equation 5.
-        T: number of steps.
-    """
+    """Return the coefficients c of G(T) = sum_s c[s] A_hat^s U, s = 0..T, and d = dc / dalpha."""
     c = [(1 - alpha) * alpha**s for s in range(T)] + [alpha**T]
     d = [(1 - alpha) * s * alpha ** max(s - 1, 0) - alpha**s for s in range(T)] + [T * alpha ** max(T - 1, 0)]
     return c, d
@@ -308,7 +269,7 @@ def _compiled(u: Tensor, graph: Graph, T: int) -> bool:
 def _iterate(u: Tensor, alpha: float, graph: Graph, T: int) -> Tensor:
     """Compute G(T), (M,D) -> (M,D), with the compiled kernel where possible."""
     if _compiled(u, graph, T):
-        return native.polynomial(u, *graph.table, alpha, [1 - alpha] * T + [1.0])
+        return native.polynomial(u, graph.table, alpha, [1 - alpha] * T + [1.0])
     g = u
     for _ in range(T):
         g = torch.add((1 - alpha) * u, graph.matmul(g), alpha=alpha)
@@ -319,7 +280,7 @@ def _gradients(grad: Tensor, u: Tensor, alpha: float, graph: Graph, T: int) -> t
     """Compute the gradients of U, (M,D), and of alpha, a scalar."""
     c, d = coefficients(alpha, T)
     if _compiled(u, graph, T):
-        return _iterate(grad, alpha, graph, T), u.new_tensor(native.polynomial_product(grad, u, *graph.table, 1.0, d))
+        return _iterate(grad, alpha, graph, T), native.polynomial(grad, graph.table, 1.0, d, other=u)
     # One sweep over the powers A_hat^s grad serves both gradients.
     power = grad
     total, dots = c[0] * grad, [d[0] * (grad * u).sum()]

@@ -1,4 +1,4 @@
-"""Depthwise convolution with a backward pass made of convolutions: torch's own as oracle, finite differences."""
+"""Depthwise convolution with a backward pass made of convolutions, torch's own as oracle."""
 
 import pytest
 import torch
@@ -21,36 +21,24 @@ def torchs(x, kernel, bias=None):
 @pytest.mark.parametrize(
     "shape", [(1, 3, 5, 5, 3, 3), (2, 2, 4, 6, 7, 7), (3, 1, 1, 1, 7, 7), (1, 4, 2, 9, 1, 1), (2, 3, 40, 4, 33, 1)]
 )
-@pytest.mark.parametrize("biased", [True, False])
-def test_equals_torch_with_gradients(shape, biased):
-    leaves = inputs(*shape)[: 3 if biased else 2]
+@pytest.mark.parametrize("kept", [[0, 1, 2], [0, 1], [0], [1], [2]])
+def test_equals_torch_with_the_gradients_of_all_arguments_or_of_some(shape, kept):
+    leaves = [leaf if i in kept else leaf.detach() for i, leaf in enumerate(inputs(*shape))]
+    leaves = leaves[:2] if kept == [0, 1] else leaves
     actual, expected = depthwise(*leaves), torchs(*leaves)
     torch.testing.assert_close(actual, expected)
-    weight = torch.randn_like(actual)
-    ours, theirs = (torch.autograd.grad(out, leaves, weight) for out in (actual, expected))
+    weight, wanted = torch.randn_like(actual), [leaves[i] for i in kept]
+    ours, theirs = (torch.autograd.grad(out, wanted, weight) for out in (actual, expected))
     torch.testing.assert_close(ours, theirs)
 
 
-def test_gradients_by_finite_differences_together_and_one_by_one():
-    leaves = inputs(2, 2, 3, 4, 5, 3)
-    assert torch.autograd.gradcheck(depthwise, leaves)
-    for kept in range(3):
-        fixed = [leaf if i == kept else leaf.detach() for i, leaf in enumerate(leaves)]
-        assert torch.autograd.gradcheck(depthwise, fixed)
-
-
 # at these heights, the gradient of oneDNN's (33,1) kernel is off by 5 to 20 % of its largest entry
-@pytest.mark.parametrize(
-    ("height", "width", "rows", "columns"),
-    [(20, 20, 7, 7), (46, 16, 33, 1), (61, 16, 33, 1), (91, 16, 33, 1), (256, 16, 33, 1)],
-)
+@pytest.mark.parametrize("height", [46, 61, 91])
 @pytest.mark.parametrize(("autocast", "tolerance"), [(False, 1e-5), (True, 0.02)])
-def test_the_gradient_of_the_kernel_is_right_in_float32_and_in_bfloat16_autocast(
-    height, width, rows, columns, autocast, tolerance
-):
-    exact = inputs(2, 8, height, width, rows, columns)
+def test_the_gradient_of_the_kernel_is_right_in_float32_and_in_bfloat16_autocast(height, autocast, tolerance):
+    exact = inputs(2, 8, height, 16, 33, 1)
     leaves = [t.detach().float().requires_grad_() for t in exact]
-    weight = torch.randn(2, 8, height, width, dtype=torch.float64)
+    weight = torch.randn(2, 8, height, 16, dtype=torch.float64)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         out = depthwise(*leaves)
     assert out.dtype == (torch.bfloat16 if autocast else torch.float32)

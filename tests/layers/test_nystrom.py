@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from smmil.layers.nystrom import NystromAttention, iterative_pinv, landmarks, nystrom
+from smmil.layers.nystrom import NystromAttention, iterative_pinv, nystrom
 from tests.helpers.models import F64, randn
 
 
@@ -27,11 +27,6 @@ def test_the_pseudo_inverse_of_the_identity_is_the_identity_and_of_a_matrix_its_
     torch.testing.assert_close(iterative_pinv(eye), eye)
     a = torch.softmax(randn(2, 3, 5, 5) * 2, -1)
     torch.testing.assert_close(iterative_pinv(a, 40), torch.linalg.inv(a))
-
-
-def test_landmarks_are_means_of_consecutive_segments():
-    t = torch.arange(12, dtype=F64).view(1, 1, 6, 2)
-    assert landmarks(t, 3)[0, 0].tolist() == [[1, 2], [5, 6], [9, 10]]
 
 
 @pytest.mark.parametrize(
@@ -89,12 +84,11 @@ def test_small_bags_are_padded_unless_exact_attention_is_asked_for():
     row = exact(x, with_row=True)[1]
     torch.testing.assert_close(row, torch.softmax(q[:, :, 0:1] @ k.mT / 8**0.5, -1).mean(1)[:, 0])
     torch.testing.assert_close(row.sum(), torch.ones((), dtype=F64))
-    with pytest.raises(ValueError, match="small_bags: found 'padded', expected 'pad' or 'exact'"):
-        layer(small_bags="padded")
 
 
 def test_the_row_is_the_matrix_that_was_applied():
-    module, x = layer(n_landmarks=4, value_conv=0, out_proj=False), randn(1, 10, 16)
+    module, x = layer(n_landmarks=4, value_conv=0), randn(1, 10, 16)
+    module.out = torch.nn.Identity()
     with torch.no_grad():
         # values that name their token: 8 columns of head 0 and 1 carry the first 8 tokens one-hot
         module.qkv.weight[32:] = torch.eye(16, dtype=F64)
@@ -105,13 +99,6 @@ def test_the_row_is_the_matrix_that_was_applied():
     matrix = nystrom(F.pad(q * 8**-0.5, (0, 0, 2, 0)), F.pad(k, (0, 0, 2, 0)), front, 4)[0][:, :, 2:]
     torch.testing.assert_close(heads, torch.einsum("ghij,gjhd->gihd", matrix, v).flatten(2))
     torch.testing.assert_close(row, matrix.mean(1)[:, 0])
-
-
-def test_more_tokens_than_landmarks_approximates_attention_well_when_segments_are_alike():
-    repeated = randn(1, 4, 16).repeat_interleave(5, 1)
-    approximate = layer(n_landmarks=4, pinv_iterations=30)
-    exact = layer(n_landmarks=20, pinv_iterations=30)
-    torch.testing.assert_close(approximate(repeated)[0], exact(repeated)[0])
 
 
 def test_bfloat16_autocast_keeps_the_inverse_finite():

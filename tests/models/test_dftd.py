@@ -1,4 +1,4 @@
-"""DTFD-MIL: the split, the tiers by hand, what trains what, torchmil as oracle, and Sm inside pseudo-bags."""
+"""DTFD-MIL: the split, the tiers by hand, what trains what, and Sm inside pseudo-bags."""
 
 import dataclasses
 
@@ -8,19 +8,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.peers import PEERS
 from smmil.data.batch import pack
 from smmil.models.base import graph_of
-from smmil.models.dftd import induced_graph, mean_probability, split_bags, split_keys
+from smmil.models.dftd import induced_graph, split_bags, split_keys
 from tests.helpers.graphs import dense_normalised, make_bag
-from tests.helpers.models import F64, P, batch_of, build
+from tests.helpers.models import batch_of, build
 
 
 @settings(max_examples=30, deadline=None)
 @given(sizes=st.lists(st.integers(1, 11), min_size=1, max_size=5), groups=st.integers(1, 5))
 def test_the_split_is_a_partition_as_even_as_numpys(sizes, groups):
     batch = batch_of(*sizes)
-    order, offsets, counts = split_bags(batch, split_keys(batch, 0), groups)
+    order, offsets, counts = split_bags(batch, split_keys(batch), groups)
     assert sorted(order.tolist()) == list(range(sum(sizes)))
     assert counts.tolist() == [min(groups, n) for n in sizes]
     expected = [len(p) for n in sizes for p in np.array_split(np.arange(n), min(groups, n))]
@@ -30,12 +29,10 @@ def test_the_split_is_a_partition_as_even_as_numpys(sizes, groups):
 
 def test_the_split_of_evaluation_belongs_to_the_bag_and_spreads_rows():
     batch = batch_of(50, 60)
-    keys, alone = split_keys(batch, 0), split_keys(batch.split()[1], 0)
-    assert torch.equal(keys[50:], alone)
-    assert not torch.equal(keys, split_keys(batch, 1))
+    assert torch.equal(split_keys(batch)[50:], split_keys(batch.split()[1]))
     many = pack([make_bag(4, seed, features=2) for seed in range(3000)])
     many = dataclasses.replace(many, bag_ids=tuple(map(str, range(3000))))
-    order, _, _ = split_bags(many, split_keys(many, 0), 4)
+    order, _, _ = split_bags(many, split_keys(many), 4)
     first = (order.view(-1, 4)[:, 0] % 4).bincount(minlength=4) / 3000
     # four equal shares, five standard deviations of 3,000 draws
     torch.testing.assert_close(first, torch.full((4,), 0.25), rtol=0, atol=0.04)
@@ -67,12 +64,12 @@ def by_hand(model, h, chunks, *, distill="afs", k=1):
     return model.bag_classifier(a @ tokens)[0], model.classifier(torch.stack(pooled))[:, 0]
 
 
-def chunks_of(batch, n_pseudo=4):
-    order, offsets, _ = split_bags(batch, split_keys(batch, 0), n_pseudo)
+def chunks_of(batch):
+    order, offsets, _ = split_bags(batch, split_keys(batch), 4)
     return [order[a:b] for a, b in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)]
 
 
-@pytest.mark.parametrize(("distill", "k"), [("afs", 1), ("maxmin", 1), ("maxmin", 2), ("max", 1), ("max", 3)])
+@pytest.mark.parametrize(("distill", "k"), [("afs", 1), ("maxmin", 2), ("max", 3)])
 def test_both_tiers_equal_loops_over_pseudo_bags(distill, k):
     model, batch = build("dftd", distill=distill, k=k), batch_of(13, 3, 1, 9)
     output = model(batch)
@@ -98,12 +95,6 @@ def test_the_score_is_the_class_activation_whatever_the_split():
     torch.testing.assert_close(model(batch).instance_score, expected)
 
 
-def test_one_pseudo_bag_leaves_tier_two_nothing_to_weigh():
-    model, batch = build("dftd", n_pseudo=1), batch_of(8, 5)
-    _, z = model.pool(model.embed(batch.x), batch.offsets)
-    torch.testing.assert_close(model(batch).bag_logit, model.bag_classifier(z)[:, 0])
-
-
 @pytest.mark.parametrize("distill", ["afs", "maxmin", "max"])
 def test_tier_two_trains_nothing_of_tier_one(distill):
     model, batch = build("dftd", distill=distill), batch_of(12, 9)
@@ -112,25 +103,9 @@ def test_tier_two_trains_nothing_of_tier_one(distill):
     assert trained == {"bag_pool", "bag_classifier"}
 
 
-def test_several_splits_average_probabilities():
-    logits = torch.tensor([[0.0, 40.0], [2.0, -3.0]], dtype=F64)
-    expected = torch.logit(torch.sigmoid(logits).mean(0))
-    torch.testing.assert_close(mean_probability(logits), expected)
-    single, many, batch = build("dftd"), build("dftd", eval_splits=5), batch_of(30)
-    parts = torch.stack([single._tiers(single.embed(batch.x), batch, split_keys(batch, i))[0] for i in range(5)])
-    torch.testing.assert_close(many(batch).bag_logit, torch.logit(torch.sigmoid(parts).mean(0)))
-
-
-def test_class_weight_reaches_both_tiers():
-    plain, weighted = build("dftd"), build("dftd", pos_weight=3.0)
-    batch = batch_of(9, 5, y=1.0)
-    for key, value in plain.loss(batch, plain(batch)).items():
-        torch.testing.assert_close(weighted.loss(batch, weighted(batch))[key], 3 * value)
-
-
 def test_sub_graphs_lose_the_edges_between_pseudo_bags_and_are_normalised_anew():
     batch = batch_of(14, 6)
-    order, offsets, _ = split_bags(batch, split_keys(batch, 0), 3)
+    order, offsets, _ = split_bags(batch, split_keys(batch), 3)
     neighbors = batch.neighbors
     pseudo = torch.empty_like(order)
     pseudo[order] = torch.repeat_interleave(torch.arange(len(offsets) - 1), offsets.diff())
@@ -147,23 +122,3 @@ def test_smdftd_with_one_pseudo_bag_smooths_on_the_whole_graph(distill):
     output = model(batch)
     torch.testing.assert_close(output.bag_logit, torch.stack(results))
     torch.testing.assert_close(output.instance_score, model.score_reference(batch))
-
-
-def test_torchmil_agrees_with_the_same_permutation():
-    ours, batch = build("dftd"), batch_of(14)
-    peer = PEERS["dftd"](ours, P).double().eval()
-    np.random.seed(3)
-    permutation = np.arange(14)
-    np.random.shuffle(permutation)
-    keys = torch.empty(14)
-    # descending order of the keys is the permutation
-    keys[torch.from_numpy(permutation)] = -torch.arange(14.0)
-    h = ours.embed(batch.x)
-    logit, extra = ours._tiers(h, batch, keys)
-    np.random.seed(3)
-    with torch.no_grad():
-        theirs, pseudo = peer(batch.x[None], return_pseudo_pred=True)
-        _, cam = peer(batch.x[None], return_inst_cam=True)
-    torch.testing.assert_close(logit, theirs, rtol=0, atol=1e-6)
-    torch.testing.assert_close(extra["pseudo_logit"], pseudo[0], rtol=0, atol=1e-6)
-    torch.testing.assert_close(ours(batch).instance_score, cam[0], rtol=0, atol=1e-6)

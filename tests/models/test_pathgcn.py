@@ -31,28 +31,6 @@ def test_aggregation_equals_a_loop_over_nodes_and_has_right_gradients():
     assert layer.t.grad is not None and layer.t.grad != 0
 
 
-def test_without_edges_a_layer_is_its_mlp():
-    layer, x = GEN(4).double(), torch.randn(5, 4, dtype=F64)
-    torch.testing.assert_close(layer(x, torch.full((5, 2), -1)), layer.mlp(x))
-
-
-def test_depths_follow_the_residual_recursion():
-    model, batch = build("pathgcn"), batch_of(9)
-    h = model.embed(batch.x)
-    x0 = model.reduce(h)
-    x1 = model.layers[0](x0, batch.neighbors)
-    x2 = x1 + torch.relu(model.norms[0](model.layers[1](x1, batch.neighbors)))
-    x3 = x2 + torch.relu(model.norms[1](model.layers[2](x2, batch.neighbors)))
-    torch.testing.assert_close(model.node_features(h, batch.neighbors), torch.cat([x0, x1, x2, x3], 1))
-    assert model.layers[0].t.item() == 1
-
-
-def test_every_temperature_learns():
-    model, batch = build("pathgcn").train(), batch_of(30, 20)
-    sum(model.loss(batch, model(batch)).values()).backward()
-    assert all(layer.t.grad != 0 for layer in model.layers)
-
-
 def test_far_apart_messages_do_not_underflow():
     x = torch.tensor([[0.0], [1.0], [5e4], [2e4]])
     actual = GEN(1).aggregate(x, path(4))

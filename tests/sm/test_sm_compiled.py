@@ -101,12 +101,6 @@ def test_weighted_edges_and_self_loops_equal_the_reference():
     assert not torch.allclose(actual[0], unweighted, atol=1e-3)
 
 
-def test_gradients_equal_finite_differences():
-    graph, u = normalise_adjacency(cells(3, 3), dtype=F64), randn(9, 3).requires_grad_()
-    alpha = torch.tensor(0.6, dtype=F64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda u, alpha: sm_steps(u, graph, alpha), (u, alpha))
-
-
 def test_a_node_without_its_self_loop_shrinks():
     graph = normalise_adjacency(packed(cells(4, 5), torch.full((2, 8), -1)), dtype=F64)
     without = dataclasses.replace(graph, self_weight=torch.zeros_like(graph.self_weight))
