@@ -16,17 +16,12 @@ from typing import Any, TypedDict
 import numpy as np
 import torch
 
-PRECISIONS = ("float32", "tf32", "bf16")
 # The driver, cuBLAS and the CPU allocator raise plain RuntimeErrors.
 OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory", "not enough memory")
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """Return the device named `auto`, `cpu`, `cuda` or `cuda:1`.
-
-    Raises:
-        ValueError: an unknown device, or one that this machine does not have.
-    """
+    """Return the device named `auto`, `cpu`, `cuda` or `cuda:1`; raise a ValueError if this machine has none such."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
@@ -70,12 +65,7 @@ def numerics(
         precision: `float32`; `tf32` (CUDA matrix products and convolutions in TensorFloat-32); `bf16` (`autocast`).
         threads: torch threads inside one operation; None keeps the current number. Another number may change the last
             bits.
-
-    Raises:
-        ValueError: unknown precision.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision: found {precision!r}, expected one of {', '.join(PRECISIONS)}")
     before = (
         torch.get_deterministic_debug_mode(),
         torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]

@@ -11,16 +11,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class BagPaths:
-    """Files of a bag store, or a table instead.
-
-    Attributes:
-        bags: `bags.csv`.
-        instances: folder whose `store/` holds the geometry.
-        features: folder whose `store/` holds the features of the encoder.
-        manifests: shard manifests with the states of the bags.
-        table: CSV table with one instance per row (`smmil.data.csv_table`).
-        table_graph: graph of a table's bags, `none` or `chain`.
-    """
+    """Files of a bag store, or a table instead; `add_source_arguments` explains them."""
 
     bags: Path | None = None
     instances: Path | None = None

@@ -29,20 +29,13 @@ EVERYTHING = frozenset({"neighbors", "grid", "coords", "y_inst"})
 
 @dataclass(frozen=True)
 class Bag:
-    """One bag in memory.
+    """One bag in memory; shapes as in the table above with N for M, neighbours as indices within the bag.
 
     Attributes:
-        bag_id: name of the slide or scan.
         x: (N,P) features, float32 or, as most stores keep them, float16; a batch has float32.
-        neighbors: (N,K) int64, indices within the bag, -1 padded.
-        grid: (N,2) int64 lattice cells.
-        coords: (N,2) or (N,1) level-0 px or mm.
-        y: bag label 0.0 or 1.0, NaN = unlabelled.
-        y_inst: (N,) int64 in {0,1,-1}.
         coverage: (N,) float32 lesion fraction, NaN = not annotated.
         split: "train", "val", "test" or "".
         group: patient or study; "" = the bag itself.
-        edge_weight: (N,K) float32 or None.
     """
 
     bag_id: str
@@ -102,17 +95,8 @@ class BagBatch:
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> "BagBatch":
         """Apply a function that keeps shapes, x (M,P) -> (M,P), to every tensor."""
-        return BagBatch(
-            x=function(self.x),
-            offsets=function(self.offsets),
-            neighbors=function(self.neighbors),
-            grid=function(self.grid),
-            coords=function(self.coords),
-            y=function(self.y),
-            y_inst=function(self.y_inst),
-            bag_ids=self.bag_ids,
-            edge_weight=None if self.edge_weight is None else function(self.edge_weight),
-        )
+        items = vars(self).items()
+        return BagBatch(**{name: function(item) if isinstance(item, Tensor) else item for name, item in items})
 
     def split(self) -> list["BagBatch"]:
         """Return B batches with x (N,P), one bag each, as views; `neighbors` (N,K) are copied and count from 0."""

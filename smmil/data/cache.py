@@ -27,12 +27,7 @@ AHEAD = 2**21
 
 
 class BagCache:
-    """Bags for a device.
-
-    Args:
-        bags: bags with at least one instance each.
-        device: device of the batches.
-    """
+    """Bags for a device."""
 
     def __init__(self, bags: Sequence[Bag], device: torch.device) -> None:
         self.device = device
@@ -106,12 +101,7 @@ class BagCache:
         return pack([dataclasses.replace(self.bags[i], x=self._features[i].cpu()) for i in index])
 
     def batches(self, indices: Iterable[Sequence[int]], fields: Collection[str] = EVERYTHING) -> Iterator[BagBatch]:
-        """Iterate over batches, x (M,P), in the given order; from host memory the next batch is packed in advance.
-
-        Args:
-            indices: positions of the bags of each batch.
-            fields: fields to pack, see `smmil.data.batch.pack`.
-        """
+        """Iterate over batches, x (M,P), in the given order; from host memory the next batch is packed in advance."""
         if self.device.type == "cpu":
             for group in self.groups(indices):
                 yield from [self.batch(index, fields) for index in group]

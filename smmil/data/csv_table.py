@@ -19,35 +19,30 @@ import torch
 from preprocessing.common.csv_files import csv_rows
 from smmil.data.batch import Bag
 
-GRAPHS = ("none", "chain")
 FIXED = ("bag_id", "label", "split", "group", "y_inst")
 SPLITS = ("train", "val", "test", "")
 
 
 def load_table(path: Path | str, *, graph: str = "none") -> list[Bag]:
-    """Read a table of instances.
-
-    Args:
-        path: CSV file, see the module docstring.
-        graph: `none` or `chain`.
-
-    Returns:
-        Bags sorted by id (numeric ids by value), features float32.
+    """Read a table of instances, with the graph `none` or `chain`: bags sorted by id (numeric ids by value).
 
     Raises:
         ValueError: invalid content; the message names file and line.
     """
-    if graph not in GRAPHS:
-        raise ValueError(f"graph: found {graph!r}, expected one of {', '.join(GRAPHS)}")
     lines = [*csv_rows(Path(path))]
     if not lines:
         raise ValueError(f"{path}: empty, expected one instance per row")
-    header = _header(lines[0][1])
-    if header is None:
-        header = ["label", "bag_id", *(f"f{i}" for i in range(len(lines[0][1]) - 2))]
-    else:
+    header = [cell.strip() for cell in lines[0][1]]
+    if "bag_id" in header:
         lines = lines[1:]
-    _check_header(path, header)
+    else:
+        header = ["label", "bag_id", *(f"f{i}" for i in range(len(header) - 2))]
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if "label" not in header or twice or len(header) <= len(set(header) & set(FIXED)):
+        raise ValueError(
+            f"{path}: found the columns {', '.join(header[:8])}{' ...' if len(header) > 8 else ''}, expected bag_id,"
+            f" label, optionally split, group, y_inst, and at least one feature, each once (twice: {twice})"
+        )
     rows: dict[str, list[tuple[int, list[str]]]] = {}
     for number, cells in lines:
         if len(cells) != len(header):
@@ -67,20 +62,6 @@ def standardise(bags: Sequence[Bag], fit_ids: Sequence[str]) -> list[Bag]:
     mean, deviation = rows.mean(0), rows.std(0, correction=0)
     scale = torch.where(deviation > 0, 1 / deviation, torch.zeros_like(deviation))
     return [dataclasses.replace(bag, x=((bag.x.double() - mean) * scale).float()) for bag in bags]
-
-
-def _header(cells: Sequence[str]) -> list[str] | None:
-    names = [cell.strip() for cell in cells]
-    return names if "bag_id" in names else None
-
-
-def _check_header(path: Path | str, header: Sequence[str]) -> None:
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if "label" not in header or twice or len(header) <= len(set(header) & set(FIXED)):
-        raise ValueError(
-            f"{path}: found the columns {', '.join(header[:8])}{' ...' if len(header) > 8 else ''}, expected bag_id,"
-            f" label, optionally split, group, y_inst, and at least one feature, each once (twice: {twice})"
-        )
 
 
 def _bag(path: Path | str, name: str, rows: list[tuple[int, list[str]]], header: list[str], graph: str) -> Bag:

@@ -18,12 +18,7 @@ from smmil.config.training_options import DataOptions
 def instance_labels(
     coverage: npt.NDArray[np.floating[Any]], label: float, options: DataOptions
 ) -> tuple[npt.NDArray[np.int64], float]:
-    """Compute the instance labels of a bag from the covered fraction.
-
-    Args:
-        coverage: (N,), NaN = not annotated.
-        label: bag label, 0, 1 or NaN.
-        options: rule and threshold.
+    """Compute the instance labels of a bag with the label 0, 1 or NaN from the coverage (N,), NaN = not annotated.
 
     Returns:
         (N,) in {0, 1, -1} and the threshold used (lower than `label_threshold` only with `halving`). A positive bag
@@ -39,15 +34,7 @@ def instance_labels(
 
 
 def labels_by_name(labels: npt.NDArray[np.int64], grid: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
-    """Assign the k-th label to the k-th instance in the text order of the names `_{row}_{column}`.
-
-    Args:
-        labels: (N,) in the stored order, which counts row by row.
-        grid: (N,2) rows and columns.
-
-    Returns:
-        (N,), the labels moved to the instances of the names.
-    """
+    """Assign the k-th label (N,) to the k-th cell of the grid (N,2) in the text order of `_{row}_{column}`: -> (N,)."""
     names = [f"_{row}_{column}" for row, column in grid.tolist()]
     moved = np.empty_like(labels)
     moved[sorted(range(len(labels)), key=names.__getitem__)] = labels

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,6 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from preprocessing.bags.manifests import ShardManifest
-from preprocessing.bags.rows import BagRow
 from preprocessing.bags.table import read_bags
 from preprocessing.store.bags import (
     check_pairing,
@@ -37,6 +37,7 @@ from preprocessing.store.bags import (
 from smmil.config.training_options import DataOptions
 from smmil.data.batch import Bag
 from smmil.data.labels import instance_labels, is_consistent, labels_by_name
+from smmil.data.splits import BagInfo
 from smmil.data.stored import ContentHashes
 
 log = logging.getLogger(__name__)
@@ -45,24 +46,9 @@ READERS = 8
 FEATURE_FACTS = ("encoder", "weights_sha256", "random_weights", "resize_policy")
 
 
-@dataclass(frozen=True)
-class BagInfo:
-    """The facts of a bag that are known before its arrays are read; enough to make splits."""
-
-    bag_id: str
-    y: float
-    split: str
-    group: str
-
-
 @dataclass
 class Listing:
-    """The usable bags and the excluded ones.
-
-    Attributes:
-        bags: sorted by id.
-        excluded: reason (`failed`, `empty`, `inconsistent`) -> ids.
-    """
+    """The usable bags, sorted by id, and the ids of the excluded ones by reason (`failed`, `empty`, `inconsistent`)."""
 
     bags: list[BagInfo]
     excluded: dict[str, list[str]] = field(default_factory=dict)
@@ -75,7 +61,7 @@ def list_usable(bags_csv: Path | str, manifests: Iterable[Path | str]) -> Listin
         ValueError: a bag without a manifest entry, an invalid manifest, or a training bag without a label.
     """
     rows = read_bags(bags_csv)
-    states = read_states(manifests)
+    states = _states(manifests)
     unknown = [row.bag_id for row in rows if row.bag_id not in states]
     if unknown:
         raise ValueError(
@@ -95,19 +81,16 @@ def list_usable(bags_csv: Path | str, manifests: Iterable[Path | str]) -> Listin
     for state, names in excluded.items():
         if names:
             log.warning("left out %d %s bags of %d, e.g. %s", len(names), state, len(rows), names[0])
-    return Listing([_info(row) for row in rows if states[row.bag_id] == "ok"], excluded)
+    bags = [
+        BagInfo(row.bag_id, float("nan") if row.label is None else float(row.label), row.split, row.group)
+        for row in rows
+        if states[row.bag_id] == "ok"
+    ]
+    return Listing(bags, excluded)
 
 
-def _info(row: BagRow) -> BagInfo:
-    return BagInfo(row.bag_id, float("nan") if row.label is None else float(row.label), row.split, row.group)
-
-
-def read_states(manifests: Iterable[Path | str]) -> dict[str, str]:
-    """Read the states of bags by id: ok, empty, skipped or failed; of two stages the worse one counts.
-
-    Raises:
-        ValueError: a file that is not a shard manifest.
-    """
+def _states(manifests: Iterable[Path | str]) -> dict[str, str]:
+    """Read the states of bags by id: ok, empty, skipped or failed; of two stages the worse one counts."""
     severity = {"ok": 0, "empty": 1, "skipped": 2, "failed": 3}
     states: dict[str, str] = {}
     for path in manifests:
@@ -128,12 +111,11 @@ def drop_inconsistent(
         return is_consistent(coverage, info.y, options)
 
     with ThreadPoolExecutor(READERS) as pool:
-        kept = list(pool.map(keep, listing.bags))
-    dropped = [info.bag_id for info, ok in zip(listing.bags, kept, strict=True) if not ok]
+        consistent = list(pool.map(keep, listing.bags))
+    dropped = [info.bag_id for info, ok in zip(listing.bags, consistent, strict=True) if not ok]
     if dropped:
         log.warning("left out %d bags whose instance labels contradict their label, e.g. %s", len(dropped), dropped[0])
-    bags = [info for info, ok in zip(listing.bags, kept, strict=True) if ok]
-    return Listing(bags, {**listing.excluded, "inconsistent": dropped})
+    return Listing(list(compress(listing.bags, consistent)), {**listing.excluded, "inconsistent": dropped})
 
 
 def load_listed(
@@ -143,14 +125,7 @@ def load_listed(
     options: DataOptions | None = None,
     manifests: Sequence[Path | str] = (),
 ) -> tuple[list[Bag], dict[str, float]]:
-    """Load bags into memory, in the given order.
-
-    Args:
-        infos: bags to load.
-        instances: `results/D/instances`, whose `store/` holds the geometry.
-        features: `results/D/features/E`, whose `store/` holds the features.
-        options: labels and edge weights.
-        manifests: shard manifests with content hashes; those in `instances/shards` are always read.
+    """Load bags into memory, in the given order; the manifests in `instances/shards` are always read, too.
 
     Returns:
         The bags, and the label thresholds that differ from the requested one (bag id -> threshold).

@@ -18,7 +18,8 @@ from smmil.config.training_options import DataOptions
 from smmil.data.arguments import BagPaths
 from smmil.data.batch import Bag
 from smmil.data.csv_table import load_table
-from smmil.data.loading import BagInfo, Listing, drop_inconsistent, feature_facts, list_usable, load_listed
+from smmil.data.loading import Listing, drop_inconsistent, feature_facts, list_usable, load_listed
+from smmil.data.splits import BagInfo
 
 Loaded = tuple[list[Bag], dict[str, float]]
 
@@ -56,11 +57,7 @@ class Source:
 
 
 def open_source(paths: BagPaths | argparse.Namespace, options: DataOptions) -> Source:
-    """Open a source of bags.
-
-    Args:
-        paths: where the bags are, or parsed arguments of `smmil.data.arguments.add_source_arguments`.
-        options: rules of labels and graphs.
+    """Open a source of bags; `paths` may be parsed arguments of `smmil.data.arguments.add_source_arguments`.
 
     Raises:
         ValueError: neither or both kinds of source, or no usable bag.

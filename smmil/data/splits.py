@@ -13,41 +13,34 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from preprocessing.common.files import write_text
 
 log = logging.getLogger(__name__)
 
 
-class Splittable(Protocol):
-    """The attributes of a bag that a split needs."""
+@dataclass(frozen=True)
+class BagInfo:
+    """The facts of a bag that are known before its arrays are read; enough to make splits.
 
-    @property
-    def bag_id(self) -> str:
-        """Unique name."""
+    Attributes:
+        bag_id: unique name.
+        y: label, 0 or 1, NaN = unlabelled.
+        split: `train`, `val` or `test`, or empty (score only).
+        group: patient or study; empty = the bag is its own group.
+    """
 
-    @property
-    def y(self) -> float:
-        """Label, 0 or 1."""
-
-    @property
-    def group(self) -> str:
-        """Patient or study; empty = the bag is its own group."""
-
-    @property
-    def split(self) -> str:
-        """`train`, `val` or `test`, or empty (score only)."""
+    bag_id: str
+    y: float
+    split: str
+    group: str
 
 
 @dataclass(frozen=True)
 class Split:
     """One division of the training part; ids are sorted, under the quirk `splits` in the order of scikit-learn.
 
-    Attributes:
-        seed: seed of the split.
-        train: ids of the training bags.
-        val: ids of the validation bags, which select the epoch, the learning rate and the thresholds.
+    The validation bags `val` select the epoch, the learning rate and the thresholds.
     """
 
     seed: int
@@ -55,18 +48,13 @@ class Split:
     val: tuple[str, ...]
 
 
-def make_split(bags: Sequence[Splittable], seed: int, val_share: float, *, released: bool = False) -> Split:
-    """Divide the training bags into training and validation.
+def make_split(bags: Sequence[BagInfo], seed: int, val_share: float, *, released: bool = False) -> Split:
+    """Divide the training bags into training and validation; bags with split `test` or empty are ignored.
 
     If there are bags with split `val`, they are the validation set for every seed. Otherwise groups are shuffled within
     each stratum (negative, positive and mixed groups) and taken for validation while that brings the stratum's share of
-    bags closer to `val_share`; at least one group per class.
-
-    Args:
-        bags: all bags; those with split `test` or empty are ignored.
-        seed: seed of the shuffling.
-        val_share: validation share of the training bags, strictly between 0 and 1.
-        released: divide single bags with scikit-learn, whatever their group (quirk `splits`).
+    bags closer to `val_share`; at least one group per class. `released`: divide single bags with scikit-learn, whatever
+    their group (quirk `splits`).
 
     Raises:
         ValueError: both sides cannot have both classes; the message counts bags and says what to do.
@@ -79,24 +67,21 @@ def make_split(bags: Sequence[Splittable], seed: int, val_share: float, *, relea
         return _fixed_split(pool, fixed, seed)
     groups = _groups(pool)
     train, val = _divide_bags(pool, seed, val_share) if released else _divide_groups(groups, seed, val_share)
-    counts = [_count(pool, label) for label in (0, 1)]
     for part, members in (("validation", val), ("training", train)):
         if not _count(members, 0) or not _count(members, 1):
             raise ValueError(
                 f"split of seed {seed}: the {part} part would hold {_count(members, 0)} negative and"
-                f" {_count(members, 1)} positive bags, expected both classes. The training part has {counts[0]}"
-                f" negative and {counts[1]} positive bags in {len(groups)} groups (val_share {val_share}). Add bags,"
-                " split large groups if they are not one patient, or name the validation bags with split 'val' in the"
-                " manifest"
+                f" {_count(members, 1)} positive bags, expected both classes. The training part has {_count(pool, 0)}"
+                f" negative and {_count(pool, 1)} positive bags in {len(groups)} groups (val_share {val_share}). Add"
+                " bags, split large groups if they are not one patient, or name the validation bags with split 'val' in"
+                " the manifest"
             )
     if released:  # the order decides which bags share a validation batch (row 14 of docs/reference/protocol.md)
         return Split(seed, tuple(bag.bag_id for bag in train), tuple(bag.bag_id for bag in val))
     return Split(seed, _ids(train), _ids(val))
 
 
-def _divide_groups(
-    groups: Mapping[str, list[Splittable]], seed: int, share: float
-) -> tuple[list[Splittable], list[Splittable]]:
+def _divide_groups(groups: Mapping[str, list[BagInfo]], seed: int, share: float) -> tuple[list[BagInfo], list[BagInfo]]:
     """Return training and validation bags, whole groups on either side."""
     chosen: set[str] = set()
     rng = random.Random(seed)
@@ -110,7 +95,7 @@ def _divide_groups(
     return [bag for name, members in groups.items() if name not in chosen for bag in members], val
 
 
-def _divide_bags(pool: list[Splittable], seed: int, share: float) -> tuple[list[Splittable], list[Splittable]]:
+def _divide_bags(pool: list[BagInfo], seed: int, share: float) -> tuple[list[BagInfo], list[BagInfo]]:
     """Return training and validation bags as the released code draws them, in scikit-learn's order."""
     from sklearn.model_selection import train_test_split
 
@@ -127,7 +112,7 @@ def _divide_bags(pool: list[Splittable], seed: int, share: float) -> tuple[list[
     return train, val
 
 
-def _fixed_split(pool: list[Splittable], fixed: list[Splittable], seed: int) -> Split:
+def _fixed_split(pool: list[BagInfo], fixed: list[BagInfo], seed: int) -> Split:
     shared = sorted({bag.group for bag in pool if bag.group} & {bag.group for bag in fixed})
     if shared:
         log.warning("%d groups lie in training and in the given validation set, e.g. %s", len(shared), shared[0])
@@ -141,17 +126,17 @@ def _fixed_split(pool: list[Splittable], fixed: list[Splittable], seed: int) -> 
     return Split(seed, _ids(pool), _ids(fixed))
 
 
-def _ids(bags: Sequence[Splittable]) -> tuple[str, ...]:
+def _ids(bags: Sequence[BagInfo]) -> tuple[str, ...]:
     return tuple(sorted(bag.bag_id for bag in bags))
 
 
-def _count(bags: Sequence[Splittable], label: int) -> int:
+def _count(bags: Sequence[BagInfo], label: int) -> int:
     return sum(1 for bag in bags if int(bag.y) == label)
 
 
-def _groups(bags: Sequence[Splittable]) -> dict[str, list[Splittable]]:
+def _groups(bags: Sequence[BagInfo]) -> dict[str, list[BagInfo]]:
     """Group the bags; a bag without a group is its own group, with a prefix that avoids name clashes."""
-    groups: dict[str, list[Splittable]] = {}
+    groups: dict[str, list[BagInfo]] = {}
     for bag in bags:
         if math.isnan(bag.y):
             raise ValueError(f"bag {bag.bag_id}: split 'train' without a label; give a label or leave the split empty")
@@ -159,7 +144,7 @@ def _groups(bags: Sequence[Splittable]) -> dict[str, list[Splittable]]:
     return groups
 
 
-def _strata(groups: Mapping[str, list[Splittable]]) -> list[list[str]]:
+def _strata(groups: Mapping[str, list[BagInfo]]) -> list[list[str]]:
     """Return the names of negative, positive and mixed groups."""
     strata: dict[frozenset[int], list[str]] = {}
     for name in sorted(groups):
@@ -167,7 +152,7 @@ def _strata(groups: Mapping[str, list[Splittable]]) -> list[list[str]]:
     return [strata.get(key, []) for key in (frozenset({0}), frozenset({1}), frozenset({0, 1}))]
 
 
-def _take(names: Sequence[str], groups: Mapping[str, list[Splittable]], share: float) -> set[str]:
+def _take(names: Sequence[str], groups: Mapping[str, list[BagInfo]], share: float) -> set[str]:
     """Return the groups that, in the given order, bring the number of bags closer to the target."""
     target = math.floor(share * sum(len(groups[name]) for name in names) + 0.5)
     taken: set[str] = set()
@@ -180,7 +165,7 @@ def _take(names: Sequence[str], groups: Mapping[str, list[Splittable]], share: f
     return taken
 
 
-def _ensure_class(label: int, groups: Mapping[str, list[Splittable]], chosen: set[str], rng: random.Random) -> None:
+def _ensure_class(label: int, groups: Mapping[str, list[BagInfo]], chosen: set[str], rng: random.Random) -> None:
     """Move one group if a class is missing on one side and the other side has at least two groups with it."""
     holders = [name for name in sorted(groups) if _count(groups[name], label)]
     inside = [name for name in holders if name in chosen]
@@ -194,7 +179,7 @@ def _ensure_class(label: int, groups: Mapping[str, list[Splittable]], chosen: se
         chosen.remove(min(inside, key=lambda name: len(groups[name])))
 
 
-def write_splits(path: Path | str, bags: Sequence[Splittable], splits: Sequence[Split]) -> None:
+def write_splits(path: Path | str, bags: Sequence[BagInfo], splits: Sequence[Split]) -> None:
     """Write `bag_id, split1, split2, ...` (columns by seed; cells train, val, test), sorted, atomically."""
     parts = [{**dict.fromkeys(split.train, "train"), **dict.fromkeys(split.val, "val")} for split in splits]
     stream = io.StringIO()

@@ -17,12 +17,7 @@ from preprocessing.store.schema import Array
 
 
 def read_geometry(instances: Path, bag_id: str, names: Iterable[str]) -> tuple[InstanceAttrs, dict[str, Array]]:
-    """Read attributes and verified arrays of a bag's instances, for maps and predictions.
-
-    Args:
-        instances: folder of the stage.
-        bag_id: name of the bag.
-        names: names of the arrays, whose shapes `preprocessing.store.arrays` has.
+    """Read attributes and verified arrays, any shape, of a bag's instances, for maps and predictions.
 
     Raises:
         ValueError: a damaged or missing bag, or content that differs from its manifest.
@@ -67,15 +62,7 @@ class ContentHashes:
         return cls("instances", [*manifests, *sorted((Path(instances) / "shards").glob("*.json"))])
 
     def check(self, bag_id: str, content: str) -> None:
-        """Raise if a bag has another content hash than its manifests; bags without a manifest entry are accepted.
-
-        Args:
-            bag_id: name of the bag.
-            content: content hash of the stored bag.
-
-        Raises:
-            ValueError: the message names the bag, its manifest, and what to do.
-        """
+        """Raise a ValueError if a bag's content differs from its manifests; bags without an entry are accepted."""
         hashes = self.hashes.get(bag_id)
         if hashes and content not in hashes:
             expected, path = next(iter(hashes.items()))

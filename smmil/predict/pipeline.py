@@ -27,8 +27,9 @@ from preprocessing.store.bags import read_instance_attrs
 from smmil.artifacts.hashes import versions
 from smmil.artifacts.records import Json
 from smmil.artifacts.results import SIGNED, Predictions, load_predictions
-from smmil.data.loading import BagInfo, Listing, feature_facts, load_listed
+from smmil.data.loading import Listing, feature_facts, load_listed
 from smmil.data.sources import Source
+from smmil.data.splits import BagInfo
 from smmil.data.stored import read_geometry
 from smmil.evaluate.calibration import sigmoid
 from smmil.evaluate.signs import UNSUPPORTED, is_unsupported

@@ -51,13 +51,6 @@ def test_groups_are_never_cut_and_order_of_rows_does_not_matter(items, seed):
         assert {bag.y for bag in bags if bag.bag_id in part} == {0.0, 1.0}
 
 
-def test_seeds_differ_and_repeat():
-    bags = rows(40, 40)
-    splits = [make_split(bags, seed, 0.2) for seed in (1, 2, 3, 1)]
-    assert splits[0] == splits[3]
-    assert len({split.val for split in splits}) == 3
-
-
 def test_given_validation_bags_are_kept_whatever_the_seed_and_test_bags_stay_out():
     bags = [*rows(4, 4), Row("v0", 0.0, split="val"), Row("v1", 1.0, split="val"), Row("t", 1.0, split="test")]
     for seed in (1, 2):

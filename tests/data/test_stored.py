@@ -1,6 +1,7 @@
 """Bags that are not the ones their manifests name, and damaged ones: refused by name, by whatever reads them."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,16 @@ from preprocessing.store.bags import (
     read_info,
     write_bag,
 )
-from smmil import score
 from smmil.artifacts.results import load_predictions
+from smmil.config.training_options import DataOptions
+from smmil.data.arguments import BagPaths
+from smmil.data.batch import Bag
+from smmil.data.sources import open_source
 from smmil.data.splits import read_splits
 from smmil.figures.__main__ import main as figures_main
 from smmil.maps import main as maps_main
 from smmil.predictions import runs as predictions
-from smmil.predictions.__main__ import main as predict_main
+from smmil.predictions.__main__ import main as predict
 from smmil.train import __main__ as train
 from smmil.train import job
 from tests.faults.damage import flip
@@ -53,10 +57,10 @@ def data(tmp_path: Path) -> Path:
     return made
 
 
-def write_features_again(data: Path, bag_id: str = "bag03", add: float = 1.0) -> None:
+def write_features_again(data: Path, bag_id: str = "bag03") -> None:
     """Other features of the same coordinates: whole, paired, with checksums of their own."""
     store = data / "features/tiny/store"
-    features = read_arrays(store, bag_id)["features"] + np.float16(add)
+    features = read_arrays(store, bag_id)["features"] + np.float16(1)
     attrs = {**FACTS, "coords_hash": read_feature_attrs(store, bag_id).coords_hash}
     write_bag(store, bag_id, {"features": features}, FeatureAttrs(**attrs))
 
@@ -70,78 +74,56 @@ def write_coverage_again(data: Path, bag_id: str = "bag03") -> None:
     assert coords_hash(arrays["coords"], arrays["grid"]) == features.coords_hash
 
 
-def jobs(data: Path) -> dict[str, tuple[Any, list[str]]]:
-    """Everything that loads bags."""
-    runs, store = data / "runs", [*source_arguments(data), "--device", "cpu"]
-    listed = ["--runs", str(runs / "runs.json"), *store]
-    index = ["--out", str(data / "p"), "--index", str(data / "p/index.json"), "--threads", "1"]
-    return {
-        "train": (train.main, train_arguments(data, runs, "abmil", epochs=1, splits=[1])),
-        "predictions": (predict_main, [*listed, *index]),
-        "score": (score.main, [*listed, "--out", str(data / "s")]),
-    }
+def load(data: Path, *manifests: str) -> list[Bag]:
+    """All bags, as every job loads them."""
+    paths = [data / stage / "shards" / "0000.json" for stage in manifests or ("instances", "features/tiny")]
+    found = BagPaths(data / "bags.csv", data / "instances", data / "features/tiny", paths)
+    return open_source(found, DataOptions()).load()[0]
 
 
 @pytest.mark.parametrize(("again", "stage"), [(write_features_again, "features"), (write_coverage_again, "instances")])
-def test_a_bag_written_after_its_manifest_is_refused_by_name(data, again, stage, capsys):
-    work = jobs(data)
+def test_a_bag_written_after_its_manifest_is_refused_by_name_until_the_stage_writes_it(data, again, stage, capsys):
     again(data)
-    main, arguments = work["train"]
-    assert main(arguments) == 2
-    text = capsys.readouterr().err
-    assert f"error: bag bag03: found stored {stage}" in text and "0000.json" in text and "stage again" in text
+    # the manifest of the instances counts, too, where only that of the features is given
+    for manifests in ((), ("features/tiny",)):
+        with pytest.raises(ValueError, match=rf"bag bag03: found stored {stage}.*0000.json.*stage again"):
+            load(data, *manifests)
+    assert train.main(train_arguments(data, data / "runs", "abmil")) == 2
+    assert f"error: bag bag03: found stored {stage}" in capsys.readouterr().err
     assert not (data / "runs/runs.json").exists()
-    # the stage that is run again writes its manifest last
     name_bags(data)
-    assert main(arguments) == 0
-    again(data)
-    for name in ("predictions", "score"):
-        main, arguments = work[name]
-        assert main(arguments) == 2, name
-        assert f"bag bag03: found stored {stage}" in capsys.readouterr().err
-    assert not (data / "p").exists() and not (data / "s").exists()
+    assert len(load(data)) == 16
 
 
-def test_a_manifest_of_instances_counts_though_only_those_of_features_are_given(data, capsys):
-    write_coverage_again(data)
-    arguments = jobs(data)["train"][1]
-    arguments.remove(str(data / "instances/shards/0000.json"))
-    assert train.main(arguments) == 2
-    assert "bag bag03: found stored instances" in capsys.readouterr().err
-
-
-def test_manifests_of_an_older_cut_into_shards_refuse_nothing(data):
+def test_manifests_of_an_older_cut_into_shards_and_those_without_hashes_refuse_nothing(data):
     shards = data / "instances/shards"
     write_coverage_again(data)
     (shards / "0001.json").write_bytes((shards / "0000.json").read_bytes())
     name_bags(data)
-    assert train.main(jobs(data)["train"][1]) == 0
-
-
-def test_manifests_without_hashes_are_taken_as_they_are(data):
-    for stage in ("instances", "features/tiny"):
-        path = data / stage / "shards/0000.json"
+    assert len(load(data)) == 16
+    write_coverage_again(data)
+    for path in (*shards.iterdir(), data / "features/tiny/shards/0000.json"):
         content = json.loads(path.read_text())
         path.write_text(json.dumps({"bags": [{**bag, "hash": ""} for bag in content["bags"]]}))
-    write_coverage_again(data)
-    assert train.main(jobs(data)["train"][1]) == 0
+    assert len(load(data)) == 16
 
 
 def test_another_annotation_alone_makes_predictions_again_and_trains_nothing(data, monkeypatch):
-    work = jobs(data)
-    (learn, training), (predict, listed) = work["train"], work["predictions"]
+    training = train_arguments(data, data / "runs", "abmil", epochs=1)
+    listed = ["--runs", str(data / "runs/runs.json"), *source_arguments(data), "--device", "cpu", "--threads", "1"]
+    listed += ["--out", str(data / "p"), "--index", str(data / "p/index.json")]
     for arguments in (training, listed):
         # as a workflow gives them: the manifests of the features, which say nothing of annotations
         arguments.remove(str(data / "instances/shards/0000.json"))
     npz = data / "p/split1_lr0.01.npz"
-    assert learn(training) == 0 and predict(listed) == 0
+    assert train.main(training) == 0 and predict(listed) == 0
     before, stamp = load_predictions(npz), npz.stat().st_mtime_ns
     assert predict(listed) == 0 and npz.stat().st_mtime_ns == stamp
     bag_id = str(before.arrays["bag_id"][-1])
     write_coverage_again(data, bag_id)
     name_bags(data)
     monkeypatch.setattr(job, "_train_pending", lambda *_: pytest.fail("labels of instances reach no weight"))
-    assert learn(training) == 0 and predict(listed) == 0
+    assert train.main(training) == 0 and predict(listed) == 0
     after = load_predictions(npz)
     old, new = before.bag(bag_id), after.bag(bag_id)
     np.testing.assert_array_equal(new["coverage"], np.float32(1) - old["coverage"])
@@ -203,7 +185,7 @@ def slides(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def readers(folder: Path) -> dict[str, tuple[Any, list[str]]]:
+def readers_of(folder: Path) -> dict[str, tuple[Any, list[str]]]:
     """Every command line that shows stored bags."""
     given = ["--index", str(folder / "predictions/abmil/index.json"), "--metrics", str(folder / "abmil.json")]
     dataset = {"name": "toy", "title": "Toy", "encoder": "resnet18", "methods": ["abmil"]}
@@ -226,32 +208,24 @@ def readers(folder: Path) -> dict[str, tuple[Any, list[str]]]:
     }
 
 
-@pytest.mark.parametrize("name", ["maps", "fig_maps", "qc"])
-@pytest.mark.parametrize("array", ["coords", "coverage"])
-def test_a_changed_byte_is_named_with_its_file_before_anything_is_drawn(slides, name, array, capsys):
-    (chunk,) = (slides / "instances/store/t1" / array).glob("c.*")
-    # stays a small number: nothing but the checksum can tell
-    flip(chunk, 0)
-    main, arguments = readers(slides)[name]
-    assert main(arguments) == 2
-    text = capsys.readouterr().err
-    assert str(chunk) in text and "checksum" in text and "preprocessing.check" in text
+@pytest.mark.parametrize("damage", ["coords", "coverage", "missing", "rewritten"])
+def test_damaged_missing_and_rewritten_bags_are_named_before_anything_is_drawn(slides, damage, capsys):
+    store, expected = slides / "instances/store/t1", "bag t1 is missing"
+    readers = readers_of(slides)
+    if damage == "missing":
+        shutil.rmtree(store)
+    elif damage == "rewritten":
+        entry = {"bag_id": "t1", "state": "ok", "n": 3, "hash": "0" * 64, "reason": ""}
+        write_json(slides / "instances/shards/0000.json", {"dataset": "toy", "stage": "instances", "bags": [entry]})
+        expected = "bag t1: found stored instances"
+        del readers["qc"]  # shows what is stored
+    else:
+        (chunk,) = (store / damage).glob("c.*")
+        # stays a small number: nothing but the checksum can tell
+        flip(chunk, 0)
+        expected = str(chunk)
+    for name, (main, arguments) in readers.items():
+        assert main(arguments) == 2, name
+        text = capsys.readouterr().err
+        assert expected in text and ("checksum" in text) == (damage in ("coords", "coverage")), name
     assert not list(slides.rglob("*.png")) and not list(slides.rglob("*.html"))
-
-
-@pytest.mark.parametrize("name", ["maps", "fig_maps", "qc"])
-def test_a_missing_bag_is_named(slides, name, capsys):
-    import shutil
-
-    shutil.rmtree(slides / "instances/store/t1")
-    main, arguments = readers(slides)[name]
-    assert main(arguments) == 2 and "bag t1 is missing" in capsys.readouterr().err
-
-
-def test_maps_refuse_a_bag_written_after_its_manifest(slides, capsys):
-    head = {"dataset": "toy", "stage": "instances"}
-    entry = {"bag_id": "t1", "state": "ok", "n": 3, "hash": "0" * 64, "reason": ""}
-    write_json(slides / "instances/shards/0000.json", {**head, "bags": [entry]})
-    for name in ("maps", "fig_maps"):
-        main, arguments = readers(slides)[name]
-        assert main(arguments) == 2 and "bag t1: found stored instances" in capsys.readouterr().err
