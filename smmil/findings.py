@@ -16,7 +16,7 @@ from statistics import stdev
 from typing import Literal
 
 from preprocessing.common.cli import guard
-from smmil.artifacts.comparison import Comparison, ComparisonsFile
+from smmil.artifacts.records import Comparison, ComparisonsFile
 from smmil.config.methods import display_name
 
 Verdict = Literal["better", "worse", "no clear difference", "not compared"]

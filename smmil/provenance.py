@@ -18,15 +18,16 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from preprocessing.bags.manifests import ManifestEntry, read_entries
 from preprocessing.bags.rows import BagRow
 from preprocessing.bags.table import read_bags
 from preprocessing.common.cli import guard
 from preprocessing.features.encoders import encoder_title
-from smmil.artifacts.hashes import hash_file, hash_files, read_json
+from smmil.artifacts.hashes import hash_file, hash_files
 from smmil.artifacts.records import IndexEntry, Metrics, PredictionIndex, RunConfig, RunEntry, RunsFile, SplitMetrics
 from smmil.config.outputs import title_of
 
@@ -50,21 +51,6 @@ class Place:
     def folder(self, kind: str) -> Path:
         """Return the folder of one kind of files."""
         return self.root / self.dataset / kind / self.encoder / self.method
-
-
-@dataclass
-class Checks:
-    """Recomputed hashes; `wrong` lists those that differ."""
-
-    wanted: bool
-    done: int = 0
-    wrong: list[str] = field(default_factory=list)
-
-    def compare(self, name: str, actual: str, expected: str) -> None:
-        """Record one comparison."""
-        self.done += 1
-        if actual != expected:
-            self.wrong.append(f"{name}: found {actual[:16]}, expected {expected[:16]}")
 
 
 def locate(result: Path, cell: Sequence[str] | None) -> Place:
@@ -91,10 +77,8 @@ def locate(result: Path, cell: Sequence[str] | None) -> Place:
             if parts[at] != kind:
                 continue
             names = [*parts[at + 1 : -1], parts[-1].removesuffix(".json").removesuffix(".npz")]
-            run = None
-            if kind != "metrics":
-                last = names.pop()
-                run = None if last in ("index", "runs") else last
+            last = None if kind == "metrics" else names.pop()
+            run = None if last in ("index", "runs") else last
             return Place(Path(*parts[: at - 1]), parts[at - 1], "/".join(names[:-1]), names[-1], run)
     raise ValueError(
         f"{result}: found no result, expected a file of tables/, metrics/ or predictions/, or a run's folder"
@@ -147,43 +131,81 @@ def trace(place: Place, *, verify: bool = False, bag: str | None = None) -> Fact
     Raises:
         ValueError: a file of the chain is missing or damaged.
     """
-    checks = Checks(verify)
     runs_json = place.folder("runs") / "runs.json"
     listed = RunsFile.read(runs_json)
-    predictions = place.folder("predictions")
-    index = {entry.run: entry for entry in PredictionIndex.read(predictions / "index.json").runs}
+    index = {entry.run: entry for entry in PredictionIndex.read(place.folder("predictions") / "index.json").runs}
     metrics = place.folder("metrics").parent / f"{place.method}.json"
     splits = {split.run: split for split in Metrics.read(metrics).splits} if metrics.exists() else {}
     chosen = [run for run in listed.runs if run.run == place.run] if place.run else listed.chosen
     if not chosen:
         raise ValueError(f"{runs_json}: does not list {place.run}")
-    runs = []
-    for run in chosen:
-        folder, entry = place.folder("runs") / run.run, index.get(run.run)
-        if verify:
-            checks.compare(f"weights of {run.run}", hash_file(folder / "best.safetensors"), run.weights_sha256)
-            if entry:
-                checks.compare(f"predictions of {run.run}", hash_file(predictions / entry.file), entry.sha256)
-        runs.append(_run(run, RunConfig.read(folder / "config.json"), entry, splits.get(run.run)))
-    bags = _bags(place, listed, bag, checks)
+    path = place.root / place.dataset / "bags.csv"
+    rows = {row.bag_id: row for row in read_bags(path)}
+    if bag is not None and bag not in rows:
+        raise ValueError(f"--bag: {path} lists no bag {bag!r}")
+    manifests = sorted((place.root / place.dataset / "features" / place.encoder / "shards").glob("*.json"))
+    entries = read_entries(manifests)
     shared = listed.as_json()
+    bags: Facts = {"listed": len(rows), "states": dict(Counter(entry.state for entry in entries.values()))}
+    bags["excluded"] = shared["excluded"]
+    if bag is not None:
+        bags["bag"] = _bag(place, rows[bag], entries.get(bag))
+    finished = [entry for name, entry in entries.items() if entry.state == "ok" and bag in (None, name)]
+    checks = _differences(place, listed, chosen, index, manifests, finished) if verify else []
     return {
         "pairing": {"dataset": place.dataset, "encoder": place.encoder, "method": place.method}
         | {name: shared[name] for name in ("protocol", "random_weights", "method_options")},
-        "runs": runs,
+        "runs": [_run(place, run, index.get(run.run), splits.get(run.run)) for run in chosen],
         "features": shared["features"],
-        "bags": bags,
-        "checks": {"computed": checks.done, "different": checks.wrong} if verify else None,
+        "bags": {**bags, "inputs": dict(listed.inputs)},
+        "checks": {"computed": len(checks), "different": [text for text in checks if text]} if verify else None,
     }
 
 
-def _run(run: RunEntry, config: RunConfig, entry: IndexEntry | None, split: SplitMetrics | None) -> Facts:
+def _differences(
+    place: Place,
+    listed: RunsFile,
+    chosen: Sequence[RunEntry],
+    index: Mapping[str, IndexEntry],
+    manifests: Sequence[Path],
+    finished: Sequence[ManifestEntry],
+) -> list[str]:
+    """Recompute every recorded hash; one text each, "" where it is as recorded."""
+    from preprocessing.store.bags import validate_bag
+
+    def compared(name: str, actual: str, expected: str) -> str:
+        return "" if actual == expected else f"{name}: found {actual[:16]}, expected {expected[:16]}"
+
+    checks, dataset = [], place.root / place.dataset
+    for run in chosen:
+        weights = place.folder("runs") / run.run / "best.safetensors"
+        checks.append(compared(f"weights of {run.run}", hash_file(weights), run.weights_sha256))
+        if entry := index.get(run.run):
+            predictions = hash_file(place.folder("predictions") / entry.file)
+            checks.append(compared(f"predictions of {run.run}", predictions, entry.sha256))
+    bags = dataset / "bags.csv"
+    checks.append(compared(str(bags), hash_file(bags), listed.inputs["bags"]))
+    checks.append(compared(f"{len(manifests)} shard manifests", hash_files(manifests), listed.inputs["manifests"]))
+    stages = {"features": dataset / "features" / place.encoder, "instances": dataset / "instances"}
+    for bag in finished:
+        for schema, stage in stages.items():
+            try:
+                content = validate_bag(stage / "store", bag.bag_id, schema=schema).store.content
+            except ValueError as error:
+                checks.append(str(error))
+                continue
+            if schema == "features":
+                checks.append(compared(f"{bag.bag_id}: features against the manifest", content, bag.hash))
+    return checks
+
+
+def _run(place: Place, run: RunEntry, entry: IndexEntry | None, split: SplitMetrics | None) -> Facts:
     names = ("instance_auroc", "instance_f1", "bag_auroc", "bag_f1")
     kept = (
         *("seed", "learning_rate", "key", "device", "numerics", "versions"),
         *("training", "data", "inputs", "pos_weight", "split"),
     )
-    facts = config.as_json()
+    facts = RunConfig.read(place.folder("runs") / run.run / "config.json").as_json()
     return {
         "run": run.run,
         "chosen_on_validation": run.chosen,
@@ -196,61 +218,20 @@ def _run(run: RunEntry, config: RunConfig, entry: IndexEntry | None, split: Spli
     }
 
 
-def _bags(place: Place, listed: RunsFile, bag: str | None, checks: Checks) -> Facts:
-    dataset = place.root / place.dataset
-    path = dataset / "bags.csv"
-    rows = {row.bag_id: row for row in read_bags(path)}
-    manifests = sorted((dataset / "features" / place.encoder / "shards").glob("*.json"))
-    if checks.wanted:
-        checks.compare(str(path), hash_file(path), listed.inputs["bags"])
-        checks.compare(f"{len(manifests)} shard manifests", hash_files(manifests), listed.inputs["manifests"])
-    states = _states(manifests)
-    if bag is not None and bag not in rows:
-        raise ValueError(f"--bag: {path} lists no bag {bag!r}")
-    finished = [name for name, state in states.items() if state["state"] == "ok" and bag in (None, name)]
-    if checks.wanted:
-        for name in finished:
-            _check_bag(dataset, place.encoder, name, states[name]["hash"], checks)
-    counts = dict(Counter(state["state"] for state in states.values()))
-    summary: Facts = {"listed": len(rows), "states": counts, "excluded": listed.as_json()["excluded"]}
-    if bag is not None:
-        summary["bag"] = _bag(dataset, place.encoder, bag, rows[bag], states.get(bag))
-    return {**summary, "inputs": dict(listed.inputs)}
-
-
-def _states(manifests: Sequence[Path]) -> dict[str, Facts]:
-    return {bag["bag_id"]: bag for path in manifests for bag in read_json(path)["bags"]}
-
-
-def _check_bag(dataset: Path, encoder: str, bag: str, content: str, checks: Checks) -> None:
-    from preprocessing.store.bags import validate_bag
-
-    for schema, stage in (("features", dataset / "features" / encoder), ("instances", dataset / "instances")):
-        try:
-            attrs = validate_bag(stage / "store", bag, schema=schema)
-        except ValueError as error:
-            checks.done += 1
-            checks.wrong.append(str(error))
-            continue
-        if schema == "features":
-            checks.compare(f"{bag}: features against the manifest", attrs.store.content, content)
-
-
-def _bag(dataset: Path, encoder: str, bag: str, row: BagRow, state: Facts | None) -> Facts:
+def _bag(place: Place, row: BagRow, entry: ManifestEntry | None) -> Facts:
     from preprocessing.store.bags import read_feature_attrs, read_instance_attrs
 
-    facts: Facts = {"bag_id": bag, "images": list(row.images), "split": row.split, "state": state}
+    dataset, state = place.root / place.dataset, dict(sorted(entry.model_dump().items())) if entry else None
+    facts: Facts = {"bag_id": row.bag_id, "images": list(row.images), "split": row.split, "state": state}
     facts |= {"label": row.label, "annotation": row.annotation}
-    if state is None or state["state"] != "ok":
+    if entry is None or entry.state != "ok":
         return facts
-    instances = read_instance_attrs(dataset / "instances" / "store", bag).as_json()
-    features = read_feature_attrs(dataset / "features" / encoder / "store", bag).as_json()
-    for name in ("mpp", "mpp_source", "preset", "read_level", "tile_px", "windows", "pixels_key", "software"):
-        if name in instances:
-            facts[name] = instances[name]
+    instances = read_instance_attrs(dataset / "instances" / "store", row.bag_id).as_json()
+    features = read_feature_attrs(dataset / "features" / place.encoder / "store", row.bag_id).as_json()
+    names = ("mpp", "mpp_source", "preset", "read_level", "tile_px", "windows", "pixels_key", "software")
+    facts |= {name: instances[name] for name in names if name in instances}
     kept = ("encoder", "weights_sha256", "resize_policy", "precision", "software", "unreadable_tiles")
-    facts["features"] = {name: features[name] for name in kept if name in features}
-    return facts
+    return facts | {"features": {name: features[name] for name in kept if name in features}}
 
 
 def summary(provenance: Facts) -> str:

@@ -4,31 +4,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Protocol
 
-from smmil.artifacts.records import Metrics, PredictionIndex, SplitMetrics
+from smmil.artifacts.records import Metrics, PredictionIndex, PredictionMeta, RunEntry, SplitMetrics
 from smmil.artifacts.results import Predictions, load_predictions, read_index
 from smmil.config.methods import METHODS
 from smmil.config.training_options import RateChoice
 
 
-class Scored(Protocol):
-    """A trained run with its validation score."""
-
-    @property
-    def seed(self) -> int:
-        """Seed of the split."""
-
-    @property
-    def lr(self) -> float:
-        """Learning rate."""
-
-    @property
-    def selection_score(self) -> float:
-        """Validation bag AUROC minus BCE of the kept epoch."""
-
-
-def chosen_rates(runs: Iterable[Scored], choice: RateChoice) -> dict[int, float]:
+def chosen_rates(runs: Iterable[RunEntry | PredictionMeta], choice: RateChoice) -> dict[int, float]:
     """Return the learning rate that validation chose for every split, by seed; on a tie the larger one.
 
     Args:
@@ -67,12 +50,7 @@ def chosen_predictions(index: Path | str) -> dict[int, Predictions]:
 class ChosenRun:
     """The run that validation chose for one split of one method.
 
-    Attributes:
-        method: key of the method.
-        run: name of the run.
-        split: metrics of the run.
-        predictions: saved predictions of the run.
-        random_weights: whether its features come from an untrained encoder.
+    `random_weights` says whether its features come from an untrained encoder.
     """
 
     method: str
@@ -103,23 +81,20 @@ def load_chosen(
     chosen, encoders = [], set()
     for source in metrics:
         content = Metrics.read(source)
-        encoders.add(content.encoder)
+        method, encoder = content.method, content.encoder
+        encoders.add(encoder)
         if content.dataset != dataset or len(encoders) > 1:
-            raise ValueError(f"{source}: of {content.dataset} / {content.encoder}, expected one encoder of {dataset}")
+            raise ValueError(f"{source}: of {content.dataset} / {encoder}, expected one encoder of {dataset}")
         split = next((split for split in content.splits if seed in (None, split.seed)), None)
         if split is None:
             raise ValueError(f"{source}: no split {seed}, found {[split.seed for split in content.splits]}")
-        paths = [path for full, path in files.items() if (full.parent.name, full.stem) == (content.method, split.run)]
-        predictions = _find(paths, content, split.run, source)
-        chosen.append(ChosenRun(content.method, split.run, split, predictions, content.random_weights))
+        named = (path for full, path in files.items() if (full.parent.name, full.stem) == (method, split.run))
+        for predictions in map(load_predictions, named):
+            meta = predictions.meta
+            if (meta.dataset, meta.encoder, meta.method) == (dataset, encoder, method):
+                chosen.append(ChosenRun(method, split.run, split, predictions, content.random_weights))
+                break
+        else:
+            raise ValueError(f"{source}: run {split.run} of {method} is in no --index file; give its index.json")
     order = list(METHODS)
     return sorted(chosen, key=lambda run: order.index(run.method) if run.method in METHODS else len(order))
-
-
-def _find(paths: Sequence[Path], metrics: Metrics, run: str, source: Path | str) -> Predictions:
-    for path in paths:
-        predictions = load_predictions(path)
-        meta = predictions.meta
-        if (meta.dataset, meta.encoder, meta.method) == (metrics.dataset, metrics.encoder, metrics.method):
-            return predictions
-    raise ValueError(f"{source}: run {run} of {metrics.method} is in none of the --index files; give its index.json")

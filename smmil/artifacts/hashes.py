@@ -80,33 +80,17 @@ def versions() -> dict[str, str]:
     }
 
 
-def read_json(path: Path | str) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        ValueError: the file is missing or is not a JSON object.
-    """
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such file") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: found a JSON {type(value).__name__}, expected an object")
-    return value
-
-
 def json_argument(text: str, name: str) -> dict[str, Any]:
     """Parse a JSON object given on the command line, as text or as the path of a file.
 
     Raises:
         ValueError: neither; the message names the argument.
     """
-    if not text.lstrip().startswith(("{", "[")):
-        return read_json(text)
+    is_text = text.lstrip().startswith(("{", "["))
     try:
-        value = json.loads(text)
+        value = json.loads(text if is_text else Path(text).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{name}: {text}: no such file") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{name}: not JSON ({error}); found {text[:80]!r}") from error
     if not isinstance(value, dict):

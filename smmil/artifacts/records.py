@@ -7,8 +7,8 @@
 | `runs/E/M/RUN/log.jsonl` | `LogRow` per line |
 | `predictions/E/M/RUN.npz` (array `meta`), `index.json` | `PredictionMeta`, `PredictionIndex` |
 | `metrics/E/M.json` | `Metrics` |
-| output of `smmil.comparisons` | `smmil.artifacts.comparison.Comparison` |
-| `tables/comparisons.json` | `smmil.artifacts.comparison.ComparisonsFile` |
+| output of `smmil.comparisons` | `Comparison` |
+| `tables/comparisons.json` | `ComparisonsFile` |
 
 Optional fields that were not set are not written. Metrics that are undefined are None.
 """
@@ -19,6 +19,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from preprocessing.common.cli import validation_problems
 from preprocessing.common.files import write_json
 from smmil.config.training_options import RateChoice
 
@@ -55,8 +56,7 @@ class Record(BaseModel):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            problems = [f"{'.'.join(map(str, e['loc'])) or 'content'}: {e['msg']}" for e in error.errors()]
-            raise ValueError(f"{source}: expected {cls.__name__}, found {'; '.join(problems)}") from error
+            raise ValueError(f"{source}: expected {cls.__name__}, found {validation_problems(error)}") from error
 
     def write(self, path: Path | str) -> None:
         """Write a JSON file atomically; equal content gives equal bytes."""
@@ -69,6 +69,16 @@ class Record(BaseModel):
     def common(self, kind: type["Record"]) -> dict[str, object]:
         """Return the values of the fields that another kind of record has, too."""
         return {name: getattr(self, name) for name in type(self).model_fields if name in kind.model_fields}
+
+
+class Trained(Record):
+    """What the files of one (dataset, encoder, method or variant) share."""
+
+    dataset: str
+    encoder: str
+    method: str
+    protocol: str
+    random_weights: bool = False
 
 
 class FeatureFacts(Record):
@@ -143,20 +153,15 @@ class RunEntry(RunDone):
     chosen: bool
 
 
-class RunsFile(Record):
-    """`runs.json`: the finished runs of one (dataset, encoder, method); `method` may be a variant."""
+class RunsFile(Trained):
+    """`runs.json`: the finished runs of one training."""
 
-    dataset: str
-    encoder: str
-    method: str
     method_options: MethodOptions = {}
-    protocol: str
     quirks: tuple[str, ...] = ()
     training: Json = {}
     data: Json = {}
     inputs: Mapping[str, str] = {}
     features: FeatureFacts = FeatureFacts()
-    random_weights: bool = False
     bags: int = 0
     excluded: Mapping[str, tuple[str, ...]] = {}
     learning_rate_choice: RateChoice = "split"
@@ -169,23 +174,12 @@ class RunsFile(Record):
 
 
 class LogRow(Record):
-    """One line of `log.jsonl`: an epoch. Other keys are loss terms, `loss_<term>` and `val_loss_<term>`.
+    """One line of `log.jsonl`: an epoch (1-based). Other keys are loss terms, `loss_<term>` and `val_loss_<term>`.
 
-    Attributes:
-        epoch: 1-based.
-        lr: learning rate.
-        loss: training loss, mean over bags.
-        grad_norm: mean over steps.
-        val_loss: validation loss, mean over bags.
-        val_selection_bce: bag cross entropy of the selection score.
-        val_bag_auroc: None if undefined.
-        val_instance_auroc: None if undefined.
-        val_score_entropy: entropy of a bag's instance scores, in [0, 1].
-        selection: selection score.
-        kept: whether this was the best epoch so far.
-        seconds: duration with validation.
-        memory_mib: peak resident memory of the process.
-        device_memory_mib: peak memory of tensors on the GPU.
+    Losses are means over bags, `grad_norm` over steps; an AUROC is None if undefined. `val_selection_bce` is the bag
+    cross entropy in the score `selection`, `val_score_entropy` the entropy of a bag's instance scores in [0, 1]. `kept`
+    marks the best epoch so far. `memory_mib` is the peak resident memory of the process, `device_memory_mib` that of
+    tensors on the GPU.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -207,16 +201,11 @@ class LogRow(Record):
     device_memory_mib: int | float | None = None
 
 
-class PredictionMeta(Record):
+class PredictionMeta(Trained):
     """`meta` of a predictions file; predictions of other data sets (`smmil.score`) lack some fields."""
 
-    dataset: str
-    encoder: str
-    method: str
-    protocol: str
     method_options: MethodOptions = {}
     quirks: tuple[str, ...] = ()
-    random_weights: bool = False
     run: str
     seed: int
     lr: float
@@ -242,14 +231,9 @@ class IndexEntry(Record):
     chosen: bool | None = None
 
 
-class PredictionIndex(Record):
-    """`index.json`: the predictions files of one (dataset, encoder, method)."""
+class PredictionIndex(Trained):
+    """`index.json`: the predictions files of one training."""
 
-    dataset: str
-    encoder: str
-    method: str
-    protocol: str
-    random_weights: bool = False
     learning_rate_choice: RateChoice = "split"
     runs: tuple[IndexEntry, ...] = Field(min_length=1)
 
@@ -257,16 +241,14 @@ class PredictionIndex(Record):
 class PartMetrics(Record):
     """Metrics of the test or validation bags of one run; metric values are extra keys, see `values`.
 
+    The prefixes `signed_` and `signed_sm_` stand for the sign-aware and the smoothed sign-aware score.
+
     Attributes:
         n_bags: labelled bags; the other counts accordingly.
         n_in_bag: positive bags with labelled instances of both classes, over which in-bag AUROCs are averaged.
         n_not_in_bag: positive bags without.
         inverted: whether the instance AUROC is below 0.5.
-        signed_inverted: the same of the sign-aware score.
-        signed_sm_inverted: the same of the smoothed sign-aware score.
         froc_sensitivity: sensitivity by rate of false positives per negative bag.
-        signed_froc_sensitivity: the same of the sign-aware score.
-        signed_sm_froc_sensitivity: the same of the smoothed sign-aware score.
         undefined: reason by metric whose value is None.
     """
 
@@ -308,9 +290,7 @@ class SplitMetrics(Record):
     """Metrics of the run that validation chose for one split.
 
     Attributes:
-        threshold: of instance scores, from validation.
-        signed_threshold: the same of the sign-aware score.
-        signed_sm_threshold: the same of the smoothed sign-aware score.
+        threshold: of instance scores, from validation; `signed_` and `signed_sm_` as in `PartMetrics`.
         gated: threshold and instance metrics with the scores of bags called negative set to -5.
         ungated: the same without gating, where the primary metrics are gated.
         signed_agreement: reliability of the sign-aware score (`smmil.predictions.signed`).
@@ -353,21 +333,16 @@ class Bootstrap(Record):
     intervals: Mapping[str, tuple[float, float] | None] = {}
 
 
-class Metrics(Record):
-    """Metrics of one (dataset, encoder, method), written by `smmil.evaluate`.
+class Metrics(Trained):
+    """Metrics of one training, written by `smmil.evaluate`.
 
     Attributes:
         quirks: active quirks; None = those of the protocol's preset.
         job: peak memory of training by name, where metrics were read from training logs (never in a file).
     """
 
-    dataset: str
-    encoder: str
-    method: str
-    protocol: str
     method_options: MethodOptions = {}
     quirks: tuple[str, ...] | None = None
-    random_weights: bool = False
     learning_rate_choice: RateChoice = "split"
     stage_version: int = 0
     splits: tuple[SplitMetrics, ...]
@@ -375,3 +350,51 @@ class Metrics(Record):
     bootstrap: Bootstrap | None = None
     definitions: Mapping[str, str] = {}
     job: Values = {}
+
+
+class ComparedMethod(Record):
+    """One side of a comparison and the compared runs."""
+
+    encoder: str
+    method: str
+    protocol: str
+    quirks: tuple[str, ...]
+    learning_rate_choice: RateChoice = "split"
+    runs: tuple[str, ...]
+
+
+class Difference(Record):
+    """Paired difference of a metric, see `smmil.evaluate.comparisons`; None with a `reason` where undefined.
+
+    `first` and `second` are means over the splits, `splits` are the differences.
+    """
+
+    first: float | None = None
+    second: float | None = None
+    difference: float | None = None
+    splits: tuple[float, ...] | None = None
+    first_splits: tuple[float, ...] | None = None
+    second_splits: tuple[float, ...] | None = None
+    interval: tuple[float, float] | None = None
+    p: float | None = None
+    resamples: int
+    reason: str = ""
+
+
+class Comparison(Record):
+    """Two methods compared over the same test bags, by metric."""
+
+    dataset: str
+    first: ComparedMethod
+    second: ComparedMethod
+    seeds: tuple[int, ...]
+    metrics: Mapping[str, Difference]
+    random_weights: bool
+    bootstrap: Bootstrap
+
+
+class ComparisonsFile(Record):
+    """`comparisons.json`: every pair of the table `comparisons` that has predictions; `titles` name the datasets."""
+
+    titles: Mapping[str, str]
+    comparisons: tuple[Comparison, ...]

@@ -37,19 +37,7 @@ log = logging.getLogger(__name__)
 
 
 class RunSpec(RunFields):
-    """Everything that decides a run's numbers.
-
-    Attributes:
-        dataset: name of the data set.
-        encoder: name of the encoder.
-        method: key of `smmil.config.methods.METHODS`.
-        method_options: keyword arguments of the method.
-        training: `TrainingOptions.key_values`.
-        data: loading options that affect training.
-        inputs: content hashes of the inputs.
-        seed: seed of the split, the initialisation and the order of bags.
-        learning_rate: base learning rate.
-    """
+    """Everything that decides the numbers of a run; `inputs` are content hashes."""
 
     @property
     def name(self) -> str:

@@ -23,8 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from smmil.artifacts.chosen_runs import chosen_predictions
-from smmil.artifacts.comparison import ComparedMethod, Comparison, Difference
-from smmil.artifacts.records import Bootstrap, PredictionIndex
+from smmil.artifacts.records import Bootstrap, ComparedMethod, Comparison, Difference, PredictionIndex
 from smmil.artifacts.results import SCORES, Predictions
 from smmil.evaluate.bootstrap import EXTRA, LEVEL, METRICS, Floats, Run, draw_weights, run_resamples
 from smmil.evaluate.metrics import best_threshold, labelled

@@ -51,9 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from preprocessing.qc.counts import Counts
     from preprocessing.status import Status
     from smmil.analysis.records import Analysis
-    from smmil.artifacts.comparison import ComparisonsFile
     from smmil.artifacts.hashes import code_version, json_argument
-    from smmil.artifacts.records import Metrics, RunsFile
+    from smmil.artifacts.records import ComparisonsFile, Metrics, RunsFile
     from smmil.config.layouts import TableLayout, parse_table_layout
     from smmil.figures.entries import FigureEntry, MapsFile
     from smmil.report.page import Inputs, build_page

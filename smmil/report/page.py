@@ -18,8 +18,7 @@ from preprocessing.common.webpage import render, thumbnail
 from preprocessing.qc.counts import Counts
 from preprocessing.status import Status
 from smmil.analysis.records import Analysis
-from smmil.artifacts.comparison import ComparisonsFile
-from smmil.artifacts.records import Metrics, RunsFile, SplitMetrics
+from smmil.artifacts.records import ComparisonsFile, Metrics, RunsFile, SplitMetrics
 from smmil.config.layouts import PairLayout, TableLayout
 from smmil.config.methods import METHODS, display_name, marked_name
 from smmil.config.targets import EVERY_ENCODER

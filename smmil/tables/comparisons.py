@@ -14,8 +14,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from smmil.artifacts.comparison import Comparison, ComparisonsFile
-from smmil.artifacts.records import PredictionIndex
+from smmil.artifacts.records import Comparison, ComparisonsFile, PredictionIndex
 from smmil.config.definitions import definitions, rate_choice_text, shared_quirks
 from smmil.config.layouts import PairDataset, PairLayout
 from smmil.config.methods import GROUPS, METHODS, PROPOSED, display_name, group_of

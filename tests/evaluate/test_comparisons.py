@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smmil.artifacts.comparison import ComparisonsFile
+from smmil.artifacts.records import ComparisonsFile
 from smmil.artifacts.results import load_predictions
 from smmil.comparison_table import main as table_main
 from smmil.comparisons import main

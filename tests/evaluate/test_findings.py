@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from smmil.artifacts.comparison import ComparisonsFile
+from smmil.artifacts.records import ComparisonsFile
 from smmil.findings import findings, main, verdict
 
 SETTINGS = {"resamples": 1000, "seed": 0, "level": 0.95, "over": "test bags, paired"}
