@@ -22,7 +22,9 @@ from smmil.config.sections import (
     DatasetConfig,
     FeaturesConfig,
     Folder,
+    MethodOptions,
     ReportConfig,
+    ScoreWith,
     SweepConfig,
     TrainingConfig,
     WeightsConfig,
@@ -48,7 +50,7 @@ class Config(ProtocolOptions):
     methods: list[str] = Field(min_length=1, description="rows of Tables 1 and 2, keys of smmil.config.methods.METHODS")
     more_methods: list[str] = Field(default=[], description="further rows of Tables 6 to 10")
     sweeps: dict[str, SweepConfig] = Field(default={}, description="name -> runs of an ablation figure")
-    method_options: dict[str, dict[str, Any]] = Field(default={}, description="arguments of single methods")
+    method_options: MethodOptions = Field(default={}, description="arguments of single methods")
     weights: WeightsConfig = WeightsConfig()
     features: FeaturesConfig = FeaturesConfig()
     training: TrainingConfig = TrainingConfig()
@@ -70,22 +72,14 @@ class Config(ProtocolOptions):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
-        known_methods(self.method_options)
         for method, options in self.method_options.items():
             check_arguments(method, options, f"method_options.{method}")
             method_changes(self.active_quirks, method, options)
-        unknown = sorted(set(self.use or []) - set(self.datasets))
-        if unknown:
-            raise ValueError(f"use: unknown datasets {unknown}, expected some of {', '.join(self.datasets)}")
+        self._check_datasets("use", self.use or ())
         for name, sweep in self.sweeps.items():
-            known_methods([sweep.method])
             for value in sweep.values:
                 check_arguments(sweep.method, {sweep.argument: value}, f"sweeps.{name}")
-            unknown = sorted(set(sweep.datasets) - set(self.datasets))
-            if unknown:
-                raise ValueError(
-                    f"sweeps.{name}: unknown datasets {unknown}, expected some of {', '.join(self.datasets)}"
-                )
+            self._check_datasets(f"sweeps.{name}", sweep.datasets)
         if not self.datasets:
             raise ValueError("datasets: found none, expected yours by name, with kind, root and encoders")
         if not self.used:
@@ -95,20 +89,22 @@ class Config(ProtocolOptions):
         for name, dataset in self.datasets.items():
             if not name.isascii() or not name.isidentifier():
                 raise ValueError(f"datasets.{name}: use letters, digits and _ in the name of a dataset")
-            with_runs = dataset.score_with
-            if with_runs is None:
-                continue
-            trained = self.datasets.get(with_runs.dataset)
-            if trained is None or not trained.train or with_runs.method not in self.methods:
-                raise ValueError(
-                    f"datasets.{name}.score_with: no runs of {with_runs.dataset}/{with_runs.method} are trained"
-                )
-            for role, encoders in (("trained", trained.encoders), ("scored", dataset.encoders)):
-                if with_runs.encoder not in encoders:
-                    raise ValueError(
-                        f"datasets.{name}.score_with: {with_runs.encoder} is no encoder of the {role} dataset"
-                    )
+            if dataset.score_with:
+                self._check_scored(f"datasets.{name}.score_with", dataset, dataset.score_with)
         return self
+
+    def _check_datasets(self, where: str, names: Iterable[str]) -> None:
+        unknown = sorted(set(names) - set(self.datasets))
+        if unknown:
+            raise ValueError(f"{where}: unknown datasets {unknown}, expected some of {', '.join(self.datasets)}")
+
+    def _check_scored(self, where: str, dataset: DatasetConfig, runs: ScoreWith) -> None:
+        trained = self.datasets.get(runs.dataset)
+        if trained is None or not trained.train or runs.method not in self.methods:
+            raise ValueError(f"{where}: no runs of {runs.dataset}/{runs.method} are trained")
+        for role, encoders in (("trained", trained.encoders), ("scored", dataset.encoders)):
+            if runs.encoder not in encoders:
+                raise ValueError(f"{where}: {runs.encoder} is no encoder of the {role} dataset")
 
     def _check_encoders(self, name: str, dataset: DatasetConfig) -> None:
         for key in dataset.encoders:
@@ -153,11 +149,7 @@ def training_options(config: Config, dataset: str, method: str) -> TrainingOptio
 
 
 def parse_config(values: Mapping[str, Any], source: str = "config") -> Config:
-    """Validate a configuration.
-
-    Args:
-        values: as read from YAML; Snakemake's own additions are not expected here.
-        source: what to name in messages.
+    """Validate a configuration as read from YAML; `source` names it in messages.
 
     Raises:
         ValueError: every problem on its own line: key, what is wrong, what was found.

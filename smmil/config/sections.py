@@ -1,5 +1,6 @@
 """Sections of the configuration (`Config`): datasets, weights, features, training, sweeps, report."""
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
@@ -9,20 +10,10 @@ from preprocessing.common.options import Options, ct_options, wsi_options
 from preprocessing.datasets import DATASETS, get_dataset
 from preprocessing.datasets.base import parse_options
 from preprocessing.features.transforms import check_policy
-from smmil.config.methods import WITH_GLOBAL, group_of, known_methods
+from smmil.config.methods import WITH_GLOBAL, get_method, group_of, known_methods
 from smmil.config.targets import FIGURES, TABLES
 from smmil.config.training_options import DEVICES, BagOptions, ScheduleOptions
 from smmil.config.variants import Variant, base_method
-
-
-def _known_kind(kind: str) -> str:
-    get_dataset(kind)
-    return kind
-
-
-def _known_policy(policy: str) -> str:
-    check_policy(policy)
-    return policy
 
 
 def _folder(path: str) -> str:
@@ -33,21 +24,31 @@ def _folder(path: str) -> str:
     return path
 
 
+def _checked(check: Callable[[Any], object]) -> AfterValidator:
+    """Return a validator that keeps a value which `check` accepts; it raises ValueError for others."""
+
+    def validate(value: Any) -> Any:
+        check(value)
+        return value
+
+    return AfterValidator(validate)
+
+
 Folder = Annotated[str, AfterValidator(_folder)]
-Positive = Annotated[int, Field(ge=1)]
+Kind = Annotated[str, _checked(get_dataset)]
+Policy = Annotated[str, _checked(check_policy)]
+WsiKeys = Annotated[dict[str, Any], _checked(wsi_options)]
+CtKeys = Annotated[dict[str, Any], _checked(ct_options)]
+BatchSizes = Annotated[dict[str, Annotated[int, Field(ge=1)]], _checked(known_methods)]
+MethodOptions = Annotated[dict[str, dict[str, Any]], _checked(known_methods)]
+SplitJobs = Annotated[bool | list[str], _checked(lambda value: known_methods(() if isinstance(value, bool) else value))]
 
 
 class InstancesConfig(Options):
     """How bags of a dataset become instances; keys as in `preprocessing/common/options.py`."""
 
-    wsi: dict[str, Any] = Field(default={}, description="slides: preset and overrides, e.g. {preset: 20x}")
-    ct: dict[str, Any] = Field(default={}, description="CT: preset and overrides, e.g. {preset: sa_mil}")
-
-    @model_validator(mode="after")
-    def _resolves(self) -> "InstancesConfig":
-        wsi_options(self.wsi)
-        ct_options(self.ct)
-        return self
+    wsi: WsiKeys = Field(default={}, description="slides: preset and overrides, e.g. {preset: 20x}")
+    ct: CtKeys = Field(default={}, description="CT: preset and overrides, e.g. {preset: sa_mil}")
 
 
 class ScoreWith(Options):
@@ -61,9 +62,7 @@ class ScoreWith(Options):
 class DatasetConfig(BagOptions):
     """One dataset: where it is, how it is cut into instances, how it is split and trained."""
 
-    kind: Annotated[str, AfterValidator(_known_kind)] = Field(
-        description="which module reads the raw folder", json_schema_extra={"enum": [*DATASETS]}
-    )
+    kind: Kind = Field(description="which module reads the raw folder", json_schema_extra={"enum": [*DATASETS]})
     root: Folder = Field(description="raw folder")
     source: dict[str, Any] = Field(
         default={}, description="keys of the dataset module, e.g. manifest, partition, test_list"
@@ -79,7 +78,7 @@ class DatasetConfig(BagOptions):
     batch_size_transformer: int | None = Field(
         default=None, ge=1, description="same for transformers; null = batch_size"
     )
-    batch_sizes: dict[str, Positive] = Field(default={}, description="bags per training step of single methods")
+    batch_sizes: BatchSizes = Field(default={}, description="bags per training step of single methods")
     train: bool = Field(default=True, description="false = only preprocess, and score if score_with is given")
     score_with: ScoreWith | None = Field(default=None, description="score the bags with runs of another dataset")
 
@@ -89,7 +88,6 @@ class DatasetConfig(BagOptions):
             raise ValueError(f"main_encoder {self.main_encoder!r} is not in encoders {self.encoders}")
         if len(set(self.encoders)) != len(self.encoders):
             raise ValueError(f"encoders {self.encoders} names one twice")
-        known_methods(self.batch_sizes)
         parse_options(self.kind, get_dataset(self.kind).options, self.source)
         return self
 
@@ -100,10 +98,8 @@ class DatasetConfig(BagOptions):
 
     def batch_size_of(self, method: str) -> int:
         """Return the bags per training step of a method or variant."""
-        if base_method(method) in self.batch_sizes:
-            return self.batch_sizes[base_method(method)]
-        transformer = group_of(method) == WITH_GLOBAL
-        return self.batch_size_transformer or self.batch_size if transformer else self.batch_size
+        usual = self.batch_size_transformer if group_of(method) == WITH_GLOBAL else None
+        return self.batch_sizes.get(base_method(method), usual or self.batch_size)
 
 
 class WeightsConfig(Options):
@@ -118,9 +114,7 @@ class WeightsConfig(Options):
 class FeaturesConfig(Options):
     """How features are computed and stored."""
 
-    resize_policy: Annotated[str, AfterValidator(_known_policy)] = Field(
-        default="resize224", description="resize224 | weights | native | resize<px>"
-    )
+    resize_policy: Policy = Field(default="resize224", description="resize224 | weights | native | resize<px>")
     dtype: Literal["float16", "float32"] = Field(default="float16", description="stored precision")
     precision: Literal["float32", "bf16"] = Field(default="float32", description="arithmetic of the encoder")
     batch_size: int = Field(default=64, ge=1, description="tiles per encoder step")
@@ -131,15 +125,9 @@ class FeaturesConfig(Options):
 class TrainingConfig(ScheduleOptions):
     """The training protocol (paper, Section 5 and Appendix)."""
 
-    split_jobs: bool | list[str] = Field(
+    split_jobs: SplitJobs = Field(
         default=False, description="one training job per split instead of one for all splits; true, or some methods"
     )
-
-    @field_validator("split_jobs")
-    @classmethod
-    def _split_jobs(cls, value: bool | list[str]) -> bool | list[str]:
-        known_methods([] if isinstance(value, bool) else value)
-        return value
 
     def is_split(self, method: str) -> bool:
         """Return whether a method or variant is trained by one job per split."""
@@ -149,7 +137,7 @@ class TrainingConfig(ScheduleOptions):
 class SweepConfig(Options):
     """Other values of one argument of one method: the points of an ablation figure."""
 
-    method: str = Field(description="method whose argument is varied")
+    method: Annotated[str, _checked(get_method)] = Field(description="method whose argument is varied")
     argument: str = Field(description="its argument: alpha (figures 6a, 12), spectral_norm (6b), T (7)")
     values: list[float | int | bool | str] = Field(min_length=1, description="values, each trained like a method")
     datasets: list[str] = Field(min_length=1, description="datasets it is trained on, with their main encoder")
