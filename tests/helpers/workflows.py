@@ -135,7 +135,7 @@ def demo_config() -> dict[str, Any]:
     config["weights"] = {"mode": "random"}
     config["training"] |= {"splits": [1, 2]}
     config["report"]["figures"] += ["cd", "curves"]
-    config["report"]["tables"] += ["resources", "table6", "table7", "table8", "table9", "table10"]
+    config["report"]["tables"] += ["resources"]
     return config
 
 
