@@ -23,10 +23,9 @@ from preprocessing.datasets import DATASETS, MissingRaw
 from preprocessing.datasets.base import source_files
 from preprocessing.features.encoders import ENCODERS, check_timm_name, needs_download
 from smmil.config.experiment import Config
-from smmil.config.outputs import datasets, pairings, table_layout
+from smmil.config.outputs import pairings, table_layout
 from smmil.config.targets import REPEATS, Pairing
 from smmil.config.variants import base_method
-from smmil.figures.job import figure_layout
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +45,7 @@ COMPANIONS = {
 class Plan:
     """The files of an experiment; paths are relative to the working directory.
 
-    Attributes:
-        config: the experiment.
-        counts: bags by dataset, filled when a raw folder is first looked at.
+    `counts` are bags by dataset, filled when a raw folder is first looked at.
     """
 
     config: Config
@@ -137,14 +134,15 @@ class Plan:
         """
         encoders = self.config.datasets[dataset].encoders
         position = encoders.index(encoder) if encoder in encoders else 0
-        earlier = encoders[max(0, position - 1) : position]
-        return [f"{self.results}/{dataset}/features/{name}/shards/{shard}.json" for name in earlier]
+        return [
+            f"{self.results}/{dataset}/features/{name}/shards/{shard}.json"
+            for name in encoders[max(0, position - 1) : position]
+        ]
 
     def instance_bytes(self, dataset: str) -> int:
         """Return the bytes of the features of one instance, all encoders together; unknown sizes count as 1024."""
-        numbers = 0
-        for name in self.config.datasets[dataset].encoders:
-            numbers += (ENCODERS[name].dim if name in ENCODERS else 0) or 1024
+        encoders = [ENCODERS.get(name) for name in self.config.datasets[dataset].encoders]
+        numbers = sum((encoder.dim if encoder else 0) or 1024 for encoder in encoders)
         return numbers * (2 if self.config.features.dtype == "float16" else 4)
 
     def weights(self, encoders: Iterable[str]) -> list[str]:
@@ -186,9 +184,7 @@ class Plan:
         Only what is known without opening an image.
 
         Raises:
-            ValueError: a weight file is empty, or was recorded with another hash than the published one; the package
-                with the weights is not installed; timm does not know an encoder; the folder of the results cannot be
-                made.
+            ValueError: weights of an encoder that cannot be used, or a folder of results that cannot be made.
         """
         remarks = []
         self._check_results()
@@ -253,16 +249,11 @@ class Plan:
         return Path(f"{self.results}/{dataset}/runs/{encoder}/{method}/runs.json").exists()
 
     def files(self, kind: str, trainings: Iterable[Pairing]) -> list[str]:
-        """Return one file per training; under `report.partial` only of those that have ended.
-
-        Args:
-            kind: key of `RESULT_FILES`.
-            trainings: (dataset, encoder, method).
-        """
+        """Return one file per training, of a kind in `RESULT_FILES`; under `report.partial` only of the finished."""
         return [
-            f"{self.results}/{training[0]}/{kind}/{training[1]}/{training[2]}{RESULT_FILES[kind]}"
-            for training in trainings
-            if not self.config.report.partial or self.is_trained(training)
+            f"{self.results}/{dataset}/{kind}/{encoder}/{method}{RESULT_FILES[kind]}"
+            for dataset, encoder, method in trainings
+            if not self.config.report.partial or self.is_trained((dataset, encoder, method))
         ]
 
     def scores(self) -> list[str]:
@@ -318,14 +309,6 @@ class Plan:
             for name in COMPANIONS.get(figure, ())
         ]
 
-    def figure_datasets(self, figure: str) -> tuple[str, ...]:
-        """Return the datasets of a figure."""
-        return datasets(self.config, figure)
-
-    def figure_layout(self, figure: str, dataset: str | None = None, encoder: str | None = None) -> str:
-        """Return the layout of a figure as JSON, or that of its companion for one dataset and encoder."""
-        return figure_layout(self.config, figure, dataset, encoder).to_json()
-
     # ---- report
 
     @property
@@ -348,7 +331,6 @@ class Plan:
 
     @property
     def _trainings(self) -> tuple[Pairing, ...]:
-        """Return the trainings that the tables of the report show."""
         return tuple(dict.fromkeys(training for table in self.tables for training in pairings(self.config, table)))
 
     def of_analysis(self, dataset: str, encoder: str) -> list[str]:
@@ -362,23 +344,16 @@ class Plan:
         main = [(dataset, chosen.table_encoder) for dataset, chosen in self.config.trained.items()]
         return [f"{self.results}/{d}/analysis/{e}/analysis.json" for d, e in main if self.of_analysis(d, e)]
 
-    def bags_of_report(self) -> list[str]:
-        """Return `dataset=bags.csv` of every trained dataset."""
-        return [f"{dataset}={self.results}/{dataset}/bags.csv" for dataset in self.config.trained]
-
     def report_figures(self) -> list[str]:
         """Return the JSON files of the figures of the report; histograms and costs are always among them."""
         companions = [file for figure in [*self.figures, "fig4"] for file in self.companions(figure)]
         files = companions + [file for figure in self.figures for file in self.figure_files(figure)]
         return [file for file in dict.fromkeys(files) if file.endswith(".json") and not file.endswith("maps.json")]
 
-    def table_layout(self, table: str) -> str:
-        """Return the rows and columns of a table as JSON."""
-        return table_layout(self.config, table).to_json()
-
     def table_layouts(self) -> str:
         """Return the layouts of the tables of the report as one JSON object."""
-        return json.dumps({table: json.loads(self.table_layout(table)) for table in self.tables}, sort_keys=True)
+        layouts = {table: json.loads(table_layout(self.config, table).to_json()) for table in self.tables}
+        return json.dumps(layouts, sort_keys=True)
 
 
 @lru_cache(maxsize=8)

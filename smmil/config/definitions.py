@@ -108,10 +108,6 @@ def protocol_text(protocol: str, quirks: Collection[str]) -> str:
 def shared_quirks(metrics: Iterable[Provenance], what: str) -> tuple[str, frozenset[str]]:
     """Return the protocol and the active quirks that all rows share; "" and none without a row.
 
-    Args:
-        metrics: metrics records.
-        what: "table" or "figure", for the message.
-
     Raises:
         ValueError: rows of two protocols, or of different quirks.
     """

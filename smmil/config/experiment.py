@@ -236,16 +236,14 @@ def load_yaml(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: no such file; expected a configuration, e.g. config.yaml")
     try:
         text = path.read_text(encoding="utf-8-sig")
-        values, twice = yaml.safe_load(text), [*_repeated(yaml.compose(text))]
+        values, twice = yaml.safe_load(text), ", ".join(_repeated(yaml.compose(text)))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         problem = getattr(error, "problem", None) or " ".join(str(error).split())
         raise ValueError(f"{path}: {place}not YAML in UTF-8: {problem}") from error
     if twice:
-        raise ValueError(
-            f"{path}: keys that stand twice in one section, where only the last counts: {', '.join(twice)}"
-        )
+        raise ValueError(f"{path}: keys that stand twice in one section, where only the last counts: {twice}")
     if values is not None and not isinstance(values, dict):
         raise ValueError(f"{path}: found {type(values).__name__}, expected keys with values, e.g. `results: results`")
     return dict(values or {})

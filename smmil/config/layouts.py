@@ -4,8 +4,9 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from preprocessing.common.options import Options
 from smmil.config.methods import METHODS
 from smmil.config.variants import base_method
 
@@ -19,11 +20,7 @@ def _known(method: str) -> str:
 MethodKey = Annotated[str, AfterValidator(_known)]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Layout(_Record):
+class Layout(Options):
     """Base of all layouts; `EXPECTED` lists the keys for error messages."""
 
     EXPECTED: ClassVar[str] = ""
@@ -46,7 +43,7 @@ class Layout(_Record):
         return json.dumps(self.model_dump(exclude_unset=True), sort_keys=True)
 
 
-class Dataset(_Record):
+class Dataset(Options):
     """A dataset, its title, by default its name, and how its bags were sampled, "" where its split is given."""
 
     name: str
@@ -68,11 +65,9 @@ class TableDataset(Dataset):
 
 
 class TableLayout(Layout):
-    """Datasets and methods of a table.
+    """Datasets and methods of a table: its columns, and its rows where the paper does not fix them.
 
     Attributes:
-        datasets: columns, in this order.
-        methods: rows; tables with fixed rows ignore them.
         splits: splits of a complete cell; None = the largest number in the metrics.
         note: first line under the table.
     """
@@ -132,8 +127,6 @@ class FigureLayout(Layout):
     """Datasets and methods of a figure.
 
     Attributes:
-        datasets: one block each.
-        figure: key of `smmil.config.targets.FIGURES`.
         protocol: protocol of the configuration, shown without any run.
         quirks: quirks of the configuration that change a figure, for runs that do not record theirs; None = those of
             the runs' protocol.

@@ -156,10 +156,9 @@ def _arguments(module: str, name: str) -> dict[str, str]:
             return _keywords(node) | ({"**": "Any"} if node.args.kwarg else {})
         if isinstance(node, ast.ClassDef) and node.name == name:
             init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
-            fields = {
-                ast.unparse(n.target): ast.unparse(n.annotation) for n in node.body if isinstance(n, ast.AnnAssign)
-            }
-            arguments = _keywords(init) if init is not None else fields
+            fields = [n for n in node.body if isinstance(n, ast.AnnAssign)]
+            annotated = {ast.unparse(n.target): ast.unparse(n.annotation) for n in fields}
+            arguments = _keywords(init) if init is not None else annotated
             rest = init.args.kwarg if init is not None else None
             if rest is not None and isinstance(rest.annotation, ast.Subscript):
                 return _arguments(module, ast.unparse(rest.annotation.slice)) | arguments
@@ -173,25 +172,14 @@ def _keywords(function: ast.FunctionDef) -> dict[str, str]:
     return {a.arg: ast.unparse(a.annotation) if a.annotation else "" for a in function.args.kwonlyargs}
 
 
-_TYPES: Mapping[str, tuple[type, ...]] = {
-    "int": (int,),
-    "float": (int, float),
-    "bool": (bool,),
-    "str": (str,),
-    "None": (type(None),),
-}
+_TYPES = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,), "None": (type(None),)}
 
 
 def check_arguments(key: str, values: Mapping[str, object], where: str) -> None:
     """Raise if a method does not take an argument, or not a value of this type.
 
-    Args:
-        key: a method.
-        values: arguments by name.
-        where: key of the configuration, for messages.
-
     Raises:
-        ValueError: naming the argument and what is expected.
+        ValueError: naming the argument after `where` in the configuration, and what is expected.
     """
     arguments = method_arguments(key)
     for name, value in values.items():
@@ -208,11 +196,7 @@ def check_arguments(key: str, values: Mapping[str, object], where: str) -> None:
 
 
 def known_methods(names: Iterable[str]) -> None:
-    """Raise if a method is not registered.
-
-    Raises:
-        ValueError: naming the unknown and the registered methods.
-    """
+    """Raise ValueError with the unknown and the registered methods if a method is not registered."""
     unknown = sorted(set(names) - set(METHODS))
     if unknown:
         hint = "".join(nearest(name, METHODS) for name in unknown)
@@ -224,25 +208,21 @@ def bases() -> dict[str, str]:
     return {method.key: method.base for method in METHODS.values() if method.carries_sm and method.base}
 
 
-def display_name(key: str) -> str:
+def display_name(key: str, *, mark: bool = False) -> str:
     """Return the name of a method as the paper writes it; an unknown key is returned unchanged.
 
     A variant is its method and the argument: `smap_early__alpha_0p1` is "SmAP, α = 0.1".
     """
-    return _label(key, "")
+    base = base_method(key)
+    if base not in METHODS:
+        return key
+    name = METHODS[base].name + (f" {PROPOSED}" if mark and METHODS[base].proposed else "")
+    return f"{name}, {Variant.parse(key).label}" if SEPARATOR in key else name
 
 
 def marked_name(key: str) -> str:
     """Return the display name with ◆ after a method that the paper proposes."""
-    return _label(key, f" {PROPOSED}")
-
-
-def _label(key: str, mark: str) -> str:
-    base = base_method(key)
-    if base not in METHODS:
-        return key
-    name = METHODS[base].name + (mark if METHODS[base].proposed else "")
-    return f"{name}, {Variant.parse(key).label}" if SEPARATOR in key else name
+    return display_name(key, mark=True)
 
 
 def group_of(key: str) -> str:

@@ -24,11 +24,7 @@ def title_of(dataset: str) -> str:
 
 
 def compared(config: "Config", dataset: str) -> tuple[tuple[str, str], ...]:
-    """Return the comparisons of a dataset at its main encoder.
-
-    Args:
-        config: the experiment.
-        dataset: a trained dataset.
+    """Return the comparisons of a trained dataset at its main encoder.
 
     Returns:
         (method with Sm, its base) where both are among `methods` and `more_methods`, or in a table of `report.tables`.
@@ -64,10 +60,8 @@ def rows(config: "Config", target: str) -> tuple[str, ...]:
 
 def datasets(config: "Config", target: str) -> tuple[str, ...]:
     """Return the trained datasets of a table or figure."""
-    names = [*config.trained]
     only = [n for n, d in config.trained.items() if d.kind == ONLY_KIND.get(target)]
-    if only:
-        names = only
+    names = only or [*config.trained]
     if target in SWEPT:
         swept = {n for sweep in config.sweeps.values() if sweep.argument == SWEPT[target] for n in sweep.datasets}
         names = [name for name in names if name in swept]
@@ -82,10 +76,6 @@ def encoders(config: "Config", target: str, dataset: str) -> tuple[str, ...]:
 
 def pairings(config: "Config", target: str) -> tuple[Pairing, ...]:
     """Return all trainings that a table or figure needs.
-
-    Args:
-        config: the experiment.
-        target: key of `TABLES` or `FIGURES`.
 
     Raises:
         ValueError: unknown target.
@@ -113,32 +103,26 @@ def table_layout(config: "Config", table: str) -> TableLayout | PairLayout:
 
     In `resources` a complete cell has a value per split and learning rate. `comparisons` has the datasets with pairs.
 
-    Args:
-        config: the experiment.
-        table: key of `TABLES`.
-
     Raises:
         ValueError: unknown table.
     """
     if table not in TABLES:
         raise ValueError(f"found {table!r}, expected one of {', '.join(TABLES)}")
     n_splits = len(config.training.splits)
-    shown = []
+    facts = {}
     for name in datasets(config, table):
         chosen = config.datasets[name]
         note = DATASETS[chosen.kind].split_note(Path(chosen.root), chosen.source)
-        shown.append(
-            TableDataset(name=name, title=title_of(name), split_note=note, encoders=encoders(config, table, name))
-        )
+        facts[name] = {"name": name, "title": title_of(name), "split_note": note}
     if table == "comparisons":
         paired = [
-            PairDataset(name=d.name, title=d.title, split_note=d.split_note, encoder=d.encoders[0], pairs=pairs)
-            for d in shown
-            if (pairs := compared(config, d.name))
+            PairDataset(**fact, encoder=config.datasets[name].table_encoder, pairs=pairs)
+            for name, fact in facts.items()
+            if (pairs := compared(config, name))
         ]
         return PairLayout(datasets=tuple(paired), splits=n_splits)
     return TableLayout(
-        datasets=tuple(shown),
+        datasets=tuple(TableDataset(**fact, encoders=encoders(config, table, name)) for name, fact in facts.items()),
         methods=rows(config, table),
         splits=n_splits * (len(config.training.learning_rates) if table == "resources" else 1),
     )

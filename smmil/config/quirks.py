@@ -221,12 +221,9 @@ def active_quirks(protocol: str, quirks: Mapping[str, bool]) -> frozenset[str]:
 
 
 def training_changes(active: Collection[str], method: str, released: SettingsByQuirk) -> dict[str, Setting]:
-    """Return the settings of `TrainingOptions` that the active quirks change.
+    """Return the settings of `TrainingOptions` that the active quirks change for a method, not a variant.
 
-    Args:
-        active: active quirks.
-        method: a method, not a variant.
-        released: settings by quirk of the kind of dataset (`Dataset.released`); {} = unknown kind.
+    `released` are the settings by quirk of the kind of dataset (`Dataset.released`); {} = unknown kind.
     """
     settings: SettingsByQuirk = {
         "train_class_weight": {"class_weight": False},
@@ -246,7 +243,7 @@ def method_changes(active: Collection[str], method: str, options: Mapping[str, A
 
     Args:
         active: active quirks.
-        method: a method, not a variant.
+        method: not a variant.
         options: its arguments as configured.
 
     Returns:

@@ -18,13 +18,7 @@ _SYMBOLS = {"alpha": "α", "spectral_norm": "spectral norm", "small_bags": "smal
 
 @dataclass(frozen=True)
 class Variant:
-    """One value of one argument of one method.
-
-    Attributes:
-        method: key of `smmil.config.methods.METHODS`.
-        argument: argument of the method, as its class spells it.
-        value: value of the argument.
-    """
+    """One value of one argument of one method; the argument as the class of the method spells it."""
 
     method: str
     argument: str
@@ -70,12 +64,9 @@ def base_method(name: str) -> str:
 
 
 def value_of(method: str, argument: str, *, released: bool = False) -> Value:
-    """Return the value of an argument in a row of a sweep.
+    """Return the value of `alpha`, `T` or `spectral_norm` in a row of a sweep, of a method or a variant.
 
-    Args:
-        method: a method or a variant.
-        argument: alpha, T or spectral_norm.
-        released: whether spectral normalisation is off by default, as in the released code.
+    In the `released` code spectral normalisation is off by default.
     """
     if SEPARATOR in method and (variant := Variant.parse(method)).argument == argument:
         return variant.value

@@ -10,7 +10,8 @@ sys.path.insert(0, str(BASE.parents[1] if BASE.name == "_pipeline" else BASE))
 from preprocessing.common import stage_versions as preprocessing_versions
 from smmil.config import stage_versions
 from smmil.config.experiment import parse_config, read_settings, training_options
-from smmil.config.outputs import FIGURES, TABLES, all_pairings
+from smmil.config.outputs import FIGURES, TABLES, all_pairings, datasets, table_layout
+from smmil.figures.job import figure_layout
 from smmil.installation import import_folder
 from smmil.planning import Plan
 from snakemake.exceptions import WorkflowError
@@ -82,28 +83,12 @@ onstart:
         raise WorkflowError("\n\n".join(MISSING_RAW))
 
 
-def dataset_of(wildcards):
-    return CONFIG.datasets[wildcards.dataset]
-
-
-def root_of(wildcards):
-    return dataset_of(wildcards).root
-
-
-def results_of(wildcards):
-    return f"{RESULTS}/{wildcards.dataset}"
-
-
-def instances_json(wildcards):
-    return dataset_of(wildcards).instances.model_dump_json()
-
-
-def instances_of(wildcards):
-    return PLAN.instances(wildcards.dataset)
-
-
-def features_of(wildcards):
-    return PLAN.features(wildcards.dataset, wildcards.encoder)
+dataset_of = lambda w: CONFIG.datasets[w.dataset]
+root_of = lambda w: dataset_of(w).root
+results_of = lambda w: f"{RESULTS}/{w.dataset}"
+instances_json = lambda w: dataset_of(w).instances.model_dump_json()
+instances_of = lambda w: PLAN.instances(w.dataset)
+features_of = lambda w: PLAN.features(w.dataset, w.encoder)
 
 
 def memory(mb):
@@ -135,12 +120,9 @@ def of_dataset(kind, figure):
 
 def input_options(wildcards, input):
     """Return `--metrics FILES --index FILES`: an option for each input of a rule but the manifests."""
-    named = {name: files for name, files in input.items() if name != "manifests"}
-    return [
-        word
-        for name, files in named.items()
-        for word in (
-            f"--{name.replace('_', '-')}",
-            *([files] if isinstance(files, str) else files),
-        )
-    ]
+    arguments = []
+    for name, files in input.items():
+        if name != "manifests":
+            arguments.append(f"--{name.replace('_', '-')}")
+            arguments += [files] if isinstance(files, str) else files
+    return arguments

@@ -28,19 +28,22 @@ rule metrics:
         PLAN.files("metrics", all_pairings(CONFIG)),
 
 
+TABLE_FILES = {
+    suffix: f"{RESULTS}/tables/{{table}}.{suffix}" for suffix in ("csv", "md", "tex")
+}
+TABLE_FILES["html"] = report(
+    f"{RESULTS}/tables/{{table}}.html",
+    caption="../report/table.rst",
+    category="Tables",
+    labels={"table": "{table}"},
+)
+
+
 rule make_table:
     input:
         lambda w: PLAN.of_table("metrics", w.table),
     output:
-        csv=f"{RESULTS}/tables/{{table}}.csv",
-        md=f"{RESULTS}/tables/{{table}}.md",
-        tex=f"{RESULTS}/tables/{{table}}.tex",
-        html=report(
-            f"{RESULTS}/tables/{{table}}.html",
-            caption="../report/table.rst",
-            category="Tables",
-            labels={"table": "{table}"},
-        ),
+        **TABLE_FILES,
     log:
         f"{RESULTS}/logs/make_table/{{table}}.log",
     benchmark:
@@ -54,7 +57,7 @@ rule make_table:
         runtime=30,
     params:
         command="smmil.tables --table {table} --metrics",
-        layout=lambda w: PLAN.table_layout(w.table),
+        layout=lambda w: table_layout(CONFIG, w.table).to_json(),
         stage_version=stage_versions.TABLES,
     shell:
         "python -m {params.command} {input:q} --layout {params.layout:q} --out-csv {output.csv:q} "
@@ -80,15 +83,7 @@ use rule make_table as make_comparisons with:
     input:
         lambda w: PLAN.of_table("predictions", w.table),
     output:
-        csv=f"{RESULTS}/tables/{{table}}.csv",
-        md=f"{RESULTS}/tables/{{table}}.md",
-        tex=f"{RESULTS}/tables/{{table}}.tex",
-        html=report(
-            f"{RESULTS}/tables/{{table}}.html",
-            caption="../report/table.rst",
-            category="Tables",
-            labels={"table": "{table}"},
-        ),
+        **TABLE_FILES,
         json=f"{RESULTS}/tables/{{table}}.json",
     log:
         f"{RESULTS}/logs/make_{{table}}.log",
@@ -132,7 +127,7 @@ rule write_predictions:
         mem_mb=memory(4000),
         runtime=60,
     params:
-        bags=PLAN.bags_of_report(),
+        bags=[f"{dataset}={RESULTS}/{dataset}/bags.csv" for dataset in CONFIG.trained],
         stage_version=stage_versions.ANALYSIS,
     shell:
         "python -m smmil.analysis predictions --index {input.index:q} --bags {params.bags:q} "

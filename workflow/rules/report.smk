@@ -27,7 +27,7 @@ rule draw_figure:
         runtime=30,
     params:
         figure="{figure}",
-        layout=lambda w: PLAN.figure_layout(w.figure),
+        layout=lambda w: figure_layout(CONFIG, w.figure).to_json(),
         inputs=input_options,
         instances=[],
         stage_version=stage_versions.FIGURES,
@@ -57,7 +57,7 @@ use rule draw_score_figure as draw_map_figure with:
     input:
         metrics=of_figure("metrics"),
         index=of_figure("predictions"),
-        manifests=lambda w: PLAN.instances(*PLAN.figure_datasets(w.figure)),
+        manifests=lambda w: PLAN.instances(*datasets(CONFIG, w.figure)),
     log:
         f"{RESULTS}/logs/draw_map_figure/{{figure}}.log",
     benchmark:
@@ -67,7 +67,7 @@ use rule draw_score_figure as draw_map_figure with:
     params:
         instances=lambda w: [
             "--instances",
-            *(f"{d}={RESULTS}/{d}/instances" for d in PLAN.figure_datasets(w.figure)),
+            *(f"{d}={RESULTS}/{d}/instances" for d in datasets(CONFIG, w.figure)),
         ],
         stage_version=stage_versions.MAPS,
 
@@ -95,7 +95,7 @@ use rule draw_score_figure as draw_picture with:
         picture="histograms|resources",
     params:
         figure="{picture}",
-        layout=lambda w: PLAN.figure_layout("fig4", w.dataset, w.encoder),
+        layout=lambda w: figure_layout(CONFIG, "fig4", w.dataset, w.encoder).to_json(),
 
 
 use rule draw_picture as draw_curves with:
@@ -113,7 +113,7 @@ use rule draw_picture as draw_curves with:
         mem_mb=memory(2000),
         runtime=30,
     params:
-        layout=lambda w: PLAN.figure_layout("curves", w.dataset, w.encoder),
+        layout=lambda w: figure_layout(CONFIG, "curves", w.dataset, w.encoder).to_json(),
 
 
 rule draw_maps:
@@ -136,7 +136,7 @@ rule draw_maps:
         runtime=60,
     params:
         instances=f"{RESULTS}/{{dataset}}/instances",
-        layout=lambda w: PLAN.figure_layout("fig5", w.dataset, w.encoder),
+        layout=lambda w: figure_layout(CONFIG, "fig5", w.dataset, w.encoder).to_json(),
         inputs=input_options,
         bags=CONFIG.report.map_bags,
         root=root_of,
@@ -203,11 +203,7 @@ rule write_report:
         numbers=rules.numbers.input,
         maps=PLAN.companions("fig5"),
         runs=PLAN.of_report("runs"),
-        comparisons=[
-            f"{RESULTS}/tables/{table}.json"
-            for table in PLAN.tables
-            if table == "comparisons"
-        ],
+        comparisons=[f"{RESULTS}/tables/comparisons.json"] * ("comparisons" in PLAN.tables),
     output:
         report(
             f"{RESULTS}/report/index.html",
@@ -227,7 +223,7 @@ rule write_report:
         # not in params: the name of a configfile changes no number
         configuration=configuration_arguments(),
     params:
-        layout=PLAN.table_layout("table1"),
+        layout=table_layout(CONFIG, "table1").to_json(),
         layouts=PLAN.table_layouts(),
         quirks=sorted(CONFIG.active_quirks),
         stage_version=stage_versions.REPORT,
