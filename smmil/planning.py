@@ -156,8 +156,7 @@ class Plan:
     def trained_bags(self, dataset: str) -> str:
         """Return bags.csv of a dataset that is trained.
 
-        Raises:
-            ValueError: its labels and splits, where they are known without opening an image, cannot be trained on.
+        ValueError: its labels and splits, where they are known without opening an image, cannot be trained on.
         """
         cohort = self._cohort(dataset)
         if cohort and cohort.problems:

@@ -36,11 +36,7 @@ class Record(BaseModel):
 
     @classmethod
     def read(cls, path: Path | str) -> Self:
-        """Read a JSON file.
-
-        Raises:
-            ValueError: the file is missing, or a key is missing, unknown or of another type; names file and key.
-        """
+        """Read a JSON file; as `parse`, and ValueError if the file is missing."""
         try:
             return cls.parse(Path(path).read_bytes(), path)
         except FileNotFoundError as error:
@@ -48,11 +44,7 @@ class Record(BaseModel):
 
     @classmethod
     def parse(cls, text: str | bytes, source: Path | str) -> Self:
-        """Parse JSON; errors name the source.
-
-        Raises:
-            ValueError: a key is missing, unknown or of another type.
-        """
+        """Parse JSON; ValueError names the source and every key that is missing, unknown or of another type."""
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:

@@ -32,13 +32,7 @@ AGAIN = "delete the index.json beside it and run the workflow again: it predicts
 
 @dataclass(frozen=True)
 class Predictions:
-    """One run's saved predictions.
-
-    Attributes:
-        path: the file they came from.
-        meta: what they are predictions of.
-        arrays: the arrays of the module docstring by name.
-    """
+    """One run's saved predictions: what they are of, and the arrays of the module docstring by name."""
 
     path: Path
     meta: PredictionMeta
@@ -57,11 +51,7 @@ class Predictions:
         return chosen | {"offsets": np.append(0, np.cumsum(sizes[bags]))}
 
     def bag(self, bag_id: str) -> Arrays:
-        """Return one bag as arrays of B = 1 bags and M = N instances.
-
-        Raises:
-            ValueError: the file holds no such bag.
-        """
+        """Return one bag as arrays of B = 1 bags and M = N instances; ValueError if the file holds no such bag."""
         mask = self.arrays["bag_id"] == bag_id
         if not mask.any():
             raise ValueError(f"{self.path}: no bag {bag_id!r} among {len(mask)} predicted bags")

@@ -93,11 +93,7 @@ def save_weights(path: Path | str, weights: Mapping[str, Any]) -> str:
 
 
 def load_weights(model: "Module", path: Path | str) -> None:
-    """Load `save_weights` into a module.
-
-    Raises:
-        ValueError: the tensors do not match those of the module.
-    """
+    """Load `save_weights` into a module; ValueError if the tensors do not match those of the module."""
     from safetensors.torch import load_file
 
     try:

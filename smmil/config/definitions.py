@@ -70,11 +70,7 @@ _RATE_CHOICES = {
 
 
 def rate_choice_text(choices: Iterable[str]) -> str:
-    """Say how the learning rates of the rows of a table were chosen; "" without a row.
-
-    Raises:
-        ValueError: rows of both choices.
-    """
+    """Say how the learning rates of the rows of a table were chosen; "" without a row, ValueError for rows of both."""
     names = sorted(set(choices))
     if len(names) > 1:
         raise ValueError(f"learning_rate_choice: found {names}, expected one per table; make one table each")
@@ -106,11 +102,7 @@ def protocol_text(protocol: str, quirks: Collection[str]) -> str:
 
 
 def shared_quirks(metrics: Iterable[Provenance], what: str) -> tuple[str, frozenset[str]]:
-    """Return the protocol and the active quirks that all rows share; "" and none without a row.
-
-    Raises:
-        ValueError: rows of two protocols, or of different quirks.
-    """
+    """Return the protocol and the active quirks that all rows share, or raise ValueError; "" and none without a row."""
     protocols = {
         (row.protocol, preset_quirks(row.protocol) if row.quirks is None else frozenset(row.quirks)) for row in metrics
     }

@@ -27,11 +27,7 @@ class Layout(Options):
 
     @classmethod
     def parse(cls, value: Mapping[str, Any]) -> Self:
-        """Validate a JSON object given as `--layout`.
-
-        Raises:
-            ValueError: an unknown or missing key, or a wrong value.
-        """
+        """Validate a JSON object given as `--layout`; ValueError names every key that is wrong."""
         try:
             return cls.model_validate(value)
         except ValidationError as error:
@@ -108,11 +104,7 @@ class PairLayout(Layout):
 
 
 def parse_table_layout(table: str, value: Mapping[str, Any]) -> TableLayout | PairLayout:
-    """Validate the layout of a table of `smmil.config.targets.TABLES`.
-
-    Raises:
-        ValueError: an unknown or missing key, or a wrong value.
-    """
+    """Validate the layout of a table of `smmil.config.targets.TABLES` as `Layout.parse` does."""
     return (PairLayout if table == "comparisons" else TableLayout).parse(value)
 
 
@@ -142,11 +134,7 @@ class FigureLayout(Layout):
     splits: tuple[int, ...] = ()
 
     def single(self) -> FigureDataset:
-        """Return the dataset of a layout of one dataset.
-
-        Raises:
-            ValueError: none or several datasets.
-        """
+        """Return the dataset of a layout of one; ValueError for a layout of several."""
         if len(self.datasets) != 1:
             raise ValueError(f"--layout: found {len(self.datasets)} datasets, expected one; draw one picture each")
         return self.datasets[0]

@@ -117,11 +117,7 @@ METHODS: dict[str, Method] = {
 
 
 def get_method(key: str) -> Method:
-    """Return the entry of a method.
-
-    Raises:
-        ValueError: the method is not registered.
-    """
+    """Return the entry of a method; ValueError if it is not registered."""
     if key not in METHODS:
         raise ValueError(f"method: found {key!r}{nearest(key, METHODS)}, expected one of {', '.join(sorted(METHODS))}")
     return METHODS[key]
@@ -130,10 +126,8 @@ def get_method(key: str) -> Method:
 def method_arguments(key: str) -> dict[str, str]:
     """Return the arguments of a method by name, each with its type as written: `{"T": "int | str", ...}`.
 
-    The source is parsed and not imported, which would load torch.
-
-    Returns:
-        Arguments; the key "**" = others, too, which are checked when the model is built.
+    The key "**" stands for others, which are checked when the model is built. The source is parsed and not imported,
+    which would load torch.
     """
     module, _, name = get_method(key).build.partition(":")
     arguments = _arguments(module, name)
@@ -226,9 +220,5 @@ def marked_name(key: str) -> str:
 
 
 def group_of(key: str) -> str:
-    """Return the group of a method or variant.
-
-    Raises:
-        KeyError: an unknown method.
-    """
+    """Return the group of a method or variant."""
     return METHODS[base_method(key)].group

@@ -38,11 +38,7 @@ def compared(config: "Config", dataset: str) -> tuple[tuple[str, str], ...]:
 
 
 def rows(config: "Config", target: str) -> tuple[str, ...]:
-    """Return the methods of a table or figure, without the variants of sweeps.
-
-    Raises:
-        ValueError: unknown target.
-    """
+    """Return the methods of a table or figure, without the variants of sweeps; ValueError for any other target."""
     if target in BLOCKS:
         return tuple(method for methods in BLOCKS[target].values() for method in methods)
     if target in ("table1", "table2", "fig4", "fig5"):
@@ -75,11 +71,7 @@ def encoders(config: "Config", target: str, dataset: str) -> tuple[str, ...]:
 
 
 def pairings(config: "Config", target: str) -> tuple[Pairing, ...]:
-    """Return all trainings that a table or figure needs.
-
-    Raises:
-        ValueError: unknown target.
-    """
+    """Return all trainings that a table or figure needs; ValueError for any other target."""
     result: list[Pairing] = []
     for dataset in datasets(config, target):
         names: Iterable[str] = rows(config, target)
@@ -99,15 +91,10 @@ def all_pairings(config: "Config") -> tuple[Pairing, ...]:
 
 
 def table_layout(config: "Config", table: str) -> TableLayout | PairLayout:
-    """Return the rows and columns of one table.
+    """Return the rows and columns of a table of `TABLES`.
 
     In `resources` a complete cell has a value per split and learning rate. `comparisons` has the datasets with pairs.
-
-    Raises:
-        ValueError: unknown table.
     """
-    if table not in TABLES:
-        raise ValueError(f"found {table!r}, expected one of {', '.join(TABLES)}")
     n_splits = len(config.training.splits)
     facts = {}
     for name in datasets(config, table):

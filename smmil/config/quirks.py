@@ -208,8 +208,7 @@ QUIRKS: dict[str, Quirk] = {
 def active_quirks(protocol: str, quirks: Mapping[str, bool]) -> frozenset[str]:
     """Return the active quirks: the presets under `as_released`, none under `as_written`, single ones set on top.
 
-    Raises:
-        ValueError: an unknown protocol or quirk.
+    An unknown protocol or quirk is a ValueError.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol: found {protocol!r}, expected one of {', '.join(PROTOCOLS)}")

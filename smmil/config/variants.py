@@ -32,11 +32,7 @@ class Variant:
 
     @classmethod
     def parse(cls, name: str) -> "Variant":
-        """Parse a name such as `smap_early__alpha_0p1` or `smtap__spectral_norm_false`.
-
-        Raises:
-            ValueError: not the name of a variant.
-        """
+        """Parse a name such as `smap_early__alpha_0p1` or `smtap__spectral_norm_false`; ValueError for any other."""
         method, _, rest = name.partition(SEPARATOR)
         argument, _, text = rest.rpartition("_")
         if not method or not argument:

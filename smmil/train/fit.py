@@ -51,7 +51,7 @@ class Cursor:
         step: batches of this epoch already done.
         order: training bags of this epoch in order; empty before it starts.
         sums: (term -> sum over bags) as float64 scalars on the device; `grad_norm` sums over steps.
-        seconds: time spent on this epoch, over all sessions.
+        seconds: on this epoch, over all sessions.
     """
 
     epoch: int = 1

@@ -50,16 +50,10 @@ class Job:
 def job_options(
     text: str, method: str, *, splits: str | None = None, learning_rates: str | None = None
 ) -> TrainingOptions:
-    """Return the training options with the active quirks.
+    """Return the training options in `--config-json` with the active quirks, for a method or variant.
 
-    Args:
-        text: value of `--config-json`.
-        method: method or variant.
-        splits: value of `--splits`, which takes precedence.
-        learning_rates: value of `--learning-rates`, which takes precedence over the quirks, too.
-
-    Raises:
-        ValueError: invalid JSON, or an unknown or invalid option.
+    `--splits` and `--learning-rates` take precedence, the latter over the quirks, too. ValueError names the option that
+    is wrong.
     """
     values = json_argument(text, "--config-json")
     if splits:
@@ -83,11 +77,7 @@ def _numbers(text: str, kind: type[int] | type[float], name: str) -> list[int | 
 
 
 def check_variant(name: str, method_options: MethodOptions) -> None:
-    """Raise if the name of a variant does not match its arguments.
-
-    Raises:
-        ValueError: no argument has the value in the name.
-    """
+    """Raise ValueError if no argument of a variant has the value in its name."""
     method = base_method(name)
     if name == method or any(Variant(method, key, value).name == name for key, value in method_options.items()):
         return
