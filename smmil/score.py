@@ -35,14 +35,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, help="torch threads")
     add_source_arguments(parser)
     arguments = parser.parse_args(argv)
+    from smmil.artifacts.records import RunConfig, RunsFile
     from smmil.data.sources import open_source
     from smmil.predictions.runs import data_options
-    from smmil.predictions.scoring import chosen_runs, score_bags, single_run
+    from smmil.predictions.scoring import score_bags
 
-    training = chosen_runs(arguments.runs) if arguments.run is None else single_run(arguments.run)
+    runs = [arguments.run]
+    if arguments.runs is not None:
+        runs = [arguments.runs.parent / run.run for run in RunsFile.read(arguments.runs).chosen]
+    data = RunConfig.read(runs[0] / "config.json").data
     score_bags(
-        training,
-        open_source(arguments, data_options(training.data)),
+        runs,
+        open_source(arguments, data_options(data)),
         arguments.out,
         where=str(arguments.features or arguments.table),
         dataset_folder=arguments.dataset_folder,

@@ -76,14 +76,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     from preprocessing.common.options import parse_instance_options
     from smmil.predict.batch import TABLE, find_images, predict_images
     from smmil.predict.pipeline import Preparation
-    from smmil.predict.settings import load_model, runs_in
+    from smmil.predict.settings import load_model
+    from smmil.predictions.scoring import runs_in
 
     options = None
     if args.options is not None:
         parse_instance_options(args.options)
         options = json.loads(args.options)
     settings = Preparation(
-        weights=args.weights,
         device=args.device,
         threads=args.threads,
         batch_size=args.batch_size,

@@ -6,8 +6,6 @@ mean over the runs), call, the probability of each run, and the reason or warnin
 image, so that what is finished is kept. An image that is refused has its row, and the others go on.
 """
 
-import csv
-import io
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,12 +18,11 @@ from preprocessing.bags.rows import printable
 from preprocessing.bags.shards import one_line
 from preprocessing.common.cli import Abort, raise_all
 from preprocessing.common.csv_files import read_csv
-from preprocessing.common.files import DISK_ERRORS, write_text
+from preprocessing.common.files import DISK_ERRORS
 from preprocessing.datasets.custom import WSI_SUFFIXES
-from preprocessing.exchange.tables import bag_id_of
+from preprocessing.exchange.tables import bag_id_of, write_csv
 from preprocessing.scans.folder import DICOM_SUFFIXES, is_dicom
-from smmil.predict.pipeline import Preparation, check_settings, predict_runs
-from smmil.predict.records import Prediction
+from smmil.predict.pipeline import Preparation, check_models, predict_runs
 from smmil.predict.settings import Model
 
 log = logging.getLogger(__name__)
@@ -62,14 +59,9 @@ class Row:
 
     image: Image
     state: Literal["ok", "empty", "refused", "failed"]
-    probabilities: Mapping[str, float] = field(default_factory=dict)
+    probabilities: Mapping[str, float | None] = field(default_factory=dict)
     reason: str = ""
     warnings: tuple[str, ...] = ()
-
-    @property
-    def probability(self) -> float | None:
-        """Mean probability over the runs."""
-        return fmean(self.probabilities.values()) if self.probabilities else None
 
 
 def find_images(paths: Iterable[Path], *, bag_id: str | None = None, mpp: float | None = None) -> list[Image]:
@@ -146,54 +138,29 @@ def _in_folder(folder: Path) -> Iterator[Path]:
             folders.clear()
 
 
-def check_ensemble(models: Sequence[Model]) -> None:
-    """Raise unless all runs take the same tiles and features, so that an image is prepared once for all."""
-    first = models[0]
-    for model in models[1:]:
-        for what, theirs, ours in (
-            ("dataset", model.config.dataset, first.config.dataset),
-            ("features", model.config.features, first.config.features),
-            ("dtype", model.dtype, first.dtype),
-            ("precision", model.precision, first.precision),
-        ):
-            if theirs != ours:
-                raise ValueError(
-                    f"--model: {model.run} has another {what} than {first.run}; runs that predict together learned "
-                    "from the same features of one dataset, so predict with each in a call of its own"
-                )
-
-
 def predict_images(
-    images: Sequence[Image],
-    models: Sequence[Model],
-    out: Path,
-    settings: Preparation | None = None,
-    *,
-    flat: bool = False,
+    images: Sequence[Image], models: Sequence[Model], out: Path, settings: Preparation, *, flat: bool = False
 ) -> list[Row]:
     """Predict images with runs, and write `out/predictions.csv` and a folder per image.
 
     Args:
-        images: from `find_images`.
-        models: runs of one dataset, from `smmil.predict.settings.load_model`.
+        images: from `find_images`, at least one.
+        models: runs of one dataset, from `smmil.predict.settings.load_model`, at least one.
         out: folder to write to.
         settings: how images are prepared.
         flat: put the files of a single image into `out` itself.
 
     Raises:
-        ValueError: no image or run, or runs that do not fit together; a refused image is a row, not an error.
+        ValueError: runs that do not fit together; a refused image is a row, not an error.
     """
-    if not images or not models:
-        raise ValueError(f"found {len(images)} images and {len(models)} runs, expected at least one of each")
-    settings = settings or Preparation()
-    check_settings(models, settings)
-    check_ensemble(models)
+    check_models(models, settings)
     rows: list[Row] = []
     for image in images:
-        folder = out if flat and len(images) == 1 else out / image.bag_id
-        rows.append(_predict_image(image, models, folder, settings))
-        log.info("%d of %d images, %s: %s", len(rows), len(images), image.bag_id, rows[-1].state)
-        write_text(out / TABLE, to_csv(rows, models))
+        row = _predict_image(image, models, out if flat else out / image.bag_id, settings)
+        rows.append(row)
+        text = ", ".join([row.state, *(_number(value, ".4f") for value in row.probabilities.values())])
+        log.info("%d of %d images, %s: %s", len(rows), len(images), image.bag_id, text)
+        write_table(out / TABLE, rows, models)
     return rows
 
 
@@ -211,41 +178,26 @@ def _predict_image(image: Image, models: Sequence[Model], out: Path, settings: P
             raise
         log.exception("%s failed", image.path)
         return Row(image, "failed", reason=one_line(error))
-    return _row(image, models, predictions)
-
-
-def _row(image: Image, models: Sequence[Model], predictions: Sequence[Prediction]) -> Row:
     first = predictions[0]
-    if first.state == "empty":
-        return Row(image, "empty", reason=first.reason, warnings=first.warnings)
-    pairs = zip(models, predictions, strict=True)
-    probabilities = {model.name: p.probability for model, p in pairs if p.probability is not None}
-    warnings = tuple(dict.fromkeys(warning for p in predictions for warning in p.warnings))
-    return Row(image, "ok", probabilities, warnings=warnings)
+    pairs = zip(models, predictions, strict=True) if first.state == "ok" else ()
+    warnings = tuple(dict.fromkeys(warning for prediction in predictions for warning in prediction.warnings))
+    return Row(image, first.state, {m.name: p.probability for m, p in pairs}, first.reason, warnings)
 
 
-def to_csv(rows: Sequence[Row], models: Sequence[Model]) -> str:
-    """Return the table; the columns of single runs stand last, where there are several."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
+def write_table(path: Path, rows: Sequence[Row], models: Sequence[Model]) -> None:
+    """Write a line per image; the columns of single runs stand last, where there are several."""
     runs = [model.name for model in models] if len(models) > 1 else []
-    names = ["image", "bag_id", "state", "probability", "predicted", "runs", "reason", "warnings"]
-    writer.writerow([*names, *(f"probability {run}" for run in runs)])
+    header = ["image", "bag_id", "state", "probability", "predicted", "runs", "reason", "warnings"]
+    lines = []
     for row in rows:
-        probability = row.probability
-        call = "" if probability is None else int(probability > 0.5)
-        line = [
-            printable(str(row.image.path)),
-            row.image.bag_id,
-            row.state,
-            _number(probability),
-            call,
-            len(row.probabilities),
-        ]
-        line += [row.reason, "; ".join(row.warnings)]
-        writer.writerow([*line, *(_number(row.probabilities.get(run)) for run in runs)])
-    return stream.getvalue()
+        values = [value for value in row.probabilities.values() if value is not None]
+        mean = fmean(values) if values else None
+        call = "" if mean is None else int(mean > 0.5)
+        line = [printable(str(row.image.path)), row.image.bag_id, row.state, _number(mean), call, len(values)]
+        singles = [_number(row.probabilities.get(run)) for run in runs]
+        lines.append([*line, row.reason, "; ".join(row.warnings), *singles])
+    write_csv(path, [*header, *(f"probability {run}" for run in runs)], lines)
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.9g}"
+def _number(value: float | None, form: str = ".9g") -> str:
+    return "" if value is None else format(value, form)

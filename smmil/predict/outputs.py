@@ -10,10 +10,8 @@ of Sm over the bag's graph. They are missing if the run has no direction, and 0 
 warning in prediction.json says where their sign is not supported by the validation bags (`smmil.evaluate.signs`).
 """
 
-import csv
-import io
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +20,7 @@ import numpy.typing as npt
 from preprocessing.bags.rows import BagRow
 from preprocessing.exchange.model import Bag
 from preprocessing.exchange.qupath import write_tiles
+from preprocessing.exchange.tables import write_csv
 from preprocessing.store.attrs import InstanceAttrs
 from preprocessing.store.schema import Array
 from smmil.artifacts.results import SIGNED
@@ -49,8 +48,8 @@ class Scored:
         method: method or variant of the run.
         random_weights: whether the encoder is untrained.
         signed: (N,) sign-aware scores by key of `SIGNED`, empty if the run has no direction.
-        name: name of `scores` in pictures.
         warnings: what looks wrong with the prediction, for the caption.
+        name: name of `scores` in pictures.
     """
 
     bag_id: str
@@ -62,9 +61,9 @@ class Scored:
     threshold: float | None
     method: str
     random_weights: bool
-    signed: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    signed: Mapping[str, npt.NDArray[np.float64]]
+    warnings: tuple[str, ...]
     name: str = "raw score"
-    warnings: tuple[str, ...] = ()
 
     def as_signed(self, name: str) -> "Scored":
         """Return the bag with sign-aware scores in place of the raw ones, for a picture of them."""
@@ -75,37 +74,31 @@ class Scored:
         """Whether the bag is a CT scan."""
         return self.attrs.modality == "ct"
 
-    @property
-    def above_threshold(self) -> int | None:
-        """Number of instances above the threshold, None if it is unknown."""
-        return None if self.threshold is None else int((self.scores > self.threshold).sum())
 
-
-def instances_csv(bag: Scored) -> str:
-    """Return a CSV line per instance: place, score, rank (1 = highest), above the threshold, sign-aware scores."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    place_names = ["slice", "position_mm", "file"] if bag.is_scan else ["instance", "x", "y", "row", "col"]
-    signed = [f"{name}_score" for name in bag.signed]
-    writer.writerow([*place_names, "score", "rank", *(["positive"] if bag.threshold is not None else []), *signed])
-    ranks = percentile_rank(bag.scores)
-    for i, score in enumerate(bag.scores):
-        if bag.is_scan:
-            place = [i, f"{bag.coords[i, 0]:.4g}", bag.attrs.files[i]]
-        else:
-            place = [i, *bag.coords[i].tolist(), *bag.grid[i].tolist()]
-        above = [] if bag.threshold is None else [int(score > bag.threshold)]
-        signed_scores = [f"{scores[i]:.9g}" for scores in bag.signed.values()]
-        writer.writerow([*place, f"{score:.9g}", f"{ranks[i]:.6g}", *above, *signed_scores])
-    return stream.getvalue()
+def write_instances(path: Path, bag: Scored) -> None:
+    """Write a CSV line per instance: place, score, rank (1 = highest), above the threshold, sign-aware scores."""
+    order = range(len(bag.scores))
+    columns: dict[str, object]
+    if bag.is_scan:
+        positions = [f"{position:.4g}" for position in bag.coords[:, 0]]
+        columns = {"slice": order, "position_mm": positions, "file": bag.attrs.files}
+    else:
+        (x, y), (row, col) = bag.coords.T, bag.grid.T
+        columns = {"instance": order, "x": x, "y": y, "row": row, "col": col}
+    columns["score"] = [f"{score:.9g}" for score in bag.scores]
+    columns["rank"] = [f"{rank:.6g}" for rank in percentile_rank(bag.scores)]
+    if bag.threshold is not None:
+        columns["positive"] = (bag.scores > bag.threshold).astype(int)
+    for name, scores in bag.signed.items():
+        columns[f"{name}_score"] = [f"{score:.9g}" for score in scores]
+    write_csv(path, [*columns], zip(*columns.values(), strict=True))
 
 
 def write_geojson(path: Path, bag: Scored) -> None:
     """Write the tiles of a slide with score and rank as GeoJSON for QuPath."""
-    row = BagRow(bag.bag_id, "wsi", ())
     columns = {"Score": bag.scores, "Rank": percentile_rank(bag.scores)}
     columns |= {MEASUREMENTS[name]: scores for name, scores in bag.signed.items()}
-    write_tiles(path, Bag(row, bag.coords, attrs=bag.attrs, scores=columns))
+    write_tiles(path, Bag(BagRow(bag.bag_id, "wsi", ()), bag.coords, attrs=bag.attrs, scores=columns))
 
 
 def draw_heatmap(path: Path, bag: Scored, thumbnails: Path) -> None:

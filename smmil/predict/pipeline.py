@@ -5,7 +5,7 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,12 +14,11 @@ import numpy as np
 
 from preprocessing.bags.rows import FAULTY, BagRow, printable, resolve
 from preprocessing.bags.shards import Outcome, attempt
-from preprocessing.common.files import write_text
 from preprocessing.common.options import parse_instance_options
 from preprocessing.datasets.custom import WSI_SUFFIXES
 from preprocessing.datasets.listing import list_bags
 from preprocessing.exchange.tables import bag_id_of, write_csv
-from preprocessing.features.stage import FeatureSettings, Resources, extract
+from preprocessing.features.stage import Resources, extract
 from preprocessing.instances.stage import cut_bag
 from preprocessing.scans.folder import DICOM_SUFFIXES, is_dicom
 from preprocessing.store.attrs import InstanceAttrs
@@ -33,12 +32,12 @@ from smmil.data.splits import BagInfo
 from smmil.data.stored import read_geometry
 from smmil.evaluate.calibration import sigmoid
 from smmil.evaluate.signs import UNSUPPORTED, is_unsupported
-from smmil.predict.outputs import Scored, draw_extremes, draw_heatmap, instances_csv, write_geojson
+from smmil.predict.outputs import Scored, draw_extremes, draw_heatmap, write_geojson, write_instances
 from smmil.predict.records import ModelFacts, Prediction
 from smmil.predict.settings import Model, instance_options, load_model
 from smmil.predictions.reference import check_like_training
 from smmil.predictions.runs import data_options
-from smmil.predictions.scoring import score_bags, single_run
+from smmil.predictions.scoring import score_bags
 from smmil.predictions.signed import DIRECTION_FILE, read_direction
 
 log = logging.getLogger(__name__)
@@ -52,7 +51,6 @@ Map = Literal["score", "signed", "signed_sm"]
 class Preparation:
     """How an image is prepared and what is drawn; see the arguments of `predict`."""
 
-    weights: Path = Path("weights")
     device: str = "auto"
     threads: int = 2
     batch_size: int = 64
@@ -114,24 +112,57 @@ def predict(
         >>> smmil.predict("slide.svs", run, "slide").probability
         0.8731
     """
-    weights = Path(weights)
-    settings = Preparation(weights, device, threads, batch_size, map, options, any_resolution, keep_features)
+    settings = Preparation(device, threads, batch_size, map, options, any_resolution, keep_features)
     folder = None if dataset_folder is None else Path(dataset_folder)
-    loaded = load_model(Path(model), weights, folder, dtype, precision)
-    check_settings([loaded], settings)
+    loaded = load_model(Path(model), Path(weights), folder, dtype, precision)
+    check_models([loaded], settings)
     return predict_runs(Path(image), {Path(out): loaded}, Path(out), settings, bag_id=bag_id, mpp=mpp)[0]
 
 
-def check_settings(models: Iterable[Model], settings: Preparation) -> None:
-    """Raise if an argument fits no image at all, before the first one is opened."""
+def check_models(models: Sequence[Model], settings: Preparation) -> None:
+    """Raise before the first image is opened if an argument fits none, or runs do not share tiles and features.
+
+    Raises:
+        ValueError: the argument, or the runs, and what to do.
+    """
     if settings.threads < 1:
         raise ValueError(f"--threads: found {settings.threads}, expected at least 1")
+    first = models[0]
+    for model in models[1:]:
+        for what, theirs, ours in (
+            ("dataset", model.config.dataset, first.config.dataset),
+            ("features", model.config.features, first.config.features),
+            ("dtype", model.features.dtype, first.features.dtype),
+            ("precision", model.features.precision, first.features.precision),
+        ):
+            if theirs != ours:
+                raise ValueError(
+                    f"--model: {model.run} has another {what} than {first.run}; runs that predict together learned "
+                    "from the same features of one dataset, so predict with each in a call of its own"
+                )
     for model in models if settings.map != "score" else ():
         if read_direction(model.run, model.done.weights_sha256) is None:
             raise ValueError(
                 f"--map {settings.map}: {model.run / DIRECTION_FILE} is missing or not of this run, so it has no "
                 "sign-aware score; train the run again, or leave the argument out"
             )
+    if any(model.config.random_weights for model in models):
+        log.warning("RANDOM ENCODER WEIGHTS: the encoder %s is untrained, so predictions mean nothing", first.encoder)
+
+
+@contextlib.contextmanager
+def _quiet_stages() -> Iterator[None]:
+    """Leave out the progress of the stages, which speaks of bags and shards, unless debug lines are wanted."""
+    loggers = [logging.getLogger(name) for name in ("preprocessing", "smmil.predictions")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        if not logger.isEnabledFor(logging.DEBUG):
+            logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def predict_runs(
@@ -162,32 +193,25 @@ def predict_runs(
             (folder / name).unlink(missing_ok=True)
     root, name = _located(image)
     first = next(iter(models.values()))
-    with _bag_folder(out, keep_features=settings.keep_features) as bag:
-        row = _list_image(root, name, bag, first.config.dataset, bag_id, mpp, first.modality)
+    dataset = first.config.dataset
+    with _quiet_stages(), _bag_folder(out, keep_features=settings.keep_features) as bag:
+        row = _list_image(root, name, bag, dataset, bag_id, mpp, first.modality)
         if FAULTY in row.note:
             raise ValueError(f"{image}: {row.note}")
-        chosen = instance_options(row.modality, first.reference, settings.options)
-        cut_options = parse_instance_options(json.dumps(chosen))
+        options = instance_options(row.modality, first.reference, settings.options)
+        cut_options = parse_instance_options(json.dumps(options))
         instances, features = bag / "instances", bag / "features"
-        dataset = first.config.dataset
         outcome = _attempt(row, image, lambda row: cut_bag(row, cut_options, root, instances, dataset=dataset))
         if outcome.state == "empty":
-            log.warning("%s: %s; nothing to predict", row.bag_id, outcome.reason)
-            return [_empty(row, chosen, model, outcome, folder) for folder, model in models.items()]
+            empty = {"probability": None, "logit": None, "predicted": None, "instances": 0}
+            facts = {**empty, "state": "empty", "reason": outcome.reason, "warnings": outcome.warnings}
+            return [_write(folder, row, options, model, facts) for folder, model in models.items()]
         attrs = read_instance_attrs(instances / "store", row.bag_id)
         like_training = check_like_training(attrs, first.reference, any_resolution=settings.any_resolution)
-        encoder = first.encoder
-        stage = FeatureSettings(
-            settings.weights, encoder.mode, encoder.seed, encoder.policy, first.dtype, first.precision
-        )
         resources = Resources(settings.device, settings.batch_size, settings.threads)
-        places = (root, instances, features)
-        _attempt(
-            row,
-            image,
-            lambda row: extract(row, encoder.name, stage, *places, dataset=dataset, resources=resources),
-        )
-        cut = _Cut(row, root, attrs, chosen, (*outcome.warnings, *like_training), bag)
+        places = (first.features, root, instances, features)
+        _attempt(row, image, lambda row: extract(row, first.encoder, *places, dataset=dataset, resources=resources))
+        cut = _Cut(row, root, attrs, options, (*outcome.warnings, *like_training), bag)
         return [_predict_cut(cut, model, folder, settings) for folder, model in models.items()]
 
 
@@ -202,28 +226,21 @@ class _Cut:
     warnings: tuple[str, ...]
     bag: Path
 
-    @property
-    def source(self) -> Path:
-        """The slide, or the folder that the files of a scan are relative to."""
-        return self.root if self.attrs.modality == "ct" else resolve(self.root, self.row.images[0])
-
 
 def _predict_cut(cut: _Cut, model: Model, out: Path, settings: Preparation) -> Prediction:
     """Score an image with one run, and write its files."""
-    instances, attrs = cut.bag / "instances", cut.attrs
-    features = cut.bag / "features" / model.encoder.name
-    # runs of two methods may have the same name
-    where = cut.bag / "scores" / model.encoder.name / model.name
-    scores = _score(model.run, cut.row.bag_id, instances, features, where, settings.device, settings.threads)
-    arrays = read_geometry(instances, cut.row.bag_id, ["coords", "grid"])[1]
-    logit = float(scores.arrays["bag_logit"][0])
-    warnings, split = [*cut.warnings], model.reference.split
+    bag_id, instances, attrs = cut.row.bag_id, cut.bag / "instances", cut.attrs
+    scores = _score(model, bag_id, cut.bag, settings)
+    arrays = read_geometry(instances, bag_id, ["coords", "grid"])[1]
+    logit, split = float(scores.arrays["bag_logit"][0]), model.reference.split
+    warnings = [*cut.warnings]
     if "signed_score" in scores.arrays and split is not None and is_unsupported(split):
         warnings.append(UNSUPPORTED)
-    if name := _LEARNED.get(model.reference.part_of(cut.row.bag_id, arrays["coords"])):
-        warnings.append(f"a {name} image of the run, so its probability says nothing about new images")
+    if part := _LEARNED.get(model.reference.part_of(bag_id, arrays["coords"])):
+        warnings.append(f"a {part} image of the run, so its probability says nothing about new images")
+    signed = {name: scores.arrays[f"{name}_score"] for name in SIGNED if f"{name}_score" in scores.arrays}
     scored = Scored(
-        bag_id=cut.row.bag_id,
+        bag_id=bag_id,
         attrs=attrs,
         coords=arrays["coords"],
         grid=arrays["grid"],
@@ -232,70 +249,47 @@ def _predict_cut(cut: _Cut, model: Model, out: Path, settings: Preparation) -> P
         threshold=split.threshold if split is not None else None,
         method=model.config.method,
         random_weights=scores.meta.random_weights,
-        signed={
-            name: scores.arrays[f"{name}_score"].astype(np.float64)
-            for name in SIGNED
-            if f"{name}_score" in scores.arrays
-        },
+        signed={name: values.astype(np.float64) for name, values in signed.items()},
         warnings=tuple(warnings),
     )
-    write_text(out / "instances.csv", instances_csv(scored))
-    shown = scored if settings.map == "score" else scored.as_signed(settings.map)
-    draw_heatmap(out / "heatmap.png", shown, instances / "thumbnails")
-    draw_extremes(out / "top_tiles.png", shown, cut.source)
+    write_instances(out / "instances.csv", scored)
+    drawn = scored if settings.map == "score" else scored.as_signed(settings.map)
+    draw_heatmap(out / "heatmap.png", drawn, instances / "thumbnails")
+    # The files of a scan are relative to its folder.
+    draw_extremes(out / "top_tiles.png", drawn, cut.root if scored.is_scan else resolve(cut.root, cut.row.images[0]))
     if not scored.is_scan:
         write_geojson(out / "tiles.geojson", scored)
     resolution = {name: getattr(attrs, name) for name in ("mpp", "mpp_source", "tile_mpp")}
-    prediction = Prediction.model_validate(
-        {
-            **_facts(cut.row, cut.options, model),
-            **{name: value for name, value in resolution.items() if name in attrs.model_fields_set},
-            "warnings": warnings,
-            "state": "ok",
-            "instances": len(scored.scores),
-            "logit": logit,
-            "probability": scored.probability,
-            "predicted": int(scored.probability > 0.5),
-            "random_weights": scored.random_weights,
-            "instance_threshold": scored.threshold,
-            "instances_above_threshold": scored.above_threshold,
-            "signed_agreement": scores.meta.signed_agreement,
-            "map": settings.map,
-            "versions": versions(),
-        }
-    )
+    above = None if scored.threshold is None else int((scored.scores > scored.threshold).sum())
+    facts = {
+        **{name: value for name, value in resolution.items() if name in attrs.model_fields_set},
+        "warnings": warnings,
+        "state": "ok",
+        "instances": len(scored.scores),
+        "logit": logit,
+        "probability": scored.probability,
+        "predicted": int(scored.probability > 0.5),
+        "random_weights": scored.random_weights,
+        "instance_threshold": scored.threshold,
+        "instances_above_threshold": above,
+        "signed_agreement": scores.meta.signed_agreement,
+        "map": settings.map,
+        "versions": versions(),
+    }
     # Written last: a folder with this file is complete.
-    prediction.write(out / "prediction.json")
-    log.info("%s: probability %.4f, %d instances; %s", scored.bag_id, scored.probability, len(scored.scores), out)
-    return prediction
+    return _write(out, cut.row, cut.options, model, facts)
 
 
-def _facts(row: BagRow, options: Json, model: Model) -> dict[str, object]:
-    """Return what `prediction.json` says of every image, with or without tissue."""
-    config, done = model.config, model.done
-    features = {**config.features.as_json(), "dtype": model.dtype, "precision": model.precision}
-    facts = ModelFacts(
-        dataset=config.dataset,
-        encoder=config.encoder,
-        method=config.method,
-        seed=config.seed,
-        learning_rate=config.learning_rate,
-        run=model.run.resolve().name,
-        protocol=config.protocol,
-        selection_score=done.selection_score,
-        weights_sha256=done.weights_sha256,
-    )
+def _write(out: Path, row: BagRow, options: Json, model: Model, facts: Mapping[str, object]) -> Prediction:
+    """Write and return `prediction.json`, with what it says of every image, with or without tissue."""
+    config, settings = model.config, model.features
+    names = {"run": model.run.resolve().name, "protocol": config.protocol}
     image = {"bag_id": row.bag_id, "modality": row.modality, "options": options}
-    return {**image, "features": features, "model": facts}
-
-
-def _empty(row: BagRow, options: Json, model: Model, outcome: Outcome, out: Path) -> Prediction:
-    """Write and return the prediction of an image without tissue."""
-    nothing = {"probability": None, "logit": None, "predicted": None, "instances": 0, "state": "empty"}
-    facts = {**_facts(row, options, model), **nothing, "reason": outcome.reason, "warnings": outcome.warnings}
-    empty = Prediction.model_validate(facts)
-    empty.write(out / "prediction.json")
-    return empty
+    image["features"] = config.features.as_json() | {"dtype": settings.dtype, "precision": settings.precision}
+    image["model"] = config.common(ModelFacts) | model.done.common(ModelFacts) | names
+    prediction = Prediction.model_validate({**image, **facts})
+    prediction.write(out / "prediction.json")
+    return prediction
 
 
 @contextlib.contextmanager
@@ -359,12 +353,12 @@ def _list_image(
     return list_bags(dataset, "custom", root, {"manifest": str(manifest.resolve())}, bag / "bags.csv")[0]
 
 
-def _score(
-    run: Path, bag_id: str, instances: Path, features: Path, out: Path, device: str, threads: int
-) -> Predictions:
-    """Score the stored bag with the run."""
-    training = single_run(run)
-    options = data_options(training.data)
+def _score(model: Model, bag_id: str, bag: Path, settings: Preparation) -> Predictions:
+    """Score the stored bag with the run, into `scores` of the folder of the bag."""
+    instances, features = bag / "instances", bag / "features" / model.encoder
+    # Runs of two methods may have the same name.
+    out = bag / "scores" / model.encoder / model.name
+    options = data_options(model.config.data)
     source = Source(
         listing=Listing([BagInfo(bag_id, float("nan"), "", "")]),
         inputs={},
@@ -372,5 +366,5 @@ def _score(
         facts=feature_facts(features, bag_id),
         loader=lambda infos: load_listed(infos, instances, features, options),
     )
-    score_bags(training, source, out, where=str(features), device=device, threads=threads)
-    return load_predictions(out / f"{run.resolve().name}.npz")
+    score_bags([model.run], source, out, where=str(features), device=settings.device, threads=settings.threads)
+    return load_predictions(out / f"{model.run.resolve().name}.npz")

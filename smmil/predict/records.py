@@ -37,12 +37,9 @@ class Prediction(Record):
         modality: "wsi" or "ct".
         state: "ok", or "empty" without tissue; then there are no scores.
         reason: why it is empty.
-        probability: probability that the image is positive.
-        logit: logit of the bag.
         predicted: 1 if the probability is above 0.5.
         instances: number of tiles or slices.
         instance_threshold: threshold of instance scores from validation, None if unknown.
-        instances_above_threshold: number of instances above it.
         signed_agreement: correlation of the sign-aware score with the logit over validation bags, None if the run has
             no direction.
         map: scores in the picture, "score", "signed" or "signed_sm".
@@ -53,9 +50,6 @@ class Prediction(Record):
         warnings: what looks wrong with the image (`preprocessing.instances.checks`), what could not be compared with
             the training, and a sign-aware score not to be trusted.
         options: how the image was cut.
-        features: encoder, weights, dtype and precision.
-        model: the run.
-        versions: of the software.
     """
 
     bag_id: str

@@ -8,7 +8,6 @@ not guessed: the error names the argument that states them.
 
 import json
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,27 +15,11 @@ from pydantic import JsonValue
 
 from preprocessing.common.cli import nearest
 from preprocessing.features.encoders import weights_hash
+from preprocessing.features.stage import FeatureSettings
 from smmil.artifacts.records import Json, RunConfig, RunDone, RunsFile
 from smmil.predictions.reference import Reference, find_dataset, read_reference
 
 _RANDOM = re.compile(r"(.+)@random-(\d+)")
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """The encoder of a run as the features stage takes it.
-
-    Attributes:
-        name: key of the encoder.
-        mode: pretrained or random.
-        seed: of random weights.
-        policy: resize policy.
-    """
-
-    name: str
-    mode: str
-    seed: int
-    policy: str
 
 
 @dataclass(frozen=True)
@@ -47,24 +30,22 @@ class Model:
         run: its directory.
         config: how it was trained.
         done: its result.
-        encoder: of its features.
+        encoder: name of its encoder.
+        features: how its features were extracted.
         reference: bags of its dataset.
-        dtype: of its stored features.
-        precision: of its encoder.
     """
 
     run: Path
     config: RunConfig
     done: RunDone
-    encoder: Encoder
+    encoder: str
+    features: FeatureSettings
     reference: Reference
-    dtype: str
-    precision: str
 
     @property
     def name(self) -> str:
         """Method and run, `smap_early/split1_lr0.0001`."""
-        return f"{self.run.resolve().parent.name}/{self.run.resolve().name}"
+        return "/".join(self.run.resolve().parts[-2:])
 
     @property
     def modality(self) -> str:
@@ -78,58 +59,18 @@ def load_model(
     """Read a run with what an image needs to be scored by it.
 
     Raises:
-        ValueError: no finished run, other weights, or a setting of its features that is neither recorded nor given.
+        ValueError: no finished run, a folder of several, features whose encoder is not known here (a table, an import),
+            missing or other weights, or a setting of the features that is neither recorded nor given.
     """
-    config, done = read_run(run)
-    encoder = encoder_of(config, run, weights)
-    reference = read_reference(find_dataset(run, dataset_folder), config, run)
-    stated = (_stated("dtype", dtype, reference.dtype), _stated("precision", precision, reference.precision))
-    return Model(run, config, done, encoder, reference, *stated)
-
-
-def _stated(name: str, argument: str | None, recorded: str) -> str:
-    """Return a setting of the run's features, given or recorded."""
-    if argument and recorded and argument != recorded:
-        raise ValueError(f"--{name} {argument}: the run's features are {recorded}; leave the argument out")
-    if not (argument or recorded):
-        raise ValueError(f"the {name} of the run's features is not recorded with the run; give --{name}")
-    return argument or recorded
-
-
-def runs_in(folders: Iterable[Path]) -> list[Path]:
-    """Return the runs of a command line, in its order; the folder of a method stands for its chosen runs."""
-    runs: list[Path] = []
-    for folder in folders:
-        if (folder / "runs.json").is_file():
-            runs += [folder / run.run for run in RunsFile.read(folder / "runs.json").chosen]
-        else:
-            runs.append(folder)
-    return list(dict.fromkeys(runs))
-
-
-def read_run(folder: Path) -> tuple[RunConfig, RunDone]:
-    """Read `config.json` and `done.json` of a finished run.
-
-    Raises:
-        ValueError: no run, an unfinished one, or a folder of several runs (they are named).
-    """
-    if (folder / "runs.json").is_file():
-        runs = ", ".join(run.run for run in RunsFile.read(folder / "runs.json").chosen)
-        raise ValueError(f"{folder}: a folder of runs, expected one of them; chosen on validation: {runs}")
-    if not folder.is_dir():
-        names = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
-        raise ValueError(f"{folder}: not a finished run: no such folder{nearest(folder.name, names)}")
-    if not (folder / "config.json").is_file() or not (folder / "done.json").is_file():
-        raise ValueError(f"{folder}: not a finished run, expected results/DATASET/runs/ENCODER/METHOD or a run in it")
-    return RunConfig.read(folder / "config.json"), RunDone.read(folder / "done.json")
-
-
-def encoder_of(config: RunConfig, run: Path, weights: Path) -> Encoder:
-    """Return the encoder of a run, after comparing its weights with those the run learned from.
-
-    Raises:
-        ValueError: features whose encoder is not known here (a table, an import), missing or other weights.
-    """
+    if (run / "runs.json").is_file():
+        names = ", ".join(chosen.run for chosen in RunsFile.read(run / "runs.json").chosen)
+        raise ValueError(f"{run}: a folder of runs, expected one of them; chosen on validation: {names}")
+    if not run.is_dir():
+        folders = [path.name for path in run.parent.iterdir() if path.is_dir()] if run.parent.is_dir() else []
+        raise ValueError(f"{run}: not a finished run: no such folder{nearest(run.name, folders)}")
+    if not (run / "config.json").is_file() or not (run / "done.json").is_file():
+        raise ValueError(f"{run}: not a finished run, expected results/DATASET/runs/ENCODER/METHOD or a run in it")
+    config, done = RunConfig.read(run / "config.json"), RunDone.read(run / "done.json")
     facts = config.features
     recorded = (facts.encoder, facts.weights_sha256, facts.resize_policy)
     if not all(recorded) or "unknown" in recorded[1:]:
@@ -146,11 +87,23 @@ def encoder_of(config: RunConfig, run: Path, weights: Path) -> Encoder:
             f"{weights}: weights of {name} have SHA-256 {sha256[:16]}..., the run learned from "
             f"{facts.weights_sha256[:16]}...; give the folder with those weights (--weights)"
         )
-    return Encoder(name, mode, seed, facts.resize_policy)
+    reference = read_reference(find_dataset(run, dataset_folder), config, run)
+    stated = (_stated("dtype", dtype, reference.dtype), _stated("precision", precision, reference.precision))
+    features = FeatureSettings(weights, mode, seed, facts.resize_policy, *stated)
+    return Model(run, config, done, name, features, reference)
+
+
+def _stated(name: str, argument: str | None, recorded: str) -> str:
+    """Return a setting of the run's features, given or recorded."""
+    if argument and recorded and argument != recorded:
+        raise ValueError(f"--{name} {argument}: the run's features are {recorded}; leave the argument out")
+    if not (argument or recorded):
+        raise ValueError(f"the {name} of the run's features is not recorded with the run; give --{name}")
+    return argument or recorded
 
 
 def instance_options(modality: str, reference: Reference, options: Json | None) -> Json:
-    """Return the options of the instances stage, `{"wsi": {...}}` or `{"ct": {...}}`.
+    """Return the options of the instances stage, `{"wsi": {...}}` or `{"ct": {...}}`, presets resolved.
 
     Args:
         modality: of the new image.
@@ -171,21 +124,17 @@ def instance_options(modality: str, reference: Reference, options: Json | None) 
             "lies; give it with --dataset-folder results/NAME, or state the settings with --options "
             """'{"wsi": {"preset": ...}}'"""
         )
-    return {modality: _recorded_options(reference)}
-
-
-def _recorded_options(reference: Reference) -> dict[str, JsonValue]:
-    """Return the settings that the dataset's bags record, presets resolved."""
-    recorded: set[str] = set()
+    recorded: dict[str, dict[str, JsonValue]] = {}
     for attrs in reference.instances:
         if attrs.instance_options is None:
             raise ValueError("the run's dataset was imported, its cutting is not known here; state it with --options")
-        recorded.add(json.dumps(attrs.instance_options.model_dump(mode="json"), sort_keys=True))
-    first, *others = (json.loads(text) for text in sorted(recorded))
+        settings = attrs.instance_options.model_dump(mode="json")
+        recorded[json.dumps(settings, sort_keys=True)] = settings
+    first, *others = recorded.values()
     if others:
         differs = sorted(name for name in first.keys() | others[0].keys() if first.get(name) != others[0].get(name))
         raise ValueError(
             f"bags of the run's dataset were cut with different settings ({', '.join(differs)}); run its instances "
             "stage again, or state the settings with --options"
         )
-    return dict(first)
+    return {modality: first}

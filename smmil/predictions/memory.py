@@ -26,15 +26,7 @@ class OutOfMemory(ValueError):
 
 
 def out_of_memory(where: str, cache: BagCache, index: Sequence[int], method: str, message: str) -> OutOfMemory:
-    """Build the final error.
-
-    Args:
-        where: run or bag, for the start of the message.
-        cache: holds the bags.
-        index: positions of the bags that may be responsible.
-        method: name of the method.
-        message: what the allocator reported.
-    """
+    """Build the final error of a run or bag, `where`; `message` is what the allocator reported."""
     bag_id, n, p = cache.largest(index)
     memory = ""
     if cache.device.type == "cuda":
@@ -52,11 +44,7 @@ def out_of_memory(where: str, cache: BagCache, index: Sequence[int], method: str
 def with_host_fallback(work: Callable[[], T], where: str, cache: BagCache, method: str) -> T:
     """Run a resumable job; after the first out-of-memory error, run it again with all features in host memory.
 
-    Args:
-        work: continues from its last saved state when called again.
-        where: name of the run, for messages.
-        cache: holds the bags of the run.
-        method: name of the method, for messages.
+    `work` continues from its last saved state when called again; `where` names the run in messages.
 
     Raises:
         OutOfMemory: the features are in host memory already.

@@ -1,7 +1,7 @@
 """Scores of one bag under a trained run, on the device of its batch; see `smmil.predictions.runs` for the arrays."""
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy.typing as npt
 import torch
@@ -15,8 +15,7 @@ from smmil.sm.operator import Graph, dirichlet_energy, normalise_adjacency, sm_s
 SM_STEPS, SM_ALPHA = 10, 0.5
 
 
-@dataclass(frozen=True)
-class BagScores:
+class BagScores(NamedTuple):
     """Scores of one bag.
 
     Attributes:
@@ -35,15 +34,12 @@ class BagScores:
 
 
 def score_bag(model: MILModel, batch: BagBatch, direction: Direction | None = None) -> BagScores:
-    """Score a bag in float32.
+    """Score a bag of N instances in float32.
 
     Args:
         model: in eval mode.
-        batch: one bag of N instances, on the device of the model.
+        batch: one bag, x (N,P), on the device of the model.
         direction: for the sign-aware score, on any device; None = no sign-aware score.
-
-    Returns:
-        Logit and scores (N,) of the bag.
     """
     output, x = forward(model, batch, "float32"), batch.x
     score = output.instance_score.float()
@@ -55,7 +51,7 @@ def score_bag(model: MILModel, batch: BagBatch, direction: Direction | None = No
     local = replace(direction, vector=direction.vector.to(x.device), origin=direction.origin.to(x.device))
     signed = signed_score(local, x)
     smoothed = smooth_score(signed, batch.neighbors)
-    return replace(scores, signed=signed.cpu().numpy(), signed_sm=smoothed.cpu().numpy())
+    return scores._replace(signed=signed.cpu().numpy(), signed_sm=smoothed.cpu().numpy())
 
 
 def score_energy(score: torch.Tensor, neighbors: torch.Tensor) -> tuple[float, float]:

@@ -82,9 +82,12 @@ def read_reference(folder: Path | None, config: RunConfig, run: Path) -> Referen
     if features.is_dir() and (stored := _sample(features)):
         dtype = check_chunk(features / stored[0] / "features")[0].name
         precision = read_feature_attrs(features, stored[0]).precision
-    splits = run.resolve().parent / "splits.csv"
+    method, name = run.resolve().parts[-2:]
+    metrics, splits = folder / "metrics" / config.encoder / f"{method}.json", run.resolve().with_name("splits.csv")
+    evaluated = Metrics.read(metrics).splits if metrics.is_file() else ()
+    split = next((split for split in evaluated if split.run == name), None)
     parts = read_splits(splits).get(config.seed, {}) if splits.is_file() else {}
-    return Reference(comparable, dtype, precision, _metrics(folder, config, run), parts, instances)
+    return Reference(comparable, dtype, precision, split, parts, instances)
 
 
 def _sample(store: Path) -> list[str]:
@@ -92,26 +95,12 @@ def _sample(store: Path) -> list[str]:
     return names[:: max(1, len(names) // REFERENCE_BAGS)][:REFERENCE_BAGS]
 
 
-def _metrics(folder: Path, config: RunConfig, run: Path) -> SplitMetrics | None:
-    path = folder / "metrics" / config.encoder / f"{run.resolve().parent.name}.json"
-    if not path.is_file():
-        return None
-    return next((split for split in Metrics.read(path).splits if split.run == run.resolve().name), None)
-
-
 def check_like_training(attrs: InstanceAttrs, reference: Reference, *, any_resolution: bool = False) -> list[str]:
     """Compare a new bag with bags of the run's dataset.
 
     Imported bags do not record how they were cut; only what both record is compared with them. Of a bag with settings
-    of its own (`preprocessing.bags.overrides`) the tissue thresholds are not compared.
-
-    Args:
-        attrs: of the new bag.
-        reference: bags of the run's dataset.
-        any_resolution: whether another resolution is only a warning.
-
-    Returns:
-        Warnings.
+    of its own (`preprocessing.bags.overrides`) the tissue thresholds are not compared. Return warnings, with
+    `any_resolution` also that of another resolution.
 
     Raises:
         ValueError: another modality, tile size, lattice, tissue thresholds or windows, or a resolution the run has

@@ -36,7 +36,6 @@ import zipfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -112,53 +111,44 @@ def predict_runs(
             bags, thresholds = source.load(sorted(wanted))
             cache = BagCache(bags, torch_device)
         for meta in pending:
-            parts = splits[meta.seed]
-            chosen = sorted(
-                (i for i, bag in enumerate(bags) if parts[bag.bag_id] in ("val", "test")),
-                key=lambda i: (parts[bags[i].bag_id] != "val", bags[i].bag_id),
-            )
+            parts = [splits[meta.seed][bag.bag_id] for bag in bags]
+            # A table may be loaded in another order than that of the ids as text.
+            order = sorted(range(len(bags)), key=lambda i: bags[i].bag_id)
+            val, test = ([i for i in order if parts[i] == name] for name in ("val", "test"))
             model, _, _ = load_run(runs.parent / meta.run, torch_device)
-            direction = find_direction(model, cache, [i for i in chosen if parts[bags[i].bag_id] == "val"])
-            arrays = predict_bags(model, cache, bags, chosen, [parts[bags[i].bag_id] for i in chosen], direction)
+            direction = find_direction(model, cache, val)
+            names = ["val"] * len(val) + ["test"] * len(test)
+            arrays = predict_bags(model, cache, bags, [*val, *test], names, direction)
             computed = {"label_thresholds": thresholds, "signed_agreement": direction.agreement}
             write_predictions(out / f"{meta.run}.npz", arrays, meta.model_copy(update=computed))
-            log.info("%s: %d bags, %d instances", meta.run, len(chosen), len(arrays["y_inst"]))
-    content = _index(listed, out, index.parent)
+            log.info("%s: %d bags, %d instances", meta.run, len(names), len(arrays["y_inst"]))
+    folder = Path(os.path.relpath(out, index.parent))
+    entries = [
+        run.common(IndexEntry)
+        | {"file": (folder / f"{run.run}.npz").as_posix(), "sha256": hash_file(out / f"{run.run}.npz")}
+        for run in listed.runs
+    ]
+    content = PredictionIndex.model_validate(listed.common(PredictionIndex) | {"runs": entries})
     content.write(index)
     return content
 
 
 def _meta(listed: RunsFile, run: RunEntry, labels: str) -> PredictionMeta:
     """Return the meta of a run's predictions; `key` covers everything the numbers depend on."""
-    fields = listed.common(PredictionMeta) | run.common(PredictionMeta)
-    del fields["key"]
-    meta = PredictionMeta.model_validate(fields)
+    # The run's own key is one of many parts of that of its predictions.
+    fields = {**listed.common(PredictionMeta), **run.common(PredictionMeta)}
+    meta = PredictionMeta.model_validate({name: value for name, value in fields.items() if name != "key"})
     trained = (run.key, run.weights_sha256, listed.inputs, listed.data)
     return meta.model_copy(update={"key": hash_json([stage_versions.PREDICTIONS, meta.as_json(), *trained, labels])})
 
 
-def _index(listed: RunsFile, out: Path, parent: Path) -> PredictionIndex:
-    folder = Path(os.path.relpath(out, parent))
-    entries = [
-        run.common(IndexEntry)
-        | {"file": (folder / f"{run.run}.npz").as_posix(), "sha256": hash_file(out / f"{run.run}.npz")}
-        for run in listed.runs
-    ]
-    return PredictionIndex.model_validate(listed.common(PredictionIndex) | {"runs": entries})
-
-
 def data_options(record: Json) -> DataOptions:
     """Return the recorded loading options; the graph of a table is an argument, not a loading option."""
-    options: dict[str, Any] = {name: value for name, value in record.items() if name != "graph"}
-    return DataOptions(**options)
+    return DataOptions.model_validate({name: value for name, value in record.items() if name != "graph"})
 
 
 def check_features(trained: FeatureFacts, features: FeatureFacts, where: str) -> None:
-    """Raise if features have another encoder, other weights or another resize policy than those of a run.
-
-    Raises:
-        ValueError: the message names what differs.
-    """
+    """Raise a `ValueError` that names what differs if features are not those of a run."""
     facts = features.as_json()
     differs = [
         f"{name}: found {facts.get(name)!r}, expected {value!r}"
@@ -204,11 +194,11 @@ def predict_bags(
 
     Args:
         model: on the device of the cache; set to eval mode.
-        cache: holds the features of the bags.
+        cache: holds the features (N,P) of the bags.
         bags: the same bags in the same order, for labels and names.
         index: positions of the bags to score, in order.
         splits: the split of each of these bags.
-        direction: for the sign-aware score (`smmil.predictions.signed.find_direction`); None = no signed scores.
+        direction: for the sign-aware score; None = no signed scores.
 
     Returns:
         The arrays of the module docstring, without `meta`.

@@ -11,21 +11,17 @@
 | `reason` | why a bag is refused: other features than the run's, or cut otherwise than its dataset |
 """
 
-import csv
-import io
 import logging
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from preprocessing.common.files import write_text
+from preprocessing.exchange.tables import write_csv
 from smmil.artifacts.hashes import hash_file
-from smmil.artifacts.records import FeatureFacts, IndexEntry, Json, PredictionIndex, PredictionMeta, RunConfig, RunsFile
-from smmil.artifacts.results import Arrays
+from smmil.artifacts.records import FeatureFacts, IndexEntry, PredictionIndex, PredictionMeta, RunConfig, RunsFile
 from smmil.compute.devices import choose_device, numerics
 from smmil.data.batch import Bag
 from smmil.data.cache import BagCache
@@ -39,42 +35,17 @@ log = logging.getLogger(__name__)
 COLUMNS = ("bag_id", "state", "label", "instances", "probability", "probability_sd", "predicted", "runs", "reason")
 
 
-@dataclass(frozen=True)
-class Training:
-    """Finished runs of one method that score together.
-
-    Attributes:
-        dataset: name of the data set.
-        encoder: name of the encoder.
-        method: method or variant.
-        protocol: `as_written` or `as_released`.
-        data: loading options.
-        folders: run directories.
-    """
-
-    dataset: str
-    encoder: str
-    method: str
-    protocol: str
-    data: Json
-    folders: tuple[Path, ...]
-
-
-def chosen_runs(path: Path) -> Training:
-    """Return the runs of a `runs.json` that validation chose."""
-    listed = RunsFile.read(path)
-    folders = tuple(path.parent / run.run for run in listed.chosen)
-    return Training(listed.dataset, listed.encoder, listed.method, listed.protocol, listed.data, folders)
-
-
-def single_run(folder: Path) -> Training:
-    """Return one run from its directory."""
-    config = RunConfig.read(folder / "config.json")
-    return Training(config.dataset, config.encoder, config.name, config.protocol, config.data, (folder,))
+def runs_in(folders: Iterable[Path]) -> list[Path]:
+    """Return the runs of a command line, in its order; the folder of a method stands for its chosen runs."""
+    runs: list[Path] = []
+    for folder in folders:
+        listed = folder / "runs.json"
+        runs += [folder / run.run for run in RunsFile.read(listed).chosen] if listed.is_file() else [folder]
+    return list(dict.fromkeys(runs))
 
 
 def score_bags(
-    training: Training,
+    runs: Sequence[Path],
     source: Source,
     out: Path,
     *,
@@ -90,7 +61,7 @@ def score_bags(
     and the others are scored.
 
     Args:
-        training: runs to score with.
+        runs: directories of finished runs of one method that score together.
         source: bags, with the features that the runs were trained on.
         out: folder of the files.
         where: origin of the features, for messages.
@@ -107,53 +78,63 @@ def score_bags(
         raise ValueError(
             f"{where}: found no bag to score: all are empty or failed; see the QC page of the instances stage"
         )
-    refused = _refusals(training, source, where, dataset_folder, any_resolution=any_resolution)
+    refused = _refusals(runs, source, where, dataset_folder, any_resolution=any_resolution)
     bags, thresholds = source.load([info.bag_id for info in source.listing.bags if info.bag_id not in refused])
     torch_device = choose_device(device)
     entries, logits = [], []
     with numerics(torch_device, threads=threads):
         cache = BagCache(bags, torch_device)
-        for folder in training.folders:
-            arrays, meta = _score(folder, training, source, bags, cache, thresholds)
+        for folder in runs:
+            model, config, done = load_run(folder, torch_device)
+            direction = read_direction(folder, done.weights_sha256)
+            arrays = predict_bags(model, cache, bags, range(len(bags)), ["score"] * len(bags), direction)
+            meta = PredictionMeta(
+                dataset=config.dataset,
+                encoder=config.encoder,
+                seed=config.seed,
+                method=config.name,
+                run=folder.resolve().name,
+                lr=config.learning_rate,
+                protocol=config.protocol,
+                selection_score=done.selection_score,
+                random_weights=config.random_weights or source.random_weights,
+                label_thresholds=thresholds,
+            )
+            if direction is not None:
+                meta = meta.model_copy(update={"signed_agreement": direction.agreement})
             path = out / f"{meta.run}.npz"
             write_predictions(path, arrays, meta)
-            entry = {"run": meta.run, "file": path.name, "sha256": hash_file(path)}
-            entries.append(IndexEntry.model_validate({**entry, "random_weights": meta.random_weights}))
+            log.info("%d bags, %d instances scored with %s", len(bags), len(arrays["y_inst"]), meta.run)
+            facts = {"run": meta.run, "random_weights": meta.random_weights}
+            entries.append(IndexEntry.model_validate({**facts, "file": path.name, "sha256": hash_file(path)}))
             logits.append(arrays["bag_logit"])
-    write_text(out / "scores.csv", scores_csv(bags, np.stack(logits), source.listing.excluded, refused))
-    index = PredictionIndex(
-        dataset=training.dataset,
-        encoder=training.encoder,
-        method=training.method,
-        protocol=training.protocol,
-        runs=tuple(entries),
-    )
+    _write_scores(out / "scores.csv", bags, np.stack(logits), source.listing.excluded, refused)
+    names = {"dataset": meta.dataset, "encoder": meta.encoder, "method": meta.method, "protocol": meta.protocol}
+    index = PredictionIndex.model_validate({**names, "runs": entries})
     index.write(out / "index.json")
     return index
 
 
 def _refusals(
-    training: Training, source: Source, where: str, dataset_folder: Path | None, *, any_resolution: bool
+    runs: Sequence[Path], source: Source, where: str, dataset_folder: Path | None, *, any_resolution: bool
 ) -> dict[str, str]:
     """Return the reason of every bag that the runs may not score.
 
     Raises:
         ValueError: all bags are refused.
     """
-    trained = {folder: RunConfig.read(folder / "config.json") for folder in training.folders}
+    trained = [RunConfig.read(folder / "config.json") for folder in runs]
+    if source.records is None:
+        for config in trained:
+            check_features(config.features, FeatureFacts.model_validate(source.facts), where)
+        return {}
     refused: dict[str, str] = {}
     warned: dict[str, str] = {}
-    if source.records is None:
-        facts = FeatureFacts.model_validate(source.facts)
-        for config in trained.values():
-            check_features(config.features, facts, where)
-        return refused
-    first, config = next(iter(trained.items()))
-    reference = read_reference(find_dataset(first, dataset_folder), config, first)
+    reference = read_reference(find_dataset(runs[0], dataset_folder), trained[0], runs[0])
     for info in source.listing.bags:
         attrs, recorded = source.records(info.bag_id)
         try:
-            for config in trained.values():
+            for config in trained:
                 check_features(config.features, FeatureFacts.model_validate(recorded), info.bag_id)
             for warning in check_like_training(attrs, reference, any_resolution=any_resolution):
                 warned.setdefault(warning, info.bag_id)
@@ -170,45 +151,17 @@ def _refusals(
     return refused
 
 
-def _score(
-    folder: Path,
-    training: Training,
-    source: Source,
-    bags: Sequence[Bag],
-    cache: BagCache,
-    thresholds: Mapping[str, float],
-) -> tuple[Arrays, PredictionMeta]:
-    """Return arrays (see `smmil.predictions.runs`) and meta of all bags under one finished run."""
-    model, config, done = load_run(folder, cache.device)
-    direction = read_direction(folder, done.weights_sha256)
-    arrays = predict_bags(model, cache, bags, range(len(bags)), ["score"] * len(bags), direction)
-    meta = PredictionMeta(
-        dataset=config.dataset,
-        encoder=config.encoder,
-        seed=config.seed,
-        method=training.method,
-        run=folder.resolve().name,
-        lr=config.learning_rate,
-        protocol=config.protocol,
-        selection_score=done.selection_score,
-        random_weights=config.random_weights or source.random_weights,
-        label_thresholds=thresholds,
-    )
-    if direction is not None:
-        meta = meta.model_copy(update={"signed_agreement": direction.agreement})
-    log.info("%d bags, %d instances scored with %s", len(bags), len(arrays["y_inst"]), meta.run)
-    return arrays, meta
-
-
-def scores_csv(
+def _write_scores(
+    path: Path,
     bags: Sequence[Bag],
     logits: npt.NDArray[np.float64],
     excluded: Mapping[str, Sequence[str]],
     refused: Mapping[str, str],
-) -> str:
-    """Return the table of all bags, scored or not, sorted by id.
+) -> None:
+    """Write the table of all bags, scored or not, sorted by id.
 
     Args:
+        path: CSV file.
         bags: the scored bags.
         logits: (R,B), one row per run.
         excluded: state -> ids of bags without features.
@@ -231,8 +184,5 @@ def scores_csv(
                 "runs": len(probability),
             }
         )
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, COLUMNS, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(sorted(rows, key=lambda row: str(row["bag_id"])))
-    return stream.getvalue()
+    rows.sort(key=lambda row: str(row["bag_id"]))
+    write_csv(path, COLUMNS, ([row.get(column, "") for column in COLUMNS] for row in rows))

@@ -70,15 +70,12 @@ class Direction:
 
 
 def find_direction(model: MILModel, cache: BagCache, index: Sequence[int]) -> Direction:
-    """Compute the direction of a trained run.
+    """Compute the direction of a trained run, on the device of the cache; a zero vector if no gradient is finite.
 
     Args:
         model: on the device of the cache; set to eval mode.
-        cache: holds the bags.
+        cache: holds the bags, x (N,P).
         index: positions of the validation bags.
-
-    Returns:
-        The direction, on the device of the cache; a zero vector if no gradient is finite.
 
     Raises:
         ValueError: no bag.
@@ -139,13 +136,7 @@ def signed_score(direction: Direction, x: Tensor) -> Tensor:
 
 
 def save_direction(folder: Path | str, direction: Direction, weights_sha256: str) -> None:
-    """Write the direction of a finished run into its directory.
-
-    Args:
-        folder: the run directory.
-        direction: computed with the selected weights.
-        weights_sha256: hash of the weights file, as in `done.json`.
-    """
+    """Write the direction of a finished run into its directory; the hash is that of its weights in `done.json`."""
     agreement = torch.tensor([direction.agreement], dtype=torch.float64)
     values = {"agreement": agreement, "origin": direction.origin.cpu(), "vector": direction.vector.cpu()}
     tensors = {name: value.double().contiguous() for name, value in values.items()}
@@ -155,12 +146,7 @@ def save_direction(folder: Path | str, direction: Direction, weights_sha256: str
 
 
 def read_direction(folder: Path | str, weights_sha256: str) -> Direction | None:
-    """Read the direction of a run; None, with a warning, if it is missing, damaged or of other weights.
-
-    Args:
-        folder: the run directory.
-        weights_sha256: hash of the run's weights.
-    """
+    """Read the direction of a run; None, with a warning, if it is missing, damaged or of other weights."""
     path = Path(folder) / DIRECTION_FILE
     try:
         with safe_open(path, "pt") as file:

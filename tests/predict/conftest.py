@@ -13,3 +13,10 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> House:
 @pytest.fixture(scope="session")
 def scans(tmp_path_factory: pytest.TempPathFactory) -> House:
     return build(tmp_path_factory.mktemp("scans"), "rsna")
+
+
+@pytest.fixture
+def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of other things: drawing takes most of the time."""
+    for name in ("draw_heatmap", "draw_extremes"):
+        monkeypatch.setattr(f"smmil.predict.pipeline.{name}", lambda path, bag, place: None)

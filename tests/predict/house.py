@@ -59,14 +59,8 @@ def build(folder: Path, dataset: str, splits: Sequence[int] = (1,)) -> House:
     assert features.main([*shard, *argv]) == 0
     source = ["--bags", str(out / "bags.csv"), "--instances", str(out / "instances")]
     source += ["--features", str(out / "features/resnet18"), "--manifests", str(encoded)]
-    config = {
-        "epochs": 2,
-        "splits": [*splits],
-        "learning_rates": [1e-3],
-        "val_share": 0.4,
-        "device": "cpu",
-        "threads": 1,
-    }
+    config = {"epochs": 2, "splits": [*splits], "learning_rates": [1e-3], "val_share": 0.4}
+    config |= {"device": "cpu", "threads": 1}
     runs = out / "runs/resnet18/smap_early"
     argv = ["--dataset", dataset, "--encoder", "resnet18", "--method", "smap_early", *source]
     argv += ["--config-json", json.dumps(config), "--out", str(runs), "--done", str(runs / "runs.json")]

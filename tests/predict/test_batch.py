@@ -10,22 +10,17 @@ import pytest
 from preprocessing.common.files import write_text
 from smmil.predict import __main__ as command
 from smmil.predict import batch
-from smmil.predict.batch import check_ensemble, find_images, predict_images
-from smmil.predict.pipeline import Preparation, predict
-from smmil.predict.settings import load_model, runs_in
+from smmil.predict.batch import find_images, predict_images
+from smmil.predict.pipeline import Preparation, check_models, predict
+from smmil.predict.settings import load_model
+from smmil.predictions.scoring import runs_in
 from smmil.view.catalogue import find_cohorts
 from tests.helpers.dataset_files import read_table, touch
 from tests.helpers.dicoms import write_slice
 from tests.helpers.pyramids import write_tiff
 from tests.predict.house import House
 
-CPU = ["--device", "cpu", "--threads", "1", "--batch-size", "16"]
 LIMITS = Preparation(device="cpu", threads=1, batch_size=16)
-
-
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("draw_heatmap", "draw_extremes"):
-        monkeypatch.setattr(f"smmil.predict.pipeline.{name}", lambda path, bag, place: None)
 
 
 def put(slides: House, folder: Path, n: int = 2) -> list[Path]:
@@ -35,50 +30,51 @@ def put(slides: House, folder: Path, n: int = 2) -> list[Path]:
     return [Path(shutil.copy(file, folder)) for file in files]
 
 
+@pytest.mark.usefixtures("no_picture")
 def test_an_ensemble_over_a_folder_gives_the_means_and_refuses_one_image_in_one_line(
-    slides: House, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    slides: House, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    no_pictures(monkeypatch)
+    caplog.set_level("INFO")
     images = put(slides, tmp_path / "in/deeper")
     (tmp_path / "in/text.tif").write_text("no slide\n")
     white = np.full((512, 512, 3), 250, np.uint8)
     write_tiff(tmp_path / "in/white.tif", [white, white[::2, ::2]], mpp=0.243)
     runs = slides.run.parent
-    argv = [str(tmp_path / "in"), "--model", str(runs), "--out", str(tmp_path / "out"), *CPU]
-    assert command.main(argv) == 2
+    argv = [str(tmp_path / "in"), "--model", str(runs), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert command.main([*argv, "--threads", "1", "--batch-size", "16"]) == 2
+    # the log has a line per image, and says once what an untrained encoder means
+    assert caplog.text.count("RANDOM ENCODER WEIGHTS") == 1
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "INFO"]
+    assert [line.split(",")[0] for line in lines] == [f"{i} of 4 images" for i in range(1, 5)]
     printed = capsys.readouterr()
     errors = [line for line in printed.err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1 and errors[0].count("text.tif") == 1 and "Traceback" not in printed.err
     assert printed.out.splitlines()[-1].endswith("predictions.csv: 4 images, 1 refused, 1 empty, 2 ok")
     rows = {row["bag_id"]: row for row in read_table(tmp_path / "out/predictions.csv")}
-    assert {name: row["state"] for name, row in rows.items()} == {
-        **{path.stem: "ok" for path in images},
-        **{"text": "refused", "white": "empty"},
-    }
+    states = dict.fromkeys((path.stem for path in images), "ok") | {"text": "refused", "white": "empty"}
+    assert {name: row["state"] for name, row in rows.items()} == states
     assert rows["text"]["reason"] and not rows["text"]["probability"] and rows["white"]["reason"]
     names = [path.name for path in runs_in([runs])]
     assert len(names) == 2
-    for image in images:
-        alone = [predict(image, runs / n, tmp_path / "one", device="cpu", threads=1, batch_size=16) for n in names]
-        row = rows[image.stem]
-        for name, prediction in zip(names, alone, strict=True):
-            assert float(row[f"probability smap_early/{name}"]) == pytest.approx(prediction.probability, abs=1e-8)
-            assert (tmp_path / "out" / image.stem / f"smap_early_{name}/instances.csv").is_file()
-        mean = (alone[0].probability + alone[1].probability) / 2
-        assert float(row["probability"]) == pytest.approx(mean, abs=1e-8) and row["runs"] == "2"
-        assert row["predicted"] == str(int(mean > 0.5))
+    alone = [predict(images[0], runs / n, tmp_path / "one", device="cpu", threads=1, batch_size=16) for n in names]
+    row = rows[images[0].stem]
+    for name, prediction in zip(names, alone, strict=True):
+        assert float(row[f"probability smap_early/{name}"]) == pytest.approx(prediction.probability, abs=1e-8)
+        assert (tmp_path / "out" / images[0].stem / f"smap_early_{name}/instances.csv").is_file()
+    mean = (alone[0].probability + alone[1].probability) / 2
+    assert float(row["probability"]) == pytest.approx(mean, abs=1e-8) and row["runs"] == "2"
+    assert row["predicted"] == str(int(mean > 0.5))
     # tiles and scores of every image stay for the viewer, features and scratch folders do not
     (cohort,) = find_cohorts(tmp_path / "out").values()
     assert {store.folder.parent.name for store in cohort.stores} == {path.stem for path in images}
     left = [path for path in (tmp_path / "out").rglob("*") if path.name.startswith(".bag") or path.name == "features"]
-    assert not left
-    assert not (tmp_path / "out/text").exists()
+    assert not left and not (tmp_path / "out/text").exists()
 
 
+@pytest.mark.usefixtures("no_picture")
 def test_an_error_that_nobody_expected_is_a_row_and_the_others_go_on(
     slides: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    no_pictures(monkeypatch)
     images = find_images(put(slides, tmp_path / "in"))
     model = load_model(slides.run, Path("weights"))
     score, calls = batch.predict_runs, iter([RuntimeError("no such kernel"), None])
@@ -134,9 +130,8 @@ def test_what_fits_no_image_is_refused_at_the_door(slides: House, tmp_path: Path
     with pytest.raises(ValueError, match="--bag-id x: found 2 images, expected one"):
         find_images([tmp_path / "a.svs", tmp_path / "b.svs"], bag_id="x")
     model = load_model(slides.run, Path("weights"))
-    with pytest.raises(ValueError, match="has another dataset than"):
-        check_ensemble([model, replace(model, config=model.config.model_copy(update={"dataset": "other"}))])
-    with pytest.raises(ValueError, match="has another dtype than"):
-        check_ensemble([model, replace(model, dtype="float32")])
-    with pytest.raises(ValueError, match="found 0 images"):
-        predict_images([], [model], tmp_path)
+    other = replace(model, config=model.config.model_copy(update={"dataset": "other"}))
+    wide = replace(model, features=replace(model.features, dtype="float32"))
+    for what, second in (("dataset", other), ("dtype", wide)):
+        with pytest.raises(ValueError, match=f"has another {what} than"):
+            check_models([model, second], LIMITS)

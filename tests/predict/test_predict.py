@@ -34,13 +34,6 @@ def _quiet(caplog):
     caplog.set_level(logging.ERROR)
 
 
-@pytest.fixture
-def no_picture(monkeypatch):
-    """For tests of other things: drawing takes most of the time."""
-    for name in ("draw_heatmap", "draw_extremes"):
-        monkeypatch.setattr(f"smmil.predict.pipeline.{name}", lambda path, bag, place: None)
-
-
 def run(image: Path | str, model: Path, out: Path, *more: str) -> int:
     argv = [str(image), "--model", str(model), "--out", str(out), "--device", "cpu", "--threads", "1"]
     return predict.main([*argv, "--batch-size", "16", *more])
@@ -164,10 +157,10 @@ def test_a_sign_that_validation_does_not_support_is_a_warning(slides, tmp_path, 
 def test_a_full_disk_leaves_no_prediction_behind_and_says_so_in_one_line(
     slides, tmp_path, monkeypatch, capsys, no_picture
 ):
-    def full(path, text):
+    def full(path, *_):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("smmil.predict.pipeline.write_text", full)
+    monkeypatch.setattr("smmil.predict.outputs.write_csv", full)
     assert run(slides.raw / slides.row().images[0], slides.run, tmp_path) == 1
     told = capsys.readouterr().err
     assert f"error: cannot write {tmp_path / 'instances.csv'}: No space left" in told and "make room" in told
@@ -281,16 +274,6 @@ def test_an_odd_slide_file_is_read_right_and_said_in_the_prediction(slides, tmp_
     assert "no physical resolution found" in (error := capsys.readouterr().err) and "--mpp" in error
 
 
-def test_images_that_are_none_or_of_the_other_kind_are_refused(slides, scans, tmp_path, capsys):
-    assert run(tmp_path / "nothing.svs", slides.run, tmp_path / "a") == 2
-    (tmp_path / "text.tif").write_text("no slide\n")
-    assert run(tmp_path / "text.tif", slides.run, tmp_path / "b") == 2
-    assert run(slides.raw / slides.row().images[0], scans.run, tmp_path / "c") == 2
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    assert len(errors) == 3 and "no such file or folder" in errors[0] and "text.tif" in errors[1]
-    assert "a wsi image, but the run learned from ct bags" in errors[2]
-
-
 def test_a_refusal_says_what_the_file_is_and_names_it_once(slides, tmp_path, capsys):
     (tmp_path / "photo.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (tmp_path / "empty.svs").mkdir()
@@ -301,6 +284,7 @@ def test_a_refusal_says_what_the_file_is_and_names_it_once(slides, tmp_path, cap
         "empty.svs": "a folder, expected a slide file",
         "scan": "no DICOM file in the folder 'scan'",
         "cut.dcm": "an empty one (0 bytes); copy it again",
+        "nothing.svs": "no such file or folder",
     }
     for name, reason in reasons.items():
         assert run(tmp_path / name, slides.run, tmp_path / "out") == 2
@@ -325,6 +309,7 @@ def test_a_stage_that_fails_in_any_way_ends_in_one_line(slides, tmp_path, capsys
 def test_warnings_about_the_pixels_are_predicted_with_printed_and_drawn(slides, tmp_path, monkeypatch, capsys):
     drawn = []
     monkeypatch.setattr("smmil.predict.pipeline.draw_heatmap", lambda path, bag, thumbnails: drawn.append(bag.warnings))
+    monkeypatch.setattr("smmil.predict.pipeline.draw_extremes", lambda path, bag, source: None)
     slide = write_tiff(tmp_path / "negative.tif", [255 - picture(), 255 - picture()[::2, ::2]], mpp=0.243)
     assert run(slide, slides.run, tmp_path / "one") == 0
     warnings = Prediction.read(tmp_path / "one/prediction.json").warnings
@@ -345,12 +330,15 @@ def test_a_slide_without_tissue_is_an_outcome(slides, tmp_path, capsys):
     assert not any((tmp_path / name).exists() for name in FILES)
 
 
-@pytest.mark.parametrize("modality", ["wsi", "ct"])
-def test_recorded_settings_are_used_unless_others_are_given(modality):
-    resolve = {"wsi": wsi_options, "ct": ct_options}[modality]
-    values = {"wsi": {"preset": "20x", "target_mpp": 0.7, "mpp_tolerance": 0.02, "max_bad_tiles": 3}}
-    values["ct"] = {"preset": "bone", "slice_px": 64, "resize_slices": False}
-    options = resolve(values[modality])
+@pytest.mark.parametrize(
+    ("modality", "resolve", "values"),
+    [
+        ("wsi", wsi_options, {"preset": "20x", "target_mpp": 0.7, "mpp_tolerance": 0.02, "max_bad_tiles": 3}),
+        ("ct", ct_options, {"preset": "bone", "slice_px": 64, "resize_slices": False}),
+    ],
+)
+def test_recorded_settings_are_used_unless_others_are_given(modality, resolve, values):
+    options = resolve(values)
     attrs = InstanceAttrs.model_validate({"modality": modality, "instance_options": options.model_dump(mode="json")})
     recorded = instance_options(modality, Reference((attrs, attrs)), None)
     assert resolve(recorded[modality]) == options
@@ -358,51 +346,49 @@ def test_recorded_settings_are_used_unless_others_are_given(modality):
     assert given == {modality: {"preset": "paper"}}
 
 
-def test_bags_of_different_settings_are_refused():
+def test_settings_that_differ_or_were_not_recorded_are_asked_for():
     bags = tuple(InstanceAttrs(instance_options=wsi_options({"tile_px": px})) for px in (64, 96))
     with pytest.raises(ValueError, match=r"different settings \(tile_px\)"):
         instance_options("wsi", Reference(bags), None)
-
-
-def test_settings_of_imported_bags_are_asked_for():
     imported = Reference((InstanceAttrs(imported_from="clam", tile_mpp=0.5),))
     with pytest.raises(ValueError, match="was imported.*--options"):
         instance_options("wsi", imported, None)
 
 
-def test_tissue_thresholds_are_compared():
-    trained, here = (InstanceAttrs(tissue=TissueAttrs(sthresh=sthresh)) for sthresh in (15, 20))
-    with pytest.raises(ValueError, match="tissue.sthresh: 20 here, 15 trained"):
-        check_like_training(here, Reference((trained,)), any_resolution=True)
+TISSUE, OTHER_TISSUE = TissueAttrs(sthresh=15), TissueAttrs(sthresh=20)
+HEAD, BONE = (InstanceAttrs(modality="ct", windows=((w, 80), (80, 200), (40, 380))) for w in (40, 600))
+CLAM = InstanceAttrs(recipe="clam", tile_px=512, tissue=TISSUE)
+# with settings of its own
+OVERRIDDEN = CLAM.updated(tissue=OTHER_TISSUE, overrides={"sthresh": 20})
 
 
-def test_resolutions_are_compared_and_an_unknown_one_is_no_match():
+@pytest.mark.parametrize(
+    ("here", "trained", "message"),
+    [
+        (CLAM.updated(tissue=OTHER_TISSUE), CLAM, "tissue.sthresh: 20 here, 15 trained"),
+        (OVERRIDDEN, CLAM, ""),
+        (OVERRIDDEN.updated(tile_px=256), CLAM, "tile_px: 256 here, 512 trained"),
+        # imported bags do not record everything
+        (InstanceAttrs(imported_from="clam", tile_px=512), CLAM, ""),
+        (InstanceAttrs(imported_from="clam", tile_px=256), CLAM, "tile_px: 256 here"),
+        (BONE, HEAD, r"windows: .* here, .* trained\); cut it with the same settings"),
+        (InstanceAttrs(), HEAD, "a wsi bag, but the run learned from ct bags"),
+        (InstanceAttrs(tile_mpp=0.6), InstanceAttrs(), ""),
+        (InstanceAttrs(tile_mpp=0.53), InstanceAttrs(tile_mpp=0.5), ""),
+    ],
+)
+def test_a_bag_is_compared_with_those_of_the_training(here, trained, message):
+    reference = Reference((trained,))
+    if not message:
+        assert check_like_training(here, reference) == []
+        return
+    with pytest.raises(ValueError, match=message):
+        check_like_training(here, reference, any_resolution=True)
+
+
+@pytest.mark.parametrize(("tile_mpp", "text"), [(0.6, "0.6 um/px"), (None, "unknown resolution")])
+def test_an_unknown_or_other_resolution_is_refused_or_a_warning(tile_mpp, text):
     reference = Reference((InstanceAttrs(tile_mpp=0.25), InstanceAttrs(tile_mpp=0.5)))
-    assert check_like_training(InstanceAttrs(tile_mpp=0.53), reference) == []
-    for tile_mpp, told in ((0.6, "0.6 um/px"), (None, "unknown resolution")):
-        with pytest.raises(
-            ValueError, match=f"tiles of {told}, the run learned from 0.25..0.5 um/px.*--any-resolution"
-        ):
-            check_like_training(InstanceAttrs(tile_mpp=tile_mpp), reference)
-        assert told in check_like_training(InstanceAttrs(tile_mpp=tile_mpp), reference, any_resolution=True)[0]
-    assert check_like_training(InstanceAttrs(tile_mpp=0.6), Reference((InstanceAttrs(),))) == []
-
-
-def test_windows_and_modalities_are_compared():
-    head = InstanceAttrs(modality="ct", windows=((40, 80), (80, 200), (40, 380)), slice_px=512)
-    with pytest.raises(ValueError, match=r"windows: .* here, .* trained\); cut it with the same settings"):
-        check_like_training(head.updated(windows=((600, 2800), (80, 200), (40, 380))), Reference((head,)))
-    with pytest.raises(ValueError, match="a wsi bag, but the run learned from ct bags"):
-        check_like_training(InstanceAttrs(), Reference((head,)))
-
-
-def test_settings_of_one_bag_and_gaps_of_imported_ones_are_no_differences():
-    tissue = TissueAttrs(sthresh=8)
-    trained = Reference((InstanceAttrs(recipe="clam", tile_px=512, tissue=tissue),))
-    own = InstanceAttrs(recipe="clam", tile_px=512, tissue=TissueAttrs(sthresh=20), overrides={"sthresh": 20})
-    assert check_like_training(own, trained) == []
-    with pytest.raises(ValueError, match="tile_px: 256 here, 512 trained"):
-        check_like_training(own.updated(tile_px=256), trained)
-    assert check_like_training(InstanceAttrs(imported_from="clam", tile_px=512), trained) == []
-    with pytest.raises(ValueError, match="tile_px: 256 here"):
-        check_like_training(InstanceAttrs(imported_from="clam", tile_px=256), trained)
+    with pytest.raises(ValueError, match=f"tiles of {text}, the run learned from 0.25..0.5 um/px.*--any-resolution"):
+        check_like_training(InstanceAttrs(tile_mpp=tile_mpp), reference)
+    assert text in check_like_training(InstanceAttrs(tile_mpp=tile_mpp), reference, any_resolution=True)[0]
