@@ -28,17 +28,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out-html", type=Path, required=True, help="fragment of HTML for the report")
     parser.add_argument("--out-json", type=Path, help="every comparison with its splits, for smmil.findings")
     args = parser.parse_args(argv)
+    from smmil.artifacts.comparison import ComparisonsFile
     from smmil.artifacts.hashes import json_argument
     from smmil.config.layouts import PairLayout
-    from smmil.tables.comparisons import as_file, build, by_pairing, compare_pairs
+    from smmil.tables.comparisons import build, compare_pairs
     from smmil.tables.formats import write_table
 
     layout = PairLayout.parse(json_argument(args.layout, "--layout"))
-    results = compare_pairs(by_pairing(args.index), layout, resamples=args.resamples, seed=args.seed)
+    results = compare_pairs(args.index, layout, resamples=args.resamples, seed=args.seed)
     table = build(results, layout, resamples=args.resamples)
     write_table(table, {"csv": args.out_csv, "md": args.out_md, "tex": args.out_tex, "html": args.out_html})
     if args.out_json:
-        as_file(results, layout).write(args.out_json)
+        titles = {dataset.name: dataset.title for dataset in layout.datasets}
+        ComparisonsFile(titles=titles, comparisons=tuple(results.values())).write(args.out_json)
     return 0
 
 

@@ -117,11 +117,7 @@ def evaluate_runs(
         splits=tuple(run.split.model_copy(update={"candidates": _candidates(run, runs)}) for run in chosen),
         spread=spread([run.split.test for run in chosen]),
         bootstrap=Bootstrap(
-            resamples=resamples,
-            seed=seed,
-            level=LEVEL,
-            over="test bags",
-            intervals=limits or dict.fromkeys(METRICS),
+            resamples=resamples, seed=seed, level=LEVEL, over="test bags", intervals=limits or dict.fromkeys(METRICS)
         ),
         definitions=definitions(meta.quirks),
     )

@@ -14,8 +14,7 @@ from smmil.artifacts.records import Metrics
 from smmil.config.definitions import protocol_text, shared_quirks
 from smmil.config.layouts import TableDataset, TableLayout
 from smmil.config.methods import GROUPS, METHODS, display_name
-from smmil.tables.cells import MARKED, MetricsByKey, Row, Section, Table, cells_of, reason_empty
-from smmil.tables.marks import clear_places
+from smmil.tables.cells import MARKED, MetricsByKey, Row, Section, Table, cells_of, clear_places, reason_empty
 from smmil.tables.notes import notes
 from smmil.tables.specs import TABLES, Column, Key, SectionSpec, TableSpec
 

@@ -5,12 +5,14 @@ worst split has the smallest value, or the largest where smaller is better (`smm
 are taken split by split, since the two methods share the split of a seed, and then averaged.
 """
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
-from smmil.artifacts.records import Metrics, PartMetrics
+from smmil.artifacts.records import Metrics
 from smmil.artifacts.results import inverted, split_values
 from smmil.config.methods import bases
 from smmil.evaluate.ranks import mean_ranks
@@ -37,7 +39,7 @@ class Cell:
         fewest: for a rank, the smallest number of splits of a value it is computed from.
         agreement: for a sign-aware metric, agreement of its score with the bag logit per run
             (`smmil.predictions.signed`).
-        by_split: value by seed, for paired comparisons (`smmil.tables.marks`); of a rank, the rank on that split.
+        by_split: value by seed, for paired comparisons (`is_clear`); of a rank, the rank on that split.
         signs: `INVERTED` and `NO_CALL` where they apply.
     """
 
@@ -80,7 +82,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One method: its name in this table, its cells, and their places in the block (`smmil.tables.marks`)."""
+    """One method: its name in this table, its cells, and their places in the block (`clear_places`)."""
 
     method: str
     name: str
@@ -162,20 +164,22 @@ def metric_cell(metrics: Metrics | None, metric: str) -> Cell:
     larger = style(metric)[1]
     if metrics is None:
         return Cell(note=NO_FILE, larger=larger)
-    pairs = split_values(metrics, metric)
-    values = tuple(value for _, value in pairs)
+    pairs, tests = split_values(metrics, metric), [split.test for split in metrics.splits]
     by_seed: dict[int, list[float]] = {}
     for seed, value in pairs:
         by_seed.setdefault(seed, []).append(value)
-    reasons = "; ".join(sorted({_reason(split.test, metric) for split in metrics.splits})) or "no split"
-    splits = sorted(metrics.splits, key=lambda split: (split.seed, split.run)) if metric.startswith("signed_") else []
+    reasons = {
+        test.undefined.get(metric, "undefined") if metric in test.values else "not in the metrics file"
+        for test in tests
+    }
+    agreements = [split.signed_agreement for split in metrics.splits if metric.startswith("signed_")]
     return Cell(
-        values,
-        len(metrics.splits),
+        tuple(value for _, value in pairs),
+        len(tests),
         metrics.bootstrap.intervals.get(metric) if metrics.bootstrap else None,
-        "" if values else reasons,
+        "" if pairs else "; ".join(sorted(reasons)) or "no split",
         larger=larger,
-        agreement=tuple(split.signed_agreement for split in splits if split.signed_agreement is not None),
+        agreement=tuple(agreement for agreement in agreements if agreement is not None),
         by_split={seed: statistics.fmean(of_seed) for seed, of_seed in by_seed.items()},
         signs=_signs(metrics, metric),
     )
@@ -196,10 +200,6 @@ def leaves_range(column: Column, cell: Cell) -> bool:
         return False
     low, high = bounds(column.metrics[0])
     return cell.mean - cell.std < low - 1e-9 or cell.mean + cell.std > high + 1e-9
-
-
-def _reason(test: PartMetrics, metric: str) -> str:
-    return test.undefined.get(metric, "undefined") if metric in test.values else "not in the metrics file"
 
 
 def _metric(column: Column, method: str, metrics: MetricsByKey) -> Cell:
@@ -263,7 +263,7 @@ def cells_of(column: Column, methods: Sequence[str], metrics: MetricsByKey) -> l
             (rank,),
             larger=False,
             fewest=min(len(cells[i].values) for cells in ranked if cells[i].values),
-            by_split={seed: value for seed, column in by_seed.items() if (value := column[i]) is not None},
+            by_split={seed: value for seed, of_seed in by_seed.items() if (value := of_seed[i]) is not None},
         )
         for i, rank in enumerate(ranks)
     ]
@@ -271,3 +271,41 @@ def cells_of(column: Column, methods: Sequence[str], metrics: MetricsByKey) -> l
 
 # kinds whose best and second-best values are marked in each block; single measurements are not
 MARKED = frozenset({"mean", "rank"})
+
+
+def clear_places(cells: Sequence[Cell]) -> list[int | None]:
+    """Return 1 for the best and 2 for the second-best cell of a column in one block, None for the others.
+
+    A value is marked only where it is clear of the next one, the second-best only below a marked best one.
+    """
+    values = {i: cell.mean if cell.larger else -cell.mean for i, cell in enumerate(cells) if cell.mean is not None}
+    order = sorted(values, key=lambda i: -values[i])
+    places: list[int | None] = [None for _ in cells]
+    for place, (better, worse) in enumerate(pairwise(order[:3]), start=1):
+        if not is_clear(cells[better], cells[worse]):
+            break
+        places[better] = place
+    return places
+
+
+def is_clear(better: Cell, worse: Cell) -> bool:
+    """Return whether the gap between two values exceeds its uncertainty.
+
+    Methods share their splits, so the gap is the mean over the splits of the paired difference. It is clear where its
+    95 % t-interval excludes 0. Two splits say little about a spread: there, the mean of each must also lie outside the
+    other's bootstrap interval over the test bags. One split says nothing.
+    """
+    from scipy.stats import t
+
+    sign = 1 if better.larger else -1
+    gaps = [sign * (value - worse.by_split[seed]) for seed, value in better.by_split.items() if seed in worse.by_split]
+    if len(gaps) < 2:
+        return False
+    reach = float(t.ppf(0.975, len(gaps) - 1)) * statistics.stdev(gaps) / math.sqrt(len(gaps))
+    # sums of equal numbers may differ in the last digit
+    if statistics.fmean(gaps) - reach < 1e-9:
+        return False
+    return len(gaps) > 2 or all(
+        cell.ci is not None and other.mean is not None and not cell.ci[0] <= other.mean <= cell.ci[1]
+        for cell, other in ((better, worse), (worse, better))
+    )

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from smmil.artifacts.records import Comparison, ComparisonsFile, PredictionIndex
+from smmil.artifacts.records import Comparison, PredictionIndex
 from smmil.config.definitions import definitions, rate_choice_text, shared_quirks
 from smmil.config.layouts import PairDataset, PairLayout
 from smmil.config.methods import GROUPS, METHODS, PROPOSED, display_name, group_of
@@ -24,7 +24,6 @@ from smmil.tables.notes import protocol_line, random_weights_note, split_notes
 from smmil.tables.specs import Column, style
 
 logger = logging.getLogger(__name__)
-
 
 METRICS = {
     "instance_auroc": "Instance AUROC",
@@ -46,40 +45,40 @@ CHANCE = (
     "lower the instance AUROC; the sign-aware one stands beside it, raw and smoothed. Of the energy less is smoother, "
     "not better."
 )
-PairingKey = tuple[str, str, str]
 Pair = tuple[str, str]
 # (dataset, pair) -> its comparison
 Results = Mapping[tuple[str, Pair], Comparison]
 
 
-def compare_pairs(indexes: Mapping[PairingKey, Path], layout: PairLayout, *, resamples: int, seed: int = 0) -> Results:
+def compare_pairs(indexes: Sequence[Path], layout: PairLayout, *, resamples: int, seed: int = 0) -> Results:
     """Compare every pair of a layout that has predictions.
 
     Args:
-        indexes: `index.json` of the predictions by (dataset, encoder, method); pairs with a missing one are left out.
+        indexes: `index.json` of the predictions; pairs with a missing one are left out.
         layout: the pairs of every dataset.
         resamples: draws of the bootstrap; 0 omits the intervals.
         seed: seed of the draws.
 
     Raises:
-        ValueError: no datasets, or predictions of different bags.
+        ValueError: no datasets, two indexes of one pairing, or predictions of different bags.
     """
     if not layout.datasets:
         raise ValueError(f"--layout: found no datasets, expected {layout.EXPECTED}")
+    by_key: dict[tuple[str, str, str], Path] = {}
+    for path in indexes:
+        index = PredictionIndex.read(path)
+        key = (index.dataset, index.encoder, index.method)
+        if key in by_key:
+            raise ValueError(f"{path}: found a second index of {' / '.join(key)} beside {by_key[key]}, expected one")
+        by_key[key] = path
     results: dict[tuple[str, Pair], Comparison] = {}
     for dataset in layout.datasets:
         for pair in dataset.pairs:
-            first, second = (indexes.get((dataset.name, dataset.encoder, method)) for method in pair)
+            first, second = (by_key.get((dataset.name, dataset.encoder, method)) for method in pair)
             if first is not None and second is not None:
                 logger.info("%s: %s", dataset.name, _name(pair))
                 results[dataset.name, pair] = compare(first, second, [*METRICS], resamples=resamples, seed=seed)
     return results
-
-
-def as_file(results: Results, layout: PairLayout) -> ComparisonsFile:
-    """Return the record of all comparisons, in the order of the layout."""
-    titles = {dataset.name: dataset.title for dataset in layout.datasets}
-    return ComparisonsFile(titles=titles, comparisons=tuple(results.values()))
 
 
 def build(results: Results, layout: PairLayout, *, resamples: int) -> Table:
@@ -98,17 +97,21 @@ def build(results: Results, layout: PairLayout, *, resamples: int) -> Table:
     """
     sides = [side for result in results.values() for side in (result.first, result.second)]
     protocol, quirks = shared_quirks(sides, "table")
-    random = {name for (name, _), result in results.items() if result.random_weights}
-    metrics = [
-        metric
-        for metric in METRICS
-        if not results or any(result.metrics[metric].splits is not None for result in results.values())
-    ]
+    random = [d for d in layout.datasets if any(r.random_weights for (name, _), r in results.items() if name == d.name)]
+    reasons: dict[str, list[str]] = {}
+    metrics = []
+    for metric, title in METRICS.items():
+        values = [result.metrics[metric] for result in results.values()]
+        if all(value.splits is None for value in values) and values:
+            reasons.setdefault(values[0].reason, []).append(title)
+        else:
+            metrics.append(metric)
+    left_out = "; ".join(f"{', '.join(sorted(names))} ({reason})" for reason, names in sorted(reasons.items()))
     features = "; ".join(f"{dataset.title}: {dataset.encoder}" for dataset in layout.datasets)
     lines = (
-        random_weights_note(dataset.title for dataset in layout.datasets if dataset.name in random),
+        random_weights_note(dataset.title for dataset in random),
         _missing(layout, results, metrics),
-        _undefined(results, metrics),
+        f"Left out, without any value: {left_out}." if left_out else "",
         protocol_line(protocol, quirks),
         *split_notes(layout.datasets),
         f"Features: {features}.",
@@ -118,54 +121,34 @@ def build(results: Results, layout: PairLayout, *, resamples: int) -> Table:
         f"{PROPOSED} proposed in the paper; –: not trained here.",
         *(definitions(quirks)[metric] for metric in metrics),
     )
+    # pairs of all datasets in the order of the tables
+    every = {pair for dataset in layout.datasets for pair in dataset.pairs}
+    pairs = sorted(every, key=lambda pair: [*METHODS].index(pair[0]))
     return Table(
         "comparisons",
         "Sm against its base",
-        tuple(_section(dataset, _groups(layout), results, metrics) for dataset in layout.datasets),
+        tuple(_section(dataset, pairs, results, metrics) for dataset in layout.datasets),
         layout.splits,
         protocol or "none (no predictions)",
         tuple(filter(None, lines)),
-        frozenset((dataset.name, dataset.encoder) for dataset in layout.datasets if dataset.name in random),
+        frozenset((dataset.name, dataset.encoder) for dataset in random),
     )
-
-
-def by_pairing(indexes: Sequence[Path]) -> dict[PairingKey, Path]:
-    """Return index files by (dataset, encoder, method).
-
-    Raises:
-        ValueError: two of one pairing, or a damaged file.
-    """
-    by_key: dict[PairingKey, Path] = {}
-    for path in indexes:
-        index = PredictionIndex.read(path)
-        key = (index.dataset, index.encoder, index.method)
-        if key in by_key:
-            raise ValueError(f"{path}: found a second index of {' / '.join(key)} beside {by_key[key]}, expected one")
-        by_key[key] = path
-    return by_key
 
 
 def _name(pair: Pair) -> str:
     return " − ".join(map(display_name, pair))
 
 
-def _groups(layout: PairLayout) -> dict[str, list[Pair]]:
-    """Return the pairs of all datasets by group, in the order of the tables."""
-    order = list(METHODS)
-    pairs = sorted({pair for dataset in layout.datasets for pair in dataset.pairs}, key=lambda p: order.index(p[0]))
-    groups = {group: [pair for pair in pairs if group_of(pair[0]) == group] for group in GROUPS}
-    return {group: members for group, members in groups.items() if members}
-
-
-def _section(
-    dataset: PairDataset, groups: Mapping[str, Sequence[Pair]], results: Results, metrics: Sequence[str]
-) -> Section:
+def _section(dataset: PairDataset, pairs: Sequence[Pair], results: Results, metrics: Sequence[str]) -> Section:
     key = (dataset.name, dataset.encoder)
     columns = tuple(
         Column("paired", (metric,), "Δ (95 %)", f"{'.'.join(key)}.{metric}.difference", METRICS[metric], (key,))
         for metric in metrics
     )
-    blocks = {group: tuple(_row(dataset, pair, results, metrics) for pair in pairs) for group, pairs in groups.items()}
+    blocks: dict[str, tuple[Row, ...]] = {}
+    for group in GROUPS:
+        if members := [pair for pair in pairs if group_of(pair[0]) == group]:
+            blocks[group] = tuple(_row(dataset, pair, results, metrics) for pair in members)
     return Section(dataset.name, f"{dataset.title} ({dataset.encoder})", columns, blocks)
 
 
@@ -184,15 +167,6 @@ def _cell(result: Comparison | None, metric: str) -> Cell:
     if values.splits is None:
         return Cell(note=values.reason, larger=larger)
     return Cell(values.splits, len(result.seeds), values.interval, larger=larger)
-
-
-def _undefined(results: Results, metrics: Sequence[str]) -> str:
-    """Name the metrics that no pair has, with the reason."""
-    reasons: dict[str, list[str]] = {}
-    for metric in METRICS.keys() - {*metrics}:
-        reasons.setdefault(next(iter(results.values())).metrics[metric].reason, []).append(METRICS[metric])
-    listed = "; ".join(f"{', '.join(sorted(names))} ({reason})" for reason, names in sorted(reasons.items()))
-    return f"Left out, without any value: {listed}." if listed else ""
 
 
 def _missing(layout: PairLayout, results: Results, metrics: Sequence[str]) -> str:

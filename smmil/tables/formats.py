@@ -2,7 +2,7 @@ r"""Write tables as CSV (every number, one row per method), Markdown (one table 
 
 The HTML is a fragment that the report embeds. LaTeX needs `\usepackage{booktabs}`: every section is a float; wide
 sections are split between headings into panels that fit an upright page. The best value of a block is bold, the second
-underlined (`smmil.tables.marks`); notes follow the tables.
+underlined (`smmil.tables.cells.clear_places`); notes follow the tables.
 """
 
 import csv
@@ -25,17 +25,6 @@ logger = logging.getLogger(__name__)
 
 DAGGER = "†"
 NOT_APPLICABLE = "–"
-MEAN = (".mean", ".std", ".n_splits", ".ci95_low", ".ci95_high", ".median", ".worst")
-AGREEMENT = (".agreement_median", ".agreement_worst")
-# endings of the names of columns that are no metric; median, worst and inverted runs stand beside the mean
-OTHER_PARTS: dict[str, tuple[str, ...]] = {
-    "spread": (),
-    "rank": ("", "_n_splits"),
-    "job": ("",),
-    "inverted": ("", "_of"),
-    "difference": MEAN[:3],
-    "paired": MEAN[:5],
-}
 # in points: a text width of 5.5 inches, a character of \footnotesize and of \tiny, the space between columns
 PAGE, CHARACTER, TINY, GAP = 397.0, 4.5, 3.1, 6.0
 # LaTeX; after \\ and \item, a bracket would start an optional argument
@@ -68,9 +57,8 @@ def parts(column: Column, cell: Cell, n_splits: int) -> tuple[str, str, str]:
     """Return number, deviation and number of splits, e.g. `("0.912", "± 0.010", "[3]")`; all "" for an empty cell.
 
     The deviation of a single split is "± -"; where it leaves the range of the metric, it is the range of the splits,
-    "(0.041–0.963)". Ranks, counts and spreads have no deviation; that of a paired difference includes its interval.
-    The number of splits is "" where none is missing; for a rank it is that of the value with the fewest splits. Signs
-    of `smmil.tables.cells` follow it.
+    "(0.041–0.963)". That of a paired difference includes its interval. The number of splits is "" where none is
+    missing; for a rank it is that of the value with the fewest splits. Signs of `smmil.tables.cells` follow it.
     """
     if not cell.applies:
         return NOT_APPLICABLE, "", ""
@@ -98,15 +86,13 @@ def parts(column: Column, cell: Cell, n_splits: int) -> tuple[str, str, str]:
 
 
 def _number(value: float | None, form: str) -> str:
-    """Format a number, "-" for None; without the trailing point that "#.3g" leaves (123.).
-
-    Numbers up to a million are shown without an exponent.
-    """
+    """Format a number, "-" for None; without an exponent up to a million."""
     if value is None:
         return "-"
     text = format(value, form)
     if "e+" in text and abs(value) < 1e6:
         text = format(value, f"{'+' if form.startswith('+') else ''}.0f")
+    # "#.3g" leaves a point at the end of 123.
     return text.rstrip(".")
 
 
@@ -132,83 +118,68 @@ def row_name(row: Row) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """Return the table as CSV: one row per method, numbers in full precision, missing ones empty.
-
-    A metric has mean, std, n_splits, bootstrap interval, median, worst and, for instance AUROCs, the number of inverted
-    runs; a sign-aware one also the median and the lowest agreement of its runs (`smmil.predictions.signed`). A
-    difference has mean, std and n_splits, and if paired its interval; a rank has its value and the fewest splits of a
-    value it is computed from.
-    """
+    """Return the table as CSV: one row per method, numbers in full precision, missing ones empty."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    names = [column.csv + part for section in table.sections for column in section.columns for part in _parts(column)]
+    columns = [column for section in table.sections for column in section.columns]
+    names = [column.csv + ending for column in columns for ending in _csv_values(column, Cell())]
     writer.writerow(["group", "method", "name", "proposed", "protocol", *names])
-    for block, rows in table.sections[0].blocks.items():
-        for i, row in enumerate(rows):
-            line: list[object] = [block, row.method, row.name, int(METHODS[row.method].proposed), table.protocol]
-            for section in table.sections:
-                for column, cell in zip(section.columns, section.blocks[block][i].cells, strict=True):
-                    line += _csv_values(column, cell)
-            writer.writerow(line)
+    rows = zip(*(section.rows for section in table.sections), strict=True)
+    groups = [block for block, rows in table.sections[0].blocks.items() for _ in rows]
+    for group, of_method in zip(groups, rows, strict=True):
+        row = of_method[0]
+        cells = (cell for row in of_method for cell in row.cells)
+        numbers = [v for column, cell in zip(columns, cells, strict=True) for v in _csv_values(column, cell).values()]
+        writer.writerow([group, row.method, row.name, int(METHODS[row.method].proposed), table.protocol, *numbers])
     return stream.getvalue()
 
 
-def _parts(column: Column) -> tuple[str, ...]:
-    """Return the endings of a column's names in the CSV, which are the keys of `_csv_values`."""
-    if column.kind in OTHER_PARTS:
-        return OTHER_PARTS[column.kind]
-    metric = column.metrics[0]
-    counts = (".inverted",) if "instance_auroc" in metric else ()
-    return (*MEAN, *counts, *(AGREEMENT if metric.startswith("signed_") else ()))
+def _csv_values(column: Column, cell: Cell) -> dict[str, float | int | None]:
+    """Return the numbers of a cell by the endings of its columns' names; None where the column does not apply.
 
-
-def _csv_values(column: Column, cell: Cell) -> list[float | int | None]:
-    low, high = cell.ci or (None, None)
-    values = {
-        "": cell.mean,
-        "_n_splits": cell.fewest,
-        "_of": cell.n_splits,
-        ".mean": cell.mean,
-        ".std": cell.std,
-        ".n_splits": len(cell.values),
-        ".ci95_low": low,
-        ".ci95_high": high,
-        ".median": cell.median,
-        ".worst": cell.worst,
-        ".inverted": cell.below_half if cell.values else None,
-        ".agreement_median": median(cell.agreement) if cell.agreement else None,
-        ".agreement_worst": min(cell.agreement, default=None),
-    }
-    return [values[part] if cell.applies else None for part in _parts(column)]
+    The agreement of a sign-aware metric is that of its runs (`smmil.predictions.signed`). Spreads stand beside the
+    means, and have no columns of their own.
+    """
+    kind, metric, (low, high) = column.kind, column.metrics[0], cell.ci or (None, None)
+    values: dict[str, float | int | None] = {} if kind == "spread" else {"": cell.mean}
+    if kind == "rank":
+        values["_n_splits"] = cell.fewest
+    if kind == "inverted":
+        values["_of"] = cell.n_splits
+    if kind in ("mean", "difference", "paired"):
+        values = {".mean": cell.mean, ".std": cell.std, ".n_splits": len(cell.values)}
+    if kind in ("mean", "paired"):
+        values |= {".ci95_low": low, ".ci95_high": high}
+    if kind == "mean":
+        values |= {".median": cell.median, ".worst": cell.worst}
+        values |= {".inverted": cell.below_half if cell.values else None} if "instance_auroc" in metric else {}
+        if metric.startswith("signed_"):
+            values[".agreement_median"] = median(cell.agreement) if cell.agreement else None
+            values[".agreement_worst"] = min(cell.agreement, default=None)
+    return values if cell.applies else dict.fromkeys(values)
 
 
 def to_markdown(table: Table) -> str:
     """Return the table as GitHub Markdown: best values bold, second-best underlined, notes as a list."""
     lines = [f"## {table.title}", ""]
+    marks = {None: "{}", 1: "**{}**", 2: "<u>{}</u>"}
     for section in table.sections:
         lines += [f"### {section.title}", ""] if section.title else []
-        heads = [(_pipes(c.head) + dagger(table, c) if c.head else "", _pipes(c.label)) for c in section.columns]
-        names = ["<br>".join(filter(None, pair)) for pair in heads]
-        lines += [_line(["Method", *names]), _line(["---"] + ["---:"] * len(names))]
+        heads = [(c.head + dagger(table, c) if c.head else "", c.label) for c in section.columns]
+        lines.append(_line(["Method", *("<br>".join(filter(None, pair)) for pair in heads)]))
+        lines.append(_line(["---"] + ["---:"] * len(heads)))
         for block, rows in section.blocks.items():
-            lines.append(_line([f"**{_pipes(block)}**", *[""] * len(names)]))
+            lines.append(_line([f"**{block}**", *[""] * len(heads)]))
             for row in rows:
                 texts = [cell_text(c, cell, table.n_splits) for c, cell in zip(section.columns, row.cells, strict=True)]
-                lines.append(_line([row_name(row), *map(_mark, texts, row.places)]))
+                marked = [marks[place].format(text) for text, place in zip(texts, row.places, strict=True)]
+                lines.append(_line([row_name(row), *marked]))
         lines.append("")
     return "\n".join([*lines, *[f"- {note}" for note in table.notes], ""])
 
 
-def _mark(text: str, place: int | None) -> str:
-    return f"**{text}**" if place == 1 else f"<u>{text}</u>" if place == 2 else text
-
-
 def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _pipes(text: str) -> str:
-    return text.replace("|", "\\|")
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 LEFT_OUT = '<p class="left-out">'

@@ -1,8 +1,8 @@
 """Notes under a table: missing values, warnings, protocol and definitions."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
+from typing import NamedTuple
 
 from preprocessing.features.encoders import encoder_title
 from smmil.artifacts.results import inverted, split_values
@@ -55,8 +55,7 @@ DEFINITIONS = {
 MOST_NAMED = 20
 
 
-@dataclass(frozen=True)
-class _Value:
+class _Value(NamedTuple):
     """One value of a table; `beside` where only the sections after the paper's table need it."""
 
     beside: bool
@@ -64,10 +63,6 @@ class _Value:
     metric: str
     key: Key
     cell: Cell
-
-    def lacks_splits(self, n_splits: int) -> bool:
-        """Return whether only some of the splits define the value."""
-        return 0 < len(self.cell.values) < n_splits
 
 
 def notes(sections: Sequence[Section], metrics: MetricsByKey, layout: TableLayout, n_splits: int) -> tuple[str, ...]:
@@ -83,6 +78,7 @@ def notes(sections: Sequence[Section], metrics: MetricsByKey, layout: TableLayou
     columns = [column for section in sections for column in section.columns]
     kinds = {column.kind for column in columns}
     names = list(dict.fromkeys(metric for column in columns for metric in column.metrics))
+    pooled, signed = (any(name.startswith(prefix) for name in names) for prefix in ("instance", "signed"))
     values = _values(sections, metrics)
     protocol, quirks = shared_quirks(metrics.values(), "table")
     known = {**definitions(quirks), **DEFINITIONS}
@@ -98,15 +94,15 @@ def notes(sections: Sequence[Section], metrics: MetricsByKey, layout: TableLayou
         random_weights_note(titles[key[0]] for key, entry in metrics.items() if entry.random_weights),
         *_missing(sections, values, titles),
         *_partial(sections[0], values, titles, n_splits),
-        *([_low_runs("Inverted runs, instance AUROC < 0.5", areas, titles, 0.5)] if _any(names, "instance") else []),
-        *([_low_runs(UNSUPPORTED, supports, titles, LEAST_SUPPORT)] if _any(names, "signed") else []),
+        _low_runs("Inverted runs, instance AUROC < 0.5", areas, titles, 0.5) if pooled else "",
+        _low_runs(UNSUPPORTED, supports, titles, LEAST_SUPPORT) if signed else "",
         # runs without recorded quirks may have had some
         protocol_line(protocol, quirks, recorded=all(entry.quirks is not None for entry in metrics.values())),
         *split_notes(layout.datasets),
         _options(metrics),
         _features(columns, titles),
         _departures(value.method for value in values),
-        _one_scale(names, (value.method for value in values)),
+        _one_scale(value.method for value in values) if pooled else "",
         BEST if "train_seconds" in names else " ".join(filter(None, (cells, rates, BEST))),
         *_signs(sections),
         SPREAD if "spread" in kinds else "",
@@ -136,10 +132,6 @@ def _bags_within(metrics: MetricsByKey, titles: Mapping[str, str]) -> str:
     return f"In-bag AUROC over positive test bags: {listed}{rest}." if listed else ""
 
 
-def _any(names: Iterable[str], prefix: str) -> bool:
-    return any(name.startswith(prefix) for name in names)
-
-
 def random_weights_note(titles: Iterable[str]) -> str:
     """Return the warning about datasets with an untrained encoder, "" without any."""
     where = ", ".join(sorted(set(titles)))
@@ -165,12 +157,12 @@ def _missing(sections: Sequence[Section], values: Sequence[_Value], titles: Mapp
     several = len({value.key[1] for value in values}) > 1
     main = [value for value in values if not value.beside]
     if empty := [value for value in main if not value.cell.values]:
-        listed = _by_reason(empty, [_where(value.key, titles, several=several) for value in empty])
+        listed = _by_reason((_where(value.key, titles, several=several), value) for value in empty)
         ranks = " behind the ranks" if all(column.kind == "rank" for column in sections[0].columns) else ""
         lines.append(f"{len(empty)} of {len(main)} cells{ranks} are empty. {listed}.")
     beside = [value for value in values if value.beside and value.cell.note != NO_FILE]
     if empty := [value for value in beside if not value.cell.values]:
-        listed = _by_reason(empty, [value.metric for value in empty])
+        listed = _by_reason((value.metric, value) for value in empty)
         lines.append(f"Beside the paper's table, {len(empty)} of {len(beside)} values are missing. {listed}.")
     jobs = [cell for section in sections for _, column, cell in section.cells() if column.kind == "job"]
     if n_empty := sum(not cell.values for cell in jobs):
@@ -178,10 +170,10 @@ def _missing(sections: Sequence[Section], values: Sequence[_Value], titles: Mapp
     return lines
 
 
-def _by_reason(values: Sequence[_Value], heads: Sequence[str]) -> str:
+def _by_reason(values: Iterable[tuple[str, _Value]]) -> str:
     """Return the methods of empty values under their heads, with the reason."""
     methods: dict[tuple[str, str], dict[str, None]] = {}
-    for value, head in zip(values, heads, strict=True):
+    for head, value in values:
         methods.setdefault((head, value.cell.note), {})[display_name(value.method)] = None
     return "; ".join(f"{head}: {_names([*names])} ({reason})" for (head, reason), names in methods.items())
 
@@ -189,26 +181,28 @@ def _by_reason(values: Sequence[_Value], heads: Sequence[str]) -> str:
 def _partial(section: Section, values: Sequence[_Value], titles: Mapping[str, str], n_splits: int) -> list[str]:
     """Return cells of the paper's table that lack splits, values behind its ranks, and values of other sections."""
     columns = [column for column in section.columns if column.kind in ("mean", "difference")]
-    few = [
+    cells = [
         f"{row.name} {column.head} {column.label} {len(row.cells[i].values)}"
         for i, column in enumerate(section.columns)
         for row in section.rows
         if column in columns and 0 < len(row.cells[i].values) < n_splits
     ]
-    # in the table of resources, every learning rate is a run
-    unit = "runs" if any("train_seconds" in column.metrics for column in section.columns) else "splits"
-    lines = [f"Fewer than {n_splits} {unit}, number in brackets: {_names(few, '; ')}."] if few else []
     listed = {(metric, key) for column in columns for metric in column.metrics for key in column.keys}
     several = len({key[1] for column in section.columns for key in column.keys}) > 1
-    for beside, what in ((False, "Behind the ranks"), (True, "Beside the paper's table")):
-        names = [
-            f"{display_name(value.method)} {_where(value.key, titles, several=several)} {value.metric} "
-            f"{len(value.cell.values)}"
-            for value in values
-            if value.beside == beside and value.lacks_splits(n_splits) and (value.metric, value.key) not in listed
-        ]
-        lines += [f"{what}, values of fewer than {n_splits} {unit}: {_names(names, '; ')}."] if names else []
-    return lines
+    behind, beside = list[str](), list[str]()
+    for value in values:
+        n = len(value.cell.values)
+        if 0 < n < n_splits and (value.metric, value.key) not in listed:
+            where = _where(value.key, titles, several=several)
+            (beside if value.beside else behind).append(f"{display_name(value.method)} {where} {value.metric} {n}")
+    # in the table of resources, every learning rate is a run
+    unit = "runs" if any("train_seconds" in column.metrics for column in section.columns) else "splits"
+    lines = {
+        f"Fewer than {n_splits} {unit}, number in brackets": cells,
+        f"Behind the ranks, values of fewer than {n_splits} {unit}": behind,
+        f"Beside the paper's table, values of fewer than {n_splits} {unit}": beside,
+    }
+    return [f"{head}: {_names(names, '; ')}." for head, names in lines.items() if names]
 
 
 def _low_runs(
@@ -286,14 +280,14 @@ def _departures(methods: Iterable[str]) -> str:
     return f"Chosen here, not the original's (docs/reference/methods.md): {listed}." if listed else ""
 
 
-def _one_scale(metrics: Sequence[str], methods: Iterable[str]) -> str:
-    """Return which scores depend on the size or the logit of their bag, "" where no column pools scores."""
+def _one_scale(methods: Iterable[str]) -> str:
+    """Return which scores depend on the size or the logit of their bag, "" where none does."""
     names = [display_name(m) for m in dict.fromkeys(methods) if not METHODS[base_method(m)].scores_compare]
-    if not names or not _any(metrics, "instance"):
-        return ""
     return (
         f"Scores of {', '.join(names)} have no common scale: a bag's size or logit sets it, so metrics over all "
         "instances also compare bags."
+        if names
+        else ""
     )
 
 

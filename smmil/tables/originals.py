@@ -223,14 +223,7 @@ ORIGINALS: dict[str, Original] = {
         "",
         "DTFD-MIL on Sm(H) with a dense matrix, 1e-15; α = 0 is DTFD-MIL",
         (),
-        (
-            Departure(
-                "Sm acts on the embedding of each pseudo-bag, on the edges inside it",
-                _PLACE,
-                "",
-                _PLACED,
-            ),
-        ),
+        (Departure("Sm acts on the embedding of each pseudo-bag, on the edges inside it", _PLACE, "", _PLACED),),
     ),
     "penalty": Original(
         _SM,

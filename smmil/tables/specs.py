@@ -177,8 +177,7 @@ TABLES: dict[str, TableSpec] = {
         ],
     ),
     "table2": TableSpec(
-        "Table 2. Classification: bag level",
-        [SectionSpec(_columns(BAG), [_rank(BAG, "rank")]), _more(MORE_BAG)],
+        "Table 2. Classification: bag level", [SectionSpec(_columns(BAG), [_rank(BAG, "rank")]), _more(MORE_BAG)]
     ),
     "table3": TableSpec(
         "Table 3. Placement of Sm",
@@ -211,10 +210,7 @@ TABLES: dict[str, TableSpec] = {
     "table6": TableSpec(
         "Table 6. Mean rank per feature extractor",
         [
-            SectionSpec(
-                [_rank(INSTANCE, "instance_rank", "Inst."), _rank(BAG, "bag_rank", "Bag")],
-                by="encoder",
-            ),
+            SectionSpec([_rank(INSTANCE, "instance_rank", "Inst."), _rank(BAG, "bag_rank", "Bag")], by="encoder"),
             SectionSpec(
                 [
                     _rank(SIGNED, "signed_instance_rank", "Inst. rank"),

@@ -201,10 +201,7 @@ def test_one_rate_per_method_reaches_metrics_and_comparisons(tmp_path: Path) -> 
         comparison = compare(index, index, ["bag_auroc"], resamples=0)
         assert list(comparison.first.runs) == chosen[choice]
         assert comparison.second.learning_rate_choice == choice
-    assert chosen == {
-        "split": ["split1_lr1e-05", "split2_lr0.0001"],
-        "method": ["split1_lr0.0001", "split2_lr0.0001"],
-    }
+    assert chosen == {"split": ["split1_lr1e-05", "split2_lr0.0001"], "method": ["split1_lr0.0001", "split2_lr0.0001"]}
 
 
 def test_command_line_writes_the_chosen_runs_and_equal_bytes(tmp_path: Path) -> None:

@@ -380,12 +380,7 @@ def swap(path_):
 
 @pytest.mark.parametrize(
     ("change", "told"),
-    [
-        (lose, "No such file"),
-        (flip, "fail their checksum"),
-        (cut, "damaged"),
-        (swap, "other weights"),
-    ],
+    [(lose, "No such file"), (flip, "fail their checksum"), (cut, "damaged"), (swap, "other weights")],
 )
 def test_without_a_direction_to_trust_there_is_no_signed_score_and_the_log_says_why(
     trained, tmp_path, change, told, caplog

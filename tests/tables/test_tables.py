@@ -17,9 +17,8 @@ from smmil.config.quirks import active_quirks
 from smmil.evaluate.ranks import mean_ranks
 from smmil.tables import build
 from smmil.tables.__main__ import main
-from smmil.tables.cells import Cell, Row, Table
+from smmil.tables.cells import Cell, Row, Table, clear_places, is_clear
 from smmil.tables.formats import cell_text, left_out, to_csv, to_html
-from smmil.tables.marks import clear_places, is_clear
 from smmil.tables.specs import Column
 from tests.helpers.predictions import metrics_object
 
