@@ -146,7 +146,7 @@ def scale_bar(bag: MapBag, width: float) -> tuple[float, str] | None:
     longest = width * mm_per_px / 4
     power = 10.0 ** np.floor(np.log10(longest))
     length = max(step * power for step in (1, 2, 5) if step * power <= longest)
-    return length / mm_per_px, f"{length:g} mm"
+    return length / mm_per_px, f"{length:g} mm" if length >= 0.1 else f"{1000 * length:g} µm"
 
 
 def cells_of_slide(bag: MapBag, n: int, max_cell: float) -> tuple[float, float, int]:

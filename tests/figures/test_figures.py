@@ -387,6 +387,7 @@ def test_a_scale_bar_is_a_round_length_of_at_most_a_quarter() -> None:
     # 0.5 um at level 0 are 5 um per px of the thumbnail: 1 mm are 200 px
     assert scale_bar(slide(0.5, 900, 900), 400) == (pytest.approx(100), "0.5 mm")
     assert scale_bar(slide(0.5, 900, 900), 800) == (pytest.approx(200), "1 mm")
+    assert scale_bar(slide(0.5, 900, 900), 16) == (pytest.approx(4), "20 µm")
     assert scale_bar(slide(None, 900, 900), 800) is None
 
 

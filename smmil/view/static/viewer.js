@@ -18,9 +18,9 @@ const MAPS = {
 
 const state = {
   catalogue: null, cohort: null, list: null, summary: [], bag: null, opening: 0,
-  panes: [], active: 0, leader: null, n: 1, choices: [], tile: null, shown: LISTED,
+  panes: [], active: 0, leader: null, n: 1, choices: [], tile: null, shown: LISTED, scan: null,
   colours: "viridis", values: "score", opacity: 0.55, lesion: true, tissue: false, artefacts: false, borders: false, hide: false,
-  slice: 0, level: 40, width: 80, methods: null,
+  slice: 0, level: 40, width: 80,
 };
 
 // ---------------------------------------------------------------- data
@@ -51,18 +51,24 @@ function load(address) {
     // a scan of many slices must not fill the memory
     const slices = [...loaded.keys()].filter((key) => key.includes("/slice-"));
     if (slices.length > KEPT_SLICES) loaded.delete(slices[0]);
-    const answer = request(address);
+    const answer = request(address).then(unpack);
     loaded.set(address, answer);
     answer.catch(() => loaded.delete(address));
   }
   return loaded.get(address);
 }
 
-async function unpack(packed) {
-  const bytes = Uint8Array.from(atob(packed.data), (c) => c.charCodeAt(0));
+// arrays come as { kind, data } anywhere in an answer
+async function unpack(value) {
+  if (value === null || typeof value !== "object") return value;
+  if (typeof value.data !== "string") {
+    const parts = await Promise.all(Object.values(value).map(unpack));
+    return Array.isArray(value) ? parts : Object.fromEntries(Object.keys(value).map((key, i) => [key, parts[i]]));
+  }
+  const bytes = Uint8Array.from(atob(value.data), (c) => c.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
   const buffer = await new Response(stream).arrayBuffer();
-  return new { f4: Float32Array, f8: Float64Array, i4: Int32Array, i2: Int16Array }[packed.kind](buffer);
+  return new { f4: Float32Array, f8: Float64Array, i4: Int32Array, i2: Int16Array }[value.kind](buffer);
 }
 
 // ---------------------------------------------------------------- small helpers
@@ -89,13 +95,20 @@ const sigmoid = (x) => 1 / (1 + Math.exp(-x));
 const exact = (x) => (Number.isFinite(x) ? String(Number(x.toPrecision(9))) : "unknown");
 const short = (x) => (Math.abs(x) >= 1e4 || (x !== 0 && Math.abs(x) < 1e-3) ? x.toExponential(1) : x.toPrecision(3));
 const range = (n) => Array.from({ length: n }, (_, i) => i);
+const empty = (text) => el("div", { class: "empty" }, text);
+const pressed = (isPressed) => ({ "aria-pressed": String(isPressed) });
+
+// lowest and highest finite value; a spread of twenty thousand values would overflow the stack
+function limits(values) {
+  const finite = Array.from(values).filter(Number.isFinite);
+  return finite.length ? [finite.reduce((a, b) => Math.min(a, b)), finite.reduce((a, b) => Math.max(a, b))] : [0, 1];
+}
 
 function table(name) {
   const stops = MAPS[name].split(" ").map((hex) => [0, 2, 4].map((i) => parseInt(hex.slice(i, i + 2), 16)));
   return range(256).map((i) => {
     const place = (i / 255) * (stops.length - 1), k = Math.min(Math.floor(place), stops.length - 2);
-    const mixed = stops[k].map((value, c) => Math.round(value + (stops[k + 1][c] - value) * (place - k)));
-    return mixed;
+    return stops[k].map((value, c) => Math.round(value + (stops[k + 1][c] - value) * (place - k)));
   });
 }
 const tables = Object.fromEntries(Object.keys(MAPS).map((name) => [name, table(name)]));
@@ -140,8 +153,9 @@ const methodKey = (run) => `${run.encoder}|${run.method}`;
 function methodsOf(runs) {
   const methods = new Map();
   for (const run of runs) {
-    if (!methods.has(methodKey(run))) methods.set(methodKey(run), { key: methodKey(run), name: run.name, encoder: run.encoder, colour: run.colour, runs: [] });
-    methods.get(methodKey(run)).runs.push(run);
+    const key = methodKey(run);
+    if (!methods.has(key)) methods.set(key, { key, name: run.name, encoder: run.encoder, colour: run.colour, runs: [] });
+    methods.get(key).runs.push(run);
   }
   return [...methods.values()];
 }
@@ -151,14 +165,10 @@ function methodOptions(methods) {
   return methods.map((method) => [method.key, method.name, several ? method.encoder : ""]);
 }
 
-function runsOfBag() {
-  if (!state.bag) return [];
-  const position = state.list.bags.findIndex((bag) => bag.id === state.bag.id);
-  return state.list.runs.filter((run) => run.bags.includes(position));
-}
+const runsOfBag = () => (state.bag ? state.list.runs.filter((run) => run.bags.includes(state.bag.position)) : []);
 
 function prediction(run) {
-  const k = run.bags.indexOf(state.list.bags.findIndex((bag) => bag.id === state.bag.id));
+  const k = run.bags.indexOf(state.bag.position);
   return { probability: sigmoid(run.logits[k]), isValidation: run.parts[k] === "v" };
 }
 
@@ -175,7 +185,7 @@ function summarise() {
     const part = sums[i].test.length ? "test" : sums[i].val.length ? "val" : "";
     const probability = part ? mean(sums[i][part]) : null;
     const error = part && bag.label !== null ? Math.abs(probability - bag.label) : null;
-    return { bag, part, probability, error, splits: part ? sums[i][part].length : 0 };
+    return { bag, part, probability, error, isWrong: error !== null && Number(probability > 0.5) !== bag.label };
   });
 }
 
@@ -190,9 +200,8 @@ function drawList() {
   else if (order === "score") rows.sort((a, b) => first(b.probability) - first(a.probability) || byName(a, b));
   else rows.sort((a, b) => group(a) - group(b) || first(b.error) - first(a.error) || byName(a, b));
   state.rows = rows;
-  const wrong = rows.filter((entry) => entry.part === "test" && entry.error !== null && isWrong(entry)).length;
-  const tested = rows.filter((entry) => entry.part === "test" && entry.error !== null).length;
-  $("count").textContent = `${rows.length} of ${state.list.bags.length}` + (tested ? `; ${wrong} of ${tested} test bags wrong` : "");
+  const tested = rows.filter((entry) => entry.part === "test" && entry.error !== null), wrong = tested.filter((entry) => entry.isWrong);
+  $("count").textContent = `${rows.length} of ${state.list.bags.length}` + (tested.length ? `; ${wrong.length} of ${tested.length} test bags wrong` : "");
   $("bags").replaceChildren(...rows.slice(0, state.shown).map(row));
   if (rows.length > state.shown) {
     const more = el("button", { class: "more", onclick: () => { state.shown += LISTED; drawList(); } }, `${rows.length - state.shown} more`);
@@ -210,8 +219,6 @@ function rank(method) {
   pane.refresh().then(drawPanel);
 }
 
-const isWrong = (entry) => (entry.probability > 0.5 ? 1 : 0) !== entry.bag.label;
-
 function row(entry) {
   const { bag } = entry, kind = labelName(bag.label), label = bag.label === null ? "" : kind;
   const picture = bag.thumbnail
@@ -219,9 +226,13 @@ function row(entry) {
     : el("span", { class: "none" });
   const where = entry.part === "test" ? "" : entry.part === "val" ? "val" : bag.split || "";
   const score = entry.probability === null
-    ? el("span", {}, bag.state === "ok" ? "not predicted" : bag.state)
-    : el("span", { class: bag.label !== null && isWrong(entry) ? "wrong" : "" }, `${bag.label !== null && isWrong(entry) ? "✗ " : ""}${entry.probability.toFixed(3)}`);
-  const button = el("button", { class: `bag ${state.cohort.modality === "ct" ? "dark" : ""}`, onclick: () => { location.hash = `${state.cohort.key}/${bag.id}`; $("list").classList.remove("open"); } },
+    ? el("span", {}, bag.state === "ok" ? "no score" : bag.state)
+    : el("span", { class: entry.isWrong ? "wrong" : "" }, `${entry.isWrong ? "✗ " : ""}${entry.probability.toFixed(3)}`);
+  const open = () => {
+    location.hash = `${state.cohort.key}/${bag.id}`;
+    $("list").classList.remove("open");
+  };
+  const button = el("button", { class: `bag ${state.cohort.modality === "ct" ? "dark" : ""}`, onclick: open },
     picture, el("span", { class: "name", title: bag.id }, bag.id),
     el("span", { class: "what" }, el("span", {}, el("b", { class: label }, kind), where ? ` · ${where}` : ""), score));
   if (entry.probability !== null) {
@@ -243,14 +254,9 @@ function step(by) {
 async function openCohort(key, ticket) {
   const cohort = state.catalogue.cohorts.find((entry) => entry.key === key) || state.catalogue.cohorts[0];
   const list = await load(`data/${cohort.key}/bags`);
-  const runs = await Promise.all(list.runs.map(async (run) => ({ ...run, bags: await unpack(run.bags), logits: await unpack(run.logits) })));
   if (ticket !== state.opening) return;
-  state.cohort = cohort;
-  state.list = { ...list, runs };
   closePanes();
-  state.bag = null;
-  state.choices = [];
-  state.methods = null;
+  Object.assign(state, { cohort, list, bag: null, choices: [] });
   const methods = methodsOf(state.list.runs);
   $("cohort").value = state.cohort.key;
   const ranking = select(methodOptions(methods), methods[0]?.key, rank, "Method of the list");
@@ -268,33 +274,32 @@ async function openAddress() {
     if (!state.cohort || (key && key !== state.cohort.key)) await openCohort(key, ticket);
     if (ticket !== state.opening) return;
     const id = rest.join("/") || state.rows[0]?.bag.id;
-    if (!id) return void $("stage").replaceChildren(el("div", { class: "empty" }, "No bags."));
-    const { key: cohort } = state.cohort, view = await load(`data/${cohort}/${id}/bag`);
-    const bag = { ...view, key: cohort, coverage: await unpack(view.coverage), scores: new Map() };
+    if (!id) return void $("stage").replaceChildren(empty("No bags."));
+    const folder = `${state.cohort.key}/${id}`, view = await load(`data/${folder}/bag`);
+    const position = state.list.bags.findIndex((bag) => bag.id === id), bag = { ...view, folder, position, scores: new Map() };
     if (bag.slide) {
       const { slide } = bag;
-      bag.slide = { ...slide, coords: await unpack(slide.coords), grid: await unpack(slide.grid), lesion: await path(slide.lesion), tissue: await path(slide.tissue), artefacts: {} };
-      for (const [kind, { share, rings }] of Object.entries(slide.artefacts)) bag.slide.artefacts[kind] = { share, ...(await path(rings)) };
+      bag.slide = { ...slide, lesion: path(slide.lesion), tissue: path(slide.tissue), artefacts: {} };
+      for (const [kind, { share, rings }] of Object.entries(slide.artefacts)) bag.slide.artefacts[kind] = { share, ...path(rings) };
     }
-    if (bag.scan) bag.scan = { ...bag.scan, positions: await unpack(bag.scan.positions) };
     if (ticket === state.opening) await showBag(bag);
   } catch (error) {
     if (ticket !== state.opening) return;
     closePanes();
     state.bag = null;
     $("panel").replaceChildren();
-    $("stage").replaceChildren(el("div", { class: "empty" }, error.message));
+    $("stage").replaceChildren(empty(error.message));
   }
 }
 
-async function path(rings) {
-  const points = await unpack(rings.points), outline = new Path2D();
+function path({ points, lengths }) {
+  const outline = new Path2D();
   let at = 0;
-  for (const length of rings.lengths) {
+  for (const length of lengths) {
     for (let k = 0; k < length; k++, at++) outline[k ? "lineTo" : "moveTo"](points[2 * at], points[2 * at + 1]);
     outline.closePath();
   }
-  return { outline, n: rings.lengths.length };
+  return { outline, n: lengths.length };
 }
 
 async function showBag(bag) {
@@ -310,27 +315,22 @@ async function showBag(bag) {
   if (runsOfBag().some((run) => run.random_weights)) {
     $("badges").append(el("span", { class: "badge alert", title: "The features come from an untrained encoder: the scores only show that the pipeline runs." }, "random encoder weights"));
   }
-  for (const button of document.querySelectorAll(".bag")) button.toggleAttribute("aria-current", false);
-  for (const button of document.querySelectorAll(".bag")) if (button.dataset.bag === bag.id) button.setAttribute("aria-current", "true");
+  for (const button of document.querySelectorAll(".bag")) button.setAttribute("aria-current", String(button.dataset.bag === bag.id));
   closePanes();
   $("panel").replaceChildren();
   $("layout").hidden = !bag.slide;
   if (bag.slide) await showSlide();
   else if (bag.scan) await showScan();
-  else $("stage").replaceChildren(el("div", { class: "empty" }, `${bag.id}: ${bag.state}.\n${bag.reason || "Nothing is stored for it."}`));
+  else $("stage").replaceChildren(empty(`${bag.id}: ${bag.state}.\n${bag.reason || "Nothing is stored for it."}`));
   drawPanel();
 }
 
 async function scoresOf(run) {
   const { bag } = state;
   if (!bag.scores.has(run.id)) {
-    const { scores } = await load(`data/${bag.key}/${bag.id}/scores-${run.id}`);
-    const kinds = {};
-    for (const [kind, score] of Object.entries(scores)) {
-      const values = await unpack(score.values);
-      kinds[kind] = { ...score, values, ...ranked(values), threshold: run.thresholds[kind] ?? null };
-    }
-    bag.scores.set(run.id, kinds);
+    const { scores } = await load(`data/${bag.folder}/scores-${run.id}`);
+    const layer = ([kind, score]) => [kind, { ...score, ...ranked(score.values), threshold: run.thresholds[kind] ?? null }];
+    bag.scores.set(run.id, Object.fromEntries(Object.entries(scores).map(layer)));
   }
   return bag.scores.get(run.id);
 }
@@ -355,10 +355,8 @@ class Pane {
     const { slide } = this.bag;
     if (!slide.zoom || !window.OpenSeadragon) {
       // without a thumbnail the map stands alone
-      const known = state.list.bags.find((bag) => bag.id === this.bag.id)?.thumbnail;
-      const picture = el("img", { src: known ? `images/${this.bag.key}/${this.bag.id}/thumbnail.jpg` : "data:,", hidden: !known, alt: `Thumbnail of ${this.bag.id}`, onload: () => this.draw() });
-      this.picture = picture;
-      this.deep.append(picture);
+      const known = state.list.bags[this.bag.position].thumbnail;
+      this.deep.append(el("img", { src: known ? `images/${this.bag.folder}/thumbnail.jpg` : "data:,", hidden: !known, alt: `Thumbnail of ${this.bag.id}`, onload: () => this.draw() }));
       this.deep.addEventListener("click", (event) => {
         const box = this.deep.getBoundingClientRect();
         this.pick({ x: event.clientX - box.left, y: event.clientY - box.top });
@@ -374,7 +372,7 @@ class Pane {
       gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true }, gestureSettingsTouch: { dblTapToZoom: true },
       tileSources: {
         width, height, tileSize: tile, tileOverlap: overlap, minLevel: 0, maxLevel: levels - 1,
-        getTileUrl: (level, x, y) => `images/${this.bag.key}/${this.bag.id}/${level}/${x}_${y}.jpg`,
+        getTileUrl: (level, x, y) => `images/${this.bag.folder}/${level}/${x}_${y}.jpg`,
       },
     });
     const { osd } = this;
@@ -395,9 +393,15 @@ class Pane {
       osd.addHandler(event, () => { if (state.leader === this) follow(this); });
     }
     osd.addHandler("canvas-click", (event) => { if (event.quick) this.pick(event.position); });
-    const buttons = [["+", "Zoom in", () => osd.viewport.zoomBy(1.6)], ["−", "Zoom out", () => osd.viewport.zoomBy(1 / 1.6)], ["⌂", "Whole slide", () => osd.viewport.fitBounds(this.home)]];
-    this.node.append(el("div", { class: "zoom" }, ...buttons.map(([text, label, act]) =>
-      el("button", { "aria-label": label, title: label, onclick: () => { state.leader = this; act(); osd.viewport.applyConstraints(); } }, text))));
+    const button = (text, label, act) => el("button", { "aria-label": label, title: label, onclick: () => {
+      state.leader = this;
+      act();
+      osd.viewport.applyConstraints();
+    } }, text);
+    this.node.append(el("div", { class: "zoom" },
+      button("+", "Zoom in", () => osd.viewport.zoomBy(1.6)),
+      button("−", "Zoom out", () => osd.viewport.zoomBy(1 / 1.6)),
+      button("⌂", "Whole slide", () => osd.viewport.fitBounds(this.home))));
   }
 
   transform() {
@@ -438,11 +442,10 @@ class Pane {
     const { layer, choice } = this;
     choice.range = kind;
     if (!layer) return;
-    const finite = layer.values.filter(Number.isFinite);
     if (choice.method === "truth") [this.low, this.high] = [0, 1];
     else if (kind === "all") [this.low, this.high] = [layer.low, layer.high];
     else if (kind === "custom") [this.low, this.high] = choice.limits;
-    else [this.low, this.high] = finite.length ? [finite.reduce((a, b) => Math.min(a, b)), finite.reduce((a, b) => Math.max(a, b))] : [0, 1];
+    else [this.low, this.high] = limits(layer.values);
   }
 
   drawHead() {
@@ -478,8 +481,8 @@ class Pane {
     const { coords } = slide, inset = (slide.footprint - slide.step) / 2, side = slide.step;
     const shown = [];
     for (let i = 0; i < coords.length / 2; i++) {
-      const x0 = Math.round((coords[2 * i] + inset) * s + ox), y0 = Math.round((coords[2 * i + 1] + inset) * s + oy);
-      const x1 = Math.round((coords[2 * i] + inset + side) * s + ox), y1 = Math.round((coords[2 * i + 1] + inset + side) * s + oy);
+      const left = coords[2 * i] + inset, top = coords[2 * i + 1] + inset;
+      const [x0, x1] = [left, left + side].map((x) => Math.round(x * s + ox)), [y0, y1] = [top, top + side].map((y) => Math.round(y * s + oy));
       if (x1 >= 0 && y1 >= 0 && x0 <= canvas.width && y0 <= canvas.height) shown.push([i, x0, y0, Math.max(1, x1 - x0), Math.max(1, y1 - y0)]);
     }
     if (layer) {
@@ -503,15 +506,21 @@ class Pane {
       for (const [, x, y, dx, dy] of shown) ctx.strokeRect(x + 0.5, y + 0.5, dx, dy);
     }
     ctx.setTransform(s, 0, 0, s, ox, oy);
-    const stroke = (outline, colour, width) => { ctx.strokeStyle = colour; ctx.lineWidth = (width * ratio) / s; ctx.stroke(outline); };
-    if (state.artefacts) for (const { outline } of Object.values(slide.artefacts)) { stroke(outline, "rgb(255 255 255 / .8)", 3); stroke(outline, "#7a2fd0", 1.6); }
-    if (state.tissue) stroke(slide.tissue.outline, "#00a86b", 1.5);
-    if (state.lesion && slide.lesion.n) { stroke(slide.lesion.outline, "rgb(255 255 255 / .8)", 3); stroke(slide.lesion.outline, POSITIVE, 1.6); }
+    const stroke = (outline, ...lines) => {
+      for (const [colour, width] of lines) {
+        ctx.strokeStyle = colour;
+        ctx.lineWidth = (width * ratio) / s;
+        ctx.stroke(outline);
+      }
+    };
+    const halo = ["rgb(255 255 255 / .8)", 3];
+    if (state.artefacts) for (const { outline } of Object.values(slide.artefacts)) stroke(outline, halo, ["#7a2fd0", 1.6]);
+    if (state.tissue) stroke(slide.tissue.outline, ["#00a86b", 1.5]);
+    if (state.lesion) stroke(slide.lesion.outline, halo, [POSITIVE, 1.6]);
     if (state.tile !== null) {
       const box = new Path2D();
       box.rect(coords[2 * state.tile], coords[2 * state.tile + 1], slide.footprint, slide.footprint);
-      stroke(box, "#000", 5);
-      stroke(box, "#ffe14d", 2.5);
+      stroke(box, ["#000", 5], ["#ffe14d", 2.5]);
     }
     this.drawScale(t.s);
     this.drawLegend();
@@ -542,14 +551,14 @@ class Pane {
     this.legendKey = key;
     const canvas = el("canvas", { width: 256, height: 1 }), ctx = canvas.getContext("2d");
     tables[state.colours].forEach((colour, i) => { ctx.fillStyle = `rgb(${colour})`; ctx.fillRect(i, 0, 1, 1); });
-    const bar = el("span", { class: "bar" }, canvas);
+    const bar = el("span", { class: "bar" }, canvas), head = el("div", {}, text);
     if (values === this.layer.values && threshold !== null && threshold >= low && threshold <= high) {
       const mark = el("i", { title: `threshold from validation ${short(threshold)}` });
       mark.style.left = `${(100 * (threshold - low)) / (high - low || 1)}%`;
       bar.append(mark);
-      this.legend.replaceChildren(el("div", {}, text, el("span", {}, "┆ threshold")), bar);
-    } else this.legend.replaceChildren(el("div", {}, text), bar);
-    this.legend.append(el("div", {}, el("span", {}, short(low)), el("span", {}, short(high))));
+      head.append(el("span", {}, "┆ threshold"));
+    }
+    this.legend.replaceChildren(head, bar, el("div", {}, el("span", {}, short(low)), el("span", {}, short(high))));
   }
 
   pick(position) {
@@ -562,10 +571,6 @@ class Pane {
       if (distance < least && distance <= Math.max(half, side / 2)) [best, least] = [i, distance];
     }
     choose(best, false);
-  }
-
-  close() {
-    this.osd?.destroy();
   }
 }
 
@@ -581,7 +586,7 @@ function activate(index) {
 }
 
 function closePanes() {
-  for (const pane of state.panes) pane.close();
+  for (const pane of state.panes) pane.osd?.destroy();
   state.panes = [];
   state.scan = null;
 }
@@ -623,11 +628,9 @@ function choose(index, move) {
   state.tile = index;
   if (bag.scan) return void goTo(index);
   if (move && index !== null) {
-    const { coords, footprint } = bag.slide, pane = state.panes[state.active];
-    if (pane.osd) {
-      state.leader = pane;
-      pane.osd.viewport.fitBounds(pane.osd.viewport.imageToViewportRectangle(coords[2 * index] - 2 * footprint, coords[2 * index + 1] - 2 * footprint, 5 * footprint, 5 * footprint));
-    }
+    const { coords, footprint: side } = bag.slide, pane = state.panes[state.active], view = pane.osd?.viewport;
+    state.leader = pane;
+    view?.fitBounds(view.imageToViewportRectangle(coords[2 * index] - 2 * side, coords[2 * index + 1] - 2 * side, 5 * side, 5 * side));
   }
   redraw();
   drawPanel();
@@ -648,15 +651,8 @@ async function showScan() {
   view.addEventListener("pointermove", readHu);
   view.addEventListener("contextmenu", (event) => event.preventDefault());
   new ResizeObserver(fitScan).observe(view);
-  const methods = methodsOf(runsOfBag());
-  const rows = [];
-  for (const method of methods) {
-    for (const run of method.runs) {
-      if (run.seed !== (state.choices[0]?.seed ?? methods[0].runs[0].seed) && method.runs.some((other) => other.seed === (state.choices[0]?.seed ?? methods[0].runs[0].seed))) continue;
-      if (rows.some((entry) => entry.method === method)) continue;
-      rows.push({ method, run });
-    }
-  }
+  const methods = methodsOf(runsOfBag()), seed = state.choices[0]?.seed ?? methods[0]?.runs[0].seed;
+  const rows = methods.map((method) => ({ method, run: method.runs.find((run) => run.seed === seed) || method.runs[0] }));
   await Promise.all(rows.map(async (entry) => {
     try { entry.kinds = await scoresOf(entry.run); } catch (error) { say(error.message); }
   }));
@@ -664,13 +660,10 @@ async function showScan() {
   state.scan.rows = rows.filter((entry) => entry.kinds?.score);
   drawTracks();
   if (scan.readable) await goTo(state.slice);
-  else view.append(el("div", { class: "empty" }, bag.warnings.at(-1)));
+  else view.append(empty(bag.warnings.at(-1)));
 }
 
-function layerOf(entry) {
-  const kind = state.choices[0]?.kind;
-  return entry.kinds[kind] || entry.kinds.score;
-}
+const layerOf = (entry) => entry.kinds[state.choices[0]?.kind] || entry.kinds.score;
 
 function drawTracks() {
   const { tracks, rows } = state.scan, { bag } = state;
@@ -702,8 +695,7 @@ function paintTracks() {
   for (const { canvas, values, truth, value, entry } of state.scan.strips) {
     const w = Math.round(canvas.clientWidth * ratio), h = Math.round(15 * ratio);
     [canvas.width, canvas.height] = [Math.max(w, 1), h];
-    const ctx = canvas.getContext("2d"), finite = Array.from(values).filter(Number.isFinite);
-    const low = Math.min(...finite), high = Math.max(...finite), percentile = entry ? layerOf(entry).percentile : null;
+    const ctx = canvas.getContext("2d"), [low, high] = limits(values), percentile = entry ? layerOf(entry).percentile : null;
     for (let i = 0; i < n; i++) {
       const x0 = Math.round((i * w) / n), x1 = Math.round(((i + 1) * w) / n);
       if (truth) ctx.fillStyle = !Number.isFinite(values[i]) ? "#9aa3ad" : values[i] > 0 ? POSITIVE : "rgb(150 160 170 / .25)";
@@ -728,15 +720,20 @@ function paintTracks() {
   state.scan.slider.value = state.slice;
 }
 
+// the node gets all moves of the pointer until it is released
+function drag(node, event, move) {
+  node.setPointerCapture(event.pointerId);
+  node.onpointermove = move;
+  node.onpointerup = node.onpointercancel = () => { node.onpointermove = null; };
+}
+
 function scrub(event, canvas) {
   const move = (e) => {
     const box = canvas.getBoundingClientRect();
     goTo(Math.floor(((e.clientX - box.left) / box.width) * state.bag.n));
   };
-  canvas.setPointerCapture(event.pointerId);
   move(event);
-  canvas.onpointermove = move;
-  canvas.onpointerup = canvas.onpointercancel = () => { canvas.onpointermove = null; };
+  drag(canvas, event, move);
 }
 
 async function goTo(index) {
@@ -749,14 +746,12 @@ async function goTo(index) {
   badge.className = `truth badge ${Number.isFinite(known) ? (known > 0 ? "positive" : "negative") : ""}`;
   drawTile();
   if (!bag.scan.readable) return;
-  const slice = (i) => load(`data/${bag.key}/${bag.id}/slice-${i}`);
+  const slice = (i) => load(`data/${bag.folder}/slice-${i}`);
   try {
-    const view = await slice(at);
-    const hu = await unpack(view.hu);
+    const { hu, sides } = await slice(at);
     if (state.bag !== bag || state.slice !== at) return;
     state.scan.hu = hu;
-    state.scan.shown = at;
-    state.scan.sides.forEach((node, k) => { node.textContent = view.sides[k]; });
+    state.scan.sides.forEach((node, k) => { node.textContent = sides[k]; });
     drawSlice();
     for (const next of [at + 1, at - 1, at + 2]) if (next >= 0 && next < bag.n) slice(next).catch(() => {});
   } catch (error) {
@@ -767,9 +762,8 @@ async function goTo(index) {
 }
 
 function drawSlice() {
-  if (!state.scan) return;
-  const { hu, canvas } = state.scan, { rows, columns } = state.bag.scan;
-  if (!hu) return;
+  if (!state.scan?.hu) return;
+  const { hu, canvas } = state.scan, { columns } = state.bag.scan;
   [canvas.width, canvas.height] = [columns, hu.length / columns];
   const ctx = canvas.getContext("2d"), picture = ctx.createImageData(columns, hu.length / columns), pixels = new Uint32Array(picture.data.buffer);
   const low = state.level - state.width / 2, scale = 255 / state.width;
@@ -796,9 +790,8 @@ function showReadout(more) {
 }
 
 function readHu(event) {
-  if (!state.scan) return;
+  if (!state.scan?.hu) return;
   const { canvas, hu } = state.scan, box = canvas.getBoundingClientRect(), { columns } = state.bag.scan;
-  if (!hu || !box.width) return;
   const x = Math.floor(((event.clientX - box.left) / box.width) * columns), y = Math.floor(((event.clientY - box.top) / box.height) * canvas.height);
   showReadout(x >= 0 && y >= 0 && x < columns && y < canvas.height ? `${hu[y * columns + x]} HU` : "");
 }
@@ -807,22 +800,16 @@ function startDrag(event) {
   if (!state.scan) return;
   // a drag sets the window; on a touch screen it scrolls
   const { view } = state.scan, from = { x: event.clientX, y: event.clientY, level: state.level, width: state.width, slice: state.slice };
-  const touch = event.pointerType === "touch";
-  view.setPointerCapture(event.pointerId);
-  const move = (e) => {
-    if (touch) return void goTo(from.slice + Math.round((e.clientY - from.y) / 12));
-    setWindow(from.level + (e.clientY - from.y), from.width + 2 * (e.clientX - from.x));
-  };
-  const end = () => { view.removeEventListener("pointermove", move); view.removeEventListener("pointerup", end); view.removeEventListener("pointercancel", end); };
-  view.addEventListener("pointermove", move);
-  view.addEventListener("pointerup", end);
-  view.addEventListener("pointercancel", end);
+  drag(view, event, (e) => {
+    if (event.pointerType === "touch") goTo(from.slice + Math.round((e.clientY - from.y) / 12));
+    else setWindow(from.level + (e.clientY - from.y), from.width + 2 * (e.clientX - from.x));
+  });
 }
 
 function setWindow(level, width) {
   state.level = Math.max(-1500, Math.min(3000, Math.round(level)));
   state.width = Math.max(1, Math.min(5000, Math.round(width)));
-  for (const [id, value] of [["level", state.level], ["width", state.width]]) if ($(id) && document.activeElement !== $(id)) $(id).value = value;
+  for (const id of ["level", "width"]) if ($(id) && document.activeElement !== $(id)) $(id).value = state[id];
   for (const button of document.querySelectorAll("[data-window]")) button.setAttribute("aria-pressed", String(button.dataset.window === `${state.level}/${state.width}`));
   drawSlice();
 }
@@ -830,6 +817,19 @@ function setWindow(level, width) {
 // ---------------------------------------------------------------- panel
 const section = (title, ...children) => el("section", {}, el("h2", {}, title), ...children);
 const field = (name, node) => el(node.matches("input, select") ? "label" : "div", { class: "row" }, el("span", {}, name), node);
+const choiceOf = (name, options, value, change) => field(name, select(options, value, change, name));
+const list = (facts) => el("dl", {}, ...facts.flatMap(([name, text]) => [el("dt", {}, name), el("dd", {}, text)]));
+const segments = (options, value, change) =>
+  el("span", { class: "segments" }, ...options.map(([key, text]) => el("button", { ...pressed(key === value), onclick: () => change(key) }, text)));
+
+// which scores of a run are shown, where it has several
+function kindField(kinds, choice, change) {
+  const value = kinds.includes(choice.kind) ? choice.kind : "score";
+  return choiceOf("Score", kinds.map((kind) => [kind, KINDS[kind] || kind]), value, (kind) => {
+    choice.kind = kind;
+    change();
+  });
+}
 
 function drawPanel() {
   const { bag } = state;
@@ -852,20 +852,22 @@ function layerSection() {
   const rows = [field("Method", pane.methodMenu())];
   if (method) {
     const splits = method.runs.map((run) => [String(run.seed), `${run.seed}${prediction(run).isValidation ? " (validation)" : ""}`]);
-    rows.push(field("Split", select(splits, String(pane.run?.seed), (seed) => { choice.seed = Number(seed); again(); }, "Split")));
+    rows.push(choiceOf("Split", splits, String(pane.run?.seed), (seed) => { choice.seed = Number(seed); again(); }));
     const kinds = Object.keys(state.bag.scores.get(pane.run?.id) || {});
-    if (kinds.length > 1) rows.push(field("Score", select(kinds.map((kind) => [kind, KINDS[kind] || kind]), kinds.includes(choice.kind) ? choice.kind : "score", (kind) => { choice.kind = kind; again(); }, "Score")));
+    if (kinds.length > 1) rows.push(kindField(kinds, choice, again));
   }
   if (pane.layer && choice.method !== "truth" && state.values === "score") {
-    const limits = ["low", "high"].map((end) => el("input", { type: "number", step: "any", value: short(pane[end]), "aria-label": end === "low" ? "Lowest colour" : "Highest colour", onchange: (event) => {
-      choice.limits = [pane.low, pane.high];
-      choice.limits[end === "low" ? 0 : 1] = Number(event.target.value);
+    const ends = [[0, "Lowest colour"], [1, "Highest colour"]].map(([end, label]) => el("input", { type: "number", step: "any", value: short([pane.low, pane.high][end]), "aria-label": label, onchange: (event) => {
+      choice.limits = [pane.low, pane.high].with(end, Number(event.target.value));
       pane.setRange("custom");
       pane.draw();
     } }));
-    rows.push(field("Range", el("span", { class: "pair" }, ...limits)));
-    const buttons = [["bag", "this slide"], ["all", "all slides"]].map(([kind, text]) => el("button", { "aria-pressed": String(choice.range === kind), onclick: () => { pane.setRange(kind); pane.draw(); drawPanel(); } }, text));
-    rows.push(field("", el("span", { class: "segments" }, ...buttons)));
+    rows.push(field("Range", el("span", { class: "pair" }, ...ends)));
+    rows.push(field("", segments([["bag", "this slide"], ["all", "all slides"]], choice.range, (kind) => {
+      pane.setRange(kind);
+      pane.draw();
+      drawPanel();
+    })));
   }
   if (!methods.length) rows.push(el("p", { class: "note" }, state.list.runs.length ? "No run predicts this slide: it is used for training." : "Nothing has been trained or predicted yet."));
   return section(title, ...rows);
@@ -889,17 +891,18 @@ function displaySection() {
 }
 
 function colourFields(change) {
-  const values = [["score", "stored"], ["rank", "rank"]].map(([key, text]) => el("button", { "aria-pressed": String(state.values === key), onclick: () => { state.values = key; change(); } }, text));
-  return [field("Colours", select(Object.keys(MAPS).map((name) => [name, name]), state.colours, (name) => { state.colours = name; change(); }, "Colours")),
-    field("Values", el("span", { class: "segments" }, ...values))];
+  const set = (key) => (value) => {
+    state[key] = value;
+    change();
+  };
+  return [choiceOf("Colours", Object.keys(MAPS).map((name) => [name, name]), state.colours, set("colours")),
+    field("Values", segments([["score", "stored"], ["rank", "rank"]], state.values, set("values")))];
 }
 
 function windowSection() {
   const buttons = Object.entries(WINDOWS).map(([name, [level, width]], i) => {
-    const button = el("button", { title: `level ${level}, width ${width} HU, key ${i + 1}`, onclick: () => setWindow(level, width) }, name);
-    button.dataset.window = `${level}/${width}`;
-    button.setAttribute("aria-pressed", String(state.level === level && state.width === width));
-    return button;
+    const isChosen = state.level === level && state.width === width;
+    return el("button", { title: `level ${level}, width ${width} HU, key ${i + 1}`, "data-window": `${level}/${width}`, ...pressed(isChosen), onclick: () => setWindow(level, width) }, name);
   });
   const number = (id, text, set) => {
     const input = el("input", { type: "number", id, "aria-label": text, onchange: () => set(Number(input.value)) });
@@ -915,9 +918,9 @@ function scanSection() {
   const seeds = [...new Set(runsOfBag().map((run) => run.seed))].sort((a, b) => a - b);
   const choice = (state.choices[0] ||= { method: "", seed: seeds[0], kind: "score", range: "bag" });
   const rows = [];
-  if (seeds.length > 1) rows.push(field("Split", select(seeds.map((seed) => [String(seed), String(seed)]), String(choice.seed), (seed) => { choice.seed = Number(seed); showScan().then(drawPanel); }, "Split")));
+  if (seeds.length > 1) rows.push(choiceOf("Split", seeds.map((seed) => [String(seed), String(seed)]), String(choice.seed), (seed) => { choice.seed = Number(seed); showScan().then(drawPanel); }));
   const kinds = [...new Set(state.scan.rows.flatMap((entry) => Object.keys(entry.kinds)))];
-  if (kinds.length > 1) rows.push(field("Score", select(kinds.map((kind) => [kind, KINDS[kind] || kind]), choice.kind, (kind) => { choice.kind = kind; drawTracks(); drawPanel(); }, "Score")));
+  if (kinds.length > 1) rows.push(kindField(kinds, choice, () => { drawTracks(); drawPanel(); }));
   rows.push(...colourFields(() => { paintTracks(); drawPanel(); }));
   const table = el("table", {}, ...state.scan.rows.map((entry) => el("tr", {}, el("th", {}, entry.method.name), el("td", {}, `probability ${prediction(entry.run).probability.toFixed(3)}`))));
   return section("Scores", ...rows, table);
@@ -941,14 +944,13 @@ function drawTile() {
     facts.push(["x, y", `${coords[2 * index]}, ${coords[2 * index + 1]} px`], ["Side", `${footprint} px${mpp ? `, ${short(footprint * mpp)} µm` : ""}`], ["Row, column", `${grid[2 * index]}, ${grid[2 * index + 1]}`]);
     facts.push(["Lesion share", Number.isFinite(share) ? `${(100 * share).toFixed(1)} %` : "unknown"]);
   } else facts.push(["File", bag.scan.files[index]], ["Position", `${short(bag.scan.positions[index])} mm`]);
-  const list = el("dl", {}, ...facts.flatMap(([name, text]) => [el("dt", {}, name), el("dd", {}, text)]));
   const rows = chosenLayers().map(({ name, layer }) => {
     const cell = el("td", { class: "score" }, exact(layer.values[index]));
     return el("tr", {}, el("th", {}, name), cell, el("td", {}, `${layer.place[index]} of ${layer.order.length}`));
   });
   const head = rows.length ? [el("tr", {}, el("th", {}, ""), el("td", {}, "score"), el("td", {}, "rank"))] : [];
-  const picture = bag.slide && bag.slide.zoom && !IS_STATIC ? el("img", { src: `images/${bag.key}/${bag.id}/instance-${index}.jpg`, alt: `Tile ${index}` }) : null;
-  node.replaceChildren(el("h2", {}, bag.slide ? `Tile ${index}` : `Slice ${index + 1}`), picture ? el("div", { class: "tile" }, picture, list) : list, el("table", {}, ...head, ...rows));
+  const picture = bag.slide && bag.slide.zoom && !IS_STATIC ? el("img", { src: `images/${bag.folder}/instance-${index}.jpg`, alt: `Tile ${index}` }) : null;
+  node.replaceChildren(el("h2", {}, bag.slide ? `Tile ${index}` : `Slice ${index + 1}`), picture ? el("div", { class: "tile" }, picture, list(facts)) : list(facts), el("table", {}, ...head, ...rows));
 }
 
 // as smmil.figures.top_tiles: no instance in both strips, and tiles of a strip do not overlap
@@ -970,19 +972,18 @@ function extremes(order) {
 
 function extremesSection() {
   const { bag } = state, layers = chosenLayers();
-  const source = bag.slide ? (state.panes[state.active]?.layer && state.panes[state.active].choice.method !== "truth" ? { layer: state.panes[state.active].layer } : null) : layers[0];
-  if (!source || !bag.n || (bag.scan ? !bag.scan.readable : !bag.slide.zoom)) return null;
-  const { highest, lowest } = extremes(source.layer.order);
-  const strip = (indices) => el("div", { class: "strip" }, ...indices.map((index) => el("button", { title: exact(source.layer.values[index]), "aria-label": `${bag.slide ? "Tile" : "Slice"} ${index}`, onclick: () => choose(index, true) },
-    el("img", { src: `images/${bag.key}/${bag.id}/instance-${index}.jpg`, loading: "lazy", alt: "" }), el("span", {}, short(source.layer.values[index])))));
+  const pane = state.panes[state.active], layer = bag.slide ? pane?.choice.method !== "truth" && pane?.layer : layers[0]?.layer;
+  if (!layer || !bag.n || (bag.scan ? !bag.scan.readable : !bag.slide.zoom)) return null;
+  const { highest, lowest } = extremes(layer.order);
+  const strip = (indices) => el("div", { class: "strip" }, ...indices.map((index) => el("button", { title: exact(layer.values[index]), "aria-label": `${bag.slide ? "Tile" : "Slice"} ${index}`, onclick: () => choose(index, true) },
+    el("img", { src: `images/${bag.folder}/instance-${index}.jpg`, loading: "lazy", alt: "" }), el("span", {}, short(layer.values[index])))));
   const what = bag.slide ? "tiles" : "slices", name = bag.scan ? ` of ${layers[0].name}` : "";
   return section(`Highest ${what}${name}`, strip(highest), el("h2", {}, `Lowest ${what}`), strip(lowest));
 }
 
 function factsSection() {
   const { bag } = state;
-  const facts = [["Label", labelName(bag.label)], ["Split", bag.split || "–"], ...bag.facts];
-  return section("About", el("dl", {}, ...facts.flatMap(([name, text]) => [el("dt", {}, name), el("dd", {}, text)])),
+  return section("About", list([["Label", labelName(bag.label)], ["Split", bag.split || "–"], ...bag.facts]),
     ...bag.warnings.map((text) => el("p", { class: "warning" }, text)));
 }
 
