@@ -6,7 +6,6 @@ prediction. `results/D` is a cohort of its own; the stores of predictions in one
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,8 +29,6 @@ from smmil.config.outputs import title_of
 from smmil.config.variants import base_method
 from smmil.figures.plotting import colour_of
 from smmil.view.records import BagEntry, BagList, CohortEntry, Packed, RunEntry
-
-log = logging.getLogger(__name__)
 
 DEPTH = 3
 PREDICTION_STORE = "bag"
