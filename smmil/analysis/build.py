@@ -51,12 +51,8 @@ def write_analysis(
 ) -> None:
     """Write the analysis of the predictions of some methods, with the pictures beside it.
 
-    Args:
-        out: JSON to write.
-        indexes: `index.json` of each method, at least one, on one dataset and encoder.
-        bags: bags.csv by dataset, for the patients.
-        instances: folder with `thumbnails/`; None = no thumbnails.
-        command: command line, for the record.
+    There is an `index.json` per method, at least one; `bags` has bags.csv by dataset, for the patients, `instances`
+    the folder with `thumbnails/`.
     """
     records = [PredictionIndex.read(index) for index in indexes]
     analysis = analyse(records[0].dataset, records[0].encoder, prediction_rows(indexes, bags))

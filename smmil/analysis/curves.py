@@ -18,14 +18,9 @@ Floats = npt.NDArray[np.float64]
 
 
 def mean_roc(y: npt.NDArray[Any], logits: Sequence[npt.NDArray[Any]]) -> Curve | None:
-    """Average ROC curves: true positive rate (y) against false positive rate (x).
+    """Average ROC curves of labels (B,) and logits (B,) per split: true against false positive rate.
 
-    Args:
-        y: (B,) labels in {0, 1}.
-        logits: (B,) per split.
-
-    Returns:
-        A polygon in which steps are two points of equal x; None with one class only, or without a split.
+    Return a polygon in which steps are two points of equal x; None with one class only, or without a split.
     """
     from sklearn.metrics import roc_curve
 
@@ -40,14 +35,9 @@ def mean_roc(y: npt.NDArray[Any], logits: Sequence[npt.NDArray[Any]]) -> Curve |
 
 
 def mean_precision_recall(y: npt.NDArray[Any], logits: Sequence[npt.NDArray[Any]]) -> Curve | None:
-    """Average precision-recall curves: precision (y) against recall (x).
+    """Average precision-recall curves of labels (B,) and logits (B,) per split: precision against recall.
 
-    Args:
-        y: (B,) labels in {0, 1}.
-        logits: (B,) per split.
-
-    Returns:
-        Steps: the precision up to each recall, beginning at 0; None with one class only, or without a split.
+    Return steps, the precision up to each recall, beginning at 0; None with one class only, or without a split.
     """
     from sklearn.metrics import precision_recall_curve
 

@@ -81,12 +81,7 @@ class MetricRow:
 
 
 def prediction_rows(indexes: Iterable[Path], bags: Mapping[str, Path]) -> Iterator[PredictionRow]:
-    """Yield the predictions of the chosen runs by training and split, test bags in stored order.
-
-    Args:
-        indexes: `index.json` of each training.
-        bags: bags.csv by dataset, for the patients.
-    """
+    """Yield the predictions of the chosen runs by training and split; `bags` has bags.csv by dataset, for patients."""
     patients = {dataset: {row.bag_id: row.group for row in read_bags(path)} for dataset, path in bags.items()}
     for index in indexes:
         for run in chosen_predictions(index).values():

@@ -107,14 +107,8 @@ class Chart(Record):
 class Analysis(Record):
     """The record; test bags without a label are left out.
 
-    Attributes:
-        splits: seeds.
-        n_bags: labelled test bags.
-        methods: in the order of the tables.
-        wrong_bags: wrong in most runs first.
-        n_patients: patients of the test bags; 0 = unknown, or none has two bags.
-        notes: what is left out, and why.
-        random_weights: whether the features come from an untrained encoder.
+    Methods are in the order of the tables, bags that are wrong in most runs come first; `n_patients` is 0 if they are
+    unknown or none has two bags, `notes` say what is left out, and why.
     """
 
     dataset: str

@@ -81,15 +81,8 @@ def draw_maps(
 ) -> None:
     """Draw some test bags with all methods, and write `{bag}.json` and `maps.json`.
 
-    Args:
-        dataset: the dataset with its expected methods.
-        instances: folder with `store/` and `thumbnails/`.
-        runs: runs to draw, one per method; [] = no maps.
-        out: folder to write to.
-        command: command line, for the JSON files.
-        n_bags: number of bags, chosen by lesion share.
-        bag_ids: these bags instead.
-        images: bag -> its slide, or the folder that the files of a scan are relative to, for a strip of its tiles.
+    There is one run per method; without any, no bag is drawn. `bag_ids` replace the `n_bags` chosen by lesion share.
+    `images` has a bag's slide, or the folder that the files of a scan are relative to, for a strip of its tiles.
 
     Raises:
         ValueError: predictions and store hold different numbers of instances, or a stored bag is damaged.
@@ -117,11 +110,7 @@ def draw_maps(
 
 
 def draw_bag(bag: MapBag, runs: Sequence[ChosenRun], out: Path, absent: Sequence[str] = ()) -> MapEntry:
-    """Draw one bag with all methods, at least one; `absent` are the expected methods without a run.
-
-    Raises:
-        ValueError: predictions and store hold different numbers of instances.
-    """
+    """Draw one bag with all methods, at least one; `absent` are the expected methods without a run."""
     if bag.coverage is not None and np.isnan(bag.coverage).all():
         # nothing is known to compare with
         bag = replace(bag, coverage=None)
@@ -148,9 +137,6 @@ def draw_tiles(bag: MapBag, runs: Sequence[ChosenRun], image: Path, out: Path) -
     """Draw the tiles or slices of a bag with the highest and lowest scores of the run that validation prefers.
 
     `image` is the slide, or the folder that the files of a scan are relative to.
-
-    Raises:
-        ValueError: the image cannot be read or is another one.
     """
     run = preferred(runs)
     part, scores, _ = bag_scores(run, bag)
@@ -186,11 +172,7 @@ def _entry(
 
 
 def bag_scores(run: ChosenRun, bag: MapBag) -> tuple[Arrays, npt.NDArray[np.float64], float | None]:
-    """Return the predictions of a bag, its scores (N,) and the AUROC of its instances, None if undefined.
-
-    Raises:
-        ValueError: predictions and store hold different numbers of instances.
-    """
+    """Return the predictions of a bag, its scores (N,) and the AUROC of its instances, None if undefined."""
     part = run.predictions.bag(bag.bag_id)
     scores = part["instance_score"].astype(np.float64)
     if len(scores) != bag.n:

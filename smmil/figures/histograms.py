@@ -26,16 +26,9 @@ Array = npt.NDArray[Any]
 
 
 def histogram(y: Array, score: Array, label: int, *, own_bins: bool = False) -> tuple[Array, Array]:
-    """Compute the histogram of the scores of one class, normalised to 1.
+    """Compute the histogram of one class among labels (M,) and scores (M,): shares (20,) of sum 1 and edges (21,).
 
-    Args:
-        y: (M,) labels in {0, 1}.
-        score: (M,) scores.
-        label: the class.
-        own_bins: bins from the minimum to the maximum of the class instead of all scores.
-
-    Returns:
-        Shares (20,), all 0 for a class without instances, and edges (21,).
+    Bins run from the minimum to the maximum of all scores, or with `own_bins` of the class.
     """
     scores = score[y == label]
     counts, edges = np.histogram(scores, np.histogram_bin_edges(scores if own_bins else score, BINS))

@@ -199,11 +199,7 @@ def inverted_note(job: Job) -> list[str]:
 
 
 def chosen_run(job: Job, dataset: FigureDataset, method: str) -> ChosenRun | None:
-    """Return the run that represents a row in pictures of single runs, None without a run.
-
-    Raises:
-        ValueError: metrics without their predictions.
-    """
+    """Return the run that represents a row in pictures of single runs, None without a run."""
     metrics, key = job.metrics_of(dataset, method), (dataset.name, dataset.encoder, method)
     if metrics is None or (job.seed is not None and job.seed not in [split.seed for split in metrics.splits]):
         return None

@@ -87,11 +87,7 @@ def _draw(
 
 
 def _load(job: Job, dataset: FigureDataset, rows: Sequence[MapRow]) -> MapBag | None:
-    """Read the bag to draw; None if no row has a run.
-
-    Raises:
-        ValueError: no folder of instances for the dataset, or a damaged bag.
-    """
+    """Read the bag to draw; None if no row has a run."""
     first = next((run for _, run in rows if run is not None), None)
     if first is None:
         return None

@@ -69,11 +69,7 @@ class Panel:
 
 
 def read_map_bag(instances: Path, bag_id: str) -> MapBag:
-    """Read a bag from a folder of the instances stage.
-
-    Raises:
-        ValueError: a damaged bag.
-    """
+    """Read a bag from a folder of the instances stage."""
     attrs, arrays = read_geometry(instances, bag_id, ["coords", "coverage"])
     picture, outlines = read_thumbnail(instances / "thumbnails", bag_id, attrs)
     return MapBag(bag_id, attrs, arrays["coords"], arrays["coverage"], picture, outlines)
@@ -96,14 +92,7 @@ def read_thumbnail(folder: Path, bag_id: str, attrs: InstanceAttrs) -> tuple[Arr
 def paint(coords: Array, side: float, values: Array, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
     """Paint square tiles into a picture; overlapping tiles are averaged, the rest is NaN.
 
-    Args:
-        coords: (N,2) top-left corners (x, y), picture px.
-        side: side of a tile, picture px.
-        values: (N,), NaN tiles are skipped.
-        shape: (h, w) of the picture.
-
-    Returns:
-        (h,w) float64.
+    Top-left corners (N,2) (x, y), side and the shape (h, w) are in px of the picture; NaN among values (N,) is skipped.
     """
     total, count = np.zeros(shape), np.zeros(shape)
     known = ~np.isnan(values)
@@ -233,13 +222,7 @@ def draw_map(
 ) -> None:
     """Draw the scores of every panel: over the tissue beside slide and truth, or over the slices beside a montage.
 
-    Args:
-        bag: a slide or scan; the truth is drawn if it is known.
-        panels: one per method, with scores.
-        title: heading of the picture.
-        out: PNG to write.
-        max_cell: side of a square map of a slide, inches; others have its area.
-        caption: lines below the maps, wrapped to the picture.
+    Maps of slides have the area of a square of `max_cell` inches; the lines of `caption` are wrapped below the maps.
     """
     with style(grid=False):
         if bag.is_scan:
@@ -308,13 +291,8 @@ def _montage(figure: Any, bag: MapBag, panels: Sequence[Panel]) -> None:
 def montage_with_bars(picture: Array, layout: Mapping[str, Any], colours: Array) -> npt.NDArray[np.uint8]:
     """Add a bar per method below every slice of a montage.
 
-    Args:
-        picture: (h,w,3) uint8 montage.
-        layout: `columns`, `cell_px`, `slices` (index of the slice in each cell, row by row).
-        colours: (K,N,3) in [0,1], per method and slice.
-
-    Returns:
-        (h',w,3) uint8, the montage with taller cells.
+    The layout of the montage (h,w,3) has `columns`, `cell_px` and the index of the slice in each cell, row by row;
+    colours (K,N,3) in [0,1] are per method and slice. Return the montage (h',w,3) with taller cells.
     """
     cell, columns, slices = layout["cell_px"], layout["columns"], layout["slices"]
     thick = max(3, min(8, 48 // len(colours)))

@@ -32,11 +32,7 @@ Logs = dict[str, list[LogRow]]
 
 
 def read_logs(job: Job, *, chosen_only: bool) -> dict[str, Logs]:
-    """Read the logs of the layout's single dataset: method -> run -> rows; {} for a method without runs.
-
-    Raises:
-        ValueError: a layout of several datasets, a damaged file, or a run without a log.
-    """
+    """Read the logs of the layout's single dataset: method -> run -> rows; {} for a method without runs."""
     dataset = job.layout.single()
     logs: dict[str, Logs] = {method: {} for method in in_order(dataset.methods)}
     for path in job.runs:

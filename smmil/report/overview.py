@@ -26,13 +26,7 @@ MOST_NAMES = 5
 
 @dataclass(frozen=True)
 class Mark:
-    """One row of a plot.
-
-    Attributes:
-        runs: values of the single runs, drawn as rings.
-        text: the numbers, right of the plot.
-        look: class of the stylesheet, e.g. "better".
-    """
+    """One row of a plot: `runs` are drawn as rings, `text` stands right of it, `look` is a class of the stylesheet."""
 
     label: str
     value: float

@@ -57,11 +57,7 @@ class Store:
         return read_entries(sorted((self.instances / "shards").glob("*.json")))
 
     def raw(self, name: str) -> Path:
-        """Return a raw file that `bags.csv` or a stored bag names.
-
-        Raises:
-            ValueError: the raw files were not found, the file is missing, or it leaves the root.
-        """
+        """Return a raw file that `bags.csv` or a stored bag names, checked to be there and below the root."""
         if self.root is None:
             raise ValueError(f"the raw files of {self.folder} were not found; name their folder with --raw")
         path = resolve(self.root, name)
@@ -244,11 +240,7 @@ def _thresholds(folder: Path, meta: PredictionMeta, problems: list[str]) -> dict
 
 @lru_cache(maxsize=4096)
 def read_head(path: Path, mtime_ns: int) -> Head:
-    """Read what a predictions file says about bags; `mtime_ns` ends the validity of a stored answer.
-
-    Raises:
-        ValueError: not a predictions file.
-    """
+    """Read what a predictions file says about bags; `mtime_ns` ends the validity of a stored answer."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             meta = PredictionMeta.parse(str(archive["meta"]), f"{path}: meta")

@@ -32,11 +32,7 @@ _ASK_BYTES = 2_000_000_000
 
 
 def chosen(site: Site, names: list[str]) -> Site:
-    """Return the site with these bags only; [] = all.
-
-    Raises:
-        ValueError: there is no such bag.
-    """
+    """Return the site with these bags only; [] = all."""
     if not names:
         return site
     wanted = {bag for name in names for bag in site.find(name)}

@@ -1,4 +1,7 @@
-"""Pictures of slides and scans: deep-zoom tiles, instance tiles, thumbnails, and slices in Hounsfield units."""
+"""Pictures of slides and scans: deep-zoom tiles, instance tiles, thumbnails, and slices in Hounsfield units.
+
+What is missing, damaged or not what the bag was cut from raises `ValueError`, whose message the page shows.
+"""
 
 from __future__ import annotations
 
@@ -60,20 +63,12 @@ class SlideZoom:
         return Zoom(width, height, self.generator.level_count, TILE_PX, OVERLAP_PX)
 
     def tile(self, level: int, column: int, row: int) -> bytes:
-        """Return one tile as JPEG.
-
-        Raises:
-            ValueError: no such tile, or it cannot be decoded.
-        """
+        """Return one tile as JPEG."""
         return _jpeg(self.generator.get_tile(level, (column, row)))
 
 
 def slide_zoom(bag: Bag) -> SlideZoom:
-    """Open the slide of a bag; the last few stay open.
-
-    Raises:
-        ValueError: the slide is missing, OpenSlide does not read it, or it is not the one that the bag was cut from.
-    """
+    """Open the slide of a bag; the last few stay open."""
     path = bag.store.raw(bag.row.images[0])
     return _open(bag.store, bag.id, path, path.stat().st_mtime_ns)
 
@@ -89,11 +84,7 @@ def _open(store: Store, bag_id: str, path: Path, mtime_ns: int) -> SlideZoom:
 
 
 def instance_picture(bag: Bag, index: int) -> bytes:
-    """Return one tile as the encoder receives it, or one slice in the brain window, as JPEG.
-
-    Raises:
-        ValueError: no such instance, or its file cannot be read.
-    """
+    """Return one tile as the encoder receives it, or one slice in the brain window, as JPEG."""
     attrs = bag.attrs
     if not 0 <= index < attrs.store.n:
         raise ValueError(f"{bag.id}: no instance {index}, found {attrs.store.n}")
@@ -107,11 +98,7 @@ def instance_picture(bag: Bag, index: int) -> bytes:
 
 
 def slice_view(bag: Bag, index: int) -> SliceView:
-    """Return one slice of a scan.
-
-    Raises:
-        ValueError: no such slice, or its file cannot be read.
-    """
+    """Return one slice of a scan."""
     attrs = bag.attrs
     if attrs.modality != "ct" or not 0 <= index < attrs.store.n:
         raise ValueError(f"{bag.id}: no slice {index}, found {attrs.store.n if attrs.modality == 'ct' else 'a slide'}")
@@ -134,11 +121,7 @@ def _sides(header: Header) -> tuple[str, str, str, str]:
 
 
 def thumbnail(bag: Bag) -> bytes:
-    """Return the thumbnail of a bag as JPEG.
-
-    Raises:
-        ValueError: there is none, or it is a link that leads out of the store.
-    """
+    """Return the thumbnail of a bag as JPEG."""
     path = bag.thumbnail.resolve()
     if not path.is_relative_to(bag.store.folder):
         raise ValueError(f"{bag.id}: its thumbnail is a link that leads out of {bag.store.folder}")

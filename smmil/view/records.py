@@ -155,11 +155,8 @@ class ScanView:
     """Geometry of a scan.
 
     Attributes:
-        rows, columns: of a slice.
         aspect: height of a pixel divided by its width.
         positions: (N,) "f4" mm along the slice normal.
-        files: name of each slice.
-        readable: whether the slices were found.
         windows: (level, width) that the encoder saw, HU.
     """
 
@@ -174,14 +171,9 @@ class ScanView:
 
 @dataclass(frozen=True)
 class BagView:
-    """One bag.
+    """One bag: state and reason of its cutting, lesion share (N,) "f4" (NaN = unknown), names and values for the panel.
 
-    Attributes:
-        state, reason: of cutting.
-        n: number of instances.
-        coverage: (N,) "f4" lesion share, NaN = unknown.
-        facts: name and value, for the panel.
-        slide, scan: exactly one, or none if nothing is stored.
+    It has a slide or a scan, or none if nothing is stored.
     """
 
     id: str

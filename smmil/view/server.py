@@ -31,15 +31,7 @@ _HEADERS = {
 
 
 class Server(ThreadingHTTPServer):
-    """The server of one site.
-
-    Args:
-        site: what is served.
-        port: 0 = a free one.
-
-    Raises:
-        ValueError: the port is taken or not allowed.
-    """
+    """The server of one site; port 0 takes a free one."""
 
     daemon_threads = True
     # a browser opens several connections at once

@@ -72,7 +72,7 @@ class Site:
 
         Raises:
             NoSuchPage: the address belongs to nothing.
-            ValueError: something it needs cannot be read; the message says what.
+            ValueError: something it needs cannot be read.
         """
         if address in ("", "index.html"):
             return Reply(self.page(), "text/html; charset=utf-8")
@@ -87,11 +87,7 @@ class Site:
         raise NoSuchPage(address)
 
     def find(self, name: str) -> list[tuple[str, str]]:
-        """Return cohort and name of the bags with a name, `NAME` or `COHORT/NAME`.
-
-        Raises:
-            ValueError: there is no such bag.
-        """
+        """Return cohort and name of the bags with a name, `NAME` or `COHORT/NAME`."""
         bags = [(key, bag) for key, cohort in self.cohorts.items() for bag in cohort.bags]
         matches = [(key, bag) for key, bag in bags if name in (bag, f"{key}/{bag}")]
         if not matches:
