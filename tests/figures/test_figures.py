@@ -15,7 +15,6 @@ from smmil.config.layouts import FigureLayout
 from smmil.config.methods import METHODS, WITHOUT_GLOBAL, Method, marked_name
 from smmil.config.variants import Variant, value_of
 from smmil.figures import histograms as fig_histograms
-from smmil.figures import job as fig_job
 from smmil.figures import ranks as fig_ranks
 from smmil.figures import sweeps as fig_sweeps
 from smmil.figures import training_logs
@@ -43,11 +42,17 @@ def job_of(rows: Mapping[str, Any], plan: FigureLayout, **more: Any) -> Job:
     return Job(plan.figure, plan, metrics, Path("x.png"), **more)
 
 
+def equal_rows(names: list[str], **more: Any) -> dict[str, Any]:
+    """Metrics objects of one split, in which everything is 0.5."""
+    return {m: metrics_object("toy", m, {"bag_f1": [0.5]}, **more) for m in names}
+
+
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The figures to save, instead of files."""
     seen: list[Any] = []
-    monkeypatch.setattr(fig_job, "save", lambda figure, path: seen.append(figure))
+    for module in ("job", "map_panels"):
+        monkeypatch.setattr(f"smmil.figures.{module}.save", lambda figure, path: seen.append(figure))
     return seen
 
 
@@ -82,10 +87,13 @@ def test_missing_runs_are_counted_by_name() -> None:
     assert missing.notes == ["5 of 9 runs are missing. Toy: CLAM (2), DSMIL (3)."]
 
 
-def test_spread_counts_inverted_runs() -> None:
+def test_inverted_runs_are_counted_down_to_an_area_of_zero() -> None:
     metrics = metrics_record("toy", "abmil", {"instance_auroc": [0.9, 0.2, 0.8]})
     assert spread_text(metrics) == "median 0.80 · worst 0.20 · ⇅ 1/3"
     assert spread_text(metrics_record("toy", "abmil", {"instance_auroc": [None]})) == ""
+    rows = {"abmil": metrics_object("toy", "abmil", {"instance_auroc": [0.0, 0.9, None]})}
+    job = job_of(rows, layout(["abmil"], splits=3))
+    assert inverted_note(job) == ["Inverted runs, instance AUROC < 0.5: ABMIL on Toy (1 of 2)."]
 
 
 def lines(ax: Any) -> dict[str, Any]:
@@ -110,13 +118,13 @@ def test_figure_6a_draws_stored_means_deviations_and_gaps(figures: list[Any]) ->
     assert "no run" in texts and "1/2" in texts
     assert "3 of 10 runs are missing" in figures[0]._suptitle.get_text()
     assert "as_written" in figures[0]._suptitle.get_text() and any("1 − α" in note for note in result.notes)
+    # nothing was measured with the sign-aware score
+    assert "sign-aware" not in " ".join([*result.notes, *plotted])
 
 
 def test_figure_6a_of_the_released_protocol_says_that_it_is_mirrored(figures: list[Any]) -> None:
     names = ["smap_early", "smap_early__alpha_0p1", "abmil"]
-    rows = {m: metrics_object("toy", m, {"bag_f1": [0.5]}, protocol="as_released") for m in names}
-    plan = layout(names, splits=1)
-    fig_sweeps.draw_alpha(job_of(rows, plan))
+    fig_sweeps.draw_alpha(job_of(equal_rows(names, protocol="as_released"), layout(names, splits=1)))
     assert "as_released" in figures[0]._suptitle.get_text() and "runs as 1 − α" in figures[0].axes[0].get_xlabel()
 
 
@@ -143,23 +151,9 @@ def test_the_sign_aware_score_stands_beside_every_point_of_a_sweep(figures: list
     assert "Toy: SmAP ◆ 0.80 / 0.80; " in note and "T = 20 0.40 / 0.70; ABMIL 0.30 / 0.80." in note
 
 
-def test_without_the_sign_aware_score_a_sweep_does_not_speak_of_it(figures: list[Any]) -> None:
-    names = ["smap_early", "smap_early__t_2", "abmil"]
-    rows = {m: metrics_object("toy", m, {"bag_f1": [0.5]}) for m in names}
-    result = fig_sweeps.draw_steps(job_of(rows, layout(names, splits=1)))
-    assert "sign-aware" not in " ".join([*result.notes, *lines(figures[0].axes[0])])
-
-
-def test_an_area_of_zero_is_inverted_and_undefined_runs_are_not_counted() -> None:
-    rows = {"abmil": metrics_object("toy", "abmil", {"instance_auroc": [0.0, 0.9, None]})}
-    job = job_of(rows, layout(["abmil"], splits=3))
-    assert inverted_note(job) == ["Inverted runs, instance AUROC < 0.5: ABMIL on Toy (1 of 2)."]
-
-
 def test_a_figure_names_the_quirks_of_its_runs_and_refuses_different_ones(figures: list[Any], tmp_path: Path) -> None:
     names = ["smap_early", "smap_early__alpha_0p1", "abmil"]
-    quirks = {"quirks": ["sm_alpha_rule"]}
-    rows = {m: metrics_object("toy", m, {"bag_f1": [0.5]}, **quirks) for m in names}
+    rows = equal_rows(names, quirks=["sm_alpha_rule"])
     # what the runs record decides, not the layout
     job = job_of(rows, layout(names, splits=1, quirks=["eval_histogram"]))
     assert job.quirk("sm_alpha_rule") and not job.quirk("eval_histogram")
@@ -175,19 +169,31 @@ def test_a_figure_names_the_quirks_of_its_runs_and_refuses_different_ones(figure
         by_key(files, layout(names))
 
 
-def test_figures_6b_and_7_place_the_default_and_the_exact_solution(figures: list[Any]) -> None:
-    names = ["smap_early", "smap_early__t_2", "smap_early__t_20", "smap_early__t_exact", "abmil"]
+@pytest.mark.parametrize(
+    ("draw", "names", "ticks", "values"),
+    [
+        (
+            fig_sweeps.draw_steps,
+            ["smap_early", "smap_early__t_2", "smap_early__t_20", "smap_early__t_exact", "abmil"],
+            ["2", "10", "20", "exact"],
+            [0.2, 0.1, 0.3, 0.4],
+        ),
+        (
+            fig_sweeps.draw_spectral_norm,
+            ["smap_early", "smap_early__spectral_norm_false", "abmil"],
+            ["without", "with"],
+            [0.2, 0.1],
+        ),
+    ],
+)
+def test_figures_6b_and_7_place_the_default_and_the_exact_solution(
+    figures: list[Any], draw: Any, names: list[str], ticks: list[str], values: list[float]
+) -> None:
     rows = {m: metrics_object("toy", m, {"bag_auroc": [0.1 * i]}) for i, m in enumerate(names, start=1)}
-    fig_sweeps.draw_steps(job_of(rows, layout(names, splits=1)))
+    draw(job_of(rows, layout(names, splits=1)))
     axes = figures[0].axes[2]
-    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["2", "10", "20", "exact"]
-    assert lines(axes)["SmAP ◆"][0].get_ydata() == pytest.approx([0.2, 0.1, 0.3, 0.4])
-    names = ["smtap", "smtap__spectral_norm_false", "abmil"]
-    rows = {m: metrics_object("toy", m, {"bag_auroc": [0.1 * i]}) for i, m in enumerate(names, start=1)}
-    fig_sweeps.draw_spectral_norm(job_of(rows, layout(names, splits=1)))
-    axes = figures[1].axes[2]
-    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["without", "with"]
-    assert lines(axes)["SmTAP ◆"][0].get_ydata() == pytest.approx([0.2, 0.1])
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ticks
+    assert lines(axes)["SmAP ◆"][0].get_ydata() == pytest.approx(values)
 
 
 def test_a_configuration_without_a_sweep_says_so(figures: list[Any]) -> None:
@@ -226,26 +232,26 @@ def write_logs(folder: Path, method: str, areas: Mapping[str, list[float | None]
     return path
 
 
-def test_a_mean_curve_is_over_the_splits_that_define_it_and_says_how_many(tmp_path: Path, figures: list[Any]) -> None:
-    # the second split's validation bags hold instances of one class only
-    runs = write_logs(tmp_path, "abmil", {"a": [0.2, 0.4, 0.6], "b": [None] * 3, "c": [0.4, 0.6, 1.0]})
+@pytest.mark.parametrize(
+    ("areas", "epochs", "mean", "n"),
+    [
+        # the second split's validation bags hold instances of one class only
+        ({"a": [0.2, 0.4, 0.6], "b": [None] * 3, "c": [0.4, 0.6, 1.0]}, [1, 2, 3], [0.3, 0.5, 0.8], "2 of 3"),
+        ({"a": [None], "b": [None]}, [], [], "0 of 2"),
+    ],
+)
+def test_a_mean_curve_is_over_the_splits_that_define_it_and_says_how_many(
+    tmp_path: Path, figures: list[Any], areas: Any, epochs: list[int], mean: list[float], n: str
+) -> None:
     plan = layout(["abmil", "clam"], splits=3, figure="curves")
-    result = training_logs.draw_curves(job_of({}, plan, runs=(runs,)))
-    losses, absent, areas, _ = figures[0].get_axes()
-    means = lines(areas)
-    assert means["instances"].get_xdata().tolist() == [1, 2, 3]
-    assert means["instances"].get_ydata() == pytest.approx([0.3, 0.5, 0.8])
-    assert means["bags"].get_ydata() == pytest.approx([0.5] * 3)
-    assert [text.get_text() for text in areas.texts] == ["instances in 2 of 3 splits"]
+    result = training_logs.draw_curves(job_of({}, plan, runs=(write_logs(tmp_path, "abmil", areas),)))
+    losses, absent, panel, _ = figures[0].get_axes()
+    assert lines(panel)["instances"].get_xdata().tolist() == epochs
+    assert lines(panel)["instances"].get_ydata() == pytest.approx(mean)
+    assert set(lines(panel)["bags"].get_ydata()) == {0.5}
+    assert [text.get_text() for text in panel.texts] == [f"instances in {n} splits"]
     assert not losses.texts and absent.texts[0].get_text() == "no run"
-    assert result.notes == ["Means over fewer splits than were trained: ABMIL: instances in 2 of 3 splits."]
-
-
-def test_a_quantity_that_no_split_defines_has_no_curve(tmp_path: Path, figures: list[Any]) -> None:
-    runs = write_logs(tmp_path, "abmil", {"a": [None], "b": [None]})
-    result = training_logs.draw_curves(job_of({}, layout(["abmil"], figure="curves"), runs=(runs,)))
-    assert len(lines(figures[0].get_axes()[1])["instances"].get_xdata()) == 0
-    assert result.notes == ["Means over fewer splits than were trained: ABMIL: instances in 0 of 2 splits."]
+    assert result.notes == [f"Means over fewer splits than were trained: ABMIL: instances in {n} splits."]
 
 
 def test_histogram_normalises_each_class() -> None:
@@ -256,25 +262,21 @@ def test_histogram_normalises_each_class() -> None:
     assert histogram(np.zeros(2), np.array([0.0, 1.0]), 1)[0].sum() == 0
 
 
-@pytest.fixture
-def toy(tmp_path: Path) -> tuple[list[Path], list[Path]]:
-    """Metrics and indexes of ABMIL on the bags of `tests.helpers.predictions`."""
-    run = write_run(tmp_path / "predictions" / "resnet18" / "abmil", random_weights=True)
-    index = write_index(run.parent, [run])
-    record = metrics_object("toy", "abmil", {"instance_auroc": [0.4]}, random_weights=True)
-    (tmp_path / "abmil.json").write_text(json.dumps(record))
-    return [tmp_path / "abmil.json"], [index]
+def job_of_run(folder: Path, methods: list[str], bags: Any = BAGS, **more: Any) -> Job:
+    """A job of figure 4 for a run of ABMIL on the bags of `tests.helpers.predictions`."""
+    run = write_run(folder / "predictions/resnet18/abmil", bags=bags, random_weights=True)
+    record = metrics_object("toy", "abmil", {"instance_auroc": [0.4]}, random_weights=True, **more)
+    (folder / "abmil.json").write_text(json.dumps(record))
+    plan = layout(methods, splits=1, figure="fig4")
+    metrics, paths = by_key([folder / "abmil.json"], plan)
+    return Job("fig4", plan, metrics, Path("x.png"), paths, (write_index(run.parent, [run]),))
 
 
 @pytest.mark.parametrize(("protocol", "plotted"), [("as_written", [3, 4]), ("as_released", [2, 1])])
 def test_figure_4_draws_the_stored_scores(
-    toy: tuple[list[Path], list[Path]], figures: list[Any], protocol: str, plotted: list[int]
+    tmp_path: Path, figures: list[Any], protocol: str, plotted: list[int]
 ) -> None:
-    record = {**json.loads(toy[0][0].read_text()), "protocol": protocol}
-    toy[0][0].write_text(json.dumps(record))
-    plan = layout(["abmil", "clam"], splits=1, figure="fig4")
-    metrics, paths = by_key(toy[0], plan)
-    job = Job("fig4", plan, metrics, Path("x.png"), paths, tuple(toy[1]))
+    job = job_of_run(tmp_path, ["abmil", "clam"], protocol=protocol)
     result = fig_histograms.draw(job)
     axes = figures[0].axes[0]
     # test bags: t0 (.2 .7 | 0 0), t1 (.8 .1 .95 | 1 0 1), t2 (.4 .65 | 0 1); only t1 has a logit above 0
@@ -292,20 +294,15 @@ def test_figure_4_draws_the_stored_scores(
 
 
 def test_figure_4_without_a_positive_instance_is_empty(tmp_path: Path, figures: list[Any]) -> None:
-    bags = [(*bag[:5], [0] * len(bag[5])) for bag in BAGS]
-    run = write_run(tmp_path / "predictions" / "resnet18" / "abmil", bags=bags)
-    index = write_index(run.parent, [run])
-    plan = layout(["abmil"], splits=1, figure="fig4")
-    (tmp_path / "abmil.json").write_text(json.dumps(metrics_object("toy", "abmil", {"instance_auroc": [None]})))
-    metrics, paths = by_key([tmp_path / "abmil.json"], plan)
-    job = Job("fig4", plan, metrics, Path("x.png"), paths, (index,))
+    job = job_of_run(tmp_path, ["abmil"], [(*bag[:5], [0] * len(bag[5])) for bag in BAGS])
     assert fig_histograms.draw(job).empty == "no run has test instances of both labels"
     assert "positive" not in {handle.get_label().split()[0] for handle in figures[0].axes[0].patches}
-    assert not fig_histograms.draw(Job("fig4", plan, {}, Path("x.png"))).empty
+    assert not fig_histograms.draw(Job("fig4", job.layout, {}, Path("x.png"))).empty
 
 
-def test_scores_of_a_panel_run_from_0_to_1(toy: tuple[list[Path], list[Path]]) -> None:
-    run = load_chosen(toy[1], toy[0], dataset="toy")[0]
+def test_scores_of_a_panel_run_from_0_to_1(tmp_path: Path) -> None:
+    job = job_of_run(tmp_path, ["abmil"])
+    run = load_chosen(job.indexes, [*job.metrics_files.values()], dataset="toy")[0]
     y, score = panel_instances(run, predicted_positive=False)
     assert y.tolist() == [0, 0, 1, 0, 1, 0, 1] and score[[3, 4]].tolist() == [0, 1]
     assert score[0] == pytest.approx((0.2 - 0.1) / (0.95 - 0.1))
@@ -319,9 +316,7 @@ def test_strips_hold_truth_scores_and_a_white_gap() -> None:
 
 
 @pytest.mark.parametrize("modality", ["wsi", "ct"])
-def test_a_map_has_room_for_every_line_of_its_caption(modality: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    saved: list[Any] = []
-    monkeypatch.setattr("smmil.figures.map_panels.save", lambda figure, path: saved.append(figure))
+def test_a_map_has_room_for_every_line_of_its_caption(modality: str, figures: list[Any]) -> None:
     attrs = InstanceAttrs(modality=modality, l0_footprint_px=10)
     coords = np.array([[0.0, 0.0], [10.0, 10.0]] if modality == "wsi" else [[0.0], [5.0]])
     outlines = {"downsample": 1.0, "montage": {"columns": 2, "cell_px": 20, "slices": [0, 1]}}
@@ -329,7 +324,7 @@ def test_a_map_has_room_for_every_line_of_its_caption(modality: str, monkeypatch
     warnings = ["11 of 77 tiles are black", "a much longer line " * 20]
     for caption in ([], warnings):
         draw_map(bag, [Panel("m", np.array([0.1, 0.9]))], "title", Path("x.png"), caption=caption)
-    plain, warned = saved
+    plain, warned = figures
     assert plain.get_supxlabel() == "" and warned.get_supxlabel().split() == " ".join(warnings).split()
     assert warned.get_size_inches()[1] > plain.get_size_inches()[1]
     warned.canvas.draw()
@@ -338,23 +333,22 @@ def test_a_map_has_room_for_every_line_of_its_caption(modality: str, monkeypatch
 
 
 def test_files_are_equal_when_drawn_twice_and_the_json_tells_how(tmp_path: Path) -> None:
-    names = ["smap_early", "smap_early__alpha_0p1", "abmil"]
     files = []
-    for name in names:
+    for name in ("abmil", "clam"):
         path = tmp_path / f"{name}.json"
         path.write_text(json.dumps(metrics_object("toy", name, {"bag_f1": [0.25, 0.75]})))
         files.append(str(path))
-    given = ["--figure", "fig6a", "--layout", layout(names).to_json(), "--metrics", *files]
+    plan = layout(["abmil", "clam"]).to_json()
     written = []
     for k in (1, 2):
-        out = tmp_path / str(k) / "fig6a.png"
-        assert figures_main([*given, "--out", str(out)]) == 0
+        out = tmp_path / str(k) / "cd.png"
+        assert figures_main(["--figure", "cd", "--layout", plan, "--metrics", *files, "--out", str(out)]) == 0
         written.append([out.with_suffix(f".{kind}").read_bytes() for kind in ("png", "pdf")])
     assert written[0] == written[1]
     assert written[0][0][:4] == b"\x89PNG" and written[0][1][:4] == b"%PDF" and b"CreationDate" not in written[0][1]
-    facts = json.loads((tmp_path / "1" / "fig6a.json").read_text())
-    assert facts["command"].startswith("python -m smmil.figures --figure fig6a") and facts["missing"]["missing"] == 0
-    assert facts["files"] == ["fig6a.png", "fig6a.pdf"] and len(facts["runs"]) == 6
+    facts = json.loads((tmp_path / "1" / "cd.json").read_text())
+    assert facts["command"].startswith("python -m smmil.figures --figure cd") and facts["missing"]["missing"] == 0
+    assert facts["files"] == ["cd.png", "cd.pdf"] and len(facts["runs"]) == 4
 
 
 def test_wrong_input_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -399,12 +393,10 @@ def test_the_view_is_the_tissue_and_maps_have_equal_areas() -> None:
         assert width * height == pytest.approx(9.0) and per_row * width <= 11
 
 
-def test_a_map_says_its_range_and_how_many_are_above_the_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
-    saved: list[Any] = []
-    monkeypatch.setattr("smmil.figures.map_panels.save", lambda figure, path: saved.append(figure))
+def test_a_map_says_its_range_and_how_many_are_above_the_threshold(figures: list[Any]) -> None:
     panels = [Panel("m", np.array([-1.0, 3.0]), threshold=2.0), Panel("n", np.array([5.0, 7.0]))]
     draw_map(slide(0.5, 900, 900), panels, "title", Path("x.png"))
-    slide_ax, first, second, bar = saved[0].get_axes()
+    slide_ax, first, second, bar = figures[0].get_axes()
     assert first.get_xlabel() == "-1 to 3\n1 of 2 above threshold" and second.get_xlabel() == "5 to 7"
     assert [text.get_text() for text in slide_ax.texts] == ["0.1 mm"]
     # both maps share one scale, from the lowest to the highest score of each

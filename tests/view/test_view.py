@@ -22,7 +22,7 @@ from smmil.view.__main__ import main
 from smmil.view.catalogue import find_cohorts
 from smmil.view.images import OVERLAP_PX, TILE_PX
 from smmil.view.layers import scores
-from smmil.view.site import NoSuchPage, Site
+from smmil.view.site import Site
 from tests.helpers import cohorts
 from tests.helpers.cohorts import write_slide
 from tests.view.conftest import LESION, LOGITS
@@ -38,6 +38,12 @@ def data(site: Site, address: str) -> dict:
 
 def picture(site: Site, address: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(site.get(f"images/{address}").body)))
+
+
+@pytest.fixture
+def copy(results, tmp_path) -> Path:
+    """A copy of the results, to alter."""
+    return Path(shutil.copytree(results.folder, tmp_path / "copy"))
 
 
 def test_the_list_has_every_bag_and_every_run(site):
@@ -71,14 +77,13 @@ def test_scores_are_the_stored_ones(site, results):
 
 def test_tiles_and_outlines_are_where_they_were_cut(site, results):
     view = data(site, "slides/tumour/bag")
-    arrays = read_arrays(results.store("slides"), "tumour")
-    np.testing.assert_array_equal(unpack(view["slide"]["coords"]).reshape(-1, 2), arrays["coords"])
-    np.testing.assert_array_equal(unpack(view["slide"]["grid"]).reshape(-1, 2), arrays["grid"])
+    slide, arrays = view["slide"], read_arrays(results.store("slides"), "tumour")
+    np.testing.assert_array_equal(unpack(slide["coords"]).reshape(-1, 2), arrays["coords"])
+    np.testing.assert_array_equal(unpack(slide["grid"]).reshape(-1, 2), arrays["grid"])
     np.testing.assert_array_equal(unpack(view["coverage"]), arrays["coverage"])
-    ring = unpack(view["slide"]["lesion"]["points"]).reshape(-1, 2)
-    assert view["slide"]["lesion"]["lengths"] == [5]
-    assert {*map(tuple, ring.tolist())} == {*map(tuple, LESION)}
-    assert (view["slide"]["mpp"], view["slide"]["footprint"], view["n"]) == (0.5, 64, len(arrays["coords"]))
+    assert slide["lesion"]["lengths"] == [5]
+    assert {*map(tuple, unpack(slide["lesion"]["points"]).reshape(-1, 2).tolist())} == {*map(tuple, LESION)}
+    assert (slide["mpp"], slide["footprint"], view["n"]) == (0.5, 64, len(arrays["coords"]))
 
 
 def test_deep_zoom_shows_the_pixels_of_the_slide(site, results):
@@ -117,39 +122,32 @@ def test_slices_are_hounsfield_units_in_anatomical_order(site, results):
     assert view["files"] == ["5.dcm", "4.dcm", "3.dcm", "2.dcm", "1.dcm"]
 
 
-def test_a_failed_bag_and_missing_raw_files_are_explained(results, tmp_path):
-    shutil.copytree(results.folder, tmp_path / "copy")
+def test_a_failed_bag_and_missing_raw_files_are_explained(results, copy):
     for dataset in ("slides", "scans"):
-        path = tmp_path / "copy" / dataset / "bags.report.json"
+        path = copy / dataset / "bags.report.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "root": "moved/away"}))
-    site = Site("copy", find_cohorts(tmp_path / "copy"))
+    site = Site("copy", find_cohorts(copy))
     assert "not a slide" in data(site, "slides/broken/bag")["reason"]
-    view = data(site, "slides/tumour/bag")
-    assert view["slide"]["zoom"] is None and view["slide"]["lesion"]["lengths"]
-    assert any("--raw" in line for line in view["warnings"])
-    view = data(site, "scans/bleed/bag")
-    assert not view["scan"]["readable"] and any("--raw" in line for line in view["warnings"])
-    found = Site("copy", find_cohorts(tmp_path / "copy", [f"slides={results.raw}"]))
-    assert data(found, "slides/tumour/bag")["slide"]["zoom"]
+    slide, scan = data(site, "slides/tumour/bag"), data(site, "scans/bleed/bag")
+    assert slide["slide"]["zoom"] is None and slide["slide"]["lesion"]["lengths"] and not scan["scan"]["readable"]
+    assert all(any("--raw" in line for line in view["warnings"]) for view in (slide, scan))
+    assert data(Site("copy", find_cohorts(copy, [f"slides={results.raw}"])), "slides/tumour/bag")["slide"]["zoom"]
 
 
-def test_a_relative_root_counts_from_the_folders_above_the_results(results, tmp_path, monkeypatch):
-    shutil.copytree(results.folder, tmp_path / "project/out/results")
-    (tmp_path / "project/raw").symlink_to(results.raw)
-    report = tmp_path / "project/out/results/slides/bags.report.json"
+def test_a_relative_root_counts_from_the_folders_above_the_results(results, copy, tmp_path, monkeypatch):
+    (tmp_path / "raw").symlink_to(results.raw)
+    report = copy / "slides/bags.report.json"
     report.write_text(json.dumps({**json.loads(report.read_text()), "root": "raw"}))
     monkeypatch.chdir("/")
-    site = Site("results", find_cohorts(tmp_path / "project/out/results"))
-    assert data(site, "slides/tumour/bag")["slide"]["zoom"]
+    assert data(Site("copy", find_cohorts(copy)), "slides/tumour/bag")["slide"]["zoom"]
 
 
-def test_artefacts_are_outlined(results, tmp_path):
-    shutil.copytree(results.folder, tmp_path / "copy")
-    path = tmp_path / "copy/slides/instances/thumbnails/tumour.json"
+def test_artefacts_are_outlined(copy):
+    path = copy / "slides/instances/thumbnails/tumour.json"
     ring, hole = [[0, 0], [90, 0], [90, 90]], [[20, 10], [40, 10], [40, 20]]
     found = {"pen": {"share": 0.25, "areas": [[ring, hole]]}, "blur": {"share": 0.0, "areas": []}}
     path.write_text(json.dumps({**json.loads(path.read_text()), "artefacts": found}))
-    artefacts = data(Site("copy", find_cohorts(tmp_path / "copy")), "slides/tumour/bag")["slide"]["artefacts"]
+    artefacts = data(Site("copy", find_cohorts(copy)), "slides/tumour/bag")["slide"]["artefacts"]
     assert [*artefacts] == ["pen"] and artefacts["pen"]["share"] == 0.25
     assert artefacts["pen"]["rings"]["lengths"] == [3, 3]
     assert unpack(artefacts["pen"]["rings"]["points"]).reshape(-1, 2).tolist() == [*ring, *hole]
@@ -187,12 +185,11 @@ def test_predictions_beside_one_another_are_one_list(results, tmp_path):
     assert first == second and data(site, "new/tumour-2/bag")["slide"]["zoom"]
 
 
-def test_a_damaged_run_does_not_stop_the_others(results, tmp_path):
-    shutil.copytree(results.folder, tmp_path / "copy")
-    folder = tmp_path / "copy/slides/predictions/resnet18"
+def test_a_damaged_run_does_not_stop_the_others(copy):
+    folder = copy / "slides/predictions/resnet18"
     (folder / "abmil/split1_lr0.0001.npz").write_bytes(b"no archive")
     (folder / "smap_early/split2_lr0.0001.npz").unlink()
-    site = Site("copy", find_cohorts(tmp_path / "copy"))
+    site = Site("copy", find_cohorts(copy))
     listing = data(site, "slides/bags")
     assert [(run["method"], run["seed"]) for run in listing["runs"]] == [("smap_early", 1), ("abmil", 2)]
     assert len(listing["notes"]) == 2 and all("split" in note for note in listing["notes"])
@@ -201,13 +198,12 @@ def test_a_damaged_run_does_not_stop_the_others(results, tmp_path):
     assert any("index.json" in note for note in data(site, "slides/bags")["notes"])
 
 
-def test_predictions_of_an_earlier_cut_are_refused(results, tmp_path):
-    shutil.copytree(results.folder, tmp_path / "copy")
-    store = tmp_path / "copy/slides/instances/store"
+def test_predictions_of_an_earlier_cut_are_refused(copy):
+    store = copy / "slides/instances/store"
     shutil.rmtree(store / "tumour")
-    shutil.copytree(tmp_path / "copy/scans/instances/store/bleed", store / "tumour")
-    shutil.rmtree(tmp_path / "copy/slides/instances/shards")
-    cohort = find_cohorts(tmp_path / "copy")["slides"]
+    shutil.copytree(copy / "scans/instances/store/bleed", store / "tumour")
+    shutil.rmtree(copy / "slides/instances/shards")
+    cohort = find_cohorts(copy)["slides"]
     with pytest.raises(ValueError, match="tumour was predicted with .* run the workflow again"):
         scores(cohort.bags["tumour"], cohort.runs()[0])
 
@@ -247,19 +243,10 @@ def test_other_host_names_and_methods_are_refused(server):
     "address",
     [
         *("../bags.csv", "..%2f..%2fetc%2fpasswd", "%2e%2e/%2e%2e/etc/passwd", "vendor/../records.py", "records.py"),
-        *(
-            "data/slides/../bags",
-            "data/slides/tumour",
-            "data/none/bags",
-            "data/slides/none/bag",
-            "data/slides/tumour/x",
-        ),
-        *(
-            "images/slides/tumour/../../x.jpg",
-            "images/slides/tumour/thumbnail.json",
-            "images/slides/none/thumbnail.jpg",
-        ),
-        *("images//etc/passwd", "data/slides/tumour/scores-000000000000", "data//bags", "viewer.js/"),
+        *("data/slides/../bags", "data/slides/tumour", "data/none/bags", "data/slides/none/bag", "data//bags"),
+        *("data/slides/tumour/x", "data/slides/tumour/scores-000000000000", "images/slides/tumour/../../x.jpg"),
+        *("images/slides/tumour/thumbnail.json", "images/slides/none/thumbnail.jpg", "images//etc/passwd"),
+        "viewer.js/",
     ],
 )
 def test_addresses_outside_the_site_lead_nowhere(server, address):
@@ -278,23 +265,16 @@ def test_what_cannot_be_read_is_one_line(server):
         assert status == 422 and text in json.loads(body)["error"], address
 
 
-def test_links_that_lead_out_are_refused(results, tmp_path):
-    shutil.copytree(results.folder, tmp_path / "copy")
-    thumbnail = tmp_path / "copy/slides/instances/thumbnails/tumour.jpg"
+def test_links_that_lead_out_are_refused(results, copy):
+    thumbnail = copy / "slides/instances/thumbnails/tumour.jpg"
     thumbnail.unlink()
     thumbnail.symlink_to(results.folder / "slides/instances/thumbnails/normal.jpg")
-    site = Site("copy", find_cohorts(tmp_path / "copy"))
     with pytest.raises(ValueError, match="leads out"):
-        site.get("images/slides/tumour/thumbnail.jpg")
-    shutil.rmtree(tmp_path / "copy/slides")
-    (tmp_path / "copy/slides").symlink_to(results.folder / "slides")
+        Site("copy", find_cohorts(copy)).get("images/slides/tumour/thumbnail.jpg")
+    shutil.rmtree(copy / "slides")
+    (copy / "slides").symlink_to(results.folder / "slides")
     with pytest.raises(ValueError, match="leads out"):
-        find_cohorts(tmp_path / "copy")
-
-
-def test_addresses_of_unknown_kinds_raise(site):
-    with pytest.raises(NoSuchPage):
-        site.get("nothing")
+        find_cohorts(copy)
 
 
 def exported(folder: Path, address: str) -> dict:
