@@ -2,30 +2,23 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from preprocessing.qc.counts import Counts, Expected, Problem
 from preprocessing.status import StageWarning, Status, Total
+from smmil.artifacts.records import Metrics
 from smmil.config.layouts import TableLayout, parse_table_layout
 from smmil.figures.entries import FigureEntry, MapEntry, MapsFile, MissingRuns
 from smmil.findings import Finding
 from smmil.report.analysis import results_folder, view_command
-from smmil.report.overview import LEFT, RIGHT, WIDTH, Forest, Mark, cautions, overview
+from smmil.report.overview import LEFT, RIGHT, WIDTH, Forest, Mark, Overview, cautions, overview
 from smmil.report.page import Inputs, build_page, figures_of_page, first_map, repeated_tables
 from tests.helpers.pages import Page
 from tests.helpers.predictions import metrics_object, metrics_record
 
-LAYOUT = TableLayout.parse(
-    {
-        "datasets": [
-            {"name": "a", "title": "A <1>", "encoder": "resnet18"},
-            {"name": "b", "title": "B", "encoder": "resnet18"},
-        ],
-        "methods": ["smap_early", "abmil"],
-    }
-)
+DATASETS = [{"name": name, "title": title, "encoder": "resnet18"} for name, title in (("a", "A <1>"), ("b", "B"))]
+LAYOUT = TableLayout.parse({"datasets": DATASETS, "methods": ["smap_early", "abmil"]})
 CLEAR = Finding(
     dataset="A <1>",
     method="SmAP",
@@ -43,51 +36,42 @@ CLEAR = Finding(
 UNCLEAR = replace(CLEAR, dataset="B", difference=-0.01, interval=(-0.1, 0.1), verdict="no clear difference")
 
 
+def outcome(*findings: Finding) -> tuple[str, str]:
+    """The only sentence of the first screen, and its verdict."""
+    (statement,) = overview(LAYOUT, [], findings, [], [], []).statements
+    return statement.text, statement.verdict
+
+
 def test_outcomes_are_one_sentence_per_pair_and_one_row_per_dataset() -> None:
+    other = replace(CLEAR, dataset="B")
+    text = "SmAP localises lesions better than ABMIL on A <1>; no clear difference in localising lesions on B."
+    assert outcome(CLEAR, UNCLEAR) == (text, "better")
+    assert outcome(UNCLEAR) == ("SmAP and ABMIL: no clear difference in localising lesions on B.", "")
+    assert outcome(CLEAR, replace(other, verdict="worse"))[1] == ""
+    assert outcome(CLEAR, other) == ("SmAP localises lesions better than ABMIL on A <1> and B.", "better")
     screen = overview(LAYOUT, [], [CLEAR, UNCLEAR], [], [], [])
-    (statement,) = screen.statements
-    assert statement.text == (
-        "SmAP localises lesions better than ABMIL on A <1>; no clear difference in localising lesions on B."
-    )
-    assert statement.verdict == "better"
-    (unclear,) = overview(LAYOUT, [], [UNCLEAR], [], [], []).statements
-    assert (unclear.text, unclear.verdict) == ("SmAP and ABMIL: no clear difference in localising lesions on B.", "")
-    (mixed,) = overview(LAYOUT, [], [CLEAR, replace(CLEAR, dataset="B", verdict="worse")], [], [], []).statements
-    assert mixed.verdict == ""
-    assert screen.plot is not None
+    assert screen.plot is not None and screen.details[0].startswith("A <1>: SmAP localises lesions better than ABMIL")
     (marks,) = screen.plot.groups.values()
-    assert [(m.label, m.value, m.interval, m.look) for m in marks] == [
-        ("A <1>", 0.1, (0.05, 0.15), "better"),
-        ("B", -0.01, (-0.1, 0.1), ""),
-    ]
-    assert screen.details[0].startswith("A <1>: SmAP localises lesions better than ABMIL")
-    both = overview(LAYOUT, [], [CLEAR, replace(CLEAR, dataset="B")], [], [], []).statements
-    assert both[0].verdict == "better" and both[0].text.endswith("better than ABMIL on A <1> and B.")
+    rows = [("A <1>", 0.1, (0.05, 0.15), "better"), ("B", -0.01, (-0.1, 0.1), "")]
+    assert [(m.label, m.value, m.interval, m.look) for m in marks] == rows
 
 
 def test_without_comparisons_the_best_method_is_named_with_interval_and_test_bags() -> None:
-    rows = {"abmil": [0.7, 0.9], "smap_early": [0.6, 0.6]}
-    objects = [metrics_object("a", method, {"bag_auroc": values}) for method, values in rows.items()]
-    for entry in objects:
-        for split in entry["splits"]:
+    def scored(**rows: list[float]) -> Overview:
+        objects = [metrics_object("a", method, {"bag_auroc": values}) for method, values in rows.items()]
+        for split in (split for entry in objects for split in entry["splits"]):
             split["test"] |= {"n_bags": 12, "n_positive_bags": 5}
-    metrics = [metrics_record("b", "abmil", {"bag_auroc": [None]})]
-    metrics += [type(metrics[0]).model_validate(entry) for entry in objects]
-    screen = overview(LAYOUT, metrics, [], [], [], [])
-    assert [statement.text for statement in screen.statements] == [
-        "A <1>: ABMIL has the highest bag AUROC, 0.800 (95 % interval 0.250 to 0.750) over 12 test bags, 5 of them "
-        "positive."
-    ]
+        metrics = [metrics_record("b", "abmil", {"bag_auroc": [None]})]
+        return overview(LAYOUT, [*metrics, *map(Metrics.model_validate, objects)], [], [], [], [])
+
+    screen = scored(abmil=[0.7, 0.9], smap_early=[0.6, 0.6])
+    numbers = "0.800 (95 % interval 0.250 to 0.750) over 12 test bags, 5 of them positive."
+    assert [s.text for s in screen.statements] == [f"A <1>: ABMIL has the highest bag AUROC, {numbers}"]
     assert screen.plot is not None and screen.plot.reference == 0.5
     assert [mark.label for mark in screen.plot.groups["A <1>"]] == ["SmAP", "ABMIL"]
-    assert overview(LAYOUT, [], [], [], [], []).plot is None
-
-
-def test_methods_of_equal_means_are_named_together() -> None:
-    rows = [metrics_object("a", method, {"bag_auroc": [0.7, 0.9]}) for method in ("abmil", "smap_early")]
-    record = type(metrics_record("b", "abmil", {"bag_auroc": [None]}))
-    (statement,) = overview(LAYOUT, [record.model_validate(row) for row in rows], [], [], [], []).statements
+    (statement,) = scored(abmil=[0.7, 0.9], smap_early=[0.7, 0.9]).statements
     assert statement.text.startswith("A <1>: SmAP and ABMIL have the highest bag AUROC, 0.800 over ")
+    assert overview(LAYOUT, [], [], [], [], []).plot is None
 
 
 def test_places_in_the_plot_are_in_order_and_inside() -> None:
@@ -102,23 +86,12 @@ def test_places_in_the_plot_are_in_order_and_inside() -> None:
 
 
 def test_cautions_name_bags_methods_and_cohorts() -> None:
-    counts = [
-        Counts(
-            "a", {"ok": 13, "failed": 1}, expected=[Expected("bags", 399, 14)], problems=[Problem("x", "failed", "cut")]
-        ),
-        # nobody published this one
-        Counts("b", {"ok": 3}),
-    ]
+    failed, bags = Problem("x", "failed", "cut"), Expected("bags", 399, 14)
+    # nobody published the second one
+    counts = [Counts("a", {"ok": 13, "failed": 1}, expected=[bags], problems=[failed]), Counts("b", {"ok": 3})]
     metrics = [metrics_record("a", "abmil", {"instance_auroc": [0.4, 0.6, 0.7]}, random_weights=True)]
-    status = [
-        Status(
-            "a",
-            1,
-            [],
-            Total("all stages", 1),
-            warnings=[StageWarning("instances", "y", "pale 2 %"), StageWarning("instances", "z", "pale 41 %")],
-        )
-    ]
+    warnings = [StageWarning("instances", "y", "pale 2 %"), StageWarning("instances", "z", "pale 41 %")]
+    status = [Status("a", 1, [], Total("all stages", 1), warnings=warnings)]
     assert cautions(metrics, counts, status, {"a": "A"}) == [
         "Random encoder weights, so the numbers only show that the pipeline runs: A.",
         "Small cohorts, far from the published datasets: A (14 of 399 bags).",
@@ -167,17 +140,10 @@ def test_histograms_of_a_dataset_are_shown_only_without_figure_4() -> None:
 
 
 def test_the_first_map_is_a_positive_bag_and_its_command_opens_it() -> None:
-    def drawn(bag_id: str, label: int | None) -> MapEntry:
-        return MapEntry(bag_id=bag_id, label=label, file="x.png", title="", caption="", files=("x.png",))
-
-    maps: dict[Path, Any] = {
-        Path("r/a/maps/resnet18/maps.json"): MapsFile(
-            dataset="a", encoder="resnet18", maps=(drawn("n", 0),), command=""
-        ),
-        Path("r/b/maps/timm/x/maps.json"): MapsFile(
-            dataset="b", encoder="timm/x", maps=(drawn("my p", 1),), command=""
-        ),
-    }
+    maps: dict[Path, MapsFile] = {}
+    for path, bag_id, label in (("a/maps/resnet18", "n", 0), ("b/maps/timm/x", "my p", 1)):
+        entry = MapEntry(bag_id=bag_id, label=label, file="x.png", title="", caption="", files=("x.png",))
+        maps[Path("r", path, "maps.json")] = MapsFile(dataset=path[0], encoder="e", maps=(entry,), command="")
     triple = first_map(maps)
     assert triple is not None and triple[2].bag_id == "my p"
     assert view_command(results_folder(triple[0], "maps"), triple[2].bag_id) == "smmil view r --bag 'my p'"
