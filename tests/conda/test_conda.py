@@ -36,17 +36,14 @@ def env_python(prefix: Path, code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=prefix)
 
 
-@pytest.mark.parametrize("name", ["preprocess", "train", "report"])
-def test_an_environment_shows_what_it_names_and_hides_the_rest(tmp_path, name):
-    prefix = tmp_path / name
-    made = conda("env", "create", "--quiet", "--file", str(ROOT / f"envs/{name}.yaml"), "--prefix", str(prefix))
+def test_an_environment_shows_what_it_names_and_hides_the_rest(tmp_path):
+    prefix = tmp_path / "train"
+    made = conda("env", "create", "--quiet", "--file", str(ROOT / "envs/train.yaml"), "--prefix", str(prefix))
     assert made.returncode == 0, made.stderr
     assert env_python(prefix, "import numpy, zarr, pydantic").returncode == 0
-    hidden = {"preprocess": "matplotlib", "train": "cv2", "report": "torch"}[name]
-    refused = env_python(prefix, f"import {hidden}")
-    assert refused.returncode != 0 and f"No module named '{hidden}'" in refused.stderr
     # an environment holds packages, never this project
-    assert "ModuleNotFoundError" in env_python(prefix, "import smmil").stderr
+    for hidden in ("cv2", "smmil"):
+        assert f"No module named '{hidden}'" in env_python(prefix, f"import {hidden}").stderr
 
 
 @pytest.mark.parametrize(

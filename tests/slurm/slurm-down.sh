@@ -13,7 +13,7 @@ if scontrol ping >/dev/null 2>&1; then
     sleep 0.2
   done
 fi
-for daemon in slurmd slurmctld slurmdbd mariadb munged; do
+for daemon in slurmd slurmctld munged; do
   file=$HOME_DIR/run/$daemon.pid
   [ -s "$file" ] || continue
   pid=$(<"$file")
@@ -23,7 +23,7 @@ for daemon in slurmd slurmctld slurmdbd mariadb munged; do
     sleep 0.1
   done
 done
-for name in slurm.conf gres.conf slurmdbd.conf; do
+for name in slurm.conf gres.conf; do
   [ "$(readlink "/etc/slurm/$name")" != "$HOME_DIR/$name" ] || rm -f "/etc/slurm/$name"
 done
 rm -rf "$HOME_DIR"

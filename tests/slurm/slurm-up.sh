@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
 # One-node SLURM for tests, on any Debian: as root, without systemd, everything on loopback.
 #
-#   tests/slurm/slurm-up.sh                    squeue only, two fake GPUs
-#   SLURM_ACCOUNTING=1 tests/slurm/slurm-up.sh also slurmdbd and MariaDB, so that sacct answers
-#   tests/slurm/slurm-down.sh                  ends what this started
+#   tests/slurm/slurm-up.sh      starts it: squeue only, without accounting, two fake GPUs
+#   tests/slurm/slurm-down.sh    ends what this started
 #
 # Exit codes: 0 it runs; 3 it cannot run on this machine (no root, packages missing and not to be had, a SLURM of the
 # machine's own); 1 it should have come up and did not.
@@ -11,12 +10,11 @@
 # Packages are installed only where they are missing. A second call starts only what does not run. State, logs, pid
 # files and the configuration lie in $SLURM_TEST_HOME; nothing outside it is written but links to the configuration in
 # /etc/slurm (a variable would not do: Snakemake's executor drops SLURM_CONF inside jobs), munge's key and socket
-# folder, a line in the hosts file if the machine cannot resolve its own name, and, with accounting, MariaDB's data.
+# folder, and a line in the hosts file if the machine cannot resolve its own name.
 # A machine that has a SLURM of its own is left alone.
 set -euo pipefail
 
 HOME_DIR=${SLURM_TEST_HOME:-${XDG_RUNTIME_DIR:-/run}/smmil-slurm}
-ACCOUNTING=${SLURM_ACCOUNTING:-0}
 GPUS=${SLURM_FAKE_GPUS:-2}
 NODE=$(hostname -s)
 
@@ -37,7 +35,6 @@ until_ok() {
 
 install_packages() {
   local wanted=(slurmctld slurmd slurm-client munge) missing=()
-  [ "$ACCOUNTING" = 0 ] || wanted+=(slurmdbd mariadb-server)
   for package in "${wanted[@]}"; do
     dpkg-query -W -f '${Status}\n' "$package" 2>/dev/null | grep -q '^install ok installed$' || missing+=("$package")
   done
@@ -67,8 +64,7 @@ make_gpus() {
 }
 
 write_config() {
-  local storage=accounting_storage/none gres=
-  [ "$ACCOUNTING" = 0 ] || storage=accounting_storage/slurmdbd
+  local gres=
   [ "$GPUS" = 0 ] || gres="Gres=gpu:fake:$GPUS"
   # Memory is watched by polling (no cgroups), every second, so that a job too large dies soon. The node says that it
   # has 64 GB whatever it has: small jobs with the paper's requests can then be scheduled on a small machine.
@@ -87,8 +83,7 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
 JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=1
 JobAcctGatherParams=OverMemoryKill
-AccountingStorageType=$storage
-AccountingStorageHost=localhost
+AccountingStorageType=accounting_storage/none
 # finished jobs stay visible to squeue for a day
 MinJobAge=86400
 KillWait=10
@@ -122,45 +117,10 @@ start_munge() {
   until_ok 20 munged munge -n
 }
 
-start_accounting() {
-  mkdir -p /run/mysqld
-  chown mysql: /run/mysqld
-  if ! mariadb -e 'select 1' >/dev/null 2>&1; then
-    setsid mariadbd --user=mysql --bind-address=127.0.0.1 --innodb-buffer-pool-size=64M \
-      --pid-file="/run/mysqld/mysqld.pid" >"$HOME_DIR/log/mariadb.log" 2>&1 </dev/null &
-    echo $! >"$HOME_DIR/run/mariadb.pid"
-  fi
-  until_ok 90 MariaDB mariadb -e 'select 1'
-  mariadb -e "create database if not exists smmil_slurm;
-              create user if not exists smmil_slurm@localhost identified by 'local';
-              grant all on smmil_slurm.* to smmil_slurm@localhost;"
-  (umask 077; cat >"$HOME_DIR/slurmdbd.conf" <<CONF
-AuthType=auth/munge
-DbdHost=localhost
-SlurmUser=root
-StorageType=accounting_storage/mysql
-StorageHost=localhost
-StorageUser=smmil_slurm
-StoragePass=local
-StorageLoc=smmil_slurm
-LogFile=$HOME_DIR/log/slurmdbd.log
-PidFile=$HOME_DIR/run/slurmdbd.pid
-CONF
-  )
-  link_config
-  runs "$HOME_DIR/run/slurmdbd.pid" || slurmdbd
-  until_ok 90 slurmdbd sacctmgr --noheader show cluster
-  # each of these fails when it was there before
-  sacctmgr --immediate add cluster smmil >/dev/null 2>&1 || true
-  sacctmgr --immediate add account lab Cluster=smmil >/dev/null 2>&1 || true
-  sacctmgr --immediate add user root Account=lab DefaultAccount=lab >/dev/null 2>&1 || true
-}
-
 link_config() {
   local name
   mkdir -p /etc/slurm
-  for name in slurm.conf gres.conf slurmdbd.conf; do
-    [ -e "$HOME_DIR/$name" ] || continue
+  for name in slurm.conf gres.conf; do
     ln -sfn "$HOME_DIR/$name" "/etc/slurm/$name"
   done
 }
@@ -175,10 +135,6 @@ fi
 unset SLURM_CONF
 mkdir -p "$HOME_DIR"/{state,spool,log,run,dev}
 install_packages
-if [ -s "$HOME_DIR/accounting" ] && [ "$(<"$HOME_DIR/accounting")" != "$ACCOUNTING" ]; then
-  die "$HOME_DIR runs with SLURM_ACCOUNTING=$(<"$HOME_DIR/accounting"): call slurm-down.sh first"
-fi
-echo "$ACCOUNTING" >"$HOME_DIR/accounting"
 getent hosts "$NODE" >/dev/null || echo "127.0.0.1 $NODE" >>/etc/hosts
 if ! runs "$HOME_DIR/run/slurmctld.pid"; then
   make_gpus
@@ -186,9 +142,8 @@ if ! runs "$HOME_DIR/run/slurmctld.pid"; then
 fi
 link_config
 start_munge
-[ "$ACCOUNTING" = 0 ] || start_accounting
 runs "$HOME_DIR/run/slurmctld.pid" || slurmctld
 until_ok 30 slurmctld scontrol ping
 runs "$HOME_DIR/run/slurmd.pid" || slurmd -N "$NODE"
 until_ok 60 "the node" ready
-say "$(sinfo --noheader --format '%P %T, %c CPUs, %m MiB, %G'), accounting $ACCOUNTING, ${SECONDS} s"
+say "$(sinfo --noheader --format '%P %T, %c CPUs, %m MiB, %G'), ${SECONDS} s"
