@@ -42,7 +42,9 @@ def snakemake_command(
     if "--workflow-profile" not in names:
         # the options of the profile by name, because Snakemake prints a line about every profile that it reads
         defaults |= {f"--{key}": value for key, value in load_yaml(folder / "profiles/default/config.yaml").items()}
-    defaults["--cores"] = cores
+    if cores != "all" or "--workflow-profile" not in names:
+        # a profile of the user has a number of its own, on a cluster that of the largest job
+        defaults["--cores"] = cores
     if not verbose and not names & (QUERIES - {"-n", "--dry-run", "--dryrun"}):
         defaults["--logger"] = "smmil"
     # targets first, because `--configfile` takes every word that follows it

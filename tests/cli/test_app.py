@@ -90,7 +90,7 @@ def test_a_profile_of_the_user_replaces_the_defaults_and_a_hint_repeats_the_conf
     setup = read_setup([Path("mine.yaml"), Path("more.yaml")])
     assert read_setup([]).options == "" and setup.options == " -c mine.yaml -c more.yaml"
     command = snakemake_command(setup, [], ["--workflow-profile", "slurm"], verbose=True)
-    assert "--keep-going" not in command and "--logger" not in command and command.count("--workflow-profile") == 1
+    assert not {"--keep-going", "--logger", "--cores"} & {*command} and command.count("--workflow-profile") == 1
     environment = snakemake_environment({"PATH": "/bin"})
     assert environment["PATH"].startswith(str(Path(sys.executable).parent)) and environment["SMMIL_QUIET_JOBS"]
     assert "SMMIL_QUIET_JOBS" not in snakemake_environment({}, verbose=True)
