@@ -175,7 +175,8 @@ class Campaign:
             jobs = Jobs.read(output.read_text(encoding="utf-8", errors="replace"))
             again = sorted(done & {*jobs.outputs.values()})
             self.outcome.wrong += [f"{output.name}: a finished job was started again: {name}" for name in again]
-            done |= {jobs.outputs[n] for n in jobs.ended}
+            # the rule `all` has no output
+            done |= {jobs.outputs[n] for n in jobs.ended if n in jobs.outputs}
             now = finished_work(folder / "results")
             self.outcome.wrong += [f"{output.name}: done again: {name}" for name in redone(known, now)]
             self.outcome.kept |= kinds(now)
