@@ -18,6 +18,5 @@
 | damaged bag: the store and its checker | `test_store`, `test_instances` |
 | damaged bag when training or extraction reads it | `test_damage` |
 | damaged state, weights of a run, predictions | `test_damage` |
-| damaged or missing encoder weights at use and at fetch | `test_encoders`, `test_features` |
-| missing encoder weights without a network, in the rule that fetches them | `test_damage` |
+| damaged or missing encoder weights at use and at fetch, no network | `test_encoders`, `test_features` |
 """

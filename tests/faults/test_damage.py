@@ -1,15 +1,13 @@
 """Changed bytes on disk are detected by a checksum, named in an error, and repaired by running again."""
 
 import json
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from preprocessing import check, weights
+from preprocessing import check
 from smmil.artifacts.results import load_predictions, read_index
 from smmil.artifacts.runs import append_log, load_state, read_done, read_log, save_state
 from smmil.evaluate.__main__ import main as evaluate
@@ -143,26 +141,3 @@ def test_damaged_predictions_are_refused_by_every_reader_and_made_again(
     assert work.predict() == 0
     assert f"{work.npz}: damaged" in caplog.text and other.stat().st_mtime_ns == before
     assert tree(work.folder) == tree(finished.folder)
-
-
-def test_without_network_the_fetch_of_weights_names_the_target_to_run(
-    tmp_path: Path, monkeypatch: Patch, capsys: Capture
-) -> None:
-    def offline(*args: object, **kwargs: object) -> None:
-        raise urllib.error.URLError("Network is unreachable")
-
-    monkeypatch.setattr(urllib.request, "urlopen", offline)
-    assert weights.main(["--encoder", "resnet18", "--out", str(tmp_path / "w")]) == 2
-    error = capsys.readouterr().err
-    assert error.count("error:") == 1 and "Traceback" not in error
-    assert "resnet18" in error and "`snakemake weights --cores 1`" in error
-    assert list((tmp_path / "w").iterdir()) == []
-
-
-def test_whole_files_are_read(work: Work) -> None:
-    """Intact files are not refused."""
-    assert [path.name for path in read_index(work.index)] == ["split1_lr0.01.npz", "split2_lr0.01.npz"]
-    assert load_predictions(work.npz).meta.run == "split1_lr0.01"
-    before = tree(work.folder)
-    assert work.train() == 0 and work.predict() == 0
-    assert tree(work.folder) == before

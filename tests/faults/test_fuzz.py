@@ -110,23 +110,12 @@ def save(data: st.DataObject, path: Path, content: bytes) -> None:
     if data.draw(st.integers(0, 3)):
         path.write_bytes(content)
         return
-    out = bytearray(content)
     for _ in range(data.draw(st.integers(1, 3))):
-        at, n = data.draw(st.integers(0, len(out))), data.draw(st.sampled_from([1, 2, 4, 64]))
-        match data.draw(st.sampled_from(["cut", "change", "insert", "remove", "repeat", "zero"])):
-            case "cut":
-                del out[at:]
-            case "change":
-                out[at : at + 1] = data.draw(st.binary(min_size=1, max_size=2))
-            case "insert":
-                out[at:at] = data.draw(st.binary(max_size=4))
-            case "remove":
-                del out[at : at + n]
-            case "repeat":
-                out[at:at] = out[at : at + n]
-            case _:
-                out[at : at + n] = bytes(len(out[at : at + n]))
-    path.write_bytes(out)
+        at, n = data.draw(st.integers(0, len(content))), data.draw(st.sampled_from([0, 1, 2, 4, 64, len(content)]))
+        part = content[at : at + n]
+        new = data.draw(st.sampled_from([b"", 2 * part, bytes(len(part))]) | st.binary(max_size=4))
+        content = content[:at] + new + content[at + n :]
+    path.write_bytes(content)
 
 
 def edit_manifest(data: st.DataObject, root: Path) -> str:
@@ -134,24 +123,24 @@ def edit_manifest(data: st.DataObject, root: Path) -> str:
     path = root / "manifest.csv"
     table = [line.split(",") for line in path.read_text().splitlines()]
     for _ in range(data.draw(st.integers(0, 3))):
-        line = data.draw(st.integers(0, len(table) - 1))
-        cell = data.draw(st.integers(0, len(table[line]) - 1))
-        match data.draw(st.sampled_from(["cell", "cell", "cell", "drop", "add", "copy", "column", "other"])):
-            case "cell":
-                table[line][cell] = data.draw(st.sampled_from(TEXTS) | st.text(max_size=8))
-            case "drop" if len(table[line]) > 1:
-                del table[line][cell]
+        row = data.draw(st.sampled_from(table))
+        cell = data.draw(st.integers(0, len(row) - 1))
+        text = data.draw(
+            st.sampled_from(TEXTS) | st.text(max_size=8) | st.sampled_from(data.draw(st.sampled_from(table)))
+        )
+        match data.draw(st.sampled_from(["cell", "cell", "cell", "drop", "add", "copy", "column"])):
+            case "drop" if len(row) > 1:
+                del row[cell]
             case "add":
-                table[line].insert(cell, data.draw(st.sampled_from(TEXTS)))
+                row.insert(cell, text)
             case "copy":
-                table.insert(line, list(table[data.draw(st.integers(0, len(table) - 1))]))
+                table.append([*row])
             case "column":
-                for row in table:
-                    row.append(data.draw(st.sampled_from(TEXTS)))
+                for other in table:
+                    other.append(text)
             case _:
-                other = data.draw(st.sampled_from(table))
-                table[line][cell] = data.draw(st.sampled_from(other))
-    joint = data.draw(st.sampled_from([",", ",", ",", ",", ",", ";"]))
+                row[cell] = text
+    joint = data.draw(st.sampled_from(",,,,;"))
     save(data, path, "\n".join(joint.join(row) for row in table).encode("utf-8", "surrogatepass"))
     return "manifest.csv"
 
@@ -177,9 +166,8 @@ def edit_geojson(data: st.DataObject, root: Path) -> str:
     box = [json.loads(path.read_text())]
     for _ in range(data.draw(st.integers(0, 3))):
         holder, key = data.draw(st.sampled_from(nodes(box)))
+        other, place = data.draw(st.sampled_from(nodes(box)))
         match data.draw(st.sampled_from(["value", "value", "remove", "wrap", "repeat", "key", "swap"])):
-            case "value":
-                holder[key] = copy.deepcopy(data.draw(st.sampled_from(JUNK)))
             case "remove" if holder is not box:
                 del holder[key]
             case "wrap":
@@ -189,8 +177,9 @@ def edit_geojson(data: st.DataObject, root: Path) -> str:
             case "key" if isinstance(holder, dict):
                 holder[data.draw(st.sampled_from(KEYS))] = holder.pop(key)
             case "swap":
-                other, place = data.draw(st.sampled_from(nodes(box)))
                 holder[key] = copy.deepcopy(other[place])
+            case _:
+                holder[key] = copy.deepcopy(data.draw(st.sampled_from(JUNK)))
     save(data, path, json.dumps(box[0]).encode())
     return "slide.geojson"
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from preprocessing.store import bags as store
 from smmil.artifacts.runs import read_log
 from smmil.predictions import runs as predictions
 from smmil.train import job
@@ -102,22 +101,3 @@ def test_half_done_work_of_any_time_is_not_finished(work: Work, finished: Work, 
     kept = other.stat().st_mtime_ns
     assert work.train() == 0 and work.predict() == 0
     assert tree(work.folder) == tree(finished.folder) and other.stat().st_mtime_ns == kept
-
-
-@pytest.mark.parametrize("years", [-30, 70], ids=["past", "future"])
-def test_a_bag_is_finished_by_its_key_and_leftovers_of_the_future_do_no_harm(work: Work, years: int) -> None:
-    folder = work.folder / "instances/store"
-    arrays, attrs = store.read_arrays(folder, "bag01"), store.read_instance_attrs(folder, "bag01")
-
-    def is_finished(key: str) -> bool:
-        return store.finished_attrs(folder, "bag01", key, store.InstanceAttrs) is not None
-
-    made = store.write_bag(folder, "bag01", arrays, attrs, key="now")
-    leftover = folder / ".tmp" / "bag01.elsewhere.1.aaaaaaaa"
-    leftover.mkdir(parents=True)
-    set_clock(folder, time.time() + years * YEAR)
-    assert is_finished("now") and not is_finished("then")
-    # a file from the future may belong to a live writer on a machine whose clock is ahead
-    assert store.clean_temporary(folder) == (1 if years < 0 else 0)
-    assert store.write_bag(folder, "bag01", arrays, attrs, key="then") == made
-    assert is_finished("then")

@@ -1,6 +1,5 @@
 """Synthetic CT scans: DICOM with the faults of the real files, and blood exactly where the tables say."""
 
-import warnings
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,14 @@ import pytest
 from preprocessing.synthetic import head_ct, rsna
 from tests.helpers.dataset_files import read_table
 
+# the real files carry "ID_..." where the standard wants UIDs
+pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR UI")
+
 
 def read(path: Path) -> Any:
-    with warnings.catch_warnings():
-        # The real files carry "ID_..." where the standard wants UIDs.
-        warnings.filterwarnings("ignore", "Invalid value for VR UI", UserWarning)
-        data = pydicom.dcmread(path)
-        data.decode()
-        return data
+    data = pydicom.dcmread(path)
+    data.decode()
+    return data
 
 
 def hounsfield(data: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -28,12 +28,14 @@ def saturation(rgb: np.ndarray) -> np.ndarray:
 
 
 def polygons(xml: Path) -> list[tuple[str, np.ndarray]]:
-    out = []
-    for annotation in ElementTree.parse(xml).iter("Annotation"):
-        points = sorted(annotation.iter("Coordinate"), key=lambda c: int(c.attrib["Order"]))
-        xy = np.array([[float(c.attrib["X"]), float(c.attrib["Y"])] for c in points])
-        out.append((annotation.attrib["PartOfGroup"], xy))
-    return out
+    """Groups and corners (n, 2), which stand in their order."""
+    return [
+        (
+            outline.attrib["PartOfGroup"],
+            np.array([[float(c.attrib[k]) for k in "XY"] for c in outline.iter("Coordinate")]),
+        )
+        for outline in ElementTree.parse(xml).iter("Annotation")
+    ]
 
 
 def lesion_mask(xml: Path, shape: tuple[int, int]) -> np.ndarray:
@@ -87,13 +89,10 @@ def test_camelyon16_names_labels_and_annotations_agree(tiny: dict[str, Path]) ->
     assert any(n.startswith("normal") for n in images)
 
 
-def test_camelyon16_numbers_of_the_real_set() -> None:
-    size = resolve_size("benchmark", "camelyon16")
-    names = {spec.name for spec in (item.spec for item in camelyon16.plan(size, 0).items)}  # type: ignore[arg-type]
-    assert not names & set(camelyon16.EXCLUDED)
+def test_camelyon16_skips_the_numbers_that_the_real_set_lacks() -> None:
+    plan = camelyon16.plan(resolve_size("benchmark", "camelyon16"), 0)
+    assert not {item.name for item in plan.items} & set(camelyon16.EXCLUDED) and len(plan.items) == 181
     assert "normal_086" not in camelyon16.numbered("normal", 100) and len(camelyon16.numbered("normal", 100)) == 100
-    assert "test_049" not in camelyon16.numbered("test", 60)
-    assert sum(name.startswith("test") for name in names) == round(180 * 0.33)
 
 
 def test_lesions_lie_on_tissue_and_look_different(tiny: dict[str, Path]) -> None:
@@ -125,22 +124,10 @@ def test_annotations_have_the_shapes_that_readers_must_survive(tiny: dict[str, P
     assert not all(valid) and any(valid)
 
 
-def test_special_slides(tiny: dict[str, Path], tmp_path: Path) -> None:
-    root = tiny["camelyon16"] / "images"
-    pen = picture(root / "normal_001.tif").astype(int)
+def test_a_pen_is_drawn_and_an_empty_slide_is_bare_glass(tiny: dict[str, Path], tmp_path: Path) -> None:
+    pen = picture(tiny["camelyon16"] / "images" / "normal_001.tif").astype(int)
     assert ((pen[..., 1] - pen[..., 0] > 40) & (saturation(pen.astype(np.uint8)) > 80)).sum() > 2000
-    closed = cv2.morphologyEx(
-        (saturation(picture(root / "normal_002.tif", 2)) > 15).astype(np.uint8), 3, np.ones((5, 5))
-    )
-    sizes = cv2.connectedComponentsWithStats(closed)[2][1:, cv2.CC_STAT_AREA]
-    assert (sizes > 0.15 * sizes.sum()).sum() == 2
-
-    def colour(name: str) -> float:
-        s = saturation(picture(root / f"{name}.tif", 2))
-        return float(s[s > 15].mean())
-
-    assert colour("tumor_002") < 0.8 * colour("tumor_001")
-    spec = camelyon16.slide_spec(resolve_size("tiny", "camelyon16"), 0, "normal_009", False, "empty")  # type: ignore[arg-type]
+    spec = camelyon16.slide_spec(resolve_size("tiny", "camelyon16"), 0, "normal_009", False, "empty")
     camelyon16.make_slide(tmp_path, spec)
     assert (saturation(picture(tmp_path / "images" / "normal_009.tif", 2)) > 15).mean() < 0.001
 
@@ -194,8 +181,6 @@ def test_panda_split_is_stratified_and_consistent(tiny: dict[str, Path]) -> None
         grade = labels[row["slide_name"]]
         parts[row["Partition"]].add(grade > 0)
         assert [row[f"isup_{k}"] for k in range(6)] == [str(int(k == grade)) for k in range(6)]
-        assert row["NC"] == str(int(grade == 0))
-        assert sum(int(row[f"gs_{k}"]) for k in (0, 6, 7, 8, 9, 10)) == 1
     assert parts["train"] == parts["test"] == {True, False}
     demo = panda.slide_specs(resolve_size("demo", "panda"), 0)  # type: ignore[arg-type]
     assert {s.part for s in demo} == {"train", "val", "test"}
