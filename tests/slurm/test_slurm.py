@@ -5,25 +5,70 @@ preemption), and one extraction requests too little memory. The same workflow ru
 """
 
 import json
+import os
 import re
 import signal
 import subprocess
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from tests.faults.evidence import differences
 from tests.helpers.workflows import ROOT, demo_config, make_cohorts, start_snakemake, write_config
-from tests.slurm import cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
+HERE = Path(__file__).resolve().parent
 LIMIT_SECONDS = 1500  # about ten times what a quiet machine needs
 PROFILE = ROOT / "workflow/profiles/slurm"
 EPOCHS = 40
 CANCELLED, REQUEUED = "camelyon16/abmil", "rsna/abmil"
 GPU_MODULES = {"preprocessing.features", "smmil.train", "smmil.predictions"}
+
+
+class Job(NamedTuple):
+    """A line of `squeue`: state, requested memory, and the comment that Snakemake sets."""
+
+    job_id: str
+    state: str
+    memory: str
+    comment: str
+
+
+def output_of(*command: str) -> str:
+    """Run a command and return what it prints."""
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+def list_jobs(states: str = "all", comment: str = "") -> list[Job]:
+    """Return the jobs whose comment has this prefix, oldest first."""
+    lines = output_of("squeue", "--noheader", f"--states={states}", "--sort=i", "--format=%i|%T|%m|%k").splitlines()
+    jobs = [Job(*line.split("|", 3)) for line in lines]
+    return [job for job in jobs if job.comment.startswith(comment)]
+
+
+def python_processes(directory: Path) -> dict[int, tuple[str, str, str]]:
+    """Return the processes `python -m MODULE` of SLURM jobs with this working directory.
+
+    Returns:
+        Process id -> module, SLURM job id, value of CUDA_VISIBLE_DEVICES, "" if unset.
+    """
+    processes = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            arguments = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            if len(arguments) < 3 or arguments[1] != "-m" or Path(os.readlink(entry / "cwd")) != directory:
+                continue
+            lines = (entry / "environ").read_bytes().decode(errors="replace").split("\0")
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # the process has ended
+        environment = dict(line.split("=", 1) for line in lines if "=" in line)
+        if "SLURM_JOB_ID" in environment:
+            devices = environment.get("CUDA_VISIBLE_DEVICES", "")
+            processes[int(entry.name)] = (arguments[2], environment["SLURM_JOB_ID"], devices)
+    return processes
 
 
 def comment(pairing: str) -> str:
@@ -55,7 +100,7 @@ class Watch:
 
     def look(self) -> None:
         """Record the processes, and interrupt trainings that have saved a state."""
-        now = cluster.python_processes(self.directory)
+        now = python_processes(self.directory)
         self.seen |= now
         # by job: a forked child has the command line of its parent until it starts its program
         users = {(job, device) for module, job, device in now.values() if device and module in GPU_MODULES}
@@ -63,8 +108,8 @@ class Watch:
         if len(devices) != len(set(devices)):
             self.shared.append(tuple(devices))
         for pairing in (CANCELLED, REQUEUED):
-            if pairing not in self.ids and (job := cluster.running_job(comment(pairing))):
-                self.ids[pairing] = job
+            if pairing not in self.ids and (jobs := list_jobs("RUNNING", comment(pairing))):
+                self.ids[pairing] = jobs[0].job_id
             if pairing in self.ids and pairing not in self.before and self.files(pairing, "state.pt"):
                 self.disturb(pairing)
 
@@ -76,7 +121,7 @@ class Watch:
     def disturb(self, pairing: str) -> None:
         """Store the logs of a job, then cancel or requeue it."""
         self.before[pairing] = {p.parent.name: p.read_text().splitlines() for p in self.files(pairing, "log.jsonl")}
-        cluster.run_command(*(("scancel",) if pairing == CANCELLED else ("scontrol", "requeue")), self.ids[pairing])
+        output_of(*(("scancel",) if pairing == CANCELLED else ("scontrol", "requeue")), self.ids[pairing])
 
 
 def follow(process: subprocess.Popen, watch: Watch) -> None:
@@ -89,7 +134,7 @@ def follow(process: subprocess.Popen, watch: Watch) -> None:
             text = (watch.directory / "snakemake.txt").read_text()
             pytest.fail(f"not finished after {LIMIT_SECONDS} s:\n{text[-4000:]}")
         watch.look()
-        for job in cluster.jobs("PENDING"):
+        for job in list_jobs("PENDING"):
             if job.job_id == watch.ids.get(REQUEUED):
                 subprocess.run(["scontrol", "update", f"JobId={job.job_id}", "StartTime=now"], capture_output=True)
         time.sleep(0.15)
@@ -97,13 +142,15 @@ def follow(process: subprocess.Popen, watch: Watch) -> None:
 
 @pytest.fixture(scope="module")
 def slurm_node():
-    """Start a cluster, or skip the tests with the reason."""
-    started, reason = cluster.start()
-    if reason:
-        pytest.skip(reason)
+    """Start a cluster, or skip the tests with the reason; one that ran before goes on afterwards."""
+    ran_before = subprocess.run("scontrol ping", shell=True, capture_output=True).returncode == 0
+    up = subprocess.run([str(HERE / "slurm-up.sh")], capture_output=True, text=True, timeout=600)
+    if up.returncode == 3:
+        pytest.skip(up.stderr.strip())
+    assert up.returncode == 0, up.stderr
     yield
-    if started:
-        cluster.stop()
+    if not ran_before:
+        output_of(str(HERE / "slurm-down.sh"))
 
 
 @pytest.fixture(scope="module")
@@ -142,13 +189,8 @@ def run(slurm_node, tmp_path_factory):
     return watch, folders["local"]
 
 
-def of(prefix: str) -> list[cluster.Job]:
-    """Return the jobs whose comment has this prefix, oldest first."""
-    return [job for job in cluster.jobs() if job.comment.startswith(prefix)]
-
-
 def test_every_shard_and_every_training_was_a_job_of_its_own(run):
-    done = [job.comment for job in cluster.jobs() if job.state == "COMPLETED"]
+    done = [job.comment for job in list_jobs("COMPLETED")]
     for dataset in ("camelyon16", "rsna"):
         assert f"rule_cut_instances_wildcards_{dataset}_0000" in done
         assert f"rule_extract_features_wildcards_{dataset}_resnet18_0000" in done
@@ -174,7 +216,7 @@ def test_a_gpu_job_sees_one_gpu_of_its_own_and_the_others_see_none(run):
 
 
 def test_a_job_killed_for_memory_came_back_with_more(run):
-    attempts = of("rule_extract_features_wildcards_rsna")
+    attempts = list_jobs(comment="rule_extract_features_wildcards_rsna")
     assert [job.memory for job in attempts[:2]] == ["350M", "1400M"]
     assert attempts[0].state in ("OUT_OF_MEMORY", "FAILED", "CANCELLED") and attempts[-1].state == "COMPLETED"
     (first_log,) = (run[0].directory / ".snakemake/slurm_logs").rglob(f"{attempts[0].job_id}.log")
@@ -182,7 +224,7 @@ def test_a_job_killed_for_memory_came_back_with_more(run):
 
 
 def test_a_cancelled_training_went_on_in_a_new_job_where_it_stopped(run):
-    first, second = of(comment(CANCELLED))
+    first, second = list_jobs(comment=comment(CANCELLED))
     assert (first.state, second.state) == ("CANCELLED", "COMPLETED")
     (first_log,) = (run[0].directory / ".snakemake/slurm_logs").rglob(f"{first.job_id}.log")
     assert "stopped by signal 15, state saved" in first_log.read_text()
@@ -190,8 +232,8 @@ def test_a_cancelled_training_went_on_in_a_new_job_where_it_stopped(run):
 
 
 def test_a_requeued_training_went_on_in_the_same_job_where_it_stopped(run):
-    (job,) = of(comment(REQUEUED))
-    assert job.state == "COMPLETED" and cluster.field(job.job_id, "Restarts") == "1"
+    (job,) = list_jobs(comment=comment(REQUEUED))
+    assert job.state == "COMPLETED" and " Restarts=1 " in output_of("scontrol", "--oneliner", "show", "job", job.job_id)
     check_continued(run[0], REQUEUED)
 
 
