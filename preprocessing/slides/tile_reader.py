@@ -1,63 +1,32 @@
 """Read the pixels of stored tiles, (tile_px, tile_px, 3) uint8, from a bag's coordinates and attributes.
 
 Tiles are read at the recorded level and size. If that level is finer than the target they are shrunk, never enlarged.
-Half-overlapping windows are assembled from cells that are decoded and shrunk once. This is bit-identical to shrinking
-every window, because an integer box mean depends on its box only.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Protocol
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from preprocessing.slides.regions import TileReadError
+from preprocessing.slides.regions import Image, TileReadError
 from preprocessing.slides.slide import LEVEL_TOLERANCE, Slide, open_slide
 from preprocessing.store.attrs import InstanceAttrs
 
-Image = npt.NDArray[np.uint8]
 OnBadTile = Callable[[int, TileReadError], None]
 WHITE = 255
-_CACHE_BYTES = 256 << 20
+# `linear` is OpenCV's; for an exact half it is a 2 x 2 mean
+_FILTERS = {"area": cv2.INTER_AREA, "linear": cv2.INTER_LINEAR}
 
 log = logging.getLogger(__name__)
 
 
-class ReadTile(Protocol):
-    """Read the tile at level-0 (x, y), into `out` if its shape and type fit."""
-
-    def __call__(self, x: int, y: int, out: Image | None = None) -> Image:
-        """Return the tile, (tile_px, tile_px, 3)."""
-        ...
-
-
-def shrink(region: Image, side: int, resize_filter: str) -> Image:
-    """Shrink a square region to `side` px.
-
-    Args:
-        region: (s, s, 3) uint8, s >= side.
-        side: target, px.
-        resize_filter: `none`, `area` (box mean) or `linear` (OpenCV's; for an exact half a 2 x 2 mean).
-
-    Raises:
-        ValueError: an unknown filter, or `none` with another size.
-    """
-    if region.shape[0] == side:
-        return region
-    filters = {"area": cv2.INTER_AREA, "linear": cv2.INTER_LINEAR}
-    if resize_filter not in filters or region.shape[0] < side:
-        raise ValueError(f"resize_filter {resize_filter!r} for {region.shape[0]} -> {side} px, expected area or linear")
-    return np.asarray(cv2.resize(region, (side, side), interpolation=filters[resize_filter]), np.uint8)
-
-
 def read_tile(slide: Slide, attrs: InstanceAttrs, l0_x: int, l0_y: int, out: Image | None = None) -> Image:
-    """Read one tile.
+    """Read one tile, (tile_px, tile_px, 3) uint8.
 
     Args:
         slide: open slide; several threads may read it.
@@ -66,19 +35,21 @@ def read_tile(slide: Slide, attrs: InstanceAttrs, l0_x: int, l0_y: int, out: Ima
         l0_y: top edge, level-0 px.
         out: array to reuse for the tile if its shape and type fit; its content is lost.
 
-    Returns:
-        (tile_px, tile_px, 3) uint8, `out` or a new array.
-
     Raises:
         TileReadError: the region cannot be decoded.
+        ValueError: a filter that enlarges or that is unknown.
     """
-    size = (attrs.read_px, attrs.read_px)
+    read_px, side = attrs.read_px, attrs.tile_px
     if attrs.snap == "clam" and (l0_x % attrs.read_downsample or l0_y % attrs.read_downsample):
         # between two pixels of the level OpenSlide interpolates, as it does for CLAM
-        region = slide.openslide_rgb(int(l0_x), int(l0_y), attrs.read_level, size)
+        region = slide.openslide_rgb(int(l0_x), int(l0_y), attrs.read_level, (read_px, read_px))
     else:
-        region = slide.read(int(l0_x), int(l0_y), attrs.read_level, size, out=out)
-    return shrink(region, attrs.tile_px, str(attrs.resize_filter))
+        region = slide.read(int(l0_x), int(l0_y), attrs.read_level, (read_px, read_px), out=out)
+    if read_px == side:
+        return region
+    if attrs.resize_filter not in _FILTERS or read_px < side:
+        raise ValueError(f"resize_filter {attrs.resize_filter!r} for {read_px} -> {side} px, expected area or linear")
+    return np.asarray(cv2.resize(region, (side, side), interpolation=_FILTERS[attrs.resize_filter]), np.uint8)
 
 
 def iter_tiles(
@@ -110,10 +81,9 @@ def iter_tiles(
     out: Image | None = None
     with open_slide(path, mpp_override=mpp_override, require_mpp=False) as slide:
         check_same_slide(slide, attrs)
-        read = tile_source(slide, attrs)
         for position, (x, y) in enumerate(np.asarray(coords).tolist()):
             try:
-                tile = read(x, y, out)
+                tile = read_tile(slide, attrs, x, y, out)
             except TileReadError as error:
                 bad += 1
                 if on_bad_tile is not None:
@@ -126,11 +96,7 @@ def iter_tiles(
 
 
 def check_same_slide(slide: Slide, attrs: InstanceAttrs) -> None:
-    """Check that a file has the recorded level-0 size and read level.
-
-    Raises:
-        ValueError: size or downsample of the read level differ.
-    """
+    """Raise ValueError unless a file has the recorded level-0 size, and its read level the recorded downsample."""
     recorded = attrs.dimensions
     if recorded is not None and recorded != slide.dimensions:
         raise ValueError(
@@ -143,48 +109,3 @@ def check_same_slide(slide: Slide, attrs: InstanceAttrs) -> None:
             f"{slide.path}: the bag was read from level {level} of downsample {attrs.read_downsample:g}, found "
             f"{', '.join(f'{value:.4g}' for value in downsamples)}; run the instances stage again"
         )
-
-
-def tile_source(slide: Slide, attrs: InstanceAttrs) -> ReadTile:
-    """Return the reader of a bag's tiles: plain, or from shared cells where windows overlap."""
-    read_px, tile_px, step = attrs.read_px, attrs.tile_px, attrs.l0_step_px
-    ratio = read_px // tile_px
-    overlapping = attrs.recipe == "panda" and attrs.read_level == 0 and step < read_px
-    if overlapping and read_px % tile_px == 0 and read_px % step == 0 and step % ratio == 0:
-        return _CellReader(slide, read_px, tile_px, step, str(attrs.resize_filter)).tile
-    return lambda x, y, out=None: read_tile(slide, attrs, x, y, out)
-
-
-class _CellReader:
-    """Assemble windows from cells of one lattice step, with a cache of the last rows; not thread-safe."""
-
-    def __init__(self, slide: Slide, read_px: int, tile_px: int, step: int, resize_filter: str) -> None:
-        self._slide, self._step, self._filter = slide, step, resize_filter
-        self._per_side = read_px // step
-        self._side = tile_px // self._per_side
-        self._cells: OrderedDict[tuple[int, int], Image] = OrderedDict()
-        cells_of_rows = (self._per_side + 1) * (slide.dimensions[0] // step + 2)
-        self._capacity = max(min(cells_of_rows, _CACHE_BYTES // (3 * self._side**2)), self._per_side**2)
-
-    def tile(self, x: int, y: int, out: Image | None = None) -> Image:
-        """Return the window at level-0 (x, y), (tile_px, tile_px, 3)."""
-        side, k = self._side, self._per_side
-        if out is None or out.shape != (side * k, side * k, 3) or out.dtype != np.uint8:
-            out = np.empty((side * k, side * k, 3), np.uint8)
-        for i in range(k):
-            for j in range(k):
-                cell = self._cell(x + j * self._step, y + i * self._step)
-                out[i * side : (i + 1) * side, j * side : (j + 1) * side] = cell
-        return out
-
-    def _cell(self, x: int, y: int) -> Image:
-        cell = self._cells.get((x, y))
-        if cell is None:
-            region = self._slide.read(x, y, 0, (self._step, self._step))
-            cell = shrink(region, self._side, self._filter)
-            self._cells[x, y] = cell
-            if len(self._cells) > self._capacity:
-                self._cells.popitem(last=False)
-        else:
-            self._cells.move_to_end((x, y))
-        return cell

@@ -15,7 +15,7 @@ from preprocessing.common.options import wsi_options
 from preprocessing.instances.slide_bag import wsi_instances
 from preprocessing.slides.regions import TileReadError
 from preprocessing.slides.slide import open_slide
-from preprocessing.slides.tile_reader import iter_tiles, read_tile
+from preprocessing.slides.tile_reader import iter_tiles
 from preprocessing.store.arrays import Instances
 from preprocessing.store.schema import check_neighbors
 from preprocessing.tiling.panda_windows import mask_is_positive, mask_outlines, otsu_threshold
@@ -75,17 +75,6 @@ def test_panda_windows_equal_the_original_recipe(tmp_path, size, bgr: bool) -> N
     for tile, (_, _, pixels) in zip(iter_tiles(path, windows.attrs, windows.coords), expected, strict=True):
         np.testing.assert_array_equal(tile, pixels)
     check_neighbors(windows.neighbors)
-
-
-def test_panda_windows_assembled_from_cells_equal_single_reads(tmp_path) -> None:
-    image = tissue_slide(700, 900, (50, 60, 850, 640))
-    path = write_tiff(tmp_path / "p.tif", [image], subsampling=(1, 1), tile=96)
-    windows = cut(path, step_px=32)
-    order = np.random.default_rng(0).permutation(len(windows))[:40]
-    with open_slide(path) as slide:
-        chosen = windows.coords[order]
-        for tile, (x, y) in zip(iter_tiles(path, windows.attrs, chosen), chosen.tolist(), strict=True):
-            np.testing.assert_array_equal(tile, read_tile(slide, windows.attrs, x, y))
 
 
 @pytest.mark.parametrize("provider", ["radboud", "karolinska"])
