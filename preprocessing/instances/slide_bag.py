@@ -195,7 +195,7 @@ def _annotation(slide: Slide, options: WsiOptions, row: BagRow, root: Path | str
     path = resolve(Path(root), row.annotation)
     if options.recipe == "panda" and path.suffix.lower() in (".tif", ".tiff"):
         with open_slide(path, require_mpp=False) as labels:
-            share = mask_coverage(labels, tiles.grid, tiles.plan, slide.dimensions, row.provider)
+            share = mask_coverage(labels, coords, footprint, slide.dimensions, row.provider)
             return _Annotation(share, mask_outlines=mask_outlines(labels, row.provider))
     lesion = read_lesion(path, classes=options.annotation_classes, origin=slide.bounds[:2], dimensions=slide.dimensions)
     area, warnings = lesion.geometry, list[str]()

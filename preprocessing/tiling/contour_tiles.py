@@ -1,10 +1,7 @@
 """Choose the tiles of a slide that become instances: CLAM's patching per contour, or one lattice for the whole slide.
 
-Per contour (`lattice: contour`, as CLAM): a lattice from the corner of each contour's bounding box. The lattices of two
-contours are not aligned, so tiles may overlap or coincide; all are kept and counted. Per slide (`lattice: global`):
-origins are multiples of the level-0 step from (0, 0), each cell once. A tile is accepted if its contour function passes
-and its centre is not strictly inside a kept hole. All coordinates are level-0 (x, y) of the top-left corner, rows
-sorted by (y, x); grid cells are (row, col) = (y, x) // level-0 step.
+A tile is accepted if its contour function passes and its centre is not strictly inside a kept hole. All coordinates are
+level-0 (x, y) of the top-left corner, rows sorted by (y, x); grid cells are (row, col) = (y, x) // level-0 step.
 """
 
 from __future__ import annotations
@@ -77,13 +74,14 @@ def plan_tiles(downsamples: Sequence[float], mpp: float, options: WsiOptions, na
         ValueError: no such level, a level whose downsample is not a whole number within 5 %, or a target finer than
             the slide.
     """
-    if options.target_mpp is None:
+    target, read_px = options.target_mpp, options.tile_px
+    if target is None:
         level = _read_level(downsamples, options, name)
-        read_px = options.tile_px
     else:
-        level = _level_for_target(downsamples, mpp, options, name)
-        scale = options.target_mpp / (mpp * downsamples[level])
-        read_px = options.tile_px if _close_enough(scale, options) else round(options.tile_px * scale)
+        level = _level_for_target(downsamples, mpp, target, options, name)
+        scale = target / (mpp * downsamples[level])
+        if not _close_enough(scale, options):
+            read_px = round(options.tile_px * scale)
     downsample = nominal_downsample(downsamples[level])
     assert downsample is not None
     step = max(round(options.step_px * read_px / options.tile_px), 1) * downsample
@@ -104,9 +102,7 @@ def _read_level(downsamples: Sequence[float], options: WsiOptions, name: str) ->
     return level
 
 
-def _level_for_target(downsamples: Sequence[float], mpp: float, options: WsiOptions, name: str) -> int:
-    target = options.target_mpp
-    assert target is not None
+def _level_for_target(downsamples: Sequence[float], mpp: float, target: float, options: WsiOptions, name: str) -> int:
     levels = [i for i, ds in enumerate(downsamples) if nominal_downsample(ds) is not None]
     if options.read_level is not None:
         levels = [_read_level(downsamples, options, name)]
@@ -134,6 +130,8 @@ def contour_tiles(
 ) -> Tiles:
     """Place one lattice per contour, from the corner of its bounding box (CLAM).
 
+    The lattices of two contours are not aligned, so tiles may overlap or coincide; all are kept and counted.
+
     Args:
         contours: tissue, level-0.
         plan: sizes.
@@ -142,35 +140,34 @@ def contour_tiles(
             pixel of the read level, `snap: clam` keeps it, possibly between two pixels. With padding tiles may overhang
             the slide; without, a tile's origin stays below the slide's size - footprint + 1.
     """
-    parts = []
+    rows = [np.empty((0, 3), np.int64)]
     for number, contour in enumerate(contours):
         low, high = _box(contour)
         if options.snap == "level":
             low = low - low % plan.downsample
         stop = high if options.use_padding else np.minimum(high, np.array(dimensions) - plan.footprint + 1)
         xs, ys = (np.arange(low[axis], stop[axis], plan.step, dtype=np.int64) for axis in (0, 1))
-        parts.append(_accepted(contour, xs, ys, plan, options.contour_fn, number))
-    rows = np.concatenate(parts) if parts else np.empty((0, 3), np.int64)
-    return _sorted_tiles(rows, plan)
+        rows.append(_accepted(contour, xs, ys, plan, options.contour_fn, number))
+    return _sorted_tiles(np.concatenate(rows), plan)
 
 
 def global_tiles(
     contours: Sequence[Contour], plan: TilePlan, dimensions: tuple[int, int], options: WsiOptions
 ) -> Tiles:
-    """Place one lattice for the slide, each cell at most once, assigned to the first contour that accepts it.
+    """Place one lattice from (0, 0) for the slide, each cell at most once, of the first contour that accepts it.
 
     Args as for `contour_tiles`; only with padding may the last column and row overhang the slide. The origin of a cell
     (row, column) is (column, row) * step.
     """
     last = np.array(dimensions) - (1 if options.use_padding else plan.footprint)
-    parts = []
+    parts = [np.empty((0, 3), np.int64)]
     for number, contour in enumerate(contours):
         low, high = _box(contour)
         first_cell = np.maximum((low - plan.footprint) // plan.step + 1, 0)
         last_cell = np.minimum(high - 1, last) // plan.step
         xs, ys = (np.arange(first_cell[a], last_cell[a] + 1, dtype=np.int64) * plan.step for a in (0, 1))
         parts.append(_accepted(contour, xs, ys, plan, options.contour_fn, number))
-    rows = np.concatenate(parts) if parts else np.empty((0, 3), np.int64)
+    rows = np.concatenate(parts)
     _, first = np.unique(rows[:, :2], axis=0, return_index=True)
     return _sorted_tiles(rows[first], plan)
 
@@ -183,8 +180,6 @@ def _box(contour: Contour) -> tuple[Ints, Ints]:
 
 def _accepted(contour: Contour, xs: Ints, ys: Ints, plan: TilePlan, contour_fn: str, number: int) -> Ints:
     """Return the accepted lattice points of one contour as (n, 3) rows x, y, contour index."""
-    if len(xs) == 0 or len(ys) == 0:
-        return np.empty((0, 3), np.int64)
     keep = contour_passes(contour, xs, ys, plan.footprint, contour_fn)
     for hole in contour.holes:
         keep &= points_in_polygon(hole, xs + plan.footprint / 2, ys + plan.footprint / 2) <= 0
@@ -216,12 +211,9 @@ def contour_passes(contour: Contour, xs: Ints, ys: Ints, footprint: int, contour
 def points_in_polygon(
     polygon: npt.NDArray[np.integer], xs: npt.NDArray[np.number], ys: npt.NDArray[np.number]
 ) -> npt.NDArray[np.int8]:
-    """Test the points of the lattice ys x xs against a closed polygon, like `cv2.pointPolygonTest`.
+    """Test the lattice ys (Y,) x xs (X,) against a closed polygon (V, 2) of (x, y), like `cv2.pointPolygonTest`.
 
-    Args:
-        polygon: (V, 2) integer vertices (x, y), V >= 1; may cross itself (even-odd rule) or have no area.
-        xs: (X,) coordinates.
-        ys: (Y,) coordinates.
+    The polygon may cross itself (even-odd rule) or have no area.
 
     Returns:
         (Y, X) int8: 1 inside, 0 on an edge or a vertex, -1 outside.
@@ -243,7 +235,5 @@ def _sorted_tiles(rows: Ints, plan: TilePlan) -> Tiles:
 
 def count_shared(grid: npt.NDArray[np.int32]) -> int:
     """Count the rows of `grid` (N, 2) whose cell occurs more than once."""
-    if len(grid) == 0:
-        return 0
     counts = np.unique(grid, axis=0, return_counts=True)[1]
     return int(counts[counts > 1].sum())

@@ -107,19 +107,11 @@ def make_canvas(dimensions: tuple[int, int], plan: TilePlan) -> Canvas:
 
 
 def panda_windows(slide: Slide, plan: TilePlan, options: WsiOptions) -> PandaWindows:
-    """Find the windows of a slide with enough tissue.
-
-    Args:
-        slide: level 0 is read completely, once.
-        plan: sizes from `plan_windows`.
-        options: `min_tissue`, `otsu_bgr`, `max_level2_px`.
-
-    Returns:
-        The kept windows; none if the slide is larger than `max_level2_px` at level 2 (marked) or blank.
-    """
+    """Find the windows with enough tissue; none in a blank slide, or in one beyond `max_level2_px` (marked)."""
     canvas = make_canvas(slide.dimensions, plan)
     marks = ["padded"] if (canvas.width, canvas.height) != slide.dimensions else []
-    size = _level2_px(slide)
+    downsample = slide.level_downsamples[2] if len(slide.level_downsamples) > 2 else _FALLBACK_LEVEL2_DOWNSAMPLE
+    size = int(slide.dimensions[0] / downsample) * int(slide.dimensions[1] / downsample)
     if options.max_level2_px is not None and size >= options.max_level2_px:
         marks.append(f"too large: {size} px at level 2, limit {options.max_level2_px}")
         return kept_windows(canvas, np.zeros(canvas.windows), 1.0, -1, marks)
@@ -144,44 +136,31 @@ def kept_windows(
     return PandaWindows(np.ascontiguousarray(coords, np.int32), grid, tissue, threshold, marks)
 
 
-def _level2_px(slide: Slide) -> int:
-    downsamples = slide.level_downsamples
-    downsample = downsamples[2] if len(downsamples) > 2 else _FALLBACK_LEVEL2_DOWNSAMPLE
-    return int(slide.dimensions[0] / downsample) * int(slide.dimensions[1] / downsample)
-
-
 def grey_histograms(slide: Slide, canvas: Canvas, options: WsiOptions) -> tuple[npt.NDArray[np.int64], int]:
-    """Compute the grey histogram of every cell; padding counts as white.
+    """Compute the grey histogram of every cell, (rows, columns, 256); padding counts as white.
 
-    Args:
-        slide: read at level 0.
-        canvas: cells.
-        options: `otsu_bgr` weighs R as if it were B and the reverse (the original code handed RGB to a BGR function);
-            `max_bad_tiles` unreadable cells count as white.
+    `otsu_bgr` weighs R as if it were B and the reverse, because the original code handed RGB to a BGR function.
 
     Returns:
-        (rows, columns, 256) int64 and the number of unreadable cells.
+        The histograms and the number of unreadable cells, which count as white.
 
     Raises:
-        TileReadError: more cells are unreadable than allowed.
+        TileReadError: more than `max_bad_tiles` cells are unreadable.
     """
     rows, columns = canvas.cells
     code = cv2.COLOR_BGR2GRAY if options.otsu_bgr else cv2.COLOR_RGB2GRAY
     out = np.zeros((rows, columns, GREY_LEVELS), np.int64)
     unreadable = 0
-    for row in range(rows):
-        for column in range(columns):
-            width, height = canvas.box(row, column)
-            try:
-                rgb = slide.read(*canvas.origin(row, column), 0, (width, height))
-            except TileReadError:
-                unreadable += 1
-                if unreadable > options.max_bad_tiles:
-                    raise
-                out[row, column, -1] = width * height
-                continue
-            grey = cv2.cvtColor(rgb, code)
-            out[row, column] = cv2.calcHist([grey], [0], None, [GREY_LEVELS], [0, GREY_LEVELS]).ravel().astype(np.int64)
+    for row, column in np.ndindex(rows, columns):
+        width, height = canvas.box(row, column)
+        try:
+            grey = cv2.cvtColor(slide.read(*canvas.origin(row, column), 0, (width, height)), code)
+            out[row, column] = cv2.calcHist([grey], [0], None, [GREY_LEVELS], [0, GREY_LEVELS]).ravel()
+        except TileReadError:
+            unreadable += 1
+            if unreadable > options.max_bad_tiles:
+                raise
+            out[row, column, -1] = width * height
     return out, unreadable
 
 
@@ -216,19 +195,16 @@ def sum_windows(cells: npt.NDArray[np.int64], canvas: Canvas) -> npt.NDArray[np.
 
 
 def mask_coverage(
-    mask: Slide, grid: npt.NDArray[np.int32], plan: TilePlan, dimensions: tuple[int, int], provider: str
+    mask: Slide, coords: npt.NDArray[np.int32], footprint: int, dimensions: tuple[int, int], provider: str
 ) -> npt.NDArray[np.float32]:
-    """Return the cancer share of each kept window from the label mask.
+    """Return the cancer share (N,) of each kept window from the label mask, cancer pixels / window area.
 
     Args:
-        mask: the mask file; channel R of level 0 is read, only where windows were kept.
-        grid: (N, 2) cells (row, col) of the kept windows.
-        plan: sizes.
+        mask: the mask file; channel R of level 0 is read.
+        coords: (N, 2) corners of the windows, level-0 px.
+        footprint: side of a window, level-0 px.
         dimensions: (width, height) of the slide at level 0.
         provider: `radboud` or `karolinska`.
-
-    Returns:
-        (N,) float32, cancer pixels / window area.
 
     Raises:
         ValueError: mask and slide differ in size, or the mask holds values that the provider does not use.
@@ -238,27 +214,16 @@ def mask_coverage(
             f"{mask.path}: mask of {mask.dimensions[0]} x {mask.dimensions[1]} px, expected the slide's "
             f"{dimensions[0]} x {dimensions[1]} px"
         )
-    canvas = make_canvas(dimensions, plan)
-    k = canvas.per_window
-    needed = np.zeros(canvas.cells, np.bool_)
-    for row, column in grid:
-        needed[row : row + k, column : column + k] = True
-    counts = np.zeros(canvas.cells, np.int64)
-    for row, column in np.argwhere(needed):
-        size = canvas.box(row, column)
+    counts = np.zeros(len(coords), np.int64)
+    for i, (x, y) in enumerate(coords.tolist()):
         # pixels missing from the mask are background (0), not white
-        values = mask.read(*canvas.origin(int(row), int(column)), 0, size, white=False)[..., 0]
-        counts[row, column] = np.count_nonzero(mask_is_positive(values, provider, str(mask.path)))
-    share = sum_windows(counts, canvas)[grid[:, 0], grid[:, 1]] / plan.footprint**2
-    return np.asarray(share, np.float32)
+        values = mask.read(x, y, 0, (footprint, footprint), white=False)[..., 0]
+        counts[i] = np.count_nonzero(mask_is_positive(values, provider, str(mask.path)))
+    return (counts / footprint**2).astype(np.float32)
 
 
 def mask_outlines(mask: Slide, provider: str) -> list[npt.NDArray[np.int32]]:
-    """Return the outlines of the cancer in a label mask, from the finest level of at most 2048 px a side.
-
-    Returns:
-        Polygons (V,2) int32, level-0 px (x, y).
-    """
+    """Trace the cancer in a label mask at the finest level of at most 2048 px a side: (V,2) int32 level-0 px (x, y)."""
     fits = [i for i, size in enumerate(mask.level_dimensions) if max(size) <= 2048]
     level = fits[0] if fits else len(mask.level_dimensions) - 1
     values = mask.read(0, 0, level, mask.level_dimensions[level], white=False)[..., 0]
@@ -269,18 +234,13 @@ def mask_outlines(mask: Slide, provider: str) -> list[npt.NDArray[np.int32]]:
 
 
 def mask_is_positive(values: npt.NDArray[np.uint8], provider: str, name: str) -> npt.NDArray[np.bool_]:
-    """Return which pixels of a PANDA label mask are cancer; the numbering depends on the provider.
+    """Return which pixels of a PANDA label mask (any shape, channel R) are cancer.
 
-    Args:
-        values: mask values, channel R; any shape.
-        provider: `radboud` (0 background, 1 stroma, 2 benign, 3..5 Gleason) or `karolinska` (0, 1 benign, 2 cancer).
-        name: the mask file, for messages.
-
-    Returns:
-        The shape of `values`.
+    The numbering depends on the provider: `radboud` (0 background, 1 stroma, 2 benign, 3..5 Gleason) or `karolinska`
+    (0, 1 benign, 2 cancer).
 
     Raises:
-        ValueError: another provider, or a value that the provider does not use.
+        ValueError: another provider, or a value that the provider does not use; `name` is the file.
     """
     limits = {"radboud": 5, "karolinska": 2}
     if provider not in limits:
