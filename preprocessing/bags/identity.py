@@ -51,7 +51,7 @@ def annotation_identity(root: Path | str, annotation: str, compare: Compare = "t
     return _probe(path, whole=True)[1]
 
 
-def raw_files(row: BagRow) -> list[str]:
+def _raw_files(row: BagRow) -> list[str]:
     """Return the paths of a bag's images, annotation and mask, relative to the root."""
     annotation = "" if row.annotation.startswith(SLICES) else row.annotation
     return [*row.images, *filter(None, (annotation, overrides_of(row).mask if row.overrides else ""))]
@@ -63,7 +63,7 @@ def raw_stamp(root: Path | str, rows: Iterable[BagRow]) -> str:
     A missing or unreadable file counts as such, so the stamp changes when it comes back.
     """
     folder = f"{root}/"
-    names = [name for row in rows if not row.skip for name in raw_files(row)]
+    names = [name for row in rows if not row.skip for name in _raw_files(row)]
     # `resolve` takes its time, and only a name made printable needs it
     return json_hash([_facts(str(resolve(root, name)) if "\\x" in name else folder + name) for name in names])
 
@@ -78,9 +78,8 @@ def listing_stamp(paths: Iterable[Path]) -> str:
 
 def _listed(path: Path) -> object:
     if os.path.isdir(path) and os.access(path, os.R_OK | os.X_OK):
-        return hashlib.sha256(
-            "/".join(sorted(n for n in os.listdir(path) if n[0] != ".")).encode(errors="surrogateescape")
-        ).hexdigest()
+        names = "/".join(sorted(name for name in os.listdir(path) if name[0] != "."))
+        return hashlib.sha256(os.fsencode(names)).hexdigest()
     if os.path.isfile(path) and path.stat().st_size <= WHOLE_FILE_BYTES and os.access(path, os.R_OK):
         return hashlib.sha256(path.read_bytes()).hexdigest()
     return _facts(str(path))

@@ -112,10 +112,12 @@ def run_shard(
             except (MemoryError, Abort) as error:
                 # the status records at which bag and why the job ended
                 with contextlib.suppress(OSError):
-                    _record(status, row, Outcome("failed", reason=one_line(error)), time.monotonic() - started)
+                    _record(status, row, Outcome("failed", reason=one_line(error)), started)
                 raise
-            _record(status, row, outcome, time.monotonic() - started)
-            log.info("%s %s: %d/%d %s", shard.stage, shard.name, number, len(rows), _line(row, outcome))
+            _record(status, row, outcome, started)
+            state = outcome.state if outcome.redone else f"{outcome.state}, found finished"
+            text = f"{row.bag_id} {state}, {outcome.n} instances" + (f" ({outcome.reason})" if outcome.reason else "")
+            log.info("%s %s: %d/%d %s", shard.stage, shard.name, number, len(rows), text)
             if outcome.state == "failed" and outcome.counted:
                 failures.append(f"{row.bag_id}: {outcome.reason}")
             entries.append(outcome.entry(row.bag_id))
@@ -124,13 +126,8 @@ def run_shard(
         counts = f"{len(failures)} of {len(rows)} bags failed, {allowed_failures} allowed; reasons in {status_path}"
         log.error("%s %s: %s\n  %s", shard.stage, shard.name, counts, "\n  ".join(failures))
         return 1
-    ShardManifest(
-        dataset=shard.dataset,
-        stage=shard.stage,
-        stage_version=shard.stage_version,
-        shard=shard.name,
-        bags=tuple(sorted(entries, key=lambda entry: entry.bag_id)),
-    ).write(manifest_path)
+    bags = tuple(sorted(entries, key=lambda entry: entry.bag_id))
+    ShardManifest(**vars(shard) | {"shard": shard.name, "bags": bags}).write(manifest_path)
     return 0
 
 
@@ -186,10 +183,10 @@ def one_line(error: BaseException) -> str:
     return text[:_REASON_CHARACTERS]
 
 
-def _record(status: TextIO, row: BagRow, outcome: Outcome, seconds: float) -> None:
+def _record(status: TextIO, row: BagRow, outcome: Outcome, started: float) -> None:
     facts = {name: value for name, value in vars(outcome).items() if name in StatusLine.model_fields}
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    line = StatusLine(bag_id=row.bag_id, **facts, seconds=round(seconds, 3), time=now)
+    line = StatusLine(bag_id=row.bag_id, **facts, seconds=round(time.monotonic() - started, 3), time=now)
     with name_in_errors(status.name):
         status.write(json.dumps(line.model_dump(), sort_keys=True) + "\n")
         status.flush()
@@ -198,13 +195,9 @@ def _record(status: TextIO, row: BagRow, outcome: Outcome, seconds: float) -> No
 def _end_line(status: TextIO, path: Path) -> None:
     """Terminate the incomplete last line of a job whose disk was full, before new lines are appended."""
     with path.open("rb") as stream:
-        if stream.seek(0, os.SEEK_END) and stream.seek(-1, os.SEEK_END) is not None and stream.read(1) != b"\n":
+        stream.seek(max(0, os.fstat(stream.fileno()).st_size - 1))
+        if stream.read() not in (b"", b"\n"):
             status.write("\n")
-
-
-def _line(row: BagRow, outcome: Outcome) -> str:
-    state = outcome.state if outcome.redone else f"{outcome.state}, found finished"
-    return f"{row.bag_id} {state}, {outcome.n} instances" + (f" ({outcome.reason})" if outcome.reason else "")
 
 
 @contextlib.contextmanager

@@ -4,9 +4,9 @@ import difflib
 import functools
 import logging
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from preprocessing.common.files import _FORBIDDEN, DISK_ERRORS
 
@@ -21,11 +21,8 @@ class Abort(Exception):
     """An error that concerns the whole job, not one bag, such as a failing device."""
 
 
-class Main(Protocol):
-    """A command line: `main(argv) -> exit code`; None stands for the arguments of the process."""
-
-    def __call__(self, argv: Sequence[str] | None = None) -> int:
-        """Run the command."""
+# a command line: `main(argv) -> exit code`; without argv, the arguments are those of the process
+Main = Callable[..., int]
 
 
 def guard(main: Main) -> Main:

@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import re
-import tempfile
+import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -43,8 +43,6 @@ def software(packages: Sequence[str]) -> dict[str, str]:
 
 # Disk full, over the quota, over the file size limit, read-only: every later write would fail too.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-
-
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -89,15 +87,13 @@ def whole_file(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     with name_in_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(handle)
-        temporary = Path(name)
+        # `tempfile` would make a private file, but results get the usual permissions
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         try:
+            temporary.touch(exist_ok=False)
             yield temporary
             with open(temporary, "rb+") as stream:
                 os.fsync(stream.fileno())
-            # mkstemp makes files private, but results get the usual permissions
-            temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -117,9 +113,3 @@ def write_text(path: Path | str, text: str) -> None:
 def write_json(path: Path | str, value: Any) -> None:
     """Write JSON atomically with sorted keys, so that equal content gives equal bytes; NaN is a `ValueError`."""
     write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
