@@ -1,16 +1,12 @@
 """The state of a dataset: the outcome of every bag in every stage, the reason, and the speed.
 
 `python -m preprocessing.status results/panda` reads `bags.csv` and its report, the shard manifests, and the status
-lines that jobs append (the only trace of a job that failed), and writes into `results/panda/status/`:
+lines that jobs append (the only trace of a job that failed), and writes into `results/panda/status/`: `status.csv`, a
+row per stage and bag; `status.json` and `status.md`, a line per stage, the published counts, and every bag that is not
+ok or looks wrong (`preprocessing.instances.checks`), with the reason.
 
-* `status.csv`: a row per stage and bag: state, instances, unreadable tiles, unused objects of the annotation, seconds,
-  tiles per second, reason, warnings;
-* `status.json`, `status.md`: a line per stage and one in all, counts against what the dataset is known to hold, and
-  every bag that is not ok with its reason, and what looks wrong with the others (`preprocessing.instances.checks`).
-
-States: ok, empty, skipped (as an override says), failed; interrupted (a job was at this bag when it was killed, or
-still is), pending (no job has come to it). A bag in a manifest is what the manifest says; otherwise its last status
-line counts. Only seconds and rates differ between equal runs; bags found finished have none.
+A bag in a manifest is what the manifest says; otherwise its last status line counts. Interrupted: a job was at this bag
+when it was killed, or still is; pending: no job has come to it. Only seconds and rates differ between equal runs.
 """
 
 import argparse

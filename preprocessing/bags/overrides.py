@@ -1,18 +1,7 @@
 """Overrides of single bags: settings that differ from the dataset's, or the reason why a bag is skipped.
 
 They are further columns of a custom manifest or, for every kind of dataset, a CSV file named by the source key
-`overrides` (column bag_id and any of the following). An empty cell means no override.
-
-| column | meaning |
-|---|---|
-| `skip` | a reason: the bag is not processed; every list and table names it |
-| `mpp` | um per px at level 0, replaces the file's |
-| `preset` | tissue thresholds: bwh_biopsy, bwh_resection, tcga, default or mil4wsi |
-| `sthresh`, `use_otsu`, `mthresh`, `close`, `seg_level` | tissue mask: threshold, Otsu's, filters, pyramid level |
-| `a_t`, `a_h`, `max_n_holes`, `fallback` | tissue mask: areas, holes, a second try with loosened thresholds |
-| `min_tissue` | PANDA's windows: minimum tissue share of a window |
-| `exclude` | artefacts whose tiles are left out, such as `pen blur`; `none` = none; see docs/howto/quality-control.md |
-| `mask` | tissue mask below the root: GeoJSON, or PNG of any size with the slide's aspect ratio, more than 0 = tissue |
+`overrides` (column bag_id and any field of `BagOverrides`). An empty cell means no override.
 
 Overrides cannot change tile size, level or lattice: all bags of a dataset have one scale. Unknown columns, bags and
 values are rejected when the bags are listed. Overrides are part of the bag's key, so only that bag is redone.
@@ -41,9 +30,9 @@ class BagOverrides(Options):
     """The overrides of one bag; None or empty = not overridden. The columns of the files are its fields."""
 
     skip: str = Field("", max_length=300, description="reason to leave the bag out")
-    mpp: float | None = Field(None, ge=MPP_MIN, le=MPP_MAX, description="um per px at level 0")
-    preset: str | None = Field(None, description="name of a set of tissue thresholds")
-    mask: str = Field("", description="tissue mask, PNG or GeoJSON, path relative to the root")
+    mpp: float | None = Field(None, ge=MPP_MIN, le=MPP_MAX, description="um per px at level 0, replaces the file's")
+    preset: str | None = Field(None, description="set of tissue thresholds, see TISSUE_PRESETS")
+    mask: str = Field("", description="tissue mask below the root: GeoJSON, or PNG in which > 0 is tissue")
     exclude: str = Field("", description="artefacts whose tiles are left out, separated by spaces; none = none")
     min_tissue: float | None = Field(None, ge=0, le=1, description="panda recipe: minimum tissue share of a window")
     seg_level: int | None = Field(None, ge=-1, description="pyramid level of the tissue mask; -1 = chosen")

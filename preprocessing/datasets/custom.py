@@ -1,12 +1,9 @@
 """Slides and scans of a user, listed in a CSV manifest.
 
-Columns: bag_id, image, label (0, 1, or empty to score only); optional split (train, val, test, or empty to score only;
-without the column, test bags are drawn, `preprocessing.datasets.patients`), annotation, annotation_complete, mpp,
-group, modality, note, file_info (not read), and the overrides of single bags (`preprocessing.bags.overrides`: skip,
-preset, sthresh, mask, ...). `image` is a slide file, a folder with the DICOM files of one CT series (`folder#3`: the
-series with SeriesNumber 3), one .dcm file (a scan of one slice), or a DICOM whole-slide image (its folder or one of its
-files). Paths are relative to the root folder and stay inside it. `group` keeps a patient's bags in one split; an index
-replaces it.
+The columns are `REQUIRED`, `OPTIONAL` and the overrides of single bags (`preprocessing.bags.overrides`). Without label
+or split, a bag is only scored; without the column split, test bags are drawn (`preprocessing.datasets.patients`).
+`image`, below the root folder, is a slide file, a folder with the DICOM files of one CT series (`folder#3`: the series
+with SeriesNumber 3), one .dcm file (a scan of one slice), or a DICOM whole-slide image (its folder or one of its files).
 
 All errors in the manifest are reported at once, each with its line. Files in a folder that are no slice of the scan are
 left out and named in note and report. Faulty files of a scan (mixed sizes, several series, two slices at one place)

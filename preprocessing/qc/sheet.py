@@ -4,10 +4,6 @@ Writes `index.html` (one file, readable on a phone: every bag or, of a large dat
 `contact-sheet.jpg` (the first 48 at a glance) and `counts.json` (states, counts against what the dataset is known to
 hold). Bags that failed or are empty come first, with their reason, then those with warnings
 (`preprocessing.instances.checks`), then the oddest (`preprocessing.qc.facts`).
-
-Run alone:
-    python -m preprocessing.qc --dataset D --bags bags.csv --report bags.report.json --instances results/D/instances
-        --manifests results/D/instances/shards/*.json --out results/D/qc
 """
 
 import csv

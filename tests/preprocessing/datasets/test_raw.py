@@ -100,8 +100,7 @@ def test_from_a_folder(tmp_path: Path, source: Path) -> None:
 
 def test_from_a_server_and_again(tmp_path: Path, server: tuple[str, type[Handler]]) -> None:
     url, handler = server
-    assert bring(tmp_path / "out", url) == 0
-    assert files(tmp_path / "out") == WANTED
+    assert bring(tmp_path / "out", url) == 0 and files(tmp_path / "out") == WANTED
     handler.requests.clear()
     (tmp_path / "out" / "images" / "normal_001.tif").write_bytes(b"damaged since")
     assert bring(tmp_path / "out", url) == 0
@@ -114,14 +113,12 @@ def test_an_interrupted_download_goes_on(tmp_path: Path, server: tuple[str, type
     url, handler = server
     name = "images/normal_001.tif"
     handler.broken.add(name)
-    assert bring(tmp_path / "out", url) == 0
-    assert files(tmp_path / "out") == WANTED
+    assert bring(tmp_path / "out", url) == 0 and files(tmp_path / "out") == WANTED
     assert [r for n, r in handler.requests if n == name] == ["", f"bytes={len(CONTENT[name]) // 2}-"]
     # a part that is already whole, as left by a kill just before the rename
     (tmp_path / "more" / "images").mkdir(parents=True)
     (tmp_path / "more" / f"{name}.part").write_bytes(CONTENT[name])
-    assert bring(tmp_path / "more", url) == 0
-    assert files(tmp_path / "more") == WANTED
+    assert bring(tmp_path / "more", url) == 0 and files(tmp_path / "more") == WANTED
 
 
 def test_wrong_sums_never_get_the_name(tmp_path, server, source, caplog):
