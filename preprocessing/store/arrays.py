@@ -1,12 +1,4 @@
-"""The geometry of one bag before it is stored: the arrays of the bag store's *instances* tree.
-
-| array | shape, dtype | meaning |
-|---|---|---|
-| `coords` | (N,2) int32 | level-0 px (x, y) of the top-left corner; CT: (N,1) float32, mm along the slice normal |
-| `grid` | (N,2) int32 | lattice cell (row, col); CT: (slice index, 0) |
-| `neighbors` | (N,K) int32 | indices of the neighbours, -1 padded, symmetric, no self |
-| `coverage` | (N,) float32 | fraction of the tile inside the lesion, NaN = not annotated |
-"""
+"""The geometry of one bag before it is stored."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +15,7 @@ class Instances:
     """Instances of one bag; N may be 0 (an empty bag is an outcome, not an error).
 
     Attributes:
-        coords: (N,2) int32 or (N,1) float32.
+        coords: (N,2) int32 or (N,1) float32; the arrays are described in `preprocessing.store.bags`.
         grid: (N,2) int32.
         neighbors: (N,K) int32.
         coverage: (N,) float32.

@@ -21,11 +21,9 @@ class StoreInfo:
 
     Attributes:
         schema: "instances" or "features".
-        version: of the schema.
         key: hash of what the bag was made from (stage version, settings, sources).
         content: SHA-256 of arrays and attributes.
         sha256: checksum of every array.
-        n: number of instances.
     """
 
     schema: str = ""
@@ -52,8 +50,6 @@ class TissueAttrs(TissueOptions):
         level: pyramid level of the mask; -1 = a mask was given.
         downsample: of that level (x, y).
         marks: how the tissue was found, e.g. "fallback".
-        contours: number of contours.
-        holes: number of holes in them.
     """
 
     level: int = 0
@@ -68,11 +64,8 @@ class SlideStatistics(Options):
 
     Attributes:
         tiles: tiles looked at in the thumbnail, all of them; without a thumbnail, the sampled ones.
-        black: those that are black.
-        white: those that are white.
         sampled: tiles whose middle is read, evenly spaced.
-        unreadable: those that cannot be decoded.
-        flat: those without contrast.
+        flat: sampled tiles without contrast.
         black_area: share of the slide that is black.
         luminance: of the slide, its 0.1 and 99.9 percentiles.
         channel_ranges: of red, green and blue, from the 0.1 to the 99.9 percentile.
@@ -94,12 +87,10 @@ class SlideStatistics(Options):
 
 
 class ScanStatistics(Options):
-    """What the pixels of a scan look like.
+    """What the pixels of a scan look like; `least` and `largest` in HU.
 
     Attributes:
         sampled: slices looked at, evenly spaced.
-        least: HU.
-        largest: HU.
         air: share of the pixels below -500 HU.
         soft: share of the pixels from -200 to 200 HU: fat, water, soft tissue, blood.
         bone: share of the pixels above 300 HU.
@@ -174,11 +165,8 @@ class BagAttrs(BaseModel):
     """Attributes that a bag's instances and features share; the fields without comment are those of the options.
 
     Attributes:
-        dataset: name in the config.
-        modality: "wsi" or "ct".
         l0_footprint_px: side of a tile at level 0, px.
         mpp: um per px at level 0, None = unknown.
-        mpp_source: where that comes from.
         tile_mpp: um per px of a tile.
         stage_version: of the stage that stored the bag.
         software: versions; not part of the content.
@@ -238,8 +226,6 @@ class InstanceAttrs(BagAttrs):
         resize_filter: from `read_px` to `tile_px`, or of the slices.
         dimensions: width and height of level 0, px.
         bounds: scanned region (x, y, width, height), level-0 px.
-        vendor: of the scanner.
-        provider: PANDA's provider.
         annotation_counts: what became of the objects of the annotation file.
         contour_of_tile: contour of each tile, in the order of the tiles.
         tiles_in_shared_cells: tiles that share a lattice cell with another.
@@ -330,7 +316,6 @@ class FeatureAttrs(BagAttrs):
         instances_stage_version: version of the stage that made the instances.
         encoder: its id, marked if the weights are random.
         weights_sha256: of the weight file, "random-SEED", or "unknown".
-        random_weights: whether the weights are random.
         resize_policy: see `preprocessing.features.transforms`.
         precision: of the encoder's arithmetic.
         unreadable_tiles: positions of tiles replaced by white.

@@ -1,4 +1,4 @@
-"""The bag store: same arrays by path and by Zarr, all or nothing under kill and contention, schema, corruption."""
+"""The bag store: what was written comes back, also through Zarr; all or nothing under kill and contention; damage."""
 
 import json
 import os
@@ -54,10 +54,6 @@ def ct_arrays(n: int) -> dict[str, np.ndarray]:
     }
 
 
-def is_finished(store: Path, bag_id: str, key: str) -> bool:
-    return finished_attrs(store, bag_id, key, InstanceAttrs) is not None
-
-
 def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
     return a.keys() == b.keys() and all(
         a[k].dtype == b[k].dtype and np.array_equal(a[k], b[k], equal_nan=a[k].dtype.kind == "f") for k in a
@@ -66,12 +62,16 @@ def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
 
 @pytest.mark.parametrize("n", [0, 1, 40])
 @pytest.mark.parametrize("make", [wsi_arrays, ct_arrays])
-def test_path_and_zarr_give_back_what_was_written(tmp_path, make, n):
+def test_a_bag_gives_back_what_was_written_and_plain_zarr_opens_it(tmp_path, make, n):
+    import zarr
+
     arrays = make(n)
-    write_bag(tmp_path, "bag", arrays, InstanceAttrs(dataset="d"))
+    write_bag(tmp_path, "bag", arrays, InstanceAttrs(dataset="d", mpp=0.5, dimensions=(1, 4)))
     assert same(read_arrays(tmp_path, "bag", verify=True), arrays)
-    assert same(read_arrays(tmp_path, "bag", via="zarr", verify=True), arrays)
     assert validate_bag(tmp_path, "bag", schema="instances").dataset == "d"
+    group = zarr.open(tmp_path / "bag", mode="r")
+    assert group.attrs["mpp"] == 0.5 and group.attrs["dimensions"] == [1, 4]
+    assert same({name: group[name][...] for name in group.array_keys()}, arrays)
 
 
 @settings(max_examples=15, deadline=None)
@@ -80,22 +80,8 @@ def test_any_feature_matrix_survives(tmp_path_factory, n, p, dtype, seed):
     x = np.random.default_rng(seed).standard_normal((n, p)).astype(dtype)
     store = tmp_path_factory.mktemp("features")
     write_bag(store, "b", {"features": x[::-1]}, FeatureAttrs(coords_hash="c"))
-    for via in ("path", "zarr"):
-        back = read_arrays(store, "b", via=via)["features"]
-        assert back.dtype == x.dtype and np.array_equal(back, x[::-1])
-
-
-@pytest.mark.parametrize("n", [0, 5])
-def test_plain_zarr_opens_a_bag(tmp_path, n):
-    import zarr
-
-    arrays = wsi_arrays(n)
-    write_bag(tmp_path, "bag", arrays, InstanceAttrs(mpp=0.5, dimensions=(1, 4)))
-    group = zarr.open(tmp_path / "bag", mode="r")
-    assert group.attrs["mpp"] == 0.5 and group.attrs["dimensions"] == [1, 4]
-    assert sorted(group.array_keys()) == sorted(arrays)
-    assert same({name: group[name][...] for name in arrays}, arrays)
-    assert all(group[name].chunks == tuple(max(1, s) for s in arrays[name].shape) for name in arrays)
+    back = read_arrays(store, "b")["features"]
+    assert back.dtype == x.dtype and np.array_equal(back, x[::-1])
 
 
 def test_the_metadata_is_what_zarr_itself_would_write(tmp_path):
@@ -128,14 +114,17 @@ def test_the_content_hash_follows_content_and_nothing_else(tmp_path):
 
 
 def test_finished_means_same_key_and_whole_chunks(tmp_path):
-    assert not is_finished(tmp_path, "bag", "k")
+    def finished(key: str) -> bool:
+        return finished_attrs(tmp_path, "bag", key, InstanceAttrs) is not None
+
+    assert not finished("k")
     write_bag(tmp_path, "bag", wsi_arrays(9), InstanceAttrs(), key="k")
-    assert is_finished(tmp_path, "bag", "k") and not is_finished(tmp_path, "bag", "other")
+    assert finished("k") and not finished("other")
     chunk = tmp_path / "bag/grid/c.0.0"
     chunk.write_bytes(chunk.read_bytes()[:-1])
-    assert not is_finished(tmp_path, "bag", "k")
+    assert not finished("k")
     (tmp_path / "bag/zarr.json").write_text("{")
-    assert not is_finished(tmp_path, "bag", "k")
+    assert not finished("k")
 
 
 @pytest.mark.parametrize(
@@ -254,7 +243,7 @@ def _assert_whole(store: Path) -> int:
 
 def test_a_killed_writer_leaves_whole_bags_or_none(tmp_path, repository):
     rng = random.Random(7)
-    for trial in range(14):
+    for trial in range(6):
         process = _start_writer(tmp_path, "same" if trial % 2 else "different", repository)
         assert process.stdout is not None
         for _ in range(rng.randrange(4)):  # written bags are counted: a busy machine writes late
@@ -280,7 +269,7 @@ def test_a_crash_between_the_two_renames_leaves_no_bag_and_the_next_write_heals(
     with pytest.raises(KeyboardInterrupt):
         write_bag(tmp_path, "bag", wsi_arrays(4), InstanceAttrs(), key="new")
     monkeypatch.undo()
-    assert not is_finished(tmp_path, "bag", "new")
+    assert finished_attrs(tmp_path, "bag", "new", InstanceAttrs) is None
     write_bag(tmp_path, "bag", wsi_arrays(4), InstanceAttrs(), key="new")
     validate_bag(tmp_path, "bag", schema="instances")
 
@@ -292,12 +281,12 @@ def _write_many(store: str, name: str, value: int, times: int) -> None:
 
 
 def test_parallel_writers_of_one_bag_and_of_many(tmp_path):
-    with ProcessPoolExecutor(4) as pool:
+    with ProcessPoolExecutor(3) as pool:
         jobs = [pool.submit(_write_many, str(tmp_path), "one", value, 15) for value in range(3)]
-        jobs += [pool.submit(_write_many, str(tmp_path), f"bag{value}", value, 5) for value in range(6)]
+        jobs += [pool.submit(_write_many, str(tmp_path), f"bag{value}", value, 5) for value in range(3)]
         for job in jobs:
             job.result()
-    for bag in ["one", *(f"bag{v}" for v in range(6))]:
+    for bag in ("one", "bag0", "bag1", "bag2"):
         attrs = validate_bag(tmp_path, bag, schema="features")
         assert (read_arrays(tmp_path, bag)["features"] == attrs.stage_version).all()
     assert not list((tmp_path / store_files.TEMPORARY).iterdir())
