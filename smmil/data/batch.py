@@ -17,6 +17,7 @@ A batch is packed, never padded: the instances of B bags are concatenated, M = s
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
@@ -95,8 +96,11 @@ class BagBatch:
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> "BagBatch":
         """Apply a function that keeps shapes, x (M,P) -> (M,P), to every tensor."""
-        items = vars(self).items()
-        return BagBatch(**{name: function(item) if isinstance(item, Tensor) else item for name, item in items})
+
+        def applied(item: Any) -> Any:
+            return function(item) if isinstance(item, Tensor) else item
+
+        return BagBatch(**{name: applied(item) for name, item in vars(self).items()})
 
     def split(self) -> list["BagBatch"]:
         """Return B batches with x (N,P), one bag each, as views; `neighbors` (N,K) are copied and count from 0."""

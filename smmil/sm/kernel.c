@@ -9,8 +9,8 @@
  * padding is the row itself with weight 0.
  *
  * The columns of U are independent, so they are cut into panels of 256 or 64 bytes a row. A panel is copied out, goes
- * through all steps, and is copied back: its rows lie close together, and the weights are read once for all its columns.
- * Threads share the panels. Every sum has a fixed order, so no result depends on the number of threads.
+ * through all steps, and is copied back: its rows lie close together, and each weight serves many columns. Threads share
+ * the panels. Every sum has a fixed order, so no result depends on the number of threads.
  *
  * The file includes itself once per number type (REAL) and vector width (BYTES): functions are called
  * sm_polynomial_float_16 and so on, and sm_widest says which of them this machine can run.
@@ -19,20 +19,6 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
-/* Ask for 2 MiB pages: first writes to many 4 KiB pages cost as much as the steps on a large bag. */
-static void request_large_pages(void *memory, size_t bytes) {
-#ifdef MADV_HUGEPAGE
-    const uintptr_t page = (uintptr_t)1 << 21, first = ((uintptr_t)memory + page - 1) / page * page;
-    const uintptr_t last = ((uintptr_t)memory + bytes) / page * page;
-    if (last > first) (void)!madvise((void *)first, last - first, MADV_HUGEPAGE);
-#else
-    (void)memory, (void)bytes;
-#endif
-}
 
 #define INLINE static inline __attribute__((always_inline))
 #define JOIN(name, type, bytes) name##_##type##_##bytes
@@ -43,8 +29,6 @@ static void request_large_pages(void *memory, size_t bytes) {
  * columns that fill no wide panel go into panels of one strip. */
 #define STRIP_BYTES 64
 #define WIDE 4
-/* Rows that the first step advances before the next steps follow; 512 rows of a wide panel fit in a second-level cache. */
-#define TILE 512
 
 /* Every processor has these 16-byte vectors (SSE2, NEON), or the compiler splits them. */
 #define BYTES 16
@@ -90,25 +74,25 @@ typedef REAL NAME(vector) __attribute__((vector_size(BYTES), may_alias));
 #define VECTORS (STRIP_BYTES / BYTES)
 #define LANES ((int64_t)(BYTES / sizeof(REAL)))
 
-/* The neighbour table and the polynomial; `reach` is the largest distance |i - index| of a neighbour. */
+/* The neighbour table and the polynomial. */
 typedef struct {
     const int32_t *index;
     const REAL *weight, *self_weight;
-    int64_t rows, columns, degree, reach, steps;
+    int64_t rows, columns, degree, steps;
     double factor;
     const double *c;
 } NAME(job);
 
-/* One Horner step on rows first..last - 1 of a panel of `vectors` vectors a row: out = factor A in + c base. */
+/* One Horner step on a panel of `vectors` vectors a row: out = factor A in + c base. A constant for `vectors` keeps the
+ * sums in registers. */
 INLINE void NAME(gather)(const NAME(job) *job, NAME(vector) *restrict out, const NAME(vector) *in,
-                         const NAME(vector) *base, REAL factor, REAL c, int64_t first, int64_t last, int64_t degree,
-                         int64_t vectors) {
-    const int32_t *restrict index = job->index + first * degree;
-    const REAL *restrict weight = job->weight + first * degree;
-    for (int64_t i = first; i < last; i++, index += degree, weight += degree) {
+                         const NAME(vector) *base, REAL factor, REAL c, int64_t vectors) {
+    const int32_t *restrict index = job->index;
+    const REAL *restrict weight = job->weight;
+    for (int64_t i = 0; i < job->rows; i++, index += job->degree, weight += job->degree) {
         NAME(vector) sum[WIDE * VECTORS];
         for (int64_t v = 0; v < vectors; v++) sum[v] = in[i * vectors + v] * job->self_weight[i];
-        for (int64_t k = 0; k < degree; k++) {
+        for (int64_t k = 0; k < job->degree; k++) {
             const NAME(vector) *neighbour = in + index[k] * vectors;
             for (int64_t v = 0; v < vectors; v++) sum[v] += neighbour[v] * weight[k];
         }
@@ -120,69 +104,30 @@ INLINE void NAME(gather)(const NAME(job) *job, NAME(vector) *restrict out, const
     }
 }
 
-/* The same with constants for the panel's width, which keeps the sums in registers, and for the degree of a lattice. */
-TARGET static void NAME(step)(const NAME(job) *job, NAME(vector) *out, const NAME(vector) *in, const NAME(vector) *base,
-                              REAL factor, REAL c, int64_t first, int64_t last, int64_t strips) {
-    if (strips == WIDE && job->degree == 8)
-        NAME(gather)(job, out, in, base, factor, c, first, last, 8, WIDE * VECTORS);
-    else if (strips == WIDE)
-        NAME(gather)(job, out, in, base, factor, c, first, last, job->degree, WIDE * VECTORS);
-    else
-        NAME(gather)(job, out, in, base, factor, c, first, last, job->degree, VECTORS);
-}
-
-/* Copy `width` columns of rows first..last - 1 of a matrix into a panel, zeros beyond them. */
-TARGET static void NAME(copy_in)(REAL *restrict panel, const REAL *restrict matrix, const NAME(job) *job, int64_t first,
-                                 int64_t last, int64_t width, int64_t strips) {
-    for (int64_t i = first; i < last; i++) {
-        REAL *row = panel + i * strips * STRIP;
-        if (width == WIDE * STRIP) {
-            memcpy(row, matrix + i * job->columns, WIDE * STRIP_BYTES);
-        } else {
-            memcpy(row, matrix + i * job->columns, (size_t)width * sizeof(REAL));
-            memset(row + width, 0, (size_t)(strips * STRIP - width) * sizeof(REAL));
-        }
+/* Copy `width` columns of a matrix into a panel, zeros beyond them. */
+static void NAME(copy_in)(REAL *restrict panel, const REAL *restrict matrix, const NAME(job) *job, int64_t width,
+                          int64_t strips) {
+    for (int64_t i = 0; i < job->rows; i++, panel += strips * STRIP) {
+        memcpy(panel, matrix + i * job->columns, (size_t)width * sizeof(REAL));
+        memset(panel + width, 0, (size_t)(strips * STRIP - width) * sizeof(REAL));
     }
 }
 
-TARGET static void NAME(copy_out)(REAL *restrict matrix, const REAL *restrict panel, const NAME(job) *job, int64_t first,
-                                  int64_t last, int64_t width, int64_t strips) {
-    for (int64_t i = first; i < last; i++) {
-        const REAL *row = panel + i * strips * STRIP;
-        if (width == WIDE * STRIP)
-            memcpy(matrix + i * job->columns, row, WIDE * STRIP_BYTES);
+/* All steps on the panel that starts at `u`; returns the panel of the result. */
+TARGET static NAME(vector) *NAME(evaluate)(const NAME(job) *job, const REAL *u, int64_t width, int64_t strips,
+                                           NAME(vector) *base, NAME(vector) *const *value) {
+    NAME(copy_in)((REAL *)base, u, job, width, strips);
+    for (int64_t t = 0; t < job->steps; t++) {
+        /* the first step reads U, so its factor holds c(T) */
+        const REAL factor = (REAL)(t ? job->factor : job->factor * job->c[job->steps]);
+        const REAL c = (REAL)job->c[job->steps - 1 - t];
+        const NAME(vector) *in = t ? value[(t + 1) % 2] : base;
+        if (strips == WIDE)
+            NAME(gather)(job, value[t % 2], in, base, factor, c, WIDE * VECTORS);
         else
-            memcpy(matrix + i * job->columns, row, (size_t)width * sizeof(REAL));
+            NAME(gather)(job, value[t % 2], in, base, factor, c, VECTORS);
     }
-}
-
-/* All steps on the panel that starts at `u`; returns the panel of the result, copied to `out` unless that is NULL.
- *
- * Step t needs rows up to i + reach of step t - 1 for its row i. On a lattice stored line by line reach is small, so the
- * steps follow each other at that distance through rows that are still in cache, and memory is read once, not T times.
- * Two panels suffice: when step t overwrites row i of step t - 2, step t - 1 has passed row i + reach and is done with it.
- * `done` receives the number of rows that each step has computed. */
-static NAME(vector) *NAME(evaluate)(const NAME(job) *job, const REAL *u, REAL *out, int64_t width, int64_t strips,
-                                    NAME(vector) *base, NAME(vector) *const *value, int64_t *done) {
-    const int64_t rows = job->rows, steps = job->steps;
-    NAME(vector) *result = value[(steps - 1) % 2];
-    memset(done, 0, (size_t)steps * sizeof(*done));
-    for (int64_t begun = 0; done[steps - 1] < rows;) {
-        const int64_t before = begun, finished = done[steps - 1];
-        begun = begun + TILE < rows ? begun + TILE : rows;
-        NAME(copy_in)((REAL *)base, u, job, before, begun, width, strips);
-        for (int64_t t = 0, ready = begun; t < steps; t++) {
-            const int64_t last = ready == rows ? rows : ready - job->reach;
-            if (last <= done[t]) break;
-            /* the first step reads U, so its factor holds c(T) */
-            const double factor = t ? job->factor : job->factor * job->c[steps];
-            NAME(step)(job, value[t % 2], t ? value[(t + 1) % 2] : base, base, (REAL)factor,
-                       (REAL)job->c[steps - 1 - t], done[t], last, strips);
-            done[t] = ready = last;
-        }
-        if (out) NAME(copy_out)(out, (const REAL *)result, job, finished, done[steps - 1], width, strips);
-    }
-    return result;
+    return value[(job->steps - 1) % 2];
 }
 
 /* Sum of the products of two panels, each lane in REAL over 64 strips, then in double. */
@@ -205,27 +150,19 @@ TARGET static double NAME(inner_product)(const NAME(vector) *a, const NAME(vecto
 int NAME(sm_polynomial)(const REAL *u, const REAL *other, REAL *out, double *product, const int32_t *index,
                         const REAL *weight, const REAL *self_weight, int64_t rows, int64_t columns, int64_t degree,
                         double factor, const double *c, int64_t steps, int threads) {
-    NAME(job) job = {index, weight, self_weight, rows, columns, degree, 0, steps, factor, c};
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t k = 0; k < degree; k++) {
-            const int64_t distance = llabs(index[i * degree + k] - i);
-            job.reach = distance > job.reach ? distance : job.reach;
-        }
+    const NAME(job) job = {index, weight, self_weight, rows, columns, degree, steps, factor, c};
     const int64_t wide = columns / (WIDE * STRIP), panels = wide + (columns % (WIDE * STRIP) + STRIP - 1) / STRIP;
     double *parts = calloc((size_t)panels, sizeof(double));
     int failed = !parts;
     (void)threads;
-    if (out) request_large_pages(out, (size_t)(rows * columns) * sizeof(REAL));
 #ifdef _OPENMP
 #pragma omp parallel num_threads(threads) reduction(| : failed)
 #endif
     {
         const size_t size = (size_t)rows * (wide ? WIDE : 1) * STRIP_BYTES;
         char *memory = aligned_alloc(STRIP_BYTES, 3 * size);
-        int64_t *done = malloc((size_t)steps * sizeof(int64_t));
         NAME(vector) *base = (void *)memory, *value[2] = {(void *)(memory + size), (void *)(memory + 2 * size)};
-        failed |= !memory || !done;
-        if (memory) request_large_pages(memory, 3 * size);
+        failed |= !memory;
 #ifdef _OPENMP
 #pragma omp for schedule(dynamic)
 #endif
@@ -233,15 +170,17 @@ int NAME(sm_polynomial)(const REAL *u, const REAL *other, REAL *out, double *pro
             if (failed || !parts) continue;
             const int64_t strips = p < wide ? WIDE : 1, first = (p < wide ? p * WIDE : wide * WIDE + p - wide) * STRIP;
             const int64_t left = columns - first, width = left < strips * STRIP ? left : strips * STRIP;
-            const NAME(vector) *result =
-                NAME(evaluate)(&job, u + first, other ? NULL : out + first, width, strips, base, value, done);
+            const NAME(vector) *result = NAME(evaluate)(&job, u + first, width, strips, base, value);
             if (other) {
-                NAME(copy_in)((REAL *)base, other + first, &job, 0, rows, width, strips);
+                NAME(copy_in)((REAL *)base, other + first, &job, width, strips);
                 parts[p] = NAME(inner_product)(result, base, rows * strips);
+            } else {
+                const REAL *row = (const REAL *)result;
+                for (int64_t i = 0; i < rows; i++, row += strips * STRIP)
+                    memcpy(out + first + i * columns, row, (size_t)width * sizeof(REAL));
             }
         }
         free(memory);
-        free(done);
     }
     /* in the order of the panels, whichever thread computed them */
     for (int64_t p = 0; other && parts && p < panels; p++) *product = p ? *product + parts[p] : parts[p];

@@ -22,20 +22,11 @@ def packed(*tables: Tensor) -> Tensor:
     return torch.cat([torch.where(t >= 0, t + int(s), -1) for t, s in zip(tables, starts, strict=True)])
 
 
-def shuffled(neighbors: Tensor, seed: int = 0) -> Tensor:
-    """The same graph with its rows in another order."""
-    order = torch.randperm(len(neighbors), generator=torch.Generator().manual_seed(seed))
-    inverse = torch.argsort(order)
-    return torch.where(neighbors[order] >= 0, inverse[neighbors[order].clamp(min=0)], -1)
-
-
 TABLES: dict[str, Callable[[], Tensor]] = {
     "one": lambda: torch.full((1, 8), -1),
     "chain": lambda: path(30),
     "lattice": lambda: cells(14, 14, holes=0.3),
     "bags": lambda: packed(cells(5, 7), cells(6, 4, holes=0.2), torch.full((1, 8), -1), cells(3, 3)),
-    "tiles": lambda: cells(40, 30),  # more rows than the kernel advances at once
-    "shuffled": lambda: shuffled(cells(30, 20)),  # neighbours as far apart as the table is long
     "random": lambda: random_table(50, 3),
     "twelve": lambda: table([(i, j) for i in range(30) for j in range(max(0, i - 6), i)], 30),
 }
