@@ -1,7 +1,5 @@
 """The page in a browser: no error, no request, tabs, sorting, folding, enlarging, phone, dark mode and no script."""
 
-import importlib.util
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,19 +12,11 @@ from smmil.tables.build import build_table
 from smmil.tables.formats import to_html
 from tests.helpers.predictions import metrics_record
 
-BROWSER = shutil.which("chromium")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        BROWSER is None or importlib.util.find_spec("playwright") is None, reason="needs chromium and playwright"
-    ),
-]
-LAYOUT = TableLayout.parse(
-    {
-        "datasets": [{"name": name, "title": name.upper(), "encoder": "resnet18"} for name in "abc"],
-        "methods": ["smap_early", "abmil", "clam", "smtap", "t_ap"],
-    }
-)
+# Playwright's event loop is closed by the garbage collector
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
+DATASETS = [{"name": name, "title": name.upper(), "encoder": "resnet18"} for name in "abc"]
+LAYOUT = TableLayout.parse({"datasets": DATASETS, "methods": ["smap_early", "abmil", "clam", "smtap", "t_ap"]})
+SHOWN = "#table2 section:not([hidden])"
 
 
 @pytest.fixture(scope="module")
@@ -45,16 +35,6 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = build_page("t", LAYOUT, inputs, page=folder / "index.html", layouts={"table2": LAYOUT})
     (folder / "index.html").write_text(text, "utf-8")
     return folder / "index.html"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -80,7 +60,7 @@ def open_page(browser: Any, page_file: Path) -> Iterator[Any]:
 
 def first_column(page: Any) -> list[str]:
     """Names of the rows of the first block of Table 2."""
-    names = page.locator("#table2 section:not([hidden]) tbody >> nth=0").locator("th[scope=row]")
+    names = page.locator(f"{SHOWN} tbody >> nth=0").locator("th[scope=row]")
     return [text.strip() for text in names.all_inner_texts()]
 
 
@@ -92,14 +72,13 @@ def test_tabs_show_one_section_and_sorting_orders_each_block(open_page: Any) -> 
     assert [sections.nth(i).is_visible() for i in range(2)] == [False, True]
     page.locator("#table2").get_by_role("tab").first.click()
     before = first_column(page)
-    button = page.locator("#table2 section:not([hidden]) thead tr:last-child th button").first
+    button = page.locator(f"{SHOWN} thead tr:last-child th button").first
     button.click()
     assert first_column(page) == ["CLAM", "ABMIL", "SmAP ◆"]
     button.click()
     assert first_column(page) == ["SmAP ◆", "ABMIL", "CLAM"] == before
-    fold = page.locator("#table2 section:not([hidden]) tr.group button").first
-    fold.click()
-    assert not page.locator("#table2 section:not([hidden]) tbody >> nth=0").locator("th[scope=row]").first.is_visible()
+    page.locator(f"{SHOWN} tr.group button").first.click()
+    assert not page.locator(f"{SHOWN} tbody >> nth=0").locator("th[scope=row]").first.is_visible()
     assert page.locator("nav a[href='#table2']").is_visible()
 
 
@@ -114,9 +93,9 @@ def test_a_phone_gets_a_folded_menu_and_no_overflow(open_page: Any) -> None:
     )
     assert ink != paper and paper == "rgb(20, 23, 26)"
     # the names of the rows stay in sight while a table scrolls
-    box = page.locator("#table2 section:not([hidden]) .scroll")
+    box = page.locator(f"{SHOWN} .scroll")
     box.evaluate("box => { box.scrollLeft = 100 }")
-    name = page.locator("#table2 section:not([hidden]) th[scope=row]").first
+    name = page.locator(f"{SHOWN} th[scope=row]").first
     assert box.evaluate("box => box.scrollLeft") > 0 and name.bounding_box()["x"] >= box.bounding_box()["x"] - 1
 
 
