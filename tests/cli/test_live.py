@@ -18,15 +18,11 @@ from tests.helpers.cohorts import Cohort, write_slide
 
 
 @pytest.fixture
-def log(caplog) -> io.StringIO:
+def log(caplog) -> pytest.LogCaptureFixture:
     """A log as jobs write it."""
-    stream = io.StringIO()
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     caplog.set_level(logging.INFO)
-    logging.getLogger().addHandler(handler)
-    yield stream
-    logging.getLogger().removeHandler(handler)
+    caplog.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    return caplog
 
 
 def test_bags_are_read_from_the_log_of_a_real_job(log, tmp_path):
@@ -34,9 +30,9 @@ def test_bags_are_read_from_the_log_of_a_real_job(log, tmp_path):
     for name in ("a", "b"):
         write_slide(cohort.raw / f"{name}.tif")
         cohort.add(name, f"{name}.tif")
-    assert read_progress(log.getvalue()) is None
+    assert read_progress(log.text) is None
     assert cohort.list_bags() == cohort.cut() == 0
-    progress = read_progress(log.getvalue())
+    progress = read_progress(log.text)
     assert (progress.done, progress.total, progress.text) == (2, 2, "bag 2 of 2")
 
 
@@ -47,7 +43,7 @@ def test_epochs_are_read_from_the_lines_of_a_training(log):
     row = dict(epoch=1, loss=0.5, val_loss=0.5, val_bag_auroc=0.5, selection=0.5, kept=True)
     values = {name: row.get(name, 0.0) for name in LogRow.model_fields}
     progress(LogRow.model_construct(**values))
-    seen = read_progress(log.getvalue())
+    seen = read_progress(log.text)
     assert (seen.done, seen.total) == (11, 40) and seen.text.startswith("run 2 of 4, epoch 1 of 10, left 0:00:0")
 
 
@@ -57,7 +53,7 @@ def test_tiles_per_second_are_read_from_the_lines_of_the_feature_stage(log, monk
     bar = extraction._progress(200)
     bar.update(50)
     bar.close()
-    seen = read_progress(log.getvalue())
+    seen = read_progress(log.text)
     assert (seen.done, seen.total) == (50, 200) and "tiles/s" in seen.text
 
 
