@@ -3,7 +3,7 @@
 The columns are `REQUIRED`, `OPTIONAL` and the overrides of single bags (`preprocessing.bags.overrides`). Without label
 or split, a bag is only scored; without the column split, test bags are drawn (`preprocessing.datasets.patients`).
 `image`, below the root folder, is a slide file, a folder with the DICOM files of one CT series (`folder#3`: the series
-with SeriesNumber 3), one .dcm file (a scan of one slice), or a DICOM whole-slide image (its folder or one of its files).
+with SeriesNumber 3), one .dcm file (a scan of one slice), or a DICOM whole-slide image (its folder or a file of it).
 
 All errors in the manifest are reported at once, each with its line. Files in a folder that are no slice of the scan are
 left out and named in note and report. Faulty files of a scan (mixed sizes, several series, two slices at one place)
