@@ -1,8 +1,7 @@
 """Lesion annotations: the area that pathologists outlined, and the exact share of each tile that it covers.
 
 Lesion = union(lesion outlines) - union(exclusions), level-0 px. An outline that crosses itself covers what it encloses
-an odd number of times (even-odd rule, as in ASAP); such outlines are counted and logged. `outline_files` reads the
-formats. Coverage = area(lesion in tile) / area(tile).
+an odd number of times (even-odd rule, as in ASAP). `outline_files` reads the formats.
 """
 
 from __future__ import annotations
@@ -21,19 +20,12 @@ from preprocessing.common.options import ClassRole
 from preprocessing.store.attrs import AnnotationCounts
 from preprocessing.tiling.outline_files import Ring, read_outlines
 
-MAX_COORDINATE = 1e8  # px, far beyond every slide
-
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Lesion:
-    """A slide's lesion.
-
-    Attributes:
-        geometry: shapely polygon or multipolygon, level-0 px; empty without a lesion.
-        counts: what became of the objects of the file.
-    """
+    """A slide's lesion (polygon or multipolygon, level-0 px), and what became of the objects of the file."""
 
     geometry: BaseGeometry
     counts: AnnotationCounts = field(default_factory=AnnotationCounts)
@@ -46,14 +38,9 @@ def read_lesion(
     origin: tuple[int, int] = (0, 0),
     dimensions: tuple[int, int] | None = None,
 ) -> Lesion:
-    """Read an annotation file.
+    """Read an annotation file; path, classes and origin as for `read_outlines`.
 
-    Args:
-        path: the file, see `read_outlines`.
-        classes: roles of classes that are not known by name.
-        origin: level-0 position of the scanned region on the canvas. It is added to GeoJSON, because QuPath measures
-            from the region (MIRAX); ASAP and NCRF measure from the canvas.
-        dimensions: (width, height) of the slide at level 0; outlines outside it are counted and left out.
+    Outlines outside the slide of `dimensions` (width, height) at level 0 are counted and left out.
 
     Raises:
         ValueError: an unreadable file, a class without a role, coordinates that are no finite numbers, or no lesion
@@ -66,10 +53,6 @@ def read_lesion(
     slide = None if dimensions is None else shapely.box(0, 0, *dimensions)
     outside: list[Ring] = []
     for outline in file.outlines:
-        if not all((np.abs(ring) < MAX_COORDINATE).all() for ring in outline.rings):
-            raise ValueError(
-                f"{path}: an outline has coordinates that are not finite numbers below {MAX_COORDINATE:g} px"
-            )
         shape, crossing = _area(outline.rings)
         if shape.area == 0:
             counts["without_area"] += 1
@@ -128,15 +111,12 @@ def _polygonal(geometry: BaseGeometry) -> BaseGeometry:
 
 
 def coverage(lesion: BaseGeometry, coords: npt.NDArray[np.integer], footprint_l0_px: int) -> npt.NDArray[np.float32]:
-    """Return the share of each tile that lies inside the lesion.
+    """Return the share (N,) of each tile that lies inside the lesion, area(lesion in tile) / area(tile).
 
     Args:
         lesion: valid (multi)polygon, level-0 px.
         coords: (N, 2) top-left corners (x, y), level-0 px, in any order, also overlapping.
         footprint_l0_px: side of a tile, level-0 px.
-
-    Returns:
-        (N,) float32 in [0, 1]; exactly 0 and 1 for tiles wholly outside and inside.
     """
     x, y = coords.astype(np.float64).T
     tiles = shapely.box(x, y, x + footprint_l0_px, y + footprint_l0_px)

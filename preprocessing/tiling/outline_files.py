@@ -31,6 +31,7 @@ _ASAP_AREAS = frozenset({"polygon", "spline", "rectangle"})
 _ASAP_POINTS = frozenset({"dot", "pointset", "measurement"})
 # objects that QuPath computes or lays out; the root object only holds the others
 _NO_ANNOTATION = frozenset({"detection", "cell", "tile", "tmacore"})
+MAX_COORDINATE = 1e8  # px, far beyond every slide
 LISTED = 5
 
 Ring = npt.NDArray[np.float64]
@@ -39,13 +40,7 @@ _RecordT = TypeVar("_RecordT", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Outline:
-    """One area of an annotation.
-
-    Attributes:
-        role: "lesion" or "exclusion".
-        rings: (V, 2) each, level-0 px (x, y); further ones are holes of the first.
-        name: of its class or group, "" without one.
-    """
+    """One area of an annotation: rings (V, 2) of level-0 px (x, y), further ones are holes of the first; its class."""
 
     role: ClassRole
     rings: list[Ring]
@@ -57,7 +52,6 @@ class OutlineFile:
     """What an annotation file holds.
 
     Attributes:
-        path: the file.
         roles: role of each class name in lower case, on top of the known names.
         outlines: areas of lesions and exclusions.
         skipped: objects left out, by the field of `AnnotationCounts`.
@@ -102,7 +96,8 @@ def read_outlines(path: Path, classes: Mapping[str, ClassRole], origin: tuple[in
         path: the file.
         classes: roles of classes, `WsiOptions.annotation_classes`. A derived class of QuPath ("Tumor: Positive") and a
             group within a group of ASAP have the role of the class or group they belong to unless they have their own.
-        origin: level-0 (x, y) added to GeoJSON.
+        origin: level-0 position of the scanned region on the canvas. It is added to GeoJSON, because QuPath measures
+            from the region (MIRAX); ASAP and NCRF measure from the canvas.
 
     Raises:
         ValueError: an unreadable file, a class without a role, or non-numeric coordinates; the message names the file.
@@ -145,6 +140,8 @@ def parse_outlines(path: Path, classes: Mapping[str, ClassRole], origin: tuple[i
         _read_asap(content, file)
     else:
         _read_json(content, file, np.array(origin, np.float64))
+    if not all((np.abs(ring) < MAX_COORDINATE).all() for outline in file.outlines for ring in outline.rings):
+        raise ValueError(f"{path}: an outline has coordinates that are not finite numbers below {MAX_COORDINATE:g} px")
     return file
 
 

@@ -25,7 +25,6 @@ from PIL import Image
 from preprocessing.common.limits import MAX_MASK_PX
 from preprocessing.common.options import ArtefactName, ClassRole
 from preprocessing.store.outlines import ArtefactArea
-from preprocessing.tiling.annotations import MAX_COORDINATE
 from preprocessing.tiling.artefacts import ARTEFACTS, Artefacts, Mask
 from preprocessing.tiling.contour_tiles import TilePlan
 from preprocessing.tiling.outline_files import EXCLUSION_CLASSES, LESION_CLASSES, Ring, parse_outlines
@@ -175,8 +174,6 @@ def _read_outlines(path: Path, dimensions: tuple[int, int], origin: tuple[int, i
     tissue, cut_out = list[list[Polygon]](), list[Polygon]()
     areas: dict[ArtefactName, list[list[Polygon]]] = {}
     for outline in file.outlines:
-        if not all((np.abs(ring) < MAX_COORDINATE).all() for ring in outline.rings):
-            raise ValueError(f"{path}: coordinates that are no finite numbers below {MAX_COORDINATE:g} px")
         rings = [_closed_once(ring) for ring in outline.rings if len(ring) >= 3]
         kind = next((name for name in ARTEFACTS if name == outline.name.strip().lower()), None)
         if not rings:
@@ -226,16 +223,10 @@ def _check_inside(path: Path, tissue: list[list[Polygon]], dimensions: tuple[int
 
 
 def mask_contours(mask: Mask, dimensions: tuple[int, int]) -> tuple[list[Contour], tuple[float, float]]:
-    """Return the contours of a mask with all their holes.
+    """Return the contours of a mask (h, w) with all their holes, and the (x, y) level-0 px per pixel.
 
-    Args:
-        mask: (h, w) bool.
-        dimensions: (width, height) of the slide at level 0.
-
-    Returns:
-        Contours in OpenCV's order, each through the centres of its border pixels, and the (x, y) level-0 px per mask
-        pixel. A mask coarser than the usual segmentation level is upsampled first (nearest), which keeps the error at
-        the border below 32 level-0 px.
+    Contours run through the centres of their border pixels. A mask coarser than the usual segmentation level is
+    upsampled first (nearest), which keeps the error at the border below 32 level-0 px.
     """
     shape = (dimensions[0] / mask.shape[1], dimensions[1] / mask.shape[0])
     factor = max(1, math.ceil(max(shape) / SEG_DOWNSAMPLE))
@@ -251,17 +242,7 @@ def mask_contours(mask: Mask, dimensions: tuple[int, int]) -> tuple[list[Contour
 
 
 def masked_windows(mask: Mask, dimensions: tuple[int, int], plan: TilePlan, min_tissue: float) -> PandaWindows:
-    """Return PANDA's windows with the tissue share counted on a mask instead of grey levels.
-
-    Args:
-        mask: (h, w) bool.
-        dimensions: (width, height) of the slide at level 0.
-        plan: sizes of the windows.
-        min_tissue: windows with more than this share are kept.
-
-    Returns:
-        The kept windows; their threshold is -1.
-    """
+    """Return PANDA's windows with the tissue share counted on a mask (h, w) instead of grey levels; threshold -1."""
     canvas = make_canvas(dimensions, plan)
     rows = _pixels_per_cell(mask.shape[0], dimensions[1], canvas.top, canvas.cells[0], canvas)
     columns = _pixels_per_cell(mask.shape[1], dimensions[0], canvas.left, canvas.cells[1], canvas)

@@ -82,15 +82,7 @@ def _close(mask: Image, side: int, anchor_corrected: bool) -> Image:
 
 
 def tissue_contours(rgb: Image, downsample: tuple[float, float], options: TissueOptions) -> list[Contour]:
-    """Segment one picture.
-
-    Args:
-        rgb: (h, w, 3) uint8 at the segmentation level.
-        downsample: (x, y) level-0 px per px of `rgb`, not rounded.
-        options: thresholds; areas count in 512 x 512 px level-0 patches.
-
-    Returns:
-        Contours in OpenCV's order, empty for a blank picture.
+    """Segment one picture (h, w, 3) uint8; contours in OpenCV's order, areas in 512 x 512 px level-0 patches.
 
     Raises:
         ValueError: an even median kernel.
@@ -114,12 +106,7 @@ def tissue_contours(rgb: Image, downsample: tuple[float, float], options: Tissue
 
 
 def nested_outlines(mask: Image) -> tuple[list[Polygon], npt.NDArray[np.int32]]:
-    """Trace a mask (h, w) > 0.
-
-    Returns:
-        Outlines (n, 2) int32 (x, y) in px of the mask, in OpenCV's order, and for each the index of the outline whose
-        hole it is, or -1.
-    """
+    """Trace a mask (h, w) > 0: outlines (n, 2) int32 (x, y), and for each the outline whose hole it is, or -1."""
     outlines, hierarchy = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     parent = np.empty(0, np.int32) if hierarchy is None else np.asarray(hierarchy, np.int32).reshape(-1, 4)[:, 3]
     return [np.asarray(outline, np.int32).reshape(-1, 2) for outline in outlines], parent
@@ -169,6 +156,7 @@ def segment_tissue(slide: Slide, options: TissueOptions, *, max_bad_tiles: int =
         marks.append(f"shrunk:{factor}")
     rgb, unreadable = read_despite_damage(slide, level, factor, max_bad_tiles)
     width, height = slide.level_dimensions[level]
+    # of a padded or rounded level both axes differ a little
     downsample = (factor * slide.dimensions[0] / width, factor * slide.dimensions[1] / height)
     contours = tissue_contours(rgb, downsample, options)
     if not contours and options.fallback:
@@ -178,10 +166,7 @@ def segment_tissue(slide: Slide, options: TissueOptions, *, max_bad_tiles: int =
 
 
 def read_despite_damage(slide: Slide, level: int, factor: int, allowed: int) -> tuple[Image, int]:
-    """Read a whole level like `Slide.read_level`, transparent = black, with up to `allowed` unreadable file tiles.
-
-    Returns:
-        (h, w, 3) uint8, unreadable tiles black, and the number of these.
+    """Read a level (h, w, 3) uint8 like `Slide.read_level`, unreadable file tiles black, and count these.
 
     Raises:
         TileReadError: more tiles than allowed cannot be decoded.
@@ -198,7 +183,8 @@ def read_despite_damage(slide: Slide, level: int, factor: int, allowed: int) -> 
         """Read a block (height, width, 3) uint8 at (left, top), px of the level, without its unreadable tiles."""
         right, bottom = left + size[0], top + size[1]
         block = np.zeros((size[1], size[0], 3), np.uint8)
-        for column, row in itertools.product(_spanned(left, right, tile_w), _spanned(top, bottom, tile_h)):
+        columns, rows = range(left // tile_w, -(-right // tile_w)), range(top // tile_h, -(-bottom // tile_h))
+        for column, row in itertools.product(columns, rows):
             x0, y0 = max(column * tile_w, left), max(row * tile_h, top)
             x1, y1 = min((column + 1) * tile_w, right), min((row + 1) * tile_h, bottom)
             corner = (round(x0 * downsample), round(y0 * downsample))
@@ -213,11 +199,6 @@ def read_despite_damage(slide: Slide, level: int, factor: int, allowed: int) -> 
         return block
 
     return slide.read_level(level, factor, read_block=read_block), len(bad)
-
-
-def _spanned(start: int, stop: int, tile: int) -> range:
-    """Return the indices of the file tiles that overlap start .. stop."""
-    return range(start // tile, -(-stop // tile))
 
 
 def loosened(options: TissueOptions) -> TissueOptions:
