@@ -14,6 +14,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,8 @@ log = logging.getLogger(__name__)
 class Picture:
     """One directory of a TIFF: its number, size in px, and the tags that decide how it is read.
 
-    Attributes:
-        reduced: whether NewSubfileType calls it a reduced version of another picture.
-        largest_tile: size of its largest file tile or strip, bytes.
-        resolution: tags of the resolution under OpenSlide's names.
+    `reduced`: NewSubfileType calls it a reduced version of another picture. `largest_tile`: bytes of its largest file
+    tile or strip. `resolution`: tags under OpenSlide's names.
     """
 
     number: int
@@ -85,12 +84,9 @@ class Picture:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What may be used of a slide.
+    """What may be used of a slide: levels, finest first, and what was odd, one line each.
 
-    Attributes:
-        levels: finest first.
-        resolution: tags of the picture that is level 0, where OpenSlide states those of another; otherwise None.
-        warnings: what was odd, one line each.
+    `resolution`: tags of the picture that is level 0, where OpenSlide states those of another; otherwise None.
     """
 
     levels: tuple[SlideLevel, ...]
@@ -99,11 +95,7 @@ class Inspection:
 
 
 def inspect_slide(path: Path, vendor: str) -> Inspection:
-    """Check a slide that OpenSlide opens.
-
-    Args:
-        path: its file.
-        vendor: its format, as OpenSlide names it.
+    """Check a slide that OpenSlide opens, of a format as OpenSlide names it.
 
     Raises:
         ValueError: pixels that would be read wrong, or a main picture that OpenSlide leaves out; the file is named.
@@ -201,8 +193,7 @@ def _check_samples(path: Path, picture: Picture) -> None:
     if picture.orientation != 1:
         problem = f"orientation {picture.orientation}, expected 1 (first row on top, first column left)"
     elif colours is None:
-        names = {int(kind): kind.name for kind in tifffile.PHOTOMETRIC}
-        name = names.get(picture.photometric, "unknown")
+        name = _tiff_name(tifffile.PHOTOMETRIC, picture.photometric)
         problem = f"colour space {picture.photometric} ({name}), expected grey, palette, RGB or YCbCr"
     elif picture.sample_format not in (1, 4):
         kind = {2: "signed", 3: "floating-point"}.get(picture.sample_format, "complex")
@@ -218,6 +209,10 @@ def _check_samples(path: Path, picture: Picture) -> None:
     else:
         return
     raise ValueError(f"{path}: {picture} has {problem}; {_SCRIPT}")
+
+
+def _tiff_name(kinds: type[IntEnum], number: int) -> str:
+    return next((kind.name for kind in kinds if kind == number), "unknown")
 
 
 def _check_main(path: Path, pictures: Sequence[Picture], of_levels: Sequence[Picture]) -> list[str]:
@@ -259,22 +254,14 @@ def _is_whole(path: Path) -> bool:
     size = path.stat().st_size
     try:
         with tifffile.TiffFile(path) as tiff:
-            return all(
-                offset + count <= size
-                for page in tiff.pages
-                for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)
-            )
+            parts = [(page.dataoffsets, page.databytecounts) for page in tiff.pages]
+            return all(at + count <= size for part in parts for at, count in zip(*part, strict=True))
     except TIFF_DAMAGE:
         return False
 
 
 def explain_refusal(path: Path, reason: str) -> str:
-    """Return why OpenSlide does not open a file, and what to do.
-
-    Args:
-        path: the file.
-        reason: OpenSlide's message, "" if it does not know the format.
-    """
+    """Return why OpenSlide does not open a file, and what to do; `reason` is its message, "" for an unknown format."""
     size = path.stat().st_size
     with path.open("rb") as stream:
         head = stream.read(64)
@@ -286,14 +273,12 @@ def explain_refusal(path: Path, reason: str) -> str:
     if not size:
         return f"{path}: an empty file (0 bytes), expected a slide; copy it again"
     pictures = read_pictures(path)
-    unreadable = re.search(r"compression: (\d+)", reason)
-    if unreadable:
-        names = {int(kind): kind.name for kind in tifffile.COMPRESSION}
-        number = int(unreadable[1])
-        main = max(pictures, key=lambda item: item.area, default=None)
+    largest = max(pictures, key=lambda item: item.area, default=None)
+    if unreadable := re.search(r"compression: (\d+)", reason):
+        name = _tiff_name(tifffile.COMPRESSION, int(unreadable[1]))
         return (
-            f"{path}: compression {number} ({names.get(number, 'unknown')}) cannot be read by OpenSlide, the file "
-            f"itself may be whole; {_convert(path, main.number if main else 0)}"
+            f"{path}: compression {unreadable[1]} ({name}) cannot be read by OpenSlide, the file itself may be whole; "
+            f"{_convert(path, largest.number if largest else 0)}"
         )
     for picture in level_pictures(pictures, "generic-tiff"):
         try:
@@ -304,8 +289,7 @@ def explain_refusal(path: Path, reason: str) -> str:
         if "nsupported" in reason:
             return f"{path}: not supported by OpenSlide ({reason}); {_convert(path)}"
         return f"{path}: damaged slide ({reason}); copy the file again or exclude it"
-    if pictures:
-        largest = max(pictures, key=lambda item: item.area)
+    if largest:
         if not pictures[0].is_tiled:
             tiles = "its first picture is" if largest.is_tiled else "it is"
             return (

@@ -33,15 +33,10 @@ class Resolution(NamedTuple):
 
 
 def resolve_mpp(properties: Mapping[str, str], override: float | None, name: str) -> Resolution:
-    """Find the resolution of one slide.
+    """Find the resolution of one slide, the mean of both axes, from OpenSlide's properties of the file `name`.
 
-    Args:
-        properties: OpenSlide's properties of the file.
-        override: um/px from the manifest, wins over the file; None = use the file.
-        name: the file, for messages.
-
-    Returns:
-        Mean of both axes, and its source: `manifest`, `openslide.mpp`, `ome.physical_size` or `tiff.resolution`.
+    The override in um/px wins over the file. Sources are called `manifest`, `openslide.mpp`, `ome.physical_size` and
+    `tiff.resolution`.
 
     Raises:
         ValueError: nothing found, outside 0.1..20 um/px, the axes differ by more than 5 %, or OME-XML and tags do.

@@ -44,7 +44,7 @@ class SlideLevel:
         number: OpenSlide's.
         size: (width, height) in px, without padding.
         downsample: level-0 px per px.
-        stated_downsample: the same as OpenSlide states it, which is wrong for a padded level.
+        stated_downsample: of OpenSlide, wrong for a padded level.
         tile: (width, height) of a file tile in px, 0 where unknown.
     """
 
@@ -101,12 +101,9 @@ class Probe:
         """Read small regions all over a level as far as possible; places are shares of width and height."""
         side = min(_PATCH_PX, *level.size)
         shares = [(i + 0.5) / _GRID for i in range(_GRID)]
-        regions = []
-        for place in ((x, y) for y in shares for x in shares):
-            rgb = self.read(level, *corner(place, side, level), (side, side))
-            if rgb is not None:
-                regions.append((place, rgb))
-        return regions
+        places = [(x, y) for y in shares for x in shares]
+        regions = ((place, self.read(level, *corner(place, side, level), (side, side))) for place in places)
+        return [(place, rgb) for place, rgb in regions if rgb is not None]
 
 
 def corner(place: Place, side: int, level: SlideLevel) -> tuple[int, int]:
@@ -119,15 +116,12 @@ def corner(place: Place, side: int, level: SlideLevel) -> tuple[int, int]:
 
 
 def check_levels(probe: Probe, *, is_tiff: bool, compare: bool) -> tuple[list[SlideLevel], list[str]]:
-    """Choose the levels that can be used.
+    """Choose the levels that can be used: these, finest first, and a line about each of the others.
 
     Args:
         probe: the slide.
         is_tiff: whether each level is a picture of a TIFF, which has the aspect of level 0 to the pixel.
         compare: whether pixels are compared, because the file does not declare its levels.
-
-    Returns:
-        The levels, finest first, and a line about each of the others.
     """
     first, *others = probe.levels()
     kept, dropped = [first], list[str]()
@@ -207,13 +201,7 @@ def _structured(probe: Probe, levels: Sequence[SlideLevel]) -> list[Place]:
 
 
 def likeness(probe: Probe, fine: SlideLevel, coarse: SlideLevel, places: Sequence[Place]) -> float:
-    """Correlate the block means of two levels at some places.
-
-    Args:
-        probe: the slide.
-        fine: a level that is known to be one.
-        coarse: the level to check.
-        places: centres of the regions, shares of width and height.
+    """Correlate the block means of two levels at some places (centres of regions, shares of width and height).
 
     Returns:
         Pearson's coefficient for the filter that fits best; NaN where all regions are flat in both, 0 where they are

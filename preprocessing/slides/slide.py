@@ -136,16 +136,13 @@ class Slide:
     def read_level(
         self, level: int, factor: int = 1, *, white: bool = True, read_block: ReadBlock | None = None
     ) -> Image:
-        """Read a whole level block by block, shrunk by an integer factor.
+        """Read a whole level block by block, (ceil(height / factor), ceil(width / factor), 3) uint8.
 
         Args:
             level: pyramid level.
             factor: side of the boxes whose mean becomes one pixel; an incomplete last box is the mean of its part.
             white: composite transparency on white, as in `read`.
             read_block: replaces `read` for a block, (left, top, (width, height)) in px of the level -> (h, w, 3).
-
-        Returns:
-            (ceil(height / factor), ceil(width / factor), 3) uint8.
         """
         downsample = self.level_downsamples[level]
 
@@ -164,11 +161,7 @@ class Slide:
         return out
 
     def thumbnail(self, max_px: int) -> tuple[Image, float]:
-        """Return the whole slide with its longer side at most `max_px`, never enlarged.
-
-        Returns:
-            (h, w, 3) uint8 and the downsample: level-0 px per px of the picture.
-        """
+        """Return the whole slide (h, w, 3), its longer side at most `max_px`, never enlarged, and the downsample."""
         fitting = [i for i, dims in enumerate(self.level_dimensions) if max(dims) >= max_px]
         level = fitting[-1] if fitting else 0
         factor = max(max(self.level_dimensions[level]) // max_px, 1)
