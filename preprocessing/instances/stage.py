@@ -36,7 +36,6 @@ def cut_bag(
     out: Path,
     *,
     dataset: str,
-    versions: dict[str, str] | None = None,
     compare: Compare = "time",
 ) -> Outcome:
     """Cut one slide or scan into instances and store them, unless they are stored already.
@@ -47,7 +46,6 @@ def cut_bag(
         root: the dataset's root folder, which holds the images.
         out: folder of the stage; gets `store/{bag_id}` and `thumbnails/{bag_id}.jpg` and `.json`.
         dataset: name of the dataset, part of the bag's key.
-        versions: of the software, recorded with the bag; None = looked up.
         compare: how a changed file is recognised, by "time" or "content".
 
     Returns:
@@ -79,7 +77,7 @@ def cut_bag(
         label=row.label,
         mpp_override=row.mpp,
         stage_version=stage_versions.INSTANCES,
-        software=software(_PACKAGES) if versions is None else versions,
+        software=software(_PACKAGES),
         instance_options=settings,
         overrides=json.loads(row.overrides or "{}"),
         pixels_key=_pixels_key(row, bag, images),
@@ -98,21 +96,8 @@ def cut_bag(
 
 
 def cut_shard(job: ShardJob, options: InstanceOptions) -> int:
-    """Cut the bags of one shard with the settings of the dataset and write its manifest.
-
-    Returns:
-        Exit code: 0, or 1 without a manifest if more bags failed than allowed.
-    """
-    versions = software(_PACKAGES)
-    work = partial(
-        cut_bag,
-        options=options,
-        root=job.root,
-        out=job.out,
-        dataset=job.dataset,
-        versions=versions,
-        compare=job.compare,
-    )
+    """Cut the bags of one shard and write its manifest; exit code 1 without it if more bags failed than allowed."""
+    work = partial(cut_bag, options=options, root=job.root, out=job.out, dataset=job.dataset, compare=job.compare)
     with job.locked():
         clean_temporary(job.out / "store")
         return job.run(STAGE, stage_versions.INSTANCES, work)

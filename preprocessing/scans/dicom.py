@@ -48,9 +48,7 @@ class Header:
     Attributes:
         name: the file's name in error messages (a path relative to the dataset's root).
         study, series, instance: unique identifiers, used for grouping only.
-        sop_class: UID of the kind of object.
         number: InstanceNumber, for remarks only.
-        description: the series' description, for messages that advise a series.
         traits: texts of `TRAITS`.
         position: (x, y, z) of the first pixel's centre, mm.
         orientation: direction of a row (3), then of a column (3).
@@ -128,11 +126,7 @@ def read_identity(path: Path | str, name: str | None = None) -> tuple[str, str, 
 
 
 def read_header(path: Path | str, name: str | None = None) -> Header:
-    """Read a slice's header without its pixels.
-
-    Args:
-        path: the file.
-        name: its name in error messages; default: the path.
+    """Read a slice's header without its pixels; `name` stands for the path in error messages.
 
     Raises:
         ValueError: not a DICOM file, or a broken header; the message names the file.
@@ -145,11 +139,7 @@ def read_header(path: Path | str, name: str | None = None) -> Header:
 
 
 def read_slice(path: Path | str, name: str | None = None) -> tuple[npt.NDArray[Any], Header]:
-    """Read a slice's stored values and header.
-
-    Args:
-        path: the file.
-        name: its name in error messages; default: the path.
+    """Read a slice's stored values and header; `name` stands for the path in error messages.
 
     Returns:
         (H, W) integers of the file's own type, bits above BitsStored included, and the header.
@@ -180,12 +170,7 @@ def read_slice(path: Path | str, name: str | None = None) -> tuple[npt.NDArray[A
 
 
 def check_slice(header: Header) -> None:
-    """Raise unless the header describes one slice of a CT.
-
-    Raises:
-        ValueError: wrong modality, colour, several frames, no geometry or no rescale values; the message names the
-            file.
-    """
+    """Raise ValueError, with the file's name, unless the header describes one slice of a CT."""
     problem = ""
     if header.modality != "CT":
         problem = f"Modality is {header.modality or 'absent'!r}, expected CT"
@@ -266,19 +251,16 @@ def _open(path: Path | str, name: str, tags: Sequence[str], *, pixels: bool) -> 
     except FileNotFoundError:
         raise ValueError(f"{name}: no such file") from None
     except InvalidDicomError:
-        raise ValueError(f"{name}: {_no_dicom(Path(path))}") from None
+        if not Path(path).stat().st_size:
+            raise ValueError(
+                f"{name}: not a DICOM file but an empty one (0 bytes); copy it again from its source"
+            ) from None
+        raise ValueError(
+            f"{name}: not a DICOM file, there is no 'DICM' at byte 128; take it out of the folder, copy it again, or "
+            "if it is DICOM without preamble, write it anew, e.g. `dcmconv +F IN OUT`"
+        ) from None
     except _damage() as error:
         raise ValueError(f"{name}: truncated or unreadable DICOM file ({type(error).__name__})") from None
-
-
-def _no_dicom(path: Path) -> str:
-    """Return why a file without DICOM's preamble is refused, and what to do."""
-    if not path.stat().st_size:
-        return "not a DICOM file but an empty one (0 bytes); copy it again from its source"
-    return (
-        "not a DICOM file, there is no 'DICM' at byte 128; take it out of the folder, copy it again, or if it is DICOM "
-        "without preamble, write it anew, e.g. `dcmconv +F IN OUT`"
-    )
 
 
 def _check_deflated(path: Path | str, name: str) -> None:
@@ -332,18 +314,18 @@ def _header(data: Dataset, name: str) -> Header:
     )
 
 
-def _value(data: Dataset, tag: str, name: str) -> Any:
+def _values(data: Dataset, tag: str, name: str) -> Sequence[Any]:
+    """Return the values of a tag, [None] if it is absent."""
     try:
-        return data.get(tag)
+        value = data.get(tag)
     except _damage():
         raise ValueError(f"{name}: {tag} cannot be read; the header is broken") from None
+    return value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]
 
 
 def _text(data: Dataset, tag: str, name: str) -> str:
     """Return a value as text, several values joined by a backslash, "" if it is absent."""
-    value = _value(data, tag, name)
-    values = value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]
-    text = "\\".join("" if part is None else str(part) for part in values)
+    text = "\\".join("" if part is None else str(part) for part in _values(data, tag, name))
     # a damaged length makes the next elements, a patient's name among them, part of the value
     return re.split(r"[\x00-\x1f\x7f]", text, maxsplit=1)[0].strip()
 
@@ -359,8 +341,7 @@ def _integer(data: Dataset, tag: str, name: str) -> int | None:
 
 
 def _numbers(data: Dataset, tag: str, count: int, name: str) -> tuple[float, ...] | None:
-    value = _value(data, tag, name)
-    values = value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]
+    values = _values(data, tag, name)
     if not values or values[0] is None or values[0] == "":
         return None
     try:

@@ -62,11 +62,7 @@ class Folder:
 
 
 def read_folder(root: Path, path: Path) -> Folder:
-    """Read the headers of all DICOM files in a folder and the folders in it.
-
-    Args:
-        root: the dataset's root folder.
-        path: the folder, or one file, below the root.
+    """Read the headers of all DICOM files in a folder below the root and the folders in it, or of one file.
 
     Raises:
         FaultyScan: no DICOM file in it, or a file that cannot be read.

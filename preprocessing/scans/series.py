@@ -104,10 +104,10 @@ def not_a_slice(header: Header) -> str:
 
 
 def choose_scan(headers: Sequence[Header], paths: Mapping[str, Path], number: int | None, folder: str) -> Scan:
-    """Find the slices of one scan.
+    """Find the slices of one scan among all DICOM files of a folder.
 
     Args:
-        headers: of all DICOM files of a folder.
+        headers: of the files.
         paths: of these files, by the name in the header.
         number: SeriesNumber of the series, None = the only one.
         folder: name of the folder for messages.
@@ -181,11 +181,7 @@ def _folder_of_its_own(group: Sequence[Header], groups: Sequence[Sequence[Header
 
 
 def order_series(headers: Sequence[Header], paths: Mapping[str, Path]) -> Scan:
-    """Drop copies of slices and sort the rest along the slice normal.
-
-    Args:
-        headers: of one series, in any order.
-        paths: of its files, by name; pixels are read only to compare slices that may be copies.
+    """Drop copies of slices and sort the rest along the slice normal; pixels are read only to compare possible copies.
 
     Raises:
         ValueError: `check_series` refuses them, different slices share a SOPInstanceUID or a place, or two
@@ -315,14 +311,7 @@ def _woven(ordered: Sequence[Header]) -> list[str]:
 
 
 def check_series(headers: Sequence[Header]) -> None:
-    """Raise unless the slices form one series with one geometry.
-
-    Raises:
-        ValueError: no slices, a slice that fails `check_slice`, two series, or mixed sizes or orientations; the
-            message names a file.
-    """
-    if not headers:
-        raise ValueError("a scan without slices: expected at least one DICOM file")
+    """Raise ValueError, naming a file, unless one or more slices form one series of one size and orientation."""
     for header in headers:
         check_slice(header)
     series = Counter((h.study, h.series) for h in headers)
@@ -352,14 +341,10 @@ def _directions(header: Header) -> str:
 
 
 def slice_order(headers: Sequence[Header]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
-    """Sort the slices of one series along the slice normal.
-
-    Args:
-        headers: N slices that passed `check_series`, in any order.
+    """Sort N slices that passed `check_series` along the slice normal, those at one position by name.
 
     Returns:
-        (N,) indices into `headers`, and the (N,) positions in mm in that order, starting at 0. Slices at one position
-        are sorted by name.
+        (N,) indices into `headers`, and the (N,) positions in mm in that order, starting at 0.
     """
     import numpy as np
 

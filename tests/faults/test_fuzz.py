@@ -285,7 +285,7 @@ def cut(row: BagRow, root: Path, out: Path, names: Sequence[str]) -> Outcome:
 
     def work(row: BagRow) -> Outcome:
         try:
-            return cut_bag(row, CUT, root, out / "instances", dataset="mine", versions={})
+            return cut_bag(row, CUT, root, out / "instances", dataset="mine")
         except ValueError:
             raise
         except Exception as error:

@@ -38,7 +38,7 @@ def picture(ink: bool) -> np.ndarray:
 def cut(folder: Path, row: BagRow, name: str, **options: Any) -> np.ndarray:
     tissue_options = {**WSI["tissue"], "max_n_holes": 8, **options.pop("tissue", {})}
     settings = InstanceOptions(wsi=wsi_options({**WSI, **options, "tissue": tissue_options}))
-    outcome = cut_bag(row, settings, folder, folder / name, dataset="d", versions={})
+    outcome = cut_bag(row, settings, folder, folder / name, dataset="d")
     assert outcome.state == "ok"
     return read_arrays(folder / name / "store", "s")["coords"]
 
