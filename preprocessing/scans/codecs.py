@@ -14,19 +14,12 @@ if TYPE_CHECKING:
     from pydicom.pixels.decoders.base import Decoder, DecodeRunner
 
 PLUGIN = "imagecodecs"
-_CODECS = {
-    "1.2.840.10008.1.2.4.50": "jpeg8",
-    "1.2.840.10008.1.2.4.51": "jpeg8",
-    "1.2.840.10008.1.2.4.57": "jpeg8",
-    "1.2.840.10008.1.2.4.70": "jpeg8",
-    "1.2.840.10008.1.2.4.80": "jpegls",
-    "1.2.840.10008.1.2.4.81": "jpegls",
-    "1.2.840.10008.1.2.4.90": "jpeg2k",
-    "1.2.840.10008.1.2.4.91": "jpeg2k",
-    "1.2.840.10008.1.2.4.201": "jpeg2k",
-    "1.2.840.10008.1.2.4.202": "jpeg2k",
-    "1.2.840.10008.1.2.4.203": "jpeg2k",
+_SYNTAXES = {
+    "jpeg8": (50, 51, 57, 70),
+    "jpegls": (80, 81),
+    "jpeg2k": (90, 91, 201, 202, 203),
 }
+_CODECS = {f"1.2.840.10008.1.2.4.{number}": codec for codec, numbers in _SYNTAXES.items() for number in numbers}
 _LOCK = Lock()
 _END_OF_IMAGE = b"\xff\xd9"
 # what pydicom reads from a plugin

@@ -24,8 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
-from preprocessing.slides.regions import Image, ReferenceSlide, TileReadError
-from preprocessing.slides.tile_memory import tile_memory
+from preprocessing.slides.regions import Image, ReferenceSlide, TileReadError, tile_memory
 
 CACHE_BYTES = 256 << 20
 # Vendors whose levels are one TIFF directory each, without overlaps between tiles.

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from preprocessing.slides.tile_memory import tile_memory
+from preprocessing.slides.regions import tile_memory
 
 
 @pytest.mark.parametrize("shape", [(512, 512, 3), (8, 256, 16, 3), (5, 48, 3), (0, 16, 3)])
