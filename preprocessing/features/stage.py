@@ -337,7 +337,7 @@ def _tiles_of(bag: _Bag, root: Path, instances: Path) -> OpenTiles:
         coords = read_arrays(instances, row.bag_id, ["coords"], verify=True)["coords"][start:stop]
         path = resolve(root, row.images[0])
         bad = bag.bad_tiles
-        return iter_tiles(path, attrs, coords, mpp_override=row.mpp, on_bad_tile=lambda i, _: bad.append(start + i))
+        return iter_tiles(path, attrs, coords, on_bad_tile=lambda i, _: bad.append(start + i))
 
     return partial(read_slices, root, attrs) if row.modality == "ct" else tiles
 

@@ -57,7 +57,6 @@ def iter_tiles(
     attrs: InstanceAttrs,
     coords: npt.NDArray[np.integer],
     *,
-    mpp_override: float | None = None,
     on_bad_tile: OnBadTile | None = None,
 ) -> Generator[Image, Image | None, None]:
     """Iterate over all tiles of a bag, in the order of `coords`.
@@ -68,7 +67,6 @@ def iter_tiles(
         path: the slide.
         attrs: attributes of the bag from `wsi_instances`.
         coords: (N, 2) level-0 (x, y).
-        mpp_override: replaces the file's resolution; the geometry is recorded and does not change.
         on_bad_tile: called with (position, error) for every unreadable tile; the tile is white.
 
     Yields:
@@ -79,7 +77,7 @@ def iter_tiles(
     """
     allowed, side, bad = attrs.max_bad_tiles, attrs.tile_px, 0
     out: Image | None = None
-    with open_slide(path, mpp_override=mpp_override, require_mpp=False) as slide:
+    with open_slide(path, require_mpp=False) as slide:
         check_same_slide(slide, attrs)
         for position, (x, y) in enumerate(np.asarray(coords).tolist()):
             try:

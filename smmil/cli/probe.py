@@ -210,7 +210,7 @@ def _tiles(
     root: Path, row: BagRow, attrs: InstanceAttrs, coords: npt.NDArray[np.int32], start: int, stop: int
 ) -> Iterator[Tile]:
     """Iterate over tiles start..stop of a slide, (H, W, 3) uint8."""
-    return iter_tiles(resolve(root, row.images[0]), attrs, coords[start:stop], mpp_override=row.mpp)
+    return iter_tiles(resolve(root, row.images[0]), attrs, coords[start:stop])
 
 
 def _train(config: Config, name: str, features: int, size: int, modality: str, report: Report) -> dict[str, StepProbe]:

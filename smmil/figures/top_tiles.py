@@ -73,8 +73,7 @@ def read_top_tiles(source: Path, attrs: InstanceAttrs, coords: Array, scores: Ar
         slices = [next(read_slices(source, attrs, i, i + 1)) for i in chosen]
         pictures = [np.repeat(np.round(255 * s[..., :1]).astype(np.uint8), 3, axis=2) for s in slices]
     else:
-        mpp = None if attrs.mpp_override is None else float(attrs.mpp_override)
-        pictures = list(iter_tiles(source, attrs, coords[chosen], mpp_override=mpp))
+        pictures = list(iter_tiles(source, attrs, coords[chosen]))
     tiles = [TopTile(i, ranks[i], float(scores[i]), picture) for i, picture in zip(chosen, pictures, strict=True)]
     return TopTiles(tuple(tiles[: len(highest)]), tuple(tiles[len(highest) :]))
 
