@@ -11,14 +11,3 @@ from preprocessing.exchange.model import Format
 FORMATS: dict[str, Format] = {
     entry.name: entry for entry in (clam.FORMAT, trident.FORMAT, torchmil.FORMAT, qupath.FORMAT)
 }
-
-
-def get_format(name: str) -> Format:
-    """Look a format up.
-
-    Raises:
-        ValueError: an unknown name; the known ones are named.
-    """
-    if name not in FORMATS:
-        raise ValueError(f"format: found {name!r}, expected one of {', '.join(FORMATS)}")
-    return FORMATS[name]

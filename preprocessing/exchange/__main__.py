@@ -16,9 +16,9 @@ from preprocessing.bags.rows import BagRow
 from preprocessing.bags.table import read_bags
 from preprocessing.common.cli import guard
 from preprocessing.common.files import write_json
-from preprocessing.exchange import FORMATS, get_format
-from preprocessing.exchange.model import ExportOptions, Format, ImportOptions
-from preprocessing.exchange.qupath import OBJECT_TYPES, TISSUE
+from preprocessing.exchange import FORMATS
+from preprocessing.exchange.model import ExportOptions, ImportOptions
+from preprocessing.exchange.qupath import OBJECT_TYPES, TISSUE, read_scores
 
 log = logging.getLogger("preprocessing.exchange")
 
@@ -74,7 +74,7 @@ def _import(args: argparse.Namespace) -> int:
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')}: found {value}, expected at least 1")
     options = ImportOptions(**{field.name: getattr(args, field.name) for field in fields(ImportOptions)})
-    opener = get_format(args.format).open_source
+    opener = FORMATS[args.format].open_source
     assert opener is not None
     if not args.source.is_dir():
         raise ValueError(f"--source {args.source}: no such folder")
@@ -110,29 +110,21 @@ def _write_config(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> int:
-    form = get_format(args.format)
+    from preprocessing.exchange.stored import stored_bags
+
+    form = FORMATS[args.format]
     if form.needs_features and args.features is None:
         raise ValueError(f"--features: {form.name} holds features, give an encoder's folder, e.g. .../features/E")
-    rows = _chosen(read_bags(args.bags), args.bag_id, args.bags)
-    written, skipped = _write_all(form, rows, args)
-    if not written:
-        raise ValueError(f"{args.bags}: none of {len(rows)} bags is stored and has instances; run the stages first")
-    if skipped:
-        log.warning("left out %d bags that are empty or not stored, e.g. %s", len(skipped), skipped[0])
-    log.info("%s: %d bags written to %s", form.name, len(written), args.out)
-    return 0
-
-
-def _write_all(form: Format, rows: Sequence[BagRow], args: argparse.Namespace) -> tuple[list[BagRow], list[str]]:
-    from preprocessing.exchange.qupath import score_columns
-    from preprocessing.exchange.stored import read_scores, stored_bags
-
+    rows = read_bags(args.bags)
+    if unknown := sorted(set(args.bag_id) - {row.bag_id for row in rows}):
+        raise ValueError(f"{args.bags}: no bags {unknown[:5]} among {len(rows)}")
+    rows = [row for row in rows if not args.bag_id or row.bag_id in args.bag_id]
     encoder = args.features.resolve().name if args.features is not None else ""
     target = form.open_target(
         args.out,
         ExportOptions(encoder, args.label_threshold, args.object_type, args.magnification, args.root, args.instances),
     )
-    scores = read_scores(args.predictions) if args.predictions is not None else None
+    scores = read_scores(args.predictions) if args.predictions is not None else {}
     features = args.features if form.needs_features else None
     written: list[BagRow] = []
     skipped: list[str] = []
@@ -140,19 +132,16 @@ def _write_all(form: Format, rows: Sequence[BagRow], args: argparse.Namespace) -
         if bag is None:
             skipped.append(row.bag_id)
             continue
-        if scores is not None:
-            bag.scores = score_columns(scores, row.bag_id, len(bag), args.predictions)
+        bag.scores = scores.get(row.bag_id, {})
         target.write(bag)
         written.append(row)
     target.finish(written)
-    return written, skipped
-
-
-def _chosen(rows: list[BagRow], ids: Sequence[str], source: Path) -> list[BagRow]:
-    unknown = sorted(set(ids) - {row.bag_id for row in rows})
-    if unknown:
-        raise ValueError(f"{source}: no bags {unknown[:5]} among {len(rows)}")
-    return [row for row in rows if not ids or row.bag_id in ids]
+    if not written:
+        raise ValueError(f"{args.bags}: none of {len(rows)} bags is stored and has instances; run the stages first")
+    if skipped:
+        log.warning("left out %d bags that are empty or not stored, e.g. %s", len(skipped), skipped[0])
+    log.info("%s: %d bags written to %s", form.name, len(written), args.out)
+    return 0
 
 
 def _main(argv: Sequence[str] | None = None) -> int:

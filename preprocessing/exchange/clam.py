@@ -31,8 +31,6 @@ CHUNK_ROWS = 32
 class ClamSource(TileSource):
     """CLAM's feature folder, with the coordinate folder of its patching step."""
 
-    advice = "the features belong to another patching: extract them again or give its folder with --coords"
-
     def __init__(self, source: Path, options: ImportOptions) -> None:
         super().__init__(source, options)
         self.features = source / "h5_files" if (source / "h5_files").is_dir() else source
@@ -105,14 +103,14 @@ class ClamTarget:
         """Write one slide, rows in CLAM's order."""
         slides_only(bag, "CLAM")
         assert bag.features is not None and bag.coverage is not None
-        order = clam_order(bag)
+        contour = np.zeros(len(bag), np.int64) if bag.contour is None else bag.contour
+        order = np.lexsort((bag.coords[:, 1], bag.coords[:, 0], contour))
         coords, features = bag.coords[order], bag.features[order].astype(np.float32)
         name = f"{bag.row.bag_id}.h5"
-        text = {CARRIED_KEY: bag.carried_text}
-        attrs = clam_attributes(bag)
-        write_h5(self.out / "patches" / name, {"coords": coords}, {"coords": attrs})
+        write_h5(self.out / "patches" / name, {"coords": coords}, {"coords": clam_attributes(bag)})
         arrays = {"coords": coords, "coverage": bag.coverage[order], "features": features}
-        write_h5(self.out / "h5_files" / name, arrays, {"coords": text}, rows=CHUNK_ROWS)
+        carried = {"coords": {CARRIED_KEY: bag.carried_text}}
+        write_h5(self.out / "h5_files" / name, arrays, carried, rows=CHUNK_ROWS)
         write_pt(self.out / "pt_files" / f"{bag.row.bag_id}.pt", features)
 
     def finish(self, rows: list[BagRow]) -> None:
@@ -127,12 +125,6 @@ class ClamTarget:
         padded = [[*column, *[""] * (longest - len(column))] for column in columns]
         lines = [(i, *cells) for i, cells in enumerate(zip(*padded, strict=True))]
         write_csv(self.out / "splits" / "splits_0.csv", ("", "train", "val", "test"), lines)
-
-
-def clam_order(bag: Bag) -> Array:
-    """Return the order (N,) of rows by contour, then x, then y."""
-    contour = np.zeros(len(bag), np.int64) if bag.contour is None else bag.contour
-    return np.lexsort((bag.coords[:, 1], bag.coords[:, 0], contour))
 
 
 def clam_attributes(bag: Bag) -> dict[str, object]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -158,27 +157,20 @@ def read_npy(path: Path) -> Array:
     """Read a numeric npy array of any shape; pickled objects are never loaded.
 
     Raises:
-        ValueError: no such file, another format, objects or structures, or a length that is not the header's.
+        ValueError: no such file, another format, objects, or a header that says more than the file holds.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
-    with path.open("rb") as stream:
-        try:
-            version = np.lib.format.read_magic(stream)
-            readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-            if version not in readers:
-                raise ValueError(f"version {version}")
-            shape, fortran, dtype = readers[version](stream)
-        except (ValueError, SyntaxError) as error:
-            raise ValueError(f"{path}: not a plain npy file ({_short(error)})") from error
-        if dtype.kind not in "fiub":
-            raise ValueError(f"{path}: holds {dtype}, expected numbers (pickled objects are not loaded)")
-        declared = int(np.prod([int(n) for n in shape], dtype=object)) * dtype.itemsize
-        left = os.fstat(stream.fileno()).st_size - stream.tell()
-        if declared != left or declared > MAX_BYTES:
-            raise ValueError(f"{path}: the header says {dtype}{shape}, {declared} bytes, but {left} follow")
-        flat = np.fromfile(stream, dtype)
-    return flat.reshape(shape, order="F" if fortran else "C")
+    try:
+        # a map, because it is refused before memory is allocated if the file is too short
+        mapped = np.lib.format.open_memmap(path, mode="r")
+    except (ValueError, SyntaxError, OSError) as error:
+        raise ValueError(
+            f"{path}: not a plain npy file of numbers ({_short(error)}); pickled objects are not loaded"
+        ) from error
+    if mapped.dtype.kind not in "fiub":
+        raise ValueError(f"{path}: holds {mapped.dtype}, expected numbers")
+    return np.array(mapped)
 
 
 def write_h5(

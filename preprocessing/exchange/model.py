@@ -50,22 +50,12 @@ class Carried(BaseModel):
     Attributes:
         attrs: geometry, the attributes named in `CARRIED`.
         facts: of the features, those named in `CARRIED_FACTS`.
-        group: patient or study; torchmil only, whose tables have no column for it.
     """
 
     model_config = ConfigDict(frozen=True)
 
     attrs: InstanceAttrs
     facts: CarriedFacts
-    group: str = ""
-
-    def as_json(self) -> dict[str, JsonValue]:
-        """Return attributes and facts as JSON values."""
-        attrs, facts = self.attrs.as_json(), self.facts.as_json()
-        return {
-            "attrs": {name: attrs[name] for name in CARRIED if attrs.get(name) is not None},
-            "facts": {name: facts[name] for name in CARRIED_FACTS if name in facts},
-        }
 
 
 NOTHING_CARRIED = Carried(attrs=InstanceAttrs(), facts=CarriedFacts())
@@ -101,7 +91,11 @@ class Bag:
     @property
     def carried(self) -> dict[str, JsonValue]:
         """What an export writes for a later import, as JSON values."""
-        return Carried(attrs=self.attrs, facts=self.facts).as_json()
+        attrs, facts = self.attrs.as_json(), self.facts.as_json()
+        return {
+            "attrs": {name: attrs[name] for name in CARRIED if attrs.get(name) is not None},
+            "facts": {name: facts[name] for name in CARRIED_FACTS if name in facts},
+        }
 
     @property
     def carried_text(self) -> str:

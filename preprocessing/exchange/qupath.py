@@ -12,8 +12,10 @@ from __future__ import annotations
 import json
 import math
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
+
+import numpy as np
 
 from preprocessing.bags.rows import BagRow
 from preprocessing.common.files import whole_file
@@ -65,7 +67,7 @@ def write_tiles(path: Path, bag: Bag, *, object_type: str = "tile", label_thresh
         raise ValueError(f"{bag.row.bag_id}: a CT scan; QuPath shows slides only")
     for name, column in bag.scores.items():
         if len(column) != len(bag):
-            raise ValueError(f"{bag.row.bag_id}: {len(column)} values of {name!r} for {len(bag)} tiles")
+            raise ValueError(f"{bag.row.bag_id}: {len(column)} values of {name!r} for {len(bag)} tiles; predict again")
     with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as stream:
         stream.write('{"type":"FeatureCollection","features":[')
         for i, feature in enumerate(features_of(bag, object_type, label_threshold)):
@@ -96,26 +98,29 @@ class QupathTarget:
         """Do nothing: GeoJSON needs no tables."""
 
 
-def score_columns(predictions: Mapping[str, Array], bag_id: str, n: int, path: Path) -> dict[str, Array]:
-    """Return the scores of one bag in a predictions file as measurements; empty if the bag is not in it.
-
-    Args:
-        predictions: arrays of the npz: `bag_id` (B,), `offsets` (B+1,), `instance_score` (M,), maybe signed scores.
-        bag_id: the bag.
-        n: its number of instances.
-        path: of the npz, for messages.
+def read_scores(path: Path) -> dict[str, dict[str, Array]]:
+    """Read the instance scores (N,) of a predictions file: bag -> title of the measurement -> values.
 
     Raises:
-        ValueError: another number of instances.
+        ValueError: no such file, or not predictions.
     """
-    at = [i for i, name in enumerate(predictions["bag_id"].tolist()) if name == bag_id]
-    if not at:
-        return {}
-    start, stop = (int(v) for v in predictions["offsets"][at[0] : at[0] + 2])
-    if stop - start != n:
-        raise ValueError(f"{path}: {stop - start} scores of bag {bag_id}, the store holds {n} instances; predict again")
-    columns = {"Score": "instance_score", "Signed score": "signed_score", "Smoothed signed score": "signed_sm_score"}
-    return {title: predictions[name][start:stop] for title, name in columns.items() if name in predictions}
+    if not path.is_file():
+        raise ValueError(f"{path}: no such predictions file")
+    needed = ("bag_id", "offsets", "instance_score")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            bags, offsets, scores = (archive[name] for name in needed)
+            columns = {"Score": scores}
+            if "signed_score" in archive.files:
+                columns["Signed score"] = archive["signed_score"]
+    except (KeyError, ValueError, OSError, EOFError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not a predictions file ({error}); expected {', '.join(needed)}") from error
+    if len(offsets) != len(bags) + 1 or {len(column) for column in columns.values()} != {int(offsets[-1])}:
+        raise ValueError(f"{path}: lengths do not fit, expected offsets of {len(bags)} bags")
+    return {
+        str(bag): {title: column[offsets[i] : offsets[i + 1]] for title, column in columns.items()}
+        for i, bag in enumerate(bags)
+    }
 
 
 FORMAT = Format("qupath", None, QupathTarget, needs_features=False)

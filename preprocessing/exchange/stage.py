@@ -50,7 +50,7 @@ _TILE, _PAPER = 205, 255
 
 
 class ImportStage:
-    """Imports the bags of one source; `instances(row)` stores both trees, `features(row)` reports the second."""
+    """Import the bags of one source; `instances(row)` stores both trees, `features(row)` reports the second."""
 
     def __init__(
         self, source: Source, name: str, dataset: str, out: Path, options: ImportOptions, dtype: str = "auto"
@@ -116,9 +116,7 @@ class ImportStage:
         self.width = features.shape[1] if len(features) else self.width
         bag.attrs = attrs
         arrays = {"coords": coords, "grid": grid, "neighbors": neighbors, "coverage": coverage}
-        dtype = self.dtype
-        if dtype == "auto":
-            dtype = bag.facts.dtype or features.dtype.name
+        dtype = self.dtype if self.dtype != "auto" else bag.facts.dtype or features.dtype.name
         return arrays, features.astype(dtype, copy=False), bag
 
     def _key(self, row: BagRow) -> str:
@@ -209,11 +207,11 @@ def import_bags(
     """Import everything; return the exit code (1 = more bags of a shard failed than allowed).
 
     Args:
-        source: opened source.
+        source: opened with the same `options`.
         name: of the format.
-        dataset: name of the dataset in the config.
+        dataset: its name in the config.
         out: `results/{dataset}`.
-        options: as the source was opened with.
+        options: what the tool's files do not say.
         bags_per_shard: as in the config, so that a workflow finds these shards.
         allowed_failures: bags per shard that may fail.
         dtype: of the stored features; auto = as they come.

@@ -10,21 +10,14 @@ import numpy as np
 
 from preprocessing.bags.rows import BagRow
 from preprocessing.exchange.geometry import grid_origin
-from preprocessing.exchange.model import Array, Bag, CarriedFacts
+from preprocessing.exchange.model import Bag, CarriedFacts
 from preprocessing.store.bags import bag_path, check_pairing, read_arrays, read_feature_attrs, read_instance_attrs
 
 log = logging.getLogger(__name__)
 
-_SCORE_ARRAYS = ("bag_id", "offsets", "instance_score")
-
 
 def read_stored(row: BagRow, instances: Path, features: Path | None) -> Bag:
-    """Read one bag of the store.
-
-    Args:
-        row: which bag.
-        instances: folder of the instances stage.
-        features: folder of an encoder's features; None = geometry only.
+    """Read one bag of the store; without a features folder its geometry only.
 
     Raises:
         ValueError: a missing or damaged bag, or features of other coordinates.
@@ -68,24 +61,3 @@ def stored_bags(
         if len(bag) == 0 and strict:
             raise ValueError(f"{row.bag_id}: an empty bag (no tissue), there is nothing to export")
         yield row, bag if len(bag) else None
-
-
-def read_scores(path: Path) -> dict[str, Array]:
-    """Read the arrays of a predictions file that concern instances; shapes: see `smmil.artifacts.results`.
-
-    Raises:
-        ValueError: no such file, or not predictions.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such predictions file")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in _SCORE_ARRAYS}
-            arrays |= {name: archive[name] for name in ("signed_score",) if name in archive.files}
-    except (KeyError, ValueError, OSError, EOFError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: not a predictions file ({error}); expected {', '.join(_SCORE_ARRAYS)}") from error
-    offsets = arrays["offsets"]
-    lengths = {len(arrays[name]) for name in ("instance_score", "signed_score") if name in arrays}
-    if len(offsets) != len(arrays["bag_id"]) + 1 or lengths != {int(offsets[-1])}:
-        raise ValueError(f"{path}: lengths do not fit, expected offsets of {len(arrays['bag_id'])} bags")
-    return arrays

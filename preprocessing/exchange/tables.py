@@ -25,6 +25,7 @@ NAME_COLUMNS = ("bag_id", "slide_id", "wsi", "bag_name", "name")
 GROUP_COLUMNS = ("group", "case_id")
 CLAM_SPLITS = ("train", "val", "test")
 _NOT_IN_ID = re.compile(r"[^A-Za-z0-9._-]")
+_SUFFIX = re.compile(r"\.(h5|npy|svs|tiff?|ndpi|mrxs)$", re.IGNORECASE)
 _INDEX = re.compile(r"g\d+")
 
 
@@ -50,16 +51,13 @@ def read_lines(labels: Path | None, splits: Path | None) -> dict[str, Line]:
     Raises:
         ValueError: no such table, other columns, labels that are not 0, 1 or empty, or a bag twice.
     """
-    lines: dict[str, Line] = {}
-    if labels is not None:
-        lines = _labels(labels)
+    lines = _labels(labels) if labels is not None else {}
     for name, split in (_splits(splits) if splits is not None else {}).items():
         lines[name] = replace(lines.get(name, Line()), split=split)
     return lines
 
 
 def _labels(path: Path) -> dict[str, Line]:
-    _existing(path)
     table = read_csv(path, ("label",))
     column = next((name for name in NAME_COLUMNS if table and name in table[0].cells), None)
     if column is None:
@@ -93,7 +91,6 @@ def _line(row: Mapping[str, str], name: str) -> Line:
 
 
 def _splits(path: Path) -> dict[str, str]:
-    _existing(path)
     cells = [line.cells for line in read_csv(path)]
     splits: dict[str, str] = {}
     columns = set(cells[0]) if cells else set()
@@ -112,16 +109,8 @@ def _splits(path: Path) -> dict[str, str]:
     return splits
 
 
-def _existing(path: Path) -> None:
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; expected a CSV table with labels or splits")
-
-
 def _stem(name: str) -> str:
-    for suffix in (".h5", ".npy", ".svs", ".tif", ".tiff", ".ndpi", ".mrxs"):
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
-    return name
+    return _SUFFIX.sub("", name)
 
 
 def make_rows(files: Mapping[str, str], lines: Mapping[str, Line], modality: str, root: Path) -> list[BagRow]:

@@ -30,7 +30,6 @@ class TileSource(ABC):
 
     features: Path
     patches_root: Path
-    advice: str
 
     def __init__(self, source: Path, options: ImportOptions) -> None:
         self.source, self.options = source, options
@@ -73,7 +72,8 @@ class TileSource(ABC):
                 theirs, patching = _read_coords(file, patches)
             if not np.array_equal(coords, theirs):
                 raise ValueError(
-                    f"{path}: its {len(coords)} coordinates are not the {len(theirs)} of {patches}; {self.advice}"
+                    f"{path}: its {len(coords)} coordinates are not the {len(theirs)} of {patches}; the features "
+                    "belong to another patching: extract them again, or for CLAM give its folder with --coords"
                 )
             attributes = {**patching, **attributes}
         encoder = facts.get("encoder")

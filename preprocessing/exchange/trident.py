@@ -32,8 +32,6 @@ MAGNIFICATIONS = ((0.16, 80), (0.2, 60), (0.3, 40), (0.6, 20), (1.2, 10), (2.4, 
 class TridentSource(TileSource):
     """One folder `{mag}x_{ps}px_{ov}px_overlap` of TRIDENT's job folder."""
 
-    advice = "extract the features again"
-
     def __init__(self, source: Path, options: ImportOptions) -> None:
         super().__init__(source, options)
         name = options.features_name or options.encoder

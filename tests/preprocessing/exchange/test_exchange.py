@@ -1,23 +1,22 @@
 """Other tools' files: export and import give the same bags back, their own files are read and trained on."""
 
 import json
-import logging
 
 import h5py
 import numpy as np
 import pytest
 
 from preprocessing.bags.table import read_bags
-from preprocessing.exchange import FORMATS, get_format
+from preprocessing.exchange import FORMATS
 from preprocessing.exchange.__main__ import main
 from preprocessing.instances.graph import grid_neighbors
+from preprocessing.qc.__main__ import main as draw_sheet
 from preprocessing.store.bags import read_feature_attrs, read_instance_attrs, validate_bag
 from smmil.artifacts.results import load_predictions
 from smmil.predictions.__main__ import main as predict
 from smmil.train import __main__ as train
 from tests.helpers.dataset_files import read_table
 from tests.helpers.exchange_files import (
-    Store,
     both,
     clam_slide,
     lattice,
@@ -28,34 +27,25 @@ from tests.helpers.exchange_files import (
     torchmil_slide,
     trident_slide,
 )
+from tests.helpers.workflows import planned
+
+SAME_ATTRS = "coords_hash l0_footprint_px l0_step_px tile_px mpp mpp_source read_level slice_px".split()
+SAME_FACTS = ("encoder", "weights_sha256", "random_weights", "resize_policy")
 
 
-@pytest.fixture(autouse=True)
-def _quiet(caplog):
-    caplog.set_level(logging.ERROR)
-
-
-def test_every_format_is_registered_and_an_unknown_one_named():
-    assert [*FORMATS] == ["clam", "trident", "torchmil", "qupath"]
-    with pytest.raises(ValueError, match="clam, trident, torchmil, qupath"):
-        get_format("stamp")
-
-
-@pytest.mark.parametrize("scans", [False, True])
-@pytest.mark.parametrize("kind", ["clam", "trident", "torchmil"])
-def test_export_and_import_give_the_same_bags_back(tmp_path, kind, scans, capsys):
-    store = Store(tmp_path / "ours", scans=scans)
-    code = main(["export", "--format", kind, *store.arguments(), "--out", str(tmp_path / "theirs")])
-    if scans and kind != "torchmil":
-        assert code == 2 and "export scans as torchmil" in capsys.readouterr().err
-        return
-    assert code == 0
+@pytest.mark.parametrize(
+    ("kind", "ours"), [("clam", "slides"), ("trident", "slides"), ("torchmil", "slides"), ("torchmil", "scans")]
+)
+def test_export_and_import_give_the_same_bags_back(tmp_path, request, kind, ours):
+    store = request.getfixturevalue(ours)
+    assert main(["export", "--format", kind, *store.arguments(), "--out", str(tmp_path / "theirs")]) == 0
     assert run_import(kind, tmp_path / "theirs", tmp_path / "back", "resnet18") == 0
+    folders = (store.folder, tmp_path / "back")
     got = {row.bag_id: row for row in read_bags(tmp_path / "back/bags.csv")}
     for row in store.rows:
         back = got[row.bag_id]
         assert (back.label, back.split, back.group, back.modality) == (row.label, row.split, row.group, row.modality)
-        before, after = (both(folder, "resnet18", row.bag_id) for folder in (store.folder, tmp_path / "back"))
+        before, after = (both(folder, "resnet18", row.bag_id) for folder in folders)
         if kind == "torchmil":
             share = before["coverage"]
             before["coverage"] = np.where(np.isnan(share), share, share > 0.5).astype(np.float32)
@@ -63,35 +53,35 @@ def test_export_and_import_give_the_same_bags_back(tmp_path, kind, scans, capsys
         for name, array in before.items():
             assert after[name].dtype == array.dtype, name
             np.testing.assert_array_equal(after[name], array, err_msg=f"{row.bag_id} {name}")
-        stores = (store.folder, tmp_path / "back")
-        attrs = [read_instance_attrs(folder / "instances/store", row.bag_id) for folder in stores]
-        assert attrs[0].coords_hash == attrs[1].coords_hash
-        for name in ("l0_footprint_px", "l0_step_px", "tile_px", "mpp", "mpp_source", "read_level", "slice_px"):
-            assert getattr(attrs[0], name) == getattr(attrs[1], name)
-        facts = [read_feature_attrs(folder / "features/resnet18/store", row.bag_id) for folder in stores]
-        for name in ("encoder", "weights_sha256", "random_weights", "resize_policy"):
-            assert getattr(facts[0], name) == getattr(facts[1], name)
+        attrs = [read_instance_attrs(folder / "instances/store", row.bag_id) for folder in folders]
+        facts = [read_feature_attrs(folder / "features/resnet18/store", row.bag_id) for folder in folders]
+        for names, (first, second) in ((SAME_ATTRS, attrs), (SAME_FACTS, facts)):
+            assert [getattr(first, name) for name in names] == [getattr(second, name) for name in names]
         validate_bag(tmp_path / "back/instances/store", row.bag_id, schema="instances")
 
 
-def test_exports_have_equal_bytes(tmp_path):
-    store = Store(tmp_path / "ours")
+@pytest.mark.parametrize("kind", ["clam", "trident"])
+def test_scans_are_exported_as_torchmil_only(scans, tmp_path, kind, capsys):
+    assert main(["export", "--format", kind, *scans.arguments(), "--out", str(tmp_path)]) == 2
+    assert "export scans as torchmil" in capsys.readouterr().err
+
+
+def test_exports_have_equal_bytes(slides, tmp_path):
     for kind in FORMATS:
         for name in ("a", "b"):
-            assert main(["export", "--format", kind, *store.arguments(), "--out", str(tmp_path / kind / name)]) == 0
+            assert main(["export", "--format", kind, *slides.arguments(), "--out", str(tmp_path / kind / name)]) == 0
         files = sorted(p.relative_to(tmp_path / kind / "a") for p in (tmp_path / kind / "a").rglob("*") if p.is_file())
         assert files and not [p for p in files if p.name.startswith(".")]
         for file in files:
             assert (tmp_path / kind / "a" / file).read_bytes() == (tmp_path / kind / "b" / file).read_bytes(), file
 
 
-def test_clam_reads_our_export_in_its_own_order(tmp_path):
+def test_clam_reads_our_export_in_its_own_order(slides, tmp_path):
     import torch
 
-    store = Store(tmp_path / "ours")
-    main(["export", "--format", "clam", *store.arguments(), "--out", str(tmp_path / "clam")])
-    ours = both(store.folder, "resnet18", "bag2")
-    contour = np.array(read_instance_attrs(store.folder / "instances/store", "bag2").contour_of_tile)
+    main(["export", "--format", "clam", *slides.arguments(), "--out", str(tmp_path / "clam")])
+    ours = both(slides.folder, "resnet18", "bag2")
+    contour = np.array(read_instance_attrs(slides.folder / "instances/store", "bag2").contour_of_tile)
     with h5py.File(tmp_path / "clam/patches/bag2.h5") as file:
         attrs, coords = dict(file["coords"].attrs), file["coords"][:]
     assert (attrs["patch_size"], attrs["patch_level"], tuple(attrs["downsample"])) == (512, 0, (1.0, 1.0))
@@ -110,9 +100,8 @@ def test_clam_reads_our_export_in_its_own_order(tmp_path):
     assert [line["train"] for line in splits] == ["bag0", "bag1", "bag2"] and splits[0]["test"] == "bag4"
 
 
-def test_trident_names_its_folder_by_magnification_and_overlap(tmp_path):
-    store = Store(tmp_path / "ours")
-    main(["export", "--format", "trident", *store.arguments(), "--out", str(tmp_path / "job")])
+def test_trident_names_its_folder_by_magnification_and_overlap(slides, tmp_path):
+    main(["export", "--format", "trident", *slides.arguments(), "--out", str(tmp_path / "job")])
     path = tmp_path / "job/20x_256px_128px_overlap"
     with h5py.File(path / "patches/bag1_patches.h5") as file:
         attrs = dict(file["coords"].attrs)
@@ -121,6 +110,23 @@ def test_trident_names_its_folder_by_magnification_and_overlap(tmp_path):
     assert {name: int(attrs[name]) for name in expected} == expected and attrs["overlap"] == 128
     with h5py.File(path / "features_resnet18/bag1.h5") as file:
         assert file["features"].attrs["encoder"] == "resnet18" and file["features"].dtype == np.float32
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+def test_torchmils_own_dataset_reads_our_export(slides, tmp_path):
+    """Same features and labels, and after its own scaling of coordinates the same edges."""
+    from torchmil.datasets import CAMELYON16MILDataset
+
+    # bags of other lattices cannot be in one tree
+    argv = ["export", "--format", "torchmil", *slides.arguments(), "--bag-id", "bag1", "bag3"]
+    assert main([*argv, "--out", str(tmp_path / "tree")]) == 0
+    theirs = CAMELYON16MILDataset(str(tmp_path / "tree"), features="resnet18", partition="train", patch_size=256)
+    assert theirs.bag_names == ["bag1"]
+    ours, bag = both(slides.folder, "resnet18", "bag1"), theirs[0]
+    np.testing.assert_array_equal(bag["X"].numpy(), ours["features"].astype(np.float32))
+    assert int(bag["Y"]) == 1
+    edges = {tuple(e) for e in bag["adj"].coalesce().indices().T.tolist()}
+    assert edges == {(i, j) for i, row in enumerate(ours["neighbors"].tolist()) for j in row if j >= 0}
 
 
 def test_clams_own_files_are_read(tmp_path):
@@ -209,3 +215,18 @@ def test_imported_bags_are_trained_and_predicted_by_the_usual_commands(tmp_path)
     assert predict([*argv, "--device", "cpu", "--threads", "1"]) == 0
     test = load_predictions(next(folder.glob("*.npz"))).part("test")
     assert test["bag_id"].tolist() == ["s8", "s9"] and test["bag_logit"][1] > test["bag_logit"][0]
+
+
+def test_the_workflow_goes_on_from_an_import(tmp_path, monkeypatch):
+    """Snakemake finds the imported stages finished and plans training on them; the contact sheet can be drawn."""
+    monkeypatch.chdir(tmp_path)
+    small_clam(tmp_path / "clam")
+    out = tmp_path / "results/theirs"
+    assert run_import("clam", tmp_path / "clam", out, "uni_v1", "--bags-per-shard", "4") == 0
+    jobs = planned(tmp_path, "metrics", "--configfile", "results/theirs/config.yaml")
+    assert jobs["train_runs"] > 0
+    assert not {"list_bags", "cut_instances", "extract_features", "fetch_weights"} & set(jobs)
+    argv = ["--dataset", "theirs", "--bags", str(out / "bags.csv"), "--report", str(out / "bags.report.json")]
+    argv += ["--instances", str(out / "instances"), "--manifests", *map(str, (out / "instances/shards").iterdir())]
+    assert draw_sheet([*argv, "--out", str(out / "qc")]) == 0
+    assert "s3" in (out / "qc/index.html").read_text()

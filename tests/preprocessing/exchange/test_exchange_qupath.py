@@ -12,7 +12,6 @@ from preprocessing.exchange.model import Bag
 from preprocessing.exchange.qupath import write_tiles
 from preprocessing.store.attrs import InstanceAttrs
 from preprocessing.store.bags import read_arrays
-from tests.helpers.exchange_files import Store
 
 
 def slide(n: int = 4, **attrs: object) -> Bag:
@@ -23,15 +22,14 @@ def slide(n: int = 4, **attrs: object) -> Bag:
     return Bag(BagRow("s1", "wsi", ("s1.tif",)), coords, coverage=share, attrs=geometry)
 
 
-def test_tiles_with_coverage_and_scores_come_out_of_a_stored_dataset(tmp_path):
-    store = Store(tmp_path / "ours")
-    stored = read_arrays(store.folder / "instances/store", "bag1")
+def test_tiles_with_coverage_and_scores_come_out_of_a_stored_dataset(slides, tmp_path):
+    stored = read_arrays(slides.folder / "instances/store", "bag1")
     n = len(stored["coords"])
     scores = np.linspace(-2, 2, n + 3).astype(np.float32)
     arrays = {"bag_id": np.array(["other", "bag1"]), "offsets": np.array([0, 3, n + 3]), "instance_score": scores}
     arrays["signed_score"] = -2 * scores
     np.savez(tmp_path / "run.npz", **arrays)
-    argv = ["export", "--format", "qupath", *store.arguments()[:4], "--out", str(tmp_path / "out")]
+    argv = ["export", "--format", "qupath", *slides.arguments()[:4], "--out", str(tmp_path / "out")]
     assert main([*argv, "--predictions", str(tmp_path / "run.npz"), "--label-threshold", "0.7"]) == 0
     assert len(list((tmp_path / "out").iterdir())) == 6
     found = json.loads((tmp_path / "out/bag1.geojson").read_text())
@@ -50,21 +48,11 @@ def test_tiles_with_coverage_and_scores_come_out_of_a_stored_dataset(tmp_path):
     assert "Score" not in (tmp_path / "out/bag2.geojson").read_text()
 
 
-def test_coordinates_count_from_the_scanned_region(tmp_path):
-    write_tiles(tmp_path / "a.geojson", slide(bounds=[30, 10, 900, 900]), object_type="detection")
-    first = json.loads((tmp_path / "a.geojson").read_text())["features"][0]
-    assert first["geometry"]["coordinates"][0][0] == [-30, 30]
-    assert first["properties"]["objectType"] == "detection"
-
-
-def test_one_object_a_line_and_always_the_same_bytes(tmp_path):
-    for name in "ab":
-        write_tiles(tmp_path / f"{name}.geojson", slide(50))
-    text = (tmp_path / "a.geojson").read_text()
-    assert text == (tmp_path / "b.geojson").read_text()
-    # the file can be read object by object
-    lines = text.splitlines()[1:-1]
-    assert len(lines) == 50 and all(json.loads(line.rstrip(","))["type"] == "Feature" for line in lines)
+def test_coordinates_count_from_the_scanned_region_and_every_object_has_its_line(tmp_path):
+    write_tiles(tmp_path / "a.geojson", slide(50, bounds=[30, 10, 900, 900]), object_type="detection")
+    tiles = [json.loads(line.rstrip(",")) for line in (tmp_path / "a.geojson").read_text().splitlines()[1:-1]]
+    assert len(tiles) == 50 and tiles[0]["geometry"]["coordinates"][0][0] == [-30, 30]
+    assert all((one["type"], one["properties"]["objectType"]) == ("Feature", "detection") for one in tiles)
 
 
 def test_what_qupath_cannot_show_is_refused(tmp_path):
@@ -79,24 +67,18 @@ def test_what_qupath_cannot_show_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arrays", "message"),
+    ("changes", "message"),
     [
-        ({"bag_id": np.array(["bag1"]), "offsets": np.array([0, 2]), "instance_score": np.zeros(2)}, "2 scores of bag"),
-        ({"bag_id": np.array(["bag1"]), "offsets": np.array([0, 9]), "instance_score": np.zeros(2)}, "lengths do not"),
-        ({"bag_id": np.array(["bag1"]), "offsets": np.array([0, 2])}, "not a predictions file"),
-        (
-            {
-                **{"bag_id": np.array(["bag1"]), "offsets": np.array([0, 2])},
-                **{"instance_score": np.zeros(2), "signed_score": np.zeros(3)},
-            },
-            "lengths do not fit",
-        ),
-        ({"bag_id": np.array([{}], object), "offsets": np.array([0, 0])}, "not a predictions file"),
+        ({}, "2 values of 'Score' for"),
+        ({"offsets": np.array([0, 9])}, "lengths do not fit"),
+        ({"signed_score": np.zeros(3)}, "lengths do not fit"),
+        ({"instance_score": None}, "not a predictions file"),
+        ({"bag_id": np.array([{}], object)}, "not a predictions file"),
     ],
 )
-def test_predictions_of_other_bags_are_refused(tmp_path, capsys, arrays, message):
-    store = Store(tmp_path / "ours")
-    np.savez(tmp_path / "run.npz", **arrays)
-    argv = ["export", "--format", "qupath", *store.arguments()[:4], "--out", str(tmp_path / "out"), "--bag-id", "bag1"]
+def test_predictions_of_other_bags_are_refused(slides, tmp_path, capsys, changes, message):
+    arrays = {"bag_id": np.array(["bag1"]), "offsets": np.array([0, 2]), "instance_score": np.zeros(2), **changes}
+    np.savez(tmp_path / "run.npz", **{name: array for name, array in arrays.items() if array is not None})
+    argv = ["export", "--format", "qupath", *slides.arguments()[:4], "--out", str(tmp_path / "out"), "--bag-id", "bag1"]
     assert main([*argv, "--predictions", str(tmp_path / "run.npz")]) == 2
     assert message in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """Other tools' files that are damaged, hostile or do not fit: one reason each, and nothing half imported."""
 
-import logging
 from pathlib import Path
 
 import h5py
@@ -9,13 +8,9 @@ import pytest
 
 from preprocessing.bags.manifests import ShardManifest
 from preprocessing.exchange.__main__ import main
-from preprocessing.exchange.geometry import slide_geometry
 from preprocessing.exchange.tables import read_lines
-from preprocessing.instances.graph import grid_neighbors
-from preprocessing.store.attrs import InstanceAttrs
 from tests.faults.damage import cut
 from tests.helpers.exchange_files import (
-    Store,
     both,
     clam_slide,
     lattice,
@@ -28,11 +23,6 @@ from tests.helpers.exchange_files import (
     torchmil_slide,
     trident_slide,
 )
-
-
-@pytest.fixture(autouse=True)
-def _quiet(caplog):
-    caplog.set_level(logging.ERROR)
 
 
 def rewrite(**arrays: np.ndarray | None):
@@ -113,6 +103,7 @@ def test_a_bad_file_is_that_bags_failure_with_one_reason(tmp_path, change, messa
         ("patch_labels", np.zeros(9), "expected 8 labels"),
         ("patch_labels", np.full(8, 7), "expected 8 labels"),
         ("features/features_UNI", b"\x93NUMPY\x01\x00", "not a plain npy file"),
+        ("features/features_UNI", "truncated", "not a plain npy file"),
         ("coords", b"PK\x03\x04 an archive", "not a plain npy file"),
         ("coords", None, "no such file"),
     ],
@@ -123,21 +114,16 @@ def test_a_bad_npy_is_that_bags_failure(tmp_path, part, content, message):
     path = tmp_path / "tree/patches_512" / part / "w1.npy"
     if content is None:
         path.unlink()
+    elif isinstance(content, str):
+        # refused before memory is taken
+        data = path.read_bytes()
+        path.write_bytes(data.replace(b"(8, 6)", b"(8, 600000000000)")[: len(data)])
     elif isinstance(content, bytes):
         path.write_bytes(content)
     else:
         np.save(path, content, allow_pickle=True)
     assert run_import("torchmil", tmp_path / "tree", tmp_path / "out", "UNI") == 1
     assert message in reason(tmp_path / "out", "w1")
-
-
-def test_a_truncated_npy_is_refused_before_memory_is_taken(tmp_path):
-    torchmil_slide(tmp_path / "tree", "w0", lattice(8), learnable(8, 0, 0), 0, np.zeros(8))
-    path = tmp_path / "tree/patches_512/features/features_UNI/w0.npy"
-    data = path.read_bytes()
-    path.write_bytes(data.replace(b"(8, 6)", b"(8, 600000000000)")[: len(data)])
-    assert run_import("torchmil", tmp_path / "tree", tmp_path / "out", "UNI") == 1
-    assert "w0.npy" in reason(tmp_path / "out", "w0")
 
 
 @pytest.mark.parametrize(
@@ -210,17 +196,9 @@ def test_a_split_named_twice_is_refused(tmp_path):
         read_lines(None, path)
 
 
-def test_lattice_cells_come_back_from_a_padded_origin():
-    coords = lattice(9, 100, x0=-30, y0=-70, width=3).astype(np.int32)
-    grid, neighbors = slide_geometry(coords, InstanceAttrs(l0_step_px=100, grid_origin_l0=(-30, -70)))
-    assert grid.tolist() == [[i, j] for i in range(3) for j in range(3)]
-    np.testing.assert_array_equal(neighbors, grid_neighbors(grid))
-
-
-def test_an_export_without_bags_or_with_unknown_ones_is_an_error(tmp_path, capsys):
-    store = Store(tmp_path / "ours")
+def test_an_export_without_bags_or_with_unknown_ones_is_an_error(slides, tmp_path, capsys):
     argv = ["export", "--format", "clam", "--out", str(tmp_path / "x")]
-    assert main([*argv, *store.arguments(), "--bag-id", "nobody"]) == 2
-    assert main([*argv, *store.arguments()[:4]]) == 2
+    assert main([*argv, *slides.arguments(), "--bag-id", "nobody"]) == 2
+    assert main([*argv, *slides.arguments()[:4]]) == 2
     errors = capsys.readouterr().err
     assert "no bags ['nobody'] among 6" in errors and "--features: clam holds features" in errors
