@@ -21,8 +21,7 @@ log = logging.getLogger(__name__)
 # The rest is for the model, its activations and allocator overhead.
 DEVICE_SHARE = 0.6
 
-# Small batches are packed several at a time (8 MiB of float32): packing between training steps, which evict the caches,
-# takes four times as long.
+# Numbers of features of the small bags that are scored in one pass (8 MiB of float32).
 AHEAD = 2**21
 
 
@@ -102,11 +101,7 @@ class BagCache:
 
     def batches(self, indices: Iterable[Sequence[int]], fields: Collection[str] = EVERYTHING) -> Iterator[BagBatch]:
         """Iterate over batches, x (M,P), in the given order; from host memory the next batch is packed in advance."""
-        if self.device.type == "cpu":
-            for group in self.groups(indices):
-                yield from [self.batch(index, fields) for index in group]
-            return
-        if self._features:
+        if self.device.type == "cpu" or self._features:
             yield from (self.batch(index, fields) for index in indices)
             return
         with ThreadPoolExecutor(1) as worker:

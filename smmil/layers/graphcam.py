@@ -109,27 +109,24 @@ class Block(nn.Module):
         return Trace(x, normed, q, k, v, logits, weights, values, attended, middle, normed_middle, hidden, out)
 
     def relevance(self, t: Trace, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Propagate the relevance r (B,m,D) of the first m output tokens, where the others have none.
+        """Propagate the relevance r (B,n,D) of the output tokens.
 
         Returns:
-            Relevance of the residual path (B,m,D), of the weights (B,h,m,n) and of the values (B,h,n,d).
+            Relevance of the residual path (B,n,D), of the weights (B,h,n,n) and of the values (B,h,n,d).
         """
-        m = r.shape[1]
-        kept, changed = addition_rule(t.middle[:, :m], t.out[:, :m], r)
-        changed = linear_rule(t.hidden[:, :m], self.fc2.weight, changed)
-        changed = linear_rule(t.normed_middle[:, :m], self.fc1.weight, changed)
-        kept, changed = addition_rule(t.x[:, :m], t.attended[:, :m], clone_rule(t.middle[:, :m], kept, changed))
-        heads = t.values[:, :, :m]
-        flat = linear_rule(heads.transpose(1, 2).flatten(2), self.proj.weight, changed)
-        r_heads = flat.reshape(*flat.shape[:2], self.n_heads, -1).transpose(1, 2)
-        return kept, *product_rule(t.weights[:, :, :m], t.v, heads, r_heads)
+        kept, changed = addition_rule(t.middle, t.out, r)
+        changed = linear_rule(t.hidden, self.fc2.weight, changed)
+        changed = linear_rule(t.normed_middle, self.fc1.weight, changed)
+        kept, changed = addition_rule(t.x, t.attended, clone_rule(t.middle, kept, changed))
+        flat = linear_rule(t.values.transpose(1, 2).flatten(2), self.proj.weight, changed)
+        r_heads = flat.unflatten(2, (self.n_heads, -1)).transpose(1, 2)
+        return kept, *product_rule(t.weights, t.v, t.values, r_heads)
 
     def input_relevance(self, t: Trace, kept: Tensor, weights: Tensor, values: Tensor) -> Tensor:
         """Propagate the results of `relevance` to the block's input (B,n,D)."""
-        m, rest = kept.shape[1], t.x.shape[1] - kept.shape[1]
-        rq, rk = product_rule(t.q[:, :, :m], t.k.mT, t.logits[:, :, :m], weights)
-        qkv = torch.stack([F.pad(rq, (0, 0, 0, rest)), rk.mT, values]).permute(1, 3, 0, 2, 4).flatten(2)
-        return clone_rule(t.x, F.pad(kept, (0, 0, 0, rest)), linear_rule(t.normed, self.qkv.weight, qkv))
+        rq, rk = product_rule(t.q, t.k.mT, t.logits, weights)
+        qkv = torch.stack([rq, rk.mT, values]).permute(1, 3, 0, 2, 4).flatten(2)
+        return clone_rule(t.x, kept, linear_rule(t.normed, self.qkv.weight, qkv))
 
     def _heads(self, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = self.qkv(normed).view(*normed.shape[:2], 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
@@ -171,17 +168,14 @@ def graphcam(
         start = logit.detach() if seed == "logit" else torch.ones_like(logit)
         gradients = torch.autograd.grad((start * logit).sum(), [t.weights for t in traces])
     with torch.no_grad():
-        # Only the class token has relevance after the last block, so that block needs one row.
-        relevance = clone_rule(z, linear_rule(z, head.weight, start))[:, None]
+        relevance = torch.zeros_like(x)
+        relevance[:, 0] = clone_rule(z, linear_rule(z, head.weight, start))
+        # The row e_cls (I + C_L) ... (I + C_1) needs products with vectors only.
         rollout = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)[:1].expand(len(x), 1, -1)
-        for depth in reversed(range(len(traces))):
-            block, t, weights = blocks[depth], traces[depth], traces[depth].weights
+        for block, t, gradient in zip(reversed(blocks), reversed(traces), reversed(gradients), strict=True):
+            weights = t.weights
             if rule == "lrp":
                 kept, weights, values = block.relevance(t, relevance)
-                if depth > 0:
-                    relevance = block.input_relevance(t, kept, weights, values)
-            m = weights.shape[2]
-            # The row e_cls (I + C_L) ... (I + C_1) needs products with vectors only.
-            share = (gradients[depth][:, :, :m] * weights).clamp(min=0).mean(1)
-            rollout = rollout + rollout[:, :, :m] @ share
+                relevance = block.input_relevance(t, kept, weights, values)
+            rollout = rollout + rollout @ (gradient * weights).clamp(min=0).mean(1)
     return rollout[:, 0, 1:]

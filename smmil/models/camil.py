@@ -70,9 +70,6 @@ class CAMIL(MILModel):
     Args:
         code: "published" equations, or "released_without_convolution": values from H, the released fusion, attention
             from m, and `value_conv` 0 unless given. The released convolution runs across heads, not along the sequence.
-        key_dim: width of q and k.
-        dropout: after the output projection of the Nystrom layer.
-        nystrom: see `NystromAttention`.
     """
 
     needs = frozenset({"neighbors"})

@@ -10,6 +10,8 @@ z = softmax(f)^T Y.
 Shapes: (M,P) and the graph -> bag_logit (B,), instance_score (M,).
 """
 
+from typing import Unpack
+
 import torch
 from torch import nn
 
@@ -17,18 +19,11 @@ from smmil.data.batch import BagBatch
 from smmil.layers import check_choice
 from smmil.layers.graph_layers import chebyshev_basis, propagate
 from smmil.layers.pooling import attend
-from smmil.models.base import MILModel, Output, graph_of
+from smmil.models.base import BaseOptions, MILModel, Output, graph_of
 
 
 class DeepGraphSurv(MILModel):
-    """Chebyshev convolutions for representation and attention.
-
-    Args:
-        variant: "chebyshev" or "propagation".
-        K: Chebyshev polynomials.
-        n_steps: propagation steps of the variant.
-        embed_act: activation of the embedding; None = "gelu", "relu" for the variant.
-    """
+    """Chebyshev convolutions for representation and attention, or the variant "propagation" of `n_steps`."""
 
     needs = frozenset({"neighbors"})
 
@@ -40,16 +35,15 @@ class DeepGraphSurv(MILModel):
         K: int = 5,
         n_steps: int = 3,
         attention_dim: int = 128,
-        embed_act: str | None = None,
-        width: int = 512,
-        pos_weight: float | None = None,
+        **base: Unpack[BaseOptions],
     ) -> None:
-        act = embed_act or ("gelu" if variant == "chebyshev" else "relu")
-        super().__init__(in_features, width=width, embed_act=act, pos_weight=pos_weight)
+        if variant == "propagation":
+            base.setdefault("embed_act", "relu")
+        super().__init__(in_features, **base)
         if K < 1:
             raise ValueError(f"K: found {K}, expected a number of Chebyshev polynomials >= 1")
         check_choice("variant", variant, "chebyshev", "propagation")
-        self.variant, self.K, self.n_steps = variant, K, n_steps
+        self.variant, self.K, self.n_steps, width = variant, K, n_steps, self.width
         if variant == "chebyshev":
             self.represent = nn.Linear(K * width, width, bias=False)
             self.attention = nn.Linear(K * width, attention_dim, bias=False)

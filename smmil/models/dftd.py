@@ -35,12 +35,10 @@ class DFTD(MILModel):
     """DTFD-MIL.
 
     Args:
-        n_pseudo: G, pseudo-bags per bag.
+        n_pseudo: G.
         distill: "afs" = pooled vectors; "maxmin" / "max" = the `k` instances of highest and lowest / highest CAM.
         k: instances per pseudo-bag and side that "maxmin" and "max" select.
         sm: Sm on the pseudo-bags; SmDFTD has it.
-        attention_dim: of both tiers.
-        base: see `MILModel`; `pos_weight` weighs both tiers.
     """
 
     def __init__(

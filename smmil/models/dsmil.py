@@ -32,11 +32,9 @@ class DSMIL(MILModel):
         nonlinear_q: query of two layers; False = one linear layer.
         passing_v: use values ReLU(Linear(h)) instead of h.
         score: "instance" = s_i, "attention" = q_i q_m / sqrt(q_dim), before the softmax.
-        q_dim: width of the query.
         bag_weight: weight of the bag stream's loss.
         instance_weight: weight of the critical instance's loss.
         sm: Sm on H; SmDSMIL has it.
-        base: see `MILModel`; `pos_weight` weighs both losses, as both compare with the bag label.
     """
 
     def __init__(

@@ -21,7 +21,6 @@ from smmil.data.batch import BagBatch
 from smmil.layers import check_choice
 from smmil.layers.graph_layers import mincut_pool, plain_adjacency, propagate
 from smmil.layers.graphcam import Block, graphcam
-from smmil.layers.segments import bag_index
 from smmil.models.base import BaseOptions, MILModel, Output
 from smmil.sm.operator import Graph
 
@@ -32,11 +31,7 @@ class GTP(MILModel):
     Args:
         relevance: "lrp", or "attention" (GraphCAM with attention weights in place of relevance; cheap).
         seed: of GraphCAM, "logit" or "one".
-        n_clusters: C.
-        hidden: D of graph layer and transformer.
-        depth: blocks.
-        n_heads: of a block.
-        mlp_ratio: of a block.
+        hidden: width of graph layer and transformer.
     """
 
     needs = frozenset({"neighbors"})
@@ -100,7 +95,7 @@ class GTP(MILModel):
             s, tokens, _, _ = wide._clusters(dataclasses.replace(batch, x=batch.x.double()))
             blocks = [block for block in wide.blocks if isinstance(block, Block)]
             row = graphcam(blocks, wide.norm, wide.classifier, tokens, rule=self.relevance, seed=self.seed)
-            return (s * row[bag_index(batch.offsets, len(s))]).sum(1)
+            return (s * row[batch.bag_index]).sum(1)
 
     def _nodes(self, h: Tensor, graph: Graph) -> Tensor:
         """Compute Y = BN(l2norm((A H + H) W + b)): (M,width) -> (M,hidden).

@@ -110,19 +110,7 @@ class SoftLabels(nn.Module):
 
 
 class IIBMIL(MILModel):
-    """Joint supervision of instances and bags.
-
-    Args:
-        z: width of encoded instances.
-        depth: encoder stages.
-        n_queries: of the decoder.
-        decoder_depth: decoder layers.
-        dropout: of the transformer layers.
-        prototype_momentum: m of the prototypes.
-        label_momentum: m of the soft labels; 0 gives hard labels.
-        warmup_epochs: epochs in which labels are not updated.
-        max_tokens: largest bag.
-    """
+    """Joint supervision of instances and bags; the momenta are the m of the prototypes and of the soft labels."""
 
     prototypes: Tensor
 

@@ -24,14 +24,7 @@ from smmil.models.base import BaseOptions, MILModel, Output
 
 
 class PathGCN(MILModel):
-    """Graph convolution with softmax aggregation.
-
-    Args:
-        hidden: channels of the graph layers; four depths are concatenated.
-        n_layers: graph layers.
-        dropout: of the linear layers and the attention gates.
-        graph_dropout: after each residual graph layer.
-    """
+    """Graph convolution with softmax aggregation; `graph_dropout` acts after each residual graph layer."""
 
     needs = frozenset({"neighbors"})
 
@@ -74,12 +67,7 @@ class PathGCN(MILModel):
 
 
 class PlainGCN(MILModel):
-    """The variant "gcn": plain graph convolutions in place of GEN.
-
-    Args:
-        n_layers: graph layers.
-        base: see `MILModel`; `width` is that of every layer.
-    """
+    """The variant "gcn": plain graph convolutions in place of GEN."""
 
     needs = frozenset({"neighbors"})
 

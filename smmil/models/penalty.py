@@ -26,11 +26,9 @@ class Penalised(MILModel):
     """A method whose loss has the penalty; combine with the class of the method.
 
     Args:
-        in_features: P.
         penalty: lambda, >= 0, for "softmax" at most 1.
         on: "raw" = attention values, "softmax" = attention weights (SA-DMIL).
         power: k of SA-DMIL, 1 or 2.
-        options: of the method.
     """
 
     needs = frozenset({"neighbors"})

@@ -38,11 +38,10 @@ class Cells:
 
     Attributes:
         keys: (C,) int64, ascending; one row down is `stride`, one column right is 1.
-        stride: of the keys.
         place: (C,2) int64 row and column within the bag's box.
         number: (C,) int64, row * box width + column.
         of_instance: (M,) int64, the cell of each instance.
-        bounds: B+1 cell numbers, bag b is `bounds[b]:bounds[b+1]`.
+        bounds: B+1 cell numbers.
     """
 
     keys: Tensor
@@ -185,18 +184,7 @@ def initialise(module: nn.Module) -> None:
 
 
 class SETMIL(MILModel):
-    """Spatial-encoding transformer MIL.
-
-    Args:
-        token_dim: channels of e.
-        sides: K of the pyramid's levels.
-        level_dim: channels of a level.
-        depth: blocks.
-        n_heads: of a block.
-        mlp_ratio: of a block.
-        dropout: everywhere.
-        max_tokens: largest number of cells and class token of a bag.
-    """
+    """Spatial-encoding transformer MIL; `sides` are the K of the pyramid's levels."""
 
     needs = frozenset({"grid"})
 

@@ -44,8 +44,7 @@ class TransformerMIL(MILModel):
     Args:
         sm_transformer: Sm in the transformer layers (SmT).
         sm_pool: Sm in the pool (SmAP).
-        placement: of Sm in the pool.
-        spectral_norm: normalise the pool's layers right after Sm; the transformer is never normalised.
+        spectral_norm: of the pool; the transformer is never normalised.
     """
 
     needs = frozenset({"neighbors"})
