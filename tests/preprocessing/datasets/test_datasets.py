@@ -104,9 +104,7 @@ def test_camelyon16_bad_options_and_reference(tmp_path: Path) -> None:
             DATASETS["camelyon16"].list_bags(tmp_path, {option: value})
 
 
-def test_bags_that_cannot_be_trained_on_are_refused_when_they_are_listed(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_bags_that_cannot_be_trained_on_are_refused_when_they_are_listed(tmp_path, caplog):
     touch(tmp_path, *(f"images/normal_00{n}.tif" for n in range(1, 4)), "images/tumor_001.tif", "annotations/x.txt")
     out = tmp_path / "bags.csv"
     with pytest.raises(ValueError, match="found 3 negative and 1 positive bags with split train, expected at least 2"):

@@ -151,9 +151,7 @@ def test_only_safe_urls_are_taken() -> None:
             check_url(bad)
 
 
-def test_data_to_fetch_by_hand(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_data_to_fetch_by_hand(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(transport.time, "sleep", lambda seconds: None)
     nowhere = (tmp_path / "nowhere").as_uri()
     assert main(["panda", "--out", str(tmp_path), "--url", nowhere]) == 1
