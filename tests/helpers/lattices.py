@@ -18,8 +18,9 @@ def cells(height: int, width: int, *, holes: float = 0.0, seed: int = 0) -> Tens
 
 def packed(*tables: Tensor) -> Tensor:
     """The tables of several bags as that of one batch."""
-    starts = np.cumsum([0, *map(len, tables[:-1])])
-    return torch.cat([torch.where(t >= 0, t + int(s), -1) for t, s in zip(tables, starts, strict=True)])
+    starts, width = np.cumsum([0, *map(len, tables[:-1])]), max(t.shape[1] for t in tables)
+    rows = [torch.where(t >= 0, t + int(start), -1) for t, start in zip(tables, starts, strict=True)]
+    return torch.cat([torch.nn.functional.pad(t, (0, width - t.shape[1]), value=-1) for t in rows])
 
 
 TABLES: dict[str, Callable[[], Tensor]] = {

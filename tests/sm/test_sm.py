@@ -19,6 +19,7 @@ from smmil.sm.operator import (
     steps_reference,
 )
 from tests.helpers.graphs import dense_normalised, path, random_table, table
+from tests.helpers.lattices import packed
 from tests.helpers.models import F64, randn
 
 ALPHAS = [0.0, 0.1, 0.5, 0.7, 0.9]
@@ -119,23 +120,10 @@ def test_steps_never_raise_the_energy_and_commute_with_permutations(n, seed, p, 
     torch.testing.assert_close(sm_steps(u[order], graph(renumbered), alpha, T), smoothed[order])
 
 
-@pytest.mark.parametrize("exact", [False, True])
-def test_a_batch_of_two_bags_equals_the_bags_apart(exact):
-    a, b = random_table(7, 1), random_table(5, 2)
-    width = max(a.shape[1], b.shape[1])
-
-    def widen(t: Tensor, shift: int) -> Tensor:
-        padded = torch.nn.functional.pad(t, (0, width - t.shape[1]), value=-1)
-        return torch.where(padded >= 0, padded + shift, -1)
-
-    both, u = torch.cat([widen(a, 0), widen(b, 7)]), randn(12, 3)
-    offsets = torch.tensor([0, 7, 12])
-
-    def smooth(u: Tensor, neighbors: Tensor, offsets: Tensor) -> Tensor:
-        return sm_exact(u, graph(neighbors), 0.6, offsets) if exact else sm_steps(u, graph(neighbors), 0.6)
-
-    expected = torch.cat([smooth(u[:7], a, whole(7)), smooth(u[7:], b, whole(5))])
-    torch.testing.assert_close(smooth(u, both, offsets), expected)
+def test_the_exact_solution_of_a_batch_is_that_of_its_bags():
+    neighbors, u = packed(random_table(7, 1, 0.5), random_table(5, 2, 0.5)), randn(12, 3)
+    expected = exact_reference(u, dense_normalised(neighbors), 0.6)
+    torch.testing.assert_close(sm_exact(u, graph(neighbors), 0.6, torch.tensor([0, 7, 12])), expected)
 
 
 def test_isolated_nodes_are_left_alone():
