@@ -203,7 +203,8 @@ rule write_report:
         numbers=rules.numbers.input,
         maps=PLAN.companions("fig5"),
         runs=PLAN.of_report("runs"),
-        comparisons=[f"{RESULTS}/tables/comparisons.json"] * ("comparisons" in PLAN.tables),
+        comparisons=[f"{RESULTS}/tables/comparisons.json"]
+        * ("comparisons" in PLAN.tables),
     output:
         report(
             f"{RESULTS}/report/index.html",
