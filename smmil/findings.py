@@ -30,22 +30,10 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """Outcome of one comparison of a method with Sm and its base.
+    """Outcome of one comparison of a method with Sm (`first`) and its base (`second`), all by name.
 
-    Attributes:
-        dataset: title of the dataset.
-        method: name of the method with Sm.
-        base: name of the method without.
-        metric: key of `METRICS`.
-        first: mean of the metric over the splits, with Sm; None where it is undefined, as are the next three.
-        second: the same of the base.
-        difference: first - second.
-        interval: 95 % interval of the difference over the test bags; None without a bootstrap.
-        splits: difference of every split.
-        inverted: number of runs with an instance AUROC below 0.5, of the method and of its base.
-        random_weights: whether the encoder was untrained.
-        verdict: of the method with Sm against its base.
-        reason: why the metric is undefined, "" where it is defined.
+    The means over the splits, their difference and its 95 % interval are None where the metric, a key of `METRICS`, is
+    undefined for the given reason. `inverted` counts the runs of both with an instance AUROC below 0.5.
     """
 
     dataset: str
@@ -114,13 +102,7 @@ def findings(comparisons: ComparisonsFile) -> tuple[Finding, ...]:
 
 
 def verdict(difference: float, interval: tuple[float, float] | None, splits: Sequence[float]) -> Verdict:
-    """Judge a difference, see the top of this file.
-
-    Args:
-        difference: mean over the splits.
-        interval: 95 % interval over the test bags; None without a bootstrap.
-        splits: difference of every split.
-    """
+    """Judge a mean difference by its interval and by the differences of the splits, see the top of this file."""
     unclear = interval is None or interval[0] <= 0 <= interval[1] or len(splits) < FEWEST_SPLITS
     if unclear or abs(difference) <= stdev(splits):
         return "no clear difference"

@@ -54,14 +54,9 @@ class Place:
 
 
 def locate(result: Path, cell: Sequence[str] | None) -> Place:
-    """Find the dataset, encoder, method and run of a file or folder.
+    """Find the dataset, encoder, method and run of a file or folder; ValueError if it is no result.
 
-    Args:
-        result: a table, metrics file, predictions file or run directory.
-        cell: (method, dataset) or (method, dataset, encoder), needed for a table.
-
-    Raises:
-        ValueError: no such file, not a result, or a table without its cell.
+    A table needs its cell, (method, dataset) or (method, dataset, encoder).
     """
     if not result.exists():
         raise ValueError(f"{result}: no such file or folder")
@@ -118,15 +113,12 @@ def _key(name: str, titles: Mapping[str, str]) -> str:
 
 
 def trace(place: Place, *, verify: bool = False, bag: str | None = None) -> Facts:
-    """Collect everything recorded about a result.
+    """Collect everything recorded about a result: `pairing`, `runs`, `features`, `bags`, and `checks` if verified.
 
     Args:
         place: from `locate`.
         verify: recompute the hashes.
         bag: also describe this bag.
-
-    Returns:
-        JSON-able: `pairing`, `runs`, `features`, `bags`, `checks`.
 
     Raises:
         ValueError: a file of the chain is missing or damaged.

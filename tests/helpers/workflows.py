@@ -76,7 +76,7 @@ def _command(*arguments: str) -> tuple[list[str], dict[str, str]]:
 
 
 def snakemake(
-    directory: Path, *arguments: str, check: bool = True, timeout: int = 900
+    directory: Path, *arguments: str, check: bool = True, timeout: int = 1800
 ) -> subprocess.CompletedProcess[str]:
     """Run `snakemake` with this checkout's Snakefile in a directory; stdout and stderr come back joined."""
     # Importing Snakemake takes a second. The server of these processes does it once.
@@ -89,9 +89,10 @@ def snakemake(
         process = context.Process(target=_run_snakemake, args=(directory, words, environment, output))
         process.start()
         process.join(timeout)
-        process.kill()
-        process.join()
         text = output.read_text()
+        if process.is_alive():
+            process.kill()
+            raise TimeoutError(f"snakemake {' '.join(arguments)}: more than {timeout} s\n{text[-6000:]}")
     assert not check or process.exitcode == 0, text[-6000:]
     return subprocess.CompletedProcess(words, process.exitcode, text)
 

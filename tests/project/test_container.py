@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from hatch_build import FILES
-from tests.helpers.workflows import ROOT, demo_config, make_cohorts, snakemake, write_config
+from tests.helpers.cohorts import write_slide
+from tests.helpers.workflows import ROOT, snakemake, write_config
 
 STAND_IN = """#!/bin/bash
 if [ "$1" = --version ]; then echo "apptainer version 1.3.0"; exit; fi
@@ -79,10 +80,13 @@ def test_a_container_that_is_missing_is_refused_before_the_first_job(tmp_path, a
 
 @pytest.mark.slow
 def test_jobs_run_in_the_image(tmp_path, apptainer):
-    make_cohorts(tmp_path, datasets=["camelyon16"])
+    write_slide(tmp_path / "slides/a.tif")
+    (tmp_path / "slides/m.csv").write_text("bag_id,image,label\na,a.tif,\n")
     (tmp_path / "smmil.sif").touch()
-    config = write_config(tmp_path, demo_config() | {"use": ["camelyon16"], "container": "smmil.sif"})
-    target = "results/camelyon16/bags.csv"
+    mine = {"kind": "custom", "root": "slides", "source": {"manifest": "m.csv"}, "encoders": ["resnet18"]}
+    datasets = {"mine": {**mine, "train": False}}
+    config = write_config(tmp_path, {"use": ["mine"], "datasets": datasets, "container": "smmil.sif"})
+    target = "results/mine/bags.csv"
     snakemake(tmp_path, "--configfile", config, "--", target)
     # an image set in the configuration changes nothing without --sdm
     assert not apptainer.exists()
