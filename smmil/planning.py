@@ -70,6 +70,7 @@ class Plan:
             try:
                 self.counts[dataset] = self._count(dataset)
             except MissingRaw:
+                # A dry run then shows the size of the paper to everybody, also to those without its data.
                 self.counts[dataset] = DATASETS[chosen.kind].expected.get("bags", 1)
         return [f"{i:04d}" for i in range(max(1, -(-self.counts[dataset] // chosen.bags_per_shard)))]
 

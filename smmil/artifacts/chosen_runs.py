@@ -35,6 +35,7 @@ def chosen_rates(runs: Iterable[RunEntry | PredictionMeta], choice: RateChoice) 
             )
         means = {rate: fmean(rates[rate] for rates in scores.values()) for rate in next(iter(scores.values()), {})}
         scores = dict.fromkeys(scores, means)
+    # The rate breaks ties, so the larger one wins in any order of the runs.
     return {seed: max((score, rate) for rate, score in rates.items())[1] for seed, rates in sorted(scores.items())}
 
 

@@ -154,6 +154,7 @@ def _arguments(module: str, name: str) -> dict[str, str]:
             annotated = {ast.unparse(n.target): ast.unparse(n.annotation) for n in fields}
             arguments = _keywords(init) if init is not None else annotated
             rest = init.args.kwarg if init is not None else None
+            # `**options: Unpack[SmOptions]`: the arguments are the keys of that TypedDict.
             if rest is not None and isinstance(rest.annotation, ast.Subscript):
                 return _arguments(module, ast.unparse(rest.annotation.slice)) | arguments
             bases = [base.id for base in node.bases if isinstance(base, ast.Name)] if init is None or rest else []

@@ -37,6 +37,7 @@ class Variant:
         argument, _, text = rest.rpartition("_")
         if not method or not argument:
             raise ValueError(f"{name!r}: not a variant, expected method{SEPARATOR}argument_value")
+        # Names of files are in lower case, and only T is not.
         argument = _SPELLED.get(argument, argument)
         if text in ("true", "false"):
             return cls(method, argument, text == "true")

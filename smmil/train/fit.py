@@ -159,6 +159,7 @@ class Fit:
         values = {**self._train_means(), **validate(self.model, self.cache, self.val, self.options)}
         self._check_finite(values)
         score = selection_score(values["val_bag_auroc"], values["val_selection_bce"] or 0.0)
+        # Of equal scores the later epoch is kept: it was trained longer.
         kept = score >= self.best.score
         if kept:
             self.best = Best(cursor.epoch, score, _snapshot(self.model))

@@ -105,6 +105,7 @@ def _train_pending(specs: Sequence[RunSpec], job: Job) -> int | None:
 
 def _train_run(spec: RunSpec, job: Job, cache: BagCache, progress: Progress, stop: Callable[[], bool]) -> None:
     folder, split = job.out / spec.name, job.splits[spec.seed]
+    # A crash from here on must not leave a run that looks finished.
     (folder / "done.json").unlink(missing_ok=True)
     if _has_other_bags(folder, split):
         (folder / "state.pt").unlink(missing_ok=True)
