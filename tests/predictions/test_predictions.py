@@ -11,12 +11,15 @@ from preprocessing.store.bags import read_arrays, read_feature_attrs, read_insta
 from smmil import score
 from smmil.artifacts.records import FeatureFacts
 from smmil.artifacts.results import load_predictions, read_index
+from smmil.data.batch import pack
+from smmil.data.cache import BagCache
 from smmil.data.loading import list_usable, load_listed
 from smmil.data.splits import read_splits
 from smmil.evaluate.runs import evaluate_runs
 from smmil.predictions import runs as predictions
 from smmil.predictions.__main__ import main as predict_main
 from smmil.predictions.one_bag import score_energy, smooth_score
+from smmil.predictions.signed import find_direction, signed_score
 from smmil.train import __main__ as train
 from tests.helpers.dataset_files import read_table
 from tests.helpers.graphs import dense_normalised, path
@@ -99,23 +102,36 @@ def test_the_numbers_are_those_of_the_selected_epoch(trained, predicted):
         assert auroc - bce == pytest.approx(found.meta.selection_score, abs=1e-6)
 
 
-def test_scores_are_the_models_own(trained, predicted):
-    run = trained / "runs" / "split1_lr0.01"
-    model, config, _ = predictions.load_run(run, torch.device("cpu"))
-    assert not model.training and config.method == "smap_early"
+@pytest.fixture(scope="module")
+def bags(trained):
+    """All bags of the dataset."""
     manifests = [trained / stage / "shards" / "0000.json" for stage in ("instances", "features/tiny")]
-    infos = [info for info in list_usable(trained / "bags.csv", manifests).bags if info.split == "test"]
-    bags, _ = load_listed(infos, trained / "instances", trained / "features" / "tiny")
-    found = load_predictions(predicted / "split1_lr0.01.npz")
-    from smmil.data.batch import pack
+    infos = list_usable(trained / "bags.csv", manifests).bags
+    return load_listed(infos, trained / "instances", trained / "features" / "tiny")[0]
 
-    for bag in bags:
+
+def test_arrays_are_the_models_scores_and_what_follows_from_them(trained, predicted, bags):
+    """Logit and scores of the model; the energies of the scores, and ten dense steps over the sign-aware ones."""
+    model, config, _ = predictions.load_run(trained / "runs" / "split1_lr0.01", torch.device("cpu"))
+    assert not model.training and config.method == "smap_early"
+    stored = load_predictions(predicted / "split1_lr0.01.npz")
+    for bag in (bag for bag in bags if bag.bag_id in set(stored.arrays["bag_id"])):
+        saved = stored.bag(bag.bag_id)
         with torch.no_grad():
             output = model(pack([bag]))
-        saved = found.bag(bag.bag_id)
         np.testing.assert_allclose(saved["instance_score"], output.instance_score, rtol=1e-6)
         np.testing.assert_allclose(saved["bag_logit"], output.bag_logit, rtol=1e-6)
         assert saved["y_inst"].tolist() == bag.y_inst.tolist()
+        np.testing.assert_array_equal(saved["grid"], bag.grid.numpy())
+        f, adjacency = saved["instance_score"].astype(np.float64), dense_normalised(bag.neighbors).numpy()
+        energy = f @ (np.eye(len(f)) - adjacency) @ f
+        np.testing.assert_allclose(saved["energy"][0], [energy, energy / (f @ f)], rtol=0, atol=1e-12)
+        signed = saved["signed_score"].astype(np.float64)
+        smooth = signed
+        for _ in range(10):
+            smooth = 0.5 * adjacency @ smooth + 0.5 * signed
+        np.testing.assert_allclose(saved["signed_sm_score"], smooth, rtol=1e-6, atol=1e-7)
+        assert len(signed) == 1 or np.abs(smooth - signed).max() > 1e-6
 
 
 def test_again_gives_the_same_bytes_and_finished_files_are_left_alone(trained, predicted, tmp_path):
@@ -206,20 +222,6 @@ def test_a_table_trains_and_predicts_too(tmp_path):
     assert (found.arrays["y_inst"] == -1).all() and len(found.part("test")["bag_id"]) == 4
 
 
-def test_energies_are_those_of_the_stored_scores_and_cells_are_the_bags_own(trained, predicted):
-    manifests = [trained / stage / "shards" / "0000.json" for stage in ("instances", "features/tiny")]
-    infos = list_usable(trained / "bags.csv", manifests).bags
-    bags, _ = load_listed(infos, trained / "instances", trained / "features" / "tiny")
-    found = load_predictions(predicted / "split1_lr0.01.npz")
-    for bag in (bag for bag in bags if bag.bag_id in set(found.arrays["bag_id"])):
-        saved = found.bag(bag.bag_id)
-        f = saved["instance_score"].astype(np.float64)
-        laplacian = np.eye(len(f)) - dense_normalised(bag.neighbors).numpy()
-        assert saved["energy"][0, 0] == pytest.approx(f @ laplacian @ f, abs=1e-12)
-        assert saved["energy"][0, 1] == pytest.approx(f @ laplacian @ f / (f @ f), abs=1e-12)
-        np.testing.assert_array_equal(saved["grid"], bag.grid.numpy())
-
-
 def test_energy_by_hand_on_a_graph_without_weights_or_self_loops():
     # path 0 - 1 - 2: degrees 1, 2, 1; f = (1, 0, 0): f^T (I - A_hat) f = 1
     assert score_energy(torch.tensor([1.0, 0.0, 0.0]), path(3)) == (1.0, 1.0)
@@ -231,21 +233,6 @@ def test_energy_by_hand_on_a_graph_without_weights_or_self_loops():
     assert raw == pytest.approx(0, abs=1e-6) and share == pytest.approx(0, abs=1e-6) and raw >= 0
     assert score_energy(torch.tensor([3.0]), path(1)) == (0.0, 0.0)
     assert score_energy(torch.zeros(3), path(3)) == (0.0, 0.0)
-
-
-def test_the_smoothed_signed_score_is_ten_dense_steps_over_the_stored_one(trained, predicted):
-    manifests = [trained / stage / "shards" / "0000.json" for stage in ("instances", "features/tiny")]
-    infos = list_usable(trained / "bags.csv", manifests).bags
-    bags, _ = load_listed(infos, trained / "instances", trained / "features" / "tiny")
-    stored = load_predictions(predicted / "split1_lr0.01.npz")
-    for bag in (bag for bag in bags if bag.bag_id in set(stored.arrays["bag_id"])):
-        saved = stored.bag(bag.bag_id)
-        signed = saved["signed_score"].astype(np.float64)
-        adjacency, smooth = dense_normalised(bag.neighbors).numpy(), signed
-        for _ in range(10):
-            smooth = 0.5 * adjacency @ smooth + 0.5 * signed
-        np.testing.assert_allclose(saved["signed_sm_score"], smooth, rtol=1e-6, atol=1e-7)
-        assert len(signed) == 1 or np.abs(smooth - signed).max() > 1e-6
 
 
 def test_smoothing_keeps_what_is_smooth_and_needs_a_graph():
@@ -265,14 +252,8 @@ def test_smoothing_keeps_what_is_smooth_and_needs_a_graph():
     assert smooth_score(torch.ones(4), chain)[0] < 1 < smooth_score(torch.ones(4), chain)[1]
 
 
-def test_the_signed_score_comes_from_validation_bags_only(trained, predicted):
-    from smmil.data.cache import BagCache
-    from smmil.predictions.signed import find_direction, signed_score
-
+def test_the_signed_score_comes_from_validation_bags_only(trained, predicted, bags):
     found = load_predictions(predicted / "split2_lr0.01.npz")
-    manifests = [trained / stage / "shards" / "0000.json" for stage in ("instances", "features/tiny")]
-    infos = list_usable(trained / "bags.csv", manifests).bags
-    bags, _ = load_listed(infos, trained / "instances", trained / "features" / "tiny")
     model, _, _ = predictions.load_run(trained / "runs" / "split2_lr0.01", torch.device("cpu"))
     val = set(found.part("val")["bag_id"])
     chosen = [bag for bag in bags if bag.bag_id in val]
@@ -359,40 +340,28 @@ def test_scored_bags_get_the_signed_scores_of_the_predictions(trained, predicted
             assert np.abs(theirs).max() > 0
 
 
-def lose(path_):
-    path_.unlink()
-
-
-def flip(path_):
-    data = bytearray(path_.read_bytes())
-    data[-1] ^= 1
-    path_.write_bytes(data)
-
-
-def cut(path_):
-    path_.write_bytes(path_.read_bytes()[:-5])
-
-
-def swap(path_):
-    other = path_.parent.parent / "split2_lr0.01" / path_.name
-    path_.write_bytes(other.read_bytes())
+def damage(kind, file):
+    data = file.read_bytes()
+    other = (file.parent.parent / "split2_lr0.01" / file.name).read_bytes()
+    changed = {"flip": data[:-1] + bytes([data[-1] ^ 1]), "cut": data[:-5], "swap": other}
+    file.write_bytes(changed[kind]) if kind in changed else file.unlink()
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
-    [(lose, "No such file"), (flip, "fail their checksum"), (cut, "damaged"), (swap, "other weights")],
+    ("kind", "reason"),
+    [("lose", "No such file"), ("flip", "fail their checksum"), ("cut", "damaged"), ("swap", "other weights")],
 )
 def test_without_a_direction_to_trust_there_is_no_signed_score_and_the_log_says_why(
-    trained, tmp_path, change, told, caplog
+    trained, tmp_path, kind, reason, caplog
 ):
     caplog.set_level("INFO")
     shutil.copytree(trained / "runs", tmp_path / "runs")
     listed = json.loads((tmp_path / "runs/runs.json").read_text())["runs"]
     (run,) = [one["run"] for one in listed if one["seed"] == 1 and one["chosen"]]
-    change(tmp_path / "runs" / run / "direction.safetensors")
+    damage(kind, tmp_path / "runs" / run / "direction.safetensors")
     found = score_copy(trained, tmp_path)
     assert "signed_score" not in found[run].arrays and found[run].meta.signed_agreement is None
     others = [one for name, one in found.items() if name != run]
     assert others and all("signed_score" in one.arrays for one in others)
     (line,) = [record.getMessage() for record in caplog.records if "sign-aware" in record.getMessage()]
-    assert told in line and run in line
+    assert reason in line and run in line

@@ -17,6 +17,7 @@ def test_the_page_is_the_one_of_the_registry(repository: Path) -> None:
     text = (repository / "docs/reference/methods.md").read_text(encoding="utf-8")
     assert text == page(), "run `python -m smmil.methods > docs/reference/methods.md`"
     assert all(f"`{key}`" in text for key in METHODS)
+    assert len({method.name for method in METHODS.values()}) == len(METHODS)
 
 
 def test_every_original_belongs_to_a_method_and_every_fixture_to_an_original(repository: Path) -> None:

@@ -12,7 +12,7 @@ from scipy.stats import ttest_rel
 
 from smmil.artifacts.records import Metrics
 from smmil.config.layouts import TableLayout
-from smmil.config.methods import GROUPS, METHODS
+from smmil.config.methods import GROUPS
 from smmil.config.quirks import active_quirks
 from smmil.evaluate.ranks import mean_ranks
 from smmil.tables import build
@@ -62,19 +62,18 @@ def with_values(metrics: dict[str, Any], **values: list[float | None]) -> dict[s
     return metrics
 
 
-def test_tied_methods_share_the_average_rank() -> None:
-    assert mean_ranks([[0.9, 0.8, 0.8, 0.1]]) == [1, 2.5, 2.5, 4]
-    assert mean_ranks([[0.5, None, 0.7]]) == [2, None, 1]
-
-
-def test_six_columns_of_first_and_second_places_give_eleven_sixths() -> None:
-    columns = [[2.0, 1.0]] + [[1.0, 2.0]] * 5
-    assert mean_ranks(columns)[0] == pytest.approx(11 / 6)
-    assert f"{11 / 6:.3f}" == "1.833"
-
-
-def test_a_method_with_an_empty_cell_has_no_mean_rank_and_empty_columns_do_not_count() -> None:
-    assert mean_ranks([[0.9, 0.8, None], [None, None, None], [0.1, 0.2, 0.3]]) == [(1 + 3) / 2, (2 + 2) / 2, None]
+@pytest.mark.parametrize(
+    ("columns", "ranks"),
+    [
+        ([[0.9, 0.8, 0.8, 0.1]], [1, 2.5, 2.5, 4]),
+        ([[0.5, None, 0.7]], [2, None, 1]),
+        ([[2.0, 1.0]] + [[1.0, 2.0]] * 5, [pytest.approx(11 / 6), pytest.approx(7 / 6)]),
+        # a method with an empty cell has no mean rank, and columns without any value do not count
+        ([[0.9, 0.8, None], [None, None, None], [0.1, 0.2, 0.3]], [(1 + 3) / 2, (2 + 2) / 2, None]),
+    ],
+)
+def test_mean_ranks_by_hand(columns: list[list[float | None]], ranks: list[float | None]) -> None:
+    assert mean_ranks(columns) == ranks
 
 
 @settings(deadline=None)
@@ -138,42 +137,38 @@ def test_signs_name_inverted_runs_and_thresholds_that_call_nothing() -> None:
     assert "‡" not in "".join([*texts(table, "", "abmil"), *table.notes])
 
 
-def test_a_spread_that_leaves_the_range_of_a_metric_is_shown_as_range() -> None:
-    assert cell_text(column(), Cell((0.041, 0.963), 2), 2) == "0.502 (0.041–0.963)"
-    assert cell_text(column(), Cell((1.0, 1.0), 2), 2) == "1.000 ± 0.000"
-    assert cell_text(column(metric="dirichlet_normalised"), Cell((1.0, 1.5), 2), 2) == "1.25 ± 0.354"
-    assert cell_text(column("difference"), Cell((-0.5, 0.7), 2), 2) == "+0.100 ± 0.849"
+ENERGY = column(metric="dirichlet_raw")
 
 
-def test_cells_show_mean_and_sample_deviation() -> None:
-    # mean .8, deviation sqrt((.01 + 0 + .01) / 2) = .1
-    assert cell_text(column(), Cell((0.7, 0.8, 0.9), 3), 3) == "0.800 ± 0.100"
-    assert cell_text(column(), Cell((0.7,), 1), 1) == "0.700 ± -"
-    assert cell_text(column(), Cell((0.7, 0.9), 2), 5) == "0.800 ± 0.141 [2]"
-    assert cell_text(column(), Cell(), 5) == ""
-    assert cell_text(column(), Cell(applies=False), 5) == "–"
-    assert cell_text(column("difference"), Cell((0.1, 0.3)), 2) == "+0.200 ± 0.141"
-    assert cell_text(column("difference"), Cell((-0.1, -0.1)), 2) == "-0.100 ± 0.000"
-
-
-def test_energies_have_three_digits_and_no_point_at_the_end() -> None:
-    energy = column(metric="dirichlet_raw")
-    assert cell_text(energy, Cell((123.4,), 1), 1) == "123 ± -"
-    assert cell_text(energy, Cell((0.0, 400.0), 2), 2) == "200 (0.00–400)"
-    assert cell_text(energy, Cell((2.0, 2.0), 2), 2) == "2.00 ± 0.00"
-    assert cell_text(column("spread", "dirichlet_raw"), Cell((100.0, 999.0), 2, larger=False), 2) == "550 / 999"
-    assert cell_text(energy, Cell((1000.0, 2820.0), 2), 2) == "1910 ± 1287"
-    assert cell_text(energy, Cell((999.7, 2e6), 2), 2) == "1.00e+06 (1000–2.00e+06)"
-    assert cell_text(column("difference", "dirichlet_raw"), Cell((1234.0, 1234.0), 2), 2) == "+1234 ± 0.00"
-
-
-def test_spread_is_median_worst_and_inverted_runs() -> None:
-    cell = Cell((0.9, 0.2, 0.8, 0.5, 0.4), 5)
-    # sorted .2 .4 .5 .8 .9; .2 and .4 lie below a half, .5 does not
-    assert (cell.median, cell.worst, cell.below_half) == (0.5, 0.2, 2)
-    assert cell_text(column("spread"), cell, 5) == "0.500 / 0.200 / 2"
-    assert cell_text(column("spread", "instance_f1"), cell, 6) == "0.500 / 0.200 [5]"
-    assert Cell((3.0, 9.0), larger=False).worst == 9
+@pytest.mark.parametrize(
+    ("of", "cell", "n_splits", "text"),
+    [
+        # mean .8, deviation sqrt((.01 + 0 + .01) / 2) = .1
+        (column(), Cell((0.7, 0.8, 0.9), 3), 3, "0.800 ± 0.100"),
+        (column(), Cell((0.7,), 1), 1, "0.700 ± -"),
+        (column(), Cell((0.7, 0.9), 2), 5, "0.800 ± 0.141 [2]"),
+        (column(), Cell(), 5, ""),
+        (column(), Cell(applies=False), 5, "–"),
+        (column("difference"), Cell((0.1, 0.3)), 2, "+0.200 ± 0.141"),
+        (column("difference"), Cell((-0.1, -0.1)), 2, "-0.100 ± 0.000"),
+        # a spread that leaves the range of its metric is shown as range
+        (column(), Cell((0.041, 0.963), 2), 2, "0.502 (0.041–0.963)"),
+        (column(metric="dirichlet_normalised"), Cell((1.0, 1.5), 2), 2, "1.25 ± 0.354"),
+        (column("difference"), Cell((-0.5, 0.7), 2), 2, "+0.100 ± 0.849"),
+        # energies have three digits and no point at the end
+        (ENERGY, Cell((123.4,), 1), 1, "123 ± -"),
+        (ENERGY, Cell((0.0, 400.0), 2), 2, "200 (0.00–400)"),
+        (ENERGY, Cell((1000.0, 2820.0), 2), 2, "1910 ± 1287"),
+        (ENERGY, Cell((999.7, 2e6), 2), 2, "1.00e+06 (1000–2.00e+06)"),
+        (column("difference", "dirichlet_raw"), Cell((1234.0, 1234.0), 2), 2, "+1234 ± 0.00"),
+        # median, worst and inverted runs: .2 and .4 lie below a half, .5 does not
+        (column("spread"), Cell((0.9, 0.2, 0.8, 0.5, 0.4), 5), 5, "0.500 / 0.200 / 2"),
+        (column("spread", "instance_f1"), Cell((0.9, 0.2, 0.8, 0.5, 0.4), 5), 6, "0.500 / 0.200 [5]"),
+        (column("spread", "dirichlet_raw"), Cell((100.0, 999.0), 2, larger=False), 2, "550 / 999"),
+    ],
+)
+def test_cells_by_hand(of: Column, cell: Cell, n_splits: int, text: str) -> None:
+    assert cell_text(of, cell, n_splits) == text
 
 
 def metrics() -> list[dict[str, Any]]:
@@ -295,15 +290,16 @@ def test_the_protocol_line_names_the_quirks_that_differ_from_the_preset() -> Non
     assert lines("as_released", most)[1] == "Protocol: as_released (the released code) without softmax, train_lr."
 
 
-def test_a_note_names_arguments_that_the_configuration_sets() -> None:
-    entries = metrics()
-    assert not [note for note in build_table("table1", entries, LAYOUT).notes if "Arguments" in note]
+def test_notes_name_arguments_that_the_configuration_sets_and_sampled_splits() -> None:
+    plain = build_table("table1", metrics(), LAYOUT).notes
+    assert not [note for note in plain if "Arguments" in note or note.startswith("Split of")]
     options = {"smap_early": {"T": 5, "alpha": 0.5, "quirks": ["sm_alpha_rule"]}, "abmil": {"gated": True}}
-    changed = [{**record, "method_options": options.get(record["method"], {})} for record in entries]
-    assert (
-        "Arguments set by the configuration: ABMIL (gated = True); SmAP (T = 5, alpha = 0.5)."
-        in build_table("table1", changed, LAYOUT).notes
-    )
+    changed = [{**record, "method_options": options.get(record["method"], {})} for record in metrics()]
+    rsna, c16 = KEYS["datasets"]
+    layout = TableLayout.parse({**KEYS, "datasets": [{**rsna, "split_note": "all scans are sampled"}, c16]})
+    notes = build_table("table1", changed, layout).notes
+    assert "Arguments set by the configuration: ABMIL (gated = True); SmAP (T = 5, alpha = 0.5)." in notes
+    assert "Split of RSNA: all scans are sampled." in notes
 
 
 def test_rows_of_different_quirks_are_refused_and_equal_ones_are_not() -> None:
@@ -322,13 +318,6 @@ def test_the_choice_of_learning_rates_is_named_and_not_mixed() -> None:
     assert "One learning rate per method for all its splits" in cells(one)
     with pytest.raises(ValueError, match="learning_rate_choice: found \\['method', 'split'\\], expected one per table"):
         build_table("table1", [*one[:2], *metrics()[2:]], LAYOUT)
-
-
-def test_a_sampled_split_is_named_in_a_note() -> None:
-    rsna, c16 = KEYS["datasets"]
-    layout = TableLayout.parse({**KEYS, "datasets": [{**rsna, "split_note": "all scans are sampled"}, c16]})
-    assert "Split of RSNA: all scans are sampled." in build_table("table1", metrics(), layout).notes
-    assert not any(note.startswith("Split of") for note in build_table("table1", metrics(), LAYOUT).notes)
 
 
 def test_a_missing_interval_is_told_and_a_present_one_is_not() -> None:
@@ -393,11 +382,6 @@ def test_wrong_layouts_are_refused_with_the_key(keys: dict[str, Any], message: s
 def test_metrics_that_no_cell_shows_are_named(caplog: pytest.LogCaptureFixture) -> None:
     build_table("table1", [*metrics(), metrics_object("rsna", "dsmil", {})], LAYOUT)
     assert "rsna / resnet18 / dsmil are not in the layout" in caplog.text
-
-
-def test_every_method_stands_in_one_of_the_two_groups_and_names_are_unique() -> None:
-    assert {method.group for method in METHODS.values()} == set(GROUPS)
-    assert len({method.name for method in METHODS.values()}) == len(METHODS)
 
 
 def test_command_line_takes_layout_as_text_or_file_and_no_metrics_at_all(
