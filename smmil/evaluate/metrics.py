@@ -5,10 +5,7 @@ owning the rows `offsets[b]:offsets[b + 1]`. A higher score always means "more p
 
 Definitions (the texts under the tables: `smmil.config.definitions`):
 
-- bag AUROC: area under the ROC curve of the bag logits, Mann-Whitney form, ties count one half.
-- bag F1, accuracy, precision, recall: a bag is called positive when its logit is > 0; F1 is 0 where it is 0 / 0.
-- BCE: mean over bags of the unweighted binary cross-entropy of the logit, nats.
-- AUPRC: average precision, the sum over distinct scores of (recall gained) x (precision there).
+- a bag is called positive when its logit is > 0; F1 is 0 where it is 0 / 0. BCE is unweighted, in nats.
 - instance metrics: all instances of all bags, positive and negative bags alike, pooled into one vector; instances whose
   label is neither 0 nor 1 are left out.
 - in-bag AUROC (`instance_auroc_within`): mean over bags with label 1 of the AUROC of their own labelled instances; bags
@@ -17,8 +14,7 @@ Definitions (the texts under the tables: `smmil.config.definitions`):
 - threshold: the distinct VALIDATION instance score with the largest TPR x (1 - FPR), the largest such score on a tie;
   there TPR and FPR count `score >= threshold` as positive (ROC convention), the prediction on test is
   `score > threshold`. It uses validation instance labels, so the instance F1 is not purely weakly supervised.
-- FROC, Dice: `smmil.evaluate.froc`; calibration error: `smmil.evaluate.calibration`; Dirichlet energy, stored per bag:
-  mean over bags.
+- FROC, Dice: `smmil.evaluate.froc`; calibration error: `smmil.evaluate.calibration`.
 - signed_*, signed_sm_*: the same instance metrics of the sign-aware score (`smmil.predictions.signed`) and of its
   smoothed form, each with a validation threshold of its own.
 - FPR at TPR .90: the smallest false positive rate among ROC points whose true positive rate is at least .90.

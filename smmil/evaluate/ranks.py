@@ -62,9 +62,8 @@ class RankTest:
     Attributes:
         names: (N,) methods in the given order.
         mean_ranks: (N,) 1 = best; empty when no column is complete.
-        statistic: Friedman's chi-square, None without a complete column or with fewer than two methods.
-        p: its p value.
-        critical_difference: of two mean ranks, None where the statistic is.
+        statistic: Friedman's chi-square; it, p and the critical difference are None without a complete column or with
+            fewer than two methods.
         columns: complete columns used.
         dropped: columns left out because a method has no value there.
         groups: maximal sets of at least two methods (names, best first) that do not differ by the critical difference:

@@ -53,17 +53,7 @@ class EvaluatedRun(NamedTuple):
 
 
 def evaluate(index: Path | str, out: Path | str, *, resamples: int = 1000, seed: int = 0) -> Metrics:
-    """Write and return the metrics of the runs that an index lists.
-
-    Args:
-        index: `index.json` of the predictions of one method.
-        out: metrics JSON to write.
-        resamples: of the bootstrap over test bags; 0 omits the intervals.
-        seed: of the bootstrap.
-
-    Raises:
-        ValueError: see `smmil.artifacts.results.read_index` and `evaluate_runs`.
-    """
+    """Write, as JSON, and return the metrics of the runs that an `index.json` lists; see `evaluate_runs`."""
     files, choice = read_index(index), PredictionIndex.read(index).learning_rate_choice
     metrics = evaluate_runs(files, choice=choice, resamples=resamples, seed=seed)
     metrics.write(out)
@@ -182,13 +172,7 @@ def _evaluate_run(meta: PredictionMeta, test: Arrays, val: Arrays) -> EvaluatedR
 
 
 def as_evaluated(quirks: Collection[str], part: Arrays, *, gated: bool | None = None) -> Arrays:
-    """Gate the scores of a part where asked for.
-
-    Args:
-        quirks: active quirks of the run.
-        part: test or validation arrays, see `smmil.artifacts.results`.
-        gated: whether scores of bags called negative become -5; None = whether the quirk `eval_gate_by_bag` is active.
-    """
+    """Return the arrays of a part with scores (M,) gated or not; None = as the quirk `eval_gate_by_bag` says."""
     if not (GATE in quirks if gated is None else gated):
         return part
     scores = (name for name in SCORES.values() if name in part)

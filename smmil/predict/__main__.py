@@ -2,30 +2,8 @@
 
     python -m smmil.predict IMAGE ... --model RUN ... --out DIR
 
-| argument | may be |
-|---|---|
-| `IMAGE` | a slide file, a folder with one CT series (`FOLDER#3`: SeriesNumber 3) or one DICOM slide, or a .dcm file |
-| | a folder of slides and scans, at any depth; a CSV table with the column `image` (optional: `bag_id`, `mpp`) |
-| `--model` | a run (`results/D/runs/E/M/split1_lr0.0001`), several, or the folder of a method: all its chosen runs |
-
-Images are cut and encoded exactly as the run's dataset was (`smmil.predict.settings`), and scored as by `smmil.score`.
-`DIR/predictions.csv` has a row per image: state, probability, call at 0.5, reason, warnings. With several runs of one
-dataset the probability is their mean, and each has a column. An image that is refused has its row with the reason, and
-the others go on; the exit code is then 2.
-
-| file | content |
-|---|---|
-| `prediction.json` | probability, label at 0.5, model, encoder, settings and where they come from, warnings |
-| `instances.csv` | one line per tile or slice: place, score, rank, signed scores (`smmil.predict.outputs`) |
-| `heatmap.png`, `.pdf` | scores over the thumbnail or the slices; `--map signed`, `signed_sm`: signed ones |
-| `top_tiles.png`, `.pdf` | tiles or slices with the highest and the lowest of these scores |
-| `tiles.geojson` | slides: tiles with scores, to drop on QuPath |
-
-They lie in `DIR` for one image, else in `DIR/NAME`; with several runs in a folder per run below. `bag/` has what
-`smmil view DIR` needs; `--keep-features` also keeps the features there, for a quick second call.
-
-A bag without tissue is an outcome: `state` is `empty`, there are no other files. Another encoder, other weights,
-another tile size or resolution than the run's are refused. Not for clinical use.
+For the files that it writes see docs/howto/exchange.md, "New slides and scans". An image that is refused has its row in
+`predictions.csv` with the reason, and the others go on; the exit code is then 2. Not for clinical use.
 """
 
 import argparse
@@ -41,8 +19,9 @@ from preprocessing.common.cli import guard
 MAX_NAMES = 5
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
+@guard
+def main(argv: Sequence[str] | None = None) -> int:
+    """Predict images; see the top of this file."""
     parser = argparse.ArgumentParser(prog="python -m smmil.predict", description=(__doc__ or "").splitlines()[0])
     image = "slide, folder of one CT series (FOLDER#3: SeriesNumber 3), .dcm; folder of these, or CSV with column image"
     model = "finished runs, or the folder of a method: all its chosen runs; several give their mean"
@@ -65,13 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--dtype", choices=("float16", "float32"), help="of its stored features")
     group.add_argument("--precision", choices=("float32", "bf16"), help="of its encoder")
     group.add_argument("--any-resolution", action="store_true", help="accept a resolution the run has never seen")
-    return parser
-
-
-@guard
-def main(argv: Sequence[str] | None = None) -> int:
-    """Predict images; see the top of this file."""
-    args = build_parser().parse_args(argv)
+    args = parser.parse_args(argv)
     from preprocessing.bags.rows import printable
     from preprocessing.common.options import parse_instance_options
     from smmil.predict.batch import TABLE, find_images, predict_images
@@ -83,15 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.options is not None:
         parse_instance_options(args.options)
         options = json.loads(args.options)
-    settings = Preparation(
-        device=args.device,
-        threads=args.threads,
-        batch_size=args.batch_size,
-        map=args.map,
-        options=options,
-        any_resolution=args.any_resolution,
-        keep_features=args.keep_features,
-    )
+    limits = (args.device, args.threads, args.batch_size)
+    settings = Preparation(*limits, args.map, options, args.any_resolution, args.keep_features)
     images = find_images(args.image, bag_id=args.bag_id, mpp=args.mpp)
     models = [
         load_model(run, args.weights, args.dataset_folder, args.dtype, args.precision) for run in runs_in(args.model)

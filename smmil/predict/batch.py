@@ -1,9 +1,7 @@
 """Predict many slides or scans with one run or several, and write one table.
 
 Every image has a folder of its own with the files of `smmil.predict.pipeline`; with several runs, a folder per run in
-it. `predictions.csv` has a row per image: state (`ok`, `empty` without tissue, `refused`, `failed`), probability (the
-mean over the runs), call, the probability of each run, and the reason or warnings. It is written again after every
-image, so that what is finished is kept. An image that is refused has its row, and the others go on.
+it. The table is written again after every image, so that what is finished is kept.
 """
 
 import logging
@@ -50,11 +48,9 @@ class Row:
     """One line of `predictions.csv`.
 
     Attributes:
-        image: what was predicted.
         state: "ok", "empty" without tissue, "refused", or "failed" with an error that nobody expected.
         probabilities: run -> probability.
         reason: why there is none.
-        warnings: what looks wrong with the image or the prediction.
     """
 
     image: Image

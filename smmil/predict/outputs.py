@@ -1,13 +1,8 @@
 """Outputs of a prediction of one bag: instances.csv, heatmap.png and, for slides, tiles.geojson.
 
 The picture shows the thumbnail beside the instance scores painted over it (slides, overlapping tiles averaged), or the
-scores over the slices beside the montage with a coloured bar per slice (scans). Colours run from the lowest to the
-highest score of the bag.
-
-The column `signed_score` is the sign-aware score of `smmil.predictions.signed`, in logits: how far the bag's logit
-would rise if the whole bag moved from the average instance to this one; `signed_sm_score` is the same after ten steps
-of Sm over the bag's graph. They are missing if the run has no direction, and 0 if no gradient of the run was finite. A
-warning in prediction.json says where their sign is not supported by the validation bags (`smmil.evaluate.signs`).
+scores over the slices beside the montage with a coloured bar per slice (scans). Sign-aware scores
+(`smmil.predictions.signed`) are missing if the run has no direction, and 0 if no gradient of the run was finite.
 """
 
 from collections.abc import Mapping
@@ -38,17 +33,11 @@ class Scored:
     """One scored bag.
 
     Attributes:
-        bag_id: name of the bag.
-        attrs: attributes of the stored instances.
         coords: (N,2) level-0 px or (N,1) mm.
         grid: (N,2) cells.
         scores: (N,) instance scores, higher = more positive.
-        probability: probability that the bag is positive.
         threshold: threshold of instance scores, None if unknown.
-        method: method or variant of the run.
-        random_weights: whether the encoder is untrained.
         signed: (N,) sign-aware scores by key of `SIGNED`, empty if the run has no direction.
-        warnings: what looks wrong with the prediction, for the caption.
         name: name of `scores` in pictures.
     """
 

@@ -4,7 +4,6 @@ import contextlib
 import json
 import logging
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,12 +176,12 @@ def predict_runs(
     """Predict one image with several runs of one dataset; it is cut and encoded once.
 
     Args:
-        image: as for `predict`.
+        image: as for `predict`, like `bag_id` and `mpp`.
         models: folder to write to -> run.
         out: folder of the image, for its bag.
         settings: how it is prepared.
-        bag_id: name of the bag; None = that of the file or folder.
-        mpp: um per px at level 0, where the file has none or a wrong one.
+        bag_id: name of the bag.
+        mpp: um per px at level 0.
 
     Raises:
         ValueError: the image cannot be read, or was not made like the bags the runs learned from.
@@ -294,23 +293,20 @@ def _write(out: Path, row: BagRow, options: Json, model: Model, facts: Mapping[s
 
 @contextlib.contextmanager
 def _bag_folder(out: Path, *, keep_features: bool) -> Iterator[Path]:
-    """Yield a folder for the bag of an image. Of a fresh one, tiles and scores stay in `out/bag`, for the viewer."""
+    """Yield the folder of the bag of an image. Of a fresh one, tiles and scores stay, for the viewer."""
+    bag, present = out / "bag", out.exists()
     if keep_features:
-        yield out / "bag"
+        yield bag
         return
-    present = out.exists()
-    out.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(bag, ignore_errors=True)
+    scored = False
     try:
-        with tempfile.TemporaryDirectory(prefix=".bag-", dir=out) as folder:
-            bag = Path(folder) / "bag"
-            yield bag
-            if (bag / "scores").is_dir():
-                shutil.rmtree(bag / "features")
-                shutil.rmtree(out / "bag", ignore_errors=True)
-                bag.rename(out / "bag")
+        yield bag
+        scored = (bag / "scores").is_dir()
     finally:
-        # nothing is left of an image that is refused
-        if not present and not any(out.iterdir()):
+        shutil.rmtree(bag / "features" if scored else bag, ignore_errors=True)
+        # Nothing is left of an image that is refused.
+        if not present and out.is_dir() and not any(out.iterdir()):
             out.rmdir()
 
 

@@ -9,8 +9,9 @@ from smmil.artifacts.records import RunsFile
 from smmil.data.arguments import add_source_arguments
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
+@guard
+def main(argv: Sequence[str] | None = None) -> int:
+    """Predict the runs of a `runs.json`; see the module docstring."""
     parser = argparse.ArgumentParser(prog="python -m smmil.predictions", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=Path, required=True, help="runs.json: validation and test bags of all its runs")
     parser.add_argument("--out", type=Path, required=True, help="folder of the npz files")
@@ -18,13 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_source_arguments(parser)
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda")
     parser.add_argument("--threads", type=int, help="torch threads")
-    return parser
-
-
-@guard
-def main(argv: Sequence[str] | None = None) -> int:
-    """Predict the runs of a `runs.json`; see the module docstring."""
-    arguments = build_parser().parse_args(argv)
+    arguments = parser.parse_args(argv)
     from smmil.data.sources import open_source
     from smmil.predictions.runs import data_options, predict_runs
 

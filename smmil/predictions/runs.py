@@ -91,7 +91,7 @@ def predict_runs(
         index: `index.json`, written last.
         instances: folder whose store holds the instance labels; None for a table.
         device: auto, cpu or cuda.
-        threads: torch threads; None = torch's choice.
+        threads: of torch.
 
     Raises:
         ValueError: other bags than those of the training, or an unfinished run.

@@ -68,7 +68,7 @@ def score_bags(
         dataset_folder: results folder of the runs' dataset; None = where the runs lie.
         any_resolution: accept resolutions that the runs have never seen.
         device: auto, cpu or cuda.
-        threads: torch threads; None = torch's choice.
+        threads: of torch.
 
     Raises:
         ValueError: no usable bag, an unfinished run, or all bags are refused.

@@ -22,15 +22,12 @@ logger = logging.getLogger(__name__)
 
 
 def build_table(name: str, metrics: Sequence[Metrics], layout: TableLayout) -> Table:
-    """Arrange metrics into one table.
+    """Arrange metrics into one table, rows in the paper's order within their blocks.
 
     Args:
         name: a key of `smmil.tables.specs.TABLES`.
         metrics: metrics as written by `smmil.evaluate.runs`; for `resources` as read by `smmil.tables.resources`.
         layout: datasets and methods.
-
-    Returns:
-        The table; rows in the paper's order within their blocks.
 
     Raises:
         ValueError: no datasets or methods, two metrics of one cell, rows of two protocols or of different quirks.

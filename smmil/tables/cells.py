@@ -140,7 +140,6 @@ class Table:
 
     Attributes:
         name: key of `smmil.config.targets.TABLES`.
-        title: heading.
         sections: the paper's table first; all have the same rows.
         n_splits: splits of a complete cell.
         protocol: protocol of the runs, with the quirks that differ from its preset.

@@ -51,13 +51,7 @@ Results = Mapping[tuple[str, Pair], Comparison]
 
 
 def compare_pairs(indexes: Sequence[Path], layout: PairLayout, *, resamples: int, seed: int = 0) -> Results:
-    """Compare every pair of a layout that has predictions.
-
-    Args:
-        indexes: `index.json` of the predictions; pairs with a missing one are left out.
-        layout: the pairs of every dataset.
-        resamples: draws of the bootstrap; 0 omits the intervals.
-        seed: seed of the draws.
+    """Compare every pair of a layout that has an `index.json` of both; 0 resamples omit the intervals.
 
     Raises:
         ValueError: no datasets, two indexes of one pairing, or predictions of different bags.
@@ -82,15 +76,9 @@ def compare_pairs(indexes: Sequence[Path], layout: PairLayout, *, resamples: int
 
 
 def build(results: Results, layout: PairLayout, *, resamples: int) -> Table:
-    """Build the table of all comparisons; pairs without one are empty cells.
+    """Build the table of the results of `compare_pairs`; pairs without one are empty cells.
 
-    Args:
-        results: of `compare_pairs`.
-        layout: the same layout.
-        resamples: draws of the bootstrap.
-
-    Returns:
-        The table. The section of a dataset has all rows, with "–" where the dataset has no such pair.
+    The section of a dataset has all rows, with "–" where the dataset has no such pair.
 
     Raises:
         ValueError: two protocols or different sets of quirks.

@@ -107,7 +107,7 @@ def test_the_map_may_show_the_signed_score_where_the_run_has_one(slides, tmp_pat
     monkeypatch.setattr("smmil.predict.pipeline.draw_extremes", lambda path, bag, source: None)
     image, signed = slides.raw / slides.row().images[0], ["--map", "signed"]
     for more in ([], signed, ["--map", "signed_sm"]):
-        assert run(image, slides.run, tmp_path / "a", *more) == 0
+        assert run(image, slides.run, tmp_path / "a", "--keep-features", *more) == 0
     expected = slides.predictions().bag(slides.row().bag_id)
     maps = {"instance_score": "raw", "signed_score": "sign-aware", "signed_sm_score": "smoothed sign-aware"}
     for bag, (array, name) in zip(shown, maps.items(), strict=True):
@@ -149,7 +149,7 @@ def test_a_sign_that_validation_does_not_support_is_a_warning(slides, tmp_path, 
         val = {"bag_auroc": area, "n_bags": 8, "n_positive_bags": 4}
         split = {"seed": 1, "lr": 1e-3, "run": RUN, "signed_agreement": 0.3, "test": {}, "val": val}
         path.write_text(json.dumps({**names, "splits": [split]}))
-        assert run(slides.raw / slides.row().images[0], slides.run, tmp_path) == 0
+        assert run(slides.raw / slides.row().images[0], slides.run, tmp_path, "--keep-features") == 0
         assert json.loads((tmp_path / "prediction.json").read_text())["warnings"] == warnings
     path.unlink() if before is None else path.write_bytes(before)
 
@@ -167,16 +167,7 @@ def test_a_full_disk_leaves_no_prediction_behind_and_says_so_in_one_line(
     assert not (tmp_path / "prediction.json").exists()
 
 
-def test_a_damaged_bag_of_the_image_is_named_and_not_scored(slides, tmp_path, capsys, no_picture):
-    image = slides.raw / slides.row().images[0]
-    assert run(image, slides.run, tmp_path, "--keep-features") == 0
-    (chunk,) = (tmp_path / "bag/instances/store").glob("*/coords/c.*")
-    flip(chunk, 0)
-    assert run(image, slides.run, tmp_path, "--keep-features") == 2
-    assert str(chunk) in capsys.readouterr().err and not (tmp_path / "prediction.json").exists()
-
-
-def test_a_second_run_of_the_same_image_cuts_and_encodes_nothing_again(slides, tmp_path, no_picture):
+def test_a_second_run_cuts_and_encodes_nothing_again_and_names_a_damaged_bag(slides, tmp_path, capsys, no_picture):
     image = slides.raw / slides.row().images[0]
     assert run(image, slides.run, tmp_path, "--keep-features") == 0
     files = [*(tmp_path / "bag/instances/store").rglob("zarr.json"), *(tmp_path / "bag/features").rglob("zarr.json")]
@@ -185,6 +176,10 @@ def test_a_second_run_of_the_same_image_cuts_and_encodes_nothing_again(slides, t
     assert run(image, slides.run, tmp_path, "--keep-features") == 0
     assert before == {path: path.stat().st_mtime_ns for path in files}
     assert (tmp_path / "instances.csv").read_bytes() == first
+    (chunk,) = (tmp_path / "bag/instances/store").glob("*/coords/c.*")
+    flip(chunk, 0)
+    assert run(image, slides.run, tmp_path, "--keep-features") == 2
+    assert str(chunk) in capsys.readouterr().err and not (tmp_path / "prediction.json").exists()
 
 
 def copy_run(house: House, folder: Path) -> Path:
@@ -199,12 +194,13 @@ def test_a_run_away_from_its_dataset_asks_for_what_it_does_not_know(slides, tmp_
     stated = ["--dtype", "float16", "--precision", "float32"]
     assert run(image, alone, tmp_path / "out", *stated) == 2
     assert "--dataset-folder" in capsys.readouterr().err
-    assert run(image, alone, tmp_path / "out", *stated, "--options", json.dumps(OPTIONS["camelyon16"])) == 0
-    told = json.loads((tmp_path / "out/prediction.json").read_text())
-    assert "could not be compared" in told["warnings"][0]
-    assert run(image, alone, tmp_path / "two", "--dataset-folder", str(slides.results)) == 0
-    other = json.loads((tmp_path / "two/prediction.json").read_text())
-    assert other["logit"] == told["logit"] and other["warnings"] == []
+    options = ["--options", json.dumps(OPTIONS["camelyon16"])]
+    predictions = []
+    for more in ([*stated, *options], ["--dataset-folder", str(slides.results)]):
+        assert run(image, alone, tmp_path / "out", "--keep-features", *more) == 0
+        predictions.append(Prediction.read(tmp_path / "out/prediction.json"))
+    assert "could not be compared" in predictions[0].warnings[0] and predictions[1].warnings == ()
+    assert predictions[0].logit == predictions[1].logit
 
 
 def test_other_sizes_types_and_resolutions_are_refused(slides, tmp_path, capsys, no_picture):
