@@ -138,6 +138,7 @@ def _scores(rows: Iterable[PredictionRow], unit: Callable[[PredictionRow], str])
 def _method(method: str, scores: Scores) -> MethodAnalysis:
     y, logits = scores.y, [*scores.logits.values()]
     pooled_y, pooled = np.tile(y, len(logits)), np.concatenate(logits)
+    # runs are pooled for calibration only: probabilities have a common scale, logits have none
     bins = bin_bags(pooled_y, pooled, bins=n_bins(len(y)))
     both = len(np.unique(y)) == 2
     probability = sigmoid(pooled)

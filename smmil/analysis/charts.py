@@ -20,6 +20,7 @@ from smmil.figures.plotting import NEGATIVE, NEUTRAL, POSITIVE, RANDOM_MARK, loo
 WIDTH = 3.9
 DOTTED: Any = {"color": NEUTRAL, "linewidth": 0.8, "linestyle": ":"}
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.5, 1.2, 1.5)))
+# equal salts give equal ids, hence equal bytes; without paths for letters, a page can restyle the text
 SVG: Any = {"svg.fonttype": "none", "svg.hashsalt": "smmil", "font.family": ["DejaVu Sans", "sans-serif"]}
 # bands of more methods would hide one another
 MOST_BANDS = 4

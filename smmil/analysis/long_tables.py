@@ -83,6 +83,7 @@ class MetricRow:
 def prediction_rows(indexes: Iterable[Path], bags: Mapping[str, Path]) -> Iterator[PredictionRow]:
     """Yield the predictions of the chosen runs by training and split; `bags` has bags.csv by dataset, for patients."""
     patients = {dataset: {row.bag_id: row.group for row in read_bags(path)} for dataset, path in bags.items()}
+    # a generator, as the predictions of the whole paper need not be in memory at once
     for index in indexes:
         for run in chosen_predictions(index).values():
             yield from _run_rows(run, patients.get(run.meta.dataset, {}))

@@ -203,6 +203,7 @@ def chosen_run(job: Job, dataset: FigureDataset, method: str) -> ChosenRun | Non
     metrics, key = job.metrics_of(dataset, method), (dataset.name, dataset.encoder, method)
     if metrics is None or (job.seed is not None and job.seed not in [split.seed for split in metrics.splits]):
         return None
+    # the command line names index files of all rows, in any order
     listed = [(path, PredictionIndex.read(path)) for path in job.indexes]
     indexes = [path for path, index in listed if (index.dataset, index.encoder, index.method) == key]
     return load_chosen(indexes, [job.metrics_files[key]], dataset=dataset.name, seed=job.seed)[0]

@@ -96,6 +96,7 @@ def paint(coords: Array, side: float, values: Array, shape: tuple[int, ...]) -> 
     """
     total, count = np.zeros(shape), np.zeros(shape)
     known = ~np.isnan(values)
+    # rounding both ends leaves neither gaps nor overlaps between neighbours, whatever the downsample
     for (x, y), value in zip(coords[known], values[known], strict=True):
         x0, y0 = max(0, round(x)), max(0, round(y))
         x1, y1 = max(x0 + 1, round(x + side)), max(y0 + 1, round(y + side))
@@ -144,6 +145,7 @@ def cells_of_slide(bag: MapBag, n: int, max_cell: float) -> tuple[float, float, 
     Maps have about the area of a square of `max_cell`, whatever their shape, and room for their titles.
     """
     left, top, right, bottom = view_of(bag)
+    # a strip of tissue would otherwise give maps that are as wide as the page or as high as three others
     aspect = min(max((bottom - top) / (right - left), 0.2), 4.0)
     width = max(MIN_CELL, max_cell / aspect**0.5)
     rows = -(-n // max(1, int(MAX_WIDTH / width)))
@@ -210,6 +212,7 @@ def _range_of(panel: Panel) -> str:
 
 def _mark_threshold(bar: Any, panels: Sequence[Panel]) -> None:
     """Mark the threshold on the colour bar of a single map."""
+    # one bar serves all maps, so that a mark would belong to none of several
     (panel, *others) = [panel for panel in panels if panel.scores is not None]
     if not others and panel.scores is not None and panel.threshold is not None:
         low, high = float(panel.scores.min()), float(panel.scores.max())
@@ -243,6 +246,7 @@ def draw_map(
 def _caption(figure: Any, lines: Sequence[str]) -> None:
     """Write lines below the maps of a figure, which grows by their height."""
     width, height = figure.get_size_inches()
+    # 15 characters an inch of DejaVu Sans at 8 pt
     wrapped = [part for line in lines for part in textwrap.wrap(line, int(15 * width))]
     if wrapped:
         figure.set_size_inches(width, height + 0.16 * len(wrapped))
@@ -295,6 +299,7 @@ def montage_with_bars(picture: Array, layout: Mapping[str, Any], colours: Array)
     colours (K,N,3) in [0,1] are per method and slice. Return the montage (h',w,3) with taller cells.
     """
     cell, columns, slices = layout["cell_px"], layout["columns"], layout["slices"]
+    # bars of many methods get thinner, or they would take more room than the slices
     thick = max(3, min(8, 48 // len(colours)))
     tall = cell + thick * len(colours) + 8
     wide = np.full((-(-len(slices) // columns) * tall, columns * cell, 3), 255, np.uint8)

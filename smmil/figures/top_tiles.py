@@ -45,6 +45,7 @@ def extremes(attrs: InstanceAttrs, coords: Array, scores: Array, n: int = 8) -> 
     """
     order = np.argsort(-np.asarray(scores, np.float64), kind="stable")
     side = 0 if attrs.modality == "ct" else attrs.l0_footprint_px
+    # the highest get the odd one of a small bag
     highest = _apart(order, coords, side, min(n, -(-len(order) // 2)))
     lowest = _apart([i for i in order[::-1] if i not in highest], coords, side, min(n, len(order) - len(highest)))
     return highest, lowest

@@ -117,6 +117,7 @@ def _curves(ax: Any, logs: Logs, series: Sequence[tuple[str, str, str]]) -> list
             lines += [line] if line else []
         if len(lines) < len(logs):
             few.append(f"{label} in {len(lines)} of {len(logs)} splits")
+        # a mean over other splits from epoch to epoch would jump where a run ends early
         common = sorted(set.intersection(*map(set, lines))) if lines else []
         mean = [float(np.mean([line[epoch] for line in lines])) for epoch in common]
         ax.plot(common, mean, color=colour, linewidth=1.7, label=label)

@@ -18,7 +18,9 @@ from preprocessing.common.files import write_text
 logger = logging.getLogger(__name__)
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+@guard
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the report."""
     parser = argparse.ArgumentParser(prog="python -m smmil.report", description=(__doc__ or "").split("\n")[0])
     layout = "JSON, or the path of a JSON file: "
     parser.add_argument("--title", default="smmil report")
@@ -41,13 +43,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     }
     for name, text in files.items():
         parser.add_argument(f"--{name}", nargs="*", default=[], type=Path, help=text)
-    return parser.parse_args(argv)
-
-
-@guard
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write the report."""
-    args = _arguments(argv)
+    args = parser.parse_args(argv)
     from preprocessing.qc.counts import Counts
     from preprocessing.status import Status
     from smmil.analysis.records import Analysis

@@ -19,8 +19,9 @@ from pathlib import Path
 from preprocessing.common.cli import guard
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
+@guard
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve or export the page; see the top of this file."""
     description = (__doc__ or "").splitlines()[0]
     parser = argparse.ArgumentParser(prog="python -m smmil.view", description=description)
     parser.add_argument("folder", type=Path, help="results/ of the workflow, or the folder of predictions")
@@ -34,13 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--export", type=Path, metavar="DIR", help="new folder for page, tiles and layers")
     group.add_argument("--bags", nargs="+", default=[], metavar="BAG", help="these bags only")
     group.add_argument("--yes", action="store_true", help="write more than 2 GB")
-    return parser
-
-
-@guard
-def main(argv: Sequence[str] | None = None) -> int:
-    """Serve or export the page; see the top of this file."""
-    arguments = build_parser().parse_args(argv)
+    arguments = parser.parse_args(argv)
     from smmil.view.catalogue import find_cohorts
     from smmil.view.export import chosen, export
     from smmil.view.server import Server

@@ -153,6 +153,7 @@ class Cohort:
 
     def add(self, store: Store) -> None:
         """Add the bags of a store."""
+        # two predictions may be of images of one name
         for bag_id in store.rows:
             name, number = bag_id, 2
             while name in self.bags:
@@ -205,6 +206,7 @@ class Cohort:
     def _run(self, run: Run, several: bool, problems: list[str]) -> RunEntry:
         """Describe a run; its dataset is named if the runs learned from `several`."""
         meta, name, position = run.meta, marked_name(run.meta.method), dict[int, tuple[float, str]]()
+        # a run may predict bags that --bags leaves out of an export
         places = {(bag.store.folder, bag.id): i for i, bag in enumerate(self.bags.values())}
         for folder, head in run.heads.items():
             for bag_id, logit in head.logits.items():
@@ -238,6 +240,7 @@ def _thresholds(folder: Path, meta: PredictionMeta, problems: list[str]) -> dict
     return {kind: value for kind, value in values.items() if value is not None}
 
 
+# every request reads the runs anew, and a results folder may hold thousands of them
 @lru_cache(maxsize=4096)
 def read_head(path: Path, mtime_ns: int) -> Head:
     """Read what a predictions file says about bags; `mtime_ns` ends the validity of a stored answer."""
