@@ -193,8 +193,8 @@ def _scored(layout: TableLayout, metrics: Sequence[Metrics]) -> tuple[list[State
                 marks[best].text.replace("(", "(95 % interval ") if len(equal) == 1 else f"{marks[best].value:.3f}"
             )
             bags = f"over {test.n_bags} test bags, {test.n_positive_bags} of them positive"
-            best_named = f"{equal[0]} has" if len(equal) == 1 else f"{', '.join(equal[:-1])} and {equal[-1]} have"
-            statements.append(Statement(f"{dataset.title}: {best_named} {what}, {numbers} {bags}."))
+            has = "has" if len(equal) == 1 else "have"
+            statements.append(Statement(f"{dataset.title}: {enumerate_names(equal)} {has} {what}, {numbers} {bags}."))
             groups[dataset.title] = list(marks.values())
     return statements, Forest(groups, "Bag AUROC", 0.5) if groups else None
 
@@ -206,22 +206,24 @@ def cautions(
 
     Random encoders, small cohorts, few splits, failed bags, inverted runs and bags that preprocessing warns of.
     """
-    random = dict.fromkeys(titles.get(entry.dataset, entry.dataset) for entry in metrics if entry.random_weights)
-    published = {cohort.dataset: _published_bags(cohort) for cohort in counts}
-    small = [
-        f"{titles.get(cohort.dataset, cohort.dataset)} ({cohort.bags} of {published[cohort.dataset]} bags)"
-        for cohort in counts
-        if cohort.bags < published[cohort.dataset] / 2
-    ]
+
+    def title(name: str) -> str:
+        return titles.get(name, name)
+
+    random = dict.fromkeys(title(entry.dataset) for entry in metrics if entry.random_weights)
+    small = []
+    for cohort in counts:
+        # a custom dataset was published nowhere
+        published = next((entry.published for entry in cohort.expected if entry.name == "bags"), 0)
+        if cohort.bags < published / 2:
+            small.append(f"{title(cohort.dataset)} ({cohort.bags} of {published} bags)")
     splits = {entry.dataset: len(entry.splits) for entry in metrics}
     areas = {entry.method: list[str]() for entry in metrics}
     for entry in metrics:
         pairs = split_values(entry, "instance_auroc")
         if n := len(inverted(pairs)):
-            areas[entry.method].append(f"{titles.get(entry.dataset, entry.dataset)} {n} of {len(pairs)}")
-    turned = [
-        f"{display_name(method)} ({', '.join(areas[method])})" for method in in_order(list(areas)) if areas[method]
-    ]
+            areas[entry.method].append(f"{title(entry.dataset)} {n} of {len(pairs)}")
+    turned = [f"{display_name(method)} ({', '.join(areas[method])})" for method in in_order([*areas]) if areas[method]]
     failed = [f"{p.bag_id} ({p.reason})" for record in status for p in record.problems if p.state == "failed"]
     failed = list(dict.fromkeys(failed)) or [
         f"{problem.bag_id} ({problem.reason})"
@@ -243,11 +245,6 @@ def cautions(
     if splits and median(splits.values()) < FEWEST_SPLITS:
         texts.append(f"Fewer than {FEWEST_SPLITS} splits: the spread says nothing about the chance of training.")
     return texts
-
-
-def _published_bags(counts: Counts) -> int:
-    """Return the number of bags of the published dataset, 0 if there is none."""
-    return next((entry.published for entry in counts.expected if entry.name == "bags"), 0)
 
 
 def _first(names: Sequence[str], separator: str = "; ") -> str:
