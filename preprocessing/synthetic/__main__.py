@@ -1,7 +1,7 @@
 """Generate miniature cohorts: `python -m preprocessing.synthetic --out DIR --size demo --seed 0`.
 
-Writes DIR/camelyon16, DIR/panda and DIR/rsna in the real raw formats. A finished folder with the same parameters is
-kept, an interrupted one is completed, and one with other parameters is rebuilt.
+Writes DIR/camelyon16, DIR/panda and DIR/rsna in the real raw formats. A folder of the same parameters is kept, one of
+others is replaced.
 """
 
 import argparse

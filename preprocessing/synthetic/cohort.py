@@ -1,13 +1,12 @@
-"""Build cohort folders: write missing files, mark the folder complete, rebuild it when the parameters change.
+"""Build cohort folders, and rebuild them when the parameters change.
 
-A data set's folder holds `.building.json` (the parameters) while it is built and `.complete.json` afterwards. Files are
-renamed into place and every item has its own random stream, so an interrupted run resumes with the same result.
+A folder is built under a hidden name beside its place and renamed when it is complete, so it is whole or absent. Every
+item has its own random stream. `.complete.json` holds the parameters.
 """
 
 import hashlib
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,24 +24,16 @@ import numpy as np
 from preprocessing.common.files import write_json
 from preprocessing.synthetic.sizes import GENERATOR_VERSION, RehearsalSize, Size, resolve_size
 
-COMPLETE, BUILDING = ".complete.json", ".building.json"
+COMPLETE = ".complete.json"
 DATASETS = ("camelyon16", "panda", "rsna")
 log = logging.getLogger("synthetic")
 
 
 @dataclass(frozen=True)
 class Item:
-    """One slide or scan.
-
-    Attributes:
-        name: its name in the log.
-        files: paths relative to the folder; the item is finished when all exist.
-        make: module-level function `make(folder, spec)` that writes them.
-        spec: description of the item, including the seed.
-    """
+    """One slide or scan: its name in the log, and a function of a module, `make(folder, spec)`."""
 
     name: str
-    files: tuple[str, ...]
     make: Callable[[Path, Any], None]
     spec: Any
 
@@ -67,11 +58,9 @@ def hex_id(length: int, *key: object) -> str:
 
 
 def put(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, without fsync, which would dominate the time for thousands of small files."""
+    """Write a file and the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    path.write_bytes(data)
 
 
 def matches(marker: Path, parameters: Mapping[str, Any]) -> bool:
@@ -82,42 +71,15 @@ def matches(marker: Path, parameters: Mapping[str, Any]) -> bool:
         return False
 
 
-def prepare(folder: Path, parameters: Mapping[str, Any]) -> None:
-    """Prepare the folder: keep one that was interrupted with these parameters, clear one with other parameters.
-
-    Raises:
-        ValueError: the folder holds files that the generator did not write.
-    """
-    generated = (folder / COMPLETE).exists() or (folder / BUILDING).exists()
-    if folder.exists() and any(folder.iterdir()) and not generated:
-        raise ValueError(
-            f"{folder}: not empty and not made by the generator (no {COMPLETE} or {BUILDING}); "
-            "choose another --out or remove the folder yourself"
-        )
-    old = folder.with_name(f".{folder.name}.old")
-    if old.exists():
-        shutil.rmtree(old)
-    if generated and not matches(folder / BUILDING, parameters):
-        # renamed before it is removed, so that an interrupted removal leaves nothing that looks complete
-        folder.rename(old)
-        shutil.rmtree(old)
-    for temporary in folder.rglob(".*.tmp"):
-        temporary.unlink()
-    write_json(folder / BUILDING, parameters)
-
-
 def make_items(folder: Path, items: Sequence[Item], workers: int, dataset: str) -> None:
-    """Write the items whose files are missing and log the progress."""
-    missing = [item for item in items if not all((folder / name).exists() for name in item.files)]
-    if len(missing) < len(items):
-        log.info("%s: %d of %d already there", dataset, len(items) - len(missing), len(items))
-    start, every = time.monotonic(), max(1, len(missing) // 6)
+    """Write the items and log the progress."""
+    start, every = time.monotonic(), max(1, len(items) // 6)
     # spawn: forking a process that has OpenCV threads can hang
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers > 1 else nullcontext() as pool:
-        made = (pool.map if pool else map)(partial(make_item, folder), missing)
-        for done, (item, _) in enumerate(zip(missing, made, strict=True), 1):
-            if done % every == 0 or done == len(missing):
-                log.info("%s: %d/%d (%s), %.1f s", dataset, done, len(missing), item.name, time.monotonic() - start)
+        made = (pool.map if pool else map)(partial(make_item, folder), items)
+        for done, (item, _) in enumerate(zip(items, made, strict=True), 1):
+            if done % every == 0 or done == len(items):
+                log.info("%s: %d/%d (%s), %.1f s", dataset, done, len(items), item.name, time.monotonic() - start)
 
 
 def make_item(folder: Path, item: Item) -> None:
@@ -170,11 +132,20 @@ def build(
         if matches(folder / COMPLETE, parameters):
             log.info("%s: complete, nothing to do (%s)", name, folder)
             continue
-        prepare(folder, parameters)
+        if folder.exists() and any(folder.iterdir()) and not (folder / COMPLETE).exists():
+            raise ValueError(
+                f"{folder}: not empty and not made by the generator (no {COMPLETE}); choose another --out or remove it"
+            )
+        new, old = (folder.with_name(f".{name}.{word}") for word in ("new", "old"))
+        for leftover in (new, old):
+            shutil.rmtree(leftover, ignore_errors=True)
         plan = make_plan(name, sizes[name], seed)
-        make_items(folder, plan.items, workers, name)
+        make_items(new, plan.items, workers, name)
         for relative, text in plan.tables.items():
-            put(folder / relative, text.encode())
-        write_json(folder / COMPLETE, parameters)
-        (folder / BUILDING).unlink()
+            put(new / relative, text.encode())
+        write_json(new / COMPLETE, parameters)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
     return folders

@@ -47,12 +47,6 @@ class SlideSpec:
     tile: int
     mask: bool
 
-    @property
-    def files(self) -> tuple[str, ...]:
-        """Return the slide and, if it has one, its mask."""
-        slide, mask = f"train_images/{self.name}.tiff", f"train_label_masks/{self.name}_mask.tiff"
-        return (slide, mask) if self.mask else (slide,)
-
 
 def parts(size: PandaSize, isup: npt.NDArray[np.int64], rng: np.random.Generator) -> list[str]:
     """Return the part of every slide, stratified by cancer, from the ISUP grades (n,)."""
@@ -135,4 +129,4 @@ def plan_slides(items: list[Item], specs: list[SlideSpec]) -> Plan:
 def plan(size: PandaSize, seed: int) -> Plan:
     """Plan the slides and the two tables."""
     specs = slide_specs(size, seed)
-    return plan_slides([Item(spec.name, spec.files, make_slide, spec) for spec in specs], specs)
+    return plan_slides([Item(spec.name, make_slide, spec) for spec in specs], specs)

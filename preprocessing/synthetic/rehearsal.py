@@ -93,10 +93,7 @@ def plan_camelyon16(size: RehearsalSize, seed: int) -> Plan:
     tests = camelyon16.numbered("test", counts["test"])
     positive = set(stream(seed, "rehearsal", "test").permutation(len(tests))[: counts["test_positive"]].tolist())
     labels |= {name: k in positive for k, name in enumerate(tests)} | {"test_049": False}
-    items = []
-    for k, (name, lesion) in enumerate(labels.items()):
-        files = (f"images/{name}.tif", *([f"annotations/{name}.xml"] if lesion else []))
-        items.append(Item(name, files, make_node, (name, k, lesion)))
+    items = [Item(name, make_node, (name, k, lesion)) for k, (name, lesion) in enumerate(labels.items())]
     columns = {True: "Tumor,IDC,Macro", False: "Normal,None,None"}
     reference = "".join(f"{n},{columns[lesion]}\r\n" for n, lesion in labels.items() if n.startswith("test"))
     return Plan(items, {"evaluation/reference.csv": reference})
@@ -148,7 +145,7 @@ def panda_specs(size: RehearsalSize, seed: int) -> list[tuple[panda.SlideSpec, i
 def plan_panda(size: RehearsalSize, seed: int) -> Plan:
     """Plan 10,616 slides, of which 10,503 remain after exclusions."""
     specs = panda_specs(size, seed)
-    items = [Item(slide.name, slide.files, make_biopsy, (slide, *others)) for slide, *others in specs]
+    items = [Item(spec[0].name, make_biopsy, spec) for spec in specs]
     return panda.plan_slides(items, [slide for slide, *_ in specs])
 
 

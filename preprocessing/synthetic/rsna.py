@@ -240,7 +240,7 @@ def test_csv(specs: list[ScanSpec]) -> str:
 
 def plan_scans(specs: list[ScanSpec], seed: int, make: Callable[[Path, ScanSpec], None]) -> Plan:
     """Return the plan of the studies with the two tables."""
-    items = [Item(s.study, tuple(f"stage_2_train/{f}.dcm" for f in s.files), make, s) for s in specs]
+    items = [Item(spec.study, make, spec) for spec in specs]
     return Plan(items, {"stage_2_train.csv": labels_csv(specs, seed), "test_scans.csv": test_csv(specs)})
 
 

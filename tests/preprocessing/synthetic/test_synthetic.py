@@ -1,4 +1,4 @@
-"""Folders of synthetic cohorts: reproducible, resumable, rebuilt for other parameters, never over foreign files."""
+"""Folders of synthetic cohorts: reproducible, whole, rebuilt for other parameters, never over foreign files."""
 
 import hashlib
 import subprocess
@@ -42,35 +42,16 @@ def test_second_call_touches_nothing(small: dict[str, Path]) -> None:
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
 
 
-@pytest.mark.parametrize("dataset", cohort.DATASETS)
-def test_killed_run_resumes_to_the_same_bytes(small, tmp_path, monkeypatch, dataset):
-    real, calls = cohort.make_item, []
-
-    def dies_at_the_fourth(folder: Path, item: cohort.Item) -> None:
-        calls.append(item)
-        if len(calls) == 4:
-            (folder / item.files[0]).with_name(".torn.tmp").write_bytes(b"half")
-            dies()
-        real(folder, item)
-
-    monkeypatch.setattr(cohort, "make_item", dies_at_the_fourth)
-    with pytest.raises(KeyboardInterrupt):
-        cohort.build(tmp_path, "tiny", SEED, [dataset], SMALL)
-    folder = tmp_path / dataset
-    assert not (folder / cohort.COMPLETE).exists()
-    kept = [folder / calls[0].files[0], folder / calls[2].files[-1]]
-    before = [p.stat().st_mtime_ns for p in kept]
-    monkeypatch.setattr(cohort, "make_item", real)
-    cohort.build(tmp_path, "tiny", SEED, [dataset], SMALL)
-    assert hashes(folder) == hashes(small[dataset])
-    assert [p.stat().st_mtime_ns for p in kept] == before
-
-
-def test_other_parameters_rebuild_and_a_kill_while_clearing_never_passes_for_complete(small, tmp_path, monkeypatch):
+@pytest.mark.parametrize("moment", ["preprocessing.synthetic.cohort.make_item", "pathlib.Path.rename"])
+def test_a_killed_run_leaves_the_cohort_whole_or_absent_and_other_parameters_replace_it(
+    small, tmp_path, monkeypatch, moment
+):
     cohort.build(tmp_path, "tiny", SEED + 1, ["rsna"], SMALL)
+    before = hashes(tmp_path / "rsna")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("preprocessing.synthetic.cohort.shutil.rmtree", dies)
+        patch.setattr(moment, dies)
         cohort.build(tmp_path, "tiny", SEED, ["rsna"], SMALL)
+    assert hashes(tmp_path / "rsna") == before
     cohort.build(tmp_path, "tiny", SEED, ["rsna"], SMALL)
     assert hashes(tmp_path / "rsna") == hashes(small["rsna"]) and [*tmp_path.iterdir()] == [tmp_path / "rsna"]
 
