@@ -29,9 +29,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--size", choices=list(SIZES), default="demo", help="preset (default: demo)")
     p.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
     p.add_argument("--datasets", default=",".join(DATASETS), help=f"comma-separated (default: {','.join(DATASETS)})")
-    p.add_argument(
-        "--workers", type=int, default=1, help="processes; the result is the same for any number (default: 1)"
-    )
     group = p.add_argument_group("parameters that replace the preset's")
     for name, (kind, text) in PARAMETERS.items():
         group.add_argument(f"--{name}", type=kind, help=text)
@@ -45,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     overrides = {name: getattr(args, name) for name in (*PARAMETERS, "empty_slide")}
     datasets = [name for name in args.datasets.split(",") if name]
-    build(args.out, args.size, args.seed, datasets, overrides, args.workers)
+    build(args.out, args.size, args.seed, datasets, overrides)
     return 0
 
 

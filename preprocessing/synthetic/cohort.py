@@ -10,12 +10,8 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from functools import partial
 from importlib import import_module
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -71,43 +67,12 @@ def matches(marker: Path, parameters: Mapping[str, Any]) -> bool:
         return False
 
 
-def make_items(folder: Path, items: Sequence[Item], workers: int, dataset: str) -> None:
-    """Write the items and log the progress."""
-    start, every = time.monotonic(), max(1, len(items) // 6)
-    # spawn: forking a process that has OpenCV threads can hang
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers > 1 else nullcontext() as pool:
-        made = (pool.map if pool else map)(partial(make_item, folder), items)
-        for done, (item, _) in enumerate(zip(items, made, strict=True), 1):
-            if done % every == 0 or done == len(items):
-                log.info("%s: %d/%d (%s), %.1f s", dataset, done, len(items), item.name, time.monotonic() - start)
-
-
-def make_item(folder: Path, item: Item) -> None:
-    """Write one item on one core."""
-    import cv2
-
-    cv2.setNumThreads(1)
-    item.make(folder, item.spec)
-
-
-def make_plan(name: str, size: Size, seed: int) -> Plan:
-    """Plan the items and tables of one data set."""
-    # imported here, because the modules that draw need OpenCV, for which --help would wait
-    if isinstance(size, RehearsalSize):
-        plan = import_module("preprocessing.synthetic.rehearsal").PLANS[name]
-    else:
-        plan = import_module(f"preprocessing.synthetic.{name}").plan
-    result: Plan = plan(size, seed)
-    return result
-
-
 def build(
     out: Path | str,
     size: str = "tiny",
     seed: int = 0,
     datasets: Sequence[str] = DATASETS,
     overrides: Mapping[str, object] | None = None,
-    workers: int = 1,
 ) -> dict[str, Path]:
     """Build cohorts, except those already complete.
 
@@ -117,7 +82,6 @@ def build(
         seed: random seed.
         datasets: names out of `DATASETS`.
         overrides: parameter -> value, replacing the preset's wherever the data set has that parameter.
-        workers: processes; the result is the same for any number.
 
     Returns:
         Data set -> its folder.
@@ -139,8 +103,16 @@ def build(
         new, old = (folder.with_name(f".{name}.{word}") for word in ("new", "old"))
         for leftover in (new, old):
             shutil.rmtree(leftover, ignore_errors=True)
-        plan = make_plan(name, sizes[name], seed)
-        make_items(new, plan.items, workers, name)
+        # imported here, because the modules that draw need OpenCV, for which --help would wait
+        if isinstance(sizes[name], RehearsalSize):
+            plan = import_module("preprocessing.synthetic.rehearsal").PLANS[name](sizes[name], seed)
+        else:
+            plan = import_module(f"preprocessing.synthetic.{name}").plan(sizes[name], seed)
+        start, items = time.monotonic(), plan.items
+        for done, item in enumerate(items, 1):
+            item.make(new, item.spec)
+            if done % max(1, len(items) // 6) == 0 or done == len(items):
+                log.info("%s: %d/%d (%s), %.1f s", name, done, len(items), item.name, time.monotonic() - start)
         for relative, text in plan.tables.items():
             put(new / relative, text.encode())
         write_json(new / COMPLETE, parameters)
