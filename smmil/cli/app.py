@@ -138,12 +138,10 @@ def init(
     """Look at slides or scans; write a configuration and a manifest."""
     from smmil.cli.init import write_study
     from smmil.cli.screen import print_survey, with_bar
-    from smmil.cli.survey import Survey, find_images, survey
+    from smmil.cli.survey import survey
 
-    images, others, outlines = find_images(folder)
-    seen = Survey(folder, list(survey(folder, with_bar(images, "reading headers"), outlines)), others)
-    files = write_study(seen, out, force=force)
-    print_survey(seen, files)
+    seen = survey(folder, with_bar)
+    print_survey(seen, write_study(seen, out, force=force))
 
 
 @app.command()

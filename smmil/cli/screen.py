@@ -5,7 +5,6 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -21,7 +20,6 @@ from smmil.cli.pipeline import Setup
 from smmil.cli.status import dataset_status, not_ok, training_states
 from smmil.cli.survey import Survey
 
-T = TypeVar("T")
 STYLES = {"ok": "green", "warning": "yellow", "missing": "bold red"}
 PLAIN_WIDTH = 160
 SHOWN_FAULTS = 20
@@ -53,9 +51,10 @@ def print_checks(checks: Iterable[Check]) -> int:
     return 1 if missing else 0
 
 
-def with_bar(items: Sequence[T], title: str) -> Iterable[T]:
-    """Iterate with a progress bar on a terminal."""
-    return track(items, title, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
+def with_bar(images: Sequence[Path]) -> Iterable[Path]:
+    """Iterate over images with a progress bar on a terminal."""
+    console = Console(stderr=True)
+    return track(images, "reading headers", console=console, disable=not sys.stderr.isatty(), transient=True)
 
 
 def print_survey(survey: Survey, files: Sequence[Path]) -> None:

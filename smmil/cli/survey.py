@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,14 +101,18 @@ def find_images(root: Path) -> tuple[list[Path], Counter[str], dict[str, str]]:
     return images, others, {stem: files[0] for stem, files in outlines.items() if len(files) == 1}
 
 
-def survey(root: Path, images: Iterable[Path], outlines: dict[str, str]) -> Iterator[Finding]:
-    """Open the images of `find_images` one after the other; a folder may hold several series, one finding each."""
+def survey(root: Path, bar: Callable[[list[Path]], Iterable[Path]] = iter) -> Survey:
+    """Open every slide and scan in a folder; `bar` shows how far the reading is.
+
+    Raises:
+        ValueError: no such folder.
+    """
+    images, others, outlines = find_images(root)
     patients: dict[str, int] = {}
-    for path in images:
-        if path.is_dir():
-            yield from _dicom(root, path, patients)
-        else:
-            yield _slide(root, path, outlines.get(path.stem, ""))
+    findings: list[Finding] = []
+    for path in bar(images):
+        findings += _dicom(root, path, patients) if path.is_dir() else [_slide(root, path, outlines.get(path.stem, ""))]
+    return Survey(root, findings, others)
 
 
 def _slide(root: Path, path: Path, outlines: str) -> Finding:

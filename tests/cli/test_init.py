@@ -10,7 +10,7 @@ import yaml
 from preprocessing.datasets.custom import list_bags
 from smmil.cli.init import bag_ids, config_text, plan_datasets
 from smmil.cli.pipeline import read_config
-from smmil.cli.survey import Finding, Survey, find_images, survey
+from smmil.cli.survey import Finding, Survey, survey
 from tests.cli import code_of
 from tests.helpers.cohorts import write_scan, write_slide
 from tests.helpers.dicoms import write_slice
@@ -44,9 +44,9 @@ def mixed(tmp_path) -> Path:
 
 
 def test_every_slide_and_series_is_found_with_resolution_slices_and_patient(mixed):
-    images, others, outlines = find_images(mixed)
-    found = {finding.image: finding for finding in survey(mixed, images, outlines)}
-    assert others == {".docx": 1}
+    seen = survey(mixed)
+    found = {finding.image: finding for finding in seen.findings}
+    assert seen.others == {".docx": 1}
     assert found["slides/case 1.tif"].mpp == pytest.approx(0.25) and found["slides/case_2.tif"].mpp == pytest.approx(
         0.5
     )
