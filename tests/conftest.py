@@ -47,7 +47,7 @@ def _one_torch_thread() -> None:
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dataset(tmp_path_factory) -> Path:
     """The tiny bag store."""
     from tests.helpers.train_helpers import make_dataset
 

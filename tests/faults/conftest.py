@@ -38,7 +38,7 @@ class Work:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Work:
+def finished(tmp_path_factory) -> Work:
     """Return the finished work; tests must not change it."""
     made = Work(make_dataset(tmp_path_factory.mktemp("finished") / "tiny"))
     assert made.train() == 0 and made.predict() == 0
@@ -46,7 +46,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Work:
 
 
 @pytest.fixture
-def work(finished: Work, tmp_path: Path) -> Work:
+def work(finished, tmp_path) -> Work:
     """Return a copy to damage."""
     shutil.copytree(finished.folder, tmp_path / "tiny")
     return Work(tmp_path / "tiny")

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from tests.faults.campaign import RULES, Campaign, Jobs, plan
-from tests.faults.conftest import Work
 from tests.faults.evidence import differences, finished_work, kinds, redone
 from tests.helpers.workflows import ROOT
 
@@ -26,27 +25,27 @@ Finished jobid: 3 (Rule: list_bags)
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_random_moments_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
+def test_a_run_killed_at_random_moments_ends_like_an_undisturbed_one(tmp_path):
     outcome = Campaign(tmp_path, KILLS, SEED, ["camelyon16"], "tiny").run()
     assert outcome.wrong == [] and len(outcome.kills) == KILLS
     assert {"bag", "epoch", "run", "prediction"} <= outcome.kept.keys()
 
 
-def test_the_plan_reaches_every_rule_and_is_the_same_for_the_same_seed() -> None:
+def test_the_plan_reaches_every_rule_and_is_the_same_for_the_same_seed():
     counts = Counter({rule: len(moments) for rule, moments in plan(50, 0).items()})
     assert counts.total() == 50 and min(counts.values()) >= 2 and plan(50, 0) == plan(50, 0) != plan(50, 1)
     rules = "".join(path.read_text() for path in (ROOT / "workflow/rules").glob("*.smk"))
     assert {*RULES} <= {*re.findall(r"(?:^rule | as )(\w+)(?: with)?:", rules, re.M)}
 
 
-def test_the_output_of_snakemake_is_parsed() -> None:
+def test_the_output_of_snakemake_is_parsed():
     jobs = Jobs.read(PRINTED)
     assert jobs.running == ["train_runs"] and jobs.ended == ["3"]
     assert jobs.outputs == {"3": "results/a/bags.csv", "7": "results/a/runs/e/m/runs.json"}
 
 
 @pytest.fixture
-def results(finished: Work, tmp_path: Path) -> Path:
+def results(finished, tmp_path) -> Path:
     """The results folder of a finished training, as the workflow lays it out."""
     shutil.copytree(finished.runs, tmp_path / "results/tiny/runs/e/m")
     shutil.copytree(finished.predictions, tmp_path / "results/tiny/predictions/e/m")
@@ -55,7 +54,7 @@ def results(finished: Work, tmp_path: Path) -> Path:
     return tmp_path / "results"
 
 
-def test_repeated_work_is_reported(results: Path) -> None:
+def test_repeated_work_is_reported(results):
     before = finished_work(results)
     assert kinds(before) == {"bag": 32, "run": 2, "epoch": 6, "prediction": 2} and not redone(before, before)
     bag, run = results / "tiny/instances/store/bag02", results / "tiny/runs/e/m/split1_lr0.01"
@@ -69,7 +68,7 @@ def test_repeated_work_is_reported(results: Path) -> None:
     assert again == ["bag tiny/instances/store/bag02/zarr.json", *epochs]
 
 
-def test_different_results_are_reported_but_not_times(results: Path, tmp_path: Path) -> None:
+def test_different_results_are_reported_but_not_times(results, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(results, other)
     run = other / "tiny/runs/e/m/split1_lr0.01"

@@ -13,16 +13,11 @@ from smmil.artifacts.runs import append_log, load_state, read_done, read_log, sa
 from smmil.evaluate.__main__ import main as evaluate
 from smmil.predictions.runs import load_run
 from smmil.train import fit as training
-from tests.faults.conftest import Work
 from tests.faults.damage import WAYS, flip, tree
-
-Capture = pytest.CaptureFixture[str]
-Log = pytest.LogCaptureFixture
-Patch = pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("chunk", ["features/tiny/store/bag03/features/c.0.0", "instances/store/bag03/coverage/c.0"])
-def test_a_damaged_chunk_is_named_when_it_is_loaded_and_by_the_checker(work: Work, capsys: Capture, chunk: str) -> None:
+def test_a_damaged_chunk_is_named_when_it_is_loaded_and_by_the_checker(work, capsys, chunk):
     """Same length, one bit changed: only the stored checksum detects it."""
     flip(work.folder / chunk)
     (work.runs / "runs.json").unlink()
@@ -40,7 +35,7 @@ def test_a_damaged_chunk_is_named_when_it_is_loaded_and_by_the_checker(work: Wor
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_predictions_are_not_made_from_a_damaged_chunk(work: Work, capsys: Capture, way: str) -> None:
+def test_predictions_are_not_made_from_a_damaged_chunk(work, capsys, way):
     chunk = work.folder / "features/tiny/store/bag13/features/c.0.0"
     WAYS[way](chunk)
     work.npz.unlink()
@@ -50,9 +45,7 @@ def test_predictions_are_not_made_from_a_damaged_chunk(work: Work, capsys: Captu
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_damaged_state_starts_its_run_again_and_says_so(
-    work: Work, finished: Work, monkeypatch: Patch, caplog: Log, way: str
-) -> None:
+def test_a_damaged_state_starts_its_run_again_and_says_so(work, finished, monkeypatch, caplog, way):
     """Stopped after two of three epochs, the state damaged: the same numbers, from the first epoch."""
     (work.runs / "runs.json").unlink()
     (work.run / "done.json").unlink()
@@ -77,7 +70,7 @@ def test_a_damaged_state_starts_its_run_again_and_says_so(
     assert tree(work.folder) == tree(finished.folder)
 
 
-def test_every_bit_of_the_tensors_in_a_state_is_covered_by_its_checksum(tmp_path: Path) -> None:
+def test_every_bit_of_the_tensors_in_a_state_is_covered_by_its_checksum(tmp_path):
     """Torch itself reads a state with a changed bit without an error."""
     path, tensor = tmp_path / "state.pt", torch.arange(64, dtype=torch.float32)
     save_state(path, {"model": tensor})
@@ -95,9 +88,7 @@ def test_every_bit_of_the_tensors_in_a_state_is_covered_by_its_checksum(tmp_path
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_damaged_weights_of_a_run_are_refused_and_that_run_alone_is_trained_again(
-    work: Work, finished: Work, capsys: Capture, caplog: Log, way: str
-) -> None:
+def test_damaged_weights_of_a_run_are_refused_and_that_run_alone_is_trained_again(work, finished, capsys, caplog, way):
     best, other = work.run / "best.safetensors", work.runs / "split2_lr0.01" / "best.safetensors"
     WAYS[way](best)
     work.index.unlink()
@@ -113,7 +104,7 @@ def test_damaged_weights_of_a_run_are_refused_and_that_run_alone_is_trained_agai
     assert tree(work.folder) == tree(finished.folder)
 
 
-def test_a_damaged_done_file_trains_its_run_again(work: Work, finished: Work, caplog: Log) -> None:
+def test_a_damaged_done_file_trains_its_run_again(work, finished, caplog):
     key = json.loads((work.run / "done.json").read_text())["key"]
     assert read_done(work.run, key) is not None
     (work.run / "done.json").write_text('{"key": "')
@@ -124,9 +115,7 @@ def test_a_damaged_done_file_trains_its_run_again(work: Work, finished: Work, ca
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_damaged_predictions_are_refused_by_every_reader_and_made_again(
-    work: Work, finished: Work, capsys: Capture, caplog: Log, way: str
-) -> None:
+def test_damaged_predictions_are_refused_by_every_reader_and_made_again(work, finished, capsys, caplog, way):
     WAYS[way](work.npz)
     with pytest.raises(ValueError, match=r"split1_lr0\.01\.npz: changed since index\.json was written"):
         read_index(work.index)

@@ -5,8 +5,8 @@ import json
 import os
 import resource
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,8 +17,6 @@ from smmil.tables.__main__ import main as tables_main
 from smmil.train.__main__ import main as train_main
 from tests.faults.conftest import Work
 from tests.faults.damage import tree
-
-Capture = pytest.CaptureFixture[str]
 
 
 @contextmanager
@@ -60,9 +58,7 @@ def unfinish(work: Work) -> None:
         path.unlink()
 
 
-def test_a_state_that_finds_no_room_leaves_the_one_before_and_training_goes_on_from_there(
-    work: Work, finished: Work, capsys: Capture
-) -> None:
+def test_a_state_that_finds_no_room_leaves_the_one_before_and_training_goes_on_from_there(work, finished, capsys):
     unfinish(work)
     with no_room("state.pt", at=2):
         assert work.train() == 1
@@ -77,9 +73,7 @@ def test_a_state_that_finds_no_room_leaves_the_one_before_and_training_goes_on_f
 
 
 @pytest.mark.parametrize("size", [100, 2000])
-def test_training_beyond_a_limit_of_the_kernel_leaves_nothing_that_counts_as_finished(
-    work: Work, finished: Work, capsys: Capture, size: int
-) -> None:
+def test_training_beyond_a_limit_of_the_kernel_leaves_nothing_that_counts_as_finished(work, finished, capsys, size):
     """100 bytes stop the description of the run, 2,000 its first state."""
     unfinish(work)
     with limit(size):
@@ -91,9 +85,7 @@ def test_training_beyond_a_limit_of_the_kernel_leaves_nothing_that_counts_as_fin
 
 
 @pytest.mark.parametrize("full", [lambda: limit(3000), lambda: no_room("split1_lr0.01.npz", 1)], ids=["kernel", "full"])
-def test_predictions_without_room_leave_no_file_and_no_index(
-    work: Work, finished: Work, capsys: Capture, full: Callable[[], AbstractContextManager[None]]
-) -> None:
+def test_predictions_without_room_leave_no_file_and_no_index(work, finished, capsys, full):
     work.index.unlink()
     work.npz.unlink()
     before = tree(work.folder)
@@ -106,14 +98,14 @@ def test_predictions_without_room_leave_no_file_and_no_index(
 
 
 @pytest.fixture
-def table(tmp_path: Path) -> list[str]:
+def table(tmp_path) -> list[str]:
     """Return arguments of a table without metrics: all its rows with empty cells."""
     layout = {"datasets": [{"name": "rsna", "title": "RSNA", "encoder": "resnet18"}], "methods": ["abmil", "smtap"]}
     outputs = [f"--out-{kind}={tmp_path / 'tables' / f'table2.{kind}'}" for kind in ("csv", "md", "tex")]
     return ["--table", "table2", "--layout", json.dumps(layout), *outputs]
 
 
-def test_a_table_without_room_is_whole_or_absent(table: list[str], tmp_path: Path, capsys: Capture) -> None:
+def test_a_table_without_room_is_whole_or_absent(table, tmp_path, capsys):
     def files() -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in (tmp_path / "tables").iterdir()}
 
@@ -127,7 +119,7 @@ def test_a_table_without_room_is_whole_or_absent(table: list[str], tmp_path: Pat
 
 
 @pytest.fixture(params=["a file in the way", "immutable"])
-def closed(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+def closed(request, tmp_path) -> Iterator[Path]:
     """Return a folder in which not even root can write."""
     folder = tmp_path / "closed"
     if request.param == "a file in the way":
@@ -141,9 +133,7 @@ def closed(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["chattr", "-i", str(folder)], check=True)
 
 
-def test_a_folder_that_takes_nothing_is_named_and_nothing_else_is_touched(
-    work: Work, table: list[str], closed: Path, capsys: Capture
-) -> None:
+def test_a_folder_that_takes_nothing_is_named_and_nothing_else_is_touched(work, table, closed, capsys):
     before = tree(work.folder)
     out, done = str(closed / "runs"), str(closed / "runs" / "runs.json")
     for main, arguments in (

@@ -68,7 +68,7 @@ def in_time() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def raw(tmp_path_factory) -> Path:
     """A sound dataset: a slide with annotations and a mask, a scan with slice labels, two series, a manifest."""
     root = tmp_path_factory.mktemp("sound")
     write_slide(root / "slide.tif", texture(192, 256), tile=64)
@@ -359,9 +359,7 @@ CASES: dict[str, tuple[Mutate, Callable[[Path, Path, str], None], int, int]] = {
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("much", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["few", "thousand"])
 @pytest.mark.parametrize("kind", CASES)
-def test_a_mutation_is_read_or_refused_by_name(
-    raw: Path, tmp_path: Path, kind: str, much: bool, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_mutation_is_read_or_refused_by_name(raw, tmp_path, kind, much, caplog):
     mutate, check, few, many = CASES[kind]
 
     cases = many if much else few

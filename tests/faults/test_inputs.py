@@ -37,8 +37,8 @@ EDITS = {"bags.csv": move_a_bag, "manifest": fail_a_bag}
 
 @pytest.mark.parametrize("edit", EDITS)
 def test_an_input_edited_between_training_and_prediction_is_refused_then_all_of_it_is_redone(
-    work: Work, finished: Work, capsys: pytest.CaptureFixture[str], edit: str
-) -> None:
+    work, finished, capsys, edit
+):
     before = tree(work.predictions)
     EDITS[edit](work)
     assert work.predict() == 2
@@ -51,9 +51,7 @@ def test_an_input_edited_between_training_and_prediction_is_refused_then_all_of_
 
 
 @pytest.mark.parametrize("edit", EDITS)
-def test_an_input_edited_while_training_runs_is_not_what_its_runs_claim(
-    work: Work, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], edit: str
-) -> None:
+def test_an_input_edited_while_training_runs_is_not_what_its_runs_claim(work, monkeypatch, capsys, edit):
     (work.runs / "runs.json").unlink()
     (work.run / "done.json").unlink()
     claimed = json.loads((work.run / "config.json").read_text())["inputs"]
@@ -78,7 +76,7 @@ def set_clock(folder: Path, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("years", [-30, 70], ids=["past", "future"])
-def test_finished_work_of_any_time_is_finished(work: Work, monkeypatch: pytest.MonkeyPatch, years: int) -> None:
+def test_finished_work_of_any_time_is_finished(work, monkeypatch, years):
     set_clock(work.folder, time.time() + years * YEAR)
     before = tree(work.folder)
     monkeypatch.setattr(job, "_train_pending", lambda *_: pytest.fail("nothing was left to train"))
@@ -88,7 +86,7 @@ def test_finished_work_of_any_time_is_finished(work: Work, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("years", [-30, 70], ids=["past", "future"])
-def test_half_done_work_of_any_time_is_not_finished(work: Work, finished: Work, years: int) -> None:
+def test_half_done_work_of_any_time_is_not_finished(work, finished, years):
     """Outputs are newer or older than all inputs; a run lacks its last file, and predictions have another key."""
     (work.run / "done.json").unlink()
     (work.runs / "runs.json").unlink()

@@ -21,7 +21,7 @@ DAY = 86_400
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def directory(tmp_path_factory) -> Path:
     """Return a working directory with twelve scans and a configuration for their instances."""
     folder = tmp_path_factory.mktemp("experiment")
     make_cohorts(folder, datasets=["rsna"])
@@ -39,7 +39,7 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {str(p): p.read_bytes() for p in found if not volatile & set(p.parts)}
 
 
-def test_the_second_snakemake_refuses_and_the_first_ends_as_if_alone(directory: Path) -> None:
+def test_the_second_snakemake_refuses_and_the_first_ends_as_if_alone(directory):
     config = str(directory / "mine.yaml")
     first = start_snakemake(directory, directory / "first.txt", "--cores", "1", TARGET, "--configfile", config)
     try:
@@ -64,7 +64,7 @@ def test_the_second_snakemake_refuses_and_the_first_ends_as_if_alone(directory: 
 
 
 @pytest.mark.parametrize("days", [-9000, 9000], ids=["past", "future"])
-def test_a_result_of_any_time_costs_no_bag_again(directory: Path, days: int) -> None:
+def test_a_result_of_any_time_costs_no_bag_again(directory, days):
     """Snakemake repeats a job whose output looks older than its input; the job skips finished bags."""
     before, bags = contents(directory), stored(directory)
     at = time.time() + days * DAY
@@ -76,7 +76,7 @@ def test_a_result_of_any_time_costs_no_bag_again(directory: Path, days: int) -> 
     assert not any(json.loads(line)["redone"] for line in lines[-12:])
 
 
-def test_a_replaced_slice_redoes_its_scan_alone(directory: Path) -> None:
+def test_a_replaced_slice_redoes_its_scan_alone(directory):
     """A new time is enough for Snakemake to look; only the scan of the file is cut again, into the same bytes."""
     before, bags, config = contents(directory), stored(directory), str(directory / "mine.yaml")
     assert planned(directory, TARGET, "--configfile", config) == {}

@@ -8,5 +8,5 @@ from preprocessing.synthetic import cohort
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def tiny(tmp_path_factory) -> dict[str, Path]:
     return cohort.build(tmp_path_factory.mktemp("cohorts"), "tiny", 3)

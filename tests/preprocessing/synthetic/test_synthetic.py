@@ -15,7 +15,7 @@ SMALL = {"slides": 8, "side": 512, "length": 500, "scans": 8, "matrix": 64}
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def small(tmp_path_factory) -> dict[str, Path]:
     return cohort.build(tmp_path_factory.mktemp("cohorts"), "tiny", SEED, overrides=SMALL)
 
 
@@ -35,7 +35,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(small, tmp_p
     assert not set(hashes(tmp_path / "b" / "rsna").values()) & set(hashes(small["rsna"]).values())
 
 
-def test_second_call_touches_nothing(small: dict[str, Path]) -> None:
+def test_second_call_touches_nothing(small):
     out = small["rsna"].parent
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
     cohort.build(out, "tiny", SEED, overrides=SMALL)
@@ -56,7 +56,7 @@ def test_a_killed_run_leaves_the_cohort_whole_or_absent_and_other_parameters_rep
     assert hashes(tmp_path / "rsna") == hashes(small["rsna"]) and [*tmp_path.iterdir()] == [tmp_path / "rsna"]
 
 
-def test_foreign_folder_is_left_alone(tmp_path: Path) -> None:
+def test_foreign_folder_is_left_alone(tmp_path):
     (tmp_path / "rsna").mkdir()
     (tmp_path / "rsna" / "precious.dcm").write_bytes(b"mine")
     with pytest.raises(ValueError, match="not made by the generator"):
@@ -74,7 +74,7 @@ def test_user_errors_are_one_line(tmp_path, capsys, arguments, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_command_line_imports_nothing_heavy(repository: Path) -> None:
+def test_command_line_imports_nothing_heavy(repository):
     code = (
         "import sys; from preprocessing.synthetic.__main__ import parser; parser();"
         "heavy = {'torch', 'cv2', 'tifffile', 'pydicom', 'openslide'} & set(sys.modules);"

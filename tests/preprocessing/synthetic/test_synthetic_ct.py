@@ -35,7 +35,7 @@ def hounsfield(data: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.fixture(scope="session")
-def studies(tiny: dict[str, Path]) -> dict[str, list[Any]]:
+def studies(tiny) -> dict[str, list[Any]]:
     out: dict[str, list[Any]] = defaultdict(list)
     for path in sorted((tiny["rsna"] / "stage_2_train").iterdir()):
         data = read(path)
@@ -45,7 +45,7 @@ def studies(tiny: dict[str, Path]) -> dict[str, list[Any]]:
 
 
 @pytest.fixture(scope="session")
-def slice_labels(tiny: dict[str, Path]) -> dict[str, dict[str, int]]:
+def slice_labels(tiny) -> dict[str, dict[str, int]]:
     out: dict[str, dict[str, int]] = defaultdict(dict)
     for row in read_table(tiny["rsna"] / "stage_2_train.csv"):
         name, subtype = row["ID"].rsplit("_", 1)
@@ -58,7 +58,7 @@ def height(data: Any) -> float:
     return float(np.array(data.ImagePositionPatient, float) @ np.cross(orientation[:3], orientation[3:]))
 
 
-def test_geometry_orders_the_slices_and_names_do_not(studies: dict[str, list[Any]]) -> None:
+def test_geometry_orders_the_slices_and_names_do_not(studies):
     tilts = set()
     for slices in studies.values():
         heights = [height(d) for d in slices]
@@ -74,7 +74,7 @@ def test_geometry_orders_the_slices_and_names_do_not(studies: dict[str, list[Any
     assert tilts == {True, False}
 
 
-def test_hounsfield_units_are_right_after_the_documented_repairs(studies: dict[str, list[Any]]) -> None:
+def test_hounsfield_units_are_right_after_the_documented_repairs(studies):
     kinds, slopes, mixed, padded = set(), set(), False, 0
     for slices in studies.values():
         kinds.add((slices[0].BitsStored, slices[0].PixelRepresentation))
@@ -111,7 +111,7 @@ def test_haemorrhages_are_contiguous_and_equal_the_table(studies, slice_labels):
 
 
 @pytest.mark.parametrize("subtype", head_ct.SUBTYPES)
-def test_blood_is_dense_and_only_where_the_label_says(subtype: str) -> None:
+def test_blood_is_dense_and_only_where_the_label_says(subtype):
     n, low, high = 22, *head_ct.EXTENT[subtype]
     for seed in range(3):
         room = int(np.floor(high * (n - 1))) - int(np.ceil(low * (n - 1))) + 1
@@ -149,7 +149,7 @@ def test_rsna_tables(tiny, studies, slice_labels):
     assert all(len({study in bags for study in s}) == 1 for s in patients.values()), "a patient in train and test"
 
 
-def test_elements_are_those_of_a_real_slice(tiny: dict[str, Path], shared_data: Path) -> None:
+def test_elements_are_those_of_a_real_slice(tiny, shared_data):
     real = read(shared_data / "rsna" / "ID_000012eaf.dcm")
     ours = read(sorted((tiny["rsna"] / "stage_2_train").iterdir())[0])
     assert {e.keyword for e in ours} == {e.keyword for e in real}

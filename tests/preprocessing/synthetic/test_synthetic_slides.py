@@ -65,7 +65,7 @@ def test_openslide_opens_every_pyramid(tiny, dataset, folder, downsamples, mpps)
     assert seen == {round(m, 6) for m in mpps}
 
 
-def test_pictures_are_subsampled_jpeg_and_masks_are_lossless(tiny: dict[str, Path]) -> None:
+def test_pictures_are_subsampled_jpeg_and_masks_are_lossless(tiny):
     for folder, compression in (("camelyon16/images", 7), ("panda/train_images", 7), ("panda/train_label_masks", 8)):
         path = sorted((tiny["panda"].parent / folder).iterdir())[0]
         with tifffile.TiffFile(path) as tiff:
@@ -76,7 +76,7 @@ def test_pictures_are_subsampled_jpeg_and_masks_are_lossless(tiny: dict[str, Pat
                     assert page.photometric == 6 and page.subsampling == (2, 2)
 
 
-def test_camelyon16_names_labels_and_annotations_agree(tiny: dict[str, Path]) -> None:
+def test_camelyon16_names_labels_and_annotations_agree(tiny):
     root = tiny["camelyon16"]
     images = {p.stem for p in (root / "images").iterdir()}
     annotated = {p.stem for p in (root / "annotations").iterdir()}
@@ -89,13 +89,13 @@ def test_camelyon16_names_labels_and_annotations_agree(tiny: dict[str, Path]) ->
     assert any(n.startswith("normal") for n in images)
 
 
-def test_camelyon16_skips_the_numbers_that_the_real_set_lacks() -> None:
+def test_camelyon16_skips_the_numbers_that_the_real_set_lacks():
     plan = camelyon16.plan(resolve_size("benchmark", "camelyon16"), 0)
     assert not {item.name for item in plan.items} & set(camelyon16.EXCLUDED) and len(plan.items) == 181
     assert "normal_086" not in camelyon16.numbered("normal", 100) and len(camelyon16.numbered("normal", 100)) == 100
 
 
-def test_lesions_lie_on_tissue_and_look_different(tiny: dict[str, Path]) -> None:
+def test_lesions_lie_on_tissue_and_look_different(tiny):
     root = tiny["camelyon16"]
     differences = []
     for xml in sorted((root / "annotations").iterdir()):
@@ -111,7 +111,7 @@ def test_lesions_lie_on_tissue_and_look_different(tiny: dict[str, Path]) -> None
     assert np.median(differences) > 5
 
 
-def test_annotations_have_the_shapes_that_readers_must_survive(tiny: dict[str, Path]) -> None:
+def test_annotations_have_the_shapes_that_readers_must_survive(tiny):
     groups: dict[str, set[str]] = defaultdict(set)
     valid = []
     for xml in sorted((tiny["camelyon16"] / "annotations").iterdir()):
@@ -124,7 +124,7 @@ def test_annotations_have_the_shapes_that_readers_must_survive(tiny: dict[str, P
     assert not all(valid) and any(valid)
 
 
-def test_a_pen_is_drawn_and_an_empty_slide_is_bare_glass(tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_a_pen_is_drawn_and_an_empty_slide_is_bare_glass(tiny, tmp_path):
     pen = picture(tiny["camelyon16"] / "images" / "normal_001.tif").astype(int)
     assert ((pen[..., 1] - pen[..., 0] > 40) & (saturation(pen.astype(np.uint8)) > 80)).sum() > 2000
     spec = camelyon16.slide_spec(resolve_size("tiny", "camelyon16"), 0, "normal_009", False, "empty")
@@ -132,7 +132,7 @@ def test_a_pen_is_drawn_and_an_empty_slide_is_bare_glass(tiny: dict[str, Path], 
     assert (saturation(picture(tmp_path / "images" / "normal_009.tif", 2)) > 15).mean() < 0.001
 
 
-def test_panda_masks_agree_with_the_grades(tiny: dict[str, Path]) -> None:
+def test_panda_masks_agree_with_the_grades(tiny):
     root, missing = tiny["panda"], []
     table = read_table(root / "train.csv")
     assert {r["data_provider"] for r in table} == {"radboud", "karolinska"}
@@ -155,7 +155,7 @@ def test_panda_masks_agree_with_the_grades(tiny: dict[str, Path]) -> None:
     assert len(missing) == 1
 
 
-def test_panda_tissue_is_where_the_mask_says(tiny: dict[str, Path]) -> None:
+def test_panda_tissue_is_where_the_mask_says(tiny):
     root = tiny["panda"]
     for path in sorted((root / "train_label_masks").iterdir()):
         label = picture(path)[..., 0]
@@ -164,7 +164,7 @@ def test_panda_tissue_is_where_the_mask_says(tiny: dict[str, Path]) -> None:
         assert coloured[label == 0].mean() < 0.15
 
 
-def test_panda_split_file_has_the_published_columns(tiny: dict[str, Path], shared_data: Path) -> None:
+def test_panda_split_file_has_the_published_columns(tiny, shared_data):
     book = openpyxl.load_workbook(shared_data / "panda" / "partition_PANDA.xlsx", read_only=True)
     header = [value or "" for value in next(iter(book.worksheets[0].iter_rows(max_row=1, values_only=True)))]
     book.close()
@@ -172,7 +172,7 @@ def test_panda_split_file_has_the_published_columns(tiny: dict[str, Path], share
     assert (tiny["panda"] / "partition_PANDA.csv").read_text().split("\n")[0] == ",".join(header)
 
 
-def test_panda_split_is_stratified_and_consistent(tiny: dict[str, Path]) -> None:
+def test_panda_split_is_stratified_and_consistent(tiny):
     labels = {r["image_id"]: int(r["isup_grade"]) for r in read_table(tiny["panda"] / "train.csv")}
     split = read_table(tiny["panda"] / "partition_PANDA.csv")
     assert {r["slide_name"] for r in split} == set(labels)
