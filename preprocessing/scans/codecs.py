@@ -59,7 +59,7 @@ def decoder_of(syntax: str) -> tuple[Decoder, str]:
 
 
 def decode_frame(src: bytes, runner: DecodeRunner) -> bytes:
-    """Decode one frame into little-endian samples, colour by pixel; called by pydicom.
+    """Decode one grey frame into little-endian samples; called by pydicom. Colour is refused before (`check_slice`).
 
     Raises:
         ValueError: the stream is cut off, or its picture has another size than the header says.
@@ -73,12 +73,7 @@ def decode_frame(src: bytes, runner: DecodeRunner) -> bytes:
     if codec != "jpeg2k" and _END_OF_IMAGE not in src[-16:]:
         raise ValueError("the stream is cut off")
     frame = np.asarray(getattr(imagecodecs, f"{codec}_decode")(src))
-    expected = (runner.rows, runner.columns) + ((runner.samples_per_pixel,) if runner.samples_per_pixel > 1 else ())
-    if frame.shape != expected:
-        raise ValueError(f"the stream holds {frame.shape} samples, the header says {expected}")
-    if frame.ndim == 3:
-        # the codecs return RGB whatever the stream holds
-        runner.set_option("planar_configuration", 0)
-        runner.set_option("photometric_interpretation", "RGB")
+    if frame.shape != (runner.rows, runner.columns):
+        raise ValueError(f"the stream holds {frame.shape} samples, the header says {runner.rows} x {runner.columns}")
     runner.set_option("bits_allocated", 8 * frame.dtype.itemsize)
     return np.ascontiguousarray(frame, frame.dtype.newbyteorder("<")).tobytes()

@@ -1,7 +1,5 @@
 """Neighbour tables against brute force, and their promises under random lattices (against torchmil: tests/bench)."""
 
-import math
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -59,14 +57,6 @@ def test_distance_neighbors_are_all_points_within_reach(chosen, reach):
     assert table.shape[1] >= 8
     squared = ((coords[:, None].astype(float) - coords[None]) ** 2).sum(-1) if len(coords) else np.zeros((0, 0))
     assert as_lists(table) == brute_force(squared <= reach**2 * (1 + 2e-9))
-
-
-@settings(max_examples=30, deadline=None)
-@given(cells, st.sampled_from([224, 512, 1023]))
-def test_on_one_lattice_distance_and_grid_agree(chosen, step):
-    grid = np.array(chosen, np.int32).reshape(-1, 2)
-    coords = grid[:, ::-1] * step
-    assert np.array_equal(distance_neighbors(coords, math.sqrt(2) * step), grid_neighbors(grid))
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 3, 57])

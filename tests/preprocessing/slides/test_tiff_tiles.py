@@ -153,14 +153,6 @@ def test_a_difference_is_logged_and_left_to_openslide(tmp_path, monkeypatch, cap
     assert "differs from OpenSlide by up to 1 grey levels" in caplog.text
 
 
-def test_other_codings_are_left_to_openslide(tmp_path) -> None:
-    for name, values in (("zip", {"compression": "zlib"}), ("raw", {"compression": None})):
-        path = write_tiff(tmp_path / f"{name}.tif", [texture(200, 200)], **values)
-        with open_slide(path) as slide:
-            assert checked_tiles(slide) is None
-            assert slide.read(0, 0, 0, (50, 50)).shape == (50, 50, 3)
-
-
 def test_missing_tile_of_a_vendor_that_fills_it_is_left_to_openslide(tmp_path) -> None:
     path = write_tiff(tmp_path / "a.tif", [texture(300, 300)])
     missing(path, 0, 4)

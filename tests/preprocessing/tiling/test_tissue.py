@@ -87,14 +87,6 @@ def test_coordinates_are_scaled_per_axis_and_truncated() -> None:
     assert contour.outer.max(axis=0).tolist() == [111, 58]  # 30 * 3.7, 20 * 2.9
 
 
-def test_order_is_bottom_to_top() -> None:
-    mask = blank()
-    for top in (5, 25, 45):
-        mask[top : top + 8, 10:30] = 1
-    tops = [int(c.outer[:, 1].min()) for c in tissue_contours(picture(mask), (1.0, 1.0), PLAIN)]
-    assert tops == [45, 25, 5]
-
-
 @pytest.mark.parametrize("otsu", [False, True])
 def test_blank_picture_is_empty(otsu: bool) -> None:
     assert tissue_contours(np.full((40, 40, 3), 255, np.uint8), (64.0, 64.0), TissueOptions(use_otsu=otsu)) == []
