@@ -165,6 +165,7 @@ def read_stage(folder: Path, stage: str) -> StageStatus:
     for path in (folder / "status" / stage).glob("*.working"):
         bag_id = path.read_text(encoding="utf-8", errors="replace").strip()
         outcomes[bag_id] = _without_outcome(bag_id, "interrupted")
+    # last, because what a manifest says counts more than any line of a job
     for path in sorted((folder / stage / "shards").glob("*.json")):
         outcomes |= {entry.bag_id: entry for entry in ShardManifest.read(path).bags}
     return StageStatus(outcomes, seconds, unreadable)

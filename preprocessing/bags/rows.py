@@ -101,6 +101,7 @@ def similar_path(root: Path | str, relative: str) -> str | None:
 @functools.lru_cache(maxsize=64)
 def _by_spelling(folder: Path, mtime_ns: int) -> dict[str, str]:
     """Return the names in a folder by their spelling; the time of the folder ends the validity of a stored answer."""
+    # in reverse, so that of names spelled alike the first one counts on every file system
     return {spelling(name): name for name in sorted(os.listdir(folder), reverse=True)}
 
 

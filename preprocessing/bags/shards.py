@@ -122,6 +122,7 @@ def run_shard(
                 failures.append(f"{row.bag_id}: {outcome.reason}")
             entries.append(outcome.entry(row.bag_id))
     if len(failures) > allowed_failures:
+        # the manifest of an earlier run would pass for the result of this one
         Path(manifest_path).unlink(missing_ok=True)
         counts = f"{len(failures)} of {len(rows)} bags failed, {allowed_failures} allowed; reasons in {status_path}"
         log.error("%s %s: %s\n  %s", shard.stage, shard.name, counts, "\n  ".join(failures))
@@ -166,6 +167,7 @@ def _working(status_path: Path) -> Iterator[Callable[[str], None]]:
     path = status_path.with_suffix(".working")
 
     def mark(bag_id: str) -> None:
+        # a mark is a courtesy: without it the job goes on
         with contextlib.suppress(OSError):
             path.write_text(bag_id + "\n", encoding="utf-8")
 

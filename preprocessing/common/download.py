@@ -86,6 +86,7 @@ def _receive(url: str, part: Path, progress: bool) -> None:
                 bar.update(len(block))
         if expected is not None and received != expected:
             raise ConnectionError(f"connection closed after {received} of {expected} bytes")
+        # a part is resumed after a crash, so its length has to be that of its content
         stream.flush()
         os.fsync(stream.fileno())
 

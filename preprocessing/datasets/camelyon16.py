@@ -198,6 +198,7 @@ def list_bags(root: Path, options: Mapping[str, object]) -> BagTable:
     names = _usable(slides, set(parsed.exclude or ()), findings)
     tests = [n for n in names if n.startswith("test")]
     labels = _test_labels(root, parsed.reference, tests, outlines, findings)
+    # the names of training slides are their labels, whatever a table says
     labels |= {n: int(n.startswith("tumor")) for n in names if n not in tests}
     findings.excluded |= {n: "no label in reference.csv" for n in names if n not in labels}
     rows = [_row(n, slides[n][0], labels[n], outlines, findings) for n in names if n in labels]

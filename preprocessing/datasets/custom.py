@@ -95,6 +95,7 @@ def _read(root: Path, values: Mapping[str, object]) -> _Manifest:
         if options.test_share is not None:
             raise ValueError(f"{path}: the column split names the test bags, so remove it or `test_share`")
         return _Manifest(path, lines, skipped)
+    # problems and remarks about patients are reported once, by `list_bags`
     groups, _ = patient_groups(lines, Findings())
     labelled = [
         Labelled(line.cells["bag_id"], int(line.cells["label"]), groups.get(line.number, ""))
@@ -337,6 +338,7 @@ def reads(root: Path, options: Mapping[str, object]) -> list[Path]:
     rows = [line.cells for line in _read(root, options).lines]
     folders = {root / row["image"] for row in rows} | {root / row["image"].rpartition("#")[0] for row in rows}
     tables = {root / row["annotation"] for row in rows if row.get("annotation", "").lower().endswith(".csv")}
+    # the names in a nested folder count, too, because a slice added there belongs to the scan
     nested = {Path(path) for folder in folders - {root} for path, _, _ in os.walk(folder)}
     return sorted(nested | tables)
 

@@ -49,6 +49,7 @@ def list_bags(
     rows = table.rows
     if overrides is not None:
         rows = apply_overrides(rows, read_overrides(overrides), root, str(overrides))
+    # after the overrides, because a bag whose files are absent may be skipped by one
     validate_bags(rows, root, source=f"dataset {dataset!r} ({kind}) in {root}")
     if max_bags is not None and len(rows) > max_bags:
         raise ValueError(

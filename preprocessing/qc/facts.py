@@ -243,6 +243,7 @@ def _area(ring: Ring) -> float:
 def robust_z(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return robust z-scores (n,), NaN where the value is NaN, 0 everywhere if all values are equal."""
     distance = np.abs(values - np.nanmedian(values))
+    # 1.4826 and 1.2533 make both equal to the standard deviation of a normal distribution
     spread = 1.4826 * float(np.nanmedian(distance)) or 1.2533 * float(np.nanmean(distance))
     return np.asarray(distance / spread if spread else distance * 0.0, np.float64)
 
