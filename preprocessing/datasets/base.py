@@ -154,9 +154,9 @@ def list_files(folder: Path, suffixes: Collection[str]) -> list[str]:
     return sorted(name for name in names if name.lower().endswith(tuple(suffixes)))
 
 
-def find_below(root: Path, *parts: str) -> Path:
-    """Return the path root/part/..., with the spelling on disk if only the case of a name differs."""
-    for part in parts:
+def find_below(root: Path, name: str) -> Path:
+    """Return a path below the root, with the spelling on disk if only the case of a part differs."""
+    for part in name.split("/"):
         path = root / part
         if not path.exists() and root.is_dir():
             path = min((p for p in root.iterdir() if p.name.casefold() == part.casefold()), default=path)

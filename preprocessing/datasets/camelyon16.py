@@ -6,7 +6,7 @@ slides from `reference.csv` (no header: file name, Normal or Tumor, lesion type,
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -54,14 +54,9 @@ REMARKS = {"normal_144": "said to be mislabelled (arXiv 1703.02442); exclude it 
 
 _NAME = re.compile(r"(normal|tumor|test)_(\d{3})")
 _LAST = {"normal": 160, "tumor": 111, "test": 130}
-_SLIDES = (("images",), ("training", "normal"), ("training", "tumor"), ("testing", "images"))
-_XML = (
-    ("annotations",),
-    ("training", "lesion_annotations"),
-    ("testing", "lesion_annotations"),
-    ("lesion_annotations",),
-)
-_REFERENCES = (("reference.csv",), ("testing", "reference.csv"), ("evaluation", "reference.csv"))
+_SLIDES = ("images", "training/normal", "training/tumor", "testing/images")
+_XML = ("annotations", "training/lesion_annotations", "testing/lesion_annotations", "lesion_annotations")
+_REFERENCES = ("reference.csv", "testing/reference.csv", "evaluation/reference.csv")
 
 
 _missing = partial(missing_raw, title=TITLE, source=SOURCE, layout=LAYOUT)
@@ -86,11 +81,10 @@ class Camelyon16Options(Options):
     )
 
 
-def _index(root: Path, folders: tuple[tuple[str, ...], ...], suffixes: tuple[str, ...]) -> dict[str, list[str]]:
+def _index(root: Path, folders: Sequence[str], suffixes: Sequence[str]) -> dict[str, list[str]]:
     """Return name in lower case without suffix -> paths relative to the root, over all folders."""
     paths: dict[str, list[str]] = {}
-    for parts in folders:
-        folder = find_below(root, *parts)
+    for folder in (find_below(root, folder) for folder in folders):
         for name in list_files(folder, suffixes):
             paths.setdefault(Path(name).stem.lower(), []).append((folder / name).relative_to(root).as_posix())
     return paths
@@ -111,7 +105,7 @@ def count(root: Path, options: Mapping[str, object]) -> int:
 
 def reads(root: Path, _: Mapping[str, object]) -> list[Path]:
     """Return what the list of slides is made from, besides the files that options name."""
-    return [find_below(root, *parts) for parts in (*_SLIDES, *_XML, *_REFERENCES)]
+    return [find_below(root, name) for name in (*_SLIDES, *_XML, *_REFERENCES)]
 
 
 def read_reference(path: Path) -> dict[str, int]:
@@ -137,7 +131,7 @@ def read_reference(path: Path) -> dict[str, int]:
 def _test_labels(
     root: Path, reference: str | None, tests: list[str], outlines: dict[str, list[str]], findings: Findings
 ) -> dict[str, int]:
-    usual = (p for parts in _REFERENCES if (p := find_below(root, *parts)).exists())
+    usual = (file for name in _REFERENCES if (file := find_below(root, name)).exists())
     path = option_file(KIND, "reference", reference, root) or next(usual, None)
     if path is not None:
         return read_reference(path)
@@ -203,8 +197,8 @@ def list_bags(root: Path, options: Mapping[str, object]) -> BagTable:
     findings.excluded |= {n: "no label in reference.csv" for n in names if n not in labels}
     rows = [_row(n, slides[n][0], labels[n], outlines, findings) for n in names if n in labels]
     for folder in ("training", "testing"):
-        archive = find_below(root, folder, "lesion_annotations.zip")
-        if archive.exists() and not find_below(root, folder, "lesion_annotations").exists():
+        archive = find_below(root, f"{folder}/lesion_annotations.zip")
+        if archive.exists() and not find_below(root, f"{folder}/lesion_annotations").exists():
             findings.notes.append(f"{archive.relative_to(root).as_posix()} is not unpacked: unpack it beside itself")
     return findings.table(rows)
 
