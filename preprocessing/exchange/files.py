@@ -29,11 +29,7 @@ Attributes = dict[str, JsonValue]
 
 @contextlib.contextmanager
 def open_h5(path: Path) -> Iterator[Any]:
-    """Open an HDF5 file for reading.
-
-    Raises:
-        ValueError: no such file, or not an HDF5 file.
-    """
+    """Open an HDF5 file for reading; refuse one that is missing or of another format."""
     import h5py
 
     if not path.is_file():
@@ -126,11 +122,7 @@ def parse_carried(value: JsonValue, where: str) -> Carried:
 
 
 def merged(geometry: InstanceAttrs, carried: InstanceAttrs, path: Path) -> InstanceAttrs:
-    """Complete the geometry of a tool's file by what an export of ours carried.
-
-    Raises:
-        ValueError: another tile size than the tool's own attributes say.
-    """
+    """Complete the geometry of a tool's file by what an export of ours carried; refuse two sizes of a tile."""
     ours, theirs = carried.l0_footprint_px, geometry.l0_footprint_px
     if path.suffix == ".h5" and ours and theirs and ours != theirs:
         raise ValueError(
@@ -140,11 +132,7 @@ def merged(geometry: InstanceAttrs, carried: InstanceAttrs, path: Path) -> Insta
 
 
 def number(attrs: Mapping[str, JsonValue], name: str, path: Path, *, low: float, high: float) -> float:
-    """Return one number of the attributes.
-
-    Raises:
-        ValueError: absent, not a number, or outside [low, high].
-    """
+    """Return one number of the attributes; refuse what is absent, not a number, or outside [low, high]."""
     value = attrs.get(name)
     while isinstance(value, list) and len(value) == 1:
         value = value[0]
@@ -203,11 +191,7 @@ def write_npy(path: Path, array: Array) -> None:
 
 
 def files_of(folder: Path, suffix: str) -> dict[str, Path]:
-    """Return the files of a folder with a suffix by stem, sorted; hidden ones are left out.
-
-    Raises:
-        ValueError: no such folder, or no such file in it.
-    """
+    """Return the files of a folder with a suffix by stem, sorted, without hidden ones; refuse a folder without any."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
     files = sorted(path for path in folder.iterdir() if path.name.endswith(suffix) and not path.name.startswith("."))
@@ -217,11 +201,7 @@ def files_of(folder: Path, suffix: str) -> dict[str, Path]:
 
 
 def one_folder(folders: Sequence[Path], what: str, source: Path) -> Path:
-    """Return the only one of several candidates.
-
-    Raises:
-        ValueError: none, or more than one; they are named.
-    """
+    """Return the only candidate; refuse none, or more than one, by name."""
     if len(folders) != 1:
         names = ", ".join(path.name for path in folders) or "none"
         raise ValueError(f"{source}: expected one folder {what}, found {names}; name the one to read")

@@ -99,11 +99,7 @@ class QupathTarget:
 
 
 def read_scores(path: Path) -> dict[str, dict[str, Array]]:
-    """Read the instance scores (N,) of a predictions file: bag -> title of the measurement -> values.
-
-    Raises:
-        ValueError: no such file, or not predictions.
-    """
+    """Read the instance scores (N,) of a predictions file: bag -> title of the measurement -> values."""
     if not path.is_file():
         raise ValueError(f"{path}: no such predictions file")
     needed = ("bag_id", "offsets", "instance_score")

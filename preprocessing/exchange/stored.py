@@ -48,11 +48,7 @@ def read_stored(row: BagRow, instances: Path, features: Path | None) -> Bag:
 def stored_bags(
     rows: Sequence[BagRow], instances: Path, features: Path | None, *, strict: bool
 ) -> Iterator[tuple[BagRow, Bag | None]]:
-    """Read the bags that can be exported; None for those that are not stored or empty (an error if `strict`).
-
-    Raises:
-        ValueError: as `read_stored`; or an empty bag that was asked for by name.
-    """
+    """Read the bags that can be exported; None for those that are not stored or empty (an error if `strict`)."""
     for row in rows:
         if not strict and not bag_path(instances / "store", row.bag_id).is_dir():
             yield row, None

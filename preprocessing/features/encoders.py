@@ -11,8 +11,8 @@
 | timm/NAME | any timm model, pooled output | its own | its own | its own |
 
 ResNets end with global average pooling. Weights come from files that `preprocessing.weights` fetched; a compute job
-never downloads. Random weights are marked in the encoder's id: `resnet18@random-0`. This module is the register and the
-checks of weight files, without torch; `preprocessing.features.encoder_model` builds the networks.
+never downloads. Random weights are marked in the encoder's id: `resnet18@random-0`. Nothing here imports torch before a
+network is built.
 """
 
 from __future__ import annotations
@@ -50,14 +50,13 @@ class Encoder:
     """What is known of an encoder before it is built.
 
     Attributes:
-        name: key in the config.
+        name: key in the config and in `ENCODERS`.
         dim: P, 0 = known once built.
         url: where it comes from, an address or `PACKAGE`...; "" = known to timm.
         sha256: how the file's hash begins; "" = pinned at the first download.
         build: makes the network the file belongs to; its state dict must fit strictly.
         cut: turns that network into the encoder (drops a classifier, say).
-        mean: of the input's channels in [0, 1].
-        std: likewise.
+        mean: of the input's channels in [0, 1]; `std` likewise.
         published: (resize of the shorter side, centre crop) of the weights, px.
         fixed_input: the only side accepted, px; 0 = any.
         title: name in tables, "" = its key.
@@ -86,7 +85,7 @@ def _torchvision(name: str) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
         import torchvision
 
-        model: nn.Module = getattr(torchvision.models, name)(weights=None)
+        model: nn.Module = torchvision.models.get_model(name, weights=None)
         return model
 
     return build
@@ -113,14 +112,9 @@ def _timm(model_name: str) -> Callable[[], nn.Module]:
     return build
 
 
-def _without_classifier(model: Any) -> nn.Module:
+def _without_classifier(model: Any) -> Any:
     model.reset_classifier(0)
-    cut: nn.Module = model
-    return cut
-
-
-def _trunk() -> nn.Module:
-    return _without("fc")(_torchvision("resnet50")())
+    return model
 
 
 def _after_third_stage(model: nn.Module) -> nn.Module:
@@ -148,7 +142,7 @@ ENCODERS: dict[str, Encoder] = {
         ),
         Encoder(
             *("resnet50_bt", 2048, _LUNIT + "bt_rn50_ep200.torch", ""),
-            *(_trunk, lambda model: model, LUNIT_MEAN, LUNIT_STD),
+            *(lambda: _without("fc")(_torchvision("resnet50")()), lambda model: model, LUNIT_MEAN, LUNIT_STD),
             title="ResNet50-BT",
         ),
         Encoder(
@@ -167,11 +161,7 @@ def encoder_title(name: str) -> str:
 
 
 def get_encoder(name: str) -> Encoder:
-    """Looks an encoder up; `timm/NAME` makes an entry on the fly.
-
-    Raises:
-        ValueError: an unknown name.
-    """
+    """Look an encoder up; `timm/NAME` makes an entry on the fly, and another unknown name is refused."""
     if name in ENCODERS:
         return ENCODERS[name]
     match = _TIMM_NAME.fullmatch(name)
@@ -181,11 +171,7 @@ def get_encoder(name: str) -> Encoder:
 
 
 def check_timm_name(name: str) -> None:
-    """Raise if timm does not know the model of an encoder `timm/NAME`; import timm, which takes seconds.
-
-    Raises:
-        ValueError: the message says how to list the models.
-    """
+    """Raise ValueError if timm does not know the model of an encoder `timm/NAME`; importing it takes seconds."""
     import timm
 
     model_name = name.removeprefix("timm/")
@@ -238,11 +224,7 @@ def encoder_id(name: str, mode: str, seed: int = 0) -> str:
 
 
 def weight_file(name: str, weights: Path | str) -> Path:
-    """Return the weight file of an encoder.
-
-    Raises:
-        ValueError: there is none; the message names the target that fetches it.
-    """
+    """Return the weight file of an encoder; the error for a missing one names the target that fetches it."""
     path = get_encoder(name).file(weights)
     if not path.is_file():
         raise ValueError(
@@ -268,11 +250,7 @@ def recorded_hash(path: Path) -> str:
 
 
 def check_weights(encoder: Encoder, path: Path, sha256: str, recorded: str) -> None:
-    """Raise if weights have another hash than the published or recorded one.
-
-    Raises:
-        ValueError: naming file, hashes and what to do.
-    """
+    """Raise ValueError if weights have another hash than the published or recorded one."""
     for expected, source in ((encoder.sha256, "published"), (recorded, "recorded at the first download")):
         if not sha256.startswith(expected):
             raise ValueError(

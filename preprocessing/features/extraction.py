@@ -212,11 +212,7 @@ class Extraction:
         self._bar.close()
 
     def result(self, bag_id: str) -> dict[str, Features]:
-        """Return the missing features of a bag, (N, P) float32 per encoder; only once per bag.
-
-        Raises:
-            Exception: the error of reading its images.
-        """
+        """Return the missing features of a bag, (N, P) float32 per encoder, once; or raise what its images raised."""
         plan = self._plans[bag_id]
         while plan.error is None and plan.collected < plan.n:
             block = next(self._blocks, None)
@@ -291,12 +287,7 @@ class Extraction:
 
     @contextlib.contextmanager
     def _device_errors(self) -> Iterator[None]:
-        """Turn errors of the device or of an encoder into errors that end the job.
-
-        Raises:
-            MemoryError: the device has too little memory for the batch.
-            Abort: any other error of the encoders.
-        """
+        """Turn errors of the device or of an encoder into a MemoryError or Abort, which end the job."""
         import torch
 
         try:

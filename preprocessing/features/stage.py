@@ -1,9 +1,4 @@
-"""Work of one feature job: find the bags and encoders that are missing, read their tiles, store their features.
-
-Each bag and encoder gives one stored bag with the array `features` (N, P) float16 or float32. A bag's key consists of
-the stage version, the pixels and coordinates of its instances, the times of its images, encoder, weights, resize
-policy, dtype and precision.
-"""
+"""Work of one feature job: find the bags and encoders that are missing, read their tiles, store their features."""
 
 import contextlib
 import logging
@@ -45,15 +40,10 @@ _PACKAGES = ("numpy", "torch", "torchvision", "timm", "openslide-python", "pydic
 
 @dataclass(frozen=True)
 class FeatureSettings:
-    """Settings that determine the features, the same for every encoder of a job.
+    """Settings that determine the features, the same for every encoder of a job; see `load_encoder`.
 
     Attributes:
-        weights: folder of the weight files.
-        mode: "pretrained" or "random".
-        seed: of random weights.
-        policy: resize policy, see `preprocessing.features.transforms`.
         dtype: "float16" or "float32", of the stored features.
-        precision: "float32", or "bf16" for autocast.
     """
 
     weights: Path = Path("weights")
@@ -96,7 +86,7 @@ def extract(
     Args:
         row: the bag; its instances are stored and not empty.
         encoder: its name.
-        settings: weights, resize policy, dtype and precision.
+        settings: of all features of a run.
         root: the dataset's root folder, which holds the images.
         instances: folder of the instances stage.
         out: folder of the stage; gets `{encoder}/store/{bag_id}` with the array `features` (N, P).

@@ -49,11 +49,7 @@ def coords_hash(coords: Array, grid: Array) -> str:
 
 
 def check_arrays(arrays: Mapping[str, Array], schema: str, *, where: str) -> None:
-    """Check names, dtypes, ranks, sizes across arrays, and values against a schema of `SCHEMAS`, which has the shapes.
-
-    Raises:
-        ValueError: naming bag, array, what was found and what was expected.
-    """
+    """Refuse arrays whose names, dtypes, shapes or values are not those of a schema of `SCHEMAS`."""
     if schema not in SCHEMAS:
         raise ValueError(f"{where}: unknown schema {schema!r}, expected one of {sorted(SCHEMAS)}")
     rules = SCHEMAS[schema]
@@ -109,11 +105,7 @@ def as_stored(features: npt.NDArray[np.floating[Any]], dtype: str) -> Array:
 
 
 def check_pairing(instances: InstanceAttrs, features: FeatureAttrs, bag_id: str) -> None:
-    """Raise if the instances have changed since the features were extracted.
-
-    Raises:
-        ValueError: the hashes of the coordinates differ.
-    """
+    """Raise ValueError if the instances have changed since the features were extracted."""
     if instances.coords_hash != features.coords_hash:
         raise ValueError(
             f"bag {bag_id}: the features ({features.encoder or 'unknown encoder'}) belong to other coordinates "
@@ -140,11 +132,7 @@ def content_hash(arrays: Mapping[str, Array], sums: Mapping[str, str], facts: Ma
 
 
 def check_neighbors(neighbors: npt.NDArray[np.integer]) -> None:
-    """Check the invariants of a neighbour table (N, K): range, order, padding, no self loop, symmetry.
-
-    Raises:
-        ValueError: naming the first violated invariant.
-    """
+    """Refuse a neighbour table (N, K) of another range, order or padding, with a self loop, or not symmetric."""
     if neighbors.ndim != 2 or not np.issubdtype(neighbors.dtype, np.integer):
         raise ValueError(f"neighbors is {neighbors.dtype}{neighbors.shape}, expected integers of shape (N, K)")
     n = len(neighbors)

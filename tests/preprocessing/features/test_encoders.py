@@ -128,7 +128,8 @@ def test_the_transformer_gives_the_class_token_after_the_last_norm(monkeypatch):
     import torchvision
 
     sizes = {"image_size": 224, "patch_size": 32, "num_layers": 2, "num_heads": 2, "hidden_dim": 24, "mlp_dim": 48}
-    monkeypatch.setattr(torchvision.models, "vit_b_32", lambda weights: torchvision.models.VisionTransformer(**sizes))
+    small = torchvision.models.VisionTransformer(**sizes)
+    monkeypatch.setattr(torchvision.models, "get_model", lambda name, weights: small)
     monkeypatch.setitem(ENCODERS, "vit_b_32", replace(ENCODERS["vit_b_32"], dim=24))
     encoder = load_encoder("vit_b_32", mode="random")
     batch = tiles(3, 64)
