@@ -52,7 +52,7 @@ class OutlineFile:
     """What an annotation file holds.
 
     Attributes:
-        roles: role of each class name in lower case, on top of the known names.
+        roles: role of each class name in lower case.
         outlines: areas of lesions and exclusions.
         skipped: objects left out, by the field of `AnnotationCounts`.
         ignored_classes: areas of classes with the role "ignore", by name.
@@ -80,13 +80,7 @@ class OutlineFile:
 
     def _role(self, name: str) -> ClassRole | None:
         key = name.strip().lower()
-        if key in self.roles:
-            return self.roles[key]
-        if key in LESION_CLASSES:
-            return "lesion"
-        if key in EXCLUSION_CLASSES:
-            return "exclusion"
-        return "ignore" if key.endswith("*") else None
+        return self.roles.get(key, "ignore" if key.endswith("*") else None)
 
 
 def read_outlines(path: Path, classes: Mapping[str, ClassRole], origin: tuple[int, int] = (0, 0)) -> OutlineFile:
@@ -135,7 +129,9 @@ def parse_outlines(path: Path, classes: Mapping[str, ClassRole], origin: tuple[i
     content = path.read_bytes()
     if not content.strip(b"\xef\xbb\xbf \t\r\n\0"):
         raise ValueError(f"{path}: empty file ({len(content)} bytes), expected outlines; export the annotation again")
-    file = OutlineFile(path, {name.strip().lower(): role for name, role in classes.items()})
+    roles: dict[str, ClassRole] = dict.fromkeys(LESION_CLASSES, "lesion")
+    roles |= dict.fromkeys(EXCLUSION_CLASSES, "exclusion")
+    file = OutlineFile(path, roles | {name.strip().lower(): role for name, role in classes.items()})
     if suffix == ".xml":
         _read_asap(content, file)
     else:

@@ -100,7 +100,7 @@ def tissue_contours(rgb: Image, downsample: tuple[float, float], options: Tissue
             continue
         largest = holes[np.argsort(-area[holes], kind="stable")][: options.max_n_holes]
         chosen = [outer, *(hole for hole in largest if area[hole] > options.a_h * unit)]
-        rings = [_to_level0(outlines[int(i)], downsample) for i in chosen]
+        rings = [(outlines[int(i)] * np.array(downsample)).astype(np.int32) for i in chosen]
         kept.append(Contour(rings[0], tuple(rings[1:])))
     return kept
 
@@ -110,10 +110,6 @@ def nested_outlines(mask: Image) -> tuple[list[Polygon], npt.NDArray[np.int32]]:
     outlines, hierarchy = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     parent = np.empty(0, np.int32) if hierarchy is None else np.asarray(hierarchy, np.int32).reshape(-1, 4)[:, 3]
     return [np.asarray(outline, np.int32).reshape(-1, 2) for outline in outlines], parent
-
-
-def _to_level0(outline: Polygon, downsample: tuple[float, float]) -> Polygon:
-    return np.asarray(outline * np.array(downsample), np.float64).astype(np.int32)
 
 
 def segmentation_level(slide: Slide, options: TissueOptions) -> int:
@@ -143,17 +139,17 @@ def segment_tissue(slide: Slide, options: TissueOptions, *, max_bad_tiles: int =
     Raises:
         TileReadError: more tiles of the level than allowed cannot be decoded.
     """
-    level, marks = segmentation_level(slide, options), []
-    if _pixels(slide, level) > SEG_MAX_PX:
-        coarser = [i for i in range(level + 1, len(slide.level_dimensions)) if _pixels(slide, i) <= SEG_MAX_PX]
+    level, factor, marks = segmentation_level(slide, options), 1, list[str]()
+    pixels = [width * height for width, height in slide.level_dimensions]
+    if pixels[level] > SEG_MAX_PX:
+        coarser = [i for i in range(level + 1, len(pixels)) if pixels[i] <= SEG_MAX_PX]
         if coarser:
             level = coarser[0]
             marks.append(f"level:{level}")
-    factor = 1
-    if _pixels(slide, level) > SEG_MAX_PX:
-        needed = math.ceil(math.sqrt(_pixels(slide, level) / SEG_MAX_PX))
-        factor = max(needed, int(SEG_DOWNSAMPLE / slide.level_downsamples[level]))
-        marks.append(f"shrunk:{factor}")
+        else:
+            needed = math.ceil(math.sqrt(pixels[level] / SEG_MAX_PX))
+            factor = max(needed, int(SEG_DOWNSAMPLE / slide.level_downsamples[level]))
+            marks.append(f"shrunk:{factor}")
     rgb, unreadable = read_despite_damage(slide, level, factor, max_bad_tiles)
     width, height = slide.level_dimensions[level]
     # of a padded or rounded level both axes differ a little
@@ -206,8 +202,3 @@ def loosened(options: TissueOptions) -> TissueOptions:
     return options.model_copy(
         update={"sthresh": max(options.sthresh // 2, 1), "a_t": options.a_t / 16, "use_otsu": False}
     )
-
-
-def _pixels(slide: Slide, level: int) -> int:
-    width, height = slide.level_dimensions[level]
-    return width * height

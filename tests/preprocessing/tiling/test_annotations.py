@@ -42,7 +42,7 @@ def test_an_outline_that_crosses_itself_follows_the_even_odd_rule_everywhere(tmp
     assert (filled != drawn).mean() < 0.01, "all but borders of a pixel"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=3, max_size=12))
 def test_even_odd_counts_how_often_a_point_is_enclosed(points) -> None:
     """Against the number of edges that a ray from the point crosses, edges that are drawn twice included."""
@@ -71,7 +71,7 @@ def star(seed: int, points: int, radius: float, centre: tuple[float, float]) -> 
     ]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10**6), st.integers(3, 700), st.integers(1, 90))
 def test_coverage_equals_cutting_each_tile(seed: int, points: int, footprint: int) -> None:
     outline = star(seed, points, 120.0, (150.0, 140.0))

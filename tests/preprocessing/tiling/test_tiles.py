@@ -40,7 +40,7 @@ def test_points_in_polygon_equal_opencv(points: list[tuple[int, int]], scale: in
     np.testing.assert_array_equal(points_in_polygon(outline, xs, ys), opencv)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     POINTS,
     st.lists(POINTS, max_size=2),
@@ -139,7 +139,7 @@ def test_a_coarser_slide_is_refused_not_enlarged() -> None:
         plan_tiles([1.0, 2.0], 0.97, WsiOptions(read_level=None, target_mpp=0.5), "a")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.floats(0.1, 0.5), st.sampled_from([64, 256, 512]), st.floats(0.5, 4.0))
 def test_footprint_matches_the_target_within_the_tolerance(mpp: float, tile: int, target: float) -> None:
     options = WsiOptions(read_level=None, target_mpp=target, tile_px=tile, step_px=tile)
