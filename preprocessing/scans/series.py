@@ -187,9 +187,12 @@ def order_series(headers: Sequence[Header], paths: Mapping[str, Path]) -> Scan:
         ValueError: `check_series` refuses them, different slices share a SOPInstanceUID or a place, or two
             reconstructions or acquisitions alternate; files and numbers are named.
     """
+    import numpy as np
+
     check_series(headers)
     left_out: dict[str, str] = {}
-    for same in _by_instance(headers):
+    named = sorted(headers, key=lambda header: header.name)
+    for same in _repeated(named, [header.instance or f"none: {header.name}" for header in named]):
         if not _are_copies(same, paths):
             raise ValueError(
                 f"{_some([header.name for header in same])}: {len(same)} files with one SOPInstanceUID but different "
@@ -199,9 +202,10 @@ def order_series(headers: Sequence[Header], paths: Mapping[str, Path]) -> Scan:
     kept = [header for header in headers if header.name not in left_out]
     order, along = slice_order(kept)
     ordered = [kept[i] for i in order]
-    for same in _by_place(ordered, along):
+    shared = _repeated(ordered, np.cumsum(np.diff(along, prepend=0) >= SAME_PLACE_MM).tolist())
+    for same in shared:
         if not _are_copies(same, paths):
-            raise ValueError(_shared_places(ordered, along))
+            raise ValueError(_shared_places(shared, len(ordered)))
         left_out |= {header.name: f"copy of {same[0].name}" for header in same[1:]}
     stays = [header.name not in left_out for header in ordered]
     ordered, along = [header for header, stay in zip(ordered, stays, strict=True) if stay], along[stays]
@@ -209,23 +213,12 @@ def order_series(headers: Sequence[Header], paths: Mapping[str, Path]) -> Scan:
     return Scan(tuple(ordered), along, left_out, (*_gaps(ordered, along), *_changes(ordered), *_woven(ordered)))
 
 
-def _by_instance(headers: Sequence[Header]) -> list[list[Header]]:
-    """Return the groups of files that share a SOPInstanceUID."""
-    groups: dict[str, list[Header]] = {}
-    for header in sorted(headers, key=lambda header: header.name):
-        groups.setdefault(header.instance or f"none: {header.name}", []).append(header)
+def _repeated(headers: Sequence[Header], keys: Sequence[object]) -> list[list[Header]]:
+    """Return the groups of two and more slices with one key."""
+    groups: dict[object, list[Header]] = {}
+    for header, key in zip(headers, keys, strict=True):
+        groups.setdefault(key, []).append(header)
     return [group for group in groups.values() if len(group) > 1]
-
-
-def _by_place(ordered: Sequence[Header], along: npt.NDArray[np.float64]) -> list[list[Header]]:
-    """Return the groups of slices that share a place."""
-    groups = [[ordered[0]]]
-    for header, step in zip(ordered[1:], along[1:] - along[:-1], strict=True):
-        if step < SAME_PLACE_MM:
-            groups[-1].append(header)
-        else:
-            groups.append([header])
-    return [group for group in groups if len(group) > 1]
 
 
 def _are_copies(headers: Sequence[Header], paths: Mapping[str, Path]) -> bool:
@@ -239,17 +232,16 @@ def _are_copies(headers: Sequence[Header], paths: Mapping[str, Path]) -> bool:
     return all(np.array_equal(read_slice(paths[h.name], h.name)[0], pixels) for h in headers[1:])
 
 
-def _shared_places(ordered: Sequence[Header], along: npt.NDArray[np.float64]) -> str:
-    places = _by_place(ordered, along)
-    names = {header.name for group in places for header in group}
+def _shared_places(places: Sequence[Sequence[Header]], slices: int) -> str:
+    headers = [header for group in places for header in group]
     apart = []
     for i, trait in enumerate(TRAITS):
-        counts = Counter(header.traits[i] or "none" for header in ordered if header.name in names)
+        counts = Counter(header.traits[i] or "none" for header in headers)
         if len(counts) > 1:
             apart.append(f"{trait} {', '.join(f'{value} ({n} files)' for value, n in counts.most_common(4))}")
     first, second = places[0][:2]
     return (
-        f"{len(places)} of {len(ordered) - len(names) + len(places)} places hold several slices, e.g. {first.name} and "
+        f"{len(places)} of {slices - len(headers) + len(places)} places hold several slices, e.g. {first.name} and "
         f"{second.name}; {'; '.join(apart) or 'no header value tells them apart'}: two reconstructions or acquisitions "
         "in one series; put the files of one of them into a folder of its own"
     )

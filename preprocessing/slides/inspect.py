@@ -21,11 +21,10 @@ from typing import Any
 import tifffile
 
 from preprocessing.slides.pyramid import DECLARED_TOLERANCE, Probe, SlideLevel, check_levels
-from preprocessing.slides.tiff_tiles import TIFF_DAMAGE
+from preprocessing.slides.tiff_tiles import TIFF_DAMAGE, TIFF_VENDORS
 
-# Formats whose levels are the tiled pictures of a TIFF; only Philips declares their geometry.
-_TIFF_VENDORS = frozenset({"generic-tiff", "aperio", "philips"})
-_UNDECLARED_LEVELS = frozenset({"generic-tiff", "aperio"})
+# Only Philips declares the geometry of its levels.
+_UNDECLARED_LEVELS = TIFF_VENDORS - {"philips"}
 # Samples per pixel without alpha, by the tag PhotometricInterpretation.
 _SAMPLES = {0: 1, 1: 1, 2: 3, 3: 1, 6: 3}
 _GREY = (0, 1)
@@ -63,7 +62,6 @@ class Picture:
     height: int
     is_tiled: bool
     reduced: bool
-    compression: int
     photometric: int
     samples: int
     extra_samples: tuple[int, ...]
@@ -108,7 +106,7 @@ def inspect_slide(path: Path, vendor: str) -> Inspection:
 
 
 def _inspect(path: Path, vendor: str) -> Inspection:
-    pictures = read_pictures(path) if vendor in _TIFF_VENDORS else []
+    pictures = read_pictures(path) if vendor in TIFF_VENDORS else []
     of_levels, warnings, resolution = level_pictures(pictures, vendor), list[str](), None
     for picture in of_levels:
         _check_tiles(path, picture)
@@ -117,10 +115,10 @@ def _inspect(path: Path, vendor: str) -> Inspection:
         warnings = _check_main(path, pictures, of_levels)
         if vendor == "generic-tiff" and of_levels[0].number > 0:
             resolution = of_levels[0].resolution
-    elif vendor in _TIFF_VENDORS:
+    elif vendor in TIFF_VENDORS:
         warnings = ["its TIFF directories are damaged, so samples, orientation and the choice of level 0 are unchecked"]
     with Probe(path) as probe:
-        levels, dropped = check_levels(probe, is_tiff=vendor in _TIFF_VENDORS, compare=vendor in _UNDECLARED_LEVELS)
+        levels, dropped = check_levels(probe, is_tiff=vendor in TIFF_VENDORS, compare=vendor in _UNDECLARED_LEVELS)
         if of_levels and of_levels[0].bits == 16:
             _check_range(path, probe, levels[-1])
     return Inspection(tuple(levels), resolution, (*warnings, *dropped))
@@ -149,7 +147,6 @@ def _picture(number: int, page: Any) -> Picture:
         height=int(page.imagelength),
         is_tiled=bool(page.is_tiled),
         reduced=bool(int(page.subfiletype) & 1),
-        compression=int(page.compression),
         photometric=int(page.photometric),
         samples=int(page.samplesperpixel),
         extra_samples=tuple(int(kind) for kind in page.extrasamples),

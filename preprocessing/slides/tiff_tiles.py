@@ -28,9 +28,9 @@ from preprocessing.slides.regions import Image, ReferenceSlide, TileReadError, t
 
 CACHE_BYTES = 256 << 20
 # Vendors whose levels are one TIFF directory each, without overlaps between tiles.
-_VENDORS = frozenset({"generic-tiff", "aperio", "philips"})
+TIFF_VENDORS = frozenset({"generic-tiff", "aperio", "philips"})
 # Aperio's missing tiles are filled from another level by OpenSlide, so a read that meets one is left to it.
-_MISSING_IS_BLANK = frozenset({"generic-tiff", "philips"})
+_MISSING_IS_BLANK = TIFF_VENDORS - {"aperio"}
 _JPEG = 7
 _COLOURSPACE = {2: "RGB", 6: "YCBCR"}
 _CHECKED_TILES = 3
@@ -283,7 +283,7 @@ def _level(page: Any, size: tuple[int, int]) -> Level | None:
 def checked_tiles(slide: ReferenceSlide) -> TiffTiles | None:
     """Return the direct reader of a slide, None if the file is not a plain tiled JPEG TIFF."""
     vendor = slide.properties.get("openslide.vendor", "")
-    if vendor not in _VENDORS:
+    if vendor not in TIFF_VENDORS:
         return None
     try:
         with tifffile.TiffFile(slide.path) as tiff:
