@@ -65,7 +65,7 @@ class Cohort:
         monkeypatch.setattr(feature_stage, "_tiles_of", self.tiles_of)
         # the statistics of random weights take longer than the tiny encoders
         monkeypatch.setattr("preprocessing.features.random_weights.CALIBRATION_TILES", 2)
-        for name, channels in (("small", 12), ("wide", 20)):
+        for name, channels in (("small", 12), ("wide", 20), ("third", 4)):
             entry = replace(ENCODERS["resnet18"], name=name, dim=channels, build=lambda c=channels: tiny(c))
             monkeypatch.setitem(ENCODERS, name, replace(entry, cut=lambda model: model))
 
@@ -140,32 +140,19 @@ def test_features_are_those_of_each_tile_in_the_order_of_the_bag(cohort):
     assert entries["c"].n == 30 and entries["c"].hash
 
 
-def test_a_replaced_image_redoes_its_features_alone(cohort):
+def test_one_pass_serves_all_encoders_and_later_ones_leave_finished_bags_alone(cohort):
     assert cohort.run("small") == 0
-    os.utime(cohort.folder / "b.tif", (1, 1))
-    assert cohort.run("small") == 0 and {name for name, _ in cohort.decoded} == {"b"}
-    assert cohort.run("small") == 0 and not cohort.decoded
-
-
-def test_one_pass_serves_all_encoders(cohort):
-    assert cohort.run("small", "--also", "wide,small") == 0
+    before = {p: p.stat().st_mtime_ns for p in (cohort.out / "small/store").rglob("*") if p.is_file()}
+    assert cohort.run("wide", "--also", "small,third") == 0
     sizes = {"a": 5, "b": 1, "c": 30, "d": 11}
     assert sorted(cohort.decoded) == [(name, i) for name, n in sizes.items() for i in range(n)]
-    assert not cohort.manifest("wide").exists()
-    assert cohort.run("wide", "--also", "wide,small") == 0
-    assert cohort.decoded == [] and cohort.features("wide", "c").shape == (30, 20)
-    assert ShardManifest.read(cohort.manifest("wide")).by_id.keys() == {"a", "b", "c", "d"}
+    assert {p: p.stat().st_mtime_ns for p in before} == before and not cohort.manifest("third").exists()
+    assert cohort.run("third", "--also", "small,wide") == 0
+    assert cohort.decoded == [] and cohort.features("third", "c").shape == (30, 4)
+    assert ShardManifest.read(cohort.manifest("third")).by_id.keys() == sizes.keys()
 
 
-def test_another_encoder_later_leaves_finished_bags_alone(cohort):
-    cohort.run("small")
-    before = {p: p.stat().st_mtime_ns for p in (cohort.out / "small/store").rglob("*") if p.is_file()}
-    cohort.run("wide", "--also", "small,wide")
-    assert {p: p.stat().st_mtime_ns for p in before} == before and cohort.features("wide", "a").shape == (5, 20)
-
-
-@pytest.mark.parametrize("workers", ["1", "4"])
-def test_bytes_do_not_depend_on_threads_interruption_or_company(tmp_path_factory, monkeypatch, workers):
+def test_bytes_do_not_depend_on_threads_interruption_or_company(tmp_path_factory, monkeypatch):
     """A job of several threads that stops half-way and is resumed gives the bytes of one undisturbed run."""
     manifests = []
     for disturbed in (False, True):
@@ -174,9 +161,9 @@ def test_bytes_do_not_depend_on_threads_interruption_or_company(tmp_path_factory
             made.add(name, n)
         if disturbed:
             made.broken = {"b": 20}
-            assert made.run("small", "--also", "wide", "--workers", workers) == 1
+            assert made.run("small", "--also", "wide", "--workers", "4") == 1
             made.broken = {}
-        assert made.run("small", "--workers", workers if disturbed else "2") == 0
+        assert made.run("small", "--workers", "4" if disturbed else "1") == 0
         manifests.append(made.manifest("small").read_bytes())
     assert manifests[0] == manifests[1]
 
@@ -200,40 +187,28 @@ def test_what_redoes_features_and_what_does_not(cohort):
     cohort.rows = [replace(row, label=0, split="test") for row in cohort.rows]
     cohort.run("small")
     assert cohort.decoded == []
+    os.utime(cohort.folder / "b.tif", (1, 1))
+    cohort.run("small")
+    assert {name for name, _ in cohort.decoded} == {"b"}
     for change in (("--resize-policy", "resize24"), ("--dtype", "float32"), ("--precision", "bf16")):
         cohort.run("small", *change)
         assert len(cohort.decoded) == 47
     assert cohort.features("small", "a").dtype == np.float16
 
 
-def test_changed_instances_need_their_stage_first(cohort):
+def test_changed_instances_fail_and_failures_of_their_stage_are_passed_on_uncounted(cohort):
     cohort.entries[0]["hash"] = "of an older run"
-    assert cohort.run("small", "--allowed-failures", "1") == 0
-    assert "run the instances stage again" in ShardManifest.read(cohort.manifest("small")).by_id["a"].reason
-
-
-def test_a_failure_of_the_instances_stage_is_passed_on_but_not_counted(cohort):
     cohort.add("broken", 0, "failed")
-    assert cohort.run("small") == 0
-    assert ShardManifest.read(cohort.manifest("small")).by_id["broken"].reason == "no instances: no mpp"
+    assert cohort.run("small", "--allowed-failures", "1") == 0
+    entries = ShardManifest.read(cohort.manifest("small")).by_id
+    assert "run the instances stage again" in entries["a"].reason
+    assert entries["broken"].reason == "no instances: no mpp"
 
 
 def test_a_manifest_of_another_shard_is_refused(cohort, capsys):
     cohort.rows.append(BagRow("stranger", "wsi", ("s.tif",), 0, "train"))
     assert cohort.run("small") == 2
     assert "stranger" in capsys.readouterr().err
-
-
-def test_an_image_with_fewer_tiles_than_the_bag_fails(cohort, monkeypatch):
-    whole = cohort.tiles_of
-
-    def shorter(bag, root, instances):
-        tiles = whole(bag, root, instances)
-        return (lambda start, stop: tiles(start, stop - 2)) if bag.row.bag_id == "c" else tiles
-
-    monkeypatch.setattr(feature_stage, "_tiles_of", shorter)
-    assert cohort.run("small", "--allowed-failures", "1") == 0
-    assert "end after 28 of 30 tiles" in ShardManifest.read(cohort.manifest("small")).by_id["c"].reason
 
 
 @pytest.mark.parametrize(
@@ -337,6 +312,12 @@ def test_every_tile_comes_once_in_an_order_that_does_not_depend_on_the_threads()
     assert orders[0] == orders[1] == orders[2]
     positions = [(bag, start + i) for bag, start, count in orders[0] for i in range(count)]
     assert sorted(positions) == [(f"bag{number}", i) for number, n in enumerate(sizes) for i in range(n)]
+
+
+def test_an_image_with_fewer_tiles_than_the_bag_fails_its_bag_alone():
+    two = [BagPlan("short", 30, lambda start, stop: numbered(start, stop - 2), frozenset()), *plans([9], numbered)]
+    assert {plan.bag_id: start + len(tiles) for plan, start, tiles in decoded(two, 2)} == {"short": 24, "bag0": 9}
+    assert "end after 28 of 30 tiles" in str(two[0].error)
 
 
 def test_decoding_runs_ahead_but_not_without_bound():
