@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -191,15 +192,25 @@ def test_evaluation_mode_without_gradients(resnet18):
     assert all(torch.equal(a, b) for a, b in zip(before, resnet18.model.buffers(), strict=True))
 
 
+def make_shallow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let torchvision build ResNets of one block per stage, which are as wide as the real ones."""
+    import torchvision
+
+    blocks = {"resnet18": torchvision.models.resnet.BasicBlock, "resnet50": torchvision.models.resnet.Bottleneck}
+    shallow = {name: partial(torchvision.models.ResNet, block, [1, 1, 1, 1]) for name, block in blocks.items()}
+    monkeypatch.setattr(torchvision.models, "get_model", lambda name, weights: shallow[name]())
+
+
 @pytest.fixture
 def own_weights(tmp_path, monkeypatch) -> Path:
     """A weight file for resnet18, with its own hash as the published one."""
     import torchvision
 
+    make_shallow(monkeypatch)
     monkeypatch.setattr("preprocessing.common.download.time.sleep", lambda seconds: None)
     torch.manual_seed(5)
     source = tmp_path / "published.pth"
-    torch.save(torchvision.models.resnet18(weights=None).state_dict(), source)
+    torch.save(torchvision.models.get_model("resnet18", weights=None).state_dict(), source)
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     monkeypatch.setitem(ENCODERS, "resnet18", replace(ENCODERS["resnet18"], sha256=digest[:8], url=source.as_uri()))
     return source
@@ -218,7 +229,7 @@ def test_weights_are_fetched_verified_and_used(tmp_path, own_weights):
     assert weights.main(["--encoder", "resnet18", "--out", str(folder)]) == 0
     encoder = load_encoder("resnet18", folder, policy="resize64")
 
-    oracle = torchvision.models.resnet18(weights=None).eval()
+    oracle = torchvision.models.get_model("resnet18", weights=None).eval()
     oracle.load_state_dict(torch.load(folder / "resnet18.pth", weights_only=True))
     pooled: list[torch.Tensor] = []
     oracle.avgpool.register_forward_hook(lambda module, args, out: pooled.append(out.flatten(1)))
@@ -266,12 +277,13 @@ def test_an_unreachable_source_is_one_clear_line(tmp_path, capsys, monkeypatch):
     assert list((tmp_path / "w").iterdir()) == []
 
 
-def test_the_barlow_twins_trunk_loads_strictly_with_its_own_normalisation(tmp_path):
+def test_the_barlow_twins_trunk_loads_strictly_with_its_own_normalisation(tmp_path, monkeypatch):
     """A plain ResNet50 trunk without classifier; features are the mean of its last map, on its own mean and std."""
     import torchvision
 
+    make_shallow(monkeypatch)
     torch.manual_seed(3)
-    oracle = torchvision.models.resnet50(weights=None).eval()
+    oracle = torchvision.models.get_model("resnet50", weights=None).eval()
     whole = oracle.state_dict()
     trunk = {key: value for key, value in whole.items() if not key.startswith("fc.")}
     torch.save(trunk, tmp_path / "resnet50_bt.pth")
