@@ -79,6 +79,7 @@ def _attributes(dataset: Any) -> Attributes:
     out: Attributes = {}
     for name in dataset.attrs:
         try:
+            # Types that h5py cannot represent are none that a tool writes; the others are needed nevertheless.
             value = dataset.attrs[name]
         except (OSError, TypeError):
             continue

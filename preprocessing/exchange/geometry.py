@@ -75,6 +75,7 @@ def slide_geometry(coords: npt.NDArray[np.int32], attrs: InstanceAttrs) -> tuple
     """Compute lattice cells (N,2) int32 and neighbours (N,K) int32 of sorted positions (N,2)."""
     step = attrs.l0_step_px
     origin = np.array(attrs.grid_origin_l0 or (0, 0), np.int64)
+    # Cells are (row, column), positions (x, y).
     grid = np.ascontiguousarray(((coords - origin) // step)[:, ::-1]).astype(np.int32)
     return grid, distance_neighbors(coords, math.sqrt(2) * step)
 

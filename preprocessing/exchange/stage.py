@@ -94,6 +94,7 @@ class ImportStage:
         where, n = f"{self.format} bag {bag.row.bag_id}", len(bag.coords)
         assert bag.features is not None
         features = as_features(bag.features, n, where)
+        # Stopped here, because a bag of another width would end the training instead.
         if len(features) and self.width not in (None, features.shape[1]):
             raise ValueError(f"{where}: {features.shape[1]} features, other bags have {self.width}; mixed encoders?")
         coverage = as_coverage(bag.coverage, n, bag.row.label, where)

@@ -151,6 +151,7 @@ class TorchmilTarget:
         """Write one bag."""
         assert bag.features is not None and bag.coverage is not None
         slides = bag.attrs.modality == "wsi"
+        # Its reader takes the patch size of a tree from one argument, so a tree has one lattice step.
         kind = ("slides", bag.attrs.l0_step_px) if slides else ("scans", 0)
         self.kind = self.kind or kind
         if kind != self.kind:

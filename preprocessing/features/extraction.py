@@ -141,6 +141,7 @@ def decoded(
             except MemoryError:
                 raise
             except Exception as error:
+                # Other lanes of the bag may fail too; the first error is the reason that is recorded.
                 plan.error = plan.error or error
             if plan.error is not None:
                 lane.close()
@@ -190,7 +191,7 @@ class Extraction:
         self._early = resizes.pop() if self._on_cpu and len(resizes) == 1 else None
         self._blocks = decoded(plans, self._workers, self._early)
         self._batch: Tile | None = None
-        # rows of the batch: bag, first row in the bag, number of rows
+        # Rows of the batch, in order: bag, first row in the bag, number of rows.
         self._parts: list[tuple[BagPlan, int, int]] = []
         self._filled = 0
         self._sent: deque[tuple[list[tuple[BagPlan, int, int]], dict[str, Tensor]]] = deque()
@@ -245,6 +246,7 @@ class Extraction:
         """Run the encoders on the batch, whose memory is free for the next one afterwards."""
         if self._batch is None or not self._filled:
             return
+        # A full batch runs through the same kernels as the others, so the bytes do not depend on where it ends.
         self._batch[self._filled :] = 0
         needed = {name for plan, *_ in self._parts for name in plan.encoders if plan.error is None}
         self._sent.append((self._parts, self._forward(self._batch, sorted(needed))))

@@ -237,6 +237,7 @@ class FeatureStage:
         entry = self.manifest[row.bag_id]
         if entry.state in ("empty", "skipped"):
             return Outcome(entry.state, reason=entry.reason, redone=False)
+        # The instances stage has already counted its failures against the number that is allowed.
         if entry.state == "failed":
             return Outcome("failed", reason=f"no instances: {entry.reason}", redone=False, counted=False)
         if row.bag_id in self._errors:

@@ -104,6 +104,7 @@ def _host() -> str:
 
 
 def _is_stale(path: Path) -> bool:
+    # Another machine may share the store, so a process number means something only beside this host's name.
     age = time.time() - path.stat().st_mtime
     parts = path.name.rsplit(".", 3)
     if len(parts) == 4 and parts[1] == _host() and parts[2].isdigit() and age > _STALE_OWN_S:
