@@ -1,8 +1,7 @@
 """Bags held in memory for a whole job; an epoch reads nothing from disk.
 
 Features, nearly all of the bytes, are in device memory if they fit, otherwise in host memory, where the next batch is
-packed and pinned while the current one computes; `to_host` moves them later (`smmil.predictions.memory`). Geometry and
-labels travel with each batch. A batch equals `smmil.data.batch.pack` of its bags in either case.
+packed and pinned while the current one computes. Geometry and labels travel with each batch.
 """
 
 import dataclasses

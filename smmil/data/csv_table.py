@@ -21,6 +21,7 @@ from smmil.data.batch import Bag
 
 FIXED = ("bag_id", "label", "split", "group", "y_inst")
 SPLITS = ("train", "val", "test", "")
+Row = tuple[int, dict[str, str]]  # number of the line, cells by column
 
 
 def load_table(path: Path | str, *, graph: str = "none") -> list[Bag]:
@@ -43,13 +44,14 @@ def load_table(path: Path | str, *, graph: str = "none") -> list[Bag]:
             f"{path}: found the columns {', '.join(header[:8])}{' ...' if len(header) > 8 else ''}, expected bag_id,"
             f" label, optionally split, group, y_inst, and at least one feature, each once (twice: {twice})"
         )
-    rows: dict[str, list[tuple[int, list[str]]]] = {}
+    rows: dict[str, list[Row]] = {}
     for number, cells in lines:
         if len(cells) != len(header):
             raise ValueError(f"{path}, line {number}: found {len(cells)} cells, expected {len(header)}")
-        rows.setdefault(cells[header.index("bag_id")].strip(), []).append((number, cells))
+        row = dict(zip(header, map(str.strip, cells), strict=True))
+        rows.setdefault(row["bag_id"], []).append((number, row))
     ordered = sorted(rows, key=lambda name: (0, int(name), name) if name.isdigit() else (1, 0, name))
-    return [_bag(path, name, rows[name], header, graph) for name in ordered]
+    return [_bag(path, name, rows[name], graph) for name in ordered]
 
 
 def standardise(bags: Sequence[Bag], fit_ids: Sequence[str]) -> list[Bag]:
@@ -64,57 +66,50 @@ def standardise(bags: Sequence[Bag], fit_ids: Sequence[str]) -> list[Bag]:
     return [dataclasses.replace(bag, x=((bag.x.double() - mean) * scale).float()) for bag in bags]
 
 
-def _bag(path: Path | str, name: str, rows: list[tuple[int, list[str]]], header: list[str], graph: str) -> Bag:
-    shared = {key: _same(path, name, rows, header, key) for key in ("label", "split", "group") if key in header}
-    split = shared.get("split", "train")
-    if split not in SPLITS or shared["label"] not in ("0", "1", ""):
+def _bag(path: Path | str, name: str, rows: list[Row], graph: str) -> Bag:
+    facts = {}
+    for key, default in (("label", ""), ("split", "train"), ("group", "")):
+        values = {row.get(key, default) for _, row in rows}
+        if len(values) > 1:
+            raise ValueError(f"{path}: bag {name} has several values of {key} {sorted(values)}, expected one per bag")
+        facts[key] = values.pop()
+    label, split = facts["label"], facts["split"]
+    if split not in SPLITS or label not in ("0", "1", ""):
         raise ValueError(
-            f"{path}, line {rows[0][0]}: bag {name} has label {shared['label']!r} and split {split!r}, expected 0, 1 or"
-            " empty, and train, val, test or empty"
+            f"{path}, line {rows[0][0]}: bag {name} has label {label!r} and split {split!r}, expected 0, 1 or empty,"
+            " and train, val, test or empty"
         )
-    if not shared["label"] and split in ("train", "val"):
+    if not label and split in ("train", "val"):
         raise ValueError(f"{path}, line {rows[0][0]}: bag {name} of split {split!r} has no label; leave split empty")
-    columns = [i for i, column in enumerate(header) if column not in FIXED]
+    for line, row in rows:
+        if row.get("y_inst", "") not in ("0", "1", "", "-1"):
+            raise ValueError(f"{path}, line {line}: y_inst: found {row['y_inst']!r}, expected 0, 1 or empty")
+    y_inst = np.array([int(row.get("y_inst") or -1) for _, row in rows])
     n = len(rows)
-    y_inst = np.full(n, -1, np.int64)
-    if "y_inst" in header:
-        y_inst = np.array([_instance_label(path, line, cells[header.index("y_inst")]) for line, cells in rows])
     order = np.arange(n)
     # Padding with -1 comes last: the first row has no i-1, the last no i+1.
     chain = np.stack([np.where(order > 0, order - 1, order + 1), np.where(order > 0, order + 1, n)], 1)
     chain[chain >= n] = -1
     return Bag(
         bag_id=name,
-        x=torch.from_numpy(_features(path, rows, columns)),
+        x=torch.from_numpy(_features(path, rows)),
         neighbors=torch.from_numpy(chain if graph == "chain" else np.empty((n, 0), np.int64)),
         grid=torch.from_numpy(np.stack([order, np.zeros_like(order)], 1)),
         coords=torch.from_numpy(order[:, None].astype(np.float32)),
-        y=float(shared["label"]) if shared["label"] else float("nan"),
+        y=float(label or "nan"),
         y_inst=torch.from_numpy(y_inst),
         coverage=torch.from_numpy(np.where(y_inst < 0, np.nan, y_inst).astype(np.float32)),
         split=split,
-        group=shared.get("group", ""),
+        group=facts["group"],
     )
 
 
-def _same(path: Path | str, name: str, rows: list[tuple[int, list[str]]], header: list[str], key: str) -> str:
-    values = {cells[header.index(key)].strip() for _, cells in rows}
-    if len(values) > 1:
-        raise ValueError(f"{path}: bag {name} has several values of {key} {sorted(values)}, expected one per bag")
-    return values.pop()
-
-
-def _instance_label(path: Path | str, line: int, cell: str) -> int:
-    if cell.strip() not in ("0", "1", "", "-1"):
-        raise ValueError(f"{path}, line {line}: y_inst: found {cell!r}, expected 0, 1 or empty")
-    return int(cell.strip() or -1)
-
-
-def _features(path: Path | str, rows: list[tuple[int, list[str]]], columns: list[int]) -> npt.NDArray[np.float32]:
+def _features(path: Path | str, rows: list[Row]) -> npt.NDArray[np.float32]:
+    columns = [column for column in rows[0][1] if column not in FIXED]
     out = np.empty((len(rows), len(columns)), np.float32)
-    for i, (line, cells) in enumerate(rows):
+    for i, (line, row) in enumerate(rows):
         try:
-            out[i] = [float(cells[c]) for c in columns]
+            out[i] = [float(row[column]) for column in columns]
         except ValueError as error:
             raise ValueError(f"{path}, line {line}: {error}; features must be numbers") from error
         if not np.isfinite(out[i]).all():

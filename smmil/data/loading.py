@@ -1,14 +1,11 @@
 """Load bags from the bag store into memory.
 
 In: `bags.csv`, the shard manifests (which bags are ok, empty or failed), the *instances* and *features* stores.
-Out: `smmil.data.batch.Bag` per usable bag: features float32 (N,P), neighbours, grid, coordinates, bag label, instance
-labels.
+Out: `smmil.data.batch.Bag` per usable bag. Failed and empty bags (no tissue) are left out and listed in `runs.json` and
+in the log. A bag without a manifest entry, or with content that differs from its manifest, is an error.
 
-- Failed and empty bags (no tissue) are left out and listed in `runs.json` and in the log. A bag without a manifest
-  entry, or with content that differs from its manifest (`smmil.data.stored`), is an error.
-- Instance labels come from the stored coverage by the rules of `smmil.data.labels`.
-- Edge weights are 1, or exp(-||x_i - x_j|| / P) on the raw features (`feature_distance`, as released; row 6).
-- `self_loop` makes every instance its own neighbour (as released for RSNA; row 7).
+Edge weights are 1, or exp(-||x_i - x_j|| / P) on the raw features (`feature_distance`, as released; row 6 of
+docs/reference/protocol.md). `self_loop` makes every instance its own neighbour (as released for RSNA; row 7).
 """
 
 import logging

@@ -31,11 +31,10 @@ class Source:
     Attributes:
         listing: usable and excluded bags.
         inputs: content hashes of the inputs.
-        data: resolved loading options as JSON values.
+        data: resolved loading options.
         facts: identity of the features (encoder, weights, resize policy); empty for a table.
         loader: returns the bags and the label thresholds that differ from the requested one.
-        records: returns what is recorded of a bag by its id: attributes of its instances, and `facts` of its features;
-            None where nothing is.
+        records: returns the attributes of a bag's instances and the `facts` of its features; None where there are none.
     """
 
     listing: Listing
@@ -93,9 +92,9 @@ def load_bags(
     Args:
         folder: results folder of the dataset, with `bags.csv`, `instances/` and `features/`.
         encoder: name of the encoder, a folder in `features/`.
-        split: only bags of this split (`train`, `val` or `test`); None = all.
-        bag_ids: only these bags; None = all.
-        options: rules of instance labels and edge weights; None = the defaults.
+        split: only bags of this split (`train`, `val` or `test`).
+        bag_ids: only these bags.
+        options: rules of instance labels and edge weights.
 
     Returns:
         Bags sorted by id; `smmil.BagBatch.pack` makes a batch of them.

@@ -83,14 +83,24 @@ def make_split(bags: Sequence[BagInfo], seed: int, val_share: float, *, released
 
 def _divide_groups(groups: Mapping[str, list[BagInfo]], seed: int, share: float) -> tuple[list[BagInfo], list[BagInfo]]:
     """Return training and validation bags, whole groups on either side."""
-    chosen: set[str] = set()
-    rng = random.Random(seed)
-    for stratum in _strata(groups):
-        names = list(stratum)
+    rng, chosen = random.Random(seed), set[str]()
+    for classes in ({0}, {1}, {0, 1}):
+        names = [name for name in sorted(groups) if {int(bag.y) for bag in groups[name]} == classes]
         rng.shuffle(names)
-        chosen |= _take(names, groups, share)
+        missing = math.floor(share * sum(len(groups[name]) for name in names) + 0.5)
+        for name in names:
+            if abs(missing - len(groups[name])) < abs(missing):
+                chosen.add(name)
+                missing -= len(groups[name])
     for label in (0, 1):
-        _ensure_class(label, groups, chosen, rng)
+        holders = [name for name in sorted(groups) if _count(groups[name], label)]
+        inside, outside = [name for name in holders if name in chosen], [name for name in holders if name not in chosen]
+        full = [] if inside and outside else inside or outside
+        # A class that one side lacks comes from the other, which keeps a group. The smallest group changes the shares
+        # least; the seed breaks ties.
+        if len(full) > 1:
+            rng.shuffle(full)
+            chosen ^= {min(full, key=lambda name: len(groups[name]))}
     val = [bag for name in chosen for bag in groups[name]]
     return [bag for name, members in groups.items() if name not in chosen for bag in members], val
 
@@ -142,41 +152,6 @@ def _groups(bags: Sequence[BagInfo]) -> dict[str, list[BagInfo]]:
             raise ValueError(f"bag {bag.bag_id}: split 'train' without a label; give a label or leave the split empty")
         groups.setdefault(f"group:{bag.group}" if bag.group else f"bag:{bag.bag_id}", []).append(bag)
     return groups
-
-
-def _strata(groups: Mapping[str, list[BagInfo]]) -> list[list[str]]:
-    """Return the names of negative, positive and mixed groups."""
-    strata: dict[frozenset[int], list[str]] = {}
-    for name in sorted(groups):
-        strata.setdefault(frozenset(int(bag.y) for bag in groups[name]), []).append(name)
-    return [strata.get(key, []) for key in (frozenset({0}), frozenset({1}), frozenset({0, 1}))]
-
-
-def _take(names: Sequence[str], groups: Mapping[str, list[BagInfo]], share: float) -> set[str]:
-    """Return the groups that, in the given order, bring the number of bags closer to the target."""
-    target = math.floor(share * sum(len(groups[name]) for name in names) + 0.5)
-    taken: set[str] = set()
-    count = 0
-    for name in names:
-        size = len(groups[name])
-        if abs(target - count - size) < abs(target - count):
-            taken.add(name)
-            count += size
-    return taken
-
-
-def _ensure_class(label: int, groups: Mapping[str, list[BagInfo]], chosen: set[str], rng: random.Random) -> None:
-    """Move one group if a class is missing on one side and the other side has at least two groups with it."""
-    holders = [name for name in sorted(groups) if _count(groups[name], label)]
-    inside = [name for name in holders if name in chosen]
-    outside = [name for name in holders if name not in chosen]
-    # The smallest group changes the shares least; the seed breaks ties.
-    if not inside and len(outside) > 1:
-        rng.shuffle(outside)
-        chosen.add(min(outside, key=lambda name: len(groups[name])))
-    elif not outside and len(inside) > 1:
-        rng.shuffle(inside)
-        chosen.remove(min(inside, key=lambda name: len(groups[name])))
 
 
 def write_splits(path: Path | str, bags: Sequence[BagInfo], splits: Sequence[Split]) -> None:

@@ -2,7 +2,7 @@
 
 A manifest records the content hash of every bag. A bag that was written again later (by hand, or by a stage killed
 before its manifest) has another hash in its attributes and is an error, because runs and predictions are keyed by the
-manifests. The arrays are verified against their checksums when they are read (`verify=True`).
+manifests.
 """
 
 import hashlib
@@ -38,13 +38,9 @@ def labels_key(instances: Path, bags: Iterable[str]) -> str:
 
 
 class ContentHashes:
-    """Content hashes of bags in the manifests of a stage.
+    """Content hashes of bags in those of the given manifests that belong to a stage, "instances" or "features".
 
     Stale manifests from a different shard size may still be on disk, so a match with any manifest is enough.
-
-    Args:
-        stage: "instances" or "features".
-        manifests: shard manifests; those of other stages are ignored.
     """
 
     def __init__(self, stage: str, manifests: Iterable[Path | str]) -> None:

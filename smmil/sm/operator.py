@@ -114,13 +114,9 @@ def normalise_adjacency(
 
 
 def sm_steps(u: Tensor, graph: Graph, alpha: Tensor | float, T: int = 10) -> Tensor:
-    """Compute the T steps of Equation 8, G(t) = alpha A_hat G(t-1) + (1 - alpha) U.
+    """Compute the T steps of Equation 8, G(t) = alpha A_hat G(t-1) + (1 - alpha) U: (M,D) -> (M,D).
 
-    Args:
-        u: (M,D); half precision is smoothed in float32.
-        graph: normalised graph over the M rows.
-        alpha: in [0,1), a number or a differentiable scalar tensor.
-        T: number of steps; 0 returns U.
+    alpha is a number or a differentiable scalar tensor in [0,1); half precision is smoothed in float32.
 
     Raises:
         ValueError: T < 0, or u is not (M,D) with the rows of the graph.
@@ -141,19 +137,12 @@ def sm_steps(u: Tensor, graph: Graph, alpha: Tensor | float, T: int = 10) -> Ten
 
 
 def sm_exact(u: Tensor, graph: Graph, alpha: Tensor | float, offsets: Tensor, *, max_nodes: int = 4096) -> Tensor:
-    """Solve Equation 7 bag by bag, as (I + gamma L)^-1 U = (1 - alpha) (I - alpha A_hat)^-1 U.
+    """Solve Equation 7 bag by bag, as (I + gamma L)^-1 U = (1 - alpha) (I - alpha A_hat)^-1 U: (M,D) -> (M,D).
 
-    The second form has no gamma, which grows without bound as alpha approaches 1.
-
-    Args:
-        u: (M,D); half precision is smoothed in float32.
-        graph: normalised graph over the M rows.
-        alpha: in [0,1), a number or a differentiable scalar tensor.
-        offsets: (B+1,) bag boundaries.
-        max_nodes: largest bag to solve; the dense matrix has as many rows and columns.
+    The second form has no gamma, which grows without bound as alpha approaches 1. Other arguments as in `sm_steps`.
 
     Raises:
-        ValueError: a bag is larger than `max_nodes`.
+        ValueError: a bag is larger than `max_nodes`; the dense matrix has as many rows and columns.
     """
     wide = _at_least_float32(u)
     factor = torch.as_tensor(alpha, dtype=wide.dtype, device=u.device)
