@@ -13,8 +13,8 @@ def markdown_table() -> str:
     """Return the table of `docs/reference/protocol.md`."""
     heads = ("#", "`quirks:`", "acts in", "as written", "as released", "why it matters", "released code, file:line")
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for name, quirk in QUIRKS.items():
-        cells = (str(quirk.row), f"`{name}`", quirk.acts, quirk.written, quirk.released, quirk.why, quirk.source)
+    for row, (name, quirk) in enumerate(QUIRKS.items(), start=1):
+        cells = (str(row), f"`{name}`", quirk.acts, quirk.written, quirk.released, quirk.why, quirk.source)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

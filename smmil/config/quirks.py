@@ -23,10 +23,9 @@ _OF_SM = frozenset({"graph_edge_weight", "graph_rsna_self_loop"})
 
 @dataclass(frozen=True)
 class Quirk:
-    """One difference between text and release.
+    """One difference between text and release; its number is its place in `QUIRKS`.
 
     Attributes:
-        row: number in `docs/reference/protocol.md`.
         acts: stage it acts in: loading, model, training or evaluation; a run is trained again for the first three.
         written: what `as_written` does.
         released: what `as_released` does.
@@ -35,7 +34,6 @@ class Quirk:
         preset: whether `as_released` switches it on; the others act only if `quirks` names them.
     """
 
-    row: int
     acts: str
     written: str
     released: str
@@ -46,7 +44,6 @@ class Quirk:
 
 QUIRKS: dict[str, Quirk] = {
     "sm_alpha_rule": Quirk(
-        1,
         "model",
         "a fixed α is used as in Equation 8",
         "a fixed α runs as 1 − α in the T steps, and as α in the exact solution; α = 0 switches Sm off",
@@ -54,7 +51,6 @@ QUIRKS: dict[str, Quirk] = {
         "models/modules/Sm.py:11,33,48; experiments/arguments.py:21; models/modules/MILAttentionPool.py:28",
     ),
     "sm_alpha_param": Quirk(
-        2,
         "model",
         "α = sigmoid(a), a = 0 at the start",
         "α = 1 / (1 + c), c = 1 at the start, unbounded",
@@ -62,7 +58,6 @@ QUIRKS: dict[str, Quirk] = {
         "models/modules/Sm.py:13,33",
     ),
     "sm_spectral_norm": Quirk(
-        3,
         "model",
         "spectral normalisation of the layers right after Sm",
         "off: the option is passed under a name that the code never reads",
@@ -70,7 +65,6 @@ QUIRKS: dict[str, Quirk] = {
         "experiments/model_builder.py:48; models/modules/MILAttentionPool.py:13",
     ),
     "train_class_weight": Quirk(
-        4,
         "training",
         "RSNA: positive bags weighted by n_neg / n_pos in the training and validation loss",
         "no weight: it is computed after the model has built its loss",
@@ -78,7 +72,6 @@ QUIRKS: dict[str, Quirk] = {
         "experiments/train_test.py:98,104",
     ),
     "eval_gate_by_bag": Quirk(
-        5,
         "evaluation",
         "instance scores as the model gives them",
         "every score of a bag predicted negative becomes −5 before pooling, on validation and test",
@@ -86,7 +79,6 @@ QUIRKS: dict[str, Quirk] = {
         "experiments/predict.py:15-19,83",
     ),
     "graph_edge_weight": Quirk(
-        6,
         "loading",
         "edges of weight 1 (or the dataset's `edge_weight`)",
         "exp(−‖x_i − x_j‖ / P) on raw features, for every method with Sm",
@@ -94,7 +86,6 @@ QUIRKS: dict[str, Quirk] = {
         "datasets/CamelyonDataset.py:145; datasets/PandaDataset.py:141; datasets/RSNADataset.py:86",
     ),
     "graph_rsna_self_loop": Quirk(
-        7,
         "loading",
         "a slice's neighbours are i − 1 and i + 1",
         "i − 1, i and i + 1, for every method with Sm",
@@ -102,7 +93,6 @@ QUIRKS: dict[str, Quirk] = {
         "datasets/RSNADataset.py:82",
     ),
     "train_batch_size": Quirk(
-        8,
         "training",
         "CAMELYON16: 4 bags per step, 1 with a transformer",
         "CAMELYON16: 1 bag per step",
@@ -110,7 +100,6 @@ QUIRKS: dict[str, Quirk] = {
         "bash_scripts/run_camelyon.sh:36,55,78,97,116,139",
     ),
     "model_smt_ap_pool": Quirk(
-        9,
         "model",
         "SmT+AP pools without Sm",
         "SmT+AP pools with Sm: its script does not set the option of the pool, whose default is Sm",
@@ -118,7 +107,6 @@ QUIRKS: dict[str, Quirk] = {
         "bash_scripts/run_rsna.sh:105; experiments/arguments.py:59",
     ),
     "train_lr": Quirk(
-        10,
         "training",
         "candidate learning rates, the better one by validation",
         "0.0001 only",
@@ -126,7 +114,6 @@ QUIRKS: dict[str, Quirk] = {
         "bash_scripts/run_camelyon.sh:37; bash_scripts/run_panda.sh:36; bash_scripts/run_rsna.sh:36",
     ),
     "sm_exact": Quirk(
-        11,
         "model",
         "T = exact solves the linear system",
         "T = exact crashes there; here it is refused, and sweeps leave it out",
@@ -134,7 +121,6 @@ QUIRKS: dict[str, Quirk] = {
         "models/modules/MILAttentionPool.py:31",
     ),
     "softmax": Quirk(
-        12,
         "model",
         "softmax with the maximum subtracted",
         "exp(f) / Σ exp(f) in the attention pool",
@@ -142,7 +128,6 @@ QUIRKS: dict[str, Quirk] = {
         "models/modules/MILAttentionPool.py:85-87",
     ),
     "graph_isolated": Quirk(
-        13,
         "model",
         "a node without neighbours keeps its value (self loop)",
         "only in a bag of one instance; any other isolated node is multiplied by 1 − α",
@@ -150,7 +135,6 @@ QUIRKS: dict[str, Quirk] = {
         "datasets/MILDataset.py:80-81,180",
     ),
     "select_val_loss": Quirk(
-        14,
         "training",
         "epochs are selected with the mean loss over validation bags",
         "with the mean of batch means: the bags of a short last batch count more",
@@ -158,7 +142,6 @@ QUIRKS: dict[str, Quirk] = {
         "experiments/Trainer.py:105,222,242",
     ),
     "panda_label_order": Quirk(
-        15,
         "loading",
         "a patch's label follows the patch",
         "patches, named slide_i_j, are sorted by name as text (1_10 before 1_2); labels keep the order of the CSV file",
@@ -169,7 +152,6 @@ QUIRKS: dict[str, Quirk] = {
         preset=False,
     ),
     "panda_discard": Quirk(
-        16,
         "loading",
         "the dataset's `drop_inconsistent` (config.yaml: the released rule)",
         "PANDA slides whose patches contradict the slide's label, or have none, are left out",
@@ -177,7 +159,6 @@ QUIRKS: dict[str, Quirk] = {
         "datasets/PandaDataset.py:73,82",
     ),
     "c16_patch_label": Quirk(
-        17,
         "loading",
         "the dataset's `label_rule` and `label_threshold` (config.yaml: the released rule)",
         "CAMELYON16: lesion share > 0.5, halved for a tumour slide until it has a positive patch",
@@ -185,7 +166,6 @@ QUIRKS: dict[str, Quirk] = {
         "experiments/extract_patch_labels.py:20,42,52-55",
     ),
     "eval_histogram": Quirk(
-        18,
         "evaluation",
         "figure 4 shows all test bags",
         "only bags predicted positive; each class has its own 20 bins, from its minimum to its maximum",
@@ -193,7 +173,6 @@ QUIRKS: dict[str, Quirk] = {
         "experiments/train_test.py:217; experiments/utils/plot_utils.py:13,27-28,31-32",
     ),
     "splits": Quirk(
-        19,
         "training",
         "validation bags drawn per class, all bags of a patient on one side",
         "scikit-learn's train_test_split over single bags, stratified by label, random_state = seed; patients are not "
