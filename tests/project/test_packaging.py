@@ -5,6 +5,7 @@ import importlib.metadata
 import re
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -170,9 +171,23 @@ def module_file(name: str) -> Path | None:
     return next((p for p in (stem.with_suffix(".py"), stem / "__init__.py", stem / "__main__.py") if p.exists()), None)
 
 
+@cache
+def imported(path: Path) -> list[str]:
+    """What a file imports at run time, modules and names in them."""
+    nodes, names = [ast.parse(path.read_text(encoding="utf-8"))], []
+    for node in nodes:
+        if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)):
+            nodes += ast.iter_child_nodes(node)
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return names
+
+
 def third_party(start: str) -> set[str]:
     """Packages that a module can import, itself or through other modules of this project."""
-    seen, found, todo = set(), set(), [start]
+    seen, packages, todo = set(), set(), [start]
     while todo:
         name = todo.pop()
         path = module_file(name)
@@ -181,24 +196,10 @@ def third_party(start: str) -> set[str]:
         seen.add(name)
         if name == "smmil.models":  # it imports the methods by name
             todo += [method.build.partition(":")[0] for method in METHODS.values()]
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        typing_only = {
-            id(inner)
-            for node in ast.walk(tree)
-            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-            for statement in node.body
-            for inner in ast.walk(statement)
-        }
-        for node in ast.walk(tree):
-            if id(node) in typing_only:
-                continue
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom) and node.module:
-                names = [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
-            own = [n for n in names if n.split(".")[0] in ("smmil", "preprocessing")]
-            todo += own
-            found |= {n.split(".")[0] for n in names if n not in own} - set(sys.stdlib_module_names)
-    return found
+        names = imported(path)
+        todo += [n for n in names if n.split(".")[0] in ("smmil", "preprocessing")]
+        packages |= {n.split(".")[0] for n in names}
+    return packages - {"smmil", "preprocessing"} - set(sys.stdlib_module_names)
 
 
 def test_conda_environments_hold_what_their_rules_import():

@@ -41,11 +41,6 @@ print(json.dumps(outcomes))
 """
 
 
-def table_arguments(folder: Path) -> list[str]:
-    layout = {"datasets": [{"name": "rsna", "title": "RSNA", "encoder": "resnet18"}], "methods": ["abmil"]}
-    return ["--table", "table2", "--layout", json.dumps(layout), "--out-md", str(folder / "table2.md")]
-
-
 def figure_arguments(folder: Path) -> list[str]:
     path = folder.parent / "abmil.json"
     metrics = metrics_object("toy", "abmil", {"instance_auroc": [0.7]})
@@ -68,21 +63,15 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     assert train.main(train_arguments(data, old / "runs", "abmil", epochs=1)) == 0
     store = [*source_arguments(data), "--device", "cpu"]
     listed = ["--runs", str(old / "runs/runs.json"), *store]
-
-    def into(folder: Path) -> list[str]:
-        return [*listed, "--out", str(folder), "--index", str(folder / "index.json"), "--threads", "1"]
-
-    assert predict_main(into(old / "predictions")) == 0
+    predictions = old / "predictions"
+    assert predict_main([*listed, "--out", str(predictions), "--index", str(predictions / "index.json")]) == 0
     index = ["--index", str(old / "predictions/index.json"), "--resamples", "5"]
     assert evaluate_main([*index, "--out", str(old / "metrics.json")]) == 0
-    runs = {f"train {n}": ["smmil.train", train_arguments(data, new / f"{n}", "abmil"), n] for n in (60, 500, 3000)}
+    # training, predictions and tables without room: tests/faults/test_disk.py
     return {
-        **runs,
-        "predictions": ["smmil.predictions", into(new / "predictions"), 2000],
         "evaluate": ["smmil.evaluate", [*index, "--out", str(new / "metrics.json")], 2000],
         "score": ["smmil.score", [*listed, "--out", str(new / "scores")], 2000],
         "analysis": ["smmil.analysis", ["predictions", *index[:2], "--out", str(new / "predictions.csv")], 300],
-        "tables": ["smmil.tables", table_arguments(new), 300],
         "figures": ["smmil.figures", figure_arguments(new), 2000],
         "report": ["smmil.report", report_arguments(new), 2000],
     }
@@ -91,7 +80,7 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
 def test_a_full_disk_is_one_line_that_names_the_file_and_leaves_no_half_file(jobs: dict[str, list[Any]]) -> None:
     run = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(ROOT)],
-        **{"input": json.dumps(jobs), "capture_output": True, "text": True, "timeout": 120, "cwd": ROOT},
+        **{"input": json.dumps(jobs), "capture_output": True, "text": True, "timeout": 600, "cwd": ROOT},
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     outcomes = json.loads(run.stdout)
@@ -101,8 +90,7 @@ def test_a_full_disk_is_one_line_that_names_the_file_and_leaves_no_half_file(job
         assert code == 1 and len(lines) == 1, (name, code, lines)
         assert "File too large" in lines[0] and "make room" in lines[0] and str(new) in lines[0], lines[0]
         assert ".tmp" not in lines[0]
-    assert not list(new.rglob("*.tmp")) and not list(new.rglob("done.json")) and not list(new.rglob("runs.json"))
-    assert not list(new.rglob("*.npz")) and not list(new.rglob("*.p??")) and not list(new.glob("*.*"))
+    assert not list(new.rglob("*.*"))
 
 
 def failing(error: BaseException) -> Any:
