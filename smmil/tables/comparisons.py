@@ -20,7 +20,7 @@ from smmil.config.layouts import PairDataset, PairLayout
 from smmil.config.methods import GROUPS, METHODS, PROPOSED, display_name, group_of
 from smmil.evaluate.comparisons import compare
 from smmil.tables.cells import Cell, Row, Section, Table
-from smmil.tables.notes import protocol_line, random_weights_note, split_notes
+from smmil.tables.notes import grouped, protocol_line, random_weights_note, split_notes
 from smmil.tables.specs import Column, style
 
 logger = logging.getLogger(__name__)
@@ -86,14 +86,9 @@ def build(results: Results, layout: PairLayout, *, resamples: int) -> Table:
     sides = [side for result in results.values() for side in (result.first, result.second)]
     protocol, quirks = shared_quirks(sides, "table")
     random = [d for d in layout.datasets if any(r.random_weights for (name, _), r in results.items() if name == d.name)]
-    reasons: dict[str, list[str]] = {}
-    metrics = []
-    for metric, title in METRICS.items():
-        values = [result.metrics[metric] for result in results.values()]
-        if all(value.splits is None for value in values) and values:
-            reasons.setdefault(values[0].reason, []).append(title)
-        else:
-            metrics.append(metric)
+    every = [result.metrics for result in results.values()]
+    metrics = [metric for metric in METRICS if not every or any(values[metric].splits is not None for values in every)]
+    reasons = grouped((every[0][metric].reason, METRICS[metric]) for metric in METRICS if metric not in metrics)
     left_out = "; ".join(f"{', '.join(sorted(names))} ({reason})" for reason, names in sorted(reasons.items()))
     features = "; ".join(f"{dataset.title}: {dataset.encoder}" for dataset in layout.datasets)
     lines = (
@@ -110,8 +105,8 @@ def build(results: Results, layout: PairLayout, *, resamples: int) -> Table:
         *(definitions(quirks)[metric] for metric in metrics),
     )
     # pairs of all datasets in the order of the tables
-    every = {pair for dataset in layout.datasets for pair in dataset.pairs}
-    pairs = sorted(every, key=lambda pair: [*METHODS].index(pair[0]))
+    unique = {pair for dataset in layout.datasets for pair in dataset.pairs}
+    pairs = sorted(unique, key=lambda pair: [*METHODS].index(pair[0]))
     return Table(
         "comparisons",
         "Sm against its base",
@@ -160,14 +155,12 @@ def _cell(result: Comparison | None, metric: str) -> Cell:
 def _missing(layout: PairLayout, results: Results, metrics: Sequence[str]) -> str:
     """Count and name the empty differences."""
     pairs = [(dataset, pair) for dataset in layout.datasets for pair in dataset.pairs]
-    empty, gaps = 0, dict[str, dict[str, None]]()
+    gaps = []
     for dataset, pair in pairs:
         result = results.get((dataset.name, pair))
         for metric in metrics:
             cell = _cell(result, metric)
             if not cell.values:
-                empty += 1
-                label = f"{dataset.title} {_name(pair)}" + ("" if result is None else f" {METRICS[metric]}")
-                gaps.setdefault(cell.note, {})[label] = None
-    listed = "; ".join(f"{reason}: {', '.join(names)}" for reason, names in gaps.items())
-    return f"{empty} of {len(pairs) * len(metrics)} differences are empty. {listed}." if gaps else ""
+                gaps.append((cell.note, f"{dataset.title} {_name(pair)}" + (f" {METRICS[metric]}" if result else "")))
+    listed = "; ".join(f"{reason}: {', '.join(names)}" for reason, names in grouped(gaps).items())
+    return f"{len(gaps)} of {len(pairs) * len(metrics)} differences are empty. {listed}." if gaps else ""

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import product
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from preprocessing.features.encoders import encoder_title
 from smmil.artifacts.results import inverted, split_values
@@ -53,6 +53,7 @@ DEFINITIONS = {
 }
 # longer lists are cut
 MOST_NAMED = 20
+Head = TypeVar("Head")
 
 
 class _Value(NamedTuple):
@@ -172,10 +173,16 @@ def _missing(sections: Sequence[Section], values: Sequence[_Value], titles: Mapp
 
 def _by_reason(values: Iterable[tuple[str, _Value]]) -> str:
     """Return the methods of empty values under their heads, with the reason."""
-    methods: dict[tuple[str, str], dict[str, None]] = {}
-    for head, value in values:
-        methods.setdefault((head, value.cell.note), {})[display_name(value.method)] = None
-    return "; ".join(f"{head}: {_names([*names])} ({reason})" for (head, reason), names in methods.items())
+    groups = grouped(((head, value.cell.note), display_name(value.method)) for head, value in values)
+    return "; ".join(f"{head}: {_names(names)} ({reason})" for (head, reason), names in groups.items())
+
+
+def grouped(pairs: Iterable[tuple[Head, str]]) -> dict[Head, list[str]]:
+    """Return the names under every head, each once, in the order of their first occurrence."""
+    groups: dict[Head, dict[str, None]] = {}
+    for head, name in pairs:
+        groups.setdefault(head, {})[name] = None
+    return {head: [*names] for head, names in groups.items()}
 
 
 def _partial(section: Section, values: Sequence[_Value], titles: Mapping[str, str], n_splits: int) -> list[str]:
@@ -250,33 +257,28 @@ def protocol_line(protocol: str, quirks: Collection[str], *, recorded: bool = Tr
 
 def _options(metrics: MetricsByKey) -> str:
     """Return the arguments that the configuration gives to methods, "" for none; quirks have a line of their own."""
-    named: dict[str, None] = {}
+    changed = []
     for key in sorted(metrics, key=lambda key: (key[2], key)):
         method, options = key[2], metrics[key].method_options
         varied = Variant.parse(method).argument if SEPARATOR in method else ""
         values = [f"{name} = {options[name]}" for name in sorted({*options} - {"quirks", varied})]
-        if values:
-            named[f"{display_name(method)} ({', '.join(values)})"] = None
-    return f"Arguments set by the configuration: {'; '.join(named)}." if named else ""
+        changed += [f"{display_name(method)} ({', '.join(values)})"] if values else []
+    return f"Arguments set by the configuration: {'; '.join(dict.fromkeys(changed))}." if changed else ""
 
 
 def _features(columns: Sequence[Column], titles: Mapping[str, str]) -> str:
-    encoders: dict[str, dict[str, None]] = {}
-    for dataset, encoder in (key for column in columns for key in column.keys):
-        encoders.setdefault(dataset, {})[encoder] = None
+    encoders = grouped(key for column in columns for key in column.keys)
     listed = "; ".join(f"{titles[name]}: {', '.join(names)}" for name, names in encoders.items())
     return f"Features: {listed}."
 
 
 def _departures(methods: Iterable[str]) -> str:
     """Return what the methods of a table do otherwise than their originals, "" for nothing."""
-    names: dict[str, dict[str, None]] = {}
-    for method in dict.fromkeys(methods):
-        original = original_of(base_method(method))
-        for departure in original.departures if original else ():
-            if departure.note:
-                names.setdefault(departure.note, {})[display_name(base_method(method))] = None
-    listed = "; ".join(f"{note}: {', '.join(methods)}" for note, methods in names.items())
+    originals = ((display_name(method), original_of(method)) for method in map(base_method, methods))
+    groups = grouped(
+        (departure.note, name) for name, original in originals if original for departure in original.departures
+    )
+    listed = "; ".join(f"{note}: {', '.join(names)}" for note, names in groups.items() if note)
     return f"Chosen here, not the original's (docs/reference/methods.md): {listed}." if listed else ""
 
 

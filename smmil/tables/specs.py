@@ -17,7 +17,7 @@ class Column:
     """One column; a specification leaves `head` and `keys` to `smmil.tables.build`.
 
     Attributes:
-        kind: key of `smmil.tables.cells.KINDS`, or "paired".
+        kind: key of `smmil.tables.cells.KINDS`, "rank" or "paired".
         metrics: metrics it is computed from; one except for ranks.
         label: heading of the column, "" = the dataset's title.
         csv: name in the CSV, "" = the metric's.

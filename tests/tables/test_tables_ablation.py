@@ -42,12 +42,6 @@ def test_table_3_has_two_blocks_and_the_lower_energy_is_the_better() -> None:
     assert "lower is smoother" in notes.lower() and "SmAP-mid" in notes
 
 
-def test_metrics_files_without_energy_leave_empty_cells_with_the_reason() -> None:
-    table = build_table("table3", [metrics_object("c16", "abmil", {"bag_f1": [0.5, 0.7]})], ONE)
-    assert rows(table)["abmil"].cells[-1].note == "not in the metrics file"
-    assert "ABMIL (not in the metrics file)" in "\n".join(table.notes)
-
-
 def test_table_4_differences_are_taken_split_by_split() -> None:
     plain = metrics_object("c16", "dsmil", {"instance_auroc": [0.7, 0.5, 0.6], "bag_auroc": [0.9, 0.9, 0.9]})
     smooth = metrics_object("c16", "smdsmil", {"instance_auroc": [0.9, 0.8, None], "bag_auroc": [0.8, 0.9, 0.7]})
@@ -140,18 +134,6 @@ def test_table_6_marks_ranks_that_rest_on_few_splits() -> None:
         "Behind the ranks, values of fewer than 3 splits: SmAP CAMELYON16 ResNet18 instance_auroc 1;"
     )
     assert line.count("ResNet18") == 4
-
-
-def test_the_spread_of_energies_stands_beside_table_3_and_the_largest_is_the_worst() -> None:
-    record = with_values(
-        metrics_object("c16", "abmil", {"bag_f1": [0.5, 0.7]}),
-        dirichlet_raw=[2.0, 300.0],
-        dirichlet_normalised=[0.5, 0.1],
-    )
-    table = build_table("table3", [record], ONE)
-    section = next(s for s in table.sections if s.key == "energy-spread")
-    assert [column.label for column in section.columns] == ["Energy", "Normalised energy"]
-    assert texts(table, "energy-spread", "abmil") == ["151 / 300", "0.300 / 0.500"]
 
 
 def test_table_6_counts_the_cells_behind_its_ranks() -> None:
