@@ -17,7 +17,7 @@ from preprocessing.common.cli import nearest
 from preprocessing.features.encoders import weights_hash
 from preprocessing.features.stage import FeatureSettings
 from smmil.artifacts.records import Json, RunConfig, RunDone, RunsFile
-from smmil.predictions.reference import Reference, find_dataset, read_reference
+from smmil.predictions.reference import Reference, read_reference
 
 _RANDOM = re.compile(r"(.+)@random-(\d+)")
 
@@ -87,7 +87,7 @@ def load_model(
             f"{weights}: weights of {name} have SHA-256 {sha256[:16]}..., the run learned from "
             f"{facts.weights_sha256[:16]}...; give the folder with those weights (--weights)"
         )
-    reference = read_reference(find_dataset(run, dataset_folder), config, run)
+    reference = read_reference(run, config, dataset_folder)
     stated = (_stated("dtype", dtype, reference.dtype), _stated("precision", precision, reference.precision))
     features = FeatureSettings(weights, mode, seed, facts.resize_policy, *stated)
     return Model(run, config, done, name, features, reference)

@@ -57,23 +57,21 @@ class Reference:
         return part if np.array_equal(read_geometry(self.store.parent, bag_id, ["coords"])[1]["coords"], coords) else ""
 
 
-def find_dataset(run: Path, folder: Path | None) -> Path | None:
-    """Return `results/D` of a run: as given, or above the folder `runs` of the run; None if it is not there.
+def read_reference(run: Path, config: RunConfig, folder: Path | None = None) -> Reference:
+    """Read what the stored bags of a run's dataset record; empty without them.
+
+    Args:
+        run: directory of the run.
+        config: its `config.json`.
+        folder: `results/D` of its dataset; None = above the folder `runs` of the run.
 
     Raises:
         ValueError: the folder given holds no instances.
     """
-    if folder is not None:
-        if not (folder / "instances" / "store").is_dir():
-            raise ValueError(f"{folder}: no instances/store in it, expected the results folder of the run's dataset")
-        return folder
-    above = next((path.parent for path in run.resolve().parents if path.name == "runs"), None)
-    return above if above is not None and (above / "instances" / "store").is_dir() else None
-
-
-def read_reference(folder: Path | None, config: RunConfig, run: Path) -> Reference:
-    """Read what the stored bags of the run's dataset record; empty without its folder."""
-    if folder is None:
+    if folder is not None and not (folder / "instances" / "store").is_dir():
+        raise ValueError(f"{folder}: no instances/store in it, expected the results folder of the run's dataset")
+    folder = folder or next((path.parent for path in run.resolve().parents if path.name == "runs"), None)
+    if folder is None or not (folder / "instances" / "store").is_dir():
         return Reference()
     instances, features = folder / "instances" / "store", folder / "features" / config.encoder / "store"
     attrs = [read_instance_attrs(instances, name) for name in _sample(instances)]

@@ -27,7 +27,7 @@ from smmil.data.batch import Bag
 from smmil.data.cache import BagCache
 from smmil.data.sources import Source
 from smmil.evaluate.calibration import sigmoid
-from smmil.predictions.reference import check_like_training, find_dataset, read_reference
+from smmil.predictions.reference import check_like_training, read_reference
 from smmil.predictions.runs import check_features, load_run, predict_bags, write_predictions
 from smmil.predictions.signed import read_direction
 
@@ -130,7 +130,7 @@ def _refusals(
         return {}
     refused: dict[str, str] = {}
     warned: dict[str, str] = {}
-    reference = read_reference(find_dataset(runs[0], dataset_folder), trained[0], runs[0])
+    reference = read_reference(runs[0], trained[0], dataset_folder)
     for info in source.listing.bags:
         attrs, recorded = source.records(info.bag_id)
         try:

@@ -6,10 +6,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 from preprocessing.store.bags import read_arrays, read_feature_attrs, read_instance_attrs, write_bag
 from smmil import score
-from smmil.artifacts.records import FeatureFacts
+from smmil.artifacts.records import FeatureFacts, PredictionIndex
 from smmil.artifacts.results import load_predictions, read_index
 from smmil.data.batch import pack
 from smmil.data.cache import BagCache
@@ -50,56 +51,39 @@ def predicted(trained, tmp_path_factory):
     return out
 
 
-def test_every_run_is_predicted_and_validations_choice_is_marked(trained, predicted):
-    index = json.loads((predicted / "index.json").read_text())
-    assert [run["file"] for run in index["runs"]] == [
-        f"split{seed}_lr{rate}.npz" for seed in (1, 2) for rate in ("0.01", "0.001")
-    ]
-    assert index["random_weights"] is True and index["protocol"] == "as_written"
-    for seed in (1, 2):
-        runs = [run for run in index["runs"] if run["seed"] == seed]
-        (chosen,) = [run for run in runs if run["chosen"]]
-        assert chosen["selection_score"] == max(run["selection_score"] for run in runs)
+DTYPES = {
+    **{"y": "float32", "bag_logit": "float64", "offsets": "int64", "energy": "float64", "instance_score": "float32"},
+    **{
+        "signed_score": "float32",
+        "signed_sm_score": "float32",
+        "coverage": "float32",
+        "y_inst": "int8",
+        "grid": "int32",
+    },
+}
 
 
-def test_files_hold_validation_and_test_bags_with_every_instance(trained, predicted):
+def test_every_run_is_predicted_on_validation_and_test_bags_and_validations_choice_is_marked(trained, predicted):
+    index = PredictionIndex.read(predicted / "index.json")
+    names = [f"split{seed}_lr{rate}.npz" for seed in (1, 2) for rate in ("0.01", "0.001")]
+    assert [run.file for run in index.runs] == names and index.random_weights and index.protocol == "as_written"
+    chosen = [run for run in index.runs if run.chosen]
+    assert [run.seed for run in chosen] == [1, 2]
+    assert all(a.selection_score >= b.selection_score for a in chosen for b in index.runs if a.seed == b.seed)
+    metrics = evaluate_runs(read_index(predicted / "index.json"), resamples=0)
+    assert [(split.seed, split.run) for split in metrics.splits] == [(run.seed, run.run) for run in chosen]
     splits = read_splits(trained / "runs" / "splits.csv")
     for file in read_index(predicted / "index.json"):
-        found = load_predictions(file)
-        parts = splits[found.meta.seed]
-        val = sorted(name for name, part in parts.items() if part == "val")
-        test = sorted(name for name, part in parts.items() if part == "test")
-        assert found.arrays["bag_id"].tolist() == val + test
-        assert found.arrays["split"].tolist() == ["val"] * len(val) + ["test"] * len(test)
-        dtypes = {name: array.dtype.name for name, array in found.arrays.items() if array.dtype.kind != "U"}
-        assert dtypes == {
-            "y": "float32",
-            "bag_logit": "float64",
-            "offsets": "int64",
-            "instance_score": "float32",
-            "coverage": "float32",
-            "y_inst": "int8",
-            "signed_score": "float32",
-            "signed_sm_score": "float32",
-            "grid": "int32",
-            "energy": "float64",
-        }
-    metrics = evaluate_runs(read_index(predicted / "index.json"), resamples=0)
-    assert {split.seed for split in metrics.splits} == {1, 2}
-    chosen = {run["run"] for run in json.loads((predicted / "index.json").read_text())["runs"] if run["chosen"]}
-    assert {split.run for split in metrics.splits} == chosen
-
-
-def test_the_numbers_are_those_of_the_selected_epoch(trained, predicted):
-    """The validation logits give back the selection score that training logged."""
-    for file in read_index(predicted / "index.json"):
-        found = load_predictions(file)
-        val = found.part("val")
-        y, z = val["y"].astype(np.float64), val["bag_logit"]
+        stored = load_predictions(file)
+        parts = splits[stored.meta.seed]
+        val, test = (sorted(name for name, part in parts.items() if part == which) for which in ("val", "test"))
+        assert stored.arrays["bag_id"].tolist() == val + test
+        assert stored.arrays["split"].tolist() == ["val"] * len(val) + ["test"] * len(test)
+        assert {n: array.dtype.name for n, array in stored.arrays.items() if array.dtype.kind != "U"} == DTYPES
+        # the validation logits give back the selection score that training logged
+        y, z = stored.part("val")["y"].astype(np.float64), stored.part("val")["bag_logit"]
         bce = np.mean(np.logaddexp(0, np.where(y == 1, -z, z)))
-        pairs = z[y == 1][:, None] - z[y == 0][None]
-        auroc = np.mean((pairs > 0) + 0.5 * (pairs == 0))
-        assert auroc - bce == pytest.approx(found.meta.selection_score, abs=1e-6)
+        assert roc_auc_score(y, z) - bce == pytest.approx(stored.meta.selection_score, abs=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -111,12 +95,16 @@ def bags(trained):
 
 
 def test_arrays_are_the_models_scores_and_what_follows_from_them(trained, predicted, bags):
-    """Logit and scores of the model; the energies of the scores, and ten dense steps over the sign-aware ones."""
+    """Logit and scores of the model, energies, sign-aware scores of validation bags, and ten dense steps over these."""
     model, config, _ = predictions.load_run(trained / "runs" / "split1_lr0.01", torch.device("cpu"))
     assert not model.training and config.method == "smap_early"
     stored = load_predictions(predicted / "split1_lr0.01.npz")
+    val = [bag for bag in bags if bag.bag_id in set(stored.part("val")["bag_id"])]
+    direction = find_direction(model, BagCache(val, torch.device("cpu")), range(len(val)))
+    assert stored.meta.signed_agreement == pytest.approx(direction.agreement, abs=1e-9)
     for bag in (bag for bag in bags if bag.bag_id in set(stored.arrays["bag_id"])):
         saved = stored.bag(bag.bag_id)
+        np.testing.assert_allclose(saved["signed_score"], signed_score(direction, bag.x), rtol=1e-5, atol=1e-7)
         with torch.no_grad():
             output = model(pack([bag]))
         np.testing.assert_allclose(saved["instance_score"], output.instance_score, rtol=1e-6)
@@ -252,18 +240,6 @@ def test_smoothing_keeps_what_is_smooth_and_needs_a_graph():
     assert smooth_score(torch.ones(4), chain)[0] < 1 < smooth_score(torch.ones(4), chain)[1]
 
 
-def test_the_signed_score_comes_from_validation_bags_only(trained, predicted, bags):
-    found = load_predictions(predicted / "split2_lr0.01.npz")
-    model, _, _ = predictions.load_run(trained / "runs" / "split2_lr0.01", torch.device("cpu"))
-    val = set(found.part("val")["bag_id"])
-    chosen = [bag for bag in bags if bag.bag_id in val]
-    direction = find_direction(model, BagCache(chosen, torch.device("cpu")), range(len(chosen)))
-    assert found.meta.signed_agreement == pytest.approx(direction.agreement, abs=1e-9)
-    for bag in (bag for bag in bags if bag.bag_id in set(found.arrays["bag_id"])):
-        expected = signed_score(direction, bag.x)
-        np.testing.assert_allclose(found.bag(bag.bag_id)["signed_score"], expected, rtol=1e-5, atol=1e-7)
-
-
 def test_optional_arrays_may_be_missing(tmp_path):
     plain, full = write_run(tmp_path / "a"), write_run(tmp_path / "b", full=True)
     assert "grid" not in load_predictions(plain).part("test")
@@ -276,17 +252,21 @@ def test_optional_arrays_may_be_missing(tmp_path):
         load_predictions(full)
 
 
-def test_scoring_with_all_chosen_runs_gives_what_each_run_alone_gives(trained, tmp_path):
+def test_scoring_with_all_chosen_runs_gives_what_each_alone_and_the_predictions_say(trained, predicted, tmp_path):
+    """Two ways to one direction: found again from the validation bags, and kept by the training."""
     arguments = [*source_arguments(trained), "--device", "cpu"]
     assert score.main(["--runs", str(trained / "runs" / "runs.json"), "--out", str(tmp_path), *arguments]) == 0
-    for path_ in read_index(tmp_path / "index.json"):
-        run, alone = trained / "runs" / path_.stem, tmp_path / "alone" / path_.name
-        assert score.main(["--run", str(run), "--out", str(alone.parent), *arguments]) == 0
-        assert json.loads((alone.parent / "index.json").read_text())["runs"][0]["run"] == path_.stem
-        with np.load(path_, allow_pickle=False) as together, np.load(alone, allow_pickle=False) as one:
-            assert set(together.files) == set(one.files) and "signed_score" in one.files
-            for name in set(one.files) - {"meta"}:
-                np.testing.assert_array_equal(together[name], one[name])
+    for file in read_index(tmp_path / "index.json"):
+        run, alone = trained / "runs" / file.stem, tmp_path / "alone"
+        assert score.main(["--run", str(run), "--out", str(alone), *arguments]) == 0
+        assert (alone / file.name).read_bytes() == file.read_bytes()
+        assert [entry.run for entry in PredictionIndex.read(alone / "index.json").runs] == [file.stem]
+        scored, expected = load_predictions(file), load_predictions(predicted / file.name)
+        assert scored.meta.signed_agreement == pytest.approx(expected.meta.signed_agreement, abs=1e-9)
+        for bag_id in expected.arrays["bag_id"].tolist():
+            ours, theirs = scored.bag(bag_id)["signed_score"], expected.bag(bag_id)["signed_score"]
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
+            assert np.abs(theirs).max() > 0
     lines = (tmp_path / "scores.csv").read_text().splitlines()
     assert len(lines) == 1 + 16 and lines[0].startswith("bag_id,state")
 
@@ -320,26 +300,6 @@ def test_bags_cut_or_encoded_otherwise_are_refused_by_name_and_the_others_scored
     assert not (tmp_path / "none").exists()
 
 
-def score_copy(trained, folder):
-    """The training in a folder of its own, scored on its own bags; path of the predictions of each run."""
-    runs = folder / "runs"
-    arguments = ["--runs", str(runs / "runs.json"), "--out", str(folder / "out"), *source_arguments(trained)]
-    assert score.main([*arguments, "--device", "cpu"]) == 0
-    return {path_.stem: load_predictions(path_) for path_ in read_index(folder / "out" / "index.json")}
-
-
-def test_scored_bags_get_the_signed_scores_of_the_predictions(trained, predicted, tmp_path):
-    """Two ways to one direction: found again from the validation bags, and kept by the training."""
-    shutil.copytree(trained / "runs", tmp_path / "runs")
-    for run, scored in score_copy(trained, tmp_path).items():
-        expected = load_predictions(predicted / f"{run}.npz")
-        assert scored.meta.signed_agreement == pytest.approx(expected.meta.signed_agreement, abs=1e-9)
-        for bag_id in expected.arrays["bag_id"].tolist():
-            ours, theirs = scored.bag(bag_id)["signed_score"], expected.bag(bag_id)["signed_score"]
-            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
-            assert np.abs(theirs).max() > 0
-
-
 def damage(kind, file):
     data = file.read_bytes()
     other = (file.parent.parent / "split2_lr0.01" / file.name).read_bytes()
@@ -359,9 +319,10 @@ def test_without_a_direction_to_trust_there_is_no_signed_score_and_the_log_says_
     listed = json.loads((tmp_path / "runs/runs.json").read_text())["runs"]
     (run,) = [one["run"] for one in listed if one["seed"] == 1 and one["chosen"]]
     damage(kind, tmp_path / "runs" / run / "direction.safetensors")
-    found = score_copy(trained, tmp_path)
-    assert "signed_score" not in found[run].arrays and found[run].meta.signed_agreement is None
-    others = [one for name, one in found.items() if name != run]
-    assert others and all("signed_score" in one.arrays for one in others)
+    arguments = ["--runs", str(tmp_path / "runs/runs.json"), "--out", str(tmp_path / "out"), *source_arguments(trained)]
+    assert score.main([*arguments, "--device", "cpu"]) == 0
+    scored = {path_.stem: load_predictions(path_) for path_ in read_index(tmp_path / "out/index.json")}
+    assert {name: "signed_score" in one.arrays for name, one in scored.items()} == {n: n != run for n in scored}
+    assert len(scored) == 2 and scored[run].meta.signed_agreement is None
     (line,) = [record.getMessage() for record in caplog.records if "sign-aware" in record.getMessage()]
     assert reason in line and run in line
