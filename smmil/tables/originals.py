@@ -114,32 +114,28 @@ ORIGINALS: dict[str, Original] = {
     "transmil": Original(
         "Shao et al., NeurIPS 2021",
         "szc19990412/TransMIL 9d6aee5, nystrom-attention 0.0.14",
-        "",
-        ("transmil",),
-        (_RELU,),
+        fixtures=("transmil",),
+        departures=(_RELU,),
     ),
     "setmil": Original(
         "Zhao et al., MICCAI 2022",
         "TencentAILabHealthcare/SETMIL 5455fb5",
-        "",
-        ("setmil",),
-        (
+        fixtures=("setmil",),
+        departures=(
             _EXTRA,
             Departure(
                 "tokens are the occupied cells of the bag's grid, numbered by its width; there a full grid that a "
                 "5 x 5 convolution of stride 2 reduces",
                 "every instance keeps a score of its own",
-                "",
-                "no reduction of the grid",
+                note="no reduction of the grid",
             ),
         ),
     ),
     "gtp": Original(
         "Zheng et al., IEEE TMI 2022",
         "vkola-lab/tmi2022 6d72bfa",
-        "",
-        ("gtp",),
-        (
+        fixtures=("gtp",),
+        departures=(
             _EXTRA,
             Departure(
                 "the score is GraphCAM as computed; its maps there are rescaled to [0, 1] within each bag, times the "
@@ -171,9 +167,8 @@ ORIGINALS: dict[str, Original] = {
     "iibmil": Original(
         "Ren et al., MICCAI 2023",
         "TencentAILabHealthcare/IIB-MIL a354ec6",
-        "",
-        ("iibmil",),
-        (
+        fixtures=("iibmil",),
+        departures=(
             _EXTRA,
             Departure(
                 "momentum 0.94 of the soft labels, which start to move after two epochs",
@@ -192,45 +187,39 @@ ORIGINALS: dict[str, Original] = {
     ),
     "deepgraphsurv": Original(
         "Li et al., MICCAI 2018",
-        "",
-        "ChebConv of torch_geometric, 4e-16",
-        (),
-        (
+        check="ChebConv of torch_geometric, 4e-16",
+        departures=(
             Departure(
                 "one Chebyshev filter (K = 5) for features and attention, then attention pooling",
                 "the original code does not run (TensorFlow 1, a missing package), and the paper gives no sizes",
-                "",
-                "architecture chosen here",
+                note="architecture chosen here",
             ),
         ),
     ),
     "sm_clam": Original(
         _SM,
-        "",
-        "CLAM on Sm(H) with a dense matrix, 1e-15; α = 0 is CLAM",
-        (),
-        (_RELU, Departure("Sm acts on the embedding, before attention and pooling", _PLACE, "", _PLACED)),
+        check="CLAM on Sm(H) with a dense matrix, 1e-15; α = 0 is CLAM",
+        departures=(_RELU, Departure("Sm acts on the embedding, before attention and pooling", _PLACE, note=_PLACED)),
     ),
     "sm_dsmil": Original(
         _SM,
-        "",
-        "DSMIL on Sm(H) with a dense matrix, 1e-15; α = 0 is DSMIL",
-        (),
-        (_EXTRA, Departure("Sm acts on the embedding, for scores, queries and values", _PLACE, "", _PLACED)),
+        check="DSMIL on Sm(H) with a dense matrix, 1e-15; α = 0 is DSMIL",
+        departures=(
+            _EXTRA,
+            Departure("Sm acts on the embedding, for scores, queries and values", _PLACE, note=_PLACED),
+        ),
     ),
     "sm_dftd": Original(
         _SM,
-        "",
-        "DTFD-MIL on Sm(H) with a dense matrix, 1e-15; α = 0 is DTFD-MIL",
-        (),
-        (Departure("Sm acts on the embedding of each pseudo-bag, on the edges inside it", _PLACE, "", _PLACED),),
+        check="DTFD-MIL on Sm(H) with a dense matrix, 1e-15; α = 0 is DTFD-MIL",
+        departures=(
+            Departure("Sm acts on the embedding of each pseudo-bag, on the edges inside it", _PLACE, note=_PLACED),
+        ),
     ),
     "penalty": Original(
         _SM,
-        "",
-        "the Dirichlet energy as a dense double sum, 1e-15",
-        (),
-        (
+        check="the Dirichlet energy as a dense double sum, 1e-15",
+        departures=(
             Departure(
                 "weight 1 of the energy in the loss",
                 "the paper does not give it",
