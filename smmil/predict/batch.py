@@ -72,7 +72,14 @@ def find_images(paths: Iterable[Path], *, bag_id: str | None = None, mpp: float 
     Raises:
         ValueError: a faulty table, a name twice, or `bag_id` for several images.
     """
-    listed = [image for path in paths for image in _listed(path, mpp)]
+    listed: list[tuple[Path, str, float | None]] = []
+    for path in paths:
+        if path.suffix.lower() == ".csv":
+            listed += _in_table(path, mpp)
+            continue
+        inside = [*_in_folder(path)] if path.is_dir() and not path.name.lower().endswith(WSI_SUFFIXES) else []
+        # A folder without any image is left to its reader, which says what is wrong with it.
+        listed += [(image, "", mpp) for image in inside or [path]]
     if bag_id is not None and len(listed) != 1:
         raise ValueError(f"--bag-id {bag_id}: found {len(listed)} images, expected one; name them in a CSV table")
     images: dict[str, Image] = {}
@@ -92,15 +99,8 @@ def _is_file(path: Path) -> bool:
     return path.is_file() or path.name.lower().endswith((*WSI_SUFFIXES, *DICOM_SUFFIXES))
 
 
-def _listed(path: Path, mpp: float | None) -> list[tuple[Path, str, float | None]]:
-    """Return path, given name ("" = none) and resolution of the images that an argument names."""
-    if path.suffix.lower() == ".csv":
-        return _in_table(path, mpp)
-    found = [*_in_folder(path)] if path.is_dir() and not path.name.lower().endswith(WSI_SUFFIXES) else []
-    return [(image, "", mpp) for image in found or [path]]
-
-
 def _in_table(table: Path, mpp: float | None) -> list[tuple[Path, str, float | None]]:
+    """Return path, given name ("" = none) and resolution of every image."""
     lines, images, problems = read_csv(table, ("image",)), [], []
     for line in lines:
         text = line.cells.get("mpp", "")

@@ -16,7 +16,7 @@ from smmil.artifacts.records import Metrics
 from smmil.artifacts.results import inverted, split_values
 from smmil.config.methods import bases
 from smmil.evaluate.ranks import mean_ranks
-from smmil.tables.specs import TABS, Column, Key, bounds, style
+from smmil.tables.specs import LARGEST, TABS, Column, Key, style
 
 # (dataset, encoder, method) -> metrics
 MetricsByKey = Mapping[tuple[str, str, str], Metrics]
@@ -197,8 +197,8 @@ def leaves_range(column: Column, cell: Cell) -> bool:
     """Return whether mean ± deviation reaches values that the metric cannot take."""
     if column.kind != "mean" or cell.mean is None or cell.std is None:
         return False
-    low, high = bounds(column.metrics[0])
-    return cell.mean - cell.std < low - 1e-9 or cell.mean + cell.std > high + 1e-9
+    largest = LARGEST.get(column.metrics[0], 1.0)
+    return cell.mean - cell.std < -1e-9 or cell.mean + cell.std > largest + 1e-9
 
 
 def _metric(column: Column, method: str, metrics: MetricsByKey) -> Cell:

@@ -86,7 +86,7 @@ STYLES: dict[str, tuple[str, bool]] = {
     "memory_mib": (".0f", False),
     "device_memory_mib": (".0f", False),
 }
-# metrics that can be above 1
+# no metric is below 0; of those that can be above 1, the largest value
 LARGEST = {"dirichlet_normalised": 2.0} | dict.fromkeys(
     ("dirichlet_raw", "train_seconds", "memory_mib", "device_memory_mib"), float("inf")
 )
@@ -106,11 +106,6 @@ TABS = {
 def style(metric: str) -> tuple[str, bool]:
     """Return the format of a metric's numbers and whether larger is better."""
     return STYLES.get(metric, (".3f", True))
-
-
-def bounds(metric: str) -> tuple[float, float]:
-    """Return the smallest and the largest value that a metric can take."""
-    return 0.0, LARGEST.get(metric, 1.0)
 
 
 def _columns(metrics: Sequence[str], kind: str = "mean", prefix: str = "") -> list[Column]:
@@ -152,11 +147,10 @@ def _one_metric(title: str, metric: str) -> TableSpec:
         sections += [_spread([metric]), *_signed(_columns([f"signed_{metric}"]))]
         smoothed = "The same with the sign-aware score smoothed by Sm"
         sections.append(SectionSpec(_columns([f"signed_sm_{metric}"]), (), "signed-sm", smoothed, optional=True))
-    return TableSpec(title, [_by_encoder_and_dataset(section) for section in sections])
-
-
-def _by_encoder_and_dataset(section: SectionSpec) -> SectionSpec:
-    return replace(section, columns=[replace(c, label="") for c in section.columns], by="encoder_dataset")
+    # Columns are named by the datasets' titles.
+    columns = [[replace(column, label="") for column in section.columns] for section in sections]
+    every = zip(sections, columns, strict=True)
+    return TableSpec(title, [replace(section, columns=of, by="encoder_dataset") for section, of in every])
 
 
 def _job(metric: str, key: str, title: str, *, optional: bool = False) -> SectionSpec:
