@@ -34,31 +34,18 @@ def saying(outcome: str, pattern: str) -> str:
     return f"{outcome}: " + (f"`` {text} ``" if "`" in text else f"`{text}`")
 
 
-def refused(pattern: str) -> str:
-    return saying("refused", pattern)
+def refused(case: str | tuple[Any, ...]) -> str:
+    """Return the refusal of a case, which is its message or ends with it."""
+    return saying("refused", case if isinstance(case, str) else case[-1])
 
 
-def each(cases: Mapping[str, Any], outcome: Callable[[Any], str]) -> Table:
+def each(cases: Mapping[str, Any], outcome: Callable[[Any], str] = refused) -> Table:
     """Return property -> outcome of a table of cases."""
     return {name: outcome(case) for name, case in cases.items()}
 
 
-def last(case: tuple[Any, ...]) -> str:
-    """Return the refusal of a case that ends with its message."""
-    return refused(case[-1])
-
-
-def samples(case: slides.Samples) -> str:
-    return refused(case.result) if isinstance(case.result, str) else READ
-
-
 def level(case: levels.Levels) -> str:
-    reason = case.warned.rpartition(".*")[2]
-    return saying("read without that level, warned", reason) if case.warned else READ
-
-
-def resolution(case: tuple[Any, float, str]) -> str:
-    return saying("used, warned", case[2]) if case[2] else "used"
+    return saying("read without that level, warned", case.warned.rpartition(".*")[2]) if case.warned else READ
 
 
 def shape(case: tuple[Any, float, dict[str, int] | None]) -> str:
@@ -94,16 +81,20 @@ def tables() -> dict[str, Table]:
         for name, case in series.RECONSTRUCTIONS.items()
     }
     return {
-        "Slides: resolution": each(resolutions.ACCEPTED, resolution) | each(resolutions.REFUSED, last),
-        "Slides: pictures and levels": each(levels.LEVELS, level) | each(slides.PICTURES, last),
-        "Slides: samples": each(slides.SAMPLES, samples),
+        "Slides: resolution": each(
+            resolutions.ACCEPTED, lambda case: saying("used, warned", case[2]) if case[2] else "used"
+        )
+        | each(resolutions.REFUSED),
+        "Slides: pictures and levels": each(levels.LEVELS, level) | each(slides.PICTURES),
+        "Slides: samples": each(
+            slides.SAMPLES, lambda case: refused(case.result) if isinstance(case.result, str) else READ
+        ),
         "Slides: compression": each(slides.LOSSLESS, lambda _: READ)
         | {"JPEG": READ}
         | each(slides.UNREADABLE, lambda case: refused(case[1].partition(") ")[2])),
-        "Slides: files that are none": each(slides.NO_SLIDES, last)
-        | {"slide that is cut off": refused(slides.CUT_OFF)},
+        "Slides: files that are none": each(slides.NO_SLIDES) | {"slide that is cut off": refused(slides.CUT_OFF)},
         "Scans: slices and series": {
-            **each(slices.REFUSED, last),
+            **each(slices.REFUSED),
             **reconstructions,
             "two reconstructions, one above the other": READ,
         },
@@ -111,16 +102,16 @@ def tables() -> dict[str, Table]:
         | litter(),
         "Scans: transfer syntaxes": syntaxes(),
         "Annotations: objects": each(outlines.SHAPES, shape),
-        "Annotations: files": each(outlines.FAULTS, last),
+        "Annotations: files": each(outlines.FAULTS),
         "Manifests": {
             **each(manifests.HARMLESS, lambda _: READ),
             **each(manifests.NOTED, lambda message: saying("read, noted in the report", message)),
-            **each(manifests.REFUSED, last),
-            **each(manifests.SLICE_LABELS, last),
+            **each(manifests.REFUSED),
+            **each(manifests.SLICE_LABELS),
         },
         "Paths": {
             **{f"DICOM files with names that hold {', '.join(folders.NAMES)}": READ},
-            **each(manifests.PATHS, last),
+            **each(manifests.PATHS),
             **each(manifests.UNREADABLE, lambda case: saying("this bag fails", f"no readable image: ... {case[1]}")),
         },
     }

@@ -68,7 +68,8 @@ def _packages() -> Check:
         wanted = [entry for entry in requires("smmil") or [] if "extra ==" not in entry]
         remedy = f"{sys.executable} -m pip install --force-reinstall smmil"
     names = [re.split(r"[^A-Za-z0-9_.-]", entry, maxsplit=1)[0] for entry in wanted]
-    installed = {_normal(package.name) for package in distributions()}
+    # what is left of a removed package may have no name
+    installed = {_normal(package.name) for package in distributions() if package.name}
     if absent := [name for name in names if _normal(name) not in installed]:
         return Check("packages", "missing", f"not installed: {', '.join(absent)}", remedy)
     return Check("packages", "ok", f"all {len(names)} installed")
