@@ -1,4 +1,4 @@
-"""A tiny stored dataset with a finished training and predictions, made once per file and copied by every test."""
+"""A tiny stored dataset with a finished training and predictions, made once and copied by every test."""
 
 import shutil
 from pathlib import Path
@@ -37,7 +37,7 @@ class Work:
         return predict_main(self.predict_arguments())
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Work:
     """Return the finished work; tests must not change it."""
     made = Work(make_dataset(tmp_path_factory.mktemp("finished") / "tiny"))

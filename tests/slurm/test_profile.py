@@ -47,8 +47,8 @@ def test_the_lines_to_fill_in_name_every_gpu_rule(submitted):
 
 
 def test_snakemake_accepts_the_profile_for_every_target(tmp_path):
-    fake_raw(tmp_path, panda=1, scans=200)
-    config = write_config(tmp_path, {"use": ["rsna"], "datasets": {"rsna": {"source": {"scans": 200}}}})
+    fake_raw(tmp_path, panda=1, scans=50)
+    config = write_config(tmp_path, {"use": ["rsna"], "datasets": {"rsna": {"source": {"scans": 50}}}})
     # groups that wait for each other would be refused here
     jobs = planned(tmp_path, "--configfile", config, "--workflow-profile", str(PROFILE))
     assert {"train_runs", "measure_runs", "make_table", "write_report"} <= jobs.keys()
