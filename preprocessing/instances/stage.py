@@ -30,13 +30,7 @@ log = logging.getLogger(__name__)
 
 
 def cut_bag(
-    row: BagRow,
-    options: InstanceOptions,
-    root: Path,
-    out: Path,
-    *,
-    dataset: str,
-    compare: Compare = "time",
+    row: BagRow, options: InstanceOptions, root: Path, out: Path, *, dataset: str, compare: Compare = "time"
 ) -> Outcome:
     """Cut one slide or scan into instances and store them, unless they are stored already.
 

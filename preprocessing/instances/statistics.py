@@ -29,11 +29,7 @@ CLIPPED_SHARE = 0.01
 
 
 def slide_statistics(
-    slide: Slide,
-    attrs: InstanceAttrs,
-    coords: npt.NDArray[np.integer],
-    thumbnail: Image | None,
-    downsample: float,
+    slide: Slide, attrs: InstanceAttrs, coords: npt.NDArray[np.integer], thumbnail: Image | None, downsample: float
 ) -> SlideStatistics | None:
     """Look at the thumbnail of a slide and at the middle of some of its tiles; None if there is nothing to look at.
 

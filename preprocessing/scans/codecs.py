@@ -14,11 +14,7 @@ if TYPE_CHECKING:
     from pydicom.pixels.decoders.base import Decoder, DecodeRunner
 
 PLUGIN = "imagecodecs"
-_SYNTAXES = {
-    "jpeg8": (50, 51, 57, 70),
-    "jpegls": (80, 81),
-    "jpeg2k": (90, 91, 201, 202, 203),
-}
+_SYNTAXES = {"jpeg8": (50, 51, 57, 70), "jpegls": (80, 81), "jpeg2k": (90, 91, 201, 202, 203)}
 _CODECS = {f"1.2.840.10008.1.2.4.{number}": codec for codec, numbers in _SYNTAXES.items() for number in numbers}
 _LOCK = Lock()
 _END_OF_IMAGE = b"\xff\xd9"

@@ -53,11 +53,7 @@ def read_tile(slide: Slide, attrs: InstanceAttrs, l0_x: int, l0_y: int, out: Ima
 
 
 def iter_tiles(
-    path: Path | str,
-    attrs: InstanceAttrs,
-    coords: npt.NDArray[np.integer],
-    *,
-    on_bad_tile: OnBadTile | None = None,
+    path: Path | str, attrs: InstanceAttrs, coords: npt.NDArray[np.integer], *, on_bad_tile: OnBadTile | None = None
 ) -> Generator[Image, Image | None, None]:
     """Iterate over all tiles of a bag, in the order of `coords`.
 

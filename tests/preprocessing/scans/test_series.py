@@ -69,11 +69,7 @@ def test_one_uid_or_place_with_different_content_is_refused(
 RECONSTRUCTIONS: dict[str, tuple[str, Any, Any]] = {
     "two kernels": ("ConvolutionKernel", "H31s", "H70h"),
     "two acquisitions": ("AcquisitionNumber", 1, 2),
-    "originals and reformats": (
-        "ImageType",
-        ["ORIGINAL", "PRIMARY", "AXIAL"],
-        ["DERIVED", "SECONDARY", "AXIAL"],
-    ),
+    "originals and reformats": ("ImageType", ["ORIGINAL", "PRIMARY", "AXIAL"], ["DERIVED", "SECONDARY", "AXIAL"]),
     "two slice thicknesses": ("SliceThickness", 1.5, 5.0),
     "two voltages": ("KVP", 80, 140),
     "two cardiac phases": ("NominalPercentageOfCardiacPhase", 30, 70),

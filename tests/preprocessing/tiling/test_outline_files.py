@@ -64,77 +64,66 @@ def test_entities_are_refused(tmp_path, doctype: str) -> None:
 
 
 PLAIN = asap([("_0", "Polygon", SQUARE)])
-FAULTS = {
-    "XML that ends early": ("a.xml", "<ASAP_Annotations>", "not well-formed XML after line 1"),
-    "XML cut off within a line": ("a.xml", PLAIN[:200], "not well-formed XML after line 1: cut short"),
+XML_FAULTS = {
+    "XML that ends early": ("<ASAP_Annotations>", "not well-formed XML after line 1"),
+    "XML cut off within a line": (PLAIN[:200], "not well-formed XML after line 1: cut short"),
     "XML in an unknown encoding": (
-        "a.xml",
         '<?xml version="1.0" encoding="martian"?><ASAP_Annotations/>',
         "not well-formed XML",
     ),
-    "empty XML file": ("a.xml", "", r"empty file \(0 bytes\)"),
-    "XML of another program": ("a.xml", "<svg/>", "root element 'svg'"),
-    "coordinate in words": ("a.xml", PLAIN.replace('X="0"', 'X="left"'), "X, Y = 0, left, 0; expected numbers"),
-    "coordinate with a decimal comma": (
-        "a.xml",
-        PLAIN.replace('X="100"', 'X="10,5"'),
-        "10,5, 0; .* with a decimal point",
-    ),
-    "point without Order": ("a.xml", PLAIN.replace('Order="0"', ""), "X, Y = absent, 0, 0; expected numbers"),
-    "coordinate nan": ("a.xml", PLAIN.replace('X="0"', 'X="nan"'), "not finite"),
-    "coordinate beyond 1e8 px": ("a.xml", PLAIN.replace('X="0"', 'X="1e300"'), r"not finite numbers below 1e\+08 px"),
+    "empty XML file": ("", r"empty file \(0 bytes\)"),
+    "XML of another program": ("<svg/>", "root element 'svg'"),
+    "coordinate in words": (PLAIN.replace('X="0"', 'X="left"'), "X, Y = 0, left, 0; expected numbers"),
+    "coordinate with a decimal comma": (PLAIN.replace('X="100"', 'X="10,5"'), "10,5, 0; .* with a decimal point"),
+    "point without Order": (PLAIN.replace('Order="0"', ""), "X, Y = absent, 0, 0; expected numbers"),
+    "coordinate nan": (PLAIN.replace('X="0"', 'X="nan"'), "not finite"),
+    "coordinate beyond 1e8 px": (PLAIN.replace('X="0"', 'X="1e300"'), r"not finite numbers below 1e\+08 px"),
+}
+JSON_FAULTS = {
     "integer of 400 digits": (
-        "a.json",
         '{"type": "Polygon", "coordinates": [[[0, 0], [1%s, 0], [9, 9]]]}' % ("0" * 400),
         "an outline is no list of points",
     ),
-    "JSON cut off after the first character": ("a.json", "{", "not JSON .*cut short or damaged"),
-    "empty JSON file": ("a.json", " \n", "empty file"),
-    "JSON nested too deeply": ("a.json", "[" * 100_000, "not JSON .*recursion limit"),
-    "NCRF list without vertices": ("a.json", '{"positive": [{"name": 1}]}', "positive.0.vertices: Field required"),
+    "JSON cut off after the first character": ("{", "not JSON .*cut short or damaged"),
+    "empty JSON file": (" \n", "empty file"),
+    "JSON nested too deeply": ("[" * 100_000, "not JSON .*recursion limit"),
+    "NCRF list without vertices": ('{"positive": [{"name": 1}]}', "positive.0.vertices: Field required"),
     "NCRF list with a decimal comma": (
-        "a.json",
         '{"positive": [{"vertices": [["1,5", 2]]}]}',
         r"positive\[0\].vertices: an outline is no list of points",
     ),
-    "features that are null": ("a.json", '{"features": null}', "features is null; expected GeoJSON features"),
+    "features that are null": ('{"features": null}', "features is null; expected GeoJSON features"),
     "object that is no feature": (
-        "a.json",
         '{"features": [{"name": 1}]}',
         r"features\[0\] is an object with the keys name; expected GeoJSON",
     ),
-    "geometry without a type": ("a.json", '[{"geometry": {}}]', r"\[0\]: geometry.type: Field required"),
+    "geometry without a type": ('[{"geometry": {}}]', r"\[0\]: geometry.type: Field required"),
     "unknown type of geometry": (
-        "a.json",
         '[{"geometry": {"type": "Circle"}}]',
         r"\[0\]: geometry of type 'Circle', expected one of Polygon",
     ),
     "polygon without rings": (
-        "a.json",
         '{"type": "Polygon", "coordinates": [[1, 2], [3, 4]]}',
         "an outline is no list of points",
     ),
     "multipolygon without polygons": (
-        "a.json",
         '{"type": "MultiPolygon", "coordinates": [1]}',
         "coordinates of a MultiPolygon are not lists",
     ),
-    "coordinates that are one number": (
-        "a.json",
-        '{"type": "Polygon", "coordinates": 7}',
-        "coordinates are 7, expected lists",
-    ),
+    "coordinates that are one number": ('{"type": "Polygon", "coordinates": 7}', "coordinates are 7, expected lists"),
     "properties that are a number": (
-        "a.json",
         '[{"properties": 3, "geometry": null}]',
         r"\[0\]: properties: Input should be an object",
     ),
     "JSON cut off within a feature": (
-        "a.json",
         '[{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [',
         "not JSON in UTF-8 .*EOF",
     ),
-    "number instead of GeoJSON": ("a.json", "3", "content is 3; expected GeoJSON"),
+    "number instead of GeoJSON": ("3", "content is 3; expected GeoJSON"),
+}
+FAULTS = {
+    **{name: ("a.xml", *case) for name, case in XML_FAULTS.items()},
+    **{name: ("a.json", *case) for name, case in JSON_FAULTS.items()},
     "other suffix": ("a.txt", "", "suffix '.txt'"),
 }
 
