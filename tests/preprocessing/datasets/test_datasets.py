@@ -129,7 +129,7 @@ def test_panda_partition_and_labels_as_published(tmp_path: Path, shared_data: Pa
     slides = sorted({*sorted(parts)[::16], panda.BLANK, *panda.BROKEN_MASKS})
     touch(tmp_path, *(f"train_images/{n}.tiff" for n in slides))
     touch(tmp_path, *(f"train_label_masks/{n}_mask.tiff" for n in slides[1:]))
-    rows, report = listed("panda", tmp_path, {"partition": str(source / "partition_PANDA.xlsx")})
+    rows, report = listed("panda", tmp_path, {"partition": as_csv.name})
     missing = {name.removesuffix(".tiff") for name in names(report.missing)}
     assert set(rows) == set(slides) - {panda.BLANK} == set(parts) - {panda.BLANK} - missing
     assert names(report.excluded) == {panda.BLANK}
