@@ -44,6 +44,7 @@ BLOCK_ELEMENTS = 4_000_000
 def draw_weights(n_bags: int, resamples: int, seed: int) -> Floats:
     """Draw the multiplicities (R,B) of every bag in every resample; rows sum to B."""
     draws = np.random.default_rng(seed).integers(0, n_bags, size=(resamples, n_bags))
+    # The rows are numbered apart, so that one count serves all resamples.
     flat = draws + n_bags * np.arange(resamples)[:, None]
     counts = np.bincount(flat.ravel(), minlength=resamples * n_bags).reshape(resamples, n_bags)
     return counts.astype(np.float64)
@@ -187,6 +188,7 @@ def intervals(runs: Sequence[Run], *, resamples: int = 1000, seed: int = 0) -> d
     for metric in (name for name in (*METRICS, *EXTRA) if name in shared):
         means = np.mean([run[metric] for run in resampled], axis=0)
         means = means[~np.isnan(means)]
+        # An interval over the few resamples that happen to be defined would look surer than it is.
         tail = (1 - LEVEL) / 2
         result[metric] = np.quantile(means, (tail, 1 - tail)).tolist() if 2 * len(means) > resamples else None
     return result

@@ -76,6 +76,7 @@ def _difference(methods: Sequence[Sequence[Floats | None]]) -> Difference:
     if np.isnan(splits[:, 0]).any() or (resamples and 2 * n <= resamples):
         return _undefined(n, "undefined in most resamples")
     first, second = values[:, :, 0]
+    # The observed difference counts as a draw on either side, so that p is never 0.
     tail = min(int((differences <= 0).sum()), int((differences >= 0).sum()))
     return Difference(
         first=float(first.mean()),

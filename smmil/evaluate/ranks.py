@@ -89,6 +89,7 @@ def rank_test(names: Sequence[str], columns: Sequence[Column]) -> RankTest:
         names: (N,) methods, each once.
         columns: (K, N) values, larger = better, None = missing.
     """
+    # A method that lacks a column would be ranked over easier or harder columns than the others.
     complete = [column for column in columns if None not in column]
     means = tuple(_ranks(complete).mean(0).tolist()) if complete and names else ()
     statistic, p, distance = None, None, None

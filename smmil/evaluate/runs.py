@@ -80,6 +80,7 @@ def evaluate_runs(
         predictions = load_predictions(file)
         run = _evaluate_run(predictions.meta, predictions.part("test"), predictions.part("val"))
         bags, reference = (part["bag_id"].tolist() for part in (run.resampled[0], (runs or [run])[0].resampled[0]))
+        # Means over splits and resampled bags need one test set for all of them.
         if bags != reference:
             differing = sorted(set(bags) ^ set(reference))[:5]
             raise ValueError(

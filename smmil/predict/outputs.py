@@ -56,6 +56,7 @@ class Scored:
 
     def as_signed(self, name: str) -> "Scored":
         """Return the bag with sign-aware scores in place of the raw ones, for a picture of them."""
+        # The threshold from validation is one of raw scores.
         return replace(self, scores=self.signed[name], threshold=None, name=SIGNED[name])
 
     @property

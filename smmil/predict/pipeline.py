@@ -194,6 +194,7 @@ def predict_runs(
     first = next(iter(models.values()))
     dataset = first.config.dataset
     with _quiet_stages(), _bag_folder(out, keep_features=settings.keep_features) as bag:
+        # The image goes through the stages as a dataset of one bag, so that it is treated as those of the run were.
         row = _list_image(root, name, bag, dataset, bag_id, mpp, first.modality)
         if FAULTY in row.note:
             raise ValueError(f"{image}: {row.note}")

@@ -79,6 +79,7 @@ def load_model(
             "tool), so features of a new image cannot be made; extract them there and import them "
             "(python -m preprocessing.exchange), then score with smmil.score --run"
         )
+    # Random weights have no file: they are made again from the seed in the encoder's name.
     match = _RANDOM.fullmatch(facts.encoder)
     name, mode, seed = (match[1], "random", int(match[2])) if match else (facts.encoder, "pretrained", 0)
     sha256 = weights_hash(name, weights, mode, seed)

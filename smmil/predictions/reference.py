@@ -90,6 +90,7 @@ def read_reference(run: Path, config: RunConfig, folder: Path | None = None) -> 
 
 def _sample(store: Path) -> list[str]:
     names = sorted(path.name for path in store.iterdir() if not path.name.startswith("."))
+    # Evenly over the names, which often go by patient or centre.
     return names[:: max(1, len(names) // REFERENCE_BAGS)][:REFERENCE_BAGS]
 
 

@@ -140,6 +140,7 @@ def _refusals(
                 warned.setdefault(warning, info.bag_id)
         except ValueError as error:
             refused[info.bag_id] = str(error)
+    # Most bags share a warning, so each is logged once with an example.
     for warning, bag_id in warned.items():
         log.warning("%s: %s (e.g. bag %s)", where, warning, bag_id)
     if refused:

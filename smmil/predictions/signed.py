@@ -86,6 +86,7 @@ def find_direction(model: MILModel, cache: BagCache, index: Sequence[int]) -> Di
     groups = in_groups(model, cache, index, _shifts_and_means)
     values = [[value.to(cache.device) for value in group] for group in groups]
     gradient, logit, mean, weight = (torch.cat(parts) for parts in zip(*values, strict=True))
+    # One bag whose gradient overflows must not spoil the direction of the run.
     usable = gradient.isfinite().all(1)
     vector = gradient[usable].mean(0) if bool(usable.any()) else torch.zeros_like(gradient[0])
     origin = (mean * weight[:, None]).sum(0) / weight.sum()

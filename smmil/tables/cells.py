@@ -164,6 +164,7 @@ def metric_cell(metrics: Metrics | None, metric: str) -> Cell:
     if metrics is None:
         return Cell(note=NO_FILE, larger=larger)
     pairs, tests = split_values(metrics, metric), [split.test for split in metrics.splits]
+    # In the table of resources a split has a run for every learning rate.
     by_seed: dict[int, list[float]] = {}
     for seed, value in pairs:
         by_seed.setdefault(seed, []).append(value)
