@@ -251,7 +251,7 @@ def _is_whole(path: Path) -> bool:
     size = path.stat().st_size
     try:
         with tifffile.TiffFile(path) as tiff:
-            parts = [(page.dataoffsets, page.databytecounts) for page in tiff.pages]
+            parts = ((page.dataoffsets, page.databytecounts) for page in tiff.pages)
             return all(at + count <= size for part in parts for at, count in zip(*part, strict=True))
     except TIFF_DAMAGE:
         return False
