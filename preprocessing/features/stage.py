@@ -46,12 +46,12 @@ class FeatureSettings:
         dtype: "float16" or "float32", of the stored features.
     """
 
-    weights: Path = Path("weights")
-    mode: str = "pretrained"
-    seed: int = 0
-    policy: str = "resize224"
-    dtype: str = "float16"
-    precision: str = "float32"
+    weights: Path
+    mode: str
+    seed: int
+    policy: str
+    dtype: str
+    precision: str
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ class Resources:
         workers: decoding threads.
     """
 
-    device: str = "auto"
-    batch_size: int = 64
-    workers: int = 2
+    device: str
+    batch_size: int
+    workers: int
 
 
 def extract(
@@ -78,8 +78,7 @@ def extract(
     out: Path,
     *,
     dataset: str,
-    resources: Resources | None = None,
-    compare: Compare = "time",
+    resources: Resources,
 ) -> Outcome:
     """Extract and store the features of one bag with one encoder, unless they are stored already.
 
@@ -92,17 +91,15 @@ def extract(
         out: folder of the stage; gets `{encoder}/store/{bag_id}` with the array `features` (N, P).
         dataset: its name, part of the bag's key.
         resources: device, batch size and threads.
-        compare: how a changed image is recognised, by "time" or "content".
 
     Raises:
         FileNotFoundError: the bag has no stored instances.
         ValueError: missing weights or unreadable images; the file is named.
         Abort: the encoder fails.
     """
-    resources = resources or Resources()
     info = read_info(instances / "store", row.bag_id)
     entry = ManifestEntry(bag_id=row.bag_id, state="ok", n=info.n, hash=info.content)
-    stage = FeatureStage(dataset, root, out, instances, {row.bag_id: entry}, [encoder], settings, compare)
+    stage = FeatureStage(dataset, root, out, instances, {row.bag_id: entry}, [encoder], settings)
     with stage.extracting(stage.prepare([row]), resources):
         return stage.work(row)
 
