@@ -19,6 +19,7 @@ from preprocessing.common.files import write_json
 from preprocessing.exchange import FORMATS
 from preprocessing.exchange.model import ExportOptions, ImportOptions
 from preprocessing.exchange.qupath import OBJECT_TYPES, TISSUE, read_scores
+from preprocessing.store.bags import bag_path
 
 log = logging.getLogger("preprocessing.exchange")
 
@@ -110,7 +111,7 @@ def _write_config(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from preprocessing.exchange.stored import stored_bags
+    from preprocessing.exchange.stage import read_stored
 
     form = FORMATS[args.format]
     if form.needs_features and args.features is None:
@@ -128,8 +129,12 @@ def _export(args: argparse.Namespace) -> int:
     features = args.features if form.needs_features else None
     written: list[BagRow] = []
     skipped: list[str] = []
-    for row, bag in stored_bags(rows, args.instances, features, strict=bool(args.bag_id)):
-        if bag is None:
+    for row in rows:
+        stored = bag_path(args.instances / "store", row.bag_id).is_dir()
+        bag = read_stored(row, args.instances, features) if stored or args.bag_id else None
+        if bag is None or len(bag) == 0:
+            if args.bag_id:
+                raise ValueError(f"{row.bag_id}: an empty bag (no tissue), there is nothing to export")
             skipped.append(row.bag_id)
             continue
         bag.scores = scores.get(row.bag_id, {})

@@ -103,7 +103,7 @@ class ClamTarget:
         """Write one slide, rows in CLAM's order."""
         slides_only(bag, "CLAM")
         assert bag.features is not None and bag.coverage is not None
-        contour = np.zeros(len(bag), np.int64) if bag.contour is None else bag.contour
+        contour = np.array(bag.attrs.contour_of_tile or [0] * len(bag))
         order = np.lexsort((bag.coords[:, 1], bag.coords[:, 0], contour))
         coords, features = bag.coords[order], bag.features[order].astype(np.float32)
         name = f"{bag.row.bag_id}.h5"

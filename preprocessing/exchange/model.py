@@ -72,7 +72,6 @@ class Bag:
         coverage: lesion shares.
         attrs: geometry: `modality`, for slides `l0_footprint_px`, `l0_step_px`, `tile_px` and what else is known.
         facts: what is known of the features.
-        contour: (N,) contour of each tile, for CLAM's order; None if unknown.
         scores: columns (N,) of numbers (GeoJSON only).
     """
 
@@ -82,7 +81,6 @@ class Bag:
     coverage: npt.NDArray[np.float32] | None = None
     attrs: InstanceAttrs = field(default_factory=InstanceAttrs)
     facts: CarriedFacts = field(default_factory=CarriedFacts)
-    contour: Array | None = None
     scores: dict[str, Array] = field(default_factory=dict)
 
     def __len__(self) -> int:

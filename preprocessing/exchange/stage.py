@@ -1,4 +1,4 @@
-"""Imported bags into the bag store: the finished *instances* and *features* stages of a dataset, as if computed here.
+"""Bags into the bag store and out of it: an import gives finished *instances* and *features* stages of a dataset.
 
     {out}/manifest.csv                       the bags as a manifest of a custom dataset
     {out}/bags.csv, bags.report.json         one row per bag; `images` names the imported file
@@ -30,14 +30,25 @@ from preprocessing.exchange.geometry import (
     as_coverage,
     as_features,
     check_step,
+    grid_origin,
     reading_order,
     scan_geometry,
     slide_geometry,
 )
-from preprocessing.exchange.model import Array, Bag, ImportOptions, Source
+from preprocessing.exchange.model import Array, Bag, CarriedFacts, ImportOptions, Source
 from preprocessing.exchange.tables import label_cell, write_csv
 from preprocessing.store.attrs import FeatureAttrs, InstanceAttrs
-from preprocessing.store.bags import bag_path, coords_hash, finished_attrs, read_info, write_bag
+from preprocessing.store.bags import (
+    bag_path,
+    check_pairing,
+    coords_hash,
+    finished_attrs,
+    read_arrays,
+    read_feature_attrs,
+    read_info,
+    read_instance_attrs,
+    write_bag,
+)
 from preprocessing.store.files import check_chunk
 from preprocessing.store.outlines import Montage, Outlines
 
@@ -250,3 +261,29 @@ def _import_shard(stage: ImportStage, rows: Sequence[BagRow], number: int, out: 
         return run_shard(
             rows, lambda row: stage.features(row, entries[row.bag_id]), manifest, allowed, status, shard=shard
         )
+
+
+def read_stored(row: BagRow, instances: Path, features: Path | None) -> Bag:
+    """Read one bag of the store; without a features folder its geometry only.
+
+    Raises:
+        ValueError: a missing or damaged bag, or features of other coordinates.
+    """
+    store, facts, matrix = instances / "store", CarriedFacts(), None
+    try:
+        attrs, arrays = read_instance_attrs(store, row.bag_id), read_arrays(store, row.bag_id, verify=True)
+        if features is not None and len(arrays["coords"]):
+            extracted = read_feature_attrs(features / "store", row.bag_id)
+            check_pairing(attrs, extracted, row.bag_id)
+            matrix = read_arrays(features / "store", row.bag_id, verify=True)["features"]
+            facts = CarriedFacts(**extracted.as_json(), dtype=matrix.dtype.name)
+    except FileNotFoundError as error:
+        raise ValueError(f"{error.filename}: bag {row.bag_id} is not stored; run its stage first") from error
+    if "modality" not in attrs.model_fields_set:
+        attrs = attrs.updated(modality=row.modality)
+    coords = arrays["coords"]
+    if attrs.modality == "wsi" and len(coords):
+        attrs = attrs.updated(grid_origin_l0=grid_origin(coords, arrays["grid"], attrs.l0_step_px))
+        if attrs.grid_origin_l0 is None:
+            log.warning("%s: lattice cells do not follow from the coordinates; an import numbers them anew", row.bag_id)
+    return Bag(row, coords, matrix, arrays["coverage"], attrs, facts)
