@@ -119,7 +119,7 @@ class Block(nn.Module):
         changed = linear_rule(t.normed_middle, self.fc1.weight, changed)
         kept, changed = addition_rule(t.x, t.attended, clone_rule(t.middle, kept, changed))
         flat = linear_rule(t.values.transpose(1, 2).flatten(2), self.proj.weight, changed)
-        r_heads = flat.unflatten(2, (self.n_heads, -1)).transpose(1, 2)
+        r_heads = flat.view(*flat.shape[:2], self.n_heads, -1).transpose(1, 2)
         return kept, *product_rule(t.weights, t.v, t.values, r_heads)
 
     def input_relevance(self, t: Trace, kept: Tensor, weights: Tensor, values: Tensor) -> Tensor:

@@ -137,6 +137,7 @@ def split_bags(batch: BagBatch, keys: Tensor, n_pseudo: int) -> tuple[Tensor, Te
 
 def split_keys(batch: BagBatch) -> Tensor:
     """Hash (bag id, row in the bag) to (M,) int64, a fixed permutation of each bag."""
+    # Another text would give other splits, hence other predictions of trained runs.
     seeds = [zlib.crc32(f"0/{bag_id}".encode()) for bag_id in batch.bag_ids]
     bags = batch.bag_index
     rows = torch.arange(len(bags), device=bags.device) - batch.offsets[bags]

@@ -8,7 +8,7 @@ import torch
 from bench.peers import copy_pool
 from smmil.models.camil import feature_similarity, fuse, neighbour_weights, neighbour_weights_reference
 from tests.helpers.graphs import path
-from tests.helpers.models import F64, apart, assert_same, batch_of, build, randn
+from tests.helpers.models import F64, apart, assert_same, batch_of, build
 
 
 def test_similarity_by_hand():
@@ -36,22 +36,6 @@ def dense_similarity(similarity, self_similarity, neighbors):
             if j >= 0:
                 s[i, j] += value
     return s
-
-
-def test_weights_equal_the_formula_on_each_bag():
-    batch, (q, k) = batch_of(9, 4), randn(2, 13, 6)
-    similarity = feature_similarity(batch.x, batch.neighbors)
-    s = dense_similarity(*similarity, batch.neighbors)
-    bags = slice(0, 9), slice(9, 13)
-    expected = torch.cat([neighbour_weights_reference(q[bag], k[bag], s[bag, bag]) for bag in bags])
-    torch.testing.assert_close(neighbour_weights(q, k, batch.neighbors, *similarity, batch.offsets), expected)
-
-
-def test_fusion_without_local_part_is_half_of_t_in_both_forms():
-    t, local = torch.randn(2, 4, 3, dtype=F64)
-    torch.testing.assert_close(fuse(torch.zeros_like(t), t), t / 2)
-    s = torch.sigmoid(-local)
-    torch.testing.assert_close(fuse(local, t, released=True), 2 * local * s**2 + 2 * t * (1 - s**2))
 
 
 def test_the_score_does_not_see_the_neighbours_unless_read_from_m():

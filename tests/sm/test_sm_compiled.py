@@ -51,25 +51,18 @@ def check(actual: list[Tensor], expected: list[Tensor], dtype: torch.dtype) -> N
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", TABLES)
-def test_every_table_equals_the_reference(name, dtype):
+def test_every_table_equals_the_reference_and_the_torch_path(name, dtype, monkeypatch):
     neighbors = TABLES[name]()
     graph, dense = normalise_adjacency(neighbors, dtype=dtype), dense_normalised(neighbors)
     for columns in (1, 17, 129):
         u = randn(len(neighbors), columns)
-        actual = with_gradients(lambda u, alpha: sm_steps(u, graph, alpha), u.to(dtype))
-        check(actual, with_gradients(lambda u, alpha: steps_reference(u, dense, alpha), u), dtype)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", TABLES)
-def test_every_table_equals_the_torch_path(name, dtype, monkeypatch):
-    neighbors, results = TABLES[name](), []
-    graph, u = normalise_adjacency(neighbors, dtype=dtype), randn(len(neighbors), 70).to(dtype)
-    for compiled in (True, False):
-        monkeypatch.setattr(native, "usable", lambda u, use=compiled: use)
-        results.append(with_gradients(lambda u, alpha: sm_steps(u, graph, alpha), u))
-    check(*results, dtype)
-    torch.testing.assert_close(results[0][0], results[1][0], rtol=4 * torch.finfo(dtype).eps, atol=1e-6)
+        expected = with_gradients(lambda u, alpha: steps_reference(u, dense, alpha), u)
+        results = []
+        for compiled in (True, False):
+            monkeypatch.setattr(native, "usable", lambda u, use=compiled: use)
+            results.append(with_gradients(lambda u, alpha: sm_steps(u, graph, alpha), u.to(dtype)))
+            check(results[-1], expected, dtype)
+        torch.testing.assert_close(results[0][0], results[1][0], rtol=4 * torch.finfo(dtype).eps, atol=1e-6)
 
 
 @pytest.mark.parametrize("columns", [15, 33, 64, 129, 257, 513])
