@@ -69,6 +69,13 @@ def test_softmax_penalty_equals_the_dense_laplacian(power):
     torch.testing.assert_close(softmax_penalty(f, batch, power), torch.stack(expected))
 
 
+def test_softmax_penalty_shares_one_unit_of_weight_with_the_bag_loss():
+    model, batch = build("abmil_penalty", penalty=0.25, on="softmax"), batch_of(8, 5)
+    terms, output = model.loss(batch, model(batch)), model(batch)
+    torch.testing.assert_close(terms["bce"], 0.75 * model.bag_loss(output.bag_logit, batch.y))
+    torch.testing.assert_close(terms["penalty"], 0.25 * softmax_penalty(output.instance_score, batch).mean())
+
+
 def test_mean_pooling_is_uniform_attention():
     abmil, mean, batch = build("abmil"), build("mean_pool"), batch_of(6, 3)
     torch.nn.init.zeros_(abmil.pool.W.weight)
