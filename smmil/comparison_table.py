@@ -28,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out-html", type=Path, required=True, help="fragment of HTML for the report")
     parser.add_argument("--out-json", type=Path, help="every comparison with its splits, for smmil.findings")
     args = parser.parse_args(argv)
-    from smmil.artifacts.comparison import ComparisonsFile
     from smmil.artifacts.hashes import json_argument
+    from smmil.artifacts.records import ComparisonsFile
     from smmil.config.layouts import PairLayout
     from smmil.tables.comparisons import build, compare_pairs
     from smmil.tables.formats import write_table
