@@ -216,7 +216,7 @@ def draw_biopsy(rng: np.random.Generator, spec: BiopsySpec) -> tuple[U8, U8]:
     e_plane = texture.times(texture.times(e_plane, texture.fibres(rng, (h, w)), 128), border, 255)
     h_plane = texture.times(h_plane, border, 255)
     stain = texture.sample_stain(rng, int(spec.provider == "karolinska"))
-    rgb = texture.add_glass(rng, texture.render(texture.soften(h_plane), e_plane, stain))
+    rgb = texture.render(rng, h_plane, e_plane, stain)
     if spec.pen:
         texture.pen_line(rgb, rng, (int(0.02 * w), int(0.04 * h), int(0.98 * w), int(0.16 * h)), (30, 130, 90))
     if spec.provider == "karolinska":

@@ -185,7 +185,7 @@ def draw_node(rng: np.random.Generator, spec: NodeSpec) -> tuple[U8, Outlines]:
     stain = texture.sample_stain(rng, spec.centre, 0.5 if spec.special == "pale" else 1.0)
     if spec.special == "empty":
         zero = np.zeros((h, w), np.uint8)
-        return texture.add_glass(rng, texture.render(zero, zero, stain)), Outlines()
+        return texture.render(rng, zero, zero, stain), Outlines()
     tissue = tissue_field(rng, low, 2 if spec.special == "two_pieces" else 1)
     lesion, outlines = plan_lesions(rng, spec, tissue)
     kind = compartments(rng, tissue, lesion)
@@ -202,7 +202,7 @@ def draw_node(rng: np.random.Generator, spec: NodeSpec) -> tuple[U8, Outlines]:
     place_nuclei(rng, h_plane, kind, tissue > 0.0)
     draw_fat(rng, (h_plane, e_plane), kind)
     h_plane, e_plane = texture.times(h_plane, crisp, 255), texture.times(e_plane, crisp, 255)
-    rgb = texture.add_glass(rng, texture.render(texture.soften(h_plane), e_plane, stain))
+    rgb = texture.render(rng, h_plane, e_plane, stain)
     if spec.special == "pen":
         box = (int(0.05 * w), int(0.06 * h), int(0.95 * w), int(0.20 * h))
         texture.pen_line(rgb, rng, box, (40, 90, 190) if rng.random() < 0.5 else (30, 140, 90))

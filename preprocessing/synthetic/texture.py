@@ -86,11 +86,6 @@ def times(a: U8, b: U8, unit: int) -> U8:
     return np.asarray(cv2.multiply(a, b, scale=1 / unit), np.uint8)
 
 
-def soften(plane: U8) -> U8:
-    """Blur (H, W) by about one px, as the objective does."""
-    return np.asarray(cv2.GaussianBlur(plane, (3, 3), 0), np.uint8)
-
-
 def sigmoid(middle: float, width: float) -> U8:
     """Return a table (256,) uint8 that rises from 0 to 255 around `middle`."""
     return to_u8(255 / (1 + np.exp(-(np.arange(256) - middle) / width)))
@@ -188,15 +183,24 @@ def sample_stain(rng: np.random.Generator, centre: int, strength: float = 1.0) -
     return Stain(od_h * strength, od_e * strength, glass)
 
 
-def render(h_plane: U8, e_plane: U8, stain: Stain) -> U8:
-    """Turn two dye planes (H, W) uint8 into RGB (H, W, 3) uint8 by Beer-Lambert absorption."""
+def render(rng: np.random.Generator, h_plane: U8, e_plane: U8, stain: Stain) -> U8:
+    """Turn two dye planes (H, W) into RGB (H, W, 3) uint8 by Beer-Lambert absorption, with camera noise and dust."""
+    h, w = h_plane.shape
     levels = np.arange(256) * CONCENTRATION
+    # nuclei are blurred by about one px, as the objective does
+    h_plane = np.asarray(cv2.GaussianBlur(h_plane, (3, 3), 0), np.uint8)
     channels = []
     for c in range(3):
         through_h = to_u8(255 * np.exp(-levels * stain.haematoxylin[c]))
         through_e = to_u8(stain.glass[c] * np.exp(-levels * stain.eosin[c]))
         channels.append(times(look_up(h_plane, through_h), look_up(e_plane, through_e), 255))
-    return np.asarray(cv2.merge(channels), np.uint8)
+    rgb = np.asarray(cv2.merge(channels), np.uint8)
+    grain = np.pad(rng.integers(0, 6, (256, 256), dtype=np.uint8), ((0, 256), (0, 256)), mode="wrap")
+    tiled = np.tile(grain, (h // 512 + 1, w // 512 + 1))[:h, :w]
+    cv2.subtract(rgb, cv2.merge([tiled] * 3), dst=rgb)
+    for x, y in rng.integers(0, (w, h), (6, 2)).tolist():
+        cv2.circle(rgb, (x, y), int(rng.integers(1, 4)), (150, 150, 155), -1, cv2.LINE_AA)
+    return rgb
 
 
 def pen_line(rgb: U8, rng: np.random.Generator, box: tuple[int, int, int, int], colour: tuple[int, int, int]) -> None:
@@ -213,14 +217,3 @@ def pen_line(rgb: U8, rng: np.random.Generator, box: tuple[int, int, int, int], 
     for c in range(3):
         paint = times(ink, np.full_like(ink, 255 - colour[c]), 255)
         rgb[..., c] = times(np.ascontiguousarray(rgb[..., c]), 255 - paint, 255)
-
-
-def add_glass(rng: np.random.Generator, rgb: U8) -> U8:
-    """Add camera noise and a few specks of dust to (H, W, 3) in place; return the same array."""
-    h, w = rgb.shape[:2]
-    grain = np.pad(rng.integers(0, 6, (256, 256), dtype=np.uint8), ((0, 256), (0, 256)), mode="wrap")
-    tiled = np.tile(grain, (h // 512 + 1, w // 512 + 1))[:h, :w]
-    cv2.subtract(rgb, cv2.merge([tiled] * 3), dst=rgb)
-    for x, y in rng.integers(0, (w, h), (6, 2)).tolist():
-        cv2.circle(rgb, (x, y), int(rng.integers(1, 4)), (150, 150, 155), -1, cv2.LINE_AA)
-    return rgb
