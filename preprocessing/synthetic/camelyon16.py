@@ -21,6 +21,7 @@ from preprocessing.synthetic.lymph_node import NodeSpec, Outlines, draw_node
 from preprocessing.synthetic.sizes import Camelyon16Size
 from preprocessing.synthetic.tiff import encode_pyramid
 
+# um/px of the scanners of the two centres
 MPP = (0.243, 0.2263)
 LESION_SHARES = (0.05, 0.40)
 

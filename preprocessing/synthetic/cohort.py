@@ -44,6 +44,7 @@ class Plan:
 
 def stream(*key: object) -> np.random.Generator:
     """Return the random stream of a key such as (seed, "panda", 3), the same on every machine."""
+    # Python's own hash of a text differs between processes
     digest = hashlib.sha256(repr(key).encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "little"))
 

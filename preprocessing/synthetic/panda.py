@@ -18,6 +18,7 @@ from preprocessing.synthetic.sizes import PandaSize
 from preprocessing.synthetic.tiff import encode_pyramid
 
 FACTORS = (1, 4, 16)
+# um/px at the first level; Karolinska used two scanners
 MPP = {"radboud": (0.48,), "karolinska": (0.452, 0.503)}
 BENIGN_SHARE = 0.42
 GLEASON: dict[int, tuple[tuple[int, int], ...]] = {

@@ -24,6 +24,7 @@ from preprocessing.synthetic.head_ct import EXTENT, SUBTYPES, Bleed, draw_head
 from preprocessing.synthetic.sizes import RsnaSize
 
 Stored = npt.NDArray[np.int16] | npt.NDArray[np.uint16]
+# stored outside the round field of view, as in the real set
 PADDING = -2000
 DUPLICATED_SLICES = 2
 TWO_STUDIES_SHARE = 0.08

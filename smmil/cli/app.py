@@ -52,6 +52,7 @@ class Verb:
     def run(self, name: str, arguments: Sequence[str]) -> int:
         """Carry out the verb and return the exit code; help and errors call it `smmil NAME`, as the user did."""
         main: Main = import_module(self.module).main
+        # the parser of the other command line names itself, in texts that exist only when it prints them
         command = " ".join(["python -m", self.module.removesuffix(".__main__"), *self.first])
         out, err = (cast("IO[str]", Renamed(stream, command, f"smmil {name}")) for stream in (sys.stdout, sys.stderr))
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

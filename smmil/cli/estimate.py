@@ -142,6 +142,7 @@ def estimate(
             items.append(Item("features", probe.name, amount, seconds, *on_disk))
             jobs += shards * (1 + len(dataset.encoders))
         steps = [probe.steps[method] for name, _, method in trainings if name == probe.name]
+        # training, predictions and metrics of each method; list of bags, contact sheet and status of the dataset
         jobs += 3 * len(steps) + 3
         if steps:
             epochs = config.training.epochs
@@ -150,6 +151,7 @@ def estimate(
             amount = f"{len(steps)} methods and encoders, {runs} runs each of {epochs} epochs"
             size = runs * sum(step.bytes for step in steps)
             items.append(Item("training", probe.name, amount, seconds, size, runs * len(steps) * FILES_PER_RUN))
+    # the start of Python and torch often takes longer than a small job itself
     start = jobs * machine.start_seconds / machine.cores
     items.append(Item("jobs", "", f"start of about {jobs} jobs, {machine.start_seconds:.1f} s each", start))
     return Estimate(tuple(items), tuple(_basis(probes, machine)))

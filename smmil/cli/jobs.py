@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+# some dozens of lines: the log of a long training has megabytes, and the live view reads it several times a second
 TAIL_BYTES = 8192
 _BAGS = re.compile(r": (\d+)/(\d+) \S+ (?:ok|empty|skipped|failed)\b")
 _TILES = re.compile(r"(\d+)/(\d+) tiles, +(\S+) tiles/s, left (\S+)")

@@ -136,6 +136,7 @@ def _cut(
     """Cut a random sample of bags until there are enough, or the time is up; return those with instances, too."""
     chosen = config.datasets[name]
     options = InstanceOptions(wsi=wsi_options(chosen.instances.wsi), ct=ct_options(chosen.instances.ct))
+    # a random sample, since lists are often sorted by hospital or label; the same one every time
     order = np.random.default_rng(0).permutation(len(rows))[:TRIED_BAGS].tolist()
     sample, kept, faults = [], [], []
     started = time.perf_counter()

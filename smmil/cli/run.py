@@ -76,6 +76,7 @@ def run_workflow(
     check_targets(targets)
     command = snakemake_command(setup, targets, passed, cores=cores, verbose=verbose)
     print(f"configuration: {setup.title}; results: {setup.config.results}", file=sys.stderr)
+    # the live view repeats the options in the commands that it recommends
     environment = {**snakemake_environment(os.environ, verbose=verbose), "SMMIL_OPTIONS": setup.options}
     code = _wait(subprocess.Popen(command, env=environment))
     if code == 0 and not QUERIES & {*passed}:
@@ -111,6 +112,7 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
     signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))
     signal.signal(signal.SIGTERM, forward)
     code = process.wait()
+    # by this code a shell knows that Ctrl-C ended the command, and stops its script, too
     if interrupts and code:
         return 128 + signal.SIGINT
     return code if code >= 0 else 128 - code

@@ -98,6 +98,7 @@ def find_images(root: Path) -> tuple[list[Path], Counter[str], dict[str, str]]:
                 outlines.setdefault(path.stem, []).append(relative(root, path))
             else:
                 others[path.suffix.lower() or "no suffix"] += 1
+    # a name that occurs twice may belong to another slide
     return images, others, {stem: files[0] for stem, files in outlines.items() if len(files) == 1}
 
 
@@ -117,6 +118,7 @@ def survey(root: Path, bar: Callable[[list[Path]], Iterable[Path]] = iter) -> Su
 
 def _slide(root: Path, path: Path, outlines: str) -> Finding:
     image = relative(root, path)
+    # a slide without a resolution is usable once the manifest gives it one
     for require_mpp in (True, False):
         try:
             with open_slide(path, require_mpp=require_mpp, raw=False) as slide:
@@ -159,6 +161,7 @@ def _scan(root: Path, folder: Folder, image: str, number: int | None, patients: 
         patient = read_identity(folder.paths[first], first)[2]
     except (ValueError, OSError) as error:
         return Finding(image, "ct", fault=_plain(error, root))
+    # a manifest is passed around, so it gets a number and never the name of a patient
     index = patients.setdefault(patient, len(patients) + 1) if patient else None
     return Finding(image, "ct", "DICOM", size=f"{len(scan.slices)} slice{'s' * (len(scan.slices) > 1)}", patient=index)
 
