@@ -9,6 +9,8 @@ A bag in a manifest is what the manifest says; otherwise its last status line co
 when it was killed, or still is; pending: no job has come to it. Only seconds and rates differ between equal runs.
 """
 
+from __future__ import annotations
+
 import argparse
 import csv
 import io
@@ -17,7 +19,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -27,8 +29,9 @@ from preprocessing.bags.rows import BagRow
 from preprocessing.bags.table import read_bags
 from preprocessing.common.cli import guard
 from preprocessing.common.files import write_json, write_text
-from preprocessing.qc.counts import Expected, compare
-from preprocessing.qc.facts import BagFacts
+
+if TYPE_CHECKING:
+    from preprocessing.qc.counts import Expected
 
 log = logging.getLogger(__name__)
 
@@ -209,6 +212,10 @@ def summarise(
     dataset: str, rows: Sequence[BagRow], report: ListReport, stages: Mapping[str, StageStatus]
 ) -> tuple[Status, list[BagState]]:
     """Return the content of `status.json` and the rows of `status.csv`; `stages` are in the order to show."""
+    # imported here, because they load OpenCV and OpenSlide, for which --help would wait
+    from preprocessing.qc.counts import compare
+    from preprocessing.qc.facts import BagFacts
+
     tables = {stage: bag_states(rows, stage, status) for stage, status in stages.items()}
     every = [bag for table in tables.values() for bag in table]
     instances = tables.get("instances") or bag_states(rows, "instances", StageStatus({}, {}))
