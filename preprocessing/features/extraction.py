@@ -135,14 +135,12 @@ def decoded(
             if not open_lanes:
                 return
             lane, future = open_lanes.popleft()
-            plan, start = lane.plan, lane.start
-            try:
-                tiles = future.result()
-            except MemoryError:
-                raise
-            except Exception as error:
+            plan, start, error = lane.plan, lane.start, future.exception()
+            if isinstance(error, Exception) and not isinstance(error, MemoryError):
                 # Other lanes of the bag may fail too; the first error is the reason that is recorded.
                 plan.error = plan.error or error
+            else:
+                tiles = future.result()  # raises what is no fault of the bag
             if plan.error is not None:
                 lane.close()
                 continue
