@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.spatial import cKDTree
 
 GRID_K = 8
 _OFFSETS = [(-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)]
@@ -55,6 +54,9 @@ def distance_neighbors(coords: npt.NDArray[np.number], reach_l0_px: float) -> np
     Returns:
         (N, K) int32 neighbour table, K = max(8, largest degree), so that nothing is dropped.
     """
+    # imported here, because commands that import this module load no scipy for --help
+    from scipy.spatial import cKDTree
+
     n = len(coords)
     if n < 2:
         return np.full((n, GRID_K), -1, np.int32)
