@@ -100,9 +100,7 @@ class Slide:
         fitting = [i for i, ds in enumerate(self.level_downsamples) if ds <= downsample * (1 + tolerance)]
         return fitting[-1] if fitting else 0
 
-    def read(
-        self, l0_x: int, l0_y: int, level: int, size: tuple[int, int], *, white: bool = True, out: Image | None = None
-    ) -> Image:
+    def read(self, l0_x: int, l0_y: int, level: int, size: tuple[int, int], *, white: bool = True) -> Image:
         """Read a region, (height, width, 3) uint8.
 
         Args:
@@ -111,7 +109,6 @@ class Slide:
             level: pyramid level.
             size: (width, height) in px of `level`; what lies outside the slide is white.
             white: composite transparency on white; False leaves the colour as stored (transparent = black).
-            out: memory that may be used for the result, if it fits.
 
         Raises:
             ValueError: no such level or an empty size.
@@ -125,12 +122,12 @@ class Slide:
         downsample, (width, height) = self.level_downsamples[level], size
         left, top = math.floor(l0_x / downsample + 0.5), math.floor(l0_y / downsample + 0.5)
         if width <= MAX_READ_PX and height <= MAX_READ_PX:
-            return self._read_block(left, top, level, size, white, out)
+            return self._read_block(left, top, level, size, white)
         out = np.empty((height, width, 3), np.uint8)
         for y in range(0, height, MAX_READ_PX):
             for x in range(0, width, MAX_READ_PX):
                 part = (min(MAX_READ_PX, width - x), min(MAX_READ_PX, height - y))
-                out[y : y + part[1], x : x + part[0]] = self._read_block(left + x, top + y, level, part, white, None)
+                out[y : y + part[1], x : x + part[0]] = self._read_block(left + x, top + y, level, part, white)
         return out
 
     def read_level(
@@ -172,13 +169,11 @@ class Slide:
             image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
         return image, max(self.dimensions) / max(image.shape[:2])
 
-    def _read_block(
-        self, left: int, top: int, level: int, size: tuple[int, int], white: bool, out: Image | None
-    ) -> Image:
+    def _read_block(self, left: int, top: int, level: int, size: tuple[int, int], white: bool) -> Image:
         """Read a region of at most 4096 px a side; `left` and `top` in px of the level."""
         direct = self._direct_reader()
         if direct is not None:
-            block = direct.read(self, left, top, level, size, 255 if white else 0, out)
+            block = direct.read(self, left, top, level, size, 255 if white else 0)
             if block is not None:
                 return block
         source = self._levels[level]

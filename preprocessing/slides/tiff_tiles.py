@@ -102,7 +102,6 @@ class TiffTiles:
         level: int,
         size: tuple[int, int],
         fill: int,
-        out: Image | None = None,
     ) -> Image | None:
         """Read a region (height, width, 3) uint8, None if it has to be read by OpenSlide.
 
@@ -113,21 +112,18 @@ class TiffTiles:
             level: pyramid level.
             size: (width, height) in px of the level.
             fill: grey level of what lies outside and of missing tiles.
-            out: memory for the region, used if it is of its size and contiguous; its content is lost.
         """
         if level not in self._levels or not self._trust(slide, level):
             return None
-        if out is None or out.shape != (size[1], size[0], 3) or out.dtype != np.uint8 or not out.flags.c_contiguous:
-            out = tile_memory((size[1], size[0], 3))
         try:
-            return self._paste(level, left, top, size, fill, out)
+            return self._paste(level, left, top, size, fill)
         except _NotDirect as reason:
             log.info("%s: level %d, region at (%d, %d) left to OpenSlide: %s", self._path, level, left, top, reason)
             return None
 
-    def _paste(self, number: int, left: int, top: int, size: tuple[int, int], fill: int, out: Image) -> Image:
-        """Fill `out` with a region and return it."""
-        level = self._levels[number]
+    def _paste(self, number: int, left: int, top: int, size: tuple[int, int], fill: int) -> Image:
+        """Put a region together from its tiles."""
+        level, out = self._levels[number], tile_memory((size[1], size[0], 3))
         (tile_w, tile_h), (width, height) = level.tile, size
         x0, x1 = max(left, 0), min(left + width, level.size[0])
         y0, y1 = max(top, 0), min(top + height, level.size[1])

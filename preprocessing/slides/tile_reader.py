@@ -25,7 +25,7 @@ _FILTERS = {"area": cv2.INTER_AREA, "linear": cv2.INTER_LINEAR}
 log = logging.getLogger(__name__)
 
 
-def read_tile(slide: Slide, attrs: InstanceAttrs, l0_x: int, l0_y: int, out: Image | None = None) -> Image:
+def read_tile(slide: Slide, attrs: InstanceAttrs, l0_x: int, l0_y: int) -> Image:
     """Read one tile, (tile_px, tile_px, 3) uint8.
 
     Args:
@@ -33,7 +33,6 @@ def read_tile(slide: Slide, attrs: InstanceAttrs, l0_x: int, l0_y: int, out: Ima
         attrs: attributes of the bag.
         l0_x: left edge, level-0 px.
         l0_y: top edge, level-0 px.
-        out: array to reuse for the tile if its shape and type fit; its content is lost.
 
     Raises:
         TileReadError: the region cannot be decoded.
@@ -44,7 +43,7 @@ def read_tile(slide: Slide, attrs: InstanceAttrs, l0_x: int, l0_y: int, out: Ima
         # between two pixels of the level OpenSlide interpolates, as it does for CLAM
         region = slide.openslide_rgb(int(l0_x), int(l0_y), attrs.read_level, (read_px, read_px))
     else:
-        region = slide.read(int(l0_x), int(l0_y), attrs.read_level, (read_px, read_px), out=out)
+        region = slide.read(int(l0_x), int(l0_y), attrs.read_level, (read_px, read_px))
     if read_px == side:
         return region
     if attrs.resize_filter not in _FILTERS or read_px < side:
@@ -54,7 +53,7 @@ def read_tile(slide: Slide, attrs: InstanceAttrs, l0_x: int, l0_y: int, out: Ima
 
 def iter_tiles(
     path: Path | str, attrs: InstanceAttrs, coords: npt.NDArray[np.integer], *, on_bad_tile: OnBadTile | None = None
-) -> Generator[Image, Image | None, None]:
+) -> Generator[Image]:
     """Iterate over all tiles of a bag, in the order of `coords`.
 
     An array that is sent to the generator may be reused for the next tile.
@@ -72,12 +71,11 @@ def iter_tiles(
         ValueError: the file is not the slide the bag was made from, or more tiles are unreadable than allowed.
     """
     allowed, side, bad = attrs.max_bad_tiles, attrs.tile_px, 0
-    out: Image | None = None
     with open_slide(path, require_mpp=False) as slide:
         check_same_slide(slide, attrs)
         for position, (x, y) in enumerate(np.asarray(coords).tolist()):
             try:
-                tile = read_tile(slide, attrs, x, y, out)
+                tile = read_tile(slide, attrs, x, y)
             except TileReadError as error:
                 bad += 1
                 if on_bad_tile is not None:
@@ -86,7 +84,7 @@ def iter_tiles(
                     raise ValueError(f"{error}; {bad} unreadable tiles, {allowed} allowed by max_bad_tiles") from error
                 log.warning("tile %d of %s is unreadable and replaced by white: %s", position, path, error)
                 tile = np.full((side, side, 3), WHITE, np.uint8)
-            out = yield tile
+            yield tile
 
 
 def check_same_slide(slide: Slide, attrs: InstanceAttrs) -> None:

@@ -8,8 +8,6 @@ The graph is an argument: `none`, or `chain` (neighbours i-1, i+1 in file order)
 are unknown (-1) unless given.
 """
 
-import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,18 +50,6 @@ def load_table(path: Path | str, *, graph: str = "none") -> list[Bag]:
         rows.setdefault(row["bag_id"], []).append((number, row))
     ordered = sorted(rows, key=lambda name: (0, int(name), name) if name.isdigit() else (1, 0, name))
     return [_bag(path, name, rows[name], graph) for name in ordered]
-
-
-def standardise(bags: Sequence[Bag], fit_ids: Sequence[str]) -> list[Bag]:
-    """Scale every feature to mean 0 and standard deviation 1 over the instances of the given (training) bags.
-
-    Constant features become 0. Return new bags in the same order.
-    """
-    chosen = set(fit_ids)
-    rows = torch.cat([bag.x for bag in bags if bag.bag_id in chosen]).double()
-    mean, deviation = rows.mean(0), rows.std(0, correction=0)
-    scale = torch.where(deviation > 0, 1 / deviation, torch.zeros_like(deviation))
-    return [dataclasses.replace(bag, x=((bag.x.double() - mean) * scale).float()) for bag in bags]
 
 
 def _bag(path: Path | str, name: str, rows: list[Row], graph: str) -> Bag:

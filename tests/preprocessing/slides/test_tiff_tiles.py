@@ -101,22 +101,6 @@ def test_results_belong_to_the_caller(slides) -> None:
         assert_equal(direct, plain, *place)
 
 
-@pytest.mark.parametrize("name", ["420", "holes"])
-@pytest.mark.parametrize("offset", [0, 37, -60])
-def test_given_memory_holds_the_region(slides, name: str, offset: int) -> None:
-    """Aligned, across tiles, beyond the picture; whatever was there before, and unless it does not fit."""
-    direct, plain = slides[name]
-    out = np.full((128, 128, 3), 99, np.uint8)
-    places = [(x + offset, y + offset, 0, (128, 128)) for y in range(0, 700, 128) for x in range(0, 900, 128)]
-    for place in places[::2]:
-        assert direct.read(*place, out=out) is out
-        np.testing.assert_array_equal(out, plain.read(*place))
-    for unfit in (np.empty((127, 128, 3), np.uint8), np.empty((128, 256, 3), np.uint8)[:, ::2], out.astype(np.float32)):
-        region = direct.read(*places[0], out=unfit)
-        assert region is not unfit
-        np.testing.assert_array_equal(region, plain.read(*places[0]))
-
-
 @pytest.mark.parametrize("room", [0, 200_000])
 def test_a_small_cache_serves_one_thread_and_many(tmp_path, room: int) -> None:
     path = write_tiff(tmp_path / "a.tif", [texture(600, 600)])
