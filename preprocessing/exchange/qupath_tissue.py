@@ -1,6 +1,6 @@
 """QuPath: the tissue of a slide with its holes, and its artefacts, as annotations to edit (GeoJSON, level-0 px).
 
-`preprocessing.tiling.own_mask` reads the edited file back as the slide's mask. The tissue is computed from the
+`preprocessing.tiling.mask_file` reads the edited file back as the slide's mask. The tissue is computed from the
 slide with the settings of the stored bag, because the store keeps outlines only as fine as the thumbnail.
 """
 
@@ -20,7 +20,7 @@ from preprocessing.instances.slide_bag import slide_tissue
 from preprocessing.slides.slide import open_slide
 from preprocessing.store.outlines import Outlines
 from preprocessing.tiling.artefacts import ARTEFACTS
-from preprocessing.tiling.own_mask import TISSUE_CLASS
+from preprocessing.tiling.mask_file import TISSUE_CLASS
 
 TISSUE_COLOUR = (0, 114, 178)
 _NAMESPACE = uuid.UUID("6ba7b811-9dad-11d1-80b4-00c04fd430c8")

@@ -27,7 +27,7 @@ from preprocessing.store.outlines import Outlines, Ring
 from preprocessing.tiling.annotations import Lesion, coverage, even_odd, read_lesion
 from preprocessing.tiling.artefacts import Artefacts, slide_artefacts, tissue_on
 from preprocessing.tiling.contour_tiles import TilePlan, contour_tiles, count_shared, global_tiles, plan_tiles
-from preprocessing.tiling.own_mask import OwnMask, masked_windows, read_own_mask
+from preprocessing.tiling.mask_file import MaskFile, masked_windows, read_mask_file
 from preprocessing.tiling.panda_windows import mask_coverage, mask_outlines, panda_windows, plan_windows
 from preprocessing.tiling.tissue import Contour, Tissue, segment_tissue
 
@@ -74,7 +74,7 @@ def wsi_instances(path: Path | str, options: WsiOptions, row: BagRow, root: Path
         ValueError: unreadable slide, implausible resolution, bad annotation; the message names the file.
     """
     with open_slide(path, mpp_override=row.mpp) as slide:
-        mask = _own_mask(slide, row, root)
+        mask = _mask_of_row(slide, row, root)
         tiles = (_panda if options.recipe == "panda" else _clam)(slide, options, mask)
         annotation = _annotation(slide, options, row, root, tiles)
         try:
@@ -123,24 +123,24 @@ def tiles_without_artefacts(
     return np.asarray(coverage(shapely.union_all(shapes), coords, footprint) <= options.exclude_share, np.bool_)
 
 
-def _own_mask(slide: Slide, row: BagRow, root: Path | str) -> OwnMask | None:
+def _mask_of_row(slide: Slide, row: BagRow, root: Path | str) -> MaskFile | None:
     """Read the tissue mask of the bag's overrides."""
     name = overrides_of(row).mask
-    return read_own_mask(resolve(Path(root), name), slide.dimensions, slide.bounds[:2]) if name else None
+    return read_mask_file(resolve(Path(root), name), slide.dimensions, slide.bounds[:2]) if name else None
 
 
 def slide_tissue(slide: Slide, options: WsiOptions, row: BagRow, root: Path | str) -> Tissue:
     """Return the tissue of a slide, from the mask of the bag's overrides if there is one."""
-    return _tissue(slide, options, _own_mask(slide, row, root))
+    return _tissue(slide, options, _mask_of_row(slide, row, root))
 
 
-def _tissue(slide: Slide, options: WsiOptions, mask: OwnMask | None) -> Tissue:
+def _tissue(slide: Slide, options: WsiOptions, mask: MaskFile | None) -> Tissue:
     if mask is None:
         return segment_tissue(slide, options.tissue, max_bad_tiles=options.max_bad_tiles)
     return Tissue(mask.contours, -1, mask.downsample, ["own mask"])
 
 
-def _clam(slide: Slide, options: WsiOptions, mask: OwnMask | None) -> _Geometry:
+def _clam(slide: Slide, options: WsiOptions, mask: MaskFile | None) -> _Geometry:
     plan = plan_tiles(slide.level_downsamples, slide.mpp, options, str(slide.path))
     tissue = _tissue(slide, options, mask)
     place_tiles = global_tiles if options.lattice == "global" else contour_tiles
@@ -166,7 +166,7 @@ def _clam(slide: Slide, options: WsiOptions, mask: OwnMask | None) -> _Geometry:
     return _Geometry(plan, tiles.coords, tiles.grid, attrs, reason, tissue.contours)
 
 
-def _panda(slide: Slide, options: WsiOptions, mask: OwnMask | None) -> _Geometry:
+def _panda(slide: Slide, options: WsiOptions, mask: MaskFile | None) -> _Geometry:
     plan = plan_windows(options, str(slide.path))
     if mask is None:
         windows = panda_windows(slide, plan, options)

@@ -16,7 +16,7 @@ from preprocessing.bags.table import COLUMNS, read_bags, write_bags
 from preprocessing.common.options import TISSUE_PRESETS, wsi_options
 from preprocessing.datasets.base import source_files
 from preprocessing.store.bags import read_arrays, read_instance_attrs
-from preprocessing.tiling.own_mask import mask_contours, masked_windows, read_mask
+from preprocessing.tiling.mask_file import mask_contours, masked_windows, read_mask
 from preprocessing.tiling.panda_windows import make_canvas, plan_windows
 from tests.helpers.cohorts import BOX, Cohort, picture, write_slide
 
@@ -111,7 +111,7 @@ def test_an_override_without_effect_is_refused(preset: str, overrides: str, prob
         bag_options(wsi_options({"preset": preset}), replace(ROW, overrides=overrides))
 
 
-# --- own masks --------------------------------------------------------------------------------------------------
+# --- mask files -------------------------------------------------------------------------------------------------
 
 
 def save(path: Path, mask: np.ndarray, mode: str = "L") -> Path:

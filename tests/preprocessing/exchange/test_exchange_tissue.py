@@ -17,7 +17,7 @@ from preprocessing.exchange.__main__ import main
 from preprocessing.instances.stage import cut_bag
 from preprocessing.slides.slide import open_slide
 from preprocessing.store.bags import read_arrays, read_instance_attrs
-from preprocessing.tiling.own_mask import read_own_mask
+from preprocessing.tiling.mask_file import read_mask_file
 from tests.helpers.cohorts import WSI, write_slide
 from tests.helpers.pyramids import texture
 
@@ -124,7 +124,7 @@ def test_a_mask_that_cannot_be_meant_is_refused_by_name(tmp_path: Path, name: st
     feature["properties"] = {"classification": {"name": name}}
     (tmp_path / "m.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
     with pytest.raises(ValueError, match="m.geojson") as refusal:
-        read_own_mask(tmp_path / "m.geojson", (1000, 1000))
+        read_mask_file(tmp_path / "m.geojson", (1000, 1000))
     assert problem in str(refusal.value)
 
 
@@ -132,10 +132,10 @@ def test_outlines_count_from_the_scanned_region_and_windows_take_them(tmp_path: 
     ring = [[0, 0], [300, 0], [300, 300], [0, 300], [0, 0]]
     (tmp_path / "m.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
     with pytest.raises(ValueError, match="no outline of the class Tissue"):
-        read_own_mask(tmp_path / "m.geojson", (1000, 1000))
+        read_mask_file(tmp_path / "m.geojson", (1000, 1000))
     feature = {"type": "Feature", "properties": {}, "geometry": {"type": "Polygon", "coordinates": [ring]}}
     (tmp_path / "m.geojson").write_text(json.dumps(feature))
-    outlines = read_own_mask(tmp_path / "m.geojson", (1000, 1000), (50, 20))
+    outlines = read_mask_file(tmp_path / "m.geojson", (1000, 1000), (50, 20))
     assert outlines.contours[0].outer.tolist() == [[50, 20], [350, 20], [350, 320], [50, 320]]
     write_slide(tmp_path / "s.tif", picture(ink=False))
     row = apply_override(ROW, parse_overrides({"mask": "m.geojson"}), tmp_path)

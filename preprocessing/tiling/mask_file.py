@@ -41,7 +41,7 @@ MASK_PX = 8192
 
 
 @dataclass
-class OwnMask:
+class MaskFile:
     """What a person drew on a slide.
 
     Attributes:
@@ -70,7 +70,7 @@ class OwnMask:
         return picture > 0
 
 
-def read_own_mask(path: Path, dimensions: tuple[int, int], origin: tuple[int, int] = (0, 0)) -> OwnMask:
+def read_mask_file(path: Path, dimensions: tuple[int, int], origin: tuple[int, int] = (0, 0)) -> MaskFile:
     """Read the mask of one slide.
 
     Args:
@@ -86,11 +86,11 @@ def read_own_mask(path: Path, dimensions: tuple[int, int], origin: tuple[int, in
         return _read_outlines(path, dimensions, origin)
     mask = read_mask(path, dimensions)
     contours, downsample = mask_contours(mask, dimensions)
-    return OwnMask(contours, downsample, None, mask)
+    return MaskFile(contours, downsample, None, mask)
 
 
 def read_mask(path: Path, dimensions: tuple[int, int]) -> Mask:
-    """Read a PNG as (h, w) bool; see `read_own_mask`."""
+    """Read a PNG as (h, w) bool; raise as `read_mask_file`."""
     width, height = _size(path)
     if width * height > MAX_MASK_PX:
         raise ValueError(f"{path}: mask of {width} x {height} px, expected at most {MAX_MASK_PX} px; save it smaller")
@@ -159,7 +159,7 @@ def _check_values(values: npt.NDArray[np.generic], path: Path) -> None:
         )
 
 
-def _read_outlines(path: Path, dimensions: tuple[int, int], origin: tuple[int, int]) -> OwnMask:
+def _read_outlines(path: Path, dimensions: tuple[int, int], origin: tuple[int, int]) -> MaskFile:
     roles: dict[str, ClassRole] = dict.fromkeys((*LESION_CLASSES, *EXCLUSION_CLASSES), "ignore")
     roles |= dict.fromkeys((TISSUE_CLASS.lower(), "", *ARTEFACTS), "lesion")
     roles[EXCLUDE_CLASS.lower()] = "exclusion"
@@ -198,7 +198,7 @@ def _read_outlines(path: Path, dimensions: tuple[int, int], origin: tuple[int, i
         )
         for name, shapes in areas.items()
     }
-    return OwnMask(contours, artefacts=artefacts)
+    return MaskFile(contours, artefacts=artefacts)
 
 
 def _closed_once(ring: Ring) -> Polygon:
