@@ -42,6 +42,7 @@ from smmil.predictions.signed import DIRECTION_FILE, read_direction
 log = logging.getLogger(__name__)
 
 _LEARNED = {"train": "training", "val": "validation"}
+MANIFEST = "manifest.csv"
 FILES = ("instances.csv", "heatmap.png", "heatmap.pdf", "top_tiles.png", "top_tiles.pdf", "tiles.geojson")
 Map = Literal["score", "signed", "signed_sm"]
 
@@ -294,11 +295,20 @@ def _write(out: Path, row: BagRow, options: Json, model: Model, facts: Mapping[s
 
 @contextlib.contextmanager
 def _bag_folder(out: Path, *, keep_features: bool) -> Iterator[Path]:
-    """Yield the folder of the bag of an image. Of a fresh one, tiles and scores stay, for the viewer."""
+    """Yield the folder of the bag of an image. Of a fresh one, tiles and scores stay, for the viewer.
+
+    Raises:
+        ValueError: there are other files in it.
+    """
     bag, present = out / "bag", out.exists()
     if keep_features:
         yield bag
         return
+    # Only a folder of an earlier call may go: in `--out .` the user's own slides may lie in a folder of this name.
+    if bag.is_dir() and any(bag.iterdir()) and not (bag / MANIFEST).is_file():
+        raise ValueError(
+            f"{bag}: holds other files than the bag of an earlier prediction; choose another folder (--out)"
+        )
     shutil.rmtree(bag, ignore_errors=True)
     scored = False
     try:
@@ -343,7 +353,7 @@ def _list_image(
     if not path.exists():
         path = resolve(root, name.rpartition("#")[0])
     bag_id = bag_id or bag_id_of(path.name if path.is_dir() else path.stem)
-    manifest = bag / "manifest.csv"
+    manifest = bag / MANIFEST
     is_told = path.is_dir() or path.name.lower().endswith((*WSI_SUFFIXES, *DICOM_SUFFIXES)) or is_dicom(path)
     line = (bag_id, name, "", "", "" if mpp is None else repr(mpp), "" if is_told else modality)
     write_csv(manifest, ("bag_id", "image", "label", "split", "mpp", "modality"), [line])

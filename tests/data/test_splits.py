@@ -28,6 +28,7 @@ def test_the_share_holds_in_each_class_when_every_bag_is_its_own_group(negative,
     bags = rows(negative, positive)
     split = make_split(bags, seed, share)
     assert sorted(split.train + split.val) == [bag.bag_id for bag in bags]
+    assert make_split(bags, seed, share) == split
     validated = Counter(int(bag.y) for bag in bags if bag.bag_id in split.val)
     for label, n in ((0, negative), (1, positive)):
         assert 1 <= validated[label] <= n - 1
@@ -49,6 +50,10 @@ def test_groups_are_never_cut_and_order_of_rows_does_not_matter(items, seed):
     assert all(len(side) == 1 for side in sides.values())
     for part in (split.train, split.val):
         assert {bag.y for bag in bags if bag.bag_id in part} == {0.0, 1.0}
+
+
+def test_every_seed_gives_another_split():
+    assert len({make_split(rows(40, 40), seed, 0.2).val for seed in range(5)}) == 5
 
 
 def test_given_validation_bags_are_kept_whatever_the_seed_and_test_bags_stay_out():

@@ -182,6 +182,15 @@ def test_a_second_run_cuts_and_encodes_nothing_again_and_names_a_damaged_bag(sli
     assert str(chunk) in capsys.readouterr().err and not (tmp_path / "prediction.json").exists()
 
 
+def test_a_folder_bag_of_the_user_is_refused_and_stays(slides, tmp_path, capsys, no_picture):
+    (tmp_path / "bag").mkdir()
+    image = Path(shutil.copy(slides.raw / slides.row().images[0], tmp_path / "bag"))
+    assert run(image, slides.run, tmp_path) == 2
+    assert "bag: holds other files" in capsys.readouterr().err and image.is_file()
+    # a bag of an earlier call is written anew
+    assert run(image, slides.run, tmp_path / "out") == run(image, slides.run, tmp_path / "out") == 0
+
+
 def copy_run(house: House, folder: Path) -> Path:
     """The run alone, without its dataset around it."""
     return Path(shutil.copytree(house.run, folder / RUN))

@@ -250,10 +250,10 @@ def test_a_scan_is_drawn_as_curves_and_montage(results: Path, drawn_maps: list[A
         assert (picture[row, 48] == lowest).all() and (picture[row, 80] == highest).all()
 
 
-def draw(results: Path, figure: str, out: Path) -> str:
+def draw(results: Path, figure: str, out: Path, *more: str) -> str:
     given = ["--runs", *files(results, "runs/*/*/runs.json"), *inputs_of(results), "--figure", figure]
     given += ["--instances", f"toy={results / 'instances'}", "--out", str(out / f"{figure}.png")]
-    assert figures_main(given) == 0
+    assert figures_main([*given, *more]) == 0
     return str(out / f"{figure}.json")
 
 
@@ -349,6 +349,12 @@ def test_maps_of_figures_5_and_12_are_drawn_from_stored_scores(results: Path) ->
     assert entry["missing"]["missing"] == 1 and "smallest to largest raw score" in entry["caption"]
     # most of its instances positive
     assert "Toy: bag t1." in entry["notes"]
+    methods = ["abmil", "smap_early", "smap_early__alpha_0p1"]
+    plan = {**PLAN, "figure": "fig12", "protocol": "as_written", "datasets": [{**DATASET, "methods": methods}]}
+    entry = json.loads(Path(draw(results, "fig12", results / "figures", "--layout", json.dumps(plan))).read_text())
+    # the baseline first; alpha = 0.1 has no run
+    assert entry["runs"] == [f"toy/resnet18/{m}/split1_lr0.0001" for m in ("abmil", "smap_early")]
+    assert entry["missing"]["missing"] == 1 and "α as in Eq. 8" in entry["caption"]
 
 
 def test_report_without_any_result_says_so(tmp_path: Path) -> None:

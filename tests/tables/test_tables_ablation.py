@@ -36,6 +36,7 @@ def test_table_3_has_two_blocks_and_the_lower_energy_is_the_better() -> None:
     # the scale divided out, the order may be another
     assert [energy[m].places[0] for m in ("smap_late", "abmil", "smap_early")] == [1, 2, None]
     assert main_rows["abmil"].cells[-1].worst == 8 and main_rows["smap_early"].cells[3].mean == pytest.approx(0.6)
+    assert texts(table, "energy-spread", "abmil") == ["8.00 / 8.00", "0.200 / 0.200"]
     # five of eight rows have no file, five columns each
     assert any(note.startswith("25 of 40 cells are empty.") for note in table.notes)
     notes = "\n".join(table.notes)
