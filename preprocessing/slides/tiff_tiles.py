@@ -206,7 +206,7 @@ class TiffTiles:
         compared = 0
         for left, top, size in probes(self._levels[number], slide.level_dimensions[number]):
             try:
-                ours = self._paste(number, left, top, size, 255, np.empty((size[1], size[0], 3), np.uint8))
+                ours = self._paste(number, left, top, size, 255)
                 theirs = slide.openslide_rgb(left * downsample, top * downsample, number, size)
             except (_NotDirect, TileReadError):
                 continue
