@@ -1,7 +1,7 @@
 """The compiled kernel of Sm, `kernel.c` (paper, Equation 8): built once per machine where there is a C compiler.
 
 Without a compiler, on a GPU and in half precision, the torch path of `smmil.sm.operator` computes the same up to
-rounding. `preprocessing.common.compiled` describes where the library is kept and how it is switched off. The kernel
+rounding. `smmil.sm.compiled` describes where the library is kept and how it is switched off. The kernel
 uses the widest vectors of the processor; the environment variable `SMMIL_NATIVE_WIDTH` (16, 32 or 64 bytes) selects
 narrower ones.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from preprocessing.common import compiled
+from smmil.sm import compiled
 
 SOURCE = Path(__file__).with_name("kernel.c")
 # No -march: the library has every vector width, so machines can share it.

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from preprocessing.common import compiled
-from smmil.sm import native
+from smmil.sm import compiled, native
 
 needs_compiler = pytest.mark.skipif(not native.widths(), reason="no C compiler")
 

@@ -1,7 +1,7 @@
-"""C files of this project as shared libraries, compiled once per machine where a C compiler is installed.
+"""The C file of Sm as a shared library, compiled once per machine where a C compiler is installed.
 
-Every user of a library has a slower path to the same result. `SMMIL_NATIVE=0` in the environment disables all
-libraries; `SMMIL_CACHE` is the folder of the compiled files (default `~/.cache/smmil`).
+Without the library `smmil.sm.operator` computes the same in torch. `SMMIL_NATIVE=0` in the environment disables it;
+`SMMIL_CACHE` is the folder of the compiled file (default `~/.cache/smmil`).
 """
 
 import ctypes
