@@ -25,7 +25,7 @@ from typing import Any
 from preprocessing.bags.manifests import ManifestEntry, read_entries
 from preprocessing.bags.rows import BagRow
 from preprocessing.bags.table import read_bags
-from preprocessing.common.cli import guard
+from preprocessing.common.cli import guard, program
 from preprocessing.features.encoders import encoder_title
 from smmil.artifacts.hashes import hash_file, hash_files
 from smmil.artifacts.records import IndexEntry, Metrics, PredictionIndex, RunConfig, RunEntry, RunsFile, SplitMetrics
@@ -290,7 +290,7 @@ def _short(value: Any) -> str:
 @guard
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; exit code 1 if `--verify` finds a difference."""
-    parser = argparse.ArgumentParser(prog="python -m smmil.provenance", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(prog=program("smmil.provenance"), description=(__doc__ or "").split("\n")[0])
     parser.add_argument("result", type=Path, help="a table, metrics or predictions file, or a run directory")
     parser.add_argument(
         "--cell", nargs="+", metavar="NAME", help="of a table: METHOD DATASET [ENCODER], e.g. SmAP CAMELYON16"

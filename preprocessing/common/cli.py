@@ -5,6 +5,7 @@ import functools
 import logging
 import sys
 from collections.abc import Callable, Collection, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MAX_PROBLEMS = 20
+# The command as the user called it, where a verb of `smmil` passes its arguments on.
+PROGRAM: ContextVar[str] = ContextVar("PROGRAM")
 
 
 class Abort(Exception):
@@ -64,6 +67,11 @@ def disk_trouble(error: OSError | Abort) -> str | None:
         advice = "make room there, then run the same command again: what is finished is kept"
         return f"cannot write {file}: {reason}; {advice}"
     return None
+
+
+def program(module: str) -> str:
+    """Return the name of a command for its help and errors: the verb that was called, or `python -m MODULE`."""
+    return PROGRAM.get(f"python -m {module}")
 
 
 def raise_all(problems: Sequence[str], source: str) -> None:

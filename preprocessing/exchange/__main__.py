@@ -14,7 +14,7 @@ from pathlib import Path
 
 from preprocessing.bags.rows import BagRow
 from preprocessing.bags.table import read_bags
-from preprocessing.common.cli import guard
+from preprocessing.common.cli import guard, program
 from preprocessing.common.files import write_json
 from preprocessing.exchange import FORMATS
 from preprocessing.exchange.model import ExportOptions, ImportOptions
@@ -25,9 +25,7 @@ log = logging.getLogger("preprocessing.exchange")
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m preprocessing.exchange", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog=program("preprocessing.exchange"), description=(__doc__ or "").split("\n")[0])
     actions = parser.add_subparsers(dest="action", required=True)
     _add_import(actions.add_parser("import", help="other tools' features into the bag store"))
     _add_export(actions.add_parser("export", help="stored bags as other tools' files"))

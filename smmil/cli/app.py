@@ -3,36 +3,18 @@
 Commands import what they need when they run, so that help and shell completion are quick.
 """
 
-import contextlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import IO, Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from preprocessing.common.cli import Main, guard
+from preprocessing.common.cli import PROGRAM, Main, guard
 from smmil import __version__
-
-
-@dataclass(frozen=True)
-class Renamed:
-    """A stream that replaces the name of a command in everything that is written to it."""
-
-    stream: IO[str]
-    name: str
-    replacement: str
-
-    def write(self, text: str) -> int:
-        """Write a text; lines that argparse has indented by the length of the name move along."""
-        old, new = ("\n" + " " * len(f"usage: {name} ") for name in (self.name, self.replacement))
-        return self.stream.write(text.replace(self.name, self.replacement).replace(old, new))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
 
 
 @dataclass(frozen=True)
@@ -52,11 +34,12 @@ class Verb:
     def run(self, name: str, arguments: Sequence[str]) -> int:
         """Carry out the verb and return the exit code; help and errors call it `smmil NAME`, as the user did."""
         main: Main = import_module(self.module).main
-        # the parser of the other command line names itself, in texts that exist only when it prints them
-        command = " ".join(["python -m", self.module.removesuffix(".__main__"), *self.first])
-        out, err = (cast("IO[str]", Renamed(stream, command, f"smmil {name}")) for stream in (sys.stdout, sys.stderr))
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        # parsers of subcommands append their name
+        called = PROGRAM.set("smmil" if self.first else f"smmil {name}")
+        try:
             return main([*self.first, *arguments])
+        finally:
+            PROGRAM.reset(called)
 
 
 VERBS = {

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from preprocessing.common.cli import guard
+from preprocessing.common.cli import guard, program
 from smmil.config.experiment import BASE, json_schema, parse_config, read_settings
 from smmil.planning import Plan
 
@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Files are merged over config.yaml and the preset in the order given, as the workflow does.
     """
-    parser = argparse.ArgumentParser(prog="python -m smmil.config", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog=program("smmil.config"), description=main.__doc__)
     parser.add_argument("--schema", action="store_true", help="print the JSON schema")
     parser.add_argument("file", nargs="*", type=Path, help="files with your settings (default: config.yaml alone)")
     args = parser.parse_args(argv)

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from preprocessing.common.cli import guard
+from preprocessing.common.cli import guard, program
 
 # of the images that a warning is printed with
 MAX_NAMES = 5
@@ -22,7 +22,7 @@ MAX_NAMES = 5
 @guard
 def main(argv: Sequence[str] | None = None) -> int:
     """Predict images; see the top of this file."""
-    parser = argparse.ArgumentParser(prog="python -m smmil.predict", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog=program("smmil.predict"), description=(__doc__ or "").splitlines()[0])
     image = "slide, folder of one CT series (FOLDER#3: SeriesNumber 3), .dcm; folder of these, or CSV with column image"
     model = "finished runs, or the folder of a method: all its chosen runs; several give their mean"
     parser.add_argument("image", nargs="+", type=Path, help=image)

@@ -16,14 +16,14 @@ import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 
-from preprocessing.common.cli import guard
+from preprocessing.common.cli import guard, program
 
 
 @guard
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve or export the page; see the top of this file."""
     description = (__doc__ or "").splitlines()[0]
-    parser = argparse.ArgumentParser(prog="python -m smmil.view", description=description)
+    parser = argparse.ArgumentParser(prog=program("smmil.view"), description=description)
     parser.add_argument("folder", type=Path, help="results/ of the workflow, or the folder of predictions")
     parser.add_argument("--bag", default="", help="bag to open first: NAME or DATASET/NAME")
     parser.add_argument(
