@@ -141,9 +141,9 @@ def fetch_split(source: Source, folder: Path, base: str | None = None) -> bool:
         except ValueError as error:
             print(f"{what} NOT FETCHED from {url} ({error}); download it by hand into {folder}")
             return False
-    elif (found := file_hash(path, "sha256")) != source.split_sha256:
+    elif (sha256 := file_hash(path, "sha256")) != source.split_sha256:
         print(
-            f"{what} found another file (SHA-256 {found[:12]}..., expected {source.split_sha256[:12]}...) in {folder};"
+            f"{what} found another file (SHA-256 {sha256[:12]}..., expected {source.split_sha256[:12]}...) in {folder};"
             " move it away to fetch the published one"
         )
         return False

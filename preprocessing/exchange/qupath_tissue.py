@@ -53,8 +53,8 @@ def write_tissue(path: Path, bag: Bag, root: Path, instances: Path) -> None:
             f"{stored.contours} with {stored.holes}; run the instances stage again"
         )
     areas = [(TISSUE_CLASS, TISSUE_COLOUR, [contour.outer, *contour.holes]) for contour in tissue.contours]
-    for kind, found in (Outlines.read(instances, row.bag_id).artefacts or {}).items():
-        areas += [(kind.capitalize(), ARTEFACTS[kind].colour, [np.array(r) for r in rings]) for rings in found.areas]
+    for kind, artefact in (Outlines.read(instances, row.bag_id).artefacts or {}).items():
+        areas += [(kind.capitalize(), ARTEFACTS[kind].colour, [np.array(r) for r in rings]) for rings in artefact.areas]
     lines = []
     for number, (name, colour, rings) in enumerate(areas):
         closed = [(np.concatenate([ring, ring[:1]]) - (left, top)).tolist() for ring in rings]

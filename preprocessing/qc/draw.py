@@ -71,12 +71,12 @@ def _draw_outlines(picture: Picture, outlines: Outlines, scale: float) -> None:
 def _draw_artefacts(picture: Picture, outlines: Outlines, scale: float) -> None:
     """Hatch the artefacts that are warned about in a picture (h, w, 3); `scale` is in picture px per level-0 px."""
     stripes = np.add.outer(np.arange(picture.shape[0]), np.arange(picture.shape[1])) % HATCH_PX < 2
-    for name, found in (outlines.artefacts or {}).items():
-        if not ARTEFACTS[name].warning(found.share):
+    for name, artefact in (outlines.artefacts or {}).items():
+        if not ARTEFACTS[name].warning(artefact.share):
             continue
         colour = ARTEFACTS[name].colour
         mask = np.zeros(picture.shape[:2], np.uint8)
-        for rings in found.areas:
+        for rings in artefact.areas:
             shapes = [np.round(np.array(ring, np.float64) * scale).astype(np.int32) for ring in rings]
             cv2.fillPoly(mask, shapes, 1)
             cv2.polylines(picture, shapes, True, colour, 2, cv2.LINE_AA)

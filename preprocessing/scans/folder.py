@@ -73,13 +73,13 @@ def read_folder(root: Path, path: Path) -> Folder:
     left_out: dict[str, str] = {}
     unreadable = ""
     for file in files:
-        shown = relative(root, file.parent.resolve() / file.name)
+        name = relative(root, file.parent.resolve() / file.name)
         try:
             reason = _no_dicom(file)
         except OSError as error:
-            reason, unreadable = "", f"{shown}: cannot be read ({error.strerror})"
+            reason, unreadable = "", f"{name}: cannot be read ({error.strerror})"
         if reason:
-            left_out[shown] = reason
+            left_out[name] = reason
             continue
         # links are followed, and may not lead out of the root
         target = resolve(root, str(file))

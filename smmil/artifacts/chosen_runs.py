@@ -28,10 +28,10 @@ def chosen_rates(runs: Iterable[RunEntry | PredictionMeta], choice: RateChoice) 
             raise ValueError(f"split {run.seed}: found the learning rate {run.lr:g} twice, expected each once")
         rates[run.lr] = run.selection_score
     if choice == "method":
-        found = {seed: sorted(rates) for seed, rates in scores.items()}
-        if len({*map(tuple, found.values())}) > 1:
+        rates_by_split = {seed: sorted(rates) for seed, rates in scores.items()}
+        if len({*map(tuple, rates_by_split.values())}) > 1:
             raise ValueError(
-                f"learning_rate_choice: method: found the rates by split {found}, expected the same in all"
+                f"learning_rate_choice: method: found the rates by split {rates_by_split}, expected the same in all"
             )
         means = {rate: fmean(rates[rate] for rates in scores.values()) for rate in next(iter(scores.values()), {})}
         scores = dict.fromkeys(scores, means)

@@ -138,8 +138,8 @@ def repeated_tables(layouts: Layouts) -> set[str]:
 def figures_of_page(figures: Mapping[Path, FigureEntry]) -> dict[Path, FigureEntry]:
     """Return the figures that show something, without histograms of a dataset that is in figure 4."""
     filled = {path: entry for path, entry in figures.items() if not entry.empty}
-    shown = {name for entry in filled.values() if entry.figure == "fig4" for name in entry.datasets}
-    return {p: entry for p, entry in filled.items() if entry.figure != "histograms" or not shown >= {*entry.datasets}}
+    in_fig4 = {name for entry in filled.values() if entry.figure == "fig4" for name in entry.datasets}
+    return {p: entry for p, entry in filled.items() if entry.figure != "histograms" or not in_fig4 >= {*entry.datasets}}
 
 
 def first_map(maps: Mapping[Path, MapsFile]) -> tuple[Path, MapsFile, MapEntry] | None:

@@ -50,10 +50,10 @@ def build_table(name: str, metrics: Sequence[Metrics], layout: TableLayout) -> T
         else:
             logger.warning("%s: metrics of %s are not in the layout", name, " / ".join(key))
     every = [_section(spec, part, group, blocks, used) for part, group in zip(spec.sections, columns, strict=True)]
-    shown = [section for section in every if section.has_values]
+    with_values = [section for section in every if section.has_values]
     # before the first run, the rows and columns say what is to come
     expected = [section for section, part in zip(every, spec.sections, strict=True) if not part.optional]
-    sections = tuple(shown or expected)
+    sections = tuple(with_values or expected)
     n_splits = layout.splits
     if n_splits is None:
         n_splits = max((len(entry.splits) for entry in used.values()), default=0)
@@ -61,9 +61,9 @@ def build_table(name: str, metrics: Sequence[Metrics], layout: TableLayout) -> T
     protocol = protocol_text(*shared_quirks(used.values(), "table")) or "none (no metrics)"
     empty = [f"{section.title} ({reason_empty([section])})" for section in expected if not section.has_values]
     lines = notes(sections, used, layout, n_splits)
-    if shown and empty:
+    if with_values and empty:
         lines = (*lines, f"Left out, without any value: {'; '.join(empty)}.")
-    left_out = reason_empty(every[:1]) if used and not shown else ""
+    left_out = reason_empty(every[:1]) if used and not with_values else ""
     return Table(name, spec.title, sections, n_splits, protocol, lines, random, left_out)
 
 

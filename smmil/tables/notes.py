@@ -196,18 +196,18 @@ def _partial(section: Section, values: Sequence[_Value], titles: Mapping[str, st
     ]
     listed = {(metric, key) for column in columns for metric in column.metrics for key in column.keys}
     several = len({key[1] for column in section.columns for key in column.keys}) > 1
-    behind, beside = list[str](), list[str]()
+    of_ranks, of_tables = list[str](), list[str]()
     for value in values:
         n = len(value.cell.values)
         if 0 < n < n_splits and (value.metric, value.key) not in listed:
             where = _where(value.key, titles, several=several)
-            (beside if value.beside else behind).append(f"{display_name(value.method)} {where} {value.metric} {n}")
+            (of_tables if value.beside else of_ranks).append(f"{display_name(value.method)} {where} {value.metric} {n}")
     # in the table of resources, every learning rate is a run
     unit = "runs" if any("train_seconds" in column.metrics for column in section.columns) else "splits"
     lines = {
         f"Fewer than {n_splits} {unit}, number in brackets": cells,
-        f"Behind the ranks, values of fewer than {n_splits} {unit}": behind,
-        f"Beside the paper's table, values of fewer than {n_splits} {unit}": beside,
+        f"Behind the ranks, values of fewer than {n_splits} {unit}": of_ranks,
+        f"Beside the paper's table, values of fewer than {n_splits} {unit}": of_tables,
     }
     return [f"{head}: {_names(names, '; ')}." for head, names in lines.items() if names]
 
