@@ -1,7 +1,7 @@
 """Build cohort folders, and rebuild them when the parameters change.
 
-A folder is built under a hidden name beside its place and renamed when it is complete, so it is whole or absent. Every
-item has its own random stream. `.complete.json` holds the parameters.
+A cohort is built in a hidden folder inside its own, which may be a link or a mount, and moved up when it is complete.
+`.complete.json` holds the parameters of a whole cohort. Every item has its own random stream.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ import numpy as np
 from preprocessing.common.files import write_json
 from preprocessing.synthetic.sizes import GENERATOR_VERSION, RehearsalSize, Size, resolve_size
 
-COMPLETE = ".complete.json"
+COMPLETE, BUILDING = ".complete.json", ".building"
 DATASETS = ("camelyon16", "panda", "rsna")
 log = logging.getLogger("synthetic")
 
@@ -97,13 +97,13 @@ def build(
         if matches(folder / COMPLETE, parameters):
             log.info("%s: complete, nothing to do (%s)", name, folder)
             continue
-        if folder.exists() and any(folder.iterdir()) and not (folder / COMPLETE).exists():
+        new = folder / BUILDING
+        if folder.exists() and any(folder.iterdir()) and not ((folder / COMPLETE).exists() or new.exists()):
             raise ValueError(
                 f"{folder}: not empty and not made by the generator (no {COMPLETE}); choose another --out or remove it"
             )
-        new, old = (folder.with_name(f".{name}.{word}") for word in ("new", "old"))
-        for leftover in (new, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
         # imported here, because the modules that draw need OpenCV, for which --help would wait
         if isinstance(sizes[name], RehearsalSize):
             plan = import_module("preprocessing.synthetic.rehearsal").PLANS[name](sizes[name], seed)
@@ -116,9 +116,13 @@ def build(
                 log.info("%s: %d/%d (%s), %.1f s", name, done, len(items), item.name, time.monotonic() - start)
         for relative, text in plan.tables.items():
             put(new / relative, text.encode())
-        write_json(new / COMPLETE, parameters)
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        # without the marker first and with it last, so that a killed run leaves no mixture that passes for complete
+        (folder / COMPLETE).unlink(missing_ok=True)
+        for entry in folder.iterdir():
+            if entry != new:
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        for entry in new.iterdir():
+            entry.rename(folder / entry.name)
+        write_json(folder / COMPLETE, parameters)
+        new.rmdir()
     return folders

@@ -24,7 +24,7 @@ def hashes(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-def dies(*_: object) -> None:
+def dies(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
@@ -42,18 +42,25 @@ def test_second_call_touches_nothing(small):
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
 
 
-@pytest.mark.parametrize("moment", ["preprocessing.synthetic.rsna.make_scan", "pathlib.Path.rename"])
-def test_a_killed_run_leaves_the_cohort_whole_or_absent_and_other_parameters_replace_it(
+@pytest.mark.parametrize("moment", ["preprocessing.synthetic.rsna.make_scan", "shutil.rmtree", "pathlib.Path.rename"])
+def test_a_killed_run_leaves_nothing_that_passes_for_complete_and_other_parameters_replace_it(
     small, tmp_path, monkeypatch, moment
 ):
     cohort.build(tmp_path, "tiny", SEED + 1, ["rsna"], SMALL)
-    before = hashes(tmp_path / "rsna")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(moment, dies)
         cohort.build(tmp_path, "tiny", SEED, ["rsna"], SMALL)
-    assert hashes(tmp_path / "rsna") == before
     cohort.build(tmp_path, "tiny", SEED, ["rsna"], SMALL)
-    assert hashes(tmp_path / "rsna") == hashes(small["rsna"]) and [*tmp_path.iterdir()] == [tmp_path / "rsna"]
+    assert hashes(tmp_path / "rsna") == hashes(small["rsna"]) and not (tmp_path / "rsna" / cohort.BUILDING).exists()
+
+
+def test_a_link_to_another_disk_stays_one(small, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    (tmp_path / "rsna").symlink_to(disk)
+    for seed in (SEED + 1, SEED):
+        cohort.build(tmp_path, "tiny", seed, ["rsna"], SMALL)
+    assert (tmp_path / "rsna").is_symlink() and hashes(disk) == hashes(small["rsna"])
 
 
 def test_foreign_folder_is_left_alone(tmp_path):
