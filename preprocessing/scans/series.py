@@ -304,6 +304,9 @@ def _woven(ordered: Sequence[Header]) -> list[str]:
 
 def check_series(headers: Sequence[Header]) -> None:
     """Raise ValueError, naming a file, unless one or more slices form one series of one size and orientation."""
+    # no slice is left of a scan whose headers are all damaged
+    if not headers:
+        raise ValueError("a scan without slices: expected at least one DICOM file")
     for header in headers:
         check_slice(header)
     series = Counter((h.study, h.series) for h in headers)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from preprocessing.datasets import DATASETS, rsna
+from preprocessing.scans.dicom import Header
 from tests.helpers.dataset_files import listed, names, table
 from tests.helpers.dicoms import write_slice
 
@@ -106,6 +107,19 @@ def test_rsna_list_and_disk_differ(tmp_path: Path) -> None:
     assert len(rows["ID_study0"].images) == 4
     assert any("order differs" in note for note in report.notes)
     assert not any("6431af929" in name for row in rows.values() for name in row.images)
+
+
+def test_a_scan_whose_headers_are_all_damaged_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    damaged, read_header = small_rsna(tmp_path)["ID_study0"], rsna.read_header
+
+    def read(path: Path, name: str) -> Header:
+        if name in damaged:
+            raise ValueError(f"{name}: the header is broken")
+        return read_header(path, name)
+
+    monkeypatch.setattr(rsna, "read_header", read)
+    rows, report = listed("rsna", tmp_path, {"scans": 8, "test_share": 0.25})
+    assert len(rows) == 7 and {*damaged} < names(report.excluded)
 
 
 def test_tables_are_told_what_of_rsna_is_sampled(tmp_path: Path) -> None:

@@ -217,6 +217,8 @@ def test_colour_mixed_sizes_and_two_series_are_refused(tmp_path: Path) -> None:
     scout = write_slice(tmp_path / "scout.dcm", ImageOrientationPatient=[0, 1, 0, 0, 0, -1])
     with pytest.raises(ValueError, match=r"scout\.dcm.*orientation"):
         check_series([first, read_header(scout)])
+    with pytest.raises(ValueError, match="without slices"):
+        check_series([])
 
 
 @pytest.mark.parametrize("kind", ["FD", "SQ", "US"])
