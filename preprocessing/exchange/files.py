@@ -10,6 +10,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -146,19 +147,21 @@ def read_npy(path: Path) -> Array:
     """Read a numeric npy array of any shape; pickled objects are never loaded.
 
     Raises:
-        ValueError: no such file, another format, objects, or a header that says more than the file holds.
+        ValueError: no such file, another format, objects, or a length that is not the header's.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     try:
         # a map, because it is refused before memory is allocated if the file is too short
         mapped = np.lib.format.open_memmap(path, mode="r")
-    except (ValueError, SyntaxError, OSError) as error:
+    except (ValueError, SyntaxError, OSError, OverflowError, TypeError, TokenError) as error:
         raise ValueError(
             f"{path}: not a plain npy file of numbers ({_short(error)}); pickled objects are not loaded"
         ) from error
     if mapped.dtype.kind not in "fiub":
         raise ValueError(f"{path}: holds {mapped.dtype}, expected numbers")
+    if (surplus := path.stat().st_size - mapped.offset - mapped.nbytes) > 0:
+        raise ValueError(f"{path}: {surplus} bytes more than the header says; copy it again")
     return np.array(mapped)
 
 

@@ -8,7 +8,11 @@ import pytest
 
 from preprocessing.bags.manifests import ShardManifest
 from preprocessing.exchange.__main__ import main
+from preprocessing.exchange.files import read_npy
+from preprocessing.exchange.geometry import slide_geometry
 from preprocessing.exchange.tables import read_lines
+from preprocessing.instances.graph import grid_neighbors
+from preprocessing.store.attrs import InstanceAttrs
 from tests.faults.damage import cut
 from tests.helpers.exchange_files import (
     both,
@@ -202,3 +206,29 @@ def test_an_export_without_bags_or_with_unknown_ones_is_an_error(slides, tmp_pat
     assert main([*argv, *slides.arguments()[:4]]) == 2
     errors = capsys.readouterr().err
     assert "no bags ['nobody'] among 6" in errors and "--features: clam holds features" in errors
+
+
+def test_lattice_cells_come_back_from_a_padded_origin():
+    coords = lattice(9, 100, x0=-30, y0=-70, width=3).astype(np.int32)
+    grid, neighbors = slide_geometry(coords, InstanceAttrs(l0_step_px=100, grid_origin_l0=(-30, -70)))
+    assert grid.tolist() == [[i, j] for i in range(3) for j in range(3)]
+    np.testing.assert_array_equal(neighbors, grid_neighbors(grid))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b"(2, 3), }", b"(2, 1%s), }" % (b"0" * 22), "not a plain npy file"),
+        (b"(2, 3), }", b"(True,), }", "not a plain npy file"),
+        (b"{'descr'", b"((((((((", "not a plain npy file"),
+        (b"(2, 3), }", b"(2, 2), }", "8 bytes more than the header says"),
+        (b"(2, 3), }", b"(0, 3), }", "24 bytes more than the header says"),
+    ],
+)
+def test_a_header_that_does_not_fit_an_npy_file_is_refused(tmp_path, old, new, message):
+    path = tmp_path / "a.npy"
+    np.save(path, np.zeros((2, 3), np.float32))
+    data = path.read_bytes()
+    path.write_bytes(data[:10] + data[10:127].replace(old, new)[:117].ljust(117) + data[127:])
+    with pytest.raises(ValueError, match=message):
+        read_npy(path)
