@@ -217,9 +217,11 @@ class Extraction:
             block = next(self._blocks, None)
             if block is not None:
                 self._add(*block)
-            else:
+            elif self._filled or self._sent:
                 self._send()
                 self._collect(keep=0)
+            elif plan.error is None:
+                raise RuntimeError(f"bag {bag_id}: the pass ended after {plan.collected} of {plan.n} tiles")
         features, plan.features = plan.features, {}
         if plan.error is not None:
             raise plan.error
