@@ -189,3 +189,12 @@ def test_states_pass_from_stage_to_stage(tmp_path: Path, encoder: None) -> None:
     reasons = {(one["stage"], one["bag_id"]): one["reason"] for one in table["problems"]}
     assert reasons["features/tiny", "left"] == "no consent"
     assert reasons["features/tiny", "mr"].startswith("no instances: ") and "Modality" in reasons["instances", "mr"]
+
+
+def test_the_published_counts_are_those_of_the_papers() -> None:
+    from preprocessing.datasets import DATASETS
+
+    assert DATASETS["camelyon16"].expected["bags"] == 399
+    panda, rsna = DATASETS["panda"].expected, DATASETS["rsna"].expected
+    assert (panda["paper_bags"], panda["paper_instances"]) == (10_503, 1_107_931)
+    assert (rsna["bags"], rsna["slices"]) == (1_150, 39_750)

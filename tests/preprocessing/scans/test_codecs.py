@@ -151,3 +151,9 @@ def test_a_syntax_without_a_decoder_is_named_with_the_way_round(tmp_path: Path, 
     with pytest.raises(ValueError, match=rf"a\.dcm: transfer syntax .*{name}.*gdcmconv --raw.*dcmdjpeg") as caught:
         read_slice(path)
     assert syntax in str(caught.value)
+
+
+def test_a_signed_stream_of_jpeg_2000(tmp_path: Path) -> None:
+    signed = (picture(12).astype(np.int32) - 2048).astype(np.int16)
+    for syntax, stream in ((f"{JPEG}90", jpeg2000(signed, 16)), (f"{JPEG}201", htj2k(signed, 16))):
+        np.testing.assert_array_equal(read_slice(write(tmp_path / "a.dcm", signed, syntax, [stream]))[0], signed)

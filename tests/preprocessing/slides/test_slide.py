@@ -1,14 +1,16 @@
 """Opening and reading slides: resolution and its source, white instead of transparent, snapping, recovery, threads."""
 
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
+import cv2
 import numpy as np
 import openslide
 import pytest
 
 from preprocessing.slides.regions import TileReadError
-from preprocessing.slides.slide import _bounds, nominal_downsample, open_slide
-from tests.helpers.pyramids import corrupt, texture, write_tiff
+from preprocessing.slides.slide import _bounds, _to_rgb, nominal_downsample, open_slide
+from tests.helpers.pyramids import corrupt, missing, texture, write_tiff
 
 
 @pytest.fixture
@@ -156,3 +158,41 @@ def test_errors_pickle_for_worker_processes() -> None:
 def test_bounds_of_the_scanned_region() -> None:
     properties = {f"openslide.bounds-{k}": v for k, v in {"x": "7", "y": "9", "width": "50", "height": "40"}.items()}
     assert _bounds(properties, (100, 90)) == (7, 9, 50, 40) and _bounds({}, (100, 90)) == (0, 0, 100, 90)
+
+
+def test_missing_tile_is_white_where_openslide_says_transparent(tmp_path) -> None:
+    path = write_tiff(tmp_path / "hole.tif", [texture(256, 256)], tile=128)
+    missing(path, 0, 3)
+    with open_slide(path) as slide:
+        region = slide.read(0, 0, 0, (256, 256))
+        assert (region[128:, 128:] == 255).all() and not (region[:128, :128] == 255).all()
+    with openslide.OpenSlide(path) as plain:
+        assert np.asarray(plain.read_region((128, 128), 0, (128, 128)))[..., 3].max() == 0
+
+
+def test_transparency_is_mixed_with_white() -> None:
+    rng = np.random.default_rng(0)
+    rgba = rng.integers(0, 256, (20, 30, 4)).astype(np.uint8)
+    share = rgba[..., 3:] / 255
+    expected = np.floor(rgba[..., :3] * share + 255 * (1 - share) + 0.5)
+    assert np.abs(_to_rgb(rgba, True) - expected).max() <= 1
+    np.testing.assert_array_equal(_to_rgb(rgba, False), rgba[..., :3])
+
+
+def test_non_integer_pyramid_reads_the_right_place(tmp_path) -> None:
+    image = texture(1001, 1201)
+    small = cv2.resize(image, (300, 250), interpolation=cv2.INTER_AREA)
+    with open_slide(write_tiff(tmp_path / "odd.tif", [image, small], compression="zlib")) as slide:
+        region = slide.read(800, 600, 1, (40, 40)).astype(int)
+    left, top = (round(v / slide.level_downsamples[1]) for v in (800, 600))
+    assert np.abs(region - small[top : top + 40, left : left + 40]).mean() < 4, "at most a fraction of a pixel off"
+
+
+def test_many_threads_read_one_slide(pyramid) -> None:
+    path, levels = pyramid
+    rng = np.random.default_rng(0)
+    places = rng.integers(0, 400, (200, 2)).tolist()
+    with open_slide(path) as slide, ThreadPoolExecutor(8) as pool:
+        region = list(pool.map(lambda p: slide.read(p[0], p[1], 0, (60, 40)), places))
+    for (x, y), tile in zip(places, region, strict=True):
+        np.testing.assert_array_equal(tile, levels[0][y : y + 40, x : x + 60])

@@ -10,6 +10,7 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from preprocessing.slides import tiff_tiles
 from preprocessing.slides.regions import TileReadError
 from preprocessing.slides.slide import Slide, open_slide
 from preprocessing.slides.tiff_tiles import TiffTiles, checked_tiles
@@ -178,3 +179,33 @@ def test_a_damaged_directory_is_left_to_openslide(tmp_path) -> None:
         assert "directories are damaged" in slide.warnings[0]
         expected = np.asarray(plain.read_region((0, 0), 0, (256, 256)))[..., :3]
         np.testing.assert_array_equal(slide.read(0, 0, 0, (256, 256)), expected)
+
+
+def test_threads_get_the_same_pixels(slides) -> None:
+    direct, plain = slides["420"]
+    places = [(x, y, 0, (128, 128)) for y in range(0, 600, 64) for x in range(0, 800, 64)] * 2
+    expected = [plain.read(*place) for place in places]
+    with ThreadPoolExecutor(6) as pool:
+        for region, expected_tile in zip(pool.map(lambda place: direct.read(*place), places), expected, strict=True):
+            np.testing.assert_array_equal(region, expected_tile)
+
+
+def test_other_codings_are_left_to_openslide(tmp_path) -> None:
+    for name, values in (("zip", {"compression": "zlib"}), ("raw", {"compression": None})):
+        path = write_tiff(tmp_path / f"{name}.tif", [texture(200, 200)], **values)
+        with open_slide(path) as slide:
+            assert checked_tiles(slide) is None
+            assert slide.read(0, 0, 0, (50, 50)).shape == (50, 50, 3)
+
+
+def test_unknown_vendor_is_left_to_openslide(tmp_path) -> None:
+    with open_slide(write_tiff(tmp_path / "a.tif", [texture(200, 200)])) as slide:
+        slide.properties = {**slide.properties, "openslide.vendor": "leica"}
+        assert checked_tiles(slide) is None
+
+
+def test_slide_with_nothing_to_compare_is_left_to_openslide(tmp_path, monkeypatch) -> None:
+    path = write_tiff(tmp_path / "a.tif", [texture(200, 200)])
+    monkeypatch.setattr(tiff_tiles, "probes", lambda level, dimensions: [])
+    with open_slide(path) as slide:
+        assert tiles_of(slide)._trusted == {0: False}

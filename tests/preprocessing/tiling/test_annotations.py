@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from preprocessing.store.attrs import AnnotationCounts
 from preprocessing.tiling.annotations import coverage, even_odd, read_lesion
-from tests.helpers.annotations import INNER, feature, read_asap, write
+from tests.helpers.annotations import INNER, SQUARE, feature, read_asap, write
 from tests.oracles import clam
 
 ROUNDING = 1e-7  # of float32 coverages
@@ -111,3 +111,45 @@ def test_official_polygons_with_cut_outs_and_crossings(shared_data) -> None:
     for entry in content["negative"]:
         hole = shapely.make_valid(shapely.Polygon(entry["vertices"]))
         assert lesion.geometry.intersection(hole).area < 1e-6 * hole.area
+
+
+def test_overlapping_outlines_count_once(tmp_path) -> None:
+    lesion = read_asap(tmp_path, ("_0", "Polygon", SQUARE), ("_1", "Polygon", INNER))
+    assert lesion.geometry.area == 100 * 100
+
+
+def cut_by_geos(lesion, coords, footprint: int) -> np.ndarray:
+    """Share of each tile by intersecting whole polygons with boxes: slow and obvious."""
+    x, y = coords.astype(float).T
+    boxes = shapely.box(x, y, x + footprint, y + footprint)
+    shapely.prepare(lesion)
+    near = shapely.intersects(lesion, boxes)
+    out = np.zeros(len(coords))
+    out[near] = shapely.area(shapely.intersection(lesion, boxes[near])) / footprint**2
+    return out
+
+
+def test_many_jagged_outlines_with_holes_at_slide_scale() -> None:
+    """Positions of 100,000 px, overlapping tiles in any order."""
+    parts = []
+    for i in range(9):
+        centre = (90_000.0 + 3000 * (i % 3), 40_000.0 + 3000 * (i // 3))
+        ring, hole = star(i, 160, 1400.0, centre), star(50 + i, 40, 500.0, centre)
+        parts.append(shapely.Polygon(ring, [hole[::-1] if i % 2 else hole]))
+    lesion = shapely.MultiPolygon(parts)
+    assert lesion.is_valid
+    x, y = np.meshgrid(np.arange(88_000, 98_000, 128), np.arange(38_000, 48_000, 128))
+    coords = np.random.default_rng(0).permutation(np.stack([x.ravel(), y.ravel()], axis=1).astype(np.int32))
+    share, expected = coverage(lesion, coords, 256), cut_by_geos(lesion, coords, 256)
+    np.testing.assert_allclose(share, expected, rtol=0, atol=ROUNDING)
+    inside, outside = np.isclose(expected, 1, rtol=0, atol=1e-12), expected == 0
+    assert inside.any() and outside.any()
+    assert (share[inside] == 1).all() and (share[outside] == 0).all(), "no rounding where no outline passes"
+
+
+def test_edges_along_tile_borders_and_nearly_flat_ones() -> None:
+    """Borders shared with tiles, and edges whose slope leaves no digits for a quotient."""
+    lesion = shapely.Polygon([(0, 0), (512, 0), (512, 1e-13), (1024, 256), (1024 + 1e-9, 512), (0, 512)])
+    coords = np.array([[0, 0], [512, 0], [1024, 0], [-512, 0], [0, 512], [0, -512], [256, 256]], np.int32)
+    expected = [1.0, 0.75, 0.0, 0.0, 0.0, 0.0, 0.5]
+    np.testing.assert_allclose(coverage(lesion, coords, 512), expected, rtol=0, atol=ROUNDING)

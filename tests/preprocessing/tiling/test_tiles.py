@@ -147,3 +147,9 @@ def test_footprint_matches_the_target_within_the_tolerance(mpp: float, tile: int
     microns = result.footprint * mpp / tile
     assert abs(microns / target - 1) <= options.mpp_tolerance + 1 / tile
     assert result.read_px >= result.tile_px and result.footprint % result.downsample == 0
+
+
+def test_no_contours_no_tiles() -> None:
+    for make in (contour_tiles, global_tiles):
+        tiles = make([], plan(10), (100, 100), WsiOptions())
+        assert tiles.coords.shape == (0, 2) and tiles.grid.shape == (0, 2) and tiles.coords.dtype == np.int32
