@@ -99,7 +99,14 @@ def _run_rows(run: Predictions, patients: Mapping[str, str]) -> Iterator[Predict
     for bag, y, size, logit, probability in columns:
         label, call = None if np.isnan(y) else int(y), int(logit > 0)
         yield PredictionRow(
-            *(meta.dataset, meta.encoder, meta.method, display_name(meta.method), meta.seed, meta.lr, meta.run, bag),
+            dataset=meta.dataset,
+            encoder=meta.encoder,
+            method=meta.method,
+            method_name=display_name(meta.method),
+            split=meta.seed,
+            learning_rate=meta.lr,
+            run=meta.run,
+            bag=bag,
             patient=patients.get(bag, ""),
             label=label,
             n_instances=size,

@@ -126,10 +126,8 @@ def run_resamples(part: Arrays, thresholds: Thresholds, weights: Floats) -> dict
             optional[f"{prefix}instance_froc"] = froc_resamples(part, score, weights)
     result |= {name: values for name, values in optional.items() if not np.isnan(values).all()}
     if "energy" in part:
-        energies = np.asarray(part["energy"], np.float64).T
-        result |= zip(
-            ("dirichlet_raw", "dirichlet_normalised"), (_mean(weights, energy) for energy in energies), strict=True
-        )
+        raw, normalised = np.asarray(part["energy"], np.float64).T
+        result |= {"dirichlet_raw": _mean(weights, raw), "dirichlet_normalised": _mean(weights, normalised)}
     return result
 
 

@@ -51,7 +51,10 @@ def auroc(y: npt.NDArray[Any], score: npt.NDArray[Any]) -> float | None:
 def average_precision(y: npt.NDArray[Any], score: npt.NDArray[Any]) -> float | None:
     """Return the step-wise area under the precision-recall curve of y, score (M,), None without a positive."""
     tp, fp, _ = _cumulative_counts(y, score)
-    return float(np.sum(np.diff(tp) / tp[-1] * (tp / np.maximum(tp + fp, 1))[1:])) if tp[-1] else None
+    if not tp[-1]:
+        return None
+    precision = tp[1:] / (tp[1:] + fp[1:])
+    return float(np.sum(np.diff(tp) / tp[-1] * precision))
 
 
 def fpr_at_tpr(y: npt.NDArray[Any], score: npt.NDArray[Any]) -> float | None:

@@ -79,7 +79,8 @@ def evaluate_runs(
     for file in files:
         predictions = load_predictions(file)
         run = _evaluate_run(predictions.meta, predictions.part("test"), predictions.part("val"))
-        bags, reference = (part["bag_id"].tolist() for part in (run.resampled[0], (runs or [run])[0].resampled[0]))
+        bags = run.resampled[0]["bag_id"].tolist()
+        reference = runs[0].resampled[0]["bag_id"].tolist() if runs else bags
         # Means over splits and resampled bags need one test set for all of them.
         if bags != reference:
             differing = sorted(set(bags) ^ set(reference))[:5]

@@ -56,8 +56,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.options is not None:
         parse_instance_options(args.options)
         options = json.loads(args.options)
-    limits = (args.device, args.threads, args.batch_size)
-    settings = Preparation(*limits, args.map, options, args.any_resolution, args.keep_features)
+    settings = Preparation(
+        args.device,
+        args.threads,
+        args.batch_size,
+        map=args.map,
+        options=options,
+        any_resolution=args.any_resolution,
+        keep_features=args.keep_features,
+    )
     images = find_images(args.image, bag_id=args.bag_id, mpp=args.mpp)
     models = [
         load_model(run, args.weights, args.dataset_folder, args.dtype, args.precision) for run in runs_in(args.model)

@@ -154,7 +154,9 @@ def predict_images(
     for image in images:
         row = _predict_image(image, models, out if flat else out / image.bag_id, settings)
         rows.append(row)
-        text = ", ".join([row.state, *(_number(value, ".4f") for value in row.probabilities.values())])
+        numbers = [_number(value, ".4f") for value in row.probabilities.values()]
+        # The reason of a refusal is printed as an error; that of an image without tissue would be nowhere on the screen.
+        text = ", ".join([row.state, *([row.reason] if row.state == "empty" else numbers)])
         log.info("%d of %d images, %s: %s", len(rows), len(images), image.bag_id, text)
         write_table(out / TABLE, rows, models)
     return rows

@@ -112,7 +112,15 @@ def predict(
         >>> smmil.predict("slide.svs", run, "slide").probability
         0.8731
     """
-    settings = Preparation(device, threads, batch_size, map, options, any_resolution, keep_features)
+    settings = Preparation(
+        device,
+        threads,
+        batch_size,
+        map=map,
+        options=options,
+        any_resolution=any_resolution,
+        keep_features=keep_features,
+    )
     folder = None if dataset_folder is None else Path(dataset_folder)
     loaded = load_model(Path(model), Path(weights), folder, dtype, precision)
     check_models([loaded], settings)

@@ -155,15 +155,16 @@ def contents(
     headings = {path: re.search("<h2>(.*?)</h2>", fragment) for path, fragment in fragments.items()}
     tables = [Entry(path.stem, Markup(match[1] if match else "Table")) for path, match in headings.items()]
     figures = [Entry(f.figure, escape(f.title)) for f in pictures.values() if f.figure not in OF_DATASET]
+    mapped, counted = ({record.dataset for record in of.values()} for of in (inputs.maps, inputs.qc))
     parts = []
     for name, title in datasets.items():
-        children = [Entry(f"maps-{name}", Markup("Maps"))] * (name in {m.dataset for m in inputs.maps.values()})
+        children = [Entry(f"maps-{name}", Markup("Maps"))] if name in mapped else []
         children += [
             Entry(f"{entry.figure}-{name}", Markup(OF_DATASET[entry.figure]))
             for entry in pictures.values()
             if entry.figure in OF_DATASET and name in entry.datasets
         ]
-        children += [Entry(f"qc-{name}", Markup("Bags"))] * (name in {counts.dataset for counts in inputs.qc.values()})
+        children += [Entry(f"qc-{name}", Markup("Bags"))] if name in counted else []
         parts.append(Entry(f"data-{name}", escape(title), children))
     bags = [Entry("bags", Markup("Bag by bag"))] if inputs.analyses else []
     groups = {"Results": [*tables, *bags], "Figures": figures, "Datasets": parts}

@@ -139,8 +139,20 @@ def _train_run(spec: RunSpec, job: Job, cache: BagCache, progress: Progress, sto
     }
     RunConfig.model_validate(spec.common(RunConfig) | facts).write(folder / "config.json")
     with reporting(progress, folder, tensorboard=job.options.tensorboard) as report:
-        what = (model, cache, train, val, job.options, spec.learning_rate, spec.seed, folder, spec.key)
-        best = Fit(*what, stop=stop, report=report, on_step=progress.step).run()
+        best = Fit(
+            model,
+            cache,
+            train,
+            val,
+            job.options,
+            base_lr=spec.learning_rate,
+            seed=spec.seed,
+            folder=folder,
+            key=spec.key,
+            stop=stop,
+            report=report,
+            on_step=progress.step,
+        ).run()
     weights_sha256 = save_weights(folder / "best.safetensors", best.weights)
     load_weights(model, folder / "best.safetensors")
     # The direction needs the validation bags, which are not at hand when other data sets are scored.

@@ -35,11 +35,8 @@ class _Levels:
     """What the deep-zoom generator asks of a slide, as `preprocessing.slides` reads it: checked levels."""
 
     def __init__(self, slide: Slide) -> None:
-        self.slide, self.level_dimensions, self.level_downsamples = (
-            slide,
-            slide.level_dimensions,
-            slide.level_downsamples,
-        )
+        self.slide = slide
+        self.level_dimensions, self.level_downsamples = slide.level_dimensions, slide.level_downsamples
         self.properties: Mapping[str, str] = {}
 
     def get_best_level_for_downsample(self, downsample: float) -> int:

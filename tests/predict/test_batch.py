@@ -43,7 +43,7 @@ def test_an_ensemble_over_a_folder_gives_the_means_and_refuses_one_image_in_one_
     argv = [str(tmp_path / "in"), "--model", str(runs), "--out", str(tmp_path / "out"), "--device", "cpu"]
     assert command.main([*argv, "--threads", "1", "--batch-size", "16"]) == 2
     # the log has a line per image, and says once what an untrained encoder means
-    assert caplog.text.count("RANDOM ENCODER WEIGHTS") == 1
+    assert caplog.text.count("RANDOM ENCODER WEIGHTS") == 1 and "white: empty, no tissue found" in caplog.text
     lines = [record.getMessage() for record in caplog.records if record.levelname == "INFO"]
     assert [line.split(",")[0] for line in lines] == [f"{i} of 3 images" for i in range(1, 4)]
     printed = capsys.readouterr()

@@ -203,8 +203,11 @@ rule write_report:
         numbers=rules.numbers.input,
         maps=PLAN.companions("fig5"),
         runs=PLAN.of_report("runs"),
-        comparisons=[f"{RESULTS}/tables/comparisons.json"]
-        * ("comparisons" in PLAN.tables),
+        comparisons=(
+            [f"{RESULTS}/tables/comparisons.json"]
+            if "comparisons" in PLAN.tables
+            else []
+        ),
     output:
         report(
             f"{RESULTS}/report/index.html",
