@@ -30,10 +30,11 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """Outcome of one comparison of a method with Sm (`first`) and its base (`second`), all by name.
+    """Outcome of one comparison of a method with Sm (`first`) and its base (`second`).
 
-    The means over the splits, their difference and its 95 % interval are None where the metric, a key of `METRICS`, is
-    undefined for the given reason. `inverted` counts the runs of both with an instance AUROC below 0.5.
+    `dataset`, `method` and `base` are display names. The means over the splits, their difference and its 95 % interval
+    are None where the metric, a key of `METRICS`, is undefined for the given reason. `inverted` counts the runs of both
+    with an instance AUROC below 0.5.
     """
 
     dataset: str

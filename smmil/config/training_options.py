@@ -122,9 +122,10 @@ class TrainingOptions(ProtocolOptions, DataOptions, BagOptions, ScheduleOptions)
         return cls.model_validate({**values, "batch_size": batch_size})
 
     def under_quirks(self, method: str, released: SettingsByQuirk | None = None) -> "TrainingOptions":
-        """Return a copy with the changes of the active quirks for a method, not a variant; twice is as once.
+        """Return a copy with the changes of the active quirks for a method, not a variant.
 
-        `released` is that of the kind of dataset (`Dataset.released`); None = unknown, its changes are left out.
+        Applying them twice has no effect. `released` is that of the kind of dataset (`Dataset.released`); None =
+        unknown, its changes are left out.
         """
         changes = training_changes(self.active_quirks, method, released or {})
         return type(self).model_validate({**self.model_dump(), **changes})

@@ -72,7 +72,10 @@ def best_threshold(y: npt.NDArray[Any], score: npt.NDArray[Any]) -> float | None
 
 
 def _cumulative_counts(y: npt.NDArray[Any], score: npt.NDArray[Any]) -> tuple[Floats, Floats, Floats]:
-    """Return true and false positives (1+K,) above all and at each of the K distinct scores, descending, and these."""
+    """Return true and false positives (1+K,) at `score >= t`, t infinite and then each distinct score, descending (K,).
+
+    The third array (K,) holds these scores.
+    """
     from sklearn.metrics import confusion_matrix_at_thresholds
 
     if not len(y):

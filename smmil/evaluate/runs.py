@@ -174,7 +174,7 @@ def _evaluate_run(meta: PredictionMeta, test: Arrays, val: Arrays) -> EvaluatedR
 
 
 def as_evaluated(quirks: Collection[str], part: Arrays, *, gated: bool | None = None) -> Arrays:
-    """Return the arrays of a part with scores (M,) gated or not; None = as the quirk `eval_gate_by_bag` says."""
+    """Return the arrays of a part, scores (M,) gated if `gated`; None = if the quirk `eval_gate_by_bag` is active."""
     if not (GATE in quirks if gated is None else gated):
         return part
     scores = (name for name in SCORES.values() if name in part)

@@ -52,7 +52,7 @@ def select_bags(test: Arrays, n: int) -> list[str]:
     share = {i: float(np.mean(test["y_inst"][offsets[i] : offsets[i + 1]] == 1)) for i in filled}
     positive = sorted((i for i in filled if test["y"][i] == 1), key=lambda i: (-share[i], ids[i]))
     negative = sorted((i for i in filled if test["y"][i] == 0), key=lambda i: (sizes[i], ids[i]))
-    # too few of one label leave their places to the other, which the first count of negatives cannot know
+    # If there are too few bags of one label, bags of the other take their places, so negatives are counted twice.
     n_negative = min(len(negative), max(n // 3, 1 if n > 1 else 0))
     n_positive = min(len(positive), n - n_negative)
     n_negative = min(len(negative), n - n_positive)

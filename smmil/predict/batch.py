@@ -155,7 +155,7 @@ def predict_images(
         row = _predict_image(image, models, out if flat else out / image.bag_id, settings)
         rows.append(row)
         numbers = [_number(value, ".4f") for value in row.probabilities.values()]
-        # The reason of a refusal is printed as an error; that of an image without tissue would be nowhere on the screen.
+        # Refusals are printed as errors, with their reason; an image without tissue is not.
         text = ", ".join([row.state, *([row.reason] if row.state == "empty" else numbers)])
         log.info("%d of %d images, %s: %s", len(rows), len(images), image.bag_id, text)
         write_table(out / TABLE, rows, models)

@@ -40,7 +40,7 @@ def chosen(site: Site, names: list[str]) -> Site:
         key: {name: bag for name, bag in cohort.bags.items() if (key, name) in wanted}
         for key, cohort in site.cohorts.items()
     }
-    return replace(site, cohorts={key: replace(site.cohorts[key], bags=some) for key, some in bags.items() if some})
+    return replace(site, cohorts={key: replace(site.cohorts[key], bags=part) for key, part in bags.items() if part})
 
 
 def expected_size(site: Site) -> tuple[int, int]:

@@ -27,7 +27,7 @@ TILE_PX, OVERLAP_PX = 510, 1
 OPEN_SLIDES = 6
 LEVEL_TOLERANCE = 0.005
 _BRAIN = (40, 80)
-# of slices in the strips; tiles have the size of the encoder's input
+# Longest side of slices in the strips; tiles keep the size of the encoder's input.
 _THUMB_PX = 256
 
 

@@ -63,7 +63,7 @@ def geometry(bag: Bag) -> tuple[InstanceAttrs, dict[str, Array]]:
     return _stored(bag.store.instances, bag.id, written)
 
 
-# the layers of one bag are asked for one by one, and each compares itself with the stored tiles
+# Every layer of a bag is a request of its own that needs the stored tiles.
 @lru_cache(maxsize=64)
 def _stored(instances: Path, bag_id: str, mtime_ns: int) -> tuple[InstanceAttrs, dict[str, Array]]:
     return read_geometry(instances, bag_id, ["coords", "grid", "coverage"])

@@ -76,7 +76,7 @@ class Site:
         """
         if address in ("", "index.html"):
             return Reply(self.page(), "text/html; charset=utf-8")
-        # a list of names, so that nothing else in the folder can be had
+        # Only these names are served, so no other file of the folder can be read.
         if address in ("viewer.js", "viewer.css", OPENSEADRAGON) and (STATIC / address).is_file():
             kind = "text/css" if address.endswith("css") else "text/javascript"
             return Reply((STATIC / address).read_bytes(), f"{kind}; charset=utf-8")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import tracemalloc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,18 @@ def test_resampled_curves_equal_those_of_repeated_bags(rows: list[tuple[int, int
             repeats = w[bag].astype(int)
             slow = metric(np.repeat(y, repeats), np.repeat(score, repeats))
             assert (slow is None and np.isnan(value)) or slow == pytest.approx(value, abs=1e-12)
+
+
+def test_intervals_of_many_bags_need_no_matrix_of_bags() -> None:
+    rng, bags = np.random.default_rng(2), 1200
+    y = np.arange(bags) % 2
+    arrays = {"y": y.astype(np.float32), "bag_logit": rng.normal(size=bags) + y, "offsets": np.arange(bags + 1) * 2}
+    arrays |= {"y_inst": np.repeat(y, 2).astype(np.int8), "instance_score": rng.normal(size=2 * bags)}
+    tracemalloc.start()
+    assert bootstrap.intervals([(arrays, {"": 0.0})], resamples=40)["bag_auroc"] is not None
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < bags**2 * 8
 
 
 def test_interval_holds_the_metric_and_one_bag_gives_a_point() -> None:
