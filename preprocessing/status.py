@@ -9,8 +9,6 @@ A bag in a manifest is what the manifest says; otherwise its last status line co
 when it was killed, or still is; pending: no job has come to it. Only seconds and rates differ between equal runs.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import io
@@ -19,19 +17,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 
 from preprocessing.bags.manifests import BagOutcome, ShardManifest, StatusLine
-from preprocessing.bags.report import ListReport, Omitted
+from preprocessing.bags.report import Expected, ListReport, Omitted
 from preprocessing.bags.rows import BagRow
 from preprocessing.bags.table import read_bags
 from preprocessing.common.cli import guard
 from preprocessing.common.files import write_json, write_text
-
-if TYPE_CHECKING:
-    from preprocessing.qc.counts import Expected
 
 log = logging.getLogger(__name__)
 

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from preprocessing.bags.rows import SPLITS, BagRow, printable
 from preprocessing.common.cli import read_record
@@ -21,6 +22,14 @@ class Omitted:
 def omitted(reasons: dict[str, str]) -> list[Omitted]:
     """Return the omissions of a mapping name -> reason, sorted by name, as printable text."""
     return [Omitted(printable(name), reasons[name]) for name in sorted(reasons)]
+
+
+class Expected(NamedTuple):
+    """A count of the published dataset and that of the list, None where it cannot be counted here."""
+
+    name: str
+    published: int
+    counted: int | None
 
 
 @dataclass(frozen=True)

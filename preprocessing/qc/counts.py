@@ -5,9 +5,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import NamedTuple
 
-from preprocessing.bags.report import ListReport, Omitted
+from preprocessing.bags.report import Expected, ListReport, Omitted
 from preprocessing.qc.facts import LABELS, BagFacts
 
 # Counts whose names do not consist of split, label and unit.
@@ -23,14 +22,6 @@ _PLAIN = {
 def plain_name(key: str) -> str:
     """Return the name of a count for people: `train_negative` -> "train, negative"."""
     return _PLAIN.get(key, key.replace("_", ", "))
-
-
-class Expected(NamedTuple):
-    """A count of the published dataset and that of the list, None where it cannot be counted here."""
-
-    name: str
-    published: int
-    counted: int | None
 
 
 @dataclass(frozen=True)

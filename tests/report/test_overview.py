@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from preprocessing.qc.counts import Counts, Expected, Problem
+from preprocessing.bags.report import Expected
+from preprocessing.qc.counts import Counts, Problem
 from preprocessing.status import StageWarning, Status, Total
 from smmil.artifacts.records import Metrics
 from smmil.config.layouts import TableLayout, parse_table_layout
