@@ -1,6 +1,8 @@
 """Shards: one bad bag never hides the others, manifests are deterministic, failures survive, locks hold."""
 
 import json
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -104,3 +106,14 @@ def test_two_jobs_on_one_shard_take_turns(tmp_path):
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(_hold, [lock] * 2, [events] * 2))
     assert events.read_text() == "in\nout\n" * 2
+
+
+def test_a_killed_job_leaves_no_lock(tmp_path):
+    lock = tmp_path / "0003.lock"
+    code = "import sys, time; from preprocessing.bags.shards import shard_lock\n"
+    code += "with shard_lock(sys.argv[1]): print('in', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code, lock], stdout=subprocess.PIPE) as job:
+        assert job.stdout is not None and job.stdout.readline() == b"in\n"
+        job.kill()
+    with shard_lock(lock):
+        assert lock.exists()

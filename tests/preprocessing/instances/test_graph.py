@@ -1,4 +1,6 @@
-"""Neighbour tables against brute force, and their promises under random lattices (against torchmil: tests/bench)."""
+"""Neighbour tables against brute force, against torchmil's graph, and their promises under random lattices."""
+
+import math
 
 import numpy as np
 import pytest
@@ -80,3 +82,31 @@ def test_a_chain_links_each_slice_to_the_one_before_and_after(n):
 def test_broken_tables_are_named(table, what):
     with pytest.raises(ValueError, match=what):
         check_neighbors(np.array(table, np.int32))
+
+
+def test_more_than_eight_neighbours_widen_the_table_and_none_is_dropped():
+    lattice = np.argwhere(np.ones((4, 4), bool)) * 512
+    coords = np.concatenate([lattice, lattice + 100]).astype(np.int32)
+    table = distance_neighbors(coords, math.sqrt(2) * 512)
+    check_neighbors(table)
+    assert table.shape[1] > 8
+    assert (table[5] >= 0).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(cells, st.sampled_from([224, 512, 1023]))
+def test_on_one_lattice_distance_and_grid_agree(chosen, step):
+    grid = np.array(chosen, np.int32).reshape(-1, 2)
+    coords = grid[:, ::-1] * step
+    assert np.array_equal(distance_neighbors(coords, math.sqrt(2) * step), grid_neighbors(grid))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torchmil_builds_the_same_edges_on_a_plain_lattice():
+    from torchmil.utils import build_adj
+
+    rng = np.random.default_rng(4)
+    grid = np.argwhere(rng.random((9, 11)) < 0.5).astype(np.int32)
+    index, _ = build_adj(grid.astype(float), feat=None, dist_thr=math.sqrt(2), add_self_loops=False)
+    ours = {(i, j) for i, row in enumerate(as_lists(grid_neighbors(grid))) for j in row}
+    assert ours == {(int(i), int(j)) for i, j in zip(*index, strict=True)}
