@@ -141,7 +141,11 @@ CT_PRESETS = {
 
 
 def _resolved(presets: Mapping[str, OptionsT], values: Mapping[str, object]) -> OptionsT:
-    """Return the settings of a preset with those given in their place; nested settings are merged likewise."""
+    """Return the settings of a preset with those given in their place; nested settings are merged likewise.
+
+    Raises:
+        ValueError: an unknown preset or key, or a value out of range; the message names the key.
+    """
     name = values.get("preset", "paper")
     if name not in presets:
         raise ValueError(f"preset: found {name!r}, expected one of {', '.join(sorted(presets))}")

@@ -13,7 +13,7 @@ DATASETS: dict[str, Dataset] = {module.DATASET.kind: module.DATASET for module i
 
 
 def get_dataset(kind: str) -> Dataset:
-    """Return the entry of a kind of dataset; a `ValueError` names the known ones."""
+    """Return the entry of a kind of dataset; raise `ValueError` for an unknown kind, naming the known ones."""
     if kind not in DATASETS:
         raise ValueError(f"dataset kind: found {kind!r}, expected one of {', '.join(sorted(DATASETS))}")
     return DATASETS[kind]

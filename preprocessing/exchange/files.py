@@ -30,7 +30,7 @@ Attributes = dict[str, JsonValue]
 
 @contextlib.contextmanager
 def open_h5(path: Path) -> Iterator[Any]:
-    """Open an HDF5 file for reading; refuse one that is missing or of another format."""
+    """Open an HDF5 file for reading; raise `ValueError` if it is missing or of another format."""
     import h5py
 
     if not path.is_file():
@@ -124,7 +124,11 @@ def parse_carried(value: JsonValue, where: str) -> Carried:
 
 
 def merged(geometry: InstanceAttrs, carried: InstanceAttrs, path: Path) -> InstanceAttrs:
-    """Complete the geometry of a tool's file by what an export of ours carried; refuse two sizes of a tile."""
+    """Complete the geometry of a tool's file by what an export of ours carried.
+
+    Raises:
+        ValueError: the two tile sizes differ.
+    """
     ours, theirs = carried.l0_footprint_px, geometry.l0_footprint_px
     if path.suffix == ".h5" and ours and theirs and ours != theirs:
         raise ValueError(
@@ -134,7 +138,7 @@ def merged(geometry: InstanceAttrs, carried: InstanceAttrs, path: Path) -> Insta
 
 
 def number(attrs: Mapping[str, JsonValue], name: str, path: Path, *, low: float, high: float) -> float:
-    """Return one number of the attributes; refuse what is absent, not a number, or outside [low, high]."""
+    """Return one number of the attributes; raise `ValueError` if it is absent, no number, or outside [low, high]."""
     value = attrs.get(name)
     while isinstance(value, list) and len(value) == 1:
         value = value[0]
@@ -195,7 +199,7 @@ def write_npy(path: Path, array: Array) -> None:
 
 
 def files_of(folder: Path, suffix: str) -> dict[str, Path]:
-    """Return the files of a folder with a suffix by stem, sorted, without hidden ones; refuse a folder without any."""
+    """Return the files of a folder with a suffix by stem, sorted, without hidden ones; `ValueError` without any."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
     files = sorted(path for path in folder.iterdir() if path.name.endswith(suffix) and not path.name.startswith("."))
@@ -205,7 +209,7 @@ def files_of(folder: Path, suffix: str) -> dict[str, Path]:
 
 
 def one_folder(folders: Sequence[Path], what: str, source: Path) -> Path:
-    """Return the only candidate; refuse none, or more than one, by name."""
+    """Return the only candidate; raise `ValueError`, naming them, if there is none or more than one."""
     if len(folders) != 1:
         names = ", ".join(path.name for path in folders) or "none"
         raise ValueError(f"{source}: expected one folder {what}, found {names}; name the one to read")

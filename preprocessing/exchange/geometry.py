@@ -22,7 +22,11 @@ LEAST_GAPS = 8
 
 
 def as_coords(array: Array, where: str) -> npt.NDArray[np.int32]:
-    """Convert positions to level-0 px, (N,2) int32; refuse other shapes, fractions of a pixel, more than 32 bits."""
+    """Convert positions to level-0 px, (N,2) int32.
+
+    Raises:
+        ValueError: another shape, fractions of a pixel, or numbers beyond 32 bits.
+    """
     if array.size == 0:
         return np.empty((0, 2), np.int32)
     if array.ndim != 2 or array.shape[1] != 2:
@@ -36,7 +40,11 @@ def as_coords(array: Array, where: str) -> npt.NDArray[np.int32]:
 
 
 def as_features(array: Array, n: int, where: str) -> Array:
-    """Return features as (N,P) float16 or float32; refuse another shape or length, integers, NaN and infinity."""
+    """Return features as (N,P) float16 or float32.
+
+    Raises:
+        ValueError: another shape or length, integers, NaN or infinity.
+    """
     if array.size == 0 and n == 0:
         return array.reshape(0, array.shape[-1] if array.ndim == 2 else 0).astype(np.float32)
     if array.ndim == 3 and array.shape[0] == 1:

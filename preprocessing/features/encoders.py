@@ -161,7 +161,7 @@ def encoder_title(name: str) -> str:
 
 
 def get_encoder(name: str) -> Encoder:
-    """Look an encoder up; `timm/NAME` makes an entry on the fly, and another unknown name is refused."""
+    """Look an encoder up, for `timm/NAME` a new entry; raise `ValueError` for another unknown name."""
     if name in ENCODERS:
         return ENCODERS[name]
     match = _TIMM_NAME.fullmatch(name)

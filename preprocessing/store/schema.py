@@ -49,7 +49,7 @@ def coords_hash(coords: Array, grid: Array) -> str:
 
 
 def check_arrays(arrays: Mapping[str, Array], schema: str, *, where: str) -> None:
-    """Refuse arrays whose names, dtypes, shapes or values are not those of a schema of `SCHEMAS`."""
+    """Raise `ValueError` unless names, dtypes, shapes and values of the arrays are those of a schema of `SCHEMAS`."""
     rules = SCHEMAS[schema]
     if set(arrays) != set(rules):
         raise ValueError(f"{where}: found arrays {sorted(arrays)}, expected {sorted(rules)}")
@@ -128,7 +128,11 @@ def content_hash(arrays: Mapping[str, Array], sums: Mapping[str, str], facts: Ma
 
 
 def check_neighbors(neighbors: npt.NDArray[np.integer]) -> None:
-    """Refuse a neighbour table (N, K) of another range, order or padding, with a self loop, or not symmetric."""
+    """Check the invariants of a neighbour table (N, K): range, order, padding, no self loop, symmetry.
+
+    Raises:
+        ValueError: naming the first violated invariant.
+    """
     if neighbors.ndim != 2 or not np.issubdtype(neighbors.dtype, np.integer):
         raise ValueError(f"neighbors is {neighbors.dtype}{neighbors.shape}, expected integers of shape (N, K)")
     n = len(neighbors)
