@@ -89,7 +89,8 @@ def group_scans(folder: Path, names: Sequence[str]) -> tuple[list[Scan], dict[st
         if isinstance(identity, str):
             broken[name] = identity
             continue
-        study, uid, patients[identity[:2]] = identity
+        study, uid, patient = identity
+        patients[study, uid] = patient
         studies.setdefault(study, {}).setdefault(uid, []).append(name)
     scans = []
     for study, series in studies.items():
