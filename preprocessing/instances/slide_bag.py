@@ -100,6 +100,22 @@ def wsi_instances(path: Path | str, options: WsiOptions, row: BagRow, root: Path
     return Instances(tiles.coords, tiles.grid, neighbors, share, attrs, thumbnail, outlines)
 
 
+def artefacts_of_stored(
+    path: Path, row: BagRow, attrs: InstanceAttrs, outlines: Outlines, coords: npt.NDArray[np.integer]
+) -> Artefacts | None:
+    """Find the artefacts of a cut slide, tiles at `coords` (N, 2) level-0 px; None if it has no thumbnail."""
+    contours = [Contour(np.array(ring)) for ring in outlines.tissue]
+    if contours:
+        contours[-1] = Contour(contours[-1].outer, tuple(np.array(hole) for hole in outlines.holes))
+    with open_slide(path, mpp_override=row.mpp) as slide:
+        try:
+            thumbnail, downsample = slide.thumbnail(THUMBNAIL_PX)
+        except TileReadError:
+            return None
+        tissue = tissue_on(thumbnail, downsample, contours, coords, attrs.l0_footprint_px, attrs.otsu_threshold)
+        return slide_artefacts(slide, thumbnail, downsample, tissue)
+
+
 def _kept(tiles: _Geometry, keep: npt.NDArray[np.bool_], options: TissueOptions) -> _Geometry:
     """Leave out the tiles that excluded artefacts cover, where `keep` (N,) is False; all other tiles stay."""
     grid, attrs = tiles.grid[keep], tiles.attrs.updated(excluded_tiles=int((~keep).sum()))

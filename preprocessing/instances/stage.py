@@ -14,11 +14,11 @@ from preprocessing.common.files import json_hash, software, write_jpeg
 from preprocessing.common.options import CtOptions, InstanceOptions, WsiOptions
 from preprocessing.instances.checks import warnings_of
 from preprocessing.instances.scan_bag import ct_instances
-from preprocessing.instances.slide_bag import wsi_instances
+from preprocessing.instances.slide_bag import artefacts_of_stored, wsi_instances
 from preprocessing.store.arrays import Instances
-from preprocessing.store.bags import InstanceAttrs, clean_temporary, coords_hash, finished_attrs, write_bag
+from preprocessing.store.bags import InstanceAttrs, clean_temporary, coords_hash, finished_attrs, read_arrays, write_bag
 from preprocessing.store.outlines import Outlines
-from preprocessing.tiling.artefacts import warnings_of_artefacts
+from preprocessing.tiling.artefacts import Artefacts, warnings_of_artefacts
 
 STAGE = "instances"
 # Prefixes of attributes that do not affect the pixels of an instance; all others are part of `pixels_key`. `snap` acts
@@ -61,8 +61,7 @@ def cut_bag(
     outlines = out / "thumbnails" / f"{row.bag_id}.json"
     stored = finished_attrs(out / "store", row.bag_id, key, InstanceAttrs)
     if stored is not None and outlines.is_file():
-        drawn = Outlines.read(out, row.bag_id).artefacts
-        warnings = (*warnings_of(stored), *warnings_of_artefacts(drawn))
+        warnings = (*warnings_of(stored), *warnings_of_artefacts(_artefacts(row, stored, root, out)))
         return _outcome(stored, stored.store.n, stored.store.content, warnings, redone=False)
     bag = compute(row, settings, root)
     attrs = bag.attrs.updated(
@@ -87,6 +86,18 @@ def cut_bag(
     for warning in warnings:
         log.warning("%s: %s", row.bag_id, warning)
     return _outcome(attrs, len(bag), content, warnings)
+
+
+def _artefacts(row: BagRow, attrs: InstanceAttrs, root: Path, out: Path) -> Artefacts | None:
+    """Return the artefacts of a stored bag; if it was cut before anybody looked, look and write them."""
+    outlines = Outlines.read(out, row.bag_id)
+    if row.modality != "wsi" or outlines.artefacts is not None or outlines.downsample is None:
+        return outlines.artefacts
+    coords = read_arrays(out / "store", row.bag_id, ["coords"])["coords"]
+    artefacts = artefacts_of_stored(resolve(root, row.images[0]), row, attrs, outlines, coords)
+    if artefacts is not None:
+        outlines.model_copy(update={"artefacts": artefacts}).write(out / "thumbnails" / f"{row.bag_id}.json")
+    return artefacts
 
 
 def cut_shard(job: ShardJob, options: InstanceOptions) -> int:

@@ -17,6 +17,7 @@ from preprocessing.exchange.__main__ import main
 from preprocessing.instances.stage import cut_bag
 from preprocessing.slides.slide import open_slide
 from preprocessing.store.bags import read_arrays, read_instance_attrs
+from preprocessing.store.outlines import Outlines
 from preprocessing.tiling.mask_file import read_mask_file
 from tests.helpers.cohorts import WSI, write_slide
 from tests.helpers.pyramids import texture
@@ -144,3 +145,16 @@ def test_outlines_count_from_the_scanned_region_and_windows_take_them(tmp_path: 
     assert coords.max() <= 300 and len(coords) >= 16
     with open_slide(tmp_path / "s.tif") as slide:
         assert coords.min() >= 0 and slide.dimensions == (1280, 1024)
+
+
+def test_a_bag_cut_before_anybody_looked_gets_its_artefacts_and_is_not_cut_again(tmp_path: Path) -> None:
+    write_slide(tmp_path / "s.tif", picture(ink=True))
+    cut(tmp_path, ROW, "a")
+    known = Outlines.read(tmp_path / "a", "s")
+    assert known.artefacts is not None and known.artefacts["pen"].share > 0.01
+    known.model_copy(update={"artefacts": None}).write(tmp_path / "a/thumbnails/s.json")
+    settings = InstanceOptions(wsi=wsi_options({**WSI, "tissue": {**WSI["tissue"], "max_n_holes": 8}}))
+    outcome = cut_bag(ROW, settings, tmp_path, tmp_path / "a", dataset="d")
+    assert not outcome.redone and any("pen or ink" in text for text in outcome.warnings)
+    again = Outlines.read(tmp_path / "a", "s").artefacts
+    assert again is not None and again["pen"].share == pytest.approx(known.artefacts["pen"].share, rel=0.05)
