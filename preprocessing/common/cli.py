@@ -93,8 +93,9 @@ def nearest(name: str, names: Collection[str]) -> str:
 
 
 def validation_problems(error: "ValidationError") -> str:
-    """Return the problems of a record in one line, each with its key."""
-    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'content'}: {e['msg']}" for e in error.errors()[:5])
+    """Return the first five problems of a record in one line, each with its key, and how many more there are."""
+    texts = [f"{'.'.join(map(str, e['loc'])) or 'content'}: {e['msg']}" for e in error.errors()]
+    return "; ".join([*texts[:5], *([f"and {len(texts) - 5} more"] if len(texts) > 5 else [])])
 
 
 def read_record(record: type[T], path: Path | str) -> T:

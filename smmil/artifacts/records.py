@@ -44,7 +44,7 @@ class Record(BaseModel):
 
     @classmethod
     def parse(cls, text: str | bytes, source: Path | str) -> Self:
-        """Parse JSON; ValueError names the source and every key that is missing, unknown or of another type."""
+        """Parse JSON; ValueError names the source and the keys that are missing, unknown or of another type."""
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:

@@ -367,7 +367,7 @@ def test_a_file_of_another_kind_is_refused_with_its_key(tmp_path: Path, capsys: 
     given = ["--layout", json.dumps(LAYOUT), "--out", str(tmp_path / "x.html")]
     assert report_main([*given, "--figures", str(tmp_path / "a.json")]) == 2
     error = capsys.readouterr().err
-    assert "a.json: " in error and "figure: Field required" in error
+    assert "a.json: " in error and "figure: Field required" in error and "; and " in error and error.endswith(" more\n")
     assert report_main([*given, "--tables", str(tmp_path / "table1.html")]) == 2
     assert "table1.html: no such table" in capsys.readouterr().err
 
