@@ -16,6 +16,7 @@ from smmil.figures.top_tiles import extremes
 from smmil.view.__main__ import main
 from smmil.view.site import OPENSEADRAGON, STATIC
 
+expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
 pytestmark = [
     pytest.mark.skipif(not (STATIC / OPENSEADRAGON).is_file(), reason="no OpenSeadragon: run `make viewer`"),
     # Playwright's event loop is closed by the garbage collector
@@ -144,7 +145,7 @@ def test_the_list_sorts_and_filters(page, server):
     assert rows.first.locator(".name").text_content() == "tumour"
     assert "✗ 0.3" in rows.first.text_content() and "failed" in page.locator(".bag", has_text="broken").text_content()
     assert "1 of 2 test bags wrong" in page.locator("#count").inner_text()
-    page.wait_for_function("document.querySelector('.pane .head select').value === 'resnet18|abmil'")
+    expect(page.locator(".pane .head select").first).to_have_value("resnet18|abmil", timeout=15_000)
     page.locator("#filter").fill("NOR")
     assert rows.locator(".name").all_text_contents() == ["normal"]
     rows.first.click()
