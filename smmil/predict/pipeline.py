@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -303,29 +304,37 @@ def _write(out: Path, row: BagRow, options: Json, model: Model, facts: Mapping[s
 
 @contextlib.contextmanager
 def _bag_folder(out: Path, *, keep_features: bool) -> Iterator[Path]:
-    """Yield the folder of the bag of an image. Of a fresh one, tiles and scores stay, for the viewer.
+    """Yield a folder for the bag of an image. Of a fresh one, tiles and scores stay in `out/bag`, for the viewer.
 
     Raises:
-        ValueError: there are other files in it.
+        ValueError: there are other files in `out/bag`.
     """
-    bag, present = out / "bag", out.exists()
+    final = out / "bag"
     if keep_features:
-        yield bag
+        yield final
         return
     # Only a folder of an earlier call may go: in `--out .` the user's own slides may lie in a folder of this name.
-    if bag.is_dir() and any(bag.iterdir()) and not (bag / MANIFEST).is_file():
+    if final.is_dir() and any(final.iterdir()) and not (final / MANIFEST).is_file():
         raise ValueError(
-            f"{bag}: holds other files than the bag of an earlier prediction; choose another folder (--out)"
+            f"{final}: holds other files than the bag of an earlier prediction; choose another folder (--out)"
         )
-    shutil.rmtree(bag, ignore_errors=True)
-    scored = False
+    present = out.exists()
+    out.mkdir(parents=True, exist_ok=True)
     try:
-        yield bag
-        scored = (bag / "scores").is_dir()
+        # Renamed when it is complete, so that a killed call leaves no half-written bag, and two calls do not meet.
+        with tempfile.TemporaryDirectory(prefix=".bag-", dir=out) as folder:
+            bag = Path(folder) / "bag"
+            try:
+                yield bag
+            finally:
+                # The bag of an earlier call goes with its other files, also if this image is refused.
+                shutil.rmtree(final, ignore_errors=True)
+            if (bag / "scores").is_dir():
+                shutil.rmtree(bag / "features")
+                bag.rename(final)
     finally:
-        shutil.rmtree(bag / "features" if scored else bag, ignore_errors=True)
         # Nothing is left of an image that is refused.
-        if not present and out.is_dir() and not any(out.iterdir()):
+        if not present and not any(out.iterdir()):
             out.rmdir()
 
 

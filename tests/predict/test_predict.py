@@ -187,8 +187,15 @@ def test_a_folder_bag_of_the_user_is_refused_and_stays(slides, tmp_path, capsys,
     image = Path(shutil.copy(slides.raw / slides.row().images[0], tmp_path / "bag"))
     assert run(image, slides.run, tmp_path) == 2
     assert "bag: holds other files" in capsys.readouterr().err and image.is_file()
-    # a bag of an earlier call is written anew
-    assert run(image, slides.run, tmp_path / "out") == run(image, slides.run, tmp_path / "out") == 0
+    # a bag of an earlier call is written anew, and goes with its other files if the next image is refused
+    out = tmp_path / "out"
+    assert run(image, slides.run, out) == run(image, slides.run, out) == 0
+    assert {"bag", "prediction.json"} < {path.name for path in out.iterdir()} and any(
+        (out / "bag/scores").rglob("*.npz")
+    )
+    (tmp_path / "bad.tif").write_bytes(b"no slide")
+    assert run(tmp_path / "bad.tif", slides.run, out) == 2
+    assert [path.name for path in out.iterdir()] == ["predictions.csv"]
 
 
 def copy_run(house: House, folder: Path) -> Path:
@@ -327,12 +334,14 @@ def test_a_slide_without_tissue_is_an_outcome(slides, tmp_path, capsys):
     slide = write_tiff(tmp_path / "white.tif", [level, level[::2, ::2]], mpp=0.243)
     for name in FILES:
         (tmp_path / name).touch()
+    (tmp_path / "bag").mkdir()
+    (tmp_path / "bag/manifest.csv").touch()
     assert run(slide, slides.run, tmp_path) == 0
     told = json.loads((tmp_path / "prediction.json").read_text())
     assert (told["state"], told["probability"]) == ("empty", None)
     (warning,) = told["warnings"]
     assert "single shade" in warning and capsys.readouterr().out == f"warning: {warning}\n"
-    assert not any((tmp_path / name).exists() for name in FILES)
+    assert not any((tmp_path / name).exists() for name in (*FILES, "bag"))
 
 
 @pytest.mark.parametrize(
